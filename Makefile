@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types bench lock clean
+
+demo: $(STAMP)
+	@$(BIN)/layerrank run demo
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+# torch is a constraint, not a choice of the resolver: without its pin another package's range would
+# bring the newest CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[demo,mteb,dev]'
+	@touch $@
+
+# The lock: everything that a clean environment resolves to, made with plain pip.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet torch==2.13.0
+	build/lock/bin/python -m pip install --quiet '.[demo,mteb,dev]'
+	build/lock/bin/python -m pip freeze --exclude layerrank \
+		| sed 's/+cpu$$//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
