@@ -1,0 +1,1 @@
+"""Where things lie: schemas, shards, manifests, SQL views. No torch, no ray."""

@@ -1,0 +1,170 @@
+"""What a partition should hold, what it holds, and the moment it becomes visible.
+
+What exists is the state: `missing = expected - listed`. A partition counts for readers only once
+its `manifest.json` stands, which is written last and names every shard with its rows and checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from storage.partition import MANIFEST, Partition
+from storage.root import Root
+from storage.shards import Receipt, read_receipt
+
+FORMAT = 1
+_FOOTER_READERS = 16
+Settings = Mapping[str, Any]
+
+
+class SettingsConflictError(ValueError):
+    """A partition exists that was made with other settings."""
+
+
+def digest_of(settings: Settings) -> str:
+    """Return the digest that names `settings`: blake2b-128 of their canonical JSON."""
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a complete partition: its settings and the receipt of every shard."""
+
+    partition: Partition
+    settings: Settings
+    receipts: tuple[Receipt, ...]
+
+    @property
+    def digest(self) -> str:
+        """The digest of the settings."""
+        return digest_of(self.settings)
+
+    @property
+    def rows(self) -> int:
+        """Rows over all shards."""
+        return sum(receipt.rows for receipt in self.receipts)
+
+    @property
+    def content(self) -> str:
+        """A digest of the rows themselves, for stages whose result depends on them."""
+        return digest_of({receipt.name: receipt.checksum for receipt in self.receipts})
+
+    def objects(self) -> list[str]:
+        """Return the keys of the shards, in shard order."""
+        return [self.partition.shard(receipt.name) for receipt in self.receipts]
+
+    def facts(self) -> Counter[str]:
+        """Return the numeric facts of the receipts, summed over shards."""
+        return total_facts(self.receipts)
+
+
+def total_facts(receipts: Iterable[Receipt]) -> Counter[str]:
+    """Sum the numeric facts of `receipts`."""
+    total: Counter[str] = Counter()
+    for receipt in receipts:
+        numbers = {k: v for k, v in receipt.facts.items() if isinstance(v, (int, float))}
+        total.update(numbers)
+    return total
+
+
+def missing(expected: Sequence[str], done: Iterable[str]) -> list[str]:
+    """Return what is expected and not done, in the expected order."""
+    finished = set(done)
+    return [name for name in expected if name not in finished]
+
+
+def load(root: Root, partition: Partition) -> Manifest | None:
+    """Return the manifest of a partition; None if the partition is not complete."""
+    try:
+        values = json.loads(root.read(partition.shard(MANIFEST)))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    receipts = tuple(Receipt.from_json(receipt) for receipt in values["shards"])
+    return Manifest(partition, values["settings"], receipts)
+
+
+def require(root: Root, partition: Partition) -> Manifest:
+    """Return the manifest of a partition; FileNotFoundError that names it if it is not complete."""
+    manifest = load(root, partition)
+    if manifest is None:
+        raise FileNotFoundError(f"there is no complete {partition} under {root.uri}")
+    return manifest
+
+
+def survey(
+    root: Root, partition: Partition, settings: Settings, *, overwrite: bool = False
+) -> dict[str, Receipt]:
+    """Return the receipts of the shards that exist and were made with `settings`.
+
+    Shards made with other settings raise SettingsConflictError naming both digests and the first
+    setting that differs; with `overwrite` they count as not existing and the partition is withdrawn
+    before anything in it is replaced.
+    """
+    manifest = load(root, partition)
+    digest = digest_of(settings)
+    if manifest is not None:
+        if manifest.digest == digest:
+            return {receipt.name: receipt for receipt in manifest.receipts}
+        if not overwrite:
+            raise _conflict(root, partition, settings, manifest.digest, manifest.settings)
+        root.delete(partition.shard(MANIFEST))
+    found = _read_receipts(root, partition)
+    other = [receipt for receipt in found.values() if receipt.digest != digest]
+    if other and not overwrite:
+        raise _conflict(root, partition, settings, other[0].digest, None)
+    return {name: receipt for name, receipt in found.items() if receipt.digest == digest}
+
+
+def publish(
+    root: Root, partition: Partition, settings: Settings, receipts: Iterable[Receipt]
+) -> Manifest:
+    """Make a partition visible: remove what does not belong to it, then write its manifest."""
+    ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
+    digest = digest_of(settings)
+    strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
+    assert not strangers, f"{partition}: {strangers} were made with other settings than {digest}"
+    for name in missing(list(root.sizes(partition.path)), [r.name for r in ordered] + [MANIFEST]):
+        root.delete(partition.shard(name))
+    manifest = Manifest(partition, settings, ordered)
+    content = {
+        "format": FORMAT,
+        "table": partition.table,
+        "partition": partition.keys,
+        "digest": digest,
+        "rows": manifest.rows,
+        "settings": dict(settings),
+        "shards": [receipt.to_json() for receipt in ordered],
+    }
+    root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
+    return manifest
+
+
+def _read_receipts(root: Root, partition: Partition) -> dict[str, Receipt]:
+    listed = {n: size for n, size in root.sizes(partition.path).items() if n.endswith(".parquet")}
+    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+        receipts = pool.map(
+            lambda item: read_receipt(root, partition.shard(item[0]), item[1]), listed.items()
+        )
+        return dict(zip(listed, receipts, strict=True))
+
+
+def _conflict(
+    root: Root, partition: Partition, settings: Settings, digest: str, existing: Settings | None
+) -> SettingsConflictError:
+    detail = ""
+    if existing is not None:
+        mine, theirs = json.loads(json.dumps(dict(settings))), dict(existing)
+        names = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+        detail = "; ".join(f"{k}: {theirs.get(k)!r} there, {mine.get(k)!r} here" for k in names)
+        detail = f" ({detail})"
+    return SettingsConflictError(
+        f"the {partition} under {root.uri} was made with other settings: digest {digest} there, "
+        f"{digest_of(settings)} here{detail}; choose another --output, or --overwrite to replace it"
+    )

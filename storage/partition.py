@@ -1,0 +1,83 @@
+"""Where a partition of a table lies: `table/key=value/…`, Hive style, values URI-encoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote, unquote
+
+from storage.root import Root
+
+SUBJECT_KEYS = ("model", "revision", "dataset", "condition")
+KEYS: dict[str, tuple[str, ...]] = {
+    "prompts": ("dataset",),
+    "tasks": ("task", "dataset"),
+    "embeddings": SUBJECT_KEYS,
+    "tokens": SUBJECT_KEYS,
+    "prompt_metrics": SUBJECT_KEYS,
+    "layer_metrics": SUBJECT_KEYS,
+    "probe_scores": (*SUBJECT_KEYS, "task"),
+    "ranking": ("model", "revision", "group"),
+}
+MANIFEST = "manifest.json"
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition of one table: the unit that has a manifest and is visible as a whole."""
+
+    table: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.values) == len(KEYS[self.table]), (self.table, self.values)
+
+    @property
+    def path(self) -> str:
+        """The key prefix of the partition under the root."""
+        named = zip(KEYS[self.table], self.values, strict=True)
+        return "/".join([self.table, *(f"{key}={quote(value, safe='')}" for key, value in named)])
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Partition key -> value."""
+        return dict(zip(KEYS[self.table], self.values, strict=True))
+
+    def __str__(self) -> str:
+        return f"{self.table} of " + ", ".join(f"{key} {value}" for key, value in self.keys.items())
+
+    def shard(self, name: str) -> str:
+        """Return the key of the object `name` in this partition."""
+        return f"{self.path}/{name}"
+
+    def sibling(self, table: str) -> Partition:
+        """Return the partition with the same keys in another table of the same subject."""
+        return Partition(table, self.values)
+
+
+def shard_name(number: int) -> str:
+    """Return the object name of shard `number`, the same in every table."""
+    return f"shard-{number:05d}.parquet"
+
+
+def partitions(root: Root, table: str) -> list[Partition]:
+    """Return the partitions of `table` that a manifest makes visible, sorted.
+
+    Walks the partition folders level by level, so the number of shards in them does not matter.
+    """
+    return [each for each, complete in all_partitions(root, table) if complete]
+
+
+def all_partitions(root: Root, table: str) -> list[tuple[Partition, bool]]:
+    """Return the partitions of `table` that have a folder, and whether each has its manifest."""
+    found: list[tuple[str, tuple[str, ...]]] = [(table, ())]
+    for key in KEYS[table]:
+        found = [
+            (f"{prefix}/{folder}", (*values, unquote(folder.removeprefix(f"{key}="))))
+            for prefix, values in found
+            for folder in root.folders(prefix)
+            if folder.startswith(f"{key}=")
+        ]
+    return [
+        (Partition(table, values), root.exists(f"{prefix}/{MANIFEST}")) for prefix, values in found
+    ]

@@ -1,0 +1,175 @@
+"""The output root: one local folder or S3 prefix behind a few whole-object operations.
+
+Everything else in `storage/` speaks in keys relative to the root, with `/` between parts. An object
+is visible only when it is whole: locally it is written beside its place and renamed, on S3 the
+upload completes last. A reader never sees half a shard, and a killed writer leaves nothing that
+looks like one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+_SAMPLED_BLOCKS = 16
+_BLOCK_BYTES = 1 << 16
+
+
+def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the fsspec filesystem of `uri` and the path in it; local paths become absolute."""
+    protocol, _, rest = uri.rpartition("://")
+    if protocol in ("", "file"):
+        return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+    # Listings must be true at once: a shard written by another worker decides what is missing.
+    known = {"use_listings_cache": False} if protocol in ("s3", "s3a") else {}
+    return fsspec.filesystem(protocol, **known, **options), rest.rstrip("/")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A place for tables: `uri` as the user gave it, `options` for its filesystem (kept secret).
+
+    Travels to workers by pickling the two strings-and-options fields; each process opens its own
+    filesystem, so nothing assumes that driver and workers share a disk.
+    """
+
+    uri: str
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def filesystem(self) -> Any:  # noqa: ANN401  (fsspec ships no types)
+        """The fsspec filesystem of this process; fsspec itself keeps one instance per options."""
+        return resolve(self.uri, self.options)[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the root is a folder of this machine."""
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    def path(self, key: str = "") -> str:
+        """Return the filesystem's own path of `key`."""
+        base = resolve(self.uri, self.options)[1]
+        return f"{base}/{key}" if key else base
+
+    def place(self, key: str = "") -> str:
+        """Return the address of `key` as people and other tools write it."""
+        path = self.path(key)
+        return path if self.is_local else f"{self.uri.split('://')[0]}://{path}"
+
+    def exists(self, key: str) -> bool:
+        """Whether an object or folder lies at `key`."""
+        return bool(self.filesystem.exists(self.path(key)))
+
+    def read(self, key: str) -> bytes:
+        """Return a whole object; FileNotFoundError if there is none."""
+        content: bytes = self.filesystem.cat_file(self.path(key))
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write a whole small object, replacing what was there."""
+        with self.writer(key) as stream:
+            stream.write(content)
+
+    @contextmanager
+    def reader(self, key: str) -> Iterator[IO[bytes]]:
+        """Open an object for random access."""
+        with self.filesystem.open(self.path(key), "rb") as stream:
+            yield stream
+
+    @contextmanager
+    def writer(self, key: str) -> Iterator[IO[bytes]]:
+        """Open an object for writing; it appears at `key` only if the block ends well."""
+        write = self._write_local if self.is_local else self._write_remote
+        with write(self.path(key)) as stream:
+            yield stream
+
+    @contextmanager
+    def _write_local(self, path: str) -> Iterator[IO[bytes]]:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _write_remote(self, path: str) -> Iterator[IO[bytes]]:
+        stream = self.filesystem.open(path, "wb", autocommit=False)
+        try:
+            yield stream
+            stream.close()
+        except BaseException:
+            stream.discard()
+            raise
+        stream.commit()
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Return name -> bytes of the objects directly under `prefix`; empty if there are none."""
+        try:
+            entries = self.filesystem.ls(self.path(prefix), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {
+            entry["name"].rsplit("/", 1)[1]: int(entry["size"] or 0)
+            for entry in entries
+            if entry["type"] == "file" and not entry["name"].endswith("/")
+        }
+
+    def folders(self, prefix: str) -> list[str]:
+        """Return the sorted names of the folders directly under `prefix`."""
+        try:
+            entries = self.filesystem.ls(self.path(prefix), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(
+            entry["name"].rstrip("/").rsplit("/", 1)[1]
+            for entry in entries
+            if entry["type"] == "directory"
+        )
+
+    def delete(self, key: str) -> None:
+        """Delete one object; nothing happens if it is already gone."""
+        with suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path(key))
+
+    def check_writable(self) -> None:
+        """Write and delete a small object; PermissionError saying where and why if that fails."""
+        key = f".write-check-{uuid.uuid4().hex}"
+        try:
+            self.write(key, b"")
+            self.delete(key)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise PermissionError(
+                f"cannot write to the output root {self.uri}: {reason}"
+            ) from error
+
+
+def fingerprint(uri: str, options: Mapping[str, Any]) -> str:
+    """Return a digest of one file: its size and 16 evenly spaced blocks of 64 KiB.
+
+    Cheap enough for a hundred-gigabyte checkpoint in object storage, and the same after a rename or
+    a copy. FileNotFoundError if there is no such file.
+    """
+    filesystem, path = resolve(uri, options)
+    size = int(filesystem.size(path))
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with filesystem.open(path, "rb") as stream:
+        last = max(size - _BLOCK_BYTES, 0)
+        for index in range(_SAMPLED_BLOCKS):
+            stream.seek(last * index // (_SAMPLED_BLOCKS - 1))
+            digest.update(stream.read(_BLOCK_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""The tables: every column with its type and unit, declared once and never inferred (DESIGN 5).
+
+A write casts to its schema or fails. Partition keys (`model`, `revision`, `dataset`, `condition`)
+are folders, not columns; `storage.partition` builds them.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERSION = 1
+
+
+def _column(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
+
+
+def _table(name: str, *columns: pa.Field) -> pa.Schema:
+    return pa.schema(columns, metadata={"layerrank.table": name, "layerrank.version": str(VERSION)})
+
+
+_PROMPT_ID = _column("prompt_id", pa.int64(), "signed 64-bit blake2b of the exact UTF-8 text")
+_LAYER = _column("layer", pa.int16(), "0 = input of the first block, k = output of block k")
+_NORM = _column("norm", pa.string(), "none = raw output, final = the model's final norm applied")
+_POOLING = _column("pooling", pa.string(), "mean, last, first or weighted_mean over real tokens")
+_N_TOKENS = _column("n_tokens", pa.int32(), "tokens, special ones included, after truncation")
+_ROW = _column("row", pa.int64(), "source order: file or slice index * 2^32 + row within it")
+_SPLIT = _column("split", pa.string(), "train or test")
+_VALUE = _column("value", pa.float64(), "unit of the metric; NaN when undefined")
+_REASON = _column(
+    "reason", pa.string(), "why the value is NaN; null when it is defined", nullable=True
+)
+
+PROMPTS = _table(
+    "prompts",
+    _PROMPT_ID,
+    _column("text", pa.large_string(), "the exact text, never an augmented one"),
+    _column("shard", pa.int32(), "shard number"),
+)
+
+LABELLED_ITEMS = _table(
+    "tasks", _ROW, _PROMPT_ID, _column("label", pa.string(), "class or cluster"), _SPLIT
+)
+
+RETRIEVAL_ITEMS = _table(
+    "tasks",
+    _ROW,
+    _column("query_id", pa.int64(), "prompt_id of the query"),
+    _column("candidate_id", pa.int64(), "prompt_id of a candidate document"),
+    _column("relevance", pa.int16(), "1 = relevant"),
+)
+
+TASK_ITEMS = {
+    "classification": LABELLED_ITEMS,
+    "clustering": LABELLED_ITEMS,
+    "retrieval": RETRIEVAL_ITEMS,
+}
+
+TOKENS = _table(
+    "tokens",
+    _PROMPT_ID,
+    _LAYER,
+    _NORM,
+    _N_TOKENS,
+    _column("dim", pa.int32(), "features per token"),
+    _column(
+        "states", pa.large_binary(), "row-major little-endian [n_tokens, dim], see footer dtype"
+    ),
+)
+
+PROMPT_METRICS = _table(
+    "prompt_metrics",
+    _PROMPT_ID,
+    _LAYER,
+    _NORM,
+    _column("metric", pa.string(), "name in the metric registry"),
+    _column("variant", pa.string(), "parameters of the metric"),
+    _VALUE,
+    _REASON,
+    _N_TOKENS,
+)
+
+LAYER_METRICS = _table(
+    "layer_metrics",
+    _LAYER,
+    _NORM,
+    _column("pooling", pa.string(), "pooling measured, or tokens for means of prompt metrics"),
+    _column("metric", pa.string(), "name in the metric registry"),
+    _column("variant", pa.string(), "parameters of the metric"),
+    _VALUE,
+    _REASON,
+    _column("n_prompts", pa.int64(), "prompts the value is made from"),
+    _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
+)
+
+PROBE_SCORES = _table(
+    "probe_scores",
+    _LAYER,
+    _NORM,
+    _POOLING,
+    _column("task_type", pa.string(), "classification, clustering or retrieval"),
+    _column("fold", pa.int16(), "experiment number"),
+    _column("metric", pa.string(), "main metric of the task type"),
+    _column("value", pa.float64(), "0..1"),
+    _column("n_train", pa.int64(), "training items of the fold"),
+    _column("n_test", pa.int64(), "test items of the fold"),
+)
+
+RANKING = _table(
+    "ranking",
+    _LAYER,
+    _NORM,
+    _POOLING,
+    _column("score", pa.float64(), "mean main score over tasks, 0..1"),
+    _column("score_low", pa.float64(), "lower end of the bootstrap interval of score"),
+    _column("score_high", pa.float64(), "upper end of the bootstrap interval of score"),
+    _column("rank", pa.int16(), "1 = best; null without a score", nullable=True),
+    _column("gain", pa.float64(), "score minus the last layer's"),
+    _column("gain_low", pa.float64(), "lower end of the paired bootstrap interval of gain"),
+    _column("gain_high", pa.float64(), "upper end of the paired bootstrap interval of gain"),
+    _column("cost", pa.float64(), "share of the model's blocks that must run, 0..1"),
+    _column("verdict", pa.string(), "use_layer, keep_last or not_enough_evidence, for the subject"),
+    _column("recommended", pa.bool_(), "the layer that the verdict names"),
+)
+
+
+def embeddings(dim: int) -> pa.Schema:
+    """Return the schema of `embeddings` for vectors of `dim` float32 features.
+
+    The vector is a non-null fixed-size list of non-null items: the form that Parquet writes and
+    reads several times faster than the default, and that SQL engines still read as floats.
+    """
+    item = pa.field("element", pa.float32(), nullable=False)
+    vector = _column("vector", pa.list_(item, dim), "activation units of the model, pooled")
+    return _table("embeddings", _PROMPT_ID, _LAYER, _NORM, _POOLING, _N_TOKENS, vector)

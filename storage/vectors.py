@@ -1,0 +1,89 @@
+"""Vectors of one layer, gathered from the shards of a partition.
+
+Shapes: N prompts, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from storage.manifest import Manifest
+from storage.root import Root
+from storage.shards import group_values, read_group, vectors
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """What selects one vector per prompt: a layer, its norm and the pooling."""
+
+    layer: int
+    norm: str
+    pooling: str
+
+    @property
+    def match(self) -> dict[str, int | str]:
+        """The column values of the group's rows."""
+        return {"layer": self.layer, "norm": self.norm, "pooling": self.pooling}
+
+
+@dataclass(frozen=True)
+class LayerVectors:
+    """The vectors [N, D] of some prompts in one layer, sorted by prompt id."""
+
+    prompt_ids: Ids
+    matrix_ND: npt.NDArray[np.float32]
+
+    def rows_of(self, wanted: Ids) -> npt.NDArray[np.int64]:
+        """Return the row of each wanted prompt, -1 where the prompt has no vector."""
+        if not len(self.prompt_ids):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        place = np.searchsorted(self.prompt_ids, wanted)
+        place = np.minimum(place, len(self.prompt_ids) - 1)
+        return np.where(self.prompt_ids[place] == wanted, place, -1)
+
+
+def groups(root: Root, embeddings: Manifest) -> list[Group]:
+    """Return the groups that a partition of embeddings holds, in shard order."""
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if receipt.rows:
+            found = group_values(root, key, ["layer", "norm", "pooling"])
+            return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
+    return []
+
+
+def read_vectors(
+    root: Root,
+    embeddings: Manifest,
+    group: Group,
+    *,
+    wanted: Ids | None = None,
+    at_most: int | None = None,
+) -> LayerVectors:
+    """Read the vectors of a group: of the `wanted` prompts, or of the first `at_most`, or all.
+
+    One row group per shard is read, and only what is kept stays in memory. The first shards are a
+    random sample of the corpus, and so are the first rows of a shard.
+    """
+    ids, parts, count = [], [], 0
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if not receipt.rows or (at_most is not None and count >= at_most):
+            continue
+        table = read_group(root, key, group.match)
+        shard_ids, matrix = table["prompt_id"].to_numpy(), vectors(table)
+        if wanted is not None:
+            keep = np.isin(shard_ids, wanted)
+            shard_ids, matrix = shard_ids[keep], matrix[keep]
+        room = len(shard_ids) if at_most is None else at_most - count
+        ids.append(shard_ids[:room])
+        parts.append(matrix[:room])
+        count += len(ids[-1])
+    if not count:
+        return LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    all_ids = np.concatenate(ids)
+    order = np.argsort(all_ids, kind="stable")
+    return LayerVectors(all_ids[order], np.concatenate(parts)[order])

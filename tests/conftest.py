@@ -1,0 +1,156 @@
+"""What several test modules share: small configs, a real S3 server, and the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tiny import save_tiny
+
+PROJECT = Path(__file__).resolve().parents[1]
+TIME_LIMIT = 240
+TOPICS = {
+    "sea": ["wave", "tide", "harbour", "sail", "salt", "gull"],
+    "kitchen": ["oven", "flour", "spoon", "onion", "plate", "simmer"],
+    "sky": ["cloud", "star", "orbit", "moon", "comet", "dawn"],
+}
+
+
+@dataclass(frozen=True)
+class Cli:
+    """Runs `layerrank` as a user does: another process, the environment's own python."""
+
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "jobs", *arguments],
+            cwd=PROJECT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+        assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
+        return result
+
+
+def offline_environment() -> dict[str, str]:
+    """Return this process's environment without hub access and without a cluster address."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
+    return {**environment, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    return Cli(offline_environment())
+
+
+@dataclass(frozen=True)
+class S3:
+    """A bucket on a real HTTP S3 server, and the environment that reaches it."""
+
+    uri: str
+    endpoint: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    access = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "not-a-real-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }
+    import boto3
+
+    boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=access["AWS_SECRET_ACCESS_KEY"],
+        region_name=access["AWS_DEFAULT_REGION"],
+    ).create_bucket(Bucket="layers")
+    yield S3("s3://layers", endpoint, {**offline_environment(), **access})
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random GPT-NeoX with a tokenizer, as a folder."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-neox")
+
+
+def write_texts(path: Path, count: int = 60) -> Path:
+    """Write labelled texts as JSONL: two sentences of one topic, a short query, a split."""
+    rows = []
+    for index in range(count):
+        topic = list(TOPICS)[index % 3]
+        words = TOPICS[topic]
+        a, b = words[index % 6], words[(index // 6) % 6]
+        rows.append(
+            {
+                "text": f"Passage {index} tells of the {a} and the {b}, and of {topic} itself.",
+                "query": f"the {a} of passage {index}",
+                "topic": topic,
+                "part": "train" if index % 2 else "test",
+            }
+        )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, checkpoint: Path) -> Callable[..., Path]:
+    """Write a small run config; keyword arguments replace whole top-level keys."""
+    return lambda **changes: write_config(tmp_path, checkpoint, **changes)
+
+
+def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noqa: ANN401
+    config: dict[str, Any] = {
+        "name": "small",
+        "subjects": [{"model": str(checkpoint), "name": "tiny"}],
+        "datasets": [
+            {
+                "name": "topics",
+                "source": {"files": str(write_texts(folder / "texts.jsonl"))},
+                "shard_prompts": 32,
+                "tasks": [
+                    {
+                        "name": "topic",
+                        "type": "classification",
+                        "label_column": "topic",
+                        "split_column": "part",
+                        "samples_per_label": 4,
+                        "folds": 3,
+                    },
+                    {"name": "groups", "type": "clustering", "label_column": "topic", "folds": 3},
+                    {"name": "find", "type": "retrieval", "query_column": "query", "folds": 3},
+                ],
+            }
+        ],
+        "extract": {"norms": ["none", "final"], "poolings": ["mean", "last"], "max_tokens": 64},
+        "views": {"count": 4, "sample": 24},
+        "tokens": {"sample": 16},
+        "rank": {"draws": 500},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**config, **changes}), encoding="utf-8")
+    return path

@@ -1,0 +1,270 @@
+"""Roots, shards, manifests and SQL views, on a local folder and on a real S3 server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage import schema
+from storage.manifest import (
+    Manifest,
+    SettingsConflictError,
+    digest_of,
+    load,
+    missing,
+    publish,
+    require,
+    survey,
+)
+from storage.partition import Partition, all_partitions, partitions, shard_name
+from storage.root import Root, fingerprint
+from storage.shards import (
+    Receipt,
+    group_values,
+    read_group,
+    read_receipt,
+    vector_column,
+    vectors,
+    verify,
+    write_shard,
+)
+from storage.spool import TokenSpool, token_states
+from storage.sql import connect
+from storage.vectors import Group, groups, read_vectors
+from tests.conftest import S3
+
+WHERE = Partition("embeddings", ("org/mödel 1", "step=5", "data", "clean"))
+SETTINGS = {"seed": 1}
+DIM = 4
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    if request.param == "local":
+        return Root(str(tmp_path / "out"))
+    s3: S3 = request.getfixturevalue("s3")
+    options = {
+        "key": "testing",
+        "secret": "not-a-real-secret",
+        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
+    }
+    return Root(f"{s3.uri}/{tmp_path.name}", options)
+
+
+def _write(root: Root, number: int, rows: int = 3, settings: dict[str, int] = SETTINGS) -> Receipt:
+    """Write one shard of two layers whose vectors say which shard, layer and row they are."""
+    name = shard_name(number)
+    tables = []
+    for layer in range(2):
+        matrix = np.full((rows, DIM), layer, np.float32)
+        matrix[:, 0] = np.arange(rows) + 100 * number
+        tables.append(
+            pa.table(
+                {
+                    "prompt_id": np.arange(rows, dtype=np.int64)[::-1] + 10 * number,
+                    "layer": np.full(rows, layer, np.int16),
+                    "norm": ["none"] * rows,
+                    "pooling": ["mean"] * rows,
+                    "n_tokens": np.full(rows, 7, np.int32),
+                    "vector": vector_column(matrix),
+                }
+            )
+        )
+    blank = Receipt(name, 0, digest_of(settings), "", facts={"tokens": 7 * rows})
+    return write_shard(root, WHERE.shard(name), tables, schema.embeddings(DIM), blank)
+
+
+def test_shard_roundtrip_keeps_values_receipt_and_one_group_per_layer(root: Root) -> None:
+    receipt = _write(root, 0)
+    key = WHERE.shard(receipt.name)
+    assert (receipt.rows, receipt.bytes) == (6, root.sizes(WHERE.path)[receipt.name])
+    assert read_receipt(root, key, receipt.bytes) == receipt
+    assert group_values(root, key, ["layer", "norm"]) == [(0, "none"), (1, "none")]
+    group = read_group(root, key, {"layer": 1})
+    assert group["layer"].to_pylist() == [1, 1, 1]
+    np.testing.assert_array_equal(vectors(group)[:, 1], [1, 1, 1])
+    with root.reader(key) as stream:
+        types = pq.ParquetFile(stream).schema_arrow
+    assert types.field("vector").type.list_size == DIM
+    assert not types.field("vector").nullable
+    with pytest.raises(ValueError, match=r"shard-00000.* no rows with .*9"):
+        read_group(root, key, {"layer": 9})
+
+
+def test_checksum_is_of_the_rows_and_verify_sees_a_changed_byte(root: Root) -> None:
+    first = _write(root, 0)
+    again = _write(root, 0)
+    assert first == again
+    assert _write(root, 1).checksum != first.checksum
+    key = WHERE.shard(first.name)
+    assert verify(root, key, first)
+    content = bytearray(root.read(key))
+    content[100] ^= 1
+    root.write(key, bytes(content))
+    assert not verify(root, key, first)
+
+
+def test_failed_write_leaves_nothing(root: Root) -> None:
+    def interrupted_write() -> None:
+        with root.writer("a/object") as stream:
+            stream.write(b"half")
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        interrupted_write()
+    assert root.sizes("a") == {}
+
+
+def test_wrong_type_is_refused_and_leaves_nothing(root: Root) -> None:
+    table = pa.table({"prompt_id": ["not a number"], "text": ["x"], "shard": [0]})
+    with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
+        write_shard(root, "p/x.parquet", [table], schema.PROMPTS, Receipt("x", 0, "", ""))
+    assert root.sizes("p") == {}
+
+
+def test_partition_is_visible_only_through_its_manifest(root: Root) -> None:
+    receipts = [_write(root, n) for n in range(2)]
+    root.write(WHERE.shard("shard-00009.parquet"), b"a stranger")
+    assert load(root, WHERE) is None
+    assert partitions(root, "embeddings") == []
+    assert all_partitions(root, "embeddings") == [(WHERE, False)]
+    with pytest.raises(FileNotFoundError, match="no complete embeddings of model org/mödel 1"):
+        require(root, WHERE)
+    publish(root, WHERE, SETTINGS, reversed(receipts))
+    manifest = require(root, WHERE)
+    assert manifest.rows == 12
+    assert manifest.facts()["tokens"] == 42
+    assert [r.name for r in manifest.receipts] == [shard_name(0), shard_name(1)]
+    assert partitions(root, "embeddings") == [WHERE]
+    assert set(root.sizes(WHERE.path)) == {shard_name(0), shard_name(1), "manifest.json"}
+
+
+def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
+    receipts = [_write(root, n) for n in range(2)]
+    expected = [shard_name(n) for n in range(4)]
+    found = survey(root, WHERE, SETTINGS)
+    assert found == {receipt.name: receipt for receipt in receipts}
+    assert missing(expected, found) == expected[2:]
+    with pytest.raises(SettingsConflictError, match=digest_of({"seed": 2})):
+        survey(root, WHERE, {"seed": 2})
+    assert survey(root, WHERE, {"seed": 2}, overwrite=True) == {}
+
+
+def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> None:
+    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    with pytest.raises(SettingsConflictError, match=r"seed: 1 there, 2 here.*--overwrite"):
+        survey(root, WHERE, {"seed": 2})
+    assert require(root, WHERE).settings == SETTINGS
+    survey(root, WHERE, {"seed": 2}, overwrite=True)
+    assert load(root, WHERE) is None
+
+
+def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root) -> None:
+    manifest = publish(root, WHERE, SETTINGS, [_write(root, n) for n in range(2)])
+    assert groups(root, manifest) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
+    found = read_vectors(root, manifest, Group(1, "none", "mean"))
+    assert found.prompt_ids.tolist() == [0, 1, 2, 10, 11, 12]
+    assert found.matrix_ND[:, 0].tolist() == [2, 1, 0, 102, 101, 100]
+    some = read_vectors(root, manifest, Group(0, "none", "mean"), wanted=np.array([11, 1, 99]))
+    assert some.prompt_ids.tolist() == [1, 11]
+    assert some.rows_of(np.array([11, 5, 1])).tolist() == [1, -1, 0]
+    assert len(read_vectors(root, manifest, Group(0, "none", "mean"), at_most=4).prompt_ids) == 4
+
+
+def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None:
+    with pytest.raises(FileNotFoundError, match="no complete table"):
+        connect(root)
+    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    unfinished = Partition("embeddings", ("org/mödel 1", "step=6", "data", "clean"))
+    root.write(unfinished.shard(shard_name(0)), root.read(WHERE.shard(shard_name(0))))
+    with connect(root) as connection:
+        query = "SELECT model, revision, count(*), max(vector[1]) FROM embeddings GROUP BY ALL"
+        assert connection.sql(query).fetchall() == [("org/mödel 1", "step=5", 6, 2.0)]
+
+
+def test_missing_covers_without_overlap_for_any_state() -> None:
+    @given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))
+    def check(expected: list[int], done: set[int]) -> None:
+        names, finished = [shard_name(n) for n in expected], {shard_name(n) for n in done}
+        left = missing(names, finished)
+        assert set(left) | (finished & set(names)) == set(names)
+        assert not set(left) & finished
+        assert len(left) == len(set(left))
+
+    check()
+
+
+def test_token_spool_turns_batches_into_layers() -> None:
+    lengths = [2, 3, 1]
+    ids = np.array([5, 6, 7], dtype=np.int64)
+    states = {
+        (layer, row): np.full((n, DIM), 10 * layer + row, np.float32)
+        for layer in range(2)
+        for row, n in enumerate(lengths)
+    }
+    with TokenSpool(ids, lengths, "float32") as spool:
+        for batch in ([2, 0], [1]):
+            for layer in range(2):
+                stacked = np.concatenate([states[layer, row] for row in batch])
+                spool.add(layer, np.array(batch), stacked)
+        tables = list(spool.groups("none"))
+    assert [table["layer"][0].as_py() for table in tables] == [0, 1]
+    for layer, table in enumerate(tables):
+        assert table["prompt_id"].to_pylist() == [7, 5, 6]
+        for row, got in zip([2, 0, 1], token_states(table, "float32"), strict=True):
+            np.testing.assert_array_equal(got, states[layer, row])
+
+
+def test_float16_overflow_names_the_layer() -> None:
+    with (
+        TokenSpool(np.array([1]), [1], "float16") as spool,
+        pytest.raises(ValueError, match=r"layer 3 holds a value of 70000.*tokens\.dtype: float32"),
+    ):
+        spool.add(3, np.array([0]), np.full((1, DIM), 70000, np.float32))
+
+
+def test_unwritable_root_says_where(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PermissionError, match=r"cannot write to the output root .*file/out"):
+        Root(str(tmp_path / "file" / "out")).check_writable()
+
+
+def test_missing_bucket_is_unwritable(s3: S3) -> None:
+    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": s3.endpoint}}
+    with pytest.raises(PermissionError, match="s3://no-such-bucket"):
+        Root("s3://no-such-bucket/x", options).check_writable()
+
+
+def test_root_never_shows_its_credentials() -> None:
+    assert "hidden" not in repr(Root("s3://bucket", {"secret": "hidden"}))
+
+
+def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(content)
+    assert fingerprint(str(tmp_path / "a"), {}) == fingerprint(str(tmp_path / "b"), {})
+    (tmp_path / "b").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
+    (tmp_path / "b").write_bytes(content + b"x")
+    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
+
+
+def test_every_column_has_a_unit_and_every_table_a_version() -> None:
+    tables = [v for v in vars(schema).values() if isinstance(v, pa.Schema)]
+    for table in [*tables, schema.embeddings(DIM)]:
+        assert table.metadata[b"layerrank.version"] == str(schema.VERSION).encode()
+        for column in table:
+            assert column.metadata[b"unit"], column.name
+
+
+def test_manifest_digest_ignores_the_order_of_keys() -> None:
+    assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    assert Manifest(WHERE, {"a": 1}, ()).digest == digest_of({"a": 1})

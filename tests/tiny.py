@@ -1,0 +1,70 @@
+"""Tiny random models of every architecture, from their configs, and a tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+BLOCKS = 3
+WIDTH = 32
+VOCABULARY = 300
+
+_COMMON = {"num_hidden_layers": BLOCKS, "hidden_size": WIDTH, "vocab_size": VOCABULARY}
+_ATTENTION = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gpt_neox": {**_COMMON, **_ATTENTION},
+    "llama": {**_COMMON, **_ATTENTION, "num_key_value_heads": 2},
+    "qwen2": {**_COMMON, **_ATTENTION, "num_key_value_heads": 2},
+    "opt": {
+        **_COMMON,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": WIDTH,
+    },
+    "gpt2": {
+        "n_layer": BLOCKS,
+        "n_embd": WIDTH,
+        "vocab_size": VOCABULARY,
+        "n_head": 4,
+        "n_positions": 128,
+    },
+    "bert": {**_COMMON, **_ATTENTION},
+    "mamba": {**_COMMON, "state_size": 8},
+    "mamba2": {**_COMMON, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+}
+
+
+def tiny_model(architecture: str, seed: int = 0) -> Any:  # noqa: ANN401
+    """Return a random float32 model whose norms are not the identity."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer without special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(["the layer of a model", "a text about the model"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128)
+
+
+def save_tiny(folder: Path, architecture: str = "gpt_neox", seed: int = 0) -> Path:
+    """Save a tiny model and its tokenizer as a checkpoint folder."""
+    tiny_model(architecture, seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
