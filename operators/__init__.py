@@ -1,0 +1,1 @@
+"""What is computed: hidden states, pooling, views, metrics, probes. Pure functions, no ray."""

