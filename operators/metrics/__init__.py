@@ -1,0 +1,1 @@
+"""Representation metrics: pure functions of tensors, one per file."""

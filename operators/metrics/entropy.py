@@ -1,0 +1,124 @@
+"""Matrix-based entropy: of a spectrum, of the tokens of a prompt, of the prompts of a dataset.
+
+Shape suffixes: N prompts, T tokens (right-padded), D features, K eigenvalues (or the side of a Gram
+matrix); a lower-case n is the prompts of one chunk, and a leading ``...`` is any batch.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from operators.metrics.rows import length_chunks, prepare_rows
+from operators.metrics.spectrum import floor_spectrum, psd_spectrum, small_gram
+
+EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
+
+ORDER_WITHOUT_SPECTRUM = 2.0
+
+
+def matrix_entropy(eigenvalues: Tensor, alpha: float = 1.0) -> Tensor:
+    """How many directions a spectrum uses, as the Rényi entropy of its normalised eigenvalues.
+
+    Formula: ``S_a = log(sum_i p_i^a) / (1 - a)`` with ``p = eigenvalues / their sum``; at ``a = 1``
+    the von Neumann limit ``-sum_i p_i log p_i``. Zero eigenvalues do not count at any alpha.
+    Paper: Giraldo, Rao & Príncipe 2014 (arXiv 1211.2459); Skean et al. 2025 (arXiv 2502.02013),
+    equation 1.
+    Range: 0 to log of the number of non-zero eigenvalues, in nats; NaN where all are 0. Four equal
+    eigenvalues give log 4 at every alpha.
+    Released code: the same, on a spectrum of a clamped Gram matrix; its alpha = 2 shortcut divides
+    by n² instead of trace².
+    """
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha = {alpha}: the entropy order must be finite and at least 0")
+    eigenvalues = floor_spectrum(eigenvalues)
+    shares = eigenvalues / eigenvalues.sum(dim=-1, keepdim=True)  # 0 / 0 = NaN
+    if math.isclose(alpha, 1.0):
+        entropy = -torch.xlogy(shares, shares).sum(dim=-1)
+    else:
+        log_powers = (alpha * shares.log()).masked_fill(shares == 0, -torch.inf)
+        entropy = log_powers.logsumexp(dim=-1) / (1 - alpha)
+    return entropy.clamp(min=0) + 0.0  # a single direction is 0, not -0.0
+
+
+def gram_entropy(gram_KK: Tensor, alpha: float = 1.0) -> Tensor:
+    """Matrix entropy of positive semi-definite matrices, ``[..., K, K]`` to ``[...]``, in nats.
+
+    At ``alpha = 2`` it is ``-log(||K||_F^2 / tr(K)^2)``: no eigenvalues, K² instead of K³.
+    """
+    if alpha == ORDER_WITHOUT_SPECTRUM:
+        gram_KK = gram_KK.to(torch.float64)
+        trace = gram_KK.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+        purity = gram_KK.square().sum(dim=(-2, -1)) / trace.square()
+        return -purity.log().clamp(max=0) + 0.0  # rounding may give a purity above 1
+    return matrix_entropy(psd_spectrum(gram_KK), alpha)
+
+
+def prompt_entropy(
+    hidden_NTD: Tensor,
+    lengths_N: Tensor,
+    alpha: float = 1.0,
+    center: bool = True,
+    unit: bool = True,
+) -> Tensor:
+    """How diverse the token representations within each prompt are; low means compressed.
+
+    Formula: ``matrix_entropy`` of ``Z Z^T``, where Z holds a prompt's tokens, centred over that
+    prompt and then scaled to unit length (a token equal to the mean keeps a zero row).
+    Paper: Skean et al. 2024 (arXiv 2412.09563) and 2025 (arXiv 2502.02013), equation 1.
+    Range: 0 to log(min(T - 1, D)) when centred, in nats. NaN for fewer than two tokens, for a
+    non-finite token, and where nothing is left of Z, as when centred tokens are all equal.
+    Released code: sets negative entries of the Gram matrix to 0 before the spectrum, which adds 0.1
+    to 0.5 nats on real text and gives three tokens always the maximum.
+    """
+    values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
+    for index_n, tokens_nTD, mask_nT in length_chunks(hidden_NTD, lengths_N):
+        rows_nTD = prepare_rows(tokens_nTD, mask_nT, center, unit)
+        values_n = gram_entropy(small_gram(rows_nTD), alpha)
+        values_N[index_n] = values_n.where(mask_nT.sum(dim=1) > 1, torch.nan)
+    return values_N
+
+
+def dataset_entropy(
+    pooled_ND: Tensor, alpha: float = 1.0, center: bool = True, unit: bool = True
+) -> Tensor:
+    """How diverse the pooled prompts of a dataset are; low means that prompts share directions.
+
+    Formula: ``matrix_entropy`` of ``Z Z^T``, where Z holds one pooled vector per prompt, centred
+    over the dataset and then scaled to unit length.
+    Paper: Skean et al. 2025 (arXiv 2502.02013), equation 1 with prompts in the place of tokens.
+    Range: 0 to log(min(N - 1, D)) when centred, in nats; NaN for fewer than two prompts, for equal
+    prompts when centred, and for a non-finite vector.
+    Released code: pools tokens that were centred and scaled within their prompt, which nearly
+    cancels, later centres within each mini-batch, and divides by n² at alpha = 2.
+    """
+    n_prompts = torch.tensor([pooled_ND.shape[0]])
+    return prompt_entropy(pooled_ND[None], n_prompts, alpha, center, unit)[0]
+
+
+def normalize_entropy(
+    value: Tensor | float, n: Tensor | int, d: int, how: EntropyNorm = "raw"
+) -> Tensor:
+    """Entropy relative to what n rows of d features could reach, for comparing sizes.
+
+    Formula: ``maxEntropy`` divides by log(min(n, d)), ``logN`` by log n, ``logD`` by log d,
+    ``logNlogD`` by log n · log d; ``raw`` leaves nats.
+    Paper: the normalisations of the code released with Skean et al. 2025 (arXiv 2502.02013).
+    Range: 0 to 1 for ``maxEntropy``, without unit; NaN where the divisor is 0 (one row or feature).
+    Released code: the same divisors.
+    """
+    value = torch.as_tensor(value, dtype=torch.float64)
+    log_n = torch.as_tensor(n, dtype=torch.float64, device=value.device).log()
+    log_d = torch.full_like(log_n, math.log(d))
+    divisors = {
+        "raw": torch.ones_like(log_n),
+        "maxEntropy": torch.minimum(log_n, log_d),
+        "logN": log_n,
+        "logD": log_d,
+        "logNlogD": log_n * log_d,
+    }
+    if how not in divisors:
+        raise ValueError(f"how = {how!r}: choose from {', '.join(get_args(EntropyNorm))}")
+    divisor = divisors[how]
+    return (value / divisor).where(divisor > 0, torch.nan)

@@ -1,0 +1,52 @@
+"""Spectra of Gram matrices, the common ground of the entropies and ranks.
+
+Shape suffixes: N rows (samples or tokens), D features, K the side of a Gram matrix; a leading
+``...`` is any batch.
+"""
+
+import torch
+from torch import Tensor
+
+# Eigenvalues below this share of the largest are rounding, not signal: float64 leaves zeros near
+# 1e-15, and float32 states leave theirs near (6e-8)^2. It is one constant, not a function of the
+# shape, so that padding a prompt cannot move an eigenvalue across it.
+RELATIVE_FLOOR = 1e-12
+
+
+def floor_spectrum(eigenvalues: Tensor) -> Tensor:
+    """Set to exactly 0 what is negative or below RELATIVE_FLOOR of the largest; NaN stays NaN."""
+    eigenvalues = eigenvalues.to(torch.float64)
+    largest = eigenvalues.amax(dim=-1, keepdim=True)
+    return eigenvalues.masked_fill(eigenvalues <= largest.clamp(min=0) * RELATIVE_FLOOR, 0.0)
+
+
+def small_gram(rows_ND: Tensor) -> Tensor:
+    """Z Z^T or Z^T Z in float64, whichever is smaller: both have the same non-zero spectrum."""
+    rows_ND = rows_ND.to(torch.float64)
+    if rows_ND.shape[-2] <= rows_ND.shape[-1]:
+        return rows_ND @ rows_ND.mT
+    return rows_ND.mT @ rows_ND
+
+
+def psd_spectrum(gram_KK: Tensor) -> Tensor:
+    """Floored eigenvalues of positive semi-definite matrices, ascending; NaN for a non-finite one.
+
+    The solver refuses a whole batch for one non-finite entry, so such matrices are solved as zeros
+    and marked afterwards.
+    """
+    gram_KK = gram_KK.to(torch.float64)
+    finite = gram_KK.isfinite().all(dim=-1).all(dim=-1)
+    eigenvalues = torch.linalg.eigvalsh(gram_KK.where(finite[..., None, None], 0.0))
+    return floor_spectrum(eigenvalues).where(finite[..., None], torch.nan)
+
+
+def gram_spectrum(rows_ND: Tensor) -> Tensor:
+    """Eigenvalues of the Gram matrix of the rows: their squared singular values.
+
+    Formula: eigenvalues of ``Z Z^T`` (N x N), taken from ``Z^T Z`` (D x D) where that is smaller.
+    Input is ``[..., N, D]`` of any float type, output ``[..., min(N, D)]`` in float64, ascending.
+    Range: >= 0, in squared units of the rows; values below RELATIVE_FLOOR of the largest are 0, and
+    a batch entry with a non-finite row is NaN.
+    The released code clamps negative Gram entries to 0 before the solve; here nothing is clamped.
+    """
+    return psd_spectrum(small_gram(rows_ND))
