@@ -13,7 +13,8 @@ import torch
 
 from operators.batching import Ids, pad
 from operators.encode import Representations, TokenRequest, encode
-from operators.model import LayerModel, ModelUnavailableError, Subject, load_model, read_shape
+from operators.model import LayerModel, load_model
+from operators.subject import ModelUnavailableError, Subject, read_shape
 from tests.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
 
 ALL = Representations(("none", "final"), ("mean", "last", "first", "weighted_mean"), 4096)

@@ -1,0 +1,1 @@
+"""What runs where: one file per stage. The only package that imports ray."""

@@ -1,0 +1,221 @@
+"""The Ray side of every stage: start or join a cluster, size the pools, stream small results back.
+
+On a small machine actors that take every CPU starve the tasks that feed them and the job hangs
+silently, so model actors take a fraction of a CPU per thread, and a plan that can never be
+scheduled is refused before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.context import ShuffleStrategy
+
+from jobs.config import ClusterConfig, ConfigError, Device
+
+_OBJECT_STORE_BYTES = 512 << 20  # token ids and receipts; tensors never enter it
+_ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
+TASK_CPUS = 0.25
+_POLL_SECONDS = 5.0
+
+
+class CannotScheduleError(ConfigError):
+    """The cluster can never run the plan."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors at first and at most, and what each takes."""
+
+    size: int
+    most: int
+    num_cpus: float
+    num_gpus: float
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """The torch device of the actors."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
+def plan_pool(
+    resources: Mapping[str, float],
+    device: Device,
+    units: int,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    may_grow: bool = False,
+) -> Pool:
+    """Return the actor pool for `units` pieces of work on a cluster with `resources`.
+
+    CannotScheduleError if the device is not there, or if the wanted actors would leave no CPU for
+    the tasks that feed them. A cluster that `may_grow` gets what fits now at first, and more later.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if device == "cuda" and gpus < 1:
+        raise CannotScheduleError(
+            f"device is cuda, but the cluster has no GPU (it has {cpus:g} CPUs); "
+            "use device: cpu or auto, or a cluster with GPUs"
+        )
+    on_gpu = device != "cpu" and gpus >= 1
+    per_actor = threads or 1
+    fitting = max(int(gpus if on_gpu else cpus // per_actor), 1)
+    wanted = max(min(workers or fitting, units), 1)
+    size = min(wanted, fitting) if may_grow else wanted
+    share = _ACTOR_CPU_SHARE * (1 if on_gpu else per_actor)
+    pool = Pool(size, wanted, share, float(on_gpu), per_actor)
+    _refuse_starving(pool, cpus, gpus)
+    return pool
+
+
+def _refuse_starving(pool: Pool, cpus: float, gpus: float) -> None:
+    needed = pool.size * pool.num_cpus + TASK_CPUS
+    if needed > cpus or pool.size * pool.num_gpus > gpus:
+        raise CannotScheduleError(
+            f"{pool.size} model actors with {pool.num_cpus:g} CPUs and {pool.num_gpus:g} GPUs each "
+            f"need {needed:g} CPUs and {pool.size * pool.num_gpus:g} GPUs with the tasks that feed "
+            f"them, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: it would wait for ever. "
+            "Lower extract.workers or extract.threads"
+        )
+
+
+@dataclass
+class Cluster:
+    """A Ray cluster that starts when the first stage has work for it, and stops with the run."""
+
+    address: str | None = None
+    config: ClusterConfig = field(default_factory=ClusterConfig)
+    verbose: bool = False
+    say: Callable[[str], None] = lambda _line: None
+    _started: bool = False
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._started:
+            ray.shutdown()
+
+    def start(self) -> None:
+        """Start a local cluster or join the one at `address`; nothing if that was done before."""
+        if self._started:
+            return
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        _quieten(self.verbose)
+        options: dict[str, Any] = {
+            "logging_level": logging.INFO if self.verbose else logging.ERROR,
+            "log_to_driver": self.verbose,
+        }
+        if address is None:
+            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            options["runtime_env"] = {"py_modules": _own_packages()}
+        try:
+            ray.init(address=address or "local", **options)
+        except ConnectionError as error:
+            raise ConfigError(f"cannot reach the Ray cluster at {address}: {error}") from error
+        self._started = True
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = self.verbose
+        context.print_on_execution_start = self.verbose
+        # The hash shuffles start a pool of aggregators: 8 s more for a small corpus (2 cores).
+        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return the cluster's total resources, waiting for a GPU worker that has yet to start.
+
+        An autoscaling cluster shows only its head at first: the GPU is asked for and awaited for
+        `cluster.wait_seconds`, with a line every few seconds.
+        """
+        self.start()
+        deadline = time.monotonic() + (self.config.wait_seconds if self.may_grow else 0)
+        asked = False
+        while True:
+            total: dict[str, float] = ray.cluster_resources()
+            if device != "cuda" or total.get("GPU", 0) >= 1 or time.monotonic() >= deadline:
+                return total
+            if not asked:
+                from ray.autoscaler.sdk import request_resources  # noqa: PLC0415
+
+                request_resources(bundles=[{"GPU": 1}])
+                asked = True
+            left = deadline - time.monotonic()
+            self.say(f"waiting for a GPU worker to join the cluster ({left:.0f} s left)")
+            time.sleep(_POLL_SECONDS)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether this is somebody's cluster, which may start more nodes, and not this machine."""
+        return bool(self.address or os.environ.get("RAY_ADDRESS"))
+
+
+def from_units(units: Sequence[str]) -> ray.data.Dataset:
+    """Return a Dataset with one block per unit of work: Ray would otherwise coalesce small rows."""
+    return ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
+
+
+def results(plan: ray.data.Dataset) -> Iterator[Any]:
+    """Yield what the units of a plan return, decoded from the `result` column, as they finish."""
+    for row in plan.iter_rows():
+        yield json.loads(row["result"])
+
+
+def run_tasks(
+    units: Sequence[str],
+    task: Callable[[pa.Table], pa.Table],
+    *,
+    num_cpus: float = TASK_CPUS,
+    num_gpus: float = 0.0,
+) -> Iterator[Any]:
+    """Run `task` once per unit, anywhere in the cluster, and yield the results as they finish."""
+    plan = from_units(units).map_batches(
+        task, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, num_gpus=num_gpus
+    )
+    return results(plan)
+
+
+def one_unit(batch: pa.Table) -> str:
+    """Return the unit in a batch of one row."""
+    unit: str = batch["unit"][0].as_py()
+    return unit
+
+
+def result_table(*values: Any) -> pa.Table:  # noqa: ANN401  (any JSON value)
+    """Return the `result` column that `results` reads."""
+    return pa.table({"result": [json.dumps(value) for value in values]})
+
+
+def _own_packages() -> list[str]:
+    """Return the folders of our three packages, so that workers need no installed wheel."""
+    here = Path(__file__).resolve().parents[1]
+    return [str(here / name) for name in ("jobs", "operators", "storage")]
+
+
+def _quieten(verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -1,0 +1,98 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_LOG_SECONDS = 10.0
+_REDRAW_SECONDS = 1.0
+
+
+def say(line: str = "") -> None:
+    """Print one line of the run's story."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+class Progress:
+    """Counts what a stage has done: `with Progress(...) as progress: progress.add(...)`.
+
+    On a terminal a bar with rate and time left, redrawn every second; elsewhere a line every ten
+    seconds, also while nothing finishes, so that a log never falls silent. A stage that finds
+    everything present shows nothing.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str, stream: TextIO | None = None) -> None:
+        self._stage, self._total, self._unit = stage, total, unit
+        self._stream = stream or sys.stderr
+        self._done, self._tokens = 0, 0
+        self._began = time.monotonic()
+        self._stopped = threading.Event()
+        self._bar: tqdm[Any] | None = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total, desc=f"  {stage:<8}", unit=f" {unit}", file=self._stream, leave=False
+            )
+        self._watch = threading.Thread(target=self._keep_showing, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._watch.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._watch.join()
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, done: int, tokens: int = 0) -> None:
+        """Count `done` more units, and the tokens that went through the model for them."""
+        self._done += done
+        self._tokens += tokens
+        if self._bar is not None:
+            if self._tokens:
+                self._bar.set_postfix_str(f"{self._token_rate():,.0f} tokens/s", refresh=False)
+            self._bar.update(done)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens counted so far."""
+        return self._tokens
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self._began
+
+    def line(self) -> str:
+        """Return the state as one line of text."""
+        parts = [f"  {self._stage}: {self._done:,} of {self._total:,} {self._unit}"]
+        if self._tokens:
+            parts.append(f"{self._token_rate():,.0f} tokens/s")
+        if 0 < self._done < self._total:
+            left = self.seconds / self._done * (self._total - self._done)
+            parts.append(f"about {left:.0f} s left")
+        return ", ".join(parts)
+
+    def _token_rate(self) -> float:
+        return self._tokens / max(self.seconds, 1e-9)
+
+    def _keep_showing(self) -> None:
+        wait = _REDRAW_SECONDS if self._bar is not None else _LOG_SECONDS
+        while not self._stopped.wait(wait):
+            if self._bar is not None:
+                self._bar.refresh()
+            else:
+                self._stream.write(self.line() + "\n")
+                self._stream.flush()

@@ -1,0 +1,114 @@
+"""extract (model actors): every prompt goes through the model once, and every layer is kept.
+
+`tokenise (CPU tasks) -> extract (actor pool) -> receipts`. An actor writes its own shards and
+returns receipts, so tensors never enter the object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ray.data
+
+from jobs.cluster import TASK_CPUS, Pool, from_units, plan_pool, results
+from jobs.console import Progress, say
+from jobs.extractor import Extractor, Reader
+from jobs.run import Run, subject_identity
+from jobs.targets import Target, Unit, missing_units, passes
+from operators.subject import Subject, read_shape
+from operators.views import ViewProbabilities
+from storage.manifest import publish, survey
+from storage.partition import MANIFEST
+from storage.shards import Receipt
+
+_CONCURRENT_UNITS = 2  # per actor: one in the model, one being written
+Done = dict[str, dict[str, Receipt]]
+
+
+def extract(run: Run) -> None:
+    """Extract every subject over every dataset and condition of the run; what exists stays."""
+    for subject in run.subjects:
+        _extract_subject(run, subject)
+
+
+def _extract_subject(run: Run, subject: Subject) -> None:
+    shape = read_shape(subject)
+    say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
+    identity = subject_identity(subject)
+    targets: list[Target] = []
+    units: list[Unit] = []
+    done: Done = {}
+    for dataset in run.config.datasets:
+        prompts = run.prompts(dataset)
+        for each in passes(run.config, subject, identity, dataset, prompts):
+            for target in each.targets:
+                targets.append(target)
+                done[target.partition.path] = survey(
+                    run.root, target.partition, target.settings, overwrite=run.overwrite
+                )
+            units += missing_units(each, prompts, done)
+    if units:
+        _extract_units(run, subject, units, done)
+    for target in targets:
+        if units or not run.root.exists(target.partition.shard(MANIFEST)):
+            _publish(run, target, done)
+
+
+def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:
+    config = run.config.extract
+    pool = plan_pool(
+        run.cluster.resources(config.device),
+        config.device,
+        len(units),
+        workers=config.workers,
+        threads=config.threads,
+        may_grow=run.cluster.may_grow,
+    )
+    total = sum(unit.prompts for unit in units)
+    conditions = len({unit.condition for unit in units})
+    say(
+        f"  {total:,} texts to encode: {len(units)} shards, {conditions} conditions, "
+        f"{pool.size} x {pool.device}"
+    )
+    with Progress("extract", total, "texts") as progress:
+        for result in results(_plan(run, subject, units, pool)):
+            for path, receipt in result["receipts"].items():
+                written = Receipt.from_json(receipt)
+                done[path][written.name] = written
+            progress.add(result["texts"], result["tokens"])
+    say(f"  {progress.tokens:,} tokens in {progress.seconds:.0f} s, loading the model included")
+
+
+def _plan(run: Run, subject: Subject, units: Sequence[Unit], pool: Pool) -> ray.data.Dataset:
+    config, views = run.config, run.config.views
+    probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
+    reader = Reader(run.root, subject, config.seed, probabilities, config.extract.max_tokens)
+    return (
+        from_units([unit.to_json() for unit in units])
+        .map_batches(reader.read, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        .map_batches(
+            Extractor,
+            fn_constructor_args=(run.root, subject, config, pool),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            compute=ray.data.ActorPoolStrategy(
+                min_size=pool.size,
+                max_size=pool.most,
+                max_concurrent_calls_per_actor=_CONCURRENT_UNITS,
+                max_tasks_in_flight_per_actor=_CONCURRENT_UNITS,
+                enable_true_multi_threading=True,
+            ),
+        )
+    )
+
+
+def _publish(run: Run, target: Target, done: Done) -> None:
+    receipts = done[target.partition.path]
+    absent = [name for name in target.expected if name not in receipts]
+    if absent:
+        raise RuntimeError(
+            f"{target.partition}: {len(absent)} shards are missing, first {absent[0]}"
+        )
+    publish(run.root, target.partition, target.settings, [receipts[n] for n in target.expected])

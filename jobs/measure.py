@@ -1,0 +1,137 @@
+"""measure (CPU or GPU tasks): representation metrics over the shards.
+
+`tokens -> prompt_metrics` shard by shard, then `prompt_metrics, embeddings -> layer_metrics` layer
+by layer. No text is encoded again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.cluster import plan_pool, run_tasks
+from jobs.config import DatasetConfig
+from jobs.console import Progress, say
+from jobs.measurer import LayerMetrics, TokenMetrics
+from jobs.run import Run, partition
+from operators.metrics.registry import TOKEN_METRICS, VIEW_METRICS, Parameters
+from operators.subject import Subject
+from operators.views import view_name
+from storage import schema
+from storage.manifest import Manifest, Settings, digest_of, load, missing, publish, require, survey
+from storage.shards import Receipt, write_shard
+from storage.vectors import groups
+
+LAYER_METRICS = "metrics.parquet"
+
+
+def measure(run: Run) -> None:
+    """Measure every subject on every dataset; what is measured stays."""
+    for subject, dataset in run.pairs():
+        prompt_metrics = _measure_tokens(run, subject, dataset)
+        _measure_layers(run, subject, dataset, prompt_metrics)
+
+
+def parameters(run: Run) -> Parameters:
+    """Return the metric parameters of a run."""
+    config = run.config.measure
+    return Parameters(
+        config.alpha, config.temperature, config.delta, config.permutations, run.config.seed
+    )
+
+
+def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
+    """Fill `prompt_metrics` from the token states; None if none are stored."""
+    wanted = tuple(name for name in run.config.measure.metrics if name in TOKEN_METRICS)
+    tokens = load(run.root, partition("tokens", subject, dataset))
+    if tokens is None or not wanted:
+        return None
+    settings = {
+        "tokens": tokens.content,
+        "metrics": sorted(wanted),
+        "alpha": run.config.measure.alpha,
+    }
+    where = tokens.partition.sibling("prompt_metrics")
+    done = survey(run.root, where, settings, overwrite=run.overwrite)
+    names = [receipt.name for receipt in tokens.receipts]
+    units = missing(names, done)
+    if not units:
+        return publish(run.root, where, settings, done.values())
+    device, cpus, gpus = _task_resources(run, len(units))
+    task = TokenMetrics(
+        run.root, tokens.partition, wanted, parameters(run), digest_of(settings), device
+    )
+    with Progress("measure", len(units), "token shards") as progress:
+        for result in run_tasks(units, task.__call__, num_cpus=cpus, num_gpus=gpus):
+            receipt = Receipt.from_json(result)
+            done[receipt.name] = receipt
+            progress.add(1)
+    return publish(run.root, where, settings, done.values())
+
+
+def _measure_layers(
+    run: Run, subject: Subject, dataset: DatasetConfig, prompt_metrics: Manifest | None
+) -> None:
+    config = run.config.measure
+    clean = run.embeddings(subject, dataset)
+    views = _views(run, subject, dataset)
+    settings: Settings = {
+        "embeddings": clean.content,
+        "views": [manifest.content for manifest in views],
+        "prompt_metrics": prompt_metrics.content if prompt_metrics else None,
+        "seed": run.config.seed,
+        **config.model_dump(exclude={"device"}),
+    }
+    where = partition("layer_metrics", subject, dataset)
+    if survey(run.root, where, settings, overwrite=run.overwrite):
+        manifest = require(run.root, where)
+        say(f"  {dataset.name}: {manifest.rows} layer metrics, present")
+        return
+    units = groups(run.root, clean)
+    device, cpus, gpus = _task_resources(run, len(units))
+    task = LayerMetrics(
+        run.root,
+        clean,
+        tuple(views),
+        prompt_metrics,
+        config.metrics,
+        parameters(run),
+        config.dataset_sample,
+        (units[0].norm, units[0].pooling),
+        device,
+    )
+    work = [json.dumps(asdict(unit)) for unit in units]
+    rows: list[dict[str, Any]] = []
+    with Progress("measure", len(units), "layers") as progress:
+        for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
+            rows += result
+            progress.add(1)
+    rows.sort(key=lambda row: (row["metric"], row["variant"], row["layer"], row["pooling"]))
+    table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
+    blank = Receipt(LAYER_METRICS, 0, digest_of(settings), "")
+    receipt = write_shard(
+        run.root, where.shard(LAYER_METRICS), [table], schema.LAYER_METRICS, blank
+    )
+    publish(run.root, where, settings, [receipt])
+    measured = sorted({row["metric"] for row in rows})
+    say(f"  {dataset.name}: {', '.join(measured)} for {len(units)} layers")
+
+
+def _views(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Manifest]:
+    if not any(name in VIEW_METRICS for name in run.config.measure.metrics):
+        return []
+    conditions = map(view_name, range(run.config.views.count))
+    return [
+        require(run.root, partition("embeddings", subject, dataset, condition))
+        for condition in conditions
+    ]
+
+
+def _task_resources(run: Run, units: int) -> tuple[str, float, float]:
+    """Return the device of a measuring task, and the CPUs and GPUs it takes."""
+    device = run.config.measure.device
+    pool = plan_pool(run.cluster.resources(device), device, units)
+    return pool.device, pool.num_cpus, pool.num_gpus

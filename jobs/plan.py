@@ -1,0 +1,96 @@
+"""plan: what a run would do and write, before anything is spent and without a network.
+
+Upper bounds, from the config alone: every source row is a prompt, every prompt has `max_tokens`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs import sources
+from jobs.config import BuiltinSource, ConfigError, DatasetConfig, RunConfig, SubjectConfig
+from jobs.run import subject
+from operators.subject import ModelShape, read_shape
+from storage.manifest import load
+from storage.partition import Partition
+from storage.root import Root
+
+_FLOAT_BYTES = {"float32": 4, "float16": 2}
+_ROW_BYTES = 40  # the columns beside a vector or a token matrix
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of one subject over one dataset; token and byte counts are upper bounds."""
+
+    subject: str
+    dataset: str
+    layers: int
+    prompts: int
+    shards: int
+    passes: int
+    tokens: int
+    embedding_bytes: int
+    token_bytes: int
+
+    def gpu_hours(self, tokens_per_second: float) -> float:
+        """Return the hours of one device that encodes so many tokens a second."""
+        return self.tokens / tokens_per_second / 3600
+
+
+def plan(config: RunConfig, root: Root | None) -> list[Plan]:
+    """Return the plan of every subject over every dataset; ConfigError if a size is unknown."""
+    return [
+        _plan(config, _shape(each), subject(each).name, dataset, _prompts(dataset, root))
+        for each in config.subjects
+        for dataset in config.datasets
+    ]
+
+
+def _plan(
+    config: RunConfig, shape: ModelShape, name: str, dataset: DatasetConfig, prompts: int
+) -> Plan:
+    extract, views = config.extract, config.views
+    sample = min(views.sample, prompts)
+    token_sample = min(config.tokens.sample, prompts)
+    layers = shape.layers + 1
+    max_tokens = min(extract.max_tokens, shape.max_tokens or extract.max_tokens)
+    passes = prompts + views.count * sample
+    vector = shape.hidden_size * _FLOAT_BYTES["float32"] + _ROW_BYTES
+    groups = layers * len(extract.norms) * len(extract.poolings)
+    state = shape.hidden_size * _FLOAT_BYTES[config.tokens.dtype] * max_tokens + _ROW_BYTES
+    return Plan(
+        name,
+        dataset.name,
+        layers,
+        prompts,
+        -(-prompts // dataset.shard_prompts),
+        passes,
+        passes * max_tokens,
+        passes * groups * vector,
+        token_sample * layers * state,
+    )
+
+
+def _shape(config: SubjectConfig) -> ModelShape:
+    if config.shape is not None:
+        return ModelShape(config.shape.layers, config.shape.hidden_size, None)
+    return read_shape(subject(config))
+
+
+def _prompts(dataset: DatasetConfig, root: Root | None) -> int:
+    """Return the prompts of a dataset: counted if it is prepared, else at most its source rows."""
+    if root is not None:
+        manifest = load(root, Partition("prompts", (dataset.name,)))
+        if manifest is not None:
+            return manifest.rows
+    columns = len(dataset.text_columns)
+    if isinstance(dataset.source, BuiltinSource):
+        fragments = sources.discover(dataset, {})
+        return columns * sum(sources.inspect(fragment, {})[0] for fragment in fragments)
+    if dataset.limit is None:
+        raise ConfigError(
+            f"dataset {dataset.name}: the number of rows is unknown before it is read; "
+            "set limit, or run `layerrank prepare` first"
+        )
+    return columns * dataset.limit

@@ -1,0 +1,193 @@
+"""prepare (CPU): a dataset becomes numbered shards of unique prompts, and the tables of its tasks.
+
+A prompt's shard follows from its id, so duplicates meet in one shard and no task needs to see the
+whole corpus; and because ids are hashes, the first shards are a random sample of the prompts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from jobs import sources
+from jobs.cluster import TASK_CPUS, from_units, one_unit, result_table, results, run_tasks
+from jobs.config import ConfigError, DatasetConfig, Task
+from jobs.console import Progress, say
+from jobs.records import PROMPT, SKIPPED, items_of, markers, prompts_of, records_of
+from jobs.run import Run
+from storage.manifest import Manifest, digest_of, publish, survey
+from storage.partition import Partition, shard_name
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A partition to write, and the settings that it is made with."""
+
+    partition: Partition
+    settings: dict[str, Any]
+
+
+def prepare(run: Run) -> None:
+    """Prepare every dataset of the run whose prompts or tasks are not there yet."""
+    for dataset in run.config.datasets:
+        _prepare(run, dataset)
+
+
+def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
+    """Return where the items of a task lie."""
+    return Partition("tasks", (task.name, dataset.name))
+
+
+def _prepare(run: Run, dataset: DatasetConfig) -> None:
+    options = run.config.storage.options()
+    targets = _targets(run, dataset, options)
+    wanted = {name: target for name, target in targets.items() if not _is_complete(run, target)}
+    if wanted:
+        run.cluster.start()
+        fragments, rows = _cut_source(dataset, options)
+        shards = max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
+        found = _write(run, dataset, wanted, fragments, shards)
+        _publish(run, dataset, wanted, found, shards)
+    _tell(dataset, run.prompts(dataset))
+
+
+def _targets(run: Run, dataset: DatasetConfig, options: sources.Options) -> dict[str, _Target]:
+    source = {
+        "source": sources.identity(dataset, options),
+        "text_columns": list(dataset.text_columns),
+        "limit": dataset.limit,
+        "min_chars": dataset.min_chars,
+        "shard_prompts": dataset.shard_prompts,
+    }
+    targets: dict[str, _Target] = {PROMPT: _Target(Partition("prompts", (dataset.name,)), source)}
+    for task in dataset.tasks:
+        # Protocol settings (folds, examples per label) belong to the scores, not to the items.
+        own = {"type", "label_column", "split_column", "query_column", "document_column"}
+        settings = {**source, **task.model_dump(include=own)}
+        if "split_column" in settings and settings["split_column"] is None:
+            settings |= {"seed": run.config.seed, **task.model_dump(include={"test_fraction"})}
+        targets[task.name] = _Target(task_partition(dataset, task), settings)
+    return targets
+
+
+def _is_complete(run: Run, target: _Target) -> bool:
+    survey(run.root, target.partition, target.settings, overwrite=run.overwrite)
+    return run.root.exists(target.partition.shard("manifest.json"))
+
+
+def _cut_source(
+    dataset: DatasetConfig, options: sources.Options
+) -> tuple[list[sources.Fragment], int]:
+    """Return the fragments to read and their rows, after a look at columns and lengths."""
+    whole = sources.discover(dataset, options)
+
+    def look(batch: pa.Table) -> pa.Table:
+        fragment = sources.Fragment.from_json(one_unit(batch))
+        rows, columns = sources.inspect(fragment, options)
+        return result_table([fragment.index, rows, columns])
+
+    rows = [0] * len(whole)
+    for index, length, columns in run_tasks([fragment.to_json() for fragment in whole], look):
+        rows[index] = length
+        if length:
+            sources.require_columns(dataset, whole[index], columns)
+    if not sum(rows):
+        raise ConfigError(f"dataset {dataset.name}: its source has no rows")
+    return sources.cut(whole, rows, dataset.limit)
+
+
+def _write(
+    run: Run,
+    dataset: DatasetConfig,
+    wanted: dict[str, _Target],
+    fragments: Sequence[sources.Fragment],
+    shards: int,
+) -> dict[str, list[Receipt]]:
+    """Read, split into records, bring the records of a shard together, and write the shards."""
+    root, seed, options = run.root, run.config.seed, run.config.storage.options()
+    first = fragments[0].to_json()
+
+    def split(batch: pa.Table) -> Iterator[pa.Table]:
+        unit = one_unit(batch)
+        if unit == first:
+            yield markers(shards)
+        for rows in sources.read(sources.Fragment.from_json(unit), dataset.columns, options):
+            yield records_of(dataset, rows, shards, seed)
+
+    def write(records: pa.Table) -> pa.Table:
+        receipts = _write_shards(root, dataset, wanted, records)
+        return result_table({name: receipt.to_json() for name, receipt in receipts.items()})
+
+    plan = (
+        from_units([fragment.to_json() for fragment in fragments])
+        .map_batches(split, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        .groupby("shard", num_partitions=min(shards, 64))
+        .map_groups(write, batch_format="pyarrow", num_cpus=TASK_CPUS)
+    )
+    found: dict[str, list[Receipt]] = {name: [] for name in wanted}
+    with Progress("prepare", shards, "shards") as progress:
+        for receipts in results(plan):
+            for name, receipt in receipts.items():
+                found[name].append(Receipt.from_json(receipt))
+            progress.add(1)
+    return found
+
+
+def _publish(
+    run: Run,
+    dataset: DatasetConfig,
+    wanted: dict[str, _Target],
+    found: dict[str, list[Receipt]],
+    shards: int,
+) -> None:
+    for name, receipts in found.items():
+        assert len(receipts) == shards, f"{name}: {len(receipts)} of {shards} shards were written"
+    if PROMPT in found and not sum(receipt.rows for receipt in found[PROMPT]):
+        reasons = Counter[str]()
+        for receipt in found[PROMPT]:
+            reasons.update({k: int(v) for k, v in receipt.facts.items() if v})
+        raise ConfigError(
+            f"dataset {dataset.name}: no prompt is left after the filters "
+            f"({', '.join(f'{reason}: {count}' for reason, count in sorted(reasons.items()))})"
+        )
+    # The prompts last: whoever finds them finds the tasks too.
+    for name in sorted(found, key=lambda name: name == PROMPT):
+        publish(run.root, wanted[name].partition, wanted[name].settings, found[name])
+
+
+def _write_shards(
+    root: Root, dataset: DatasetConfig, wanted: dict[str, _Target], records: pa.Table
+) -> dict[str, Receipt]:
+    """Write one shard of every wanted table from its records."""
+    number = records["shard"][0].as_py()
+    tasks = {task.name: task for task in dataset.tasks}
+    receipts = {}
+    for name, target in wanted.items():
+        if name == PROMPT:
+            table, columns, facts = prompts_of(records, number)
+        else:
+            table, columns, facts = items_of(records, tasks[name])
+        key = shard_name(number)
+        blank = Receipt(key, 0, digest_of(target.settings), "", facts=facts)
+        groups = [table] if table.num_rows else []
+        receipts[name] = write_shard(root, target.partition.shard(key), groups, columns, blank)
+    return receipts
+
+
+def _tell(dataset: DatasetConfig, manifest: Manifest) -> None:
+    facts = manifest.facts()
+    skipped = {reason: int(facts[f"skipped_{reason}"]) for reason in SKIPPED}
+    notes = [f"{count:,} {reason}" for reason, count in skipped.items() if count]
+    if facts["duplicates"]:
+        notes.append(f"{int(facts['duplicates']):,} repeated")
+    left_out = f" (left out: {', '.join(notes)})" if notes else ""
+    say(
+        f"  {dataset.name}: {manifest.rows:,} unique prompts in {len(manifest.receipts)} shards"
+        f"{left_out}"
+    )

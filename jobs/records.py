@@ -1,0 +1,159 @@
+"""Source rows become records that meet in their shard, and a shard's records become its tables.
+
+Pure functions over Arrow tables: `jobs.prepare` says where they run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import (
+    ClassificationTask,
+    ClusteringTask,
+    DatasetConfig,
+    RetrievalTask,
+    Task,
+)
+from operators.seeding import generator, prompt_id
+from storage import schema
+
+SKIPPED = ("null", "empty", "whitespace", "too_short")
+PROMPT = "prompt"
+_SKIP, _MARKER = "skip", "marker"
+_RECORD = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("kind", pa.string()),  # prompt, skip, marker, or `task ` and the task's name
+        ("prompt_id", pa.int64()),
+        ("text", pa.large_string()),  # of a prompt; the reason of a skip; the label of an item
+        ("row", pa.int64()),
+        ("split", pa.string()),
+        ("candidate_id", pa.int64()),
+    ]
+)
+Record = dict[str, Any]
+Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to count of them
+
+
+def markers(shards: int) -> pa.Table:
+    """Return one record per shard, so that a shard without a prompt is written too."""
+    return _table({"shard": number, "kind": _MARKER} for number in range(shards))
+
+
+def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
+    """Return the records of source rows: prompts, skipped texts and task items."""
+    return _table(
+        record for row in rows.to_pylist() for record in _row_records(dataset, row, shards, seed)
+    )
+
+
+def skip_reason(text: str | None, min_chars: int) -> str | None:
+    """Return why a text is not a prompt, one of SKIPPED, or None if it is one."""
+    if text is None:
+        return "null"
+    if not text:
+        return "empty"
+    if not text.strip():
+        return "whitespace"
+    return "too_short" if len(text) < min_chars else None
+
+
+def prompts_of(records: pa.Table, number: int) -> Rows:
+    """Return the unique prompts of shard `number` sorted by id, and what was left out.
+
+    ValueError if two texts share a prompt_id.
+    """
+    prompts = _of_kind(records, PROMPT)
+    ids, all_texts = prompts["prompt_id"].to_pylist(), prompts["text"].to_pylist()
+    texts = dict(zip(ids, all_texts, strict=True))
+    for identity, text in zip(ids, all_texts, strict=True):
+        if texts[identity] != text:
+            raise ValueError(
+                f"two texts share the prompt_id {identity}: "
+                f"{text[:60]!r} and {texts[identity][:60]!r}"
+            )
+    unique = sorted(texts)
+    table = pa.table(
+        {
+            "prompt_id": pa.array(unique, pa.int64()),
+            "text": pa.array([texts[identity] for identity in unique], pa.large_string()),
+            "shard": np.full(len(unique), number, dtype=np.int32),
+        }
+    )
+    reasons = Counter(_of_kind(records, _SKIP)["text"].to_pylist())
+    facts = {f"skipped_{reason}": reasons[reason] for reason in SKIPPED}
+    return table, schema.PROMPTS, {**facts, "duplicates": len(ids) - len(unique)}
+
+
+def items_of(records: pa.Table, task: Task) -> Rows:
+    """Return the items of a task in one shard, in source order."""
+    items = _of_kind(records, _kind(task)).sort_by("row")
+    columns = schema.TASK_ITEMS[task.type]
+    if isinstance(task, RetrievalTask):
+        relevant = pa.array(np.ones(items.num_rows, dtype=np.int16))
+        arrays = [items["row"], items["prompt_id"], items["candidate_id"], relevant]
+    else:
+        arrays = [items["row"], items["prompt_id"], items["text"], items["split"]]
+    return pa.Table.from_arrays(arrays, names=columns.names), columns, {}
+
+
+def _table(records: Iterable[Record]) -> pa.Table:
+    return pa.Table.from_pylist(list(records), _RECORD)
+
+
+def _of_kind(records: pa.Table, kind: str) -> pa.Table:
+    return records.filter(pc.equal(records["kind"], kind))
+
+
+def _kind(task: Task) -> str:
+    return f"task {task.name}"
+
+
+def _row_records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
+    ids: dict[str, int | None] = {}
+    for column in dataset.text_columns:
+        text = row[column]
+        reason = skip_reason(text, dataset.min_chars if column == dataset.text_column else 1)
+        if reason:
+            ids[column] = None
+            yield {"shard": row["row"] % shards, "kind": _SKIP, "text": reason}
+        else:
+            ids[column] = identity = prompt_id(text)
+            yield {"shard": identity % shards, "kind": PROMPT, "prompt_id": identity, "text": text}
+    for task in dataset.tasks:
+        item = _item(dataset, task, row, ids, seed)
+        if item is not None:
+            yield {**item, "kind": _kind(task), "shard": item["prompt_id"] % shards}
+
+
+def _item(
+    dataset: DatasetConfig, task: Task, row: Record, ids: dict[str, int | None], seed: int
+) -> Record | None:
+    """Return the task item of a source row; None if the row has no label or a skipped text."""
+    if isinstance(task, RetrievalTask):
+        query = ids[task.query_column]
+        document = ids[task.document_column or dataset.text_column]
+        if query is None or document is None:
+            return None
+        return {"prompt_id": query, "candidate_id": document, "row": row["row"]}
+    text, label = ids[dataset.text_column], row[task.label_column]
+    if text is None or label is None:
+        return None
+    split = _split(task, row, text, seed)
+    return {"prompt_id": text, "text": label, "row": row["row"], "split": split}
+
+
+def _split(task: ClassificationTask | ClusteringTask, row: Record, identity: int, seed: int) -> str:
+    """Return the split of an item: its column's value, or one drawn from (seed, prompt, task)."""
+    if task.split_column:
+        return str(row[task.split_column])
+    if isinstance(task, ClusteringTask):
+        return "test"
+    draw = generator(seed, identity, f"split of {task.name}").random()
+    return "test" if draw < task.test_fraction else "train"

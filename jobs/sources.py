@@ -1,0 +1,292 @@
+"""Where texts come from: hub datasets, files, or the built-in corpus, cut into fragments to read.
+
+A fragment is read by one task on any machine; its rows come out as text columns plus `row`, an
+order key that is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from jobs import docstrings
+from jobs.config import BuiltinSource, ConfigError, DatasetConfig, FileSource, HubSource
+from storage.root import fingerprint, resolve
+
+_ROW_BITS = 32  # row = fragment index << 32 | position in the fragment
+_HUB_SLICE = 20_000  # rows that one task reads of a hub dataset
+_BATCH = 4096
+_PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
+_FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".txt": "text",
+}
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A part of a source: rows `start` to `stop` (None = the end) of one file, split or library."""
+
+    kind: str
+    location: str
+    index: int
+    start: int = 0
+    stop: int | None = None
+    detail: str = ""
+
+    def to_json(self) -> str:
+        """Return the fragment as JSON, the form in which it travels to a task."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Fragment:
+        """Return the fragment that `to_json` gave."""
+        return cls(**json.loads(text))
+
+
+def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
+    """Return the whole fragments of a dataset: one per file, hub split or library."""
+    source = dataset.source
+    if isinstance(source, BuiltinSource):
+        libraries = [import_name for _, import_name in docstrings.LIBRARIES]
+        limit = str(source.per_library)
+        return [
+            Fragment("docstrings", name, index, detail=limit)
+            for index, name in enumerate(libraries)
+        ]
+    if isinstance(source, HubSource):
+        detail = json.dumps([source.config, source.revision])
+        splits = source.split.split("+")
+        return [
+            Fragment("hub", f"{source.hub}:{split}", index, detail=detail)
+            for index, split in enumerate(splits)
+        ]
+    return [
+        Fragment(_format(dataset, source, file), file, index)
+        for index, file in enumerate(_files(dataset, source, options))
+    ]
+
+
+def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
+    """Return what the rows depend on: file contents, hub revision or package versions."""
+    source = dataset.source
+    if isinstance(source, BuiltinSource):
+        return {**source.model_dump(), "versions": docstrings.versions()}
+    if isinstance(source, HubSource):
+        return source.model_dump()
+    files = _files(dataset, source, options)
+    prints = [fingerprint(file, _options_for(file, options)) for file in files]
+    return {"files": [file.rsplit("/", 1)[-1] for file in files], "fingerprints": prints}
+
+
+def cut(
+    fragments: Sequence[Fragment], rows: Sequence[int], limit: int | None
+) -> tuple[list[Fragment], int]:
+    """Return the fragments to read and how many rows that is: at most `limit`, in source order.
+
+    `rows` are the lengths of the whole fragments. Hub splits are cut into slices.
+    """
+    left = sum(rows) if limit is None else min(limit, sum(rows))
+    total = left
+    parts: list[Fragment] = []
+    for fragment, length in zip(fragments, rows, strict=True):
+        take = min(length, left)
+        step = _HUB_SLICE if fragment.kind == "hub" else max(take, 1)
+        parts += [
+            replace(fragment, start=start, stop=min(start + step, take))
+            for start in range(0, take, step)
+        ]
+        left -= take
+    return parts, total
+
+
+def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
+    """Return the number of rows of a whole fragment (a library: at most), and its columns."""
+    if fragment.kind == "docstrings":
+        return int(fragment.detail), list(_PASSAGE_COLUMNS)
+    if fragment.kind == "hub":
+        data = _hub_split(fragment)
+        columns = list(data.column_names)
+        return len(data), columns if "split" in columns else [*columns, "split"]
+    filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
+    with filesystem.open(path, "rb") as stream:
+        if fragment.kind == "parquet":
+            file = pq.ParquetFile(stream)
+            return file.metadata.num_rows, list(file.schema_arrow.names)
+        if fragment.kind == "text":
+            return sum(1 for _ in stream), ["text"]
+        if fragment.kind == "csv":
+            with _csv(stream, None) as reader:
+                return sum(batch.num_rows for batch in reader), list(reader.schema.names)
+        count = 0
+        names: list[str] = []
+        for record in _json_lines(stream, fragment):
+            names = names or list(record)
+            count += 1
+        return count, names
+
+
+def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
+    """Yield the rows of a fragment as tables of string columns (null kept) and `row`."""
+    position = fragment.start if fragment.kind == "hub" else 0  # hub slices are read directly
+    stop = fragment.stop
+    for table in _tables(fragment, columns, options):
+        first = max(fragment.start - position, 0)
+        last = table.num_rows if stop is None else min(table.num_rows, stop - position)
+        if first < last:
+            base = (fragment.index << _ROW_BITS) + position
+            rows = pa.array(range(base + first, base + last), pa.int64())
+            yield table.slice(first, last - first).append_column("row", rows)
+        position += table.num_rows
+        if stop is not None and position >= stop:
+            return
+
+
+def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[str]) -> None:
+    """Raise ConfigError if a column that the config names is not among those `found`."""
+    absent = [column for column in dataset.columns if column not in found]
+    if absent:
+        raise ConfigError(
+            f"dataset {dataset.name}: {fragment.location} has no column "
+            f"{', '.join(repr(name) for name in absent)}; it has: {', '.join(found)}"
+        )
+
+
+def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
+    if fragment.kind == "docstrings":
+        yield _library(fragment).select(list(columns))
+        return
+    if fragment.kind == "hub":
+        yield from _read_hub(fragment, columns)
+        return
+    filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
+    with filesystem.open(path, "rb") as stream:
+        if fragment.kind == "parquet":
+            for batch in pq.ParquetFile(stream).iter_batches(_BATCH, columns=list(columns)):
+                yield _as_strings(pa.Table.from_batches([batch]).select(list(columns)))
+        elif fragment.kind == "csv":
+            with _csv(stream, columns) as reader:
+                for batch in reader:
+                    yield pa.Table.from_batches([batch]).select(list(columns))
+        elif fragment.kind == "text":
+            lines = (line.decode("utf-8", "replace").rstrip("\r\n") for line in stream)
+            yield from _batched(({"text": line} for line in lines), ["text"])
+        else:
+            yield from _batched(_json_lines(stream, fragment), columns)
+
+
+def _read_hub(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    data = _hub_split(fragment)
+    stop = len(data) if fragment.stop is None else fragment.stop
+    own = [column for column in columns if column in data.column_names]
+    table = _as_strings(
+        data.select(range(fragment.start, stop)).select_columns(own).with_format("arrow")[:]
+    )
+    if "split" in columns and "split" not in own:
+        split = fragment.location.rsplit(":", 1)[1]
+        table = table.append_column("split", pa.array([split] * table.num_rows))
+    yield table.select(list(columns))
+
+
+def _as_strings(table: pa.Table) -> pa.Table:
+    return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+
+
+@lru_cache(maxsize=8)
+def _hub_split(fragment: Fragment) -> Any:  # noqa: ANN401  (datasets ships no types)
+    import datasets  # noqa: PLC0415  (slow to import, and only hub sources need it)
+
+    name, split = fragment.location.rsplit(":", 1)
+    config, revision = json.loads(fragment.detail)
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot load hub dataset {name} ({split}): {reason}") from error
+
+
+@lru_cache(maxsize=8)
+def _library(fragment: Fragment) -> pa.Table:
+    passages = docstrings.read_library(fragment.location, int(fragment.detail))
+    columns = {name: [getattr(passage, name) for passage in passages] for name in _PASSAGE_COLUMNS}
+    return _as_strings(pa.table(columns))
+
+
+def _csv(stream: Any, columns: Sequence[str] | None) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
+    wanted = list(columns) if columns is not None else []
+    convert = pa_csv.ConvertOptions(
+        include_columns=wanted,
+        column_types={column: pa.large_string() for column in wanted},
+        null_values=[],
+    )
+    return pa_csv.open_csv(
+        stream,
+        read_options=pa_csv.ReadOptions(block_size=1 << 24),
+        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        convert_options=convert,
+    )
+
+
+def _json_lines(stream: Any, fragment: Fragment) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{fragment.location} line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ConfigError(f"{fragment.location} line {number} is not a JSON object")
+        yield record
+
+
+def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Iterator[pa.Table]:
+    schema = pa.schema([(column, pa.large_string()) for column in columns])
+    batch: list[dict[str, str | None]] = []
+    for record in records:
+        values = {column: record.get(column) for column in columns}
+        batch.append({k: v if v is None else str(v) for k, v in values.items()})
+        if len(batch) == _BATCH:
+            yield pa.Table.from_pylist(batch, schema)
+            batch = []
+    if batch:
+        yield pa.Table.from_pylist(batch, schema)
+
+
+def _files(dataset: DatasetConfig, source: FileSource, options: Options) -> list[str]:
+    found: list[str] = []
+    for pattern in source.files:
+        filesystem, path = resolve(pattern, _options_for(pattern, options))
+        matches = sorted(filesystem.glob(path)) if "*" in path else [path]
+        if not matches or not filesystem.isfile(matches[0]):
+            raise ConfigError(f"dataset {dataset.name}: there is no file {pattern}")
+        protocol, separator, _ = pattern.rpartition("://")
+        found += [f"{protocol}{separator}{match}" for match in matches]
+    return found
+
+
+def _format(dataset: DatasetConfig, source: FileSource, file: str) -> str:
+    if source.format != "auto":
+        return source.format
+    ending = "." + file.rsplit(".", 1)[-1].lower()
+    if ending not in _FORMATS:
+        raise ConfigError(
+            f"dataset {dataset.name}: cannot tell the format of {file} from its name; "
+            "say source.format: parquet, jsonl, csv or text"
+        )
+    return _FORMATS[ending]
+
+
+def _options_for(uri: str, options: Options) -> Options:
+    return options if "://" in uri and not uri.startswith("file://") else {}

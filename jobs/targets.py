@@ -1,0 +1,165 @@
+"""What extraction should make: which partitions, which shards, and the units of work still missing.
+
+Pure functions of the config, the prompts and what exists; nothing here computes or writes a shard.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.config import DatasetConfig, RunConfig
+from jobs.run import partition
+from operators.subject import Subject
+from operators.views import view_name
+from storage.manifest import Manifest, Settings, digest_of, missing
+from storage.partition import CLEAN, Partition, shard_name
+from storage.shards import Receipt
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One shard of prompts under one condition, through one model.
+
+    `take` limits it to the shard's share of the sample (None = every prompt), `tokens` is how many
+    of its prompts have their token states stored, and the digests name the settings of the two
+    tables.
+    """
+
+    dataset: str
+    condition: str
+    shard: int
+    prompts: int
+    take: int | None
+    tokens: int
+    digest: str
+    tokens_digest: str
+
+    def to_json(self) -> str:
+        """Return the unit as JSON, the form in which it travels."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Unit:
+        """Return the unit that `to_json` gave."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A partition to fill: its settings, and the share of each of its shards' prompts it takes."""
+
+    partition: Partition
+    settings: Settings
+    shares: dict[str, int]
+
+    @property
+    def expected(self) -> list[str]:
+        """The names of the shards it should have."""
+        return list(self.shares)
+
+    @property
+    def digest(self) -> str:
+        """The digest of its settings."""
+        return digest_of(self.settings)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a dataset under one condition: embeddings, and for `clean` token states too."""
+
+    dataset: str
+    condition: str
+    embeddings: Target
+    tokens: Target | None
+
+    @property
+    def targets(self) -> list[Target]:
+        """Every partition that the pass fills."""
+        return [self.embeddings] if self.tokens is None else [self.embeddings, self.tokens]
+
+
+def sample_shares(prompts: Manifest, sample: int) -> dict[str, int]:
+    """Return shard name -> prompts, so that the shards hold `sample` prompts between them.
+
+    Shards are cut by a hash of the text, so the leading shards are a random sample, and a small
+    sample touches few objects. A corpus smaller than the sample is taken whole.
+    """
+    shares: dict[str, int] = {}
+    left = sample
+    for receipt in prompts.receipts:
+        take = min(receipt.rows, left)
+        if take:
+            shares[receipt.name] = take
+        left -= take
+    return shares
+
+
+def passes(
+    config: RunConfig,
+    subject: Subject,
+    identity: Settings,
+    dataset: DatasetConfig,
+    prompts: Manifest,
+) -> Iterator[Pass]:
+    """Yield the passes of a subject over a dataset: the clean one, then each view."""
+    source = {
+        "subject": dict(identity),
+        "prompts": prompts.content,
+        "max_tokens": config.extract.max_tokens,
+    }
+    kept: dict[str, Any] = {
+        **source,
+        "norms": sorted(config.extract.norms),
+        "poolings": sorted(config.extract.poolings),
+    }
+    tokens = config.tokens
+    token_shares = sample_shares(prompts, tokens.sample)
+    yield Pass(
+        dataset.name,
+        CLEAN,
+        Target(
+            partition("embeddings", subject, dataset),
+            kept,
+            {receipt.name: receipt.rows for receipt in prompts.receipts},
+        ),
+        Target(
+            partition("tokens", subject, dataset),
+            {**source, "seed": config.seed, **tokens.model_dump()},
+            token_shares,
+        )
+        if token_shares
+        else None,
+    )
+    views = config.views
+    drawn = {**kept, "seed": config.seed, **views.model_dump(exclude={"count"})}
+    shares = sample_shares(prompts, views.sample)
+    for condition in map(view_name, range(views.count)):
+        where = partition("embeddings", subject, dataset, condition)
+        yield Pass(dataset.name, condition, Target(where, drawn, shares), None)
+
+
+def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:
+    """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
+    absent = {
+        name
+        for target in each.targets
+        for name in missing(target.expected, done[target.partition.path])
+    }
+    shares = each.embeddings.shares
+    return [
+        Unit(
+            dataset=each.dataset,
+            condition=each.condition,
+            shard=number,
+            prompts=shares[shard_name(number)],
+            take=None if each.condition == CLEAN else shares[shard_name(number)],
+            tokens=each.tokens.shares.get(shard_name(number), 0) if each.tokens else 0,
+            digest=each.embeddings.digest,
+            tokens_digest=each.tokens.digest if each.tokens else "",
+        )
+        for number in range(len(prompts.receipts))
+        if shard_name(number) in absent
+    ]

@@ -1,0 +1,275 @@
+"""The whole job through the real command line: real Ray, a real model file, real Parquet."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from storage.manifest import Manifest, load, require
+from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
+from storage.root import Root
+from storage.shards import read_table
+from storage.sql import connect
+from storage.vectors import Group, read_vectors
+from tests.conftest import PROJECT, Cli, write_config, write_texts
+from tests.tiny import BLOCKS
+
+pytestmark = pytest.mark.slow
+CLEAN = Partition("embeddings", ("tiny", "local", "topics", "clean"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its config, its root, and what it printed."""
+
+    config: Path
+    root: Root
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, checkpoint)
+    result = cli("run", str(config), "--output", str(folder / "out"))
+    return Finished(config, Root(str(folder / "out")), result.stdout)
+
+
+def _manifests(root: Root) -> Iterator[Manifest]:
+    for table in KEYS:
+        for partition in partitions(root, table):
+            yield require(root, partition)
+
+
+def _content(root: Root) -> dict[str, Any]:
+    """Return partition -> shard -> checksum: equal for two roots with equal rows."""
+    return {
+        manifest.partition.path: {r.name: (r.rows, r.checksum) for r in manifest.receipts}
+        for manifest in _manifests(root)
+    }
+
+
+def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
+    root = finished.root
+    for table in KEYS:
+        states = all_partitions(root, table)
+        assert states, table
+        assert all(complete for _, complete in states), table
+    with connect(root) as sql:
+        prompts = sql.sql("SELECT count(*), count(DISTINCT prompt_id) FROM prompts").fetchall()
+        assert prompts == [(120, 120)]
+        per_layer = sql.sql(
+            "SELECT layer, norm, pooling, count(*), count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition = 'clean' GROUP BY ALL"
+        ).fetchall()
+        assert len(per_layer) == (BLOCKS + 1) * 2 * 2
+        assert {row[3:] for row in per_layer} == {(120, 120)}
+        views = sql.sql(
+            "SELECT condition, count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition <> 'clean' GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        assert views == [(f"view-{n:02d}", 24) for n in range(4)]
+        assert sql.sql("SELECT count(DISTINCT prompt_id) FROM tokens").fetchall() == [(16,)]
+
+
+def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
+    """The sharded, padded, batched pipeline gives what a user computes by hand (DESIGN 10)."""
+    root = finished.root
+    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
+    model, tokenizer = (
+        AutoModel.from_pretrained(checkpoint),
+        AutoTokenizer.from_pretrained(checkpoint),
+    )
+    found = {
+        norm: [
+            read_vectors(root, require(root, CLEAN), Group(layer, norm, "mean"))
+            for layer in range(BLOCKS + 1)
+        ]
+        for norm in ("none", "final")
+    }
+    for row in prompts.to_pylist()[:8]:
+        with torch.inference_mode():
+            encoded = tokenizer(row["text"], return_tensors="pt")
+            output = model(**encoded, output_hidden_states=True)
+        ids = np.array([row["prompt_id"]])
+        # The library: entries 0..L-1 are raw states, the last is the final norm of layer L.
+        for layer, state in enumerate(output.hidden_states):
+            norm = "none" if layer < BLOCKS else "final"
+            vectors = found[norm][layer]
+            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
+            np.testing.assert_allclose(got, state[0].mean(dim=0).numpy(), atol=1e-5)
+
+
+def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:
+    with connect(finished.root) as sql:
+        scores = sql.sql(
+            "SELECT task, task_type, count(*), count(DISTINCT layer), min(value) >= 0, "
+            "max(value) <= 1 FROM probe_scores GROUP BY ALL ORDER BY task"
+        ).fetchall()
+        per_task = (BLOCKS + 1) * 4 * 3
+        assert scores == [
+            ("find", "retrieval", per_task, BLOCKS + 1, True, True),
+            ("groups", "clustering", per_task, BLOCKS + 1, True, True),
+            ("topic", "classification", per_task, BLOCKS + 1, True, True),
+        ]
+        metrics = sql.sql("SELECT DISTINCT metric FROM layer_metrics ORDER BY 1").fetchall()
+        assert [name for (name,) in metrics] == [
+            "curvature",
+            "dataset_entropy",
+            "dime",
+            "infonce",
+            "lidar",
+            "prompt_entropy",
+        ]
+        ranking = sql.sql(
+            "SELECT layer, rank, cost, recommended FROM ranking ORDER BY layer"
+        ).fetchall()
+        assert [row[0] for row in ranking] == list(range(BLOCKS + 1))
+        assert ranking[-1][2] == 1.0
+        assert sum(row[3] for row in ranking) == 1
+
+
+def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:
+    """What the stages compute over shards equals the operator on all vectors at once."""
+    from operators.metrics.entropy import dataset_entropy, prompt_entropy
+
+    root = finished.root
+    vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
+    tokens = read_table(root, require(root, CLEAN.sibling("tokens")).objects()[0])
+    per_prompt = []
+    for row in tokens.filter(pa.compute.equal(tokens["layer"], 2)).to_pylist():
+        states = np.frombuffer(row["states"], np.float32).reshape(1, row["n_tokens"], row["dim"])
+        value = prompt_entropy(torch.from_numpy(states.copy()), torch.tensor([row["n_tokens"]]))
+        per_prompt.append(float(value))
+    with connect(root) as sql:
+        query = "SELECT value, n_prompts FROM layer_metrics WHERE layer = 2 AND metric = ? {}"
+        whole = sql.execute(
+            query.format("AND norm = 'final' AND pooling = 'mean'"), ["dataset_entropy"]
+        ).fetchall()
+        mean = sql.execute(query.format(""), ["prompt_entropy"]).fetchall()
+    expected = float(dataset_entropy(torch.from_numpy(vectors.matrix_ND)))
+    assert whole == [(pytest.approx(expected, abs=1e-9), 120)]
+    assert mean == [(pytest.approx(np.mean(per_prompt), abs=2e-6), 16)]
+
+
+def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:
+    root = finished.root
+    assert set(root.sizes("report")) == {"report.json", "report.md", "index.html"}
+    facts = json.loads(root.read("report/report.json"))
+    assert facts["name"] == "small"
+    assert root.place("report/index.html") in finished.printed
+
+
+def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, cli: Cli) -> None:
+    before = {
+        key: (finished.root.path(key), Path(finished.root.path(key)).stat().st_mtime_ns)
+        for manifest in _manifests(finished.root)
+        if manifest.partition.table != "ranking"
+        for key in [*manifest.objects(), manifest.partition.shard(MANIFEST)]
+    }
+    began = time.monotonic()
+    cli("run", str(finished.config), "--output", finished.root.uri)
+    assert time.monotonic() - began < 60
+    for path, changed in before.values():
+        assert Path(path).stat().st_mtime_ns == changed, path
+
+
+def test_other_settings_are_refused_and_overwrite_replaces_what_depends_on_them(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(finished.config.read_text())
+    values["extract"]["max_tokens"] = 12
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    before = _content(finished.root)
+    refused = cli("run", str(changed), "--output", finished.root.uri, expect=2)
+    assert "max_tokens: 64 there, 12 here" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert _content(finished.root) == before
+
+
+def test_status_and_query(finished: Finished, cli: Cli) -> None:
+    shown = cli("status", finished.root.uri, "--verify").stdout
+    assert "complete" in shown
+    assert "incomplete" not in shown
+    answer = cli("query", finished.root.uri, "SELECT count(*) AS prompts FROM prompts").stdout
+    assert "120" in answer
+    wrong = cli("query", finished.root.uri, "SELECT nothing FROM prompts", expect=2)
+    assert "nothing" in wrong.stderr
+
+
+def test_killed_driver_resumes_with_the_missing_shards_only(
+    tmp_path: Path, checkpoint: Path, cli: Cli
+) -> None:
+    texts = write_texts(tmp_path / "many.jsonl", 600)
+    datasets = [
+        {"name": "topics", "source": {"files": str(texts)}, "shard_prompts": 12, "tasks": []}
+    ]
+    config = write_config(tmp_path, checkpoint, datasets=datasets)
+    killed, undisturbed = Root(str(tmp_path / "killed")), Root(str(tmp_path / "undisturbed"))
+    cli("prepare", str(config), "--output", killed.uri)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "extract", str(config), "--output", killed.uri],
+        cwd=PROJECT,
+        env=cli.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for_shards(killed, driver, 4)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    time.sleep(3)  # the workers of a killed driver end by themselves
+    assert load(killed, CLEAN) is None
+    kept = _shard_times(killed)
+    expected = [shard_name(n) for n in range(50)]
+    assert 4 <= len(kept) < len(expected)
+
+    shown = cli("status", killed.uri, expect=1).stdout
+    assert "incomplete  embeddings" in shown
+    resumed = cli("run", str(config), "--output", killed.uri).stdout
+    assert f"{len(expected) - len(kept)} shards" in resumed.replace("shards,", "shards")
+    after = _shard_times(killed)
+    assert sorted(after) == expected
+    assert {name: after[name] for name in kept} == kept
+
+    cli("run", str(config), "--output", undisturbed.uri)
+    assert _content(killed) == _content(undisturbed)
+    with connect(killed) as sql:
+        counted = sql.sql(
+            "SELECT count(*), count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition = 'clean' AND layer = 1 AND norm = 'none' AND pooling = 'mean'"
+        ).fetchall()
+    assert counted == [(600, 600)]
+    leftovers = [p for p in Path(killed.path(CLEAN.path)).iterdir() if ".tmp" in p.name]
+    assert leftovers == []
+
+
+def _wait_for_shards(root: Root, driver: subprocess.Popen[bytes], count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(_shard_times(root)) >= count:
+            return
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.01)
+    raise AssertionError("no shard appeared in 120 s")
+
+
+def _shard_times(root: Root) -> dict[str, int]:
+    folder = Path(root.path(CLEAN.path))
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.parquet")}
