@@ -6,7 +6,8 @@ that names the key, the value and the choices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,7 @@ from pydantic import (
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
@@ -37,6 +39,8 @@ METRICS: tuple[Metric, ...] = (
     "lidar",
     "dime",
 )
+_OF_VIEWS: tuple[Metric, ...] = ("infonce", "lidar", "dime")
+_MIN_VIEWS = 2  # fewer views cannot be compared with each other
 
 
 class ConfigError(ValueError):
@@ -160,8 +164,10 @@ class DatasetConfig(_Block):
             "hub": HubSource,
             "files": FileSource,
         }
-        if not isinstance(value, Mapping):
+        if isinstance(value, _Block):
             return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"give a mapping with exactly one of {', '.join(kinds)}")
         given = [kind for kind in kinds if kind in value]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)}; got {sorted(value)}")
@@ -205,6 +211,12 @@ class ExtractConfig(_Block):
         None, description="padded tokens per batch; default: 4096 on a CPU, 32768 on a GPU"
     )
 
+    @field_validator("norms", "poolings")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _require_distinct(names, "name")
+        return names
+
 
 class ViewsConfig(_Block):
     """Augmented views of a sample; each costs a forward pass of the sample."""
@@ -229,11 +241,17 @@ class MeasureConfig(_Block):
 
     device: Device = "auto"
     metrics: tuple[Metric, ...] = METRICS
-    alpha: Annotated[float, Field(gt=0)] = Field(1.0, description="order of the matrix entropies")
+    alpha: Positive = Field(1.0, description="order of the matrix entropies")
     dataset_sample: Count = Field(10_000, description="prompts of a dataset metric, at most")
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    delta: Annotated[float, Field(gt=0)] = Field(1e-4, description="ridge of LiDAR")
+    temperature: Positive = 0.1
+    delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
+
+    @field_validator("metrics")
+    @classmethod
+    def _distinct(cls, names: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        _require_distinct(names, "metric")
+        return names
 
 
 class ProbeConfig(_Block):
@@ -305,17 +323,25 @@ class RunConfig(_Block):
                 f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
                 f"{', '.join(self.extract.poolings)}"
             )
+        unseen = [metric for metric in self.measure.metrics if metric in _OF_VIEWS]
+        if unseen and self.views.count < _MIN_VIEWS:
+            raise ValueError(
+                f"views.count is {self.views.count}, but {', '.join(unseen)} "
+                f"need{'s' if len(unseen) == 1 else ''} at least {_MIN_VIEWS} views"
+            )
         return self
 
 
 def load(recipe_or_file: str) -> RunConfig:
     """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one."""
     path = Path(recipe_or_file)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return parse(text, str(path))
     recipe = resources.files("jobs") / "recipes" / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
@@ -336,8 +362,9 @@ def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        # Neither the cause nor its text goes on: both show the line, which may hold a secret.
+        raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
     try:
@@ -346,18 +373,26 @@ def parse(text: str, where: str) -> RunConfig:
         raise ConfigError(f"{where}: {_first_problem(error)}") from error
 
 
+def _yaml_problem(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    problem = re.sub(r"(alias|anchor|tag|handle) .*", r"\1", error.problem or "it cannot be read")
+    mark = error.problem_mark
+    return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" (got {value!r})"
-    if any(secret in key for secret in ("key", "secret", "token")) and "storage" in key:
-        shown = ""
+    plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
+    secret = problem["loc"][:1] == ("storage",)
+    shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message
 
 
-def _require_distinct(names: list[str], what: str) -> None:
+def _require_distinct(names: Sequence[str], what: str) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{what} name {', '.join(repeated)} is used twice")

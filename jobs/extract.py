@@ -17,8 +17,7 @@ from jobs.run import Run, subject_identity
 from jobs.targets import Target, Unit, missing_units, passes
 from operators.subject import Subject, read_shape
 from operators.views import ViewProbabilities
-from storage.manifest import publish, survey
-from storage.partition import MANIFEST
+from storage.manifest import load, missing, publish, survey
 from storage.shards import Receipt
 
 _CONCURRENT_UNITS = 2  # per actor: one in the model, one being written
@@ -35,23 +34,23 @@ def _extract_subject(run: Run, subject: Subject) -> None:
     shape = read_shape(subject)
     say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
     identity = subject_identity(subject)
-    targets: list[Target] = []
+    unpublished: list[Target] = []
     units: list[Unit] = []
     done: Done = {}
     for dataset in run.config.datasets:
         prompts = run.prompts(dataset)
         for each in passes(run.config, subject, identity, dataset, prompts):
             for target in each.targets:
-                targets.append(target)
                 done[target.partition.path] = survey(
                     run.root, target.partition, target.settings, overwrite=run.overwrite
                 )
-            units += missing_units(each, prompts, done)
+            absent = missing_units(each, prompts, done)
+            units += absent
+            unpublished += [t for t in each.targets if absent or not load(run.root, t.partition)]
     if units:
         _extract_units(run, subject, units, done)
-    for target in targets:
-        if units or not run.root.exists(target.partition.shard(MANIFEST)):
-            _publish(run, target, done)
+    for target in unpublished:
+        _publish(run, target, done)
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:
@@ -85,7 +84,13 @@ def _plan(run: Run, subject: Subject, units: Sequence[Unit], pool: Pool) -> ray.
     reader = Reader(run.root, subject, config.seed, probabilities, config.extract.max_tokens)
     return (
         from_units([unit.to_json() for unit in units])
-        .map_batches(reader.read, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        .map_batches(
+            reader.read,
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=TASK_CPUS,
+            compute=ray.data.TaskPoolStrategy(size=pool.readers),
+        )
         .map_batches(
             Extractor,
             fn_constructor_args=(run.root, subject, config, pool),
@@ -106,7 +111,7 @@ def _plan(run: Run, subject: Subject, units: Sequence[Unit], pool: Pool) -> ray.
 
 def _publish(run: Run, target: Target, done: Done) -> None:
     receipts = done[target.partition.path]
-    absent = [name for name in target.expected if name not in receipts]
+    absent = missing(target.expected, receipts)
     if absent:
         raise RuntimeError(
             f"{target.partition}: {len(absent)} shards are missing, first {absent[0]}"

@@ -18,7 +18,7 @@ from jobs.cluster import Pool, one_unit, result_table
 from jobs.config import RunConfig
 from jobs.targets import Unit
 from operators.batching import Ids
-from operators.encode import Group, Representations, TokenRequest, encode
+from operators.encode import Representations, TokenRequest, encode
 from operators.model import load_model
 from operators.seeding import sample_order
 from operators.subject import Subject, read_shape
@@ -27,8 +27,9 @@ from operators.views import ViewProbabilities, view_text
 from storage import schema
 from storage.partition import CLEAN, Partition, shard_name
 from storage.root import Root
-from storage.shards import Receipt, read_table, vector_column, write_shard
+from storage.shards import Receipt, read_table, write_shard
 from storage.spool import TokenSpool
+from storage.vectors import embeddings_table
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -162,29 +163,10 @@ class Extractor:
             if vectors_GND is None:
                 return
             for group, vectors_ND in zip(groups, vectors_GND, strict=True):
-                yield _embeddings_table(group, ids, lengths, vectors_ND)
+                yield embeddings_table(group, ids, lengths, vectors_ND)
 
         return write_shard(self._root, key, tables(), schema.embeddings(dim), blank)
 
     def _partition(self, table: str, unit: Unit) -> Partition:
         values = (self._subject.name, self._subject.revision, unit.dataset, unit.condition)
         return Partition(table, values)
-
-
-def _embeddings_table(
-    group: Group,
-    ids: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int32],
-    vectors_ND: npt.NDArray[np.float32],
-) -> pa.Table:
-    layer, norm, pooling = group
-    count = len(ids)
-    columns = [
-        pa.array(ids),
-        pa.array(np.full(count, layer, dtype=np.int16)),
-        pa.array([norm] * count),
-        pa.array([pooling] * count),
-        pa.array(lengths),
-        vector_column(vectors_ND),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors_ND.shape[1]))

@@ -21,7 +21,17 @@ from operators.metrics.registry import TOKEN_METRICS, VIEW_METRICS, Parameters
 from operators.subject import Subject
 from operators.views import view_name
 from storage import schema
-from storage.manifest import Manifest, Settings, digest_of, load, missing, publish, require, survey
+from storage.manifest import (
+    Manifest,
+    Settings,
+    current,
+    digest_of,
+    load,
+    missing,
+    publish,
+    require,
+    survey,
+)
 from storage.shards import Receipt, write_shard
 from storage.vectors import groups
 
@@ -59,7 +69,8 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     names = [receipt.name for receipt in tokens.receipts]
     units = missing(names, done)
     if not units:
-        return publish(run.root, where, settings, done.values())
+        present = load(run.root, where)
+        return present or publish(run.root, where, settings, done.values())
     device, cpus, gpus = _task_resources(run, len(units))
     task = TokenMetrics(
         run.root, tokens.partition, wanted, parameters(run), digest_of(settings), device
@@ -86,9 +97,9 @@ def _measure_layers(
         **config.model_dump(exclude={"device"}),
     }
     where = partition("layer_metrics", subject, dataset)
-    if survey(run.root, where, settings, overwrite=run.overwrite):
-        manifest = require(run.root, where)
-        say(f"  {dataset.name}: {manifest.rows} layer metrics, present")
+    present = current(run.root, where, settings, overwrite=run.overwrite)
+    if present is not None:
+        say(f"  {dataset.name}: {present.rows} layer metrics, present")
         return
     units = groups(run.root, clean)
     device, cpus, gpus = _task_resources(run, len(units))
@@ -134,4 +145,4 @@ def _task_resources(run: Run, units: int) -> tuple[str, float, float]:
     """Return the device of a measuring task, and the CPUs and GPUs it takes."""
     device = run.config.measure.device
     pool = plan_pool(run.cluster.resources(device), device, units)
-    return pool.device, pool.num_cpus, pool.num_gpus
+    return pool.device, 1.0, pool.num_gpus

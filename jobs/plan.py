@@ -41,16 +41,17 @@ class Plan:
 def plan(config: RunConfig, root: Root | None) -> list[Plan]:
     """Return the plan of every subject over every dataset; ConfigError if a size is unknown."""
     return [
-        _plan(config, _shape(each), subject(each).name, dataset, _prompts(dataset, root))
+        _plan(config, _shape(each), subject(each).name, dataset, _size(dataset, root))
         for each in config.subjects
         for dataset in config.datasets
     ]
 
 
 def _plan(
-    config: RunConfig, shape: ModelShape, name: str, dataset: DatasetConfig, prompts: int
+    config: RunConfig, shape: ModelShape, name: str, dataset: DatasetConfig, size: tuple[int, int]
 ) -> Plan:
     extract, views = config.extract, config.views
+    prompts, shards = size
     sample = min(views.sample, prompts)
     token_sample = min(config.tokens.sample, prompts)
     layers = shape.layers + 1
@@ -64,7 +65,7 @@ def _plan(
         dataset.name,
         layers,
         prompts,
-        -(-prompts // dataset.shard_prompts),
+        shards,
         passes,
         passes * max_tokens,
         passes * groups * vector,
@@ -78,19 +79,22 @@ def _shape(config: SubjectConfig) -> ModelShape:
     return read_shape(subject(config))
 
 
-def _prompts(dataset: DatasetConfig, root: Root | None) -> int:
-    """Return the prompts of a dataset: counted if it is prepared, else at most its source rows."""
+def _size(dataset: DatasetConfig, root: Root | None) -> tuple[int, int]:
+    """Return prompts and shards: counted if they are prepared, else at most one prompt per text."""
     if root is not None:
         manifest = load(root, Partition("prompts", (dataset.name,)))
         if manifest is not None:
-            return manifest.rows
-    columns = len(dataset.text_columns)
+            return manifest.rows, len(manifest.receipts)
     if isinstance(dataset.source, BuiltinSource):
         fragments = sources.discover(dataset, {})
-        return columns * sum(sources.inspect(fragment, {})[0] for fragment in fragments)
-    if dataset.limit is None:
+        lengths = [sources.inspect(fragment, {})[0] for fragment in fragments]
+        _, rows = sources.cut(fragments, lengths, dataset.limit)
+    elif dataset.limit is None:
         raise ConfigError(
             f"dataset {dataset.name}: the number of rows is unknown before it is read; "
             "set limit, or run `layerrank prepare` first"
         )
-    return columns * dataset.limit
+    else:
+        rows = dataset.limit
+    prompts = rows * len(dataset.text_columns)
+    return prompts, -(-prompts // dataset.shard_prompts)

@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from jobs import sources
-from jobs.cluster import TASK_CPUS, from_units, one_unit, result_table, results, run_tasks
-from jobs.config import ConfigError, DatasetConfig, Task
+from jobs.cluster import from_units, one_unit, result_table, results, run_tasks
+from jobs.config import BuiltinSource, ConfigError, DatasetConfig, Task
 from jobs.console import Progress, say
 from jobs.records import PROMPT, SKIPPED, items_of, markers, prompts_of, records_of
 from jobs.run import Run
-from storage.manifest import Manifest, digest_of, publish, survey
+from storage.manifest import Manifest, current, digest_of, publish
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -77,8 +77,8 @@ def _targets(run: Run, dataset: DatasetConfig, options: sources.Options) -> dict
 
 
 def _is_complete(run: Run, target: _Target) -> bool:
-    survey(run.root, target.partition, target.settings, overwrite=run.overwrite)
-    return run.root.exists(target.partition.shard("manifest.json"))
+    found = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
+    return found is not None
 
 
 def _cut_source(
@@ -86,20 +86,31 @@ def _cut_source(
 ) -> tuple[list[sources.Fragment], int]:
     """Return the fragments to read and their rows, after a look at columns and lengths."""
     whole = sources.discover(dataset, options)
-
-    def look(batch: pa.Table) -> pa.Table:
-        fragment = sources.Fragment.from_json(one_unit(batch))
-        rows, columns = sources.inspect(fragment, options)
-        return result_table([fragment.index, rows, columns])
-
     rows = [0] * len(whole)
-    for index, length, columns in run_tasks([fragment.to_json() for fragment in whole], look):
+    for index, length, columns in _inspect(dataset, whole, options):
         rows[index] = length
         if length:
             sources.require_columns(dataset, whole[index], columns)
     if not sum(rows):
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
     return sources.cut(whole, rows, dataset.limit)
+
+
+def _inspect(
+    dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: sources.Options
+) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield index, rows and columns of each fragment, looked up where the fragment is read."""
+
+    def look(fragment: sources.Fragment) -> tuple[int, int, list[str]]:
+        return (fragment.index, *sources.inspect(fragment, options))
+
+    def task(batch: pa.Table) -> pa.Table:
+        return result_table(look(sources.Fragment.from_json(one_unit(batch))))
+
+    if isinstance(dataset.source, BuiltinSource):  # states its size; nothing to open
+        yield from map(look, fragments)
+    else:
+        yield from run_tasks([fragment.to_json() for fragment in fragments], task)
 
 
 def _write(
@@ -126,9 +137,9 @@ def _write(
 
     plan = (
         from_units([fragment.to_json() for fragment in fragments])
-        .map_batches(split, batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        .map_batches(split, batch_size=1, batch_format="pyarrow", num_cpus=1)
         .groupby("shard", num_partitions=min(shards, 64))
-        .map_groups(write, batch_format="pyarrow", num_cpus=TASK_CPUS)
+        .map_groups(write, batch_format="pyarrow", num_cpus=1)
     )
     found: dict[str, list[Receipt]] = {name: [] for name in wanted}
     with Progress("prepare", shards, "shards") as progress:

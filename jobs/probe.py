@@ -27,14 +27,13 @@ from operators.probes.fold import FoldScore
 from operators.probes.retrieval import retrieval
 from operators.subject import Subject
 from storage import schema
-from storage.manifest import Manifest, Settings, digest_of, publish, require, survey
-from storage.partition import MANIFEST, Partition
+from storage.manifest import Manifest, Settings, current, digest_of, publish, require
+from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, read_table, write_shard
 from storage.vectors import Group, groups, read_vectors
 
 SCORES = "scores.parquet"
-_CPUS = 0.75  # a scoring task is one busy thread
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ def probe(run: Run) -> None:
         for subject, dataset in run.pairs()
         for task in dataset.tasks
     ]
-    missing = []
-    for target in targets:
-        survey(run.root, target.partition, target.settings, overwrite=run.overwrite)
-        if not run.root.exists(target.partition.shard(MANIFEST)):
-            missing.append(target)
+    missing = [
+        each
+        for each in targets
+        if not current(run.root, each.partition, each.settings, overwrite=run.overwrite)
+    ]
     if missing:
         _score_targets(run, missing)
     for target in targets:
@@ -121,7 +120,7 @@ def _score_targets(run: Run, targets: list[_Target]) -> None:
     rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
     left = {index: len(of_task) for index, of_task in units.items()}
     with Progress("probe", len(every), "layer scores") as progress:
-        for index, scores in run_tasks(every, task.__call__, num_cpus=_CPUS):
+        for index, scores in run_tasks(every, task.__call__):
             rows[index] += scores
             left[index] -= 1
             progress.add(1)

@@ -24,12 +24,12 @@ from operators.seeding import generator, prompt_id
 from storage import schema
 
 SKIPPED = ("null", "empty", "whitespace", "too_short")
-PROMPT = "prompt"
+PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER = "skip", "marker"
 _RECORD = pa.schema(
     [
         ("shard", pa.int32()),
-        ("kind", pa.string()),  # prompt, skip, marker, or `task ` and the task's name
+        ("kind", pa.string()),  # PROMPT, skip, marker, or `task ` and the task's name
         ("prompt_id", pa.int64()),
         ("text", pa.large_string()),  # of a prompt; the reason of a skip; the label of an item
         ("row", pa.int64()),

@@ -6,8 +6,11 @@ order key that is the same for any number of workers.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -67,7 +70,7 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
         ]
     if isinstance(source, HubSource):
         detail = json.dumps([source.config, source.revision])
-        splits = source.split.split("+")
+        splits = [split.strip() for split in source.split.split("+")]
         return [
             Fragment("hub", f"{source.hub}:{split}", index, detail=detail)
             for index, split in enumerate(splits)
@@ -87,7 +90,11 @@ def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
         return source.model_dump()
     files = _files(dataset, source, options)
     prints = [fingerprint(file, _options_for(file, options)) for file in files]
-    return {"files": [file.rsplit("/", 1)[-1] for file in files], "fingerprints": prints}
+    return {
+        "files": [file.rsplit("/", 1)[-1] for file in files],
+        "formats": [_format(dataset, source, file) for file in files],
+        "fingerprints": prints,
+    }
 
 
 def cut(
@@ -116,25 +123,24 @@ def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
     if fragment.kind == "docstrings":
         return int(fragment.detail), list(_PASSAGE_COLUMNS)
     if fragment.kind == "hub":
-        data = _hub_split(fragment)
+        data = _hub_split(fragment.location, fragment.detail)
         columns = list(data.column_names)
         return len(data), columns if "split" in columns else [*columns, "split"]
     filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
-    with filesystem.open(path, "rb") as stream:
+    with filesystem.open(path, "rb") as stream, _readable(fragment):
         if fragment.kind == "parquet":
             file = pq.ParquetFile(stream)
             return file.metadata.num_rows, list(file.schema_arrow.names)
         if fragment.kind == "text":
             return sum(1 for _ in stream), ["text"]
         if fragment.kind == "csv":
-            with _csv(stream, None) as reader:
-                return sum(batch.num_rows for batch in reader), list(reader.schema.names)
+            return _inspect_csv(stream)
         count = 0
-        names: list[str] = []
+        names: dict[str, None] = {}  # of all records: any of them may leave a key out
         for record in _json_lines(stream, fragment):
-            names = names or list(record)
+            names.update(dict.fromkeys(record))
             count += 1
-        return count, names
+        return count, list(names)
 
 
 def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
@@ -168,10 +174,11 @@ def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Ite
         yield _library(fragment).select(list(columns))
         return
     if fragment.kind == "hub":
-        yield from _read_hub(fragment, columns)
+        with _readable(fragment):
+            yield from _read_hub(fragment, columns)
         return
     filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
-    with filesystem.open(path, "rb") as stream:
+    with filesystem.open(path, "rb") as stream, _readable(fragment):
         if fragment.kind == "parquet":
             for batch in pq.ParquetFile(stream).iter_batches(_BATCH, columns=list(columns)):
                 yield _as_strings(pa.Table.from_batches([batch]).select(list(columns)))
@@ -186,15 +193,27 @@ def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Ite
             yield from _batched(_json_lines(stream, fragment), columns)
 
 
+@contextmanager
+def _readable(fragment: Fragment) -> Iterator[None]:
+    """Turn an error of the parser into one that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"cannot read {fragment.location} as {fragment.kind}: {reason}"
+        ) from error
+
+
 def _read_hub(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
-    data = _hub_split(fragment)
+    data = _hub_split(fragment.location, fragment.detail)
     stop = len(data) if fragment.stop is None else fragment.stop
     own = [column for column in columns if column in data.column_names]
     table = _as_strings(
         data.select(range(fragment.start, stop)).select_columns(own).with_format("arrow")[:]
     )
     if "split" in columns and "split" not in own:
-        split = fragment.location.rsplit(":", 1)[1]
+        split = fragment.location.partition(":")[2].partition("[")[0]  # train of train[:10%]
         table = table.append_column("split", pa.array([split] * table.num_rows))
     yield table.select(list(columns))
 
@@ -204,14 +223,14 @@ def _as_strings(table: pa.Table) -> pa.Table:
 
 
 @lru_cache(maxsize=8)
-def _hub_split(fragment: Fragment) -> Any:  # noqa: ANN401  (datasets ships no types)
+def _hub_split(location: str, detail: str) -> Any:  # noqa: ANN401  (datasets ships no types)
     import datasets  # noqa: PLC0415  (slow to import, and only hub sources need it)
 
-    name, split = fragment.location.rsplit(":", 1)
-    config, revision = json.loads(fragment.detail)
+    name, _, split = location.partition(":")
+    config, revision = json.loads(detail)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot load hub dataset {name} ({split}): {reason}") from error
 
@@ -223,11 +242,20 @@ def _library(fragment: Fragment) -> pa.Table:
     return _as_strings(pa.table(columns))
 
 
-def _csv(stream: Any, columns: Sequence[str] | None) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
-    wanted = list(columns) if columns is not None else []
+def _inspect_csv(stream: Any) -> tuple[int, list[str]]:  # noqa: ANN401  (fsspec ships no types)
+    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+    names = next((row for row in csv.reader(text) if row), [])
+    text.detach()
+    stream.seek(0)
+    # One column read as text is enough to count, and no type is guessed that a later row breaks.
+    with _csv(stream, names[:1]) as reader:
+        return sum(batch.num_rows for batch in reader), names
+
+
+def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
     convert = pa_csv.ConvertOptions(
-        include_columns=wanted,
-        column_types={column: pa.large_string() for column in wanted},
+        include_columns=list(columns),
+        column_types={column: pa.large_string() for column in columns},
         null_values=[],
     )
     return pa_csv.open_csv(
@@ -268,12 +296,17 @@ def _files(dataset: DatasetConfig, source: FileSource, options: Options) -> list
     found: list[str] = []
     for pattern in source.files:
         filesystem, path = resolve(pattern, _options_for(pattern, options))
-        matches = sorted(filesystem.glob(path)) if "*" in path else [path]
-        if not matches or not filesystem.isfile(matches[0]):
+        matches = [path] if filesystem.isfile(path) else _matches(filesystem, path)
+        if not matches:
             raise ConfigError(f"dataset {dataset.name}: there is no file {pattern}")
         protocol, separator, _ = pattern.rpartition("://")
         found += [f"{protocol}{separator}{match}" for match in matches]
     return found
+
+
+def _matches(filesystem: Any, pattern: str) -> list[str]:  # noqa: ANN401
+    found = filesystem.glob(pattern, detail=True)
+    return sorted(path for path, facts in found.items() if facts["type"] == "file")
 
 
 def _format(dataset: DatasetConfig, source: FileSource, file: str) -> str:

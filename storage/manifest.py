@@ -122,6 +122,17 @@ def survey(
     return {name: receipt for name, receipt in found.items() if receipt.digest == digest}
 
 
+def current(
+    root: Root, partition: Partition, settings: Settings, *, overwrite: bool = False
+) -> Manifest | None:
+    """Return the manifest of a partition made with `settings`; None if it has yet to be made.
+
+    Shards made with other settings are treated as by `survey`.
+    """
+    survey(root, partition, settings, overwrite=overwrite)
+    return load(root, partition)
+
+
 def publish(
     root: Root, partition: Partition, settings: Settings, receipts: Iterable[Receipt]
 ) -> Manifest:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from storage import schema
 from storage.manifest import Manifest
 from storage.root import Root
-from storage.shards import group_values, read_group, vectors
+from storage.shards import group_values, read_group, vector_column, vectors
 
 Ids = npt.NDArray[np.int64]
 
@@ -29,6 +31,26 @@ class Group:
     def match(self) -> dict[str, int | str]:
         """The column values of the group's rows."""
         return {"layer": self.layer, "norm": self.norm, "pooling": self.pooling}
+
+
+def embeddings_table(
+    group: tuple[int, str, str],
+    prompt_ids: Ids,
+    lengths: npt.NDArray[np.int32],
+    vectors_ND: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Return the rows of one (layer, norm, pooling) group, ready to be a row group of a shard."""
+    layer, norm, pooling = group
+    count = len(prompt_ids)
+    columns = [
+        pa.array(prompt_ids),
+        pa.array(np.full(count, layer, dtype=np.int16)),
+        pa.array([norm] * count),
+        pa.array([pooling] * count),
+        pa.array(lengths),
+        vector_column(vectors_ND),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors_ND.shape[1]))
 
 
 @dataclass(frozen=True)

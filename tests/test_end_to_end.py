@@ -219,7 +219,13 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     datasets = [
         {"name": "topics", "source": {"files": str(texts)}, "shard_prompts": 12, "tasks": []}
     ]
-    config = write_config(tmp_path, checkpoint, datasets=datasets)
+    config = write_config(
+        tmp_path,
+        checkpoint,
+        datasets=datasets,
+        views={"count": 0},
+        measure={"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
+    )
     killed, undisturbed = Root(str(tmp_path / "killed")), Root(str(tmp_path / "undisturbed"))
     cli("prepare", str(config), "--output", killed.uri)
     driver = subprocess.Popen(
@@ -243,7 +249,7 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     shown = cli("status", killed.uri, expect=1).stdout
     assert "incomplete  embeddings" in shown
     resumed = cli("run", str(config), "--output", killed.uri).stdout
-    assert f"{len(expected) - len(kept)} shards" in resumed.replace("shards,", "shards")
+    assert f"texts to encode: {len(expected) - len(kept)} shards, 1 conditions" in resumed
     after = _shard_times(killed)
     assert sorted(after) == expected
     assert {name: after[name] for name in kept} == kept

@@ -1,0 +1,209 @@
+"""report (driver): what a run found, as a page for people, as text, and as JSON for programs.
+
+Everything is rendered before the first write, and the page comes last: whoever finds it finds the
+rest. Nothing in it depends on the time or the machine, so the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from jobs import wording
+from jobs.console import say
+from jobs.findings import Findings, Series, SubjectFinding, collect
+from jobs.plots import NARROW, WIDE, Curve, gain_plot, metric_plot, score_plot
+from jobs.rank import SubjectRanking
+from jobs.run import Run
+from jobs.wording import gain_span, heading, points, share, signed, span, vectors_of
+from operators.metrics.registry import METRICS
+
+FOLDER = "report"
+COLUMNS = 100
+_TASK_COLUMN = 15
+# The same curve in another scale (log(2N - 1) minus the loss; exp of the entropy): not drawn twice.
+_RESCALED = {("infonce", "bound"), ("lidar", "rank")}
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
+_MARKDOWN = re.compile(r"([\\`*_\[\]|])")
+
+
+@dataclass(frozen=True)
+class MetricPlot:
+    """A metric of one dataset as the page shows it; no drawing where it has no value."""
+
+    dataset: str
+    title: str
+    unit: str
+    says: str
+    paper: str
+    source: str
+    svg: Markup | None
+
+
+def publish(run: Run, rankings: list[SubjectRanking]) -> None:
+    """Write the report of a run and say what it found."""
+    findings = collect(run, rankings)
+    for name, content in render(findings).items():
+        run.root.write(f"{FOLDER}/{name}", content)
+    for subject in findings.subjects:
+        for line in story(subject, findings.level):
+            say(line)
+    say()
+    say(f"  report: {run.root.place(f'{FOLDER}/index.html')}")
+
+
+def render(findings: Findings) -> dict[str, bytes]:
+    """Return the files of a report, in the order in which they are to be written."""
+    content = json.dumps(findings.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+    return {
+        "report.json": (content + "\n").encode(),
+        "report.md": _markdown(findings).encode(),
+        "index.html": _page(findings).encode(),
+    }
+
+
+def story(subject: SubjectFinding, level: float) -> list[str]:
+    """Return the ranking and the verdict of a subject as lines of plain text."""
+    lines = ["", f"  {subject.name} at {subject.revision}: {wording.setting(subject)}", ""]
+    if subject.is_scored:
+        lines += _table(subject, level)
+    verdict = textwrap.wrap(subject.verdict.sentence, COLUMNS - 2)
+    return lines + [f"  {line}" for line in verdict]
+
+
+def _table(subject: SubjectFinding, level: float) -> list[str]:
+    """Return the ranking as an aligned table; task columns that do not fit are left out."""
+    interval = f"{100 * level:g} % interval"
+    labels = [task.label for task in subject.tasks]
+    table = [["layer", "score", interval, "rank", "gain", interval, "cost", *map(_short, labels)]]
+    for row in subject.layers:
+        cells = [str(row.layer), points(row.score), span(row.score_low, row.score_high)]
+        cells += [wording.NOTHING if row.rank is None else str(row.rank), signed(row.gain)]
+        cells += [gain_span(subject, row.layer), share(row.cost)]
+        table.append([*cells, *(points(row.tasks[label]) for label in labels)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    shown = max(n for n in range(len(widths) + 1) if sum(widths[:n]) + 2 * n <= COLUMNS)
+    marked = {1 + i for i, r in enumerate(subject.layers) if r.layer == subject.verdict.layer}
+    lines = [
+        _line(">" if index in marked else " ", cells[:shown], widths[:shown])
+        for index, cells in enumerate(table)
+    ]
+    hidden = len(widths) - shown
+    note = "  points: 100 x score; gain over the last layer; cost: share of the blocks that run"
+    more = [f"  {wording.counted(hidden, 'more task')} in the report"] if hidden else []
+    return [*lines, "", note, *more, ""]
+
+
+def _line(mark: str, cells: Iterable[str], widths: Sequence[int]) -> str:
+    padded = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+    return f"{mark} {'  '.join(padded)}"
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _TASK_COLUMN else f"{label[: _TASK_COLUMN - 2]}.."
+
+
+def _page(findings: Findings) -> str:
+    environment = _environment()
+    environment.autoescape = True
+    environment.finalize = _typeset
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        # As the config file would say it: neither minus signs nor anything else is typeset.
+        settings=escape(_settings(findings)),
+        ranking_plots=_ranking_plots,
+        metric_plots=_metric_plots,
+    )
+
+
+def _markdown(findings: Findings) -> str:
+    environment = _environment()
+    environment.finalize = _escape_markdown
+    return environment.get_template("report.md.j2").render(
+        # Indented, so that no text in it can end the block.
+        findings=findings,
+        settings=Markup(textwrap.indent(_settings(findings), "    ")),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("jobs", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["wording"] = wording
+    return environment
+
+
+def _settings(findings: Findings) -> str:
+    text: str = yaml.safe_dump(findings.settings, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _typeset(value: object) -> object:
+    """Return text with true minus signs and dashes; what is markup stays."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "–" if value == wording.NOTHING else _MINUS.sub("−", value)  # noqa: RUF001
+
+
+def _escape_markdown(value: object) -> object:
+    if isinstance(value, Markup):
+        return value
+    text = re.sub(r"\s", " ", str(value))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def _ranking_plots(subject: SubjectFinding, name: str) -> list[dict[str, Markup]]:
+    """Return the plots of score and gain, each for wide and for narrow windows."""
+    return [
+        {
+            "wide": plot(subject, f"{name}-{what}-wide", WIDE),
+            "narrow": plot(subject, f"{name}-{what}-narrow", NARROW),
+        }
+        for what, plot in (("score", score_plot), ("gain", gain_plot))
+    ]
+
+
+def _metric_plots(subject: SubjectFinding, name: str) -> list[MetricPlot]:
+    """Return one plot per dataset, metric and variant, of the ranked vectors where measured."""
+    together: dict[tuple[str, str, str], list[Series]] = {}
+    for series in subject.metrics:
+        if (series.metric, series.variant) not in _RESCALED:
+            key = (series.dataset, series.metric, series.variant)
+            together.setdefault(key, []).append(series)
+    ranked = (subject.norm, subject.pooling)
+    shown = [
+        next((each for each in group if (each.norm, each.pooling) == ranked), group[0])
+        for group in together.values()
+    ]
+    return [_metric_plot(each, f"{name}-{index}") for index, each in enumerate(shown)]
+
+
+def _metric_plot(series: Series, name: str) -> MetricPlot:
+    known = METRICS.get(series.metric)
+    unit, title = known.unit if known else "", heading(series)
+    values = [float("nan") if each.value is None else each.value for each in series.values]
+    curve = Curve(title, [each.layer for each in series.values], values)
+    prompts = max(each.n_prompts for each in series.values)
+    how = vectors_of(series.norm, series.pooling)
+    return MetricPlot(
+        dataset=series.dataset,
+        title=title,
+        unit=unit,
+        says=known.says if known else "",
+        paper=known.paper if known else "",
+        source=f"{how[0].upper()}{how[1:]}; {wording.counted(prompts, 'prompt')}.",
+        svg=None if np.isnan(values).all() else metric_plot(curve, name, title, unit),
+    )

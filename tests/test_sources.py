@@ -1,0 +1,417 @@
+"""Sources: the same rows from every format, cut and read by any number of tasks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import sources
+from jobs.config import ConfigError, DatasetConfig
+from jobs.sources import Fragment
+from storage.root import resolve
+from tests.conftest import S3
+
+ROW = 1 << 32  # the order key of the first row of the second fragment
+TEXTS = [
+    "plain words",
+    "emoji 🦜👩🏽‍🚀 and combining é",
+    "مرحبا بالعالم, שלום",
+    'a "quoted" word, and a comma',
+    " blanks around ",
+    "\ttab\t",
+    "back\\slash \\n",
+    "nul\x00inside",
+    "no break\u00a0space, line\u2028separator, form\x0cfeed, next\x85line",
+]
+LINES = ["first line\nsecond line", "windows\r\nline", "a\n\nparagraph"]
+LONG = "wörd " * 40_000  # 200,000 characters
+FORMATS = ["parquet", "jsonl", "csv"]
+
+
+def dataset(source: dict[str, Any], **changes: Any) -> DatasetConfig:  # noqa: ANN401
+    return DatasetConfig.model_validate({"name": "data", "source": source, **changes})
+
+
+def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
+    """Return a file of `columns` in one of the formats."""
+    buffer = io.BytesIO()
+    if form == "parquet":
+        pq.write_table(pa.table(columns), buffer)
+        return buffer.getvalue()
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    if form == "jsonl":
+        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    if form == "text":
+        return b"".join(row["text"].encode() + b"\n" for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def write(path: Path, columns: dict[str, list[Any]]) -> Path:
+    form = {".txt": "text"}.get(path.suffix, path.suffix[1:])
+    path.write_bytes(encoded(form, columns))
+    return path
+
+
+def read_all(
+    config: DatasetConfig,
+    columns: Sequence[str] = ("text",),
+    options: sources.Options | None = None,
+) -> list[tuple[Any, ...]]:
+    """Return every row of a dataset as prepare reads it: the columns, then the order key."""
+    options = options or {}
+    whole = sources.discover(config, options)
+    lengths = [sources.inspect(fragment, options)[0] for fragment in whole]
+    parts, _ = sources.cut(whole, lengths, config.limit)
+    return [row for part in parts for row in rows_of(part, columns, options)]
+
+
+def rows_of(
+    part: Fragment, columns: Sequence[str] = ("text",), options: sources.Options | None = None
+) -> Iterator[tuple[Any, ...]]:
+    travelled = Fragment.from_json(part.to_json())
+    for table in sources.read(travelled, columns, options or {}):
+        assert table.column_names == [*columns, "row"]
+        yield from zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+
+
+def texts_of(config: DatasetConfig) -> list[str | None]:
+    return [row[0] for row in read_all(config)]
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "txt"])
+def test_every_format_gives_the_same_texts(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"texts.{form}", {"text": TEXTS})
+    config = dataset({"files": str(path)})
+    assert read_all(config) == [(text, row) for row, text in enumerate(TEXTS)]
+    fragment = sources.discover(config, {})[0]
+    assert sources.inspect(fragment, {}) == (len(TEXTS), ["text"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_line_breaks_inside_a_text_are_kept(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"texts.{form}", {"label": ["a", "b", "c"], "text": LINES})
+    assert texts_of(dataset({"files": str(path)})) == LINES
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "txt"])
+def test_a_text_of_200_000_characters_is_one_text(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"texts.{form}", {"text": ["short", LONG, "last"]})
+    assert texts_of(dataset({"files": str(path)})) == ["short", LONG, "last"]
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"), [("parquet", None), ("jsonl", None), ("csv", ""), ("txt", "")]
+)
+def test_null_and_empty_are_two_things_where_the_format_knows_it(
+    form: str, expected: str | None, tmp_path: Path
+) -> None:
+    texts = ["a", None if expected is None else "", "", "NA", "null"]
+    path = write(tmp_path / f"t.{form}", {"text": texts, "more": ["x"] * 5})
+    assert texts_of(dataset({"files": str(path)})) == ["a", expected, "", "NA", "null"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_numbers_become_strings(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"t.{form}", {"text": ["a", "b"], "label": [7, -1], "other": [1, 2]})
+    rows = read_all(dataset({"files": str(path)}), ["label", "text"])
+    assert rows == [("7", "a", 0), ("-1", "b", 1)]
+
+
+def test_categories_of_parquet_become_strings(tmp_path: Path) -> None:
+    labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "t.parquet")
+    rows = read_all(dataset({"files": str(tmp_path / "t.parquet")}), ["label"])
+    assert [label for label, _ in rows] == ["sea", "sky", "sea"]
+
+
+def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
+    tmp_path: Path,
+) -> None:
+    count = 90  # more than one block of the reader, which guesses types from the first
+    labels = [*map(str, range(count)), "a word"]
+    path = write(tmp_path / "t.csv", {"label": labels, "text": [LONG] * count + ["end"]})
+    config = dataset({"files": str(path)})
+    assert sources.inspect(sources.discover(config, {})[0], {})[0] == count + 1
+    rows = read_all(config, ["label"])
+    assert rows == [(label, row) for row, label in enumerate(labels)]
+
+
+def test_byte_order_marks_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbftext,b\r\nx,1\r\n\r\ny,2\r\n")
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y"}')
+    for name in ("t.csv", "t.jsonl"):
+        config = dataset({"files": str(tmp_path / name)})
+        assert sources.inspect(sources.discover(config, {})[0], {})[0] == 2
+        assert texts_of(config) == ["x", "y"]
+
+
+def test_a_key_that_some_json_records_lack_is_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a"}\n{"label": "sea", "text": "b"}\n')
+    config = dataset({"files": str(path)})
+    assert sources.inspect(sources.discover(config, {})[0], {}) == (2, ["text", "label"])
+    assert read_all(config, ["text", "label"]) == [("a", None, 0), ("b", "sea", 1)]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Six rows in three files of three formats."""
+    write(tmp_path / "b.jsonl", {"text": ["3"]})
+    write(tmp_path / "a.csv", {"text": ["0", "1", "2"]})
+    write(tmp_path / "c.txt", {"text": ["4", "5"]})
+    return tmp_path
+
+
+def test_globs_read_files_in_the_order_of_their_names(many: Path) -> None:
+    (many / "folder.csv").mkdir()
+    expected = [("0", 0), ("1", 1), ("2", 2), ("3", ROW), ("4", 2 * ROW), ("5", 2 * ROW + 1)]
+    assert read_all(dataset({"files": f"{many}/*.*"})) == expected
+    assert texts_of(dataset({"files": f"{many}/?.[jt]*"})) == ["3", "4", "5"]
+    listed = [f"{many}/c.txt", f"file://{many}/a*"]
+    assert texts_of(dataset({"files": listed})) == ["4", "5", "0", "1", "2"]
+
+
+def test_a_file_may_have_a_glob_in_its_name(many: Path) -> None:
+    write(many / "a[0].csv", {"text": ["odd"]})
+    assert texts_of(dataset({"files": str(many / "a[0].csv")})) == ["odd"]
+
+
+@pytest.mark.parametrize("limit", range(1, 8))
+def test_a_limit_cuts_across_files(limit: int, many: Path) -> None:
+    rows = read_all(dataset({"files": f"{many}/?.*"}, limit=limit))
+    everything = read_all(dataset({"files": f"{many}/?.*"}))
+    assert [text for text, _ in rows] == ["0", "1", "2", "3", "4", "5"][:limit]
+    assert rows == everything[:limit]
+
+
+def test_cut_counts_what_it_gives() -> None:
+    whole = [Fragment("csv", "a", 0), Fragment("csv", "b", 1), Fragment("csv", "c", 2)]
+    parts, total = sources.cut(whole, [3, 0, 4], None)
+    assert [(part.location, part.start, part.stop) for part in parts] == [("a", 0, 3), ("c", 0, 4)]
+    assert total == 7
+    parts, total = sources.cut(whole, [3, 0, 4], 5)
+    assert [part.stop for part in parts] == [3, 2]
+    assert total == 5
+
+
+def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
+    count = 2 * sources._BATCH + 7
+    path = write(tmp_path / "t.parquet", {"text": [str(n) for n in range(count)]})
+    whole = Fragment("parquet", str(path), 3)
+    expected = [(str(n), 3 * ROW + n) for n in range(count)]
+    assert list(rows_of(whole)) == expected
+    cuts = [0, 1, sources._BATCH, sources._BATCH + 5, count]
+    pieces = [
+        row
+        for start, stop in pairwise(cuts)
+        for row in rows_of(Fragment("parquet", str(path), 3, start, stop))
+    ]
+    assert pieces == expected
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_missing_column_names_those_that_exist(form: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"t.{form}", {"body": ["a"], "topic": ["b"]})
+    task = {"name": "t", "type": "clustering", "label_column": "topic"}
+    config = dataset({"files": str(path)}, tasks=[task])
+    fragment = sources.discover(config, {})[0]
+    columns = sources.inspect(fragment, {})[1]
+    with pytest.raises(
+        ConfigError, match=rf"data: .*t\.{form} has no column 'text'; it has: body, topic"
+    ):
+        sources.require_columns(config, fragment, columns)
+    sources.require_columns(dataset({"files": str(path)}, text_column="body"), fragment, columns)
+
+
+def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> None:
+    path = tmp_path / "texts.data"
+    path.write_text("one\ntwo\n")
+    with pytest.raises(ConfigError, match=r"dataset data: cannot tell the format of .*texts\.data"):
+        sources.discover(dataset({"files": str(path)}), {})
+    assert texts_of(dataset({"files": str(path), "format": "text"})) == ["one", "two"]
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    for name in ("gone.csv", "*.csv", ""):
+        with pytest.raises(ConfigError, match=r"dataset data: there is no file .*"):
+            sources.discover(dataset({"files": f"{tmp_path}/{name}"}), {})
+
+
+@pytest.mark.parametrize("line", ['{"text": ', "[1]", '"text"', '{"text": "\xff"}'])
+def test_a_broken_json_line_names_file_and_line(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
+    fragment = sources.discover(dataset({"files": str(path)}), {})[0]
+    with pytest.raises(ConfigError, match=r"t\.jsonl line 3 is not"):
+        sources.inspect(fragment, {})
+    with pytest.raises(ConfigError, match=r"t\.jsonl line 3 is not"):
+        list(rows_of(fragment))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"text,label\na,b\na,b,c\n"),
+        ("t.csv", b"text\n\xff\xfe\n"),
+        ("t.csv", b""),
+        ("t.parquet", b"not parquet at all"),
+        ("t.jsonl", b'{"text": "a lone surrogate: \\ud800"}\n'),
+    ],
+)
+def test_a_broken_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    fragment = sources.discover(dataset({"files": str(tmp_path / name)}), {})[0]
+
+    def inspect_and_read() -> None:
+        sources.inspect(fragment, {})
+        list(rows_of(fragment))
+
+    with pytest.raises(ConfigError, match=rf"cannot read .*{name} as {fragment.kind}: "):
+        inspect_and_read()
+
+
+def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", {"text": ["a", "b"]})
+    config = dataset({"files": str(path)})
+    before = sources.identity(config, {})
+    (tmp_path / "copy").mkdir()
+    copy = write(tmp_path / "copy" / "t.csv", {"text": ["a", "b"]})
+    assert sources.identity(dataset({"files": str(copy)}), {}) == before
+    assert sources.identity(dataset({"files": str(path), "format": "csv"}), {}) == before
+    assert sources.identity(dataset({"files": str(path), "format": "text"}), {}) != before
+    write(path, {"text": ["a", "c"]})
+    assert sources.identity(config, {}) != before
+
+
+def test_identity_of_a_builtin_corpus_names_versions() -> None:
+    versions = sources.identity(dataset({"builtin": "docstrings"}), {})["versions"]
+    assert set(versions) >= {"numpy", "torch"}
+
+
+class Hub:
+    """Stands in for `datasets.load_dataset` and remembers what it was asked for."""
+
+    def __init__(self, splits: dict[str, dict[str, list[Any]]]) -> None:
+        self._splits = splits
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __call__(self, name: str, config: str | None, *, split: str, revision: str) -> Any:  # noqa: ANN401
+        self.asked.append((name, config, split, revision))
+        return datasets.Dataset.from_dict(self._splits[split])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    parts: dict[str, dict[str, list[Any]]] = {
+        "train": {"text": ["a", None, "c"], "label": [0, 1, 0]},
+        "test": {"text": ["d", "e"], "label": [1, 1]},
+    }
+    parts["train[:2]"] = {name: values[:2] for name, values in parts["train"].items()}
+    stand_in = Hub(parts)
+    monkeypatch.setattr(datasets, "load_dataset", stand_in)
+    sources._hub_split.cache_clear()
+    yield stand_in
+    sources._hub_split.cache_clear()
+
+
+def test_hub_splits_are_joined_and_named(hub: Hub) -> None:
+    config = dataset({"hub": "org/name", "config": "en", "split": "train + test"})
+    rows = read_all(config, ["text", "split", "label"])
+    assert rows == [
+        ("a", "train", "0", 0),
+        (None, "train", "1", 1),
+        ("c", "train", "0", 2),
+        ("d", "test", "1", ROW),
+        ("e", "test", "1", ROW + 1),
+    ]
+    assert hub.asked == [("org/name", "en", split, "main") for split in ("train", "test")]
+    fragment = sources.discover(config, {})[0]
+    assert sources.inspect(fragment, {}) == (3, ["text", "label", "split"])
+
+
+def test_a_slice_of_a_hub_split_keeps_the_splits_name(hub: Hub) -> None:
+    config = dataset({"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
+    rows = read_all(config, ["split", "text"])
+    assert rows == [
+        ("train", "a", 0),
+        ("train", None, 1),
+        ("test", "d", ROW),
+        ("test", "e", ROW + 1),
+    ]
+    assert hub.asked[0] == ("org/name", None, "train[:2]", "v1")
+
+
+def test_a_split_column_of_the_dataset_is_the_datasets(hub: Hub) -> None:
+    hub._splits["train"] = {"text": ["a", "b"], "split": ["test", "train"]}
+    rows = read_all(dataset({"hub": "org/name"}), ["text", "split"])
+    assert rows == [("a", "test", 0), ("b", "train", 1)]
+
+
+def test_slices_read_their_rows_and_load_the_split_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_HUB_SLICE", 2)
+    config = dataset({"hub": "org/name", "split": "train+test"}, limit=4)
+    whole = sources.discover(config, {})
+    parts, total = sources.cut(whole, [3, 2], 4)
+    assert total == 4
+    assert [(part.index, part.start, part.stop) for part in parts] == [
+        (0, 0, 2),
+        (0, 2, 3),
+        (1, 0, 1),
+    ]
+    assert [list(rows_of(part)) for part in parts] == [
+        [("a", 0), (None, 1)],
+        [("c", 2)],
+        [("d", ROW)],
+    ]
+    assert len(hub.asked) == 2
+
+
+def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    sources._hub_split.cache_clear()
+    fragment = sources.discover(dataset({"hub": "nobody/no-such-dataset"}), {})[0]
+    with pytest.raises(
+        ConfigError, match=r"cannot load hub dataset nobody/no-such-dataset \(train\): .*"
+    ):
+        sources.inspect(fragment, {})
+
+
+@pytest.mark.parametrize("form", [*FORMATS, "text"])
+def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
+    options: sources.Options = {
+        "key": s3.environment["AWS_ACCESS_KEY_ID"],
+        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
+    }
+    folder = f"{s3.uri}/{tmp_path.name}"
+    for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
+        filesystem, path = resolve(f"{folder}/{number}.{form}", options)
+        filesystem.pipe_file(path, encoded(form, {"text": texts}))
+    config = dataset({"files": f"{folder}/*.{form}", "format": form})
+    rows = read_all(config, options=options)
+    assert [text for text, _ in rows] == TEXTS
+    assert [row for _, row in rows] == [0, 1, 2, 3, ROW, ROW + 1, ROW + 2, ROW + 3, ROW + 4]
+    files = sources.identity(config, options)
+    assert files["files"] == [f"0.{form}", f"1.{form}"]
+    with pytest.raises(ConfigError, match=rf"there is no file {folder}/gone\.csv"):
+        sources.discover(dataset({"files": f"{folder}/gone.csv"}), options)

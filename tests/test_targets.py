@@ -1,0 +1,236 @@
+"""Targets: what extraction should make, under which settings, and which units are still missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.config import RunConfig
+from jobs.targets import Pass, Unit, missing_units, passes, sample_shares
+from operators.subject import Subject
+from storage.manifest import Manifest
+from storage.partition import Partition, shard_name
+from storage.shards import Receipt
+
+ROWS = [5, 0, 7, 3]
+SUBJECT = Subject("org/model", "main", "model")
+IDENTITY = {"model": "org/model", "revision": "main", "dtype": "float32"}
+ALL = {shard_name(number): rows for number, rows in enumerate(ROWS)}
+
+
+def prompts_with(rows: list[int], checksum: str = "sum") -> Manifest:
+    receipts = [
+        Receipt(shard_name(number), count, "digest", f"{checksum}-{number}")
+        for number, count in enumerate(rows)
+    ]
+    return Manifest(Partition("prompts", ("data",)), {}, tuple(receipts))
+
+
+def config_with(**changes: dict[str, Any]) -> RunConfig:
+    values: dict[str, Any] = {
+        "name": "run",
+        "subjects": [{"model": "org/model"}],
+        "datasets": [{"name": "data", "source": {"files": "x.csv"}}],
+        "views": {"count": 3, "sample": 6},
+        "tokens": {"sample": 9},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+    return RunConfig.model_validate(values)
+
+
+def passes_of(
+    prompts: Manifest | None = None,
+    identity: dict[str, str] | None = None,
+    **changes: Any,  # noqa: ANN401
+) -> list[Pass]:
+    config = config_with(**changes)
+    found = passes(
+        config, SUBJECT, identity or IDENTITY, config.datasets[0], prompts or prompts_with(ROWS)
+    )
+    return list(found)
+
+
+def digests(**changes: Any) -> dict[str, str]:  # noqa: ANN401
+    """Return the digests of the clean embeddings, the token states and the views."""
+    clean, *views = passes_of(**changes)
+    assert clean.tokens is not None
+    of_views = {each.embeddings.digest for each in views}
+    assert len(of_views) == 1  # views differ by their partition, not by their settings
+    return {
+        "clean": clean.embeddings.digest,
+        "tokens": clean.tokens.digest,
+        "views": of_views.pop(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "sample", "expected"),
+    [
+        ([5, 7, 3], 9, [5, 4]),
+        ([5, 7, 3], 5, [5]),
+        ([5, 7, 3], 15, [5, 7, 3]),
+        ([5, 7, 3], 99, [5, 7, 3]),
+        ([5, 7, 3], 0, []),
+        ([], 4, []),
+    ],
+)
+def test_a_sample_is_the_leading_prompts(rows: list[int], sample: int, expected: list[int]) -> None:
+    shares = sample_shares(prompts_with(rows), sample)
+    assert shares == {shard_name(number): take for number, take in enumerate(expected)}
+
+
+def test_empty_shards_have_no_share_of_a_sample() -> None:
+    shares = sample_shares(prompts_with([0, 2, 0, 3]), 4)
+    assert shares == {shard_name(1): 2, shard_name(3): 2}
+
+
+def test_a_sample_is_exact_and_a_larger_one_contains_it() -> None:
+    @given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 100), st.integers(0, 100))
+    def check(rows: list[int], sample: int, more: int) -> None:
+        prompts = prompts_with(rows)
+        small, large = sample_shares(prompts, sample), sample_shares(prompts, sample + more)
+        assert sum(small.values()) == min(sample, sum(rows))
+        assert all(0 < take <= rows[int(name[6:11])] for name, take in small.items())
+        assert all(take <= large[name] for name, take in small.items())
+
+    check()
+
+
+def test_passes_are_the_clean_one_and_every_view() -> None:
+    clean, *views = passes_of()
+    assert (clean.dataset, clean.condition) == ("data", "clean")
+    assert clean.embeddings.shares == ALL
+    assert clean.tokens is not None
+    assert clean.tokens.shares == {shard_name(0): 5, shard_name(2): 4}
+    assert clean.tokens.partition.path == clean.embeddings.partition.sibling("tokens").path
+    assert [each.condition for each in views] == ["view-00", "view-01", "view-02"]
+    for each in views:
+        assert each.tokens is None
+        assert each.targets == [each.embeddings]
+        assert each.embeddings.shares == {shard_name(0): 5, shard_name(2): 1}
+        assert each.embeddings.partition == Partition(
+            "embeddings", ("model", "main", "data", each.condition)
+        )
+
+
+def test_without_token_states_the_clean_pass_has_one_target() -> None:
+    clean = passes_of(tokens={"sample": 0}, views={"count": 2})[0]
+    assert clean.tokens is None
+    assert clean.targets == [clean.embeddings]
+
+
+def test_clean_tokens_and_views_are_made_with_different_settings() -> None:
+    assert len(set(digests().values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"views": {"keyboard": 0.2}}, {"views"}),
+        ({"views": {"random_char": 0.2}}, {"views"}),
+        ({"views": {"split": 0.2}}, {"views"}),
+        ({"views": {"sample": 7}}, {"views"}),
+        ({"views": {"count": 2}}, set()),
+        ({"tokens": {"sample": 8}}, {"tokens"}),
+        ({"tokens": {"norm": "final"}}, {"tokens"}),
+        ({"tokens": {"dtype": "float16"}}, {"tokens"}),
+        ({"seed": 1}, {"tokens", "views"}),
+        ({"extract": {"max_tokens": 64}}, {"clean", "tokens", "views"}),
+        ({"extract": {"poolings": ["mean", "last"]}}, {"clean", "views"}),
+        ({"extract": {"norms": ["none", "final"]}}, {"clean", "views"}),
+        ({"extract": {"workers": 3, "threads": 2, "batch_tokens": 9, "device": "cpu"}}, set()),
+        ({"measure": {"alpha": 2.0}, "probe": {"seed": 1}, "output": "elsewhere"}, set()),
+        ({"prompts": prompts_with(ROWS, "other")}, {"clean", "tokens", "views"}),
+        ({"identity": {**IDENTITY, "revision": "step1"}}, {"clean", "tokens", "views"}),
+        ({"identity": {**IDENTITY, "dtype": "bfloat16"}}, {"clean", "tokens", "views"}),
+    ],
+)
+def test_a_setting_changes_the_digests_of_what_depends_on_it(
+    changes: dict[str, Any], changed: set[str]
+) -> None:
+    before, after = digests(), digests(**changes)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_the_order_of_norms_and_poolings_does_not_matter() -> None:
+    one = digests(extract={"norms": ["none", "final"], "poolings": ["mean", "last"]})
+    two = digests(extract={"norms": ["final", "none"], "poolings": ["last", "mean"]})
+    assert one == two
+
+
+def done_of(each: Pass, done: dict[str, set[int]]) -> dict[str, dict[str, Receipt]]:
+    """Return what exists: table -> shard numbers, as receipts by partition."""
+    return {
+        target.partition.path: {
+            shard_name(number): Receipt(shard_name(number), 1, target.digest, "")
+            for number in done.get(target.partition.table, set())
+        }
+        for target in each.targets
+    }
+
+
+def test_clean_units_take_every_prompt_and_carry_their_token_counts() -> None:
+    prompts = prompts_with(ROWS)
+    clean = passes_of(prompts)[0]
+    assert clean.tokens is not None
+    units = missing_units(clean, prompts, done_of(clean, {}))
+    assert [(u.shard, u.prompts, u.take, u.tokens) for u in units] == [
+        (0, 5, None, 5),
+        (1, 0, None, 0),
+        (2, 7, None, 4),
+        (3, 3, None, 0),
+    ]
+    assert {u.digest for u in units} == {clean.embeddings.digest}
+    assert {u.tokens_digest for u in units} == {clean.tokens.digest}
+    assert {(u.dataset, u.condition) for u in units} == {("data", "clean")}
+
+
+def test_view_units_take_their_shards_share_and_no_tokens() -> None:
+    prompts = prompts_with(ROWS)
+    view = passes_of(prompts)[1]
+    units = missing_units(view, prompts, done_of(view, {}))
+    assert [(u.shard, u.prompts, u.take, u.tokens) for u in units] == [(0, 5, 5, 0), (2, 1, 1, 0)]
+    assert {u.digest for u in units} == {view.embeddings.digest}
+    assert {u.tokens_digest for u in units} == {""}
+
+
+def test_a_shard_whose_tokens_are_missing_is_extracted_again() -> None:
+    prompts = prompts_with(ROWS)
+    clean = passes_of(prompts)[0]
+    done = done_of(clean, {"embeddings": {0, 1, 2, 3}, "tokens": {0}})
+    assert [unit.shard for unit in missing_units(clean, prompts, done)] == [2]
+
+
+def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
+    shards = st.sets(st.integers(0, 6))
+
+    @given(st.lists(st.integers(0, 9), max_size=6), shards, shards, st.integers(0, 30))
+    def check(rows: list[int], with_vectors: set[int], with_tokens: set[int], sample: int) -> None:
+        prompts = prompts_with(rows)
+        for each in passes_of(prompts, tokens={"sample": sample}, views={"count": 2}):
+            state = {"embeddings": with_vectors, "tokens": with_tokens}
+            units = missing_units(each, prompts, done_of(each, state))
+            numbers = [unit.shard for unit in units]
+            assert numbers == sorted(set(numbers))
+            expected = {
+                number
+                for number in range(len(rows))
+                for target in each.targets
+                if shard_name(number) in target.shares
+                and number not in state[target.partition.table]
+            }
+            assert set(numbers) == expected
+            everything = {"embeddings": set(range(9)), "tokens": set(range(9))}
+            assert missing_units(each, prompts, done_of(each, everything)) == []
+
+    check()
+
+
+def test_units_travel_as_json() -> None:
+    unit = Unit("data", "view-01", 3, 20, 20, 0, "a", "")
+    assert Unit.from_json(unit.to_json()) == unit
+    assert isinstance(unit.to_json(), str)
