@@ -76,13 +76,17 @@ def _run(arguments: argparse.Namespace) -> int:
     from jobs.cluster import Cluster  # noqa: PLC0415
     from jobs.run import Run, open_root  # noqa: PLC0415
 
+    def rank_and_report(run: Run) -> None:
+        probe.require_scores(run)
+        report.publish(run, rank.rank(run))
+
     config = configs.load(arguments.config)
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare.prepare,
         "extract": extract.extract,
         "measure": measure.measure,
         "probe": probe.probe,
-        "rank": lambda run: report.publish(run, rank.rank(run)),
+        "rank": rank_and_report,
     }
     wanted = _STAGES if arguments.command == "run" else (arguments.command,)
     began = time.monotonic()

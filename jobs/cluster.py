@@ -80,10 +80,10 @@ def plan_pool(
         )
     on_gpu = device != "cpu" and gpus >= 1
     per_actor = threads or 1
-    fitting = max(int(gpus if on_gpu else cpus // per_actor), 1)
+    share = _ACTOR_CPU_SHARE * (1 if on_gpu else per_actor)
+    fitting = max(int(min(gpus, (cpus - TASK_CPUS) // share) if on_gpu else cpus // per_actor), 1)
     wanted = max(min(workers or fitting, units), 1)
     size = min(wanted, fitting) if may_grow else wanted
-    share = _ACTOR_CPU_SHARE * (1 if on_gpu else per_actor)
     pool = Pool(size, wanted, share, float(on_gpu), per_actor)
     _refuse_starving(pool, cpus, gpus)
     return pool

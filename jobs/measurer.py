@@ -134,10 +134,7 @@ class LayerMetrics:
         stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
         views_NVD = torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
         for name in chosen:
-            if len(common) < 2:  # noqa: PLR2004  (the fewest that can be told apart)
-                values = {"": float("nan")}
-            else:
-                values = VIEW_METRICS[name](views_NVD, self.parameters)
+            values = VIEW_METRICS[name](views_NVD, self.parameters)
             yield from _rows(group, name, values, len(common))
 
     def _token_rows(self, group: Group) -> Iterator[dict[str, Any]]:

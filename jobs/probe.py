@@ -77,16 +77,8 @@ class ScoreTask:
 
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
-    targets = [
-        _target(run, subject, dataset, task)
-        for subject, dataset in run.pairs()
-        for task in dataset.tasks
-    ]
-    missing = [
-        each
-        for each in targets
-        if not current(run.root, each.partition, each.settings, overwrite=run.overwrite)
-    ]
+    targets = _targets(run)
+    missing = [each for each in targets if not _is_scored(run, each)]
     if missing:
         _score_targets(run, missing)
     for target in targets:
@@ -94,6 +86,29 @@ def probe(run: Run) -> None:
         say(f"  {target.task.name} ({target.task.type}): {manifest.rows} scores")
     if not targets:
         say("  no labelled task in the config")
+
+
+def require_scores(run: Run) -> None:
+    """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
+    for target in _targets(run):
+        if not _is_scored(run, target):
+            raise FileNotFoundError(
+                f"task {target.task.name} of {target.dataset.name} is not scored yet: "
+                "run `layerrank probe` first"
+            )
+
+
+def _targets(run: Run) -> list[_Target]:
+    return [
+        _target(run, subject, dataset, task)
+        for subject, dataset in run.pairs()
+        for task in dataset.tasks
+    ]
+
+
+def _is_scored(run: Run, target: _Target) -> bool:
+    found = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
+    return found is not None
 
 
 def _target(run: Run, subject: Subject, dataset: DatasetConfig, task: Task) -> _Target:

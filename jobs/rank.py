@@ -89,7 +89,7 @@ def _layers(run: Run, subject: Subject) -> list[int]:
         found = {group.layer for group in groups(run.root, run.embeddings(subject, dataset))}
         if found:
             return sorted(found)
-    return []
+    raise ValueError(f"{subject}: no prompt of any dataset has a vector; every text gave no token")
 
 
 def _write(run: Run, ranking: SubjectRanking) -> None:

@@ -146,13 +146,18 @@ def _item(
     if text is None or label is None:
         return None
     split = _split(task, row, text, seed)
+    if split is None:
+        return None
     return {"prompt_id": text, "text": label, "row": row["row"], "split": split}
 
 
-def _split(task: ClassificationTask | ClusteringTask, row: Record, identity: int, seed: int) -> str:
+def _split(
+    task: ClassificationTask | ClusteringTask, row: Record, identity: int, seed: int
+) -> str | None:
     """Return the split of an item: its column's value, or one drawn from (seed, prompt, task)."""
     if task.split_column:
-        return str(row[task.split_column])
+        value: str | None = row[task.split_column]
+        return value
     if isinstance(task, ClusteringTask):
         return "test"
     draw = generator(seed, identity, f"split of {task.name}").random()

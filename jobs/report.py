@@ -24,7 +24,7 @@ from jobs.plots import NARROW, WIDE, Curve, gain_plot, metric_plot, score_plot
 from jobs.rank import SubjectRanking
 from jobs.run import Run
 from jobs.wording import gain_span, heading, points, share, signed, span, vectors_of
-from operators.metrics.registry import METRICS
+from operators.metrics.registry import METRICS, unit_of
 
 FOLDER = "report"
 COLUMNS = 100
@@ -193,7 +193,7 @@ def _metric_plots(subject: SubjectFinding, name: str) -> list[MetricPlot]:
 
 def _metric_plot(series: Series, name: str) -> MetricPlot:
     known = METRICS.get(series.metric)
-    unit, title = known.unit if known else "", heading(series)
+    unit, title = unit_of(series.metric, series.variant) if known else "", heading(series)
     values = [float("nan") if each.value is None else each.value for each in series.values]
     curve = Curve(title, [each.layer for each in series.values], values)
     prompts = max(each.n_prompts for each in series.values)

@@ -30,8 +30,13 @@ class Run:
 
     @property
     def subjects(self) -> list[Subject]:
-        """The models of the run."""
-        return [subject(config) for config in self.config.subjects]
+        """The models of the run; ConfigError if two would share their partitions."""
+        found = [subject(config) for config in self.config.subjects]
+        names = [str(each) for each in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"two subjects are called {twice[0]}: give each its own name")
+        return found
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from jobs import config as configs
 from jobs.config import ConfigError, RetrievalTask, RunConfig, load, parse
 from jobs.records import PROMPT
-from operators.metrics.registry import METRICS, MIN_VIEWS, VIEW_METRICS
+from operators.metrics.registry import FEWEST, METRICS, VIEW_METRICS
 
 SECRET = "hunter2"
 SUBJECT = {"model": "some/model"}
@@ -232,7 +232,7 @@ def test_without_metrics_of_views_no_views_are_needed() -> None:
 def test_the_configs_metrics_are_the_registrys() -> None:
     assert set(configs.METRICS) == set(METRICS)
     assert set(configs._OF_VIEWS) == set(VIEW_METRICS)
-    assert configs._MIN_VIEWS == MIN_VIEWS
+    assert configs._MIN_VIEWS == FEWEST
 
 
 def test_secrets_reach_s3fs_and_nothing_else() -> None:

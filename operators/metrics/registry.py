@@ -22,7 +22,7 @@ from operators.metrics.infonce import infonce_bound, infonce_loss
 from operators.metrics.lidar import lidar
 
 Family = Literal["tokens", "dataset", "views"]
-MIN_VIEWS = 2
+FEWEST = 2  # prompts, and views, that can be told apart
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ DATASET_METRICS: dict[str, Callable[[Tensor, Parameters], dict[str, float]]] = {
 }
 
 
+def unit_of(metric: str, variant: str) -> str:
+    """Return the unit of a metric's values in one of its variants."""
+    return "directions" if (metric, variant) == ("lidar", "rank") else METRICS[metric].unit
+
+
 def variant_of(metric: str, parameters: Parameters) -> str:
     """Return the `variant` of a token metric's rows."""
     return _order(parameters) if metric == "prompt_entropy" else ""
@@ -126,6 +131,8 @@ def _unit(rows_ND: Tensor) -> Tensor:
 
 def _infonce(views_NVD: Tensor, parameters: Parameters) -> dict[str, float]:
     """Mean loss over disjoint pairs of views, on unit vectors (cosine similarity)."""
+    if len(views_NVD) < FEWEST:
+        return {"loss": math.nan, "bound": math.nan}
     count = views_NVD.shape[1] // 2
     losses = [
         float(
@@ -140,13 +147,17 @@ def _infonce(views_NVD: Tensor, parameters: Parameters) -> dict[str, float]:
 
 
 def _lidar(views_NVD: Tensor, parameters: Parameters) -> dict[str, float]:
+    if len(views_NVD) < FEWEST:
+        return {"entropy": math.nan, "rank": math.nan}
     entropy = float(lidar(views_NVD, parameters.delta, parameters.alpha))
     return {"entropy": entropy, "rank": math.exp(entropy)}
 
 
 def _dime(views_NVD: Tensor, parameters: Parameters) -> dict[str, float]:
     """DiME of the first two views, on unit vectors."""
-    prompts = views_NVD.shape[0]
+    prompts = len(views_NVD)
+    if prompts < FEWEST:
+        return {_order(parameters): math.nan}
     draw = np.random.default_rng(parameters.seed)
     shuffles = np.stack([draw.permutation(prompts) for _ in range(parameters.permutations)])
     value = dime(
