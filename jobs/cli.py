@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 import traceback
@@ -49,25 +50,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(arguments: argparse.Namespace, error: BaseException) -> int:
     if getattr(arguments, "verbose", False):
         traceback.print_exception(error)
-    cause = _cause(error)
-    message = " ".join(str(cause).split()) or type(cause).__name__
-    known = isinstance(cause, (ValueError, OSError, RuntimeError, KeyboardInterrupt, duckdb.Error))
-    sys.stderr.write(f"layerrank: {'' if known else type(cause).__name__ + ': '}{message}\n")
-    return USAGE if isinstance(cause, _USAGE_ERRORS) else FAILED
+    kind, message, code = _explain(error)
+    sys.stderr.write(f"layerrank: {kind}{' '.join(message.split())}\n")
+    return code
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return what went wrong in a worker, out of the layers that Ray wraps around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        inner = getattr(seen, "cause", None)
-        inner = inner if isinstance(inner, BaseException) else None
-        if inner is None and type(seen).__module__.startswith("ray."):
-            inner = seen.__cause__
-        if inner is None:
-            return seen
-        seen = inner
-    return error
+def _explain(error: BaseException) -> tuple[str, str, int]:
+    """Return a prefix, the message and the exit code of an error, wherever it was raised.
+
+    What a worker raised comes wrapped by Ray: the error itself is the cause or, where an actor died
+    of it, the last line of the traceback in the text.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):
+        return _explain(cause)
+    name, message = type(error).__name__, str(error)
+    if type(error).__module__.startswith("ray."):
+        raised = re.findall(r"^\s*(?:\w+\.)+(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE)
+        name, message = raised[-1] if raised else (name, message)
+    if name in {each.__name__ for each in _USAGE_ERRORS} or isinstance(error, _USAGE_ERRORS):
+        return "", message, USAGE
+    people = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+    return "" if people and message else f"{name}: ", message, FAILED
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -250,4 +250,5 @@ def _quieten(verbose: bool) -> None:
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Errors reach the user through the exception, as one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

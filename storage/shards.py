@@ -92,7 +92,9 @@ def write_shard(
             schema,
             compression="none" if raw else "zstd",
             use_dictionary=plain,
-            write_statistics=plain,
+            # Parquet's minimum and maximum leave NaN out, and an engine that trusts them takes
+            # `isnan(value)` for false: no statistics on floating point columns.
+            write_statistics=[n for n in plain if not pa.types.is_floating(schema.field(n).type)],
         ) as writer:
             rows = 0
             for group in groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
+from jobs.config import parse
 from storage.manifest import Manifest, load, require
 from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
 from storage.root import Root
@@ -279,3 +281,18 @@ def _wait_for_shards(root: Root, driver: subprocess.Popen[bytes], count: int) ->
 def _shard_times(root: Root) -> dict[str, int]:
     folder = Path(root.path(CLEAN.path))
     return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.parquet")}
+
+
+def test_the_readmes_sql_works(finished: Finished) -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(queries) == 3
+    with connect(finished.root) as sql:
+        for query in queries:
+            assert sql.sql(query).fetchall(), query
+
+
+def test_the_readmes_config_is_valid() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(parse(example, "README").datasets[0].tasks) == 3

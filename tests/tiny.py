@@ -39,10 +39,11 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(architecture: str, seed: int = 0) -> Any:  # noqa: ANN401
+def tiny_model(architecture: str, blocks: int = BLOCKS) -> Any:  # noqa: ANN401
     """Return a random float32 model whose norms are not the identity."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
+    config.num_hidden_layers = blocks
     model = AutoModel.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -63,8 +64,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128)
 
 
-def save_tiny(folder: Path, architecture: str = "gpt_neox", seed: int = 0) -> Path:
+def save_tiny(folder: Path, architecture: str = "gpt_neox", blocks: int = BLOCKS) -> Path:
     """Save a tiny model and its tokenizer as a checkpoint folder."""
-    tiny_model(architecture, seed).save_pretrained(folder)
+    tiny_model(architecture, blocks).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
