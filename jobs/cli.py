@@ -23,14 +23,9 @@ from storage.manifest import SettingsConflictError
 from storage.root import Root
 
 DONE, FAILED, USAGE = 0, 1, 2
-_USAGE_ERRORS = (
-    ConfigError,
-    SettingsConflictError,
-    ModelUnavailableError,
-    FileNotFoundError,
-    PermissionError,
-    duckdb.Error,
-)
+_OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
+# A file that is not there is the user's to mend on the driver; in a worker something was lost.
+_USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
 _STAGES = ("prepare", "extract", "measure", "probe", "rank")
 _GIB = 1 << 30
 
@@ -55,7 +50,7 @@ def _fail(arguments: argparse.Namespace, error: BaseException) -> int:
     return code
 
 
-def _explain(error: BaseException) -> tuple[str, str, int]:
+def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str, int]:
     """Return a prefix, the message and the exit code of an error, wherever it was raised.
 
     What a worker raised comes wrapped by Ray: the error itself is the cause or, where an actor died
@@ -63,12 +58,13 @@ def _explain(error: BaseException) -> tuple[str, str, int]:
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
-        return _explain(cause)
+        return _explain(cause, in_worker=True)
     name, message = type(error).__name__, str(error)
     if type(error).__module__.startswith("ray."):
         raised = re.findall(r"^\s*(?:\w+\.)+(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE)
         name, message = raised[-1] if raised else (name, message)
-    if name in {each.__name__ for each in _USAGE_ERRORS} or isinstance(error, _USAGE_ERRORS):
+    usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
+    if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
         return "", message, USAGE
     people = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
     return "" if people and message else f"{name}: ", message, FAILED
@@ -130,18 +126,24 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from jobs.status import status  # noqa: PLC0415
 
-    complete = status(Root(arguments.output), say, check_bytes=arguments.verify)
+    complete = status(_existing_root(arguments), say, check_bytes=arguments.verify)
     return DONE if complete else FAILED
 
 
 def _query(arguments: argparse.Namespace) -> int:
     from storage.sql import connect  # noqa: PLC0415
 
-    with connect(Root(arguments.output)) as connection:
+    with connect(_existing_root(arguments)) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
             say(str(relation).rstrip())
     return DONE
+
+
+def _existing_root(arguments: argparse.Namespace) -> Root:
+    storage = configs.load(arguments.config).storage if arguments.config else None
+    remote = "://" in arguments.output
+    return Root(arguments.output, storage.options() if storage and remote else {})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,10 +168,12 @@ def _parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("status", help="what an output holds, and what is unfinished")
     shown.add_argument("output", help="folder or s3:// prefix")
     shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
+    _add_storage(shown)
     shown.set_defaults(handler=_status)
     asked = commands.add_parser("query", help="SQL over the tables of an output")
     asked.add_argument("output", help="folder or s3:// prefix")
     asked.add_argument("sql", help="a DuckDB query; every table is a view")
+    _add_storage(asked)
     asked.set_defaults(handler=_query)
     rebuilt = _add_run(commands, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
@@ -190,6 +194,10 @@ def _add_run(commands: argparse._SubParsersAction, name: str, text: str) -> argp
     parser.add_argument("--verbose", action="store_true", help="show Ray's log and tracebacks")
     parser.set_defaults(handler=_run)
     return parser
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -23,11 +23,12 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 
 from jobs.config import ClusterConfig, ConfigError, Device
 
-_OBJECT_STORE_BYTES = 512 << 20  # token ids and receipts; tensors never enter it
+_OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
 TASK_CPUS = 0.25  # of a task that runs beside model actors
 _POLL_SECONDS = 5.0
@@ -82,7 +83,8 @@ def plan_pool(
     per_actor = threads or 1
     share = _ACTOR_CPU_SHARE * (1 if on_gpu else per_actor)
     fitting = max(int(min(gpus, (cpus - TASK_CPUS) // share) if on_gpu else cpus // per_actor), 1)
-    wanted = max(min(workers or fitting, units), 1)
+    # A growing GPU cluster gets an actor per unit at most; its own limits say how many nodes start.
+    wanted = max(min(workers or (units if may_grow and on_gpu else fitting), units), 1)
     size = min(wanted, fitting) if may_grow else wanted
     pool = Pool(size, wanted, share, float(on_gpu), per_actor)
     _refuse_starving(pool, cpus, gpus)
@@ -142,6 +144,7 @@ class Cluster:
         except ConnectionError as error:
             raise ConfigError(f"cannot reach the Ray cluster at {address}: {error}") from error
         self._started = True
+        self._await("cpu")
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = self.verbose
         context.print_on_execution_start = self.verbose
@@ -149,26 +152,36 @@ class Cluster:
         context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
 
     def resources(self, device: Device) -> dict[str, float]:
-        """Return the cluster's total resources, waiting for a GPU worker that has yet to start.
-
-        An autoscaling cluster shows only its head at first: the GPU is asked for and awaited for
-        `cluster.wait_seconds`, with a line every few seconds.
-        """
+        """Return the cluster's total resources, waiting for a GPU worker that has yet to start."""
         self.start()
+        return self._await(device)
+
+    def _await(self, device: Device) -> dict[str, float]:
+        """Wait until the cluster has a CPU, and a GPU if the device is cuda.
+
+        An autoscaling cluster shows only its head at first: what is missing is asked for and
+        awaited for `cluster.wait_seconds`, saying so every few seconds, then asked for no longer.
+        """
+        needed = {"CPU": 1, **({"GPU": 1} if device == "cuda" else {})}
         deadline = time.monotonic() + (self.config.wait_seconds if self.may_grow else 0)
         asked = False
-        while True:
-            total: dict[str, float] = ray.cluster_resources()
-            if device != "cuda" or total.get("GPU", 0) >= 1 or time.monotonic() >= deadline:
-                return total
-            if not asked:
-                from ray.autoscaler.sdk import request_resources  # noqa: PLC0415
-
-                request_resources(bundles=[{"GPU": 1}])
-                asked = True
-            left = deadline - time.monotonic()
-            self.say(f"waiting for a GPU worker to join the cluster ({left:.0f} s left)")
-            time.sleep(_POLL_SECONDS)
+        try:
+            while True:
+                total: dict[str, float] = ray.cluster_resources()
+                lacking = [name for name, count in needed.items() if total.get(name, 0) < count]
+                if "CPU" in lacking and time.monotonic() >= deadline:
+                    raise CannotScheduleError("the cluster has no CPU to run a task on")
+                if not lacking or time.monotonic() >= deadline:
+                    return total
+                if not asked:
+                    request_resources(bundles=[needed])
+                    asked = True
+                left = deadline - time.monotonic()
+                self.say(f"waiting for a {lacking[-1]} to join the cluster ({left:.0f} s left)")
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if asked:
+                request_resources(bundles=[])
 
     @property
     def may_grow(self) -> bool:

@@ -21,7 +21,7 @@ from operators.batching import Ids
 from operators.encode import Representations, TokenRequest, encode
 from operators.model import load_model
 from operators.seeding import sample_order
-from operators.subject import Subject, read_shape
+from operators.subject import ModelUnavailableError, Subject, read_shape
 from operators.tokenise import load_tokenizer, token_limit, tokenise
 from operators.views import ViewProbabilities, view_text
 from storage import schema
@@ -97,6 +97,8 @@ class Extractor:
         facts = {"truncated": batch["truncated"][0].as_py()}
         try:
             return result_table(self._extract(unit, prompt_ids, sequences, facts))
+        except ModelUnavailableError:
+            raise
         except ValueError as error:
             where = f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
             raise ValueError(f"{where}: {error}") from error
@@ -137,11 +139,11 @@ class Extractor:
                 receipts[where.path] = write_shard(
                     self._root, where.shard(key), groups, schema.TOKENS, own
                 )
-        # The embeddings last: a unit that has them is done.
-        where = self._partition("embeddings", unit)
-        receipts[where.path] = self._write_embeddings(
-            where.shard(key), blank, ids, lengths, vectors
-        )
+        if unit.embeddings:
+            where = self._partition("embeddings", unit)
+            receipts[where.path] = self._write_embeddings(
+                where.shard(key), blank, ids, lengths, vectors
+            )
         return {
             "receipts": {path: receipt.to_json() for path, receipt in receipts.items()},
             "texts": unit.prompts,

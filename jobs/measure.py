@@ -57,7 +57,7 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     """Fill `prompt_metrics` from the token states; None if none are stored."""
     wanted = tuple(name for name in run.config.measure.metrics if name in TOKEN_METRICS)
     tokens = load(run.root, partition("tokens", subject, dataset))
-    if tokens is None or not wanted:
+    if tokens is None or not wanted or not run.config.tokens.sample:
         return None
     settings = {
         "tokens": tokens.content,
@@ -102,6 +102,8 @@ def _measure_layers(
         say(f"  {dataset.name}: {present.rows} layer metrics, present")
         return
     units = groups(run.root, clean)
+    if not units:
+        raise ValueError(f"{subject}, {dataset.name}: no prompt has a vector; no text gave a token")
     device, cpus, gpus = _task_resources(run, len(units))
     task = LayerMetrics(
         run.root,

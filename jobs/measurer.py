@@ -142,7 +142,8 @@ class LayerMetrics:
         if self.prompt_metrics is None or (group.norm, group.pooling) != self.with_tokens:
             return
         sums: dict[tuple[str, str, str], list[float]] = {}
-        for key in self.prompt_metrics.objects():
+        shards = zip(self.prompt_metrics.objects(), self.prompt_metrics.receipts, strict=True)
+        for key in (key for key, receipt in shards if receipt.rows):
             table = read_group(self.root, key, {"layer": group.layer})
             for row in table.to_pylist():
                 entry = sums.setdefault((row["metric"], row["variant"], row["norm"]), [0.0, 0, 0])

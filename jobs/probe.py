@@ -21,6 +21,7 @@ from jobs.config import ClassificationTask, ClusteringTask, DatasetConfig, Retri
 from jobs.console import Progress, say
 from jobs.prepare import task_partition
 from jobs.run import Run, partition
+from operators.probes import MAIN_METRICS
 from operators.probes.classification import classification
 from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore
@@ -63,16 +64,14 @@ class ScoreTask:
         items = pa.concat_tables(
             [read_table(self.root, key) for key in target.items.objects()]
         ).sort_by("row")
+        reason = None
         try:
             scores = _score(self.root, target, group, items, self.seed)
-        except ValueError as error:
-            raise ValueError(
-                f"task {target.task.name} of {target.dataset.name}, layer {group.layer}: {error}"
-            ) from error
-        rows = [
-            {**asdict(group), "task_type": target.task.type, **asdict(score)} for score in scores
-        ]
-        return result_table([index, rows])
+        except ValueError as error:  # too few items or labels: the score does not exist
+            scores = [FoldScore(0, MAIN_METRICS[target.task.type], float("nan"), 0, 0)]
+            reason = str(error)
+        shared = {**asdict(group), "task_type": target.task.type, "reason": reason}
+        return result_table([index, [{**shared, **asdict(score)} for score in scores]])
 
 
 def probe(run: Run) -> None:
@@ -83,7 +82,9 @@ def probe(run: Run) -> None:
         _score_targets(run, missing)
     for target in targets:
         manifest = require(run.root, target.partition)
-        say(f"  {target.task.name} ({target.task.type}): {manifest.rows} scores")
+        reason = manifest.receipts[0].facts.get("undefined")
+        outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
+        say(f"  {target.task.name} ({target.task.type}): {outcome}")
     if not targets:
         say("  no labelled task in the config")
 
@@ -91,7 +92,7 @@ def probe(run: Run) -> None:
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
     for target in _targets(run):
-        if not _is_scored(run, target):
+        if current(run.root, target.partition, target.settings) is None:
             raise FileNotFoundError(
                 f"task {target.task.name} of {target.dataset.name} is not scored yet: "
                 "run `layerrank probe` first"
@@ -146,7 +147,9 @@ def _score_targets(run: Run, targets: list[_Target]) -> None:
 def _publish(root: Root, target: _Target, rows: list[dict[str, Any]]) -> None:
     rows.sort(key=lambda row: (row["layer"], row["norm"], row["pooling"], row["fold"]))
     table = pa.Table.from_pylist(rows, schema.PROBE_SCORES)
-    blank = Receipt(SCORES, 0, digest_of(target.settings), "")
+    reasons = [row["reason"] for row in rows if row["reason"]]
+    facts = {"undefined": reasons[0]} if reasons else {}
+    blank = Receipt(SCORES, 0, digest_of(target.settings), "", facts=facts)
     where = target.partition.shard(SCORES)
     receipt = write_shard(root, where, [table], schema.PROBE_SCORES, blank)
     publish(root, target.partition, target.settings, [receipt])

@@ -143,7 +143,7 @@ def _item(
             return None
         return {"prompt_id": query, "candidate_id": document, "row": row["row"]}
     text, label = ids[dataset.text_column], row[task.label_column]
-    if text is None or label is None:
+    if text is None or not label:  # a CSV cannot tell an empty label from none
         return None
     split = _split(task, row, text, seed)
     if split is None:

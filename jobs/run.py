@@ -16,7 +16,7 @@ from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition
 from storage.root import Root, fingerprint
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.json")
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     uri = output or config.output
     if not uri:
         raise ConfigError("no output: give --output, or `output:` in the config")
-    root = Root(uri, config.storage.options() if "://" in uri else {})
+    remote = "://" in uri
+    # Workers have working directories of their own: a relative folder would be another one there.
+    root = Root(uri, config.storage.options()) if remote else Root(str(Path(uri).resolve()))
     root.check_writable()
     return root
 
@@ -77,7 +79,7 @@ def subject(config: SubjectConfig) -> Subject:
         return bare
     name = config.name or Path(bare.source).resolve().name
     return Subject(
-        config.model,
+        config.model if config.model.startswith("package:") else str(Path(bare.source).resolve()),
         config.revision or "local",
         name,
         config.dtype,
@@ -91,7 +93,7 @@ def subject_identity(each: Subject) -> dict[str, Any]:
     if not each.is_folder:
         return {"model": each.model, "revision": each.revision, "dtype": each.dtype}
     folder = Path(each.source)
-    files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
     prints = json.dumps({file.name: fingerprint(str(file), {}) for file in files})
     digest = hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
     return {"files": digest, "dtype": each.dtype}

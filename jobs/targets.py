@@ -23,9 +23,9 @@ from storage.shards import Receipt
 class Unit:
     """One shard of prompts under one condition, through one model.
 
-    `take` limits it to the shard's share of the sample (None = every prompt), `tokens` is how many
-    of its prompts have their token states stored, and the digests name the settings of the two
-    tables.
+    `take` limits it to the shard's share of the sample (None = every prompt). What is written is
+    what is missing: the embeddings or not, and the token states of the first `tokens` prompts. The
+    digests name the settings of the two tables.
     """
 
     dataset: str
@@ -33,6 +33,7 @@ class Unit:
     shard: int
     prompts: int
     take: int | None
+    embeddings: bool
     tokens: int
     digest: str
     tokens_digest: str
@@ -112,6 +113,7 @@ def passes(
     }
     kept: dict[str, Any] = {
         **source,
+        "seed": config.seed,  # rows lie in sample order
         "norms": sorted(config.extract.norms),
         "poolings": sorted(config.extract.poolings),
     }
@@ -134,7 +136,7 @@ def passes(
         else None,
     )
     views = config.views
-    drawn = {**kept, "seed": config.seed, **views.model_dump(exclude={"count"})}
+    drawn = {**kept, **views.model_dump(exclude={"count"})}
     shares = sample_shares(prompts, views.sample)
     for condition in map(view_name, range(views.count)):
         where = partition("embeddings", subject, dataset, condition)
@@ -143,11 +145,10 @@ def passes(
 
 def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:
     """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
-    absent = {
-        name
-        for target in each.targets
-        for name in missing(target.expected, done[target.partition.path])
-    }
+    vectors, states = (
+        set(missing(target.expected, done[target.partition.path])) if target else set()
+        for target in (each.embeddings, each.tokens)
+    )
     shares = each.embeddings.shares
     return [
         Unit(
@@ -156,10 +157,13 @@ def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Recei
             shard=number,
             prompts=shares[shard_name(number)],
             take=None if each.condition == CLEAN else shares[shard_name(number)],
-            tokens=each.tokens.shares.get(shard_name(number), 0) if each.tokens else 0,
+            embeddings=shard_name(number) in vectors,
+            tokens=each.tokens.shares[shard_name(number)]
+            if each.tokens and shard_name(number) in states
+            else 0,
             digest=each.embeddings.digest,
             tokens_digest=each.tokens.digest if each.tokens else "",
         )
         for number in range(len(prompts.receipts))
-        if shard_name(number) in absent
+        if shard_name(number) in vectors | states
     ]

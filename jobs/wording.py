@@ -186,7 +186,9 @@ def undefined(subject: SubjectFinding) -> list[Undefined]:
         layers = [row.layer for row in subject.layers if row.tasks[task.label] is None]
         if layers:
             where = _layers(layers, len(subject.layers))
-            found.append(Undefined(f"Task {task.label}", where, "no score is stored"))
+            found.append(
+                Undefined(f"Task {task.label}", where, "undefined, for the reason in probe_scores")
+            )
     return found
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from botocore.exceptions import BotoCoreError
 
-_HASHED_WHOLE = 64 << 20  # bytes
+_HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
 
@@ -152,8 +153,8 @@ class Root:
         try:
             self.write(key, b"")
             self.delete(key)
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
+        except (OSError, BotoCoreError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise PermissionError(
                 f"cannot write to the output root {self.uri}: {reason}"
             ) from error
@@ -162,7 +163,7 @@ class Root:
 def fingerprint(uri: str, options: Mapping[str, Any]) -> str:
     """Return a digest of one file: of all its bytes, or of a sample of a very large one.
 
-    Above 64 MiB it is the size and 16 evenly spaced blocks of 64 KiB, cheap enough for a
+    Above 1 GiB it is the size and 16 evenly spaced blocks of 64 KiB, cheap enough for a
     hundred-gigabyte checkpoint in object storage. The same after a rename or a copy.
     FileNotFoundError if there is no such file.
     """

@@ -101,7 +101,8 @@ PROBE_SCORES = _table(
     _column("task_type", pa.string(), "classification, clustering or retrieval"),
     _column("fold", pa.int16(), "experiment number"),
     _column("metric", pa.string(), "main metric of the task type"),
-    _column("value", pa.float64(), "0..1"),
+    _column("value", pa.float64(), "0..1; NaN when undefined"),
+    _REASON,
     _column("n_train", pa.int64(), "training items of the fold"),
     _column("n_test", pa.int64(), "test items of the fold"),
 )

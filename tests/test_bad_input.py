@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from storage.manifest import require
+from storage.manifest import Manifest, require
 from storage.partition import KEYS, Partition, partitions
 from storage.root import Root
 from storage.sql import connect
@@ -19,6 +19,16 @@ pytestmark = pytest.mark.slow
 NO_VIEWS: dict[str, Any] = {
     "views": {"count": 0},
     "measure": {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
+}
+EXTRACTED = ("embeddings", "tokens")
+# Metric -> every value NaN, every reason given, layers, for a corpus of one prompt.
+ONE_PROMPT = {
+    "curvature": (False, False, 2),
+    "dataset_entropy": (True, True, 2),
+    "dime": (True, True, 2),
+    "infonce": (True, True, 2),
+    "lidar": (True, True, 2),
+    "prompt_entropy": (False, False, 2),
 }
 
 
@@ -123,21 +133,37 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
 
 def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "one", blocks=1)
-    datasets = _dataset(tmp_path / "a.jsonl", [{"text": "the only text there is"}])
+    task = {"name": "label", "type": "classification", "label_column": "label"}
+    rows_in = [{"text": "the only text there is", "label": "a"}]
+    datasets = _dataset(tmp_path / "a.jsonl", rows_in, tasks=[task])
     config = write_config(tmp_path, folder, datasets=datasets)
     cli("run", str(config), "--output", str(tmp_path / "out"))
     root = Root(str(tmp_path / "out"))
-    assert all(partitions(root, table) for table in KEYS if table not in ("tasks", "probe_scores"))
+    assert all(partitions(root, table) for table in KEYS)
     with connect(root) as sql:
         rows = sql.sql(
             "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "
             "count(DISTINCT layer) FROM layer_metrics GROUP BY metric ORDER BY metric"
         ).fetchall()
-    assert {row[0]: row[1:] for row in rows} == {
-        "curvature": (False, False, 2),
-        "dataset_entropy": (True, True, 2),
-        "dime": (True, True, 2),
-        "infonce": (True, True, 2),
-        "lidar": (True, True, 2),
-        "prompt_entropy": (False, False, 2),
-    }
+        scores = sql.sql(
+            "SELECT bool_and(isnan(value)), bool_and(reason IS NOT NULL) FROM probe_scores"
+        ).fetchall()
+    assert {row[0]: row[1:] for row in rows} == ONE_PROMPT
+    assert scores == [(True, True)]
+
+    # Other settings, asked for by name, replace the extraction and everything made from it.
+    before = {m.partition: m.digest for m in _manifests(root)}
+    config = write_config(
+        tmp_path, folder, datasets=datasets, extract={"max_tokens": 3}, views={"count": 2}
+    )
+    cli("run", str(config), "--output", str(tmp_path / "out"), "--overwrite")
+    after = {m.partition: m.digest for m in _manifests(root)}
+    changed = {where.table for where, digest in before.items() if after[where] != digest}
+    assert changed == {*EXTRACTED, "prompt_metrics", "layer_metrics", "probe_scores"}
+    with connect(root) as sql:
+        longest = sql.sql("SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
+        assert longest.fetchall() == [(3,)]
+
+
+def _manifests(root: Root) -> list[Manifest]:
+    return [require(root, where) for table in KEYS for where in partitions(root, table)]

@@ -172,7 +172,7 @@ def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> N
     root = finished.root
     assert set(root.sizes("report")) == {"report.json", "report.md", "index.html"}
     facts = json.loads(root.read("report/report.json"))
-    assert facts["name"] == "small"
+    assert facts["run"] == "small"
     assert root.place("report/index.html") in finished.printed
 
 
@@ -190,7 +190,7 @@ def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, cli: C
         assert Path(path).stat().st_mtime_ns == changed, path
 
 
-def test_other_settings_are_refused_and_overwrite_replaces_what_depends_on_them(
+def test_other_settings_are_refused_and_change_nothing(
     finished: Finished, cli: Cli, tmp_path: Path
 ) -> None:
     values = yaml.safe_load(finished.config.read_text())

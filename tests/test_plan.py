@@ -163,7 +163,7 @@ def test_a_model_without_a_stated_shape_that_cannot_be_read_is_named(
 ) -> None:
     Path("empty-model").mkdir()
     message = failure(capsys, "plan", write_run(subjects=[{"model": "empty-model"}]))
-    assert "cannot load model empty-model at revision local" in message
+    assert f"cannot load model {Path('empty-model').resolve()} at revision local" in message
 
 
 def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,7 @@ def test_clean_tokens_and_views_are_made_with_different_settings() -> None:
         ({"tokens": {"sample": 8}}, {"tokens"}),
         ({"tokens": {"norm": "final"}}, {"tokens"}),
         ({"tokens": {"dtype": "float16"}}, {"tokens"}),
-        ({"seed": 1}, {"tokens", "views"}),
+        ({"seed": 1}, {"clean", "tokens", "views"}),
         ({"extract": {"max_tokens": 64}}, {"clean", "tokens", "views"}),
         ({"extract": {"poolings": ["mean", "last"]}}, {"clean", "views"}),
         ({"extract": {"norms": ["none", "final"]}}, {"clean", "views"}),
@@ -231,6 +231,6 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
 
 
 def test_units_travel_as_json() -> None:
-    unit = Unit("data", "view-01", 3, 20, 20, 0, "a", "")
+    unit = Unit("data", "view-01", 3, 20, 20, True, 0, "a", "")
     assert Unit.from_json(unit.to_json()) == unit
     assert isinstance(unit.to_json(), str)
