@@ -94,6 +94,11 @@ def _run(arguments: argparse.Namespace) -> int:
         run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
         for each in run.subjects:
             read_shape(each)
+        # A stage on its own must not read what was made with other settings.
+        if wanted[0] != "prepare":
+            prepare.require_prepared(run)
+        if wanted[0] not in ("prepare", "extract"):
+            extract.require_extracted(run)
         say(f"LayerRank: {config.name} -> {run.root.uri}")
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")

@@ -17,7 +17,7 @@ from jobs.run import Run, subject_identity
 from jobs.targets import Target, Unit, missing_units, passes
 from operators.subject import Subject, read_shape
 from operators.views import ViewProbabilities
-from storage.manifest import load, missing, publish, survey
+from storage.manifest import current, load, missing, publish, survey
 from storage.shards import Receipt
 
 _CONCURRENT_UNITS = 2  # per actor: one in the model, one being written
@@ -28,6 +28,18 @@ def extract(run: Run) -> None:
     """Extract every subject over every dataset and condition of the run; what exists stays."""
     for subject in run.subjects:
         _extract_subject(run, subject)
+
+
+def require_extracted(run: Run) -> None:
+    """Raise if a partition is not there, or was extracted with other settings."""
+    for subject, dataset in run.pairs():
+        identity, prompts = subject_identity(subject), run.prompts(dataset)
+        for each in passes(run.config, subject, identity, dataset, prompts):
+            for target in each.targets:
+                if current(run.root, target.partition, target.settings) is None:
+                    raise FileNotFoundError(
+                        f"{target.partition} is not extracted: run `layerrank extract` first"
+                    )
 
 
 def _extract_subject(run: Run, subject: Subject) -> None:

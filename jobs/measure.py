@@ -122,7 +122,8 @@ def _measure_layers(
         for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
             rows += result
             progress.add(1)
-    rows.sort(key=lambda row: (row["metric"], row["variant"], row["layer"], row["pooling"]))
+    order = ("metric", "variant", "layer", "norm", "pooling")
+    rows.sort(key=lambda row: [row[column] for column in order])
     table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
     blank = Receipt(LAYER_METRICS, 0, digest_of(settings), "")
     receipt = write_shard(

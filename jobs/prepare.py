@@ -39,6 +39,16 @@ def prepare(run: Run) -> None:
         _prepare(run, dataset)
 
 
+def require_prepared(run: Run) -> None:
+    """Raise if prompts or tasks are not there, or were prepared with other settings."""
+    for dataset in run.config.datasets:
+        for target in _targets(run, dataset, run.config.storage.options()).values():
+            if current(run.root, target.partition, target.settings) is None:
+                raise FileNotFoundError(
+                    f"{target.partition} is not prepared: run `layerrank prepare` first"
+                )
+
+
 def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
     """Return where the items of a task lie."""
     return Partition("tasks", (task.name, dataset.name))

@@ -296,3 +296,17 @@ def test_the_readmes_config_is_valid() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
     assert len(parse(example, "README").datasets[0].tasks) == 3
+
+
+def test_a_single_stage_refuses_what_was_made_with_other_settings(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    cli("rank", str(finished.config), "--output", finished.root.uri)
+    values = yaml.safe_load(finished.config.read_text())
+    values["views"]["keyboard"] = 0.5
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    for stage in ("measure", "rank"):
+        refused = cli(stage, str(changed), "--output", finished.root.uri, "--overwrite", expect=2)
+        assert "keyboard: 0.1 there, 0.5 here" in refused.stderr
+    cli("rank", str(finished.config), "--output", finished.root.uri)
