@@ -183,9 +183,8 @@ def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, cli: C
         if manifest.partition.table != "ranking"
         for key in [*manifest.objects(), manifest.partition.shard(MANIFEST)]
     }
-    began = time.monotonic()
-    cli("run", str(finished.config), "--output", finished.root.uri)
-    assert time.monotonic() - began < 60
+    nowhere = "127.0.0.1:1"  # joining this cluster would fail
+    cli("run", str(finished.config), "--output", finished.root.uri, "--address", nowhere)
     for path, changed in before.values():
         assert Path(path).stat().st_mtime_ns == changed, path
 
