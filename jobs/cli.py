@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import duckdb
 
@@ -21,6 +22,9 @@ from jobs.console import say
 from operators.subject import ModelUnavailableError, read_shape
 from storage.manifest import SettingsConflictError
 from storage.root import Root
+
+if TYPE_CHECKING:
+    from jobs.plan import Plan
 
 DONE, FAILED, USAGE = 0, 1, 2
 _OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
@@ -53,21 +57,28 @@ def _fail(arguments: argparse.Namespace, error: BaseException) -> int:
 def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str, int]:
     """Return a prefix, the message and the exit code of an error, wherever it was raised.
 
-    What a worker raised comes wrapped by Ray: the error itself is the cause or, where an actor died
-    of it, the last line of the traceback in the text.
+    What a worker raised comes wrapped by Ray: the error itself is the cause or, where the cause is
+    one of Ray's own or an actor died of it, the last other error of the traceback in the text.
     """
     cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException):
+    if isinstance(cause, BaseException) and not _is_of_ray(cause):
         return _explain(cause, in_worker=True)
     name, message = type(error).__name__, str(error)
-    if type(error).__module__.startswith("ray."):
-        raised = re.findall(r"^\s*(?:\w+\.)+(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE)
+    if _is_of_ray(error):
+        raised = re.findall(
+            r"^\s*(?!ray\.)(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE
+        )
         name, message = raised[-1] if raised else (name, message)
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
         return "", message, USAGE
-    people = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
-    return "" if people and message else f"{name}: ", message, FAILED
+    known = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+    for_people = (known or name in ("ValueError", "RuntimeError")) and message
+    return "" if for_people else f"{name}: ", message, FAILED
+
+
+def _is_of_ray(error: BaseException) -> bool:
+    return type(error).__module__.startswith("ray.")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -124,8 +135,26 @@ def _plan(arguments: argparse.Namespace) -> int:
             f"{each.tokens / 1e6:,.1f} M tokens, embeddings {each.embedding_bytes / _GIB:,.2f} "
             f"GiB, tokens {each.token_bytes / _GIB:,.2f} GiB"
         )
+        say(f"    token metrics {_token_metrics(each)}")
     say(f"  about {total:.2f} device-hours at {speed:,.0f} tokens/s (--tokens-per-second)")
     return DONE
+
+
+def _token_metrics(each: Plan) -> str:
+    """Say where the token metrics of a plan are computed, and from how many token states."""
+    from jobs.targets import FUSED_ABOVE  # noqa: PLC0415
+
+    where = {
+        (False, False): "not measured",
+        (False, True): f"from the stored states of {each.token_plan.stored:,} prompts",
+        (True, False): "fused into the model actors, no token states stored",
+        (True, True): "fused into the model actors; states of "
+        f"{each.token_plan.stored:,} prompts stored",
+    }[each.token_plan.fused, each.token_plan.stored > 0]
+    return (
+        f"{where} (every prompt's states: {each.every_token_bytes / _GIB:,.2f} GiB; by default "
+        f"fused above {FUSED_ABOVE / _GIB:g} GiB)"
+    )
 
 
 def _status(arguments: argparse.Namespace) -> int:

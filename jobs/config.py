@@ -7,15 +7,12 @@ that names the key, the value and the choices.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -23,52 +20,28 @@ from pydantic import (
     model_validator,
 )
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from jobs.blocks import Block, Count, Name, Positive, Probability, require_distinct
+from jobs.corpora import DatasetConfig
+
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
 Device = Literal["auto", "cpu", "cuda"]
-Metric = Literal["prompt_entropy", "curvature", "dataset_entropy", "infonce", "lidar", "dime"]
-METRICS: tuple[Metric, ...] = (
-    "prompt_entropy",
-    "curvature",
-    "dataset_entropy",
-    "infonce",
-    "lidar",
-    "dime",
-)
-_OF_VIEWS: tuple[Metric, ...] = ("infonce", "lidar", "dime")
-_MIN_VIEWS = 2  # fewer views cannot be compared with each other
+TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
+EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 
 
 class ConfigError(ValueError):
     """The user's config or arguments cannot be run as they stand."""
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
-        if isinstance(values, Mapping):
-            unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown:
-                known = ", ".join(sorted(cls.model_fields))
-                raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}")
-        return values
-
-
-class Shape(_Block):
+class Shape(Block):
     """Stated sizes of a model, so that a plan needs no network."""
 
     layers: Count
     hidden_size: Count
 
 
-class SubjectConfig(_Block):
+class SubjectConfig(Block):
     """A model at a revision."""
 
     model: str = Field(min_length=1, description="hub id, folder, or package:IMPORT_NAME/FOLDER")
@@ -80,125 +53,7 @@ class SubjectConfig(_Block):
     shape: Shape | None = None
 
 
-class BuiltinSource(_Block):
-    """A corpus that every installation has."""
-
-    builtin: Literal["docstrings"]
-    per_library: Count = Field(300, description="passages per library, at most")
-
-
-class HubSource(_Block):
-    """A dataset of the Hugging Face hub; `split` may join several with +."""
-
-    hub: str = Field(min_length=1)
-    config: str | None = None
-    split: str = "train"
-    revision: str = "main"
-
-
-class FileSource(_Block):
-    """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line."""
-
-    files: tuple[str, ...] = Field(min_length=1, description="paths, URIs or glob patterns")
-    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:  # noqa: ANN401
-        return (value,) if isinstance(value, str) else value
-
-
-class ClassificationTask(_Block):
-    """Predict a label from the text: logistic regression on a few examples per label."""
-
-    type: Literal["classification"]
-    name: Name
-    label_column: str
-    split_column: str | None = Field(None, description="holds train and test; else a seeded split")
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    samples_per_label: Count = 8
-    folds: Count = 10
-
-
-class ClusteringTask(_Block):
-    """Find the labels again without seeing them: k-means against the labels."""
-
-    type: Literal["clustering"]
-    name: Name
-    label_column: str
-    split_column: str | None = Field(None, description="if given, only its test rows are clustered")
-    max_documents: Count | None = None
-    documents_per_fold: Count = 2048
-    folds: Count = 10
-
-
-class RetrievalTask(_Block):
-    """Find a query's own document among all: cosine similarity of the vectors."""
-
-    type: Literal["retrieval"]
-    name: Name
-    query_column: str
-    document_column: str | None = Field(None, description="default: the text column")
-    folds: Count = 10
-
-
-Task = Annotated[ClassificationTask | ClusteringTask | RetrievalTask, Field(discriminator="type")]
-
-
-class DatasetConfig(_Block):
-    """A corpus, and the labelled tasks made of its columns."""
-
-    name: Name
-    source: BuiltinSource | HubSource | FileSource
-    text_column: str = "text"
-    limit: Count | None = Field(None, description="source rows read, in source order")
-    min_chars: Annotated[int, Field(ge=0)] = 1
-    shard_prompts: Count = Field(2048, description="prompts per shard, about")
-    tasks: tuple[Task, ...] = ()
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _which_source(cls, value: Any) -> Any:  # noqa: ANN401
-        kinds: dict[str, type[_Block]] = {
-            "builtin": BuiltinSource,
-            "hub": HubSource,
-            "files": FileSource,
-        }
-        if isinstance(value, _Block):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError(f"give a mapping with exactly one of {', '.join(kinds)}")
-        given = [kind for kind in kinds if kind in value]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(kinds)}; got {sorted(value)}")
-        return kinds[given[0]].model_validate(value)
-
-    @field_validator("tasks")
-    @classmethod
-    def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
-        _require_distinct([task.name for task in tasks], "task")
-        return tasks
-
-    @property
-    def text_columns(self) -> tuple[str, ...]:
-        """Every column whose texts become prompts, the text column first."""
-        columns = [self.text_column]
-        for task in self.tasks:
-            if isinstance(task, RetrievalTask):
-                columns += [task.query_column, task.document_column or self.text_column]
-        return tuple(dict.fromkeys(columns))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Every column that is read."""
-        columns = list(self.text_columns)
-        for task in self.tasks:
-            if not isinstance(task, RetrievalTask):
-                columns += [task.label_column, *([task.split_column] if task.split_column else [])]
-        return tuple(dict.fromkeys(columns))
-
-
-class ExtractConfig(_Block):
+class ExtractConfig(Block):
     """The forward pass, and what is kept of each layer."""
 
     device: Device = "auto"
@@ -214,11 +69,11 @@ class ExtractConfig(_Block):
     @field_validator("norms", "poolings")
     @classmethod
     def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        _require_distinct(names, "name")
+        require_distinct(names, "name")
         return names
 
 
-class ViewsConfig(_Block):
+class ViewsConfig(Block):
     """Augmented views of a sample; each costs a forward pass of the sample."""
 
     count: Annotated[int, Field(ge=0, le=99)] = 16
@@ -228,39 +83,71 @@ class ViewsConfig(_Block):
     split: Probability = Field(0.1, description="per word: cut in two")
 
 
-class TokensConfig(_Block):
-    """Token states of a sample, which the token metrics read."""
+class TokensConfig(Block):
+    """Token states: those of a sample can be stored, and token metrics are computed from them."""
 
-    sample: Annotated[int, Field(ge=0)] = Field(128, description="prompts; 0 stores none")
+    sample: Annotated[int, Field(ge=0)] = Field(1000, description="prompts stored; 0 stores none")
     norm: Norm = "none"
     dtype: Literal["float32", "float16"] = "float32"
 
 
-class MeasureConfig(_Block):
-    """Representation metrics over the shards."""
+def _every_metric() -> tuple[str, ...]:
+    # The registry imports torch, which a worker that only unpickles its config can do without.
+    from operators.metrics.registry import METRICS  # noqa: PLC0415
+
+    return tuple(METRICS)
+
+
+class MeasureConfig(Block):
+    """Representation metrics over the shards; docs/metrics.md says what each one means."""
 
     device: Device = "auto"
-    metrics: tuple[Metric, ...] = METRICS
-    alpha: Positive = Field(1.0, description="order of the matrix entropies")
-    dataset_sample: Count = Field(10_000, description="prompts of a dataset metric, at most")
+    metrics: tuple[str, ...] = Field(default_factory=_every_metric)
+    token_metrics: TokenMetricsMode = Field(
+        "auto",
+        description="fused: of every prompt, in the model actor, no token states; stored: of the "
+        "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
+        "every prompt are small, else both",
+    )
+    method: Literal["exact", "approximate"] = Field(
+        "exact", description="spectra of long prompts; see docs/metrics.md for the error"
+    )
+    alphas: tuple[Positive, ...] = Field(
+        (1.0, 2.0), min_length=1, description="orders of the matrix entropies; the first is drawn"
+    )
+    normalizations: tuple[EntropyNorm, ...] = Field(
+        ("raw", "maxEntropy"), min_length=1, description="of the entropies; the first is drawn"
+    )
+    without_first: bool = Field(True, description="token metrics also without the first token")
+    neighbour_sample: Count = Field(5_000, description="prompts of twonn, at most")
     temperature: Positive = 0.1
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
 
     @field_validator("metrics")
     @classmethod
-    def _distinct(cls, names: tuple[Metric, ...]) -> tuple[Metric, ...]:
-        _require_distinct(names, "metric")
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = _every_metric()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
+        require_distinct(names, "metric")
         return names
 
+    @field_validator("alphas", "normalizations")
+    @classmethod
+    def _distinct(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        require_distinct([str(value) for value in values], "value")
+        return values
 
-class ProbeConfig(_Block):
+
+class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
     seed: int = 42
 
 
-class RankConfig(_Block):
+class RankConfig(Block):
     """Which vectors are ranked, and how the uncertainty is drawn."""
 
     norm: Norm = "final"
@@ -269,7 +156,7 @@ class RankConfig(_Block):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
-class StorageConfig(_Block):
+class StorageConfig(Block):
     """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
 
     endpoint_url: str | None = None
@@ -287,13 +174,13 @@ class StorageConfig(_Block):
         return {**options, **({"client_kwargs": given} if given else {})}
 
 
-class ClusterConfig(_Block):
+class ClusterConfig(Block):
     """How patient to be with a cluster that has to grow first."""
 
     wait_seconds: Annotated[float, Field(ge=0)] = 600
 
 
-class RunConfig(_Block):
+class RunConfig(Block):
     """A whole run."""
 
     name: Name
@@ -304,7 +191,7 @@ class RunConfig(_Block):
     extract: ExtractConfig = ExtractConfig()
     views: ViewsConfig = ViewsConfig()
     tokens: TokensConfig = TokensConfig()
-    measure: MeasureConfig = MeasureConfig()
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
     probe: ProbeConfig = ProbeConfig()
     rank: RankConfig = RankConfig()
     storage: StorageConfig = StorageConfig()
@@ -312,7 +199,7 @@ class RunConfig(_Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        _require_distinct([dataset.name for dataset in self.datasets], "dataset")
+        require_distinct([dataset.name for dataset in self.datasets], "dataset")
         if self.rank.norm not in self.extract.norms:
             raise ValueError(
                 f"rank.norm is {self.rank.norm}, but extract.norms has only "
@@ -323,13 +210,45 @@ class RunConfig(_Block):
                 f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
                 f"{', '.join(self.extract.poolings)}"
             )
-        unseen = [metric for metric in self.measure.metrics if metric in _OF_VIEWS]
-        if unseen and self.views.count < _MIN_VIEWS:
-            raise ValueError(
-                f"views.count is {self.views.count}, but {', '.join(unseen)} "
-                f"need{'s' if len(unseen) == 1 else ''} at least {_MIN_VIEWS} views"
-            )
+        _require_enough(self)
         return self
+
+
+def _require_enough(config: RunConfig) -> None:
+    """Refuse metrics for which the config leaves too few views or prompts.
+
+    Without a list of metrics, what has too few prompts is undefined in the results instead.
+    """
+    from operators.metrics.registry import METRICS, of_kind  # noqa: PLC0415
+    from operators.metrics.variants import FEWEST_VIEWS, Views  # noqa: PLC0415
+
+    measure, views = config.measure, config.views
+    unseen = list(of_kind(measure.metrics, Views))
+    if unseen and views.count < FEWEST_VIEWS:
+        raise ValueError(
+            f"views.count is {views.count}, but {', '.join(unseen)} "
+            f"need{'s' if len(unseen) == 1 else ''} at least {FEWEST_VIEWS} views"
+        )
+    if "metrics" not in measure.model_fields_set:
+        return
+    for name in measure.metrics:
+        fewest = METRICS[name].fewest
+        given = {
+            f"limit of dataset {each.name}": each.limit * len(each.text_columns)
+            for each in config.datasets
+            if each.limit is not None
+        }
+        if name in unseen:
+            given["views.sample"] = views.sample
+        at_most = getattr(METRICS[name].measured, "at_most", "")
+        if at_most:
+            given[f"measure.{at_most}"] = getattr(measure, at_most)
+        for key, prompts in given.items():
+            if prompts < fewest:
+                raise ValueError(
+                    f"{key} leaves {prompts} prompts, but {name} needs at least {fewest}; raise "
+                    f"it, or leave {name} out of measure.metrics"
+                )
 
 
 def load(recipe_or_file: str) -> RunConfig:
@@ -390,9 +309,3 @@ def _first_problem(error: ValidationError) -> str:
     secret = problem["loc"][:1] == ("storage",)
     shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message
-
-
-def _require_distinct(names: Sequence[str], what: str) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{what} name {', '.join(repeated)} is used twice")

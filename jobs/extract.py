@@ -14,7 +14,7 @@ from jobs.cluster import TASK_CPUS, Pool, from_units, plan_pool, results
 from jobs.console import Progress, say
 from jobs.extractor import Extractor, Reader
 from jobs.run import Run, subject_identity
-from jobs.targets import Target, Unit, missing_units, passes
+from jobs.targets import Sources, Target, Unit, missing_units, passes
 from operators.subject import Subject, read_shape
 from operators.views import ViewProbabilities
 from storage.manifest import current, load, missing, publish, survey
@@ -33,8 +33,7 @@ def extract(run: Run) -> None:
 def require_extracted(run: Run) -> None:
     """Raise if a partition is not there, or was extracted with other settings."""
     for subject, dataset in run.pairs():
-        identity, prompts = subject_identity(subject), run.prompts(dataset)
-        for each in passes(run.config, subject, identity, dataset, prompts):
+        for each in passes(run.config, subject, _sources(subject), dataset, run.prompts(dataset)):
             for target in each.targets:
                 if current(run.root, target.partition, target.settings) is None:
                     raise FileNotFoundError(
@@ -43,15 +42,15 @@ def require_extracted(run: Run) -> None:
 
 
 def _extract_subject(run: Run, subject: Subject) -> None:
-    shape = read_shape(subject)
+    sources = _sources(subject)
+    shape = sources.shape
     say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
-    identity = subject_identity(subject)
     unpublished: list[Target] = []
     units: list[Unit] = []
     done: Done = {}
     for dataset in run.config.datasets:
         prompts = run.prompts(dataset)
-        for each in passes(run.config, subject, identity, dataset, prompts):
+        for each in passes(run.config, subject, sources, dataset, prompts):
             for target in each.targets:
                 done[target.partition.path] = survey(
                     run.root, target.partition, target.settings, overwrite=run.overwrite
@@ -63,6 +62,10 @@ def _extract_subject(run: Run, subject: Subject) -> None:
         _extract_units(run, subject, units, done)
     for target in unpublished:
         _publish(run, target, done)
+
+
+def _sources(subject: Subject) -> Sources:
+    return Sources(subject_identity(subject), read_shape(subject))
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:

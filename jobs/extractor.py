@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,18 +16,28 @@ import torch
 
 from jobs.cluster import Pool, one_unit, result_table
 from jobs.config import RunConfig
+from jobs.measurer import REASONS, parameters
 from jobs.targets import Unit
 from operators.batching import Ids
-from operators.encode import Representations, TokenRequest, encode
+from operators.encode import (
+    NonFiniteError,
+    Representations,
+    TokenTap,
+    encode,
+    wanted_tokens,
+)
+from operators.metrics.tokens import TokenValues, token_metrics
+from operators.metrics.variants import Parameters
 from operators.model import load_model
 from operators.seeding import sample_order
 from operators.subject import ModelUnavailableError, Subject, read_shape
 from operators.tokenise import load_tokenizer, token_limit, tokenise
 from operators.views import ViewProbabilities, view_text
 from storage import schema
+from storage.metrics import prompt_metrics_table
 from storage.partition import CLEAN, Partition, shard_name
 from storage.root import Root
-from storage.shards import Receipt, read_table, write_shard
+from storage.shards import Facts, Receipt, read_table, write_shard
 from storage.spool import TokenSpool
 from storage.vectors import embeddings_table
 
@@ -74,6 +84,45 @@ def _tokenizer(subject: Subject, max_tokens: int) -> tuple[Any, int]:
     return tokenizer, token_limit(tokenizer, read_shape(subject), max_tokens)
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A unit with its prompts that have tokens, and which of their states are to be stored."""
+
+    unit: Unit
+    prompt_ids: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int32]
+    stored: npt.NDArray[np.bool_]
+
+
+@dataclass
+class _Measured:
+    """Takes the states of every batch and fills in its token metrics, [L, N] each."""
+
+    prompts: int
+    metrics: Sequence[str]
+    parameters: Parameters
+    values: TokenValues = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def take(
+        self, rows: npt.NDArray[np.int64], states: Sequence[torch.Tensor], lengths_N: torch.Tensor
+    ) -> None:
+        """Measure one batch."""
+        began = time.perf_counter()
+        found = token_metrics(states, lengths_N, self.metrics, self.parameters)
+        for key, values_Ln in found.items():
+            if key not in self.values:
+                self.values[key] = np.full((len(states), self.prompts), np.nan)
+            self.values[key][:, rows] = values_Ln
+        self.seconds += time.perf_counter() - began
+
+    @property
+    def facts(self) -> Facts:
+        """How many values are undefined, and the time that measuring took."""
+        undefined = sum(int(np.isnan(each).sum()) for each in self.values.values())
+        return {"undefined": undefined, "metric_seconds": round(self.seconds, 3)}
+
+
 class Extractor:
     """A model actor: loads the model once, then turns units into shards and receipts.
 
@@ -84,6 +133,7 @@ class Extractor:
     def __init__(self, root: Root, subject: Subject, config: RunConfig, pool: Pool) -> None:
         torch.set_num_threads(pool.threads)
         self._root, self._subject, self._tokens = root, subject, config.tokens
+        self._metrics, self._parameters = config.measure.metrics, parameters(config)
         self._model = load_model(subject, torch.device(pool.device))
         batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[pool.device]
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
@@ -94,81 +144,94 @@ class Extractor:
         unit = Unit.from_json(one_unit(batch))
         prompt_ids = batch["prompt_ids"][0].values.to_numpy()
         sequences = [ids.values.to_numpy() for ids in batch["token_ids"][0]]
-        facts = {"truncated": batch["truncated"][0].as_py()}
-        try:
-            return result_table(self._extract(unit, prompt_ids, sequences, facts))
-        except ModelUnavailableError:
-            raise
-        except ValueError as error:
-            where = f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
-            raise ValueError(f"{where}: {error}") from error
-
-    def _extract(
-        self,
-        unit: Unit,
-        prompt_ids: npt.NDArray[np.int64],
-        sequences: list[Ids],
-        facts: dict[str, int | float | str],
-    ) -> dict[str, Any]:
         kept = np.flatnonzero([len(ids) for ids in sequences])
-        ids = prompt_ids[kept]
         texts = [sequences[index] for index in kept]
         lengths = np.array([len(text) for text in texts], dtype=np.int32)
-        wanted = kept < unit.tokens
-        with TokenSpool(ids, lengths.tolist(), self._tokens.dtype) as spool:
-            request = TokenRequest(wanted, self._tokens.norm, spool.add) if wanted.any() else None
+        work = _Work(unit, prompt_ids[kept], lengths, kept < unit.tokens)
+        facts: dict[str, int | float | str] = {
+            "prompts": len(texts),
+            "tokens": int(lengths.sum()),
+            "skipped_no_tokens": len(sequences) - len(texts),
+            "truncated": batch["truncated"][0].as_py(),
+        }
+        try:
+            return result_table(self._extract(work, texts, facts))
+        except ModelUnavailableError:
+            raise
+        except NonFiniteError as error:
+            first = work.prompt_ids[error.rows[0]]
+            raise ValueError(
+                f"{self._where(unit)}: {error}, first prompt_id {first}; run the model in float32"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{self._where(unit)}: {error}") from error
+
+    def _where(self, unit: Unit) -> str:
+        return f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
+
+    def _extract(
+        self, work: _Work, texts: list[Ids], facts: dict[str, int | float | str]
+    ) -> dict[str, Any]:
+        unit = work.unit
+        receipts: dict[str, Receipt] = {}
+        measured = _Measured(len(texts), self._metrics, self._parameters)
+        with TokenSpool(work.prompt_ids, work.lengths.tolist(), self._tokens.dtype) as spool:
+            taps = []
+            if work.stored.any():
+                taps.append(TokenTap(self._tokens.norm, wanted_tokens(work.stored, spool.add)))
+            if unit.metrics:
+                taps.append(TokenTap(self._tokens.norm, measured.take))
             with self._in_model:
                 began = time.perf_counter()
-                vectors = encode(self._model, texts, self._keep, request) if texts else None
-                seconds = time.perf_counter() - began
-            facts = {
-                "prompts": len(texts),
-                "tokens": int(lengths.sum()),
-                "skipped_no_tokens": len(sequences) - len(texts),
-                "model_seconds": round(seconds, 3),
-                **facts,
-            }
-            key = shard_name(unit.shard)
-            blank = Receipt(key, 0, unit.digest, "", facts=facts)
-            receipts = {}
+                vectors = encode(self._model, texts, self._keep, taps) if texts else None
+                seconds = time.perf_counter() - began - measured.seconds
+                facts["model_seconds"] = round(seconds, 3)
             if unit.tokens:
-                where = self._partition("tokens", unit)
-                counts = {"prompts": int(wanted.sum()), "dtype": self._tokens.dtype}
-                own = replace(blank, digest=unit.tokens_digest, facts=counts)
+                counts = {"prompts": int(work.stored.sum()), "dtype": self._tokens.dtype}
                 groups = spool.groups(self._tokens.norm)
-                receipts[where.path] = write_shard(
-                    self._root, where.shard(key), groups, schema.TOKENS, own
-                )
+                self._write(work, "tokens", groups, schema.TOKENS, counts, receipts)
+        if unit.metrics:
+            tables = self._metric_tables(work, measured.values)
+            known = {"prompts": len(texts), **measured.facts}
+            self._write(work, "prompt_metrics", tables, schema.PROMPT_METRICS, known, receipts)
         if unit.embeddings:
-            where = self._partition("embeddings", unit)
-            receipts[where.path] = self._write_embeddings(
-                where.shard(key), blank, ids, lengths, vectors
-            )
+            dim = self._model.hidden_size if vectors is None else vectors.shape[2]
+            tables = self._embedding_tables(work, vectors)
+            self._write(work, "embeddings", tables, schema.embeddings(dim), facts, receipts)
         return {
             "receipts": {path: receipt.to_json() for path, receipt in receipts.items()},
             "texts": unit.prompts,
             "tokens": facts["tokens"],
         }
 
-    def _write_embeddings(
-        self,
-        key: str,
-        blank: Receipt,
-        ids: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int32],
-        vectors_GND: npt.NDArray[np.float32] | None,
-    ) -> Receipt:
+    def _metric_tables(self, work: _Work, values: TokenValues) -> Iterator[pa.Table]:
+        for layer in range(self._model.layers + 1) if values else ():
+            of_layer = {key: values_LN[layer] for key, values_LN in values.items()}
+            yield prompt_metrics_table(
+                layer, self._tokens.norm, work.prompt_ids, work.lengths, of_layer, REASONS
+            )
+
+    def _embedding_tables(
+        self, work: _Work, vectors_GND: npt.NDArray[np.float32] | None
+    ) -> Iterator[pa.Table]:
+        if vectors_GND is None:
+            return
         groups = self._keep.groups(self._model.layers)
-        dim = self._model.hidden_size if vectors_GND is None else vectors_GND.shape[2]
+        for group, vectors_ND in zip(groups, vectors_GND, strict=True):
+            yield embeddings_table(group, work.prompt_ids, work.lengths, vectors_ND)
 
-        def tables() -> Iterator[pa.Table]:
-            if vectors_GND is None:
-                return
-            for group, vectors_ND in zip(groups, vectors_GND, strict=True):
-                yield embeddings_table(group, ids, lengths, vectors_ND)
-
-        return write_shard(self._root, key, tables(), schema.embeddings(dim), blank)
-
-    def _partition(self, table: str, unit: Unit) -> Partition:
+    def _write(
+        self,
+        work: _Work,
+        table: str,
+        groups: Iterable[pa.Table],
+        columns: pa.Schema,
+        facts: Facts,
+        receipts: dict[str, Receipt],
+    ) -> None:
+        """Write the unit's shard of a table and add its receipt by the partition's path."""
+        unit, name = work.unit, shard_name(work.unit.shard)
         values = (self._subject.name, self._subject.revision, unit.dataset, unit.condition)
-        return Partition(table, values)
+        where = Partition(table, values)
+        blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
+        receipts[where.path] = write_shard(self._root, where.shard(name), groups, columns, blank)

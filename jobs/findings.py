@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.config import DatasetConfig, Task
+from jobs.corpora import DatasetConfig, Task
+from jobs.measurer import parameters
 from jobs.rank import SubjectRanking, cost
 from jobs.records import SKIPPED
 from jobs.run import Run, partition
-from operators.metrics.registry import METRICS
+from operators.metrics.registry import METRICS, main_variant
 from operators.ranking import LayerRank, Verdict
 from operators.subject import Subject
 from operators.views import view_name
@@ -84,13 +85,14 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class Series:
-    """A metric against the layer, for one dataset, variant, norm and pooling."""
+    """A metric against the layer; `main` is the variant that stands for the metric."""
 
     dataset: str
     metric: str
     variant: str
     norm: str
     pooling: str
+    main: bool
     values: list[MetricValue]
 
 
@@ -313,11 +315,16 @@ def _series(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Series] 
         for row in read_table(run.root, key).to_pylist():
             name = (row["metric"], row["variant"], row["norm"], row["pooling"])
             found.setdefault(name, []).append(_value(row))
-    known = list(METRICS)
+    known, asked = list(METRICS), parameters(run.config)
     order = sorted(found, key=lambda name: (known.index(name[0]) if name[0] in known else 99, name))
     return [
-        Series(dataset.name, *name, sorted(found[name], key=lambda value: value.layer))
-        for name in order
+        Series(
+            dataset.name,
+            *(metric, variant, norm, pooling),
+            main=metric in METRICS and variant == main_variant(metric, asked),
+            values=sorted(found[metric, variant, norm, pooling], key=lambda value: value.layer),
+        )
+        for metric, variant, norm, pooling in order
     ]
 
 

@@ -1,7 +1,7 @@
 """measure (CPU or GPU tasks): representation metrics over the shards.
 
-`tokens -> prompt_metrics` shard by shard, then `prompt_metrics, embeddings -> layer_metrics` layer
-by layer. No text is encoded again.
+`tokens -> prompt_metrics` shard by shard, unless the model actors have made them already, then
+`prompt_metrics, embeddings -> layer_metrics` layer by layer. No text is encoded again.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.cluster import plan_pool, run_tasks
-from jobs.config import DatasetConfig
 from jobs.console import Progress, say
-from jobs.measurer import LayerMetrics, TokenMetrics
+from jobs.corpora import DatasetConfig
+from jobs.measurer import LayerMetrics, TokenMetrics, parameters, similarity_rows
 from jobs.run import Run, partition
-from operators.metrics.registry import TOKEN_METRICS, VIEW_METRICS, Parameters
-from operators.subject import Subject
+from jobs.targets import token_metric_settings, token_metrics, token_plan
+from operators.metrics.registry import of_kind
+from operators.metrics.variants import Views
+from operators.subject import Subject, read_shape
 from operators.views import view_name
 from storage import schema
 from storage.manifest import (
@@ -33,7 +35,7 @@ from storage.manifest import (
     survey,
 )
 from storage.shards import Receipt, write_shard
-from storage.vectors import groups
+from storage.vectors import Group, groups
 
 LAYER_METRICS = "metrics.parquet"
 
@@ -45,25 +47,16 @@ def measure(run: Run) -> None:
         _measure_layers(run, subject, dataset, prompt_metrics)
 
 
-def parameters(run: Run) -> Parameters:
-    """Return the metric parameters of a run."""
-    config = run.config.measure
-    return Parameters(
-        config.alpha, config.temperature, config.delta, config.permutations, run.config.seed
-    )
-
-
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
-    """Fill `prompt_metrics` from the token states; None if none are stored."""
-    wanted = tuple(name for name in run.config.measure.metrics if name in TOKEN_METRICS)
-    tokens = load(run.root, partition("tokens", subject, dataset))
-    if tokens is None or not wanted or not run.config.tokens.sample:
+    """Return `prompt_metrics`: as the model actors wrote it, or filled from the token states."""
+    config, wanted = run.config, token_metrics(run.config)
+    planned = token_plan(config, read_shape(subject), run.prompts(dataset).rows)
+    if not wanted or not (planned.fused or planned.stored):
         return None
-    settings = {
-        "tokens": tokens.content,
-        "metrics": sorted(wanted),
-        "alpha": run.config.measure.alpha,
-    }
+    if planned.fused:
+        return require(run.root, partition("prompt_metrics", subject, dataset))
+    tokens = require(run.root, partition("tokens", subject, dataset))
+    settings = {"tokens": tokens.content, **token_metric_settings(config)}
     where = tokens.partition.sibling("prompt_metrics")
     done = survey(run.root, where, settings, overwrite=run.overwrite)
     names = [receipt.name for receipt in tokens.receipts]
@@ -73,7 +66,7 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
         return present or publish(run.root, where, settings, done.values())
     device, cpus, gpus = _task_resources(run, len(units))
     task = TokenMetrics(
-        run.root, tokens.partition, wanted, parameters(run), digest_of(settings), device
+        run.root, tokens.partition, wanted, parameters(config), digest_of(settings), device
     )
     with Progress("measure", len(units), "token shards") as progress:
         for result in run_tasks(units, task.__call__, num_cpus=cpus, num_gpus=gpus):
@@ -94,7 +87,7 @@ def _measure_layers(
         "views": [manifest.content for manifest in views],
         "prompt_metrics": prompt_metrics.content if prompt_metrics else None,
         "seed": run.config.seed,
-        **config.model_dump(exclude={"device"}),
+        **config.model_dump(mode="json", exclude={"device", "token_metrics"}),
     }
     where = partition("layer_metrics", subject, dataset)
     present = current(run.root, where, settings, overwrite=run.overwrite)
@@ -111,17 +104,20 @@ def _measure_layers(
         tuple(views),
         prompt_metrics,
         config.metrics,
-        parameters(run),
-        config.dataset_sample,
+        parameters(run.config),
+        units[-1].layer,
         (units[0].norm, units[0].pooling),
         device,
     )
     work = [json.dumps(asdict(unit)) for unit in units]
     rows: list[dict[str, Any]] = []
+    terms: dict[Group, dict[str, list[float]]] = {}
     with Progress("measure", len(units), "layers") as progress:
         for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
-            rows += result
+            rows += result["rows"]
+            terms[Group(**result["group"])] = result["terms"]
             progress.add(1)
+    rows += similarity_rows(terms, config.metrics, int(clean.facts()["prompts"]))
     order = ("metric", "variant", "layer", "norm", "pooling")
     rows.sort(key=lambda row: [row[column] for column in order])
     table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
@@ -135,7 +131,7 @@ def _measure_layers(
 
 
 def _views(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Manifest]:
-    if not any(name in VIEW_METRICS for name in run.config.measure.metrics):
+    if not of_kind(run.config.measure.metrics, Views):
         return []
     conditions = map(view_name, range(run.config.views.count))
     return [

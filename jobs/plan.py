@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs import sources
-from jobs.config import BuiltinSource, ConfigError, DatasetConfig, RunConfig, SubjectConfig
+from jobs.config import ConfigError, RunConfig, SubjectConfig
+from jobs.corpora import BuiltinSource, DatasetConfig
 from jobs.run import subject
+from jobs.targets import TokenPlan, state_bytes, token_plan
 from operators.subject import ModelShape, read_shape
 from storage.manifest import load
 from storage.partition import Partition
 from storage.root import Root
 
-_FLOAT_BYTES = {"float32": 4, "float16": 2}
+_FLOAT32_BYTES = 4
 _ROW_BYTES = 40  # the columns beside a vector or a token matrix
 
 
@@ -32,6 +34,8 @@ class Plan:
     tokens: int
     embedding_bytes: int
     token_bytes: int
+    every_token_bytes: int
+    token_plan: TokenPlan
 
     def gpu_hours(self, tokens_per_second: float) -> float:
         """Return the hours of one device that encodes so many tokens a second."""
@@ -53,13 +57,13 @@ def _plan(
     extract, views = config.extract, config.views
     prompts, shards = size
     sample = min(views.sample, prompts)
-    token_sample = min(config.tokens.sample, prompts)
+    planned = token_plan(config, shape, prompts)
     layers = shape.layers + 1
     max_tokens = min(extract.max_tokens, shape.max_tokens or extract.max_tokens)
     passes = prompts + views.count * sample
-    vector = shape.hidden_size * _FLOAT_BYTES["float32"] + _ROW_BYTES
+    vector = shape.hidden_size * _FLOAT32_BYTES + _ROW_BYTES
     groups = layers * len(extract.norms) * len(extract.poolings)
-    state = shape.hidden_size * _FLOAT_BYTES[config.tokens.dtype] * max_tokens + _ROW_BYTES
+    states = state_bytes(config, shape) + layers * _ROW_BYTES
     return Plan(
         name,
         dataset.name,
@@ -69,7 +73,9 @@ def _plan(
         passes,
         passes * max_tokens,
         passes * groups * vector,
-        token_sample * layers * state,
+        planned.stored * states,
+        prompts * states,
+        planned,
     )
 
 

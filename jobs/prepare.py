@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from jobs import sources
 from jobs.cluster import from_units, one_unit, result_table, results, run_tasks
-from jobs.config import BuiltinSource, ConfigError, DatasetConfig, Task
+from jobs.config import ConfigError
 from jobs.console import Progress, say
+from jobs.corpora import BuiltinSource, DatasetConfig, Task
 from jobs.records import PROMPT, SKIPPED, items_of, markers, prompts_of, records_of
 from jobs.run import Run
 from storage.manifest import Manifest, current, digest_of, publish

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from jobs.cluster import one_unit, result_table, run_tasks
-from jobs.config import ClassificationTask, ClusteringTask, DatasetConfig, RetrievalTask, Task
 from jobs.console import Progress, say
+from jobs.corpora import ClassificationTask, ClusteringTask, DatasetConfig, RetrievalTask, Task
 from jobs.prepare import task_partition
 from jobs.run import Run, partition
 from operators.probes import MAIN_METRICS

@@ -13,13 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config import (
-    ClassificationTask,
-    ClusteringTask,
-    DatasetConfig,
-    RetrievalTask,
-    Task,
-)
+from jobs.corpora import ClassificationTask, ClusteringTask, DatasetConfig, RetrievalTask, Task
 from operators.seeding import generator, prompt_id
 from storage import schema
 

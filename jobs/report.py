@@ -10,42 +10,24 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from jobs import wording
+from jobs import gallery, guide, wording
 from jobs.console import say
-from jobs.findings import Findings, Series, SubjectFinding, collect
-from jobs.plots import NARROW, WIDE, Curve, gain_plot, metric_plot, score_plot
+from jobs.findings import Findings, SubjectFinding, collect
+from jobs.plots import NARROW, WIDE, gain_plot, score_plot
 from jobs.rank import SubjectRanking
 from jobs.run import Run
-from jobs.wording import gain_span, heading, points, share, signed, span, vectors_of
-from operators.metrics.registry import METRICS, unit_of
+from jobs.wording import gain_span, points, share, signed, span
 
 FOLDER = "report"
 COLUMNS = 100
 _TASK_COLUMN = 15
-# The same curve in another scale (log(2N - 1) minus the loss; exp of the entropy): not drawn twice.
-_RESCALED = {("infonce", "bound"), ("lidar", "rank")}
 _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 _MARKDOWN = re.compile(r"([\\`*_\[\]|])")
-
-
-@dataclass(frozen=True)
-class MetricPlot:
-    """A metric of one dataset as the page shows it; no drawing where it has no value."""
-
-    dataset: str
-    title: str
-    unit: str
-    says: str
-    paper: str
-    source: str
-    svg: Markup | None
 
 
 def publish(run: Run, rankings: list[SubjectRanking]) -> None:
@@ -66,6 +48,7 @@ def render(findings: Findings) -> dict[str, bytes]:
     return {
         "report.json": (content + "\n").encode(),
         "report.md": _markdown(findings).encode(),
+        guide.PAGE: guide_page(findings.versions["layerrank"] or "").encode(),
         "index.html": _page(findings).encode(),
     }
 
@@ -120,7 +103,17 @@ def _page(findings: Findings) -> str:
         # As the config file would say it: neither minus signs nor anything else is typeset.
         settings=escape(_settings(findings)),
         ranking_plots=_ranking_plots,
-        metric_plots=_metric_plots,
+        metric_groups=gallery.groups,
+        by_metric=gallery.by_metric,
+    )
+
+
+def guide_page(version: str) -> str:
+    """Return the reading guide of the metrics as a page, which needs no findings."""
+    environment = _environment()
+    environment.autoescape = True
+    return environment.get_template("metrics.html.j2").render(
+        article=guide.article(guide.source()), version=version
     )
 
 
@@ -131,6 +124,8 @@ def _markdown(findings: Findings) -> str:
         # Indented, so that no text in it can end the block.
         findings=findings,
         settings=Markup(textwrap.indent(_settings(findings), "    ")),
+        drawn=gallery.drawn,
+        guide=guide.PAGE,
     )
 
 
@@ -174,36 +169,3 @@ def _ranking_plots(subject: SubjectFinding, name: str) -> list[dict[str, Markup]
         }
         for what, plot in (("score", score_plot), ("gain", gain_plot))
     ]
-
-
-def _metric_plots(subject: SubjectFinding, name: str) -> list[MetricPlot]:
-    """Return one plot per dataset, metric and variant, of the ranked vectors where measured."""
-    together: dict[tuple[str, str, str], list[Series]] = {}
-    for series in subject.metrics:
-        if (series.metric, series.variant) not in _RESCALED:
-            key = (series.dataset, series.metric, series.variant)
-            together.setdefault(key, []).append(series)
-    ranked = (subject.norm, subject.pooling)
-    shown = [
-        next((each for each in group if (each.norm, each.pooling) == ranked), group[0])
-        for group in together.values()
-    ]
-    return [_metric_plot(each, f"{name}-{index}") for index, each in enumerate(shown)]
-
-
-def _metric_plot(series: Series, name: str) -> MetricPlot:
-    known = METRICS.get(series.metric)
-    unit, title = unit_of(series.metric, series.variant) if known else "", heading(series)
-    values = [float("nan") if each.value is None else each.value for each in series.values]
-    curve = Curve(title, [each.layer for each in series.values], values)
-    prompts = max(each.n_prompts for each in series.values)
-    how = vectors_of(series.norm, series.pooling)
-    return MetricPlot(
-        dataset=series.dataset,
-        title=title,
-        unit=unit,
-        says=known.says if known else "",
-        paper=known.paper if known else "",
-        source=f"{how[0].upper()}{how[1:]}; {wording.counted(prompts, 'prompt')}.",
-        svg=None if np.isnan(values).all() else metric_plot(curve, name, title, unit),
-    )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import Cluster
-from jobs.config import ConfigError, DatasetConfig, RunConfig, SubjectConfig
+from jobs.config import ConfigError, RunConfig, SubjectConfig
+from jobs.corpora import DatasetConfig
 from operators.subject import Subject
 from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition

@@ -20,7 +20,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from jobs import docstrings
-from jobs.config import BuiltinSource, ConfigError, DatasetConfig, FileSource, HubSource
+from jobs.config import ConfigError
+from jobs.corpora import BuiltinSource, DatasetConfig, FileSource, HubSource
 from storage.root import fingerprint, resolve
 
 _ROW_BITS = 32  # row = fragment index << 32 | position in the fragment

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jobs.config import DatasetConfig, RunConfig
+from jobs.config import RunConfig
+from jobs.corpora import DatasetConfig
 from jobs.run import partition
-from operators.subject import Subject
+from operators.subject import ModelShape, Subject
 from operators.views import view_name
 from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN, Partition, shard_name
 from storage.shards import Receipt
+
+FUSED_ABOVE = 1 << 30  # bytes of every prompt's token states: with more, metrics are fused
+_FLOAT_BYTES = {"float32": 4, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Unit:
     """One shard of prompts under one condition, through one model.
 
     `take` limits it to the shard's share of the sample (None = every prompt). What is written is
-    what is missing: the embeddings or not, and the token states of the first `tokens` prompts. The
-    digests name the settings of the two tables.
+    what is missing: the embeddings or not, the token states of the first `tokens` prompts, and the
+    token metrics or not. `digests` names the settings of each table.
     """
 
     dataset: str
@@ -35,8 +39,8 @@ class Unit:
     take: int | None
     embeddings: bool
     tokens: int
-    digest: str
-    tokens_digest: str
+    metrics: bool
+    digests: dict[str, str]
 
     def to_json(self) -> str:
         """Return the unit as JSON, the form in which it travels."""
@@ -68,18 +72,83 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """What a model's activations depend on, and the sizes that it has."""
+
+    identity: Settings
+    shape: ModelShape
+
+
+@dataclass(frozen=True)
 class Pass:
-    """One pass over a dataset under one condition: embeddings, and for `clean` token states too."""
+    """One pass over a dataset under one condition.
+
+    Every pass gives embeddings; the clean one can give token states and token metrics too.
+    """
 
     dataset: str
     condition: str
     embeddings: Target
-    tokens: Target | None
+    tokens: Target | None = None
+    prompt_metrics: Target | None = None
 
     @property
     def targets(self) -> list[Target]:
         """Every partition that the pass fills."""
-        return [self.embeddings] if self.tokens is None else [self.embeddings, self.tokens]
+        return [
+            target
+            for target in (self.embeddings, self.tokens, self.prompt_metrics)
+            if target is not None
+        ]
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """What becomes of token states: metrics in the model actor or not, and prompts stored."""
+
+    fused: bool
+    stored: int
+
+
+def state_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Return the bytes of a prompt's token states in every layer, at the longest."""
+    tokens = min(config.extract.max_tokens, shape.max_tokens or config.extract.max_tokens)
+    return tokens * (shape.layers + 1) * shape.hidden_size * _FLOAT_BYTES[config.tokens.dtype]
+
+
+def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
+    """Return where the token metrics of `prompts` prompts are computed (`measure.token_metrics`).
+
+    Stored states can be measured again in another way; fused metrics cost no storage. By default
+    states are stored while those of every prompt are small, else they are a sample.
+    """
+    sample, mode = min(config.tokens.sample, prompts), config.measure.token_metrics
+    if mode == "auto" and not token_metrics(config):
+        return TokenPlan(fused=False, stored=0)
+    if mode == "auto" and sample and prompts * state_bytes(config, shape) <= FUSED_ABOVE:
+        return TokenPlan(fused=False, stored=prompts)
+    return TokenPlan(mode != "stored", 0 if mode == "fused" else sample)
+
+
+def token_metrics(config: RunConfig) -> tuple[str, ...]:
+    """Return the metrics of the run that are of tokens."""
+    # The registry imports torch, which the tasks that only read targets can do without.
+    from operators.metrics.registry import of_kind  # noqa: PLC0415
+    from operators.metrics.variants import Tokens  # noqa: PLC0415
+
+    return tuple(of_kind(config.measure.metrics, Tokens))
+
+
+def token_metric_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what the values of token metrics depend on, beside the states."""
+    measure = config.measure
+    return {
+        "metrics": sorted(token_metrics(config)),
+        "alphas": list(measure.alphas),
+        "normalizations": list(measure.normalizations),
+        "without_first": measure.without_first,
+        "method": measure.method,
+    }
 
 
 def sample_shares(prompts: Manifest, sample: int) -> dict[str, int]:
@@ -101,13 +170,13 @@ def sample_shares(prompts: Manifest, sample: int) -> dict[str, int]:
 def passes(
     config: RunConfig,
     subject: Subject,
-    identity: Settings,
+    sources: Sources,
     dataset: DatasetConfig,
     prompts: Manifest,
 ) -> Iterator[Pass]:
     """Yield the passes of a subject over a dataset: the clean one, then each view."""
     source = {
-        "subject": dict(identity),
+        "subject": dict(sources.identity),
         "prompts": prompts.content,
         "max_tokens": config.extract.max_tokens,
     }
@@ -117,22 +186,24 @@ def passes(
         "norms": sorted(config.extract.norms),
         "poolings": sorted(config.extract.poolings),
     }
+    everything = {receipt.name: receipt.rows for receipt in prompts.receipts}
+    planned = token_plan(config, sources.shape, prompts.rows)
     tokens = config.tokens
-    token_shares = sample_shares(prompts, tokens.sample)
+    states = {"seed": config.seed, "sample": planned.stored, "norm": tokens.norm}
+    measured = {"norm": tokens.norm, **token_metric_settings(config)}
     yield Pass(
         dataset.name,
         CLEAN,
-        Target(
-            partition("embeddings", subject, dataset),
-            kept,
-            {receipt.name: receipt.rows for receipt in prompts.receipts},
-        ),
+        Target(partition("embeddings", subject, dataset), kept, everything),
         Target(
             partition("tokens", subject, dataset),
-            {**source, "seed": config.seed, **tokens.model_dump()},
-            token_shares,
+            {**source, **states, "dtype": tokens.dtype},
+            sample_shares(prompts, planned.stored),
         )
-        if token_shares
+        if planned.stored
+        else None,
+        Target(partition("prompt_metrics", subject, dataset), {**source, **measured}, everything)
+        if planned.fused and measured["metrics"]
         else None,
     )
     views = config.views
@@ -140,30 +211,34 @@ def passes(
     shares = sample_shares(prompts, views.sample)
     for condition in map(view_name, range(views.count)):
         where = partition("embeddings", subject, dataset, condition)
-        yield Pass(dataset.name, condition, Target(where, drawn, shares), None)
+        yield Pass(dataset.name, condition, Target(where, drawn, shares))
 
 
 def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:
     """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
-    vectors, states = (
-        set(missing(target.expected, done[target.partition.path])) if target else set()
-        for target in (each.embeddings, each.tokens)
-    )
+    absent = {
+        target.partition.table: set(missing(target.expected, done[target.partition.path]))
+        for target in each.targets
+    }
+    digests = {target.partition.table: target.digest for target in each.targets}
     shares = each.embeddings.shares
-    return [
-        Unit(
-            dataset=each.dataset,
-            condition=each.condition,
-            shard=number,
-            prompts=shares[shard_name(number)],
-            take=None if each.condition == CLEAN else shares[shard_name(number)],
-            embeddings=shard_name(number) in vectors,
-            tokens=each.tokens.shares[shard_name(number)]
-            if each.tokens and shard_name(number) in states
-            else 0,
-            digest=each.embeddings.digest,
-            tokens_digest=each.tokens.digest if each.tokens else "",
-        )
-        for number in range(len(prompts.receipts))
-        if shard_name(number) in vectors | states
-    ]
+    states = each.tokens.shares if each.tokens else {}
+    found = []
+    for number in range(len(prompts.receipts)):
+        name = shard_name(number)
+        tables = {table for table, names in absent.items() if name in names}
+        if tables:
+            found.append(
+                Unit(
+                    dataset=each.dataset,
+                    condition=each.condition,
+                    shard=number,
+                    prompts=shares[name],
+                    take=None if each.condition == CLEAN else shares[name],
+                    embeddings="embeddings" in tables,
+                    tokens=states[name] if "tokens" in tables else 0,
+                    metrics="prompt_metrics" in tables,
+                    digests=digests,
+                )
+            )
+    return found

@@ -80,10 +80,9 @@ def vectors_of(norm: str, pooling: str) -> str:
     return f"{how}, {state}"
 
 
-def heading(series: Series) -> str:
-    """Return a metric's title with its variant."""
-    title = METRICS[series.metric].title if series.metric in METRICS else series.metric
-    return f"{title} ({series.variant})" if series.variant else title
+def title(metric: str) -> str:
+    """Return a metric's title; its name if no title is known."""
+    return METRICS[metric].title if metric in METRICS else metric
 
 
 def advice(subject: SubjectFinding) -> str:
@@ -168,20 +167,15 @@ def model_time(subject: SubjectFinding) -> str:
 
 
 def undefined(subject: SubjectFinding) -> list[Undefined]:
-    """Return what has no value, in how many places, and why."""
-    found = []
+    """Return what has no value, in how many places, and why: one entry per metric and reason."""
+    together: dict[tuple[str, str], list[Series]] = {}
     for series in subject.metrics:
-        what = f"{heading(series)}, {series.dataset}, {vectors_of(series.norm, series.pooling)}"
-        missing = [each for each in series.values if each.value is None]
-        for reason in dict.fromkeys(each.reason or "" for each in missing):
-            layers = [each.layer for each in missing if each.reason == reason]
-            found.append(Undefined(what, _layers(layers, len(series.values)), reason))
-        worst = max(series.values, key=lambda each: each.n_undefined)
-        if worst.n_undefined:
-            total = worst.n_prompts + worst.n_undefined
-            left_out = f"{worst.n_undefined:,} of {total:,} prompts, at most in one layer"
-            known = METRICS[series.metric].undefined if series.metric in METRICS else "undefined"
-            found.append(Undefined(what, left_out, known))
+        for reason in _reasons(series):
+            together.setdefault((series.metric, reason), []).append(series)
+    found = [
+        Undefined(title(metric), _extent(series, reason), reason)
+        for (metric, reason), series in together.items()
+    ]
     for task in subject.tasks:
         layers = [row.layer for row in subject.layers if row.tasks[task.label] is None]
         if layers:
@@ -190,6 +184,30 @@ def undefined(subject: SubjectFinding) -> list[Undefined]:
                 Undefined(f"Task {task.label}", where, "undefined, for the reason in probe_scores")
             )
     return found
+
+
+def _reasons(series: Series) -> list[str]:
+    """Return why values of a series, or of prompts in it, do not exist."""
+    reasons = [each.reason or "undefined" for each in series.values if each.value is None]
+    if any(each.n_undefined for each in series.values):
+        known = METRICS.get(series.metric)
+        reasons.append(known.undefined if known else "undefined")
+    return list(dict.fromkeys(reasons))
+
+
+def _extent(series: Sequence[Series], reason: str) -> str:
+    """Return how many values are missing for a reason, and from how many prompts at most."""
+    values = [value for each in series for value in each.values]
+    missing = [each.layer for each in values if each.value is None and each.reason == reason]
+    worst = max(values, key=lambda each: each.n_undefined)
+    parts = []
+    if missing:
+        where = _layers(sorted(set(missing)), len({each.layer for each in values}))
+        parts.append(f"{len(missing):,} of {counted(len(values), 'value')}, in {where}")
+    if worst.n_undefined:
+        total = worst.n_prompts + worst.n_undefined
+        parts.append(f"{worst.n_undefined:,} of {total:,} prompts, at most in one layer")
+    return "; ".join(parts)
 
 
 def _layers(layers: Sequence[int], of: int) -> str:

@@ -1,6 +1,6 @@
 """One forward pass per prompt, every layer, every norm and pooling.
 
-Shapes: N prompts, T tokens (right-padded), S tokens of several prompts one after another,
+Shapes: L layers, N prompts, T tokens (right-padded), S tokens of several prompts one after another,
 D features, G groups, where a group is one (layer, norm, pooling).
 """
 
@@ -19,7 +19,21 @@ from operators.model import LayerModel, Norm
 from operators.pooling import Pooling, pool, token_mask
 
 Group = tuple[int, Norm, Pooling]
-TokenSink = Callable[[int, npt.NDArray[np.int64], npt.NDArray[np.float32]], None]
+TokenSink = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
+
+
+class NonFiniteError(ValueError):
+    """A layer's states are not all finite; `rows` are the prompts' positions."""
+
+    def __init__(self, layer: int, rows: Sequence[int], count: int) -> None:
+        super().__init__(layer, rows, count)  # the arguments again: it travels between processes
+        self.layer, self.rows, self.count = layer, rows, count
+
+    def __str__(self) -> str:
+        return (
+            f"layer {self.layer} has non-finite states at {self.count} tokens of "
+            f"{len(self.rows)} prompts"
+        )
 
 
 @dataclass(frozen=True)
@@ -41,14 +55,13 @@ class Representations:
 
 
 @dataclass(frozen=True)
-class TokenRequest:
-    """Which prompts' token states are wanted, in which norm, and what takes them.
+class TokenTap:
+    """What takes the token states on their way, and in which norm.
 
-    The sink is called once per batch and layer with (layer, prompt indices, states_SD): the states
-    of the prompts' real tokens in the order of the indices.
+    The sink is called once per batch with the prompts' indices [N], the states [N, T, D] of every
+    layer on the model's device (anything may stand in the padding), and the lengths [N].
     """
 
-    wanted_N: npt.NDArray[np.bool_]
     norm: Norm
     sink: TokenSink
 
@@ -57,13 +70,12 @@ def encode(
     model: LayerModel,
     sequences: Sequence[Ids],
     keep: Representations,
-    tokens: TokenRequest | None = None,
+    taps: Sequence[TokenTap] = (),
 ) -> npt.NDArray[np.float32]:
     """Return the pooled vectors [G, N, D] of every group of `keep.groups(model.layers)`.
 
-    The result does not depend on the batches beyond float rounding (DESIGN 10). ValueError that
-    names layer and count if a pooled vector is not finite. `sequences` must not be empty, nor hold
-    an empty one.
+    The result does not depend on the batches beyond float rounding (DESIGN 10). NonFiniteError if
+    the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
     """
     groups = keep.groups(model.layers)
     vectors_GND: npt.NDArray[np.float32] | None = None
@@ -72,14 +84,15 @@ def encode(
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
+        _check_finite(states, lengths_N, rows)
         batch_GND = _pool_groups(model, states, lengths_N, keep).cpu().numpy()
         if vectors_GND is None:
             vectors_GND = np.empty((len(groups), len(sequences), batch_GND.shape[2]), np.float32)
         vectors_GND[:, rows] = batch_GND
-        if tokens is not None and tokens.wanted_N[rows].any():
-            _sink_tokens(model, states, lengths_N, rows, tokens)
+        for tap in taps:
+            raw = tap.norm == "none" or not model.has_final_norm
+            tap.sink(rows, states if raw else [*map(model.final_norm, states)], lengths_N)
     assert vectors_GND is not None, "no sequences"
-    _check_finite(vectors_GND, groups)
     return vectors_GND
 
 
@@ -98,26 +111,35 @@ def _pool_groups(
     return torch.stack(pooled)
 
 
-def _sink_tokens(
-    model: LayerModel,
-    states: Sequence[Tensor],
-    lengths_N: Tensor,
-    rows: npt.NDArray[np.int64],
-    tokens: TokenRequest,
-) -> None:
-    wanted_N = torch.from_numpy(tokens.wanted_N[rows]).to(model.device)
-    mask_NT = token_mask(lengths_N, states[0].shape[1]) & wanted_N.unsqueeze(1)
-    chosen = rows[tokens.wanted_N[rows]]
-    for layer, state_NTD in enumerate(states):
-        kept_NTD = state_NTD if tokens.norm == "none" else model.final_norm(state_NTD)
-        tokens.sink(layer, chosen, kept_NTD[mask_NT].float().cpu().numpy())
+def wanted_tokens(
+    wanted_N: npt.NDArray[np.bool_],
+    take: Callable[[int, npt.NDArray[np.int64], npt.NDArray[np.float32]], None],
+) -> TokenSink:
+    """Return a sink that hands on the states of some prompts, without the padding.
+
+    `take` is called once per batch and layer with (layer, prompt indices, states_SD): the real
+    tokens of the wanted prompts one after another, in the order of the indices.
+    """
+
+    def sink(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
+        chosen = wanted_N[rows]
+        if not chosen.any():
+            return
+        wanted = torch.from_numpy(chosen).to(lengths_N.device)
+        mask_NT = token_mask(lengths_N, states[0].shape[1]) & wanted.unsqueeze(1)
+        for layer, state_NTD in enumerate(states):
+            take(layer, rows[chosen], state_NTD[mask_NT].float().cpu().numpy())
+
+    return sink
 
 
-def _check_finite(vectors_GND: npt.NDArray[np.float32], groups: Sequence[Group]) -> None:
-    for group, vectors_ND in zip(groups, vectors_GND, strict=True):
-        bad = int((~np.isfinite(vectors_ND)).any(axis=1).sum())
-        if bad:
-            raise ValueError(
-                f"layer {group[0]} (norm {group[1]}, pooling {group[2]}) has non-finite values in "
-                f"{bad} of {len(vectors_ND)} prompts; run the model in float32"
-            )
+def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray[np.int64]) -> None:
+    """Raise for the first layer with a non-finite real token: one sum per token, no copy."""
+    mask_NT = token_mask(lengths_N, states[0].shape[1])
+    sums_LNT = torch.stack([state_NTD.sum(dim=-1, dtype=torch.float32) for state_NTD in states])
+    bad_LNT = ~sums_LNT.isfinite() & mask_NT
+    if bad_LNT.any():
+        bad_LN = bad_LNT.sum(dim=2).cpu()
+        layer = int(bad_LN.sum(dim=1).nonzero()[0])
+        prompts = bad_LN[layer].nonzero().flatten().numpy()
+        raise NonFiniteError(layer, rows[prompts].tolist(), int(bad_LN[layer].sum()))

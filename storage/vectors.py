@@ -78,33 +78,30 @@ def groups(root: Root, embeddings: Manifest) -> list[Group]:
     return []
 
 
-def read_vectors(
-    root: Root,
-    embeddings: Manifest,
-    group: Group,
-    *,
-    wanted: Ids | None = None,
-    at_most: int | None = None,
-) -> LayerVectors:
-    """Read the vectors of a group: of the `wanted` prompts, or of the first `at_most`, or all.
+def shard_vectors(root: Root, key: str, group: Group) -> LayerVectors:
+    """Read the vectors of a group in one shard: one row group of one object."""
+    table = read_group(root, key, group.match)
+    ids, matrix_ND = table["prompt_id"].to_numpy(), vectors(table)
+    order = np.argsort(ids, kind="stable")
+    return LayerVectors(ids[order], matrix_ND[order])
 
-    One row group per shard is read, and only what is kept stays in memory. The first shards are a
-    random sample of the corpus, and so are the first rows of a shard.
+
+def read_vectors(
+    root: Root, embeddings: Manifest, group: Group, *, wanted: Ids | None = None
+) -> LayerVectors:
+    """Read the vectors of a group: of the `wanted` prompts, or of all.
+
+    One row group per shard is read, and only what is kept stays in memory.
     """
-    ids, parts, count = [], [], 0
+    ids, parts = [], []
     for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
-        if not receipt.rows or (at_most is not None and count >= at_most):
+        if not receipt.rows:
             continue
-        table = read_group(root, key, group.match)
-        shard_ids, matrix = table["prompt_id"].to_numpy(), vectors(table)
-        if wanted is not None:
-            keep = np.isin(shard_ids, wanted)
-            shard_ids, matrix = shard_ids[keep], matrix[keep]
-        room = len(shard_ids) if at_most is None else at_most - count
-        ids.append(shard_ids[:room])
-        parts.append(matrix[:room])
-        count += len(ids[-1])
-    if not count:
+        found = shard_vectors(root, key, group)
+        keep = slice(None) if wanted is None else np.isin(found.prompt_ids, wanted)
+        ids.append(found.prompt_ids[keep])
+        parts.append(found.matrix_ND[keep])
+    if not any(map(len, ids)):
         return LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     all_ids = np.concatenate(ids)
     order = np.argsort(all_ids, kind="stable")

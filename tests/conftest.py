@@ -149,6 +149,7 @@ def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noq
         "extract": {"norms": ["none", "final"], "poolings": ["mean", "last"], "max_tokens": 64},
         "views": {"count": 4, "sample": 24},
         "tokens": {"sample": 16},
+        "measure": {"token_metrics": "stored"},
         "rank": {"draws": 500},
     }
     path = folder / "run.yaml"

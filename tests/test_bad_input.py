@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModel
 
+from operators.seeding import prompt_id
 from storage.manifest import Manifest, require
 from storage.partition import KEYS, Partition, partitions
 from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli, write_config
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 NO_VIEWS: dict[str, Any] = {
     "views": {"count": 0},
-    "measure": {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
+    "measure": {
+        "metrics": ["prompt_entropy", "curvature", "dataset_entropy"],
+        "token_metrics": "stored",
+    },
 }
 EXTRACTED = ("embeddings", "tokens")
 # Metric -> every value NaN, every reason given, layers, for a corpus of one prompt.
 ONE_PROMPT = {
+    "alpha_req": (True, True, 2),
+    "anisotropy": (True, True, 2),
+    "cka_last": (True, True, 2),
+    "cka_previous": (True, True, 1),
     "curvature": (False, False, 2),
     "dataset_entropy": (True, True, 2),
     "dime": (True, True, 2),
+    "effective_rank": (False, False, 2),
+    "first_token_share": (False, False, 2),
     "infonce": (True, True, 2),
+    "largest_coordinate": (False, False, 2),
     "lidar": (True, True, 2),
+    "mean_norm": (False, False, 2),
+    "participation_ratio": (True, True, 2),
     "prompt_entropy": (False, False, 2),
+    "rankme": (False, False, 2),
+    "stable_rank": (True, True, 2),
+    "twonn": (True, True, 2),
 }
 
 
@@ -102,6 +121,24 @@ def test_checkpoint_without_weights_fails_midway_and_publishes_nothing(
     assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
 
 
+def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "broken")
+    model = AutoModel.from_pretrained(folder)
+    (rare,) = tiny_tokenizer().encode("~")
+    with torch.no_grad():
+        model.embed_in.weight[rare] = float("inf")
+    model.save_pretrained(folder)
+    texts = [*(f"text {n}" for n in range(9)), "one ~ two ~"]
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": text} for text in texts], shard_prompts=5)
+    config = write_config(
+        tmp_path, folder, datasets=datasets, subjects=[{"model": str(folder)}], **NO_VIEWS
+    )
+    line = _refused(cli, config, tmp_path / "out", code=1)
+    where = r"broken at local, odd, clean, shard \d: layer 0 has non-finite states at 2 tokens of 1"
+    assert re.search(where + f" prompts, first prompt_id {prompt_id(texts[-1])}; run", line)
+    assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
+
+
 def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
     good = ["emoji 🦜🌊 here", "nul \0 inside", "מימין לשמאל", "x" * 200_000, "x", "plain text"]
     bad = [None, "", " \t\n", "plain text"]
@@ -116,6 +153,7 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
         longest = sql.sql("SELECT max(n_tokens) FROM embeddings").fetchall()
         undefined = sql.sql(
             "SELECT metric, reason FROM prompt_metrics WHERE isnan(value) AND n_tokens = 1 "
+            "AND NOT contains(variant, 'no_first') "
             "GROUP BY ALL ORDER BY ALL"
         ).fetchall()
     assert {text for (text,) in texts} == set(good)

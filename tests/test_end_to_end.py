@@ -21,6 +21,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from jobs.config import parse
+from operators.metrics.registry import METRICS
 from storage.manifest import Manifest, load, require
 from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
 from storage.root import Root
@@ -128,15 +129,13 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
             ("groups", "clustering", per_task, BLOCKS + 1, True, True),
             ("topic", "classification", per_task, BLOCKS + 1, True, True),
         ]
-        metrics = sql.sql("SELECT DISTINCT metric FROM layer_metrics ORDER BY 1").fetchall()
-        assert [name for (name,) in metrics] == [
-            "curvature",
-            "dataset_entropy",
-            "dime",
-            "infonce",
-            "lidar",
-            "prompt_entropy",
-        ]
+        metrics = sql.sql(
+            "SELECT metric, count(DISTINCT layer), bool_or(isnan(value)) FROM layer_metrics "
+            "WHERE pooling IN ('mean', 'tokens') GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        # The first layer has no previous one, and equal neighbours have equal embeddings.
+        layers = {name: BLOCKS + (name != "cka_previous") for name in METRICS}
+        assert metrics == [(n, layers[n], n == "curvature") for n in sorted(METRICS)]
         ranking = sql.sql(
             "SELECT layer, rank, cost, recommended FROM ranking ORDER BY layer"
         ).fetchall()
@@ -148,6 +147,7 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
 def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:
     """What the stages compute over shards equals the operator on all vectors at once."""
     from operators.metrics.entropy import dataset_entropy, prompt_entropy
+    from operators.metrics.similarity import linear_cka
 
     root = finished.root
     vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
@@ -160,17 +160,53 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     with connect(root) as sql:
         query = "SELECT value, n_prompts FROM layer_metrics WHERE layer = 2 AND metric = ? {}"
         whole = sql.execute(
-            query.format("AND norm = 'final' AND pooling = 'mean'"), ["dataset_entropy"]
+            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'alpha=1'"),
+            ["dataset_entropy"],
         ).fetchall()
-        mean = sql.execute(query.format(""), ["prompt_entropy"]).fetchall()
+        similar = sql.execute(
+            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'debiased'"),
+            ["cka_previous"],
+        ).fetchall()
+        mean = sql.execute(query.format("AND variant = 'alpha=1'"), ["prompt_entropy"]).fetchall()
     expected = float(dataset_entropy(torch.from_numpy(vectors.matrix_ND)))
     assert whole == [(pytest.approx(expected, abs=1e-9), 120)]
     assert mean == [(pytest.approx(np.mean(per_prompt), abs=2e-6), 16)]
+    before = read_vectors(root, require(root, CLEAN), Group(1, "final", "mean"))
+    pair = torch.from_numpy(vectors.matrix_ND), torch.from_numpy(before.matrix_ND)
+    expected = float(linear_cka(*pair, debiased=True))
+    assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
+
+
+def test_fused_metrics_are_those_of_the_stored_states(
+    finished: Finished, tmp_path: Path, checkpoint: Path, cli: Cli
+) -> None:
+    """The model actor's own token metrics, of every prompt, and the same states measured later."""
+    config = write_config(tmp_path, checkpoint, measure={"token_metrics": "both"})
+    both = Root(str(tmp_path / "both"))
+    cli("prepare", str(config), "--output", both.uri)
+    cli("extract", str(config), "--output", both.uri)
+    with connect(both) as sql:
+        counted = "SELECT count(DISTINCT prompt_id) FROM "
+        assert sql.sql(counted + "tokens").fetchall() == [(16,)]
+        assert sql.sql(counted + "prompt_metrics").fetchall() == [(120,)]
+    key = ["prompt_id", "layer", "norm", "metric", "variant"]
+    fused, stored = (
+        pa.concat_tables(
+            read_table(root, name)
+            for name in require(root, CLEAN.sibling("prompt_metrics")).objects()
+        )
+        for root in (both, finished.root)
+    )
+    pairs = stored.join(fused, keys=key, right_suffix="_fused", join_type="left outer").to_pylist()
+    assert len(pairs) == stored.num_rows == 16 * (BLOCKS + 1) * (8 + 4 + 2 + 2 + 1)
+    for row in pairs:
+        assert row["value_fused"] == pytest.approx(row["value"], abs=1e-6, nan_ok=True), row
+        assert row["reason_fused"] == row["reason"], row
 
 
 def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:
     root = finished.root
-    assert set(root.sizes("report")) == {"report.json", "report.md", "index.html"}
+    assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
     facts = json.loads(root.read("report/report.json"))
     assert facts["run"] == "small"
     assert root.place("report/index.html") in finished.printed
@@ -225,7 +261,10 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
         checkpoint,
         datasets=datasets,
         views={"count": 0},
-        measure={"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
+        measure={
+            "metrics": ["prompt_entropy", "curvature", "dataset_entropy"],
+            "token_metrics": "fused",
+        },
     )
     killed, undisturbed = Root(str(tmp_path / "killed")), Root(str(tmp_path / "undisturbed"))
     cli("prepare", str(config), "--output", killed.uri)

@@ -17,12 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from operators.correlation import distance_correlation, spearman
+from operators.metrics.anisotropy import anisotropy
 from operators.metrics.curvature import curvature
 from operators.metrics.dime import dime, dime_entropies
 from operators.metrics.entropy import dataset_entropy, normalize_entropy, prompt_entropy
 from operators.metrics.infonce import cross_view_loss, infonce_bound, infonce_loss
 from operators.metrics.lidar import lda_spectrum, lidar, lidar_scatter
+from operators.metrics.rank import effective_rank, participation_ratio, rankme, stable_rank
 from operators.metrics.rows import prepare_rows
+from operators.metrics.similarity import linear_cka
 
 SMALL = (Path(__file__).parent / "golden", "metrics")
 WHOLE = (Path(__file__).parents[2] / "shared" / "golden", "golden")
@@ -44,16 +48,21 @@ class Case(NamedTuple):
     tol32: float | None
 
 
+def read_index(folder: Path, stem: str) -> list[dict[str, Any]]:
+    index = folder / ("golden_index.json" if stem == "golden" else f"{stem}.json")
+    cases: list[dict[str, Any]] = json.loads(index.read_text())["cases"]
+    return cases
+
+
 @cache
 def load(folder: Path, stem: str) -> tuple[list[Case], dict[str, np.ndarray]]:
-    index = folder / ("golden_index.json" if stem == "golden" else f"{stem}.json")
     cases = [
         Case(
             case_id=raw["id"],
             expected=[float(value) for value in raw["expected"]],
             **{name: raw[name] for name in Case._fields if name not in ("case_id", "expected")},
         )
-        for raw in json.loads(index.read_text())["cases"]
+        for raw in read_index(folder, stem)
         if raw["impl"] in IMPLEMENTATIONS and raw["metric"] in COMPUTE
     ]
     with np.load(folder / f"{stem}.npz") as arrays:
@@ -159,6 +168,35 @@ def compute_dime(inputs: Inputs, params: Params) -> dict[str, Tensor]:
     }
 
 
+def compute_rank(inputs: Inputs, params: Params) -> dict[str, Tensor]:
+    (rows_ND,) = inputs
+    return {
+        "effective_rank": effective_rank(rows_ND),
+        "rankme": rankme(rows_ND, eps=params["rankme_eps"]),
+        "participation_ratio_centered": participation_ratio(rows_ND, center=True),
+        "participation_ratio_uncentered": participation_ratio(rows_ND),
+        "stable_rank": stable_rank(rows_ND),
+        "stable_rank_centered": stable_rank(rows_ND, center=True),
+        "mean_cosine": anisotropy(rows_ND),
+    }
+
+
+def compute_cka(inputs: Inputs, _: Params) -> dict[str, Tensor]:
+    rows_ND, other_NE = inputs
+    return {
+        "linear_cka_biased": linear_cka(rows_ND, other_NE),
+        "linear_cka_unbiased": linear_cka(rows_ND, other_NE, debiased=True),
+    }
+
+
+def compute_statistics(inputs: Inputs, _: Params) -> dict[str, Tensor]:
+    x_N, y_N = (values.double().numpy() for values in inputs)
+    return {
+        "dcor_vstat": torch.tensor(distance_correlation(x_N, y_N), dtype=torch.float64),
+        "spearman_rho": torch.tensor(spearman(x_N, y_N), dtype=torch.float64),
+    }
+
+
 COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "prompt_entropy": compute_prompt_entropy,
     "curvature": compute_curvature,
@@ -168,13 +206,16 @@ COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "infonce": compute_infonce,
     "lidar": compute_lidar,
     "dime": compute_dime,
+    "rank": compute_rank,
+    "cka": compute_cka,
+    "statistics": compute_statistics,
 }
+WITHOUT_FLOAT32 = ("prompt_entropy_mean", "curvature_mean", "statistics")
 
-# The two means over prompts have no float32 tolerance.
 RUNS = [pytest.param(metric, torch.float64, id=f"{metric}-float64") for metric in COMPUTE] + [
     pytest.param(metric, torch.float32, id=f"{metric}-float32")
     for metric in COMPUTE
-    if not metric.endswith("_mean")
+    if metric not in WITHOUT_FLOAT32
 ]
 
 
@@ -212,6 +253,24 @@ def check(metric: str, dtype: torch.dtype, source: tuple[Path, str]) -> None:
         checked += 1
     assert not failed, f"{len(failed)} values of {checked} cases:\n" + "\n".join(failed)
     assert checked, f"no {metric} case in {source[0]}"
+
+
+def check_coverage(source: tuple[Path, str]) -> None:
+    """Every case of a paper's formula is of a metric that is compared here, and none is missing."""
+    metrics = {raw["metric"] for raw in read_index(*source) if raw["impl"] in IMPLEMENTATIONS}
+    unknown = sorted(metrics - COMPUTE.keys())
+    assert not unknown, f"{source[0]}: nothing compares {', '.join(unknown)}"
+    missing = sorted(COMPUTE.keys() - metrics)
+    assert not missing, f"{source[0]}: no case of {', '.join(missing)}"
+
+
+def test_copied_cases_cover_every_metric() -> None:
+    check_coverage(SMALL)
+
+
+@pytest.mark.skipif(not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout")
+def test_every_metric_of_the_reference_set_is_compared() -> None:
+    check_coverage(WHOLE)
 
 
 @pytest.mark.parametrize(("metric", "dtype"), RUNS)

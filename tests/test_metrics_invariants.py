@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 from collections.abc import Callable
 from types import ModuleType
 
@@ -15,10 +16,11 @@ from operators.metrics import dime as dime_module
 from operators.metrics import infonce as infonce_module
 from operators.metrics import lidar as lidar_module
 from operators.metrics import rows as rows_module
-from operators.metrics.curvature import curvature
+from operators.metrics.curvature import curvature, curvatures
 from operators.metrics.dime import dime, dime_entropies
 from operators.metrics.entropy import (
     dataset_entropy,
+    entropies,
     gram_entropy,
     matrix_entropy,
     normalize_entropy,
@@ -26,11 +28,21 @@ from operators.metrics.entropy import (
 )
 from operators.metrics.infonce import cross_view_loss, infonce_bound, infonce_loss
 from operators.metrics.lidar import lda_spectrum, lidar, lidar_scatter, merge_scatters
+from operators.metrics.norms import (
+    first_token_share,
+    first_token_shares,
+    largest_coordinate,
+    largest_coordinates,
+    mean_norm,
+    mean_norms,
+)
+from operators.metrics.rows import Chunk, length_chunks
 from operators.metrics.spectrum import gram_spectrum, psd_spectrum
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]
 LENGTHS = torch.tensor([5, 2, 9, 3, 1, 7])
 few = settings(max_examples=25, deadline=None)
+many = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 small_sizes = st.integers(2, 9)
 TokenMetric = Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +52,9 @@ TOKEN_METRICS: dict[str, TokenMetric] = {
     "entropy-uncentred": lambda hidden, lengths: prompt_entropy(hidden, lengths, 0.5, False, False),
     "curvature": curvature,
     "curvature-skip": lambda hidden, lengths: curvature(hidden, lengths, "skip"),
+    "mean-norm": mean_norm,
+    "largest-coordinate": largest_coordinate,
+    "first-token-share": first_token_share,
 }
 each_token_metric = pytest.mark.parametrize(
     "metric", TOKEN_METRICS.values(), ids=TOKEN_METRICS.keys()
@@ -343,6 +358,249 @@ def test_any_float_type_is_computed_in_float64(metric: TokenMetric, dtype: torch
     values_N = metric(hidden_NTD, LENGTHS)
     assert values_N.dtype == torch.float64
     assert same(values_N, metric(hidden_NTD.to(torch.float64), LENGTHS), 0.0)
+
+
+# --- any prompt
+
+
+@st.composite
+def prompts(draw_one: st.DrawFn) -> Tensor:
+    """One prompt of 1 to 12 tokens: random, with repeats, with its own mean, or all equal."""
+    shape = st.one_of(st.sampled_from([1, 2, 3]), st.integers(4, 12))
+    tokens_TD = draw(draw_one(shape), draw_one(shape), seed=draw_one(seeds))
+    kind = draw_one(st.sampled_from(["random", "repeats", "mean", "equal"]))
+    if kind == "repeats":
+        rows = st.integers(0, len(tokens_TD) - 1)
+        tokens_TD = tokens_TD[draw_one(st.lists(rows, min_size=1, max_size=12))]
+    elif kind == "mean":
+        tokens_TD = torch.cat([tokens_TD, tokens_TD.mean(dim=0, keepdim=True)])
+    elif kind == "equal":
+        tokens_TD = tokens_TD[:1].repeat(len(tokens_TD), 1)
+    return tokens_TD * 2.0 ** draw_one(st.sampled_from([-100, 0, 100]))
+
+
+def all_equal(tokens_TD: Tensor) -> bool:
+    return bool((tokens_TD == tokens_TD[0]).all())
+
+
+@many
+@given(tokens_TD=prompts())
+def test_entropy_of_any_prompt_is_defined_bounded_and_decreasing(tokens_TD: Tensor) -> None:
+    orders = [0.5, 1.0, 1.5, 2.0, 3.0]
+    values_A = torch.cat([prompt_entropy(*whole(tokens_TD), alpha) for alpha in orders])
+    if all_equal(tokens_TD):
+        assert values_A.isnan().all()
+        return
+    tokens, dim = tokens_TD.shape
+    assert (values_A >= 0).all()
+    assert (values_A <= math.log(min(tokens - 1, dim)) + 1e-9).all()
+    assert (values_A.diff() <= 1e-9).all()
+
+
+@many
+@given(tokens_TD=prompts(), seed=seeds)
+def test_entropy_of_any_prompt_ignores_scale_rotation_and_order(
+    tokens_TD: Tensor, seed: int
+) -> None:
+    order = torch.randperm(len(tokens_TD), generator=torch.Generator().manual_seed(seed))
+    turned_TD = tokens_TD @ rotation(tokens_TD.shape[1], seed)
+    for alpha in (1.0, 2.0):
+        expected = prompt_entropy(*whole(tokens_TD), alpha)
+        assert same(prompt_entropy(*whole(tokens_TD * 2.0**-100), alpha), expected, 1e-12)
+        assert same(prompt_entropy(*whole(tokens_TD[order]), alpha), expected)
+        if not all_equal(tokens_TD):  # rounding tells turned copies apart
+            assert same(prompt_entropy(*whole(turned_TD), alpha), expected)
+
+
+def path_angles(tokens_TD: Tensor) -> list[float]:
+    """The turns of a path one by one, NaN at a zero difference."""
+    steps = tokens_TD.diff(dim=0)
+    units = [step / step.norm() for step in steps]
+    return [
+        2 * math.atan2(float((after - before).norm()), float((after + before).norm()))
+        for before, after in itertools.pairwise(units)
+    ]
+
+
+@many
+@given(tokens_TD=prompts())
+def test_curvature_of_any_prompt_is_the_mean_of_its_turns(tokens_TD: Tensor) -> None:
+    angles = float64(path_angles(tokens_TD))
+    assert same(curvature(*whole(tokens_TD)), angles.mean()[None])
+    defined = angles[~angles.isnan()]
+    assert same(curvature(*whole(tokens_TD), "skip"), defined.mean()[None])
+
+
+@many
+@given(tokens_TD=prompts())
+def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
+    norm_T = torch.linalg.vector_norm(tokens_TD, dim=1)
+    largest = float(norm_T.max())
+    assert same(mean_norm(*whole(tokens_TD)) / largest, norm_T.mean()[None] / largest)
+    assert same(largest_coordinate(*whole(tokens_TD)), tokens_TD.abs().max()[None], 0.0)
+    power_T = (norm_T / largest) ** 2
+    assert same(first_token_share(*whole(tokens_TD)), (power_T[0] / power_T.sum())[None])
+
+
+def test_undefined_norms_are_nan() -> None:
+    hidden_NTD = torch.ones(5, 3, 2)
+    hidden_NTD[1] = 0
+    hidden_NTD[2, 1, 0] = math.inf
+    hidden_NTD[3, 2, 1] = math.nan
+    lengths_N = torch.tensor([3, 3, 3, 3, 0])
+    nan = math.nan
+    assert same(mean_norm(hidden_NTD, lengths_N), float64([2**0.5, 0.0, nan, nan, nan]))
+    assert same(largest_coordinate(hidden_NTD, lengths_N), float64([1.0, 0.0, nan, nan, nan]))
+    assert same(first_token_share(hidden_NTD, lengths_N), float64([1 / 3, nan, nan, nan, nan]))
+
+
+def test_a_non_finite_token_beside_a_repeat_is_not_skipped() -> None:
+    a, b, c = torch.eye(3)
+    path_TD = torch.stack([a, b, c, c, torch.full((3,), math.inf)])
+    assert curvature(*whole(path_TD), "skip").isnan()
+    values = curvatures(path_TD.flip(0)[None], torch.ones(1, 5, dtype=torch.bool))
+    assert values["skip", False].isnan()
+    assert same(values["skip", True], 2 * math.pi / 3)
+
+
+# --- several layers, chunks and workers
+
+
+def kernel_values(chunk: Chunk) -> dict[str, Tensor]:
+    """Everything that is measured on a chunk."""
+    tokens_MTD, mask_MT = chunk.tokens_MTD, chunk.mask_MT
+    found = {
+        f"entropy {alpha}": values_M
+        for alpha, values_M in zip(ALPHAS, entropies(tokens_MTD, mask_MT, ALPHAS), strict=True)
+    }
+    found |= {f"curvature {key}": v for key, v in curvatures(tokens_MTD, mask_MT).items()}
+    for kernel in (mean_norms, largest_coordinates, first_token_shares):
+        found[kernel.__name__] = kernel(tokens_MTD, mask_MT)
+    return found
+
+
+def in_chunks(
+    states: list[Tensor], lengths_N: Tensor, without_first: bool = False
+) -> dict[str, Tensor]:
+    """Values [L, N] of every kernel."""
+    found: dict[str, Tensor] = {}
+    for whole_chunk in length_chunks(states, lengths_N):
+        chunk = whole_chunk.without_first() if without_first else whole_chunk
+        for name, values_M in kernel_values(chunk).items():
+            empty = values_M.new_full((len(states), len(lengths_N)), -1.0)
+            values_LN = found.setdefault(name, empty)
+            values_LN[:, chunk.index_n] = values_M.reshape(len(states), -1)
+    return found
+
+
+def alone(states: list[Tensor], lengths_N: Tensor, first: int = 0) -> dict[str, Tensor]:
+    """The same, one prompt of one layer at a time, which begins at a token."""
+    found: dict[str, list[Tensor]] = {}
+    for state in states:
+        for hidden_TD, length in zip(state, lengths_N.tolist(), strict=True):
+            tokens_MTD = hidden_TD[None, first : max(length, first + 1)]
+            mask_MT = torch.full(tokens_MTD.shape[:2], length > first)
+            tokens_MTD = tokens_MTD.where(mask_MT[..., None], 0.0)
+            chunk = Chunk(torch.zeros(1), tokens_MTD, mask_MT)
+            for name, value in kernel_values(chunk).items():
+                found.setdefault(name, []).append(value)
+    return {name: torch.cat(values).view(len(states), -1) for name, values in found.items()}
+
+
+def agree(got: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return got.keys() == expected.keys() and all(same(got[key], expected[key]) for key in got)
+
+
+@few
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=7),
+    dim=st.integers(1, 9),
+    seed=seeds,
+    sizes=st.sampled_from([(2**24, 2**21, 2**16), (1, 1, 1), (60, 30, 10), (300, 2**21, 8)]),
+    ratio=st.sampled_from([0.0, 1.15, 9.0]),
+)
+def test_any_cut_into_layers_chunks_blocks_and_parts_is_equal(
+    lengths: list[int], dim: int, seed: int, sizes: tuple[int, int, int], ratio: float
+) -> None:
+    lengths_N = torch.tensor(lengths)
+    states = [draw(len(lengths), 9, dim, seed=seed + layer) for layer in range(3)]
+    expected = alone(states, lengths_N)
+    padding_NT = torch.arange(9) >= lengths_N[:, None]
+    states = [state.masked_fill(padding_NT[..., None], math.nan) for state in states]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "CHUNK_ELEMENTS", sizes[0])
+        patch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": sizes[1]})
+        patch.setattr(rows_module, "PART_ELEMENTS", {"cpu": sizes[2]})
+        patch.setattr(rows_module, "WIDTH_RATIO", ratio)
+        patch.setattr(rows_module, "SHORT", int(ratio))
+        assert agree(in_chunks(states, lengths_N), expected)
+
+
+@few
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=7), dim=small_sizes, seed=seeds)
+def test_without_the_first_token_is_the_prompt_that_begins_later(
+    lengths: list[int], dim: int, seed: int
+) -> None:
+    lengths_N = torch.tensor(lengths)
+    states = [draw(len(lengths), 9, dim, seed=seed + layer) for layer in range(2)]
+    states[0][:, 0] = math.inf
+    states[1][:, 3] = states[1][:, 4]
+    expected = alone(states, lengths_N, first=1)
+    assert agree(in_chunks(states, lengths_N, without_first=True), expected)
+    values = in_chunks(states, lengths_N)
+    for undefined in ("nan", "skip"):
+        later = expected[f"curvature {(undefined, False)}"]
+        assert same(values[f"curvature {(undefined, True)}"], later)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_chunks_hold_every_prompt_once_and_nothing_else(dtype: torch.dtype) -> None:
+    lengths_N = torch.tensor([40, 200, 0, 5, 210, 31, 100, 205, 33, 1])
+    states = [draw(len(lengths_N), 220, 3, seed=layer).to(dtype) for layer in range(2)]
+    seen: list[int] = []
+    for index_n, tokens_MTD, mask_MT in length_chunks(states, lengths_N):
+        chosen_n = lengths_N[index_n]
+        assert int(chosen_n.max()) <= max(rows_module.SHORT, 1.15 * int(chosen_n.min()))
+        assert tokens_MTD.shape[1] == max(1, chosen_n.max())
+        assert tokens_MTD.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        expected = torch.cat([state[index_n, : tokens_MTD.shape[1]] for state in states])
+        assert torch.equal(mask_MT.sum(dim=1), chosen_n.repeat(2))
+        masked = expected.where(mask_MT[..., None], torch.zeros((), dtype=dtype))
+        assert torch.equal(tokens_MTD, masked.to(tokens_MTD.dtype))
+        seen += index_n.tolist()
+    assert sorted(seen) == list(range(len(lengths_N)))
+
+
+def test_workers_change_no_value_and_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    gram_MKK = draw(5, 7, 6) @ draw(5, 7, 6).mT
+    threads = torch.get_num_threads()
+    solver: Callable[[Tensor], Tensor] = torch.linalg.eigvalsh
+    ran_in: list[tuple[str, int]] = []
+
+    def spy(matrices: Tensor) -> Tensor:
+        ran_in.append((threading.current_thread().name[:8], torch.get_num_threads()))
+        return solver(matrices)
+
+    def ask() -> int:
+        born: list[int] = []
+        later = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        return born[0]
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", spy)
+    try:
+        torch.set_num_threads(1)
+        expected_MK = psd_spectrum(gram_MKK)
+        torch.set_num_threads(3)
+        with torch.inference_mode():
+            assert same(psd_spectrum(gram_MKK.clone()), expected_MK)
+        assert same(psd_spectrum(gram_MKK[None])[0], expected_MK)
+        assert same(psd_spectrum(gram_MKK[0]), expected_MK[0])
+        assert (torch.get_num_threads(), ask()) == (3, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert ran_in == [("MainThre", 1), *6 * [("spectrum", 1)], ("MainThre", 3)]
 
 
 # --- InfoNCE

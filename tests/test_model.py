@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from operators.batching import Ids, pad
-from operators.encode import Representations, TokenRequest, encode
+from operators.encode import NonFiniteError, Representations, TokenTap, encode, wanted_tokens
 from operators.model import LayerModel, load_model
+from operators.pooling import Pooling
 from operators.subject import ModelUnavailableError, Subject, read_shape
 from tests.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
 
@@ -88,7 +89,7 @@ def test_poolings_are_those_of_the_token_states() -> None:
             seen[layer, int(row)] = states
 
     wanted = np.array([True, False, True])
-    vectors = encode(model, sequences, ALL, TokenRequest(wanted, "none", sink))
+    vectors = encode(model, sequences, ALL, [TokenTap("none", wanted_tokens(wanted, sink))])
     assert {row for _, row in seen} == {0, 2}
     names = [f"{layer} {norm} {pooling}" for layer, norm, pooling in ALL.groups(BLOCKS)]
     for (layer, row), states in seen.items():
@@ -104,12 +105,17 @@ def test_poolings_are_those_of_the_token_states() -> None:
             np.testing.assert_allclose(got, vector, atol=1e-6)
 
 
-def test_non_finite_states_name_layer_and_count() -> None:
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_non_finite_states_name_layer_prompts_and_count(pooling: Pooling) -> None:
     model = tiny_model("gpt_neox")
+    rare = 7
     with torch.no_grad():
-        model.layers[1].mlp.dense_4h_to_h.bias[0] = float("inf")
-    with pytest.raises(ValueError, match=r"layer 2 .* in 2 of 2 prompts"):
-        encode(LayerModel(model), _sequences([3, 4]), Representations(("none",), ("mean",), 64))
+        model.embed_in.weight[rare] = float("nan")
+    sequences = [np.array(ids, dtype=np.int32) for ids in ([1, 2, 3], [4, 5, rare], [6, 8])]
+    keep = Representations(("none",), (pooling,), 64)
+    with pytest.raises(NonFiniteError, match=r"layer 0 .* at 1 tokens of 1 prompts") as caught:
+        encode(LayerModel(model), sequences, keep)
+    assert (caught.value.layer, list(caught.value.rows), caught.value.count) == (0, [1], 1)
 
 
 def test_checkpoint_without_all_weights_is_refused(tmp_path: Path) -> None:

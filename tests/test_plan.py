@@ -12,7 +12,9 @@ import yaml
 
 from jobs import cli
 from jobs import config as configs
+from jobs.corpora import BuiltinSource
 from jobs.plan import Plan, plan
+from jobs.targets import TokenPlan
 from storage.manifest import publish
 from storage.partition import Partition, shard_name
 from storage.root import Root
@@ -44,6 +46,7 @@ def write_run(**changes: Any) -> str:  # noqa: ANN401
         "extract": {"max_tokens": 10},
         "views": {"count": 2, "sample": 30},
         "tokens": {"sample": 20, "dtype": "float16"},
+        "measure": {"token_metrics": "stored"},
         **changes,
     }
     Path("run.yaml").write_text(yaml.safe_dump(config))
@@ -69,14 +72,19 @@ def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixtur
     vectors = 66_000 * 25 * (1024 * 4 + 40) / GIB
     states = 256 * 25 * (512 * 1024 * 2 + 40) / GIB
     assert (round(vectors, 2), round(states, 2)) == (6.36, 6.25)
-    assert lines[1:3] == [
+    fused = "    token metrics fused into the model actors; states of 256 prompts stored"
+    bound = "by default fused above 1 GiB)"
+    every = [count * 25 * (512 * 1024 * 2 + 40) / GIB for count in (50_000, 13_083)]
+    assert lines[1:5] == [
         "  EleutherAI/pythia-410m over wikitext-103: 50,000 prompts in 25 shards, 66,000 forward "
         "passes for 25 layers, 33.8 M tokens, embeddings 6.36 GiB, tokens 6.25 GiB",
+        f"{fused} (every prompt's states: {every[0]:,.2f} GiB; {bound}",
         "  EleutherAI/pythia-410m over banking77: 13,083 prompts in 7 shards, 29,083 forward "
         "passes for 25 layers, 14.9 M tokens, embeddings 2.80 GiB, tokens 6.25 GiB",
+        f"{fused} (every prompt's states: {every[1]:,.2f} GiB; {bound}",
     ]
     hours = (66_000 + 29_083) * 512 / 50_000 / 3600
-    assert lines[3].startswith(f"  about {hours:.2f} device-hours at 50,000 tokens/s")
+    assert lines[5].startswith(f"  about {hours:.2f} device-hours at 50,000 tokens/s")
 
 
 def test_the_assumed_speed_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +98,7 @@ def test_the_demo_is_planned_from_what_is_installed(capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     demo = configs.load("demo")
     source = demo.datasets[0].source
-    assert isinstance(source, configs.BuiltinSource)
+    assert isinstance(source, BuiltinSource)
     prompts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
     assert f"all-MiniLM-L6-v2 over docstrings: {prompts:,} prompts" in shown
     assert f"{prompts + 16 * demo.views.sample:,} forward passes for 7 layers" in shown
@@ -108,8 +116,28 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
             tokens=160 * 10,
             embedding_bytes=160 * (4 * 2) * (8 * 4 + 40),
             token_bytes=20 * 4 * (10 * 8 * 2 + 40),
+            every_token_bytes=100 * 4 * (10 * 8 * 2 + 40),
+            token_plan=TokenPlan(fused=False, stored=20),
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("measure", "sample", "expected"),
+    [
+        ({"token_metrics": "stored"}, 20, "from the stored states of 20 prompts (every"),
+        ({"token_metrics": "fused"}, 20, "fused into the model actors, no token states stored ("),
+        ({"token_metrics": "both"}, 20, "fused into the model actors; states of 20 prompts stored"),
+        ({"metrics": ["twonn"]}, 20, "not measured (every"),
+        ({}, 20, "from the stored states of 100 prompts (every"),
+        ({}, 0, "fused into the model actors, no token states stored ("),
+    ],
+)
+def test_a_plan_says_where_token_metrics_are_computed(
+    measure: dict[str, Any], sample: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["plan", write_run(measure=measure, tokens={"sample": sample})]) == 0
+    assert f"    token metrics {expected}" in capsys.readouterr().out
 
 
 def test_samples_are_no_larger_than_the_corpus() -> None:

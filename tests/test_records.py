@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import records
-from jobs.config import DatasetConfig
+from jobs.corpora import DatasetConfig
 from jobs.records import items_of, markers, prompts_of, records_of, skip_reason
 from operators.seeding import prompt_id
 from storage import schema

@@ -48,13 +48,14 @@ def test_the_demo_runs_on_s3_and_leaves_no_secret(s3: S3, tmp_path: Path) -> Non
     recipe["datasets"][0]["source"]["per_library"] = 8
     recipe["views"] = {"count": 2, "sample": 16}
     recipe["tokens"] = {"sample": 8}
+    recipe["measure"] = {"token_metrics": "both"}
     config = tmp_path / "demo.yaml"
     config.write_text(yaml.safe_dump(recipe))
     cli, output = Cli(s3.environment), f"{s3.uri}/demo"
     first = cli("run", str(config), "--output", output)
     root = _root(s3, "demo")
     _assert_complete(root)
-    assert set(root.sizes("report")) == {"report.json", "report.md", "index.html"}
+    assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
     assert "all-MiniLM-L6-v2" in cli("query", output, "SELECT model FROM ranking").stdout
     assert "complete" in cli("status", output, "--verify").stdout
 

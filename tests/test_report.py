@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,12 @@ import pytest
 
 from jobs import report
 from jobs.cluster import Cluster
-from jobs.config import DatasetConfig, RunConfig
+from jobs.config import RunConfig
+from jobs.corpora import DatasetConfig
 from jobs.findings import collect
 from jobs.rank import rank
 from jobs.run import Run, partition
+from operators.metrics.registry import METRICS
 from operators.views import view_name
 from storage import schema
 from storage.manifest import digest_of, publish
@@ -28,7 +31,7 @@ from storage.root import Root
 from storage.shards import Receipt, vector_column, write_shard
 
 LAYERS = 4
-FILES = {"report.json", "report.md", "index.html"}
+FILES = {"report.json", "report.md", "metrics.html", "index.html"}
 HOSTILE = '<script>alert(1)</script>|"&`x`'
 SECRETS = ("key-of-nobody", "secret-of-nobody", "token-of-nobody", "endpoint-of-nobody")
 # The mean over the tasks of each layer; layer 2 is the best by far, and so in every draw.
@@ -113,17 +116,31 @@ def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
     ]
 
 
+def _series_rows(
+    metric: str, variant: str, values: Sequence[float], **other: object
+) -> list[dict[str, Any]]:
+    """Return a metric of pooled vectors, or with other columns, in each layer."""
+    plain = {"norm": "final", "pooling": "mean", "reason": None, "n_prompts": 40, "n_undefined": 0}
+    undefined = {"reason": METRICS[metric].undefined} if metric in METRICS else {"reason": HOSTILE}
+    return [
+        {"layer": layer, "metric": metric, "variant": variant, "value": value, **plain, **other}
+        | (undefined if np.isnan(value) else {})
+        for layer, value in enumerate(values)
+    ]
+
+
 def _metric_rows() -> list[dict[str, Any]]:
     """Return a metric that is undefined in layer 0, and a token metric of some prompts."""
-    rows: list[dict[str, Any]] = []
-    for layer in range(LAYERS):
-        at = {"layer": layer, "reason": None, "n_prompts": 40, "n_undefined": 0}
-        lidar = {"metric": "lidar", "variant": "entropy", "norm": "final", "pooling": "mean"}
-        missing = {"value": float("nan"), "reason": "equal class means"} if not layer else {}
-        rows.append({**at, **lidar, "value": 2.0 + layer, **missing})
-        curvature = {"metric": "curvature", "variant": "", "norm": "none", "pooling": "tokens"}
-        rows.append({**at, **curvature, "value": 1.9, "n_prompts": 37, "n_undefined": 3})
-    return rows
+    token = {"norm": "none", "pooling": "tokens", "n_prompts": 37, "n_undefined": 3}
+    nan = float("nan")
+    return [
+        *_series_rows("curvature", "", [1.9, 1.8, 1.7, 1.8], **token),
+        *_series_rows("curvature", "no_first", [2.0, 1.9, 1.9, 1.95], **token),
+        *_series_rows("curvature", "skip", [1.91, 1.81, 1.71, 1.81], **token),
+        *_series_rows("lidar", "alpha=1", [nan, 3.0, 4.0, 5.0]),
+        *_series_rows("lidar", "rank", [nan, 20.1, 54.6, 148.4]),
+        *_series_rows("cka_last", "debiased", [0.1, 0.4, 0.8, 1.0]),
+    ]
 
 
 def _run(
@@ -131,17 +148,21 @@ def _run(
     config: RunConfig,
     scores: Mapping[str, Sequence[float]] = SCORES,
     *,
-    measured: bool = True,
+    metrics: list[dict[str, Any]] | None = None,
 ) -> Run:
     """Return a run whose stages before `rank` have, as far as anyone can see, been run."""
     run = Run(config, Root(str(folder)), cast("Cluster", None))
+    rows = _metric_rows() if metrics is None else metrics
     for dataset in config.datasets:
-        _store_dataset(run, dataset, scores, measured)
+        _store_dataset(run, dataset, scores, rows)
     return run
 
 
 def _store_dataset(
-    run: Run, dataset: DatasetConfig, scores: Mapping[str, Sequence[float]], measured: bool
+    run: Run,
+    dataset: DatasetConfig,
+    scores: Mapping[str, Sequence[float]],
+    metrics: list[dict[str, Any]],
 ) -> None:
     subject = run.subjects[0]
     facts = {
@@ -160,9 +181,9 @@ def _store_dataset(
         rows = _score_rows(task.type, scores[task.name])
         keys = (*partition("embeddings", subject, dataset).values, task.name)
         _store_rows(run.root, Partition("probe_scores", keys), rows, schema.PROBE_SCORES)
-    if measured:
+    if metrics:
         where = partition("layer_metrics", subject, dataset)
-        _store_rows(run.root, where, _metric_rows(), schema.LAYER_METRICS)
+        _store_rows(run.root, where, metrics, schema.LAYER_METRICS)
 
 
 def _publish(run: Run) -> dict[str, str]:
@@ -219,15 +240,54 @@ def test_findings_say_what_was_stored(tmp_path: Path) -> None:
 def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
     files = _publish(_run(tmp_path, _config()))
     series = {
-        each["metric"]: each for each in _strict(files["report.json"])["subjects"][0]["metrics"]
+        (each["metric"], each["variant"]): each
+        for each in _strict(files["report.json"])["subjects"][0]["metrics"]
     }
-    first, second = series["lidar"]["values"][:2]
-    assert (first["value"], first["reason"]) == (None, "equal class means")
-    assert (second["value"], second["reason"]) == (3.0, None)
-    assert {each["n_undefined"] for each in series["curvature"]["values"]} == {3}
+    reason = METRICS["lidar"].undefined
+    first, second = series["lidar", "rank"]["values"][:2]
+    assert (first["value"], first["reason"]) == (None, reason)
+    assert (second["value"], second["reason"]) == (20.1, None)
+    assert {each["n_undefined"] for each in series["curvature", ""]["values"]} == {3}
     for name in ("report.md", "index.html"):
-        assert "equal class means" in files[name]
-        assert "3 of 40 prompts" in files[name]
+        # Once per metric and reason, however many variants are undefined for it.
+        assert files[name].count(reason) == 1
+        assert "2 of 8 values, in layer 0" in files[name]
+        assert files[name].count("3 of 40 prompts") == 1
+
+
+def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    (subject,) = _strict(files["report.json"])["subjects"]
+    drawn = {(each["metric"], each["variant"]) for each in subject["metrics"] if each["main"]}
+    assert drawn == {("curvature", ""), ("lidar", "alpha=1"), ("cka_last", "debiased")}
+    figures = re.findall(r"<figure>\n<h5>.*?</figure>", files["index.html"], flags=re.DOTALL)
+    assert [figure.count("without first token</text>") for figure in figures] == [1, 0, 0]
+    assert "stroke-dasharray" in figures[0]
+    for figure, name in zip(figures, ("curvature", "cka_last", "lidar"), strict=True):
+        assert METRICS[name].says in html.unescape(figure)
+        assert METRICS[name].paper in html.unescape(figure)
+    groups = re.findall(r'<h4 class="group">(.*?)</h4>', files["index.html"])
+    assert groups == ["Tokens of a prompt", "Other layers", "Augmented views of a prompt"]
+
+
+def test_every_variant_is_in_the_table_of_the_page_and_the_main_ones_in_the_text(
+    tmp_path: Path,
+) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    table = files["index.html"].partition('<table class="values">')[2].partition("</table>")[0]
+    for shown in ("plain", "no_first", "skip", "alpha=1", "rank", "debiased"):
+        assert f">{shown}</th>" in table
+    assert "148.4" in table
+    text = files["report.md"].partition("# Settings")[0]
+    assert "| LiDAR | mean pooling, final norm | - | 3.000 | 4.000 | 5.000 |" in text
+    assert "148.4" not in text
+
+
+def test_the_plots_link_to_sections_of_the_guide_beside_them(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    links = re.findall(r'href="metrics\.html#([^"]+)"', files["index.html"])
+    assert links == ["curvature", "cka-to-the-last-layer", "lidar"]
+    assert set(links) <= set(re.findall(r'\bid="([^"]+)"', files["metrics.html"]))
 
 
 def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
@@ -244,7 +304,7 @@ def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
 def test_a_run_without_tasks_and_without_metrics_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, measured=False))
+    files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, metrics=[]))
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         assert "Not enough evidence: no labelled task was scored." in text
@@ -273,23 +333,24 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
             "datasets": (dataset.model_copy(update={"name": HOSTILE, "tasks": tasks}),),
         }
     )
-    run = _run(tmp_path, hostile, {HOSTILE: SCORES["topic"], "find": SCORES["find"]})
-    files = _publish(run)
+    rows = [*_metric_rows(), *_series_rows(HOSTILE, HOSTILE, [float("nan")] * LAYERS)]
+    scores = {HOSTILE: SCORES["topic"], "find": SCORES["find"]}
+    files = _publish(_run(tmp_path, hostile, scores, metrics=rows))
     assert "<script" not in files["index.html"]
     assert "&lt;script&gt;" in files["index.html"]
     told = files["report.md"].partition("# Settings")[0]
     assert "<script" not in told
     # A bar in a name ends no cell: every row of the ranking has its nine cells.
     ranking = told.partition("## Ranking")[2].partition("\n- ")[0]
-    rows = [line for line in ranking.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + LAYERS
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
+    lines = [line for line in ranking.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + LAYERS
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in lines} == {10}
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
     page = _publish(_run(tmp_path, _config()))["index.html"]
     addresses = re.findall(r"""\b(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
-    allowed = re.compile(r"#|data:,$|report\.(json|md)$")
+    allowed = re.compile(r"#|data:,$|report\.(json|md)$|metrics\.html(#[\w-]+)?$")
     assert addresses
     assert [each for each in addresses if not allowed.match(each)] == []
     assert (
@@ -303,7 +364,7 @@ def test_the_page_is_accessible(tmp_path: Path) -> None:
     assert '<html lang="en">' in page
     assert 'name="viewport"' in page
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(plots) == 4 + 2  # score and gain for two widths, two metrics
+    assert len(plots) == 4 + 3  # score and gain for two widths, three metrics
     for plot in plots:
         root = ElementTree.fromstring(re.sub(r"xlink:href", "href", plot))
         assert root.get("role") == "img"

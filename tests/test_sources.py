@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import sources
-from jobs.config import ConfigError, DatasetConfig
+from jobs.config import ConfigError
+from jobs.corpora import DatasetConfig
 from jobs.sources import Fragment
 from storage.root import resolve
 from tests.conftest import S3

@@ -9,8 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import RunConfig
-from jobs.targets import Pass, Unit, missing_units, passes, sample_shares
-from operators.subject import Subject
+from jobs.targets import (
+    FUSED_ABOVE,
+    Pass,
+    Sources,
+    TokenPlan,
+    Unit,
+    missing_units,
+    passes,
+    sample_shares,
+    state_bytes,
+    token_plan,
+)
+from operators.subject import ModelShape, Subject
 from storage.manifest import Manifest
 from storage.partition import Partition, shard_name
 from storage.shards import Receipt
@@ -18,6 +29,8 @@ from storage.shards import Receipt
 ROWS = [5, 0, 7, 3]
 SUBJECT = Subject("org/model", "main", "model")
 IDENTITY = {"model": "org/model", "revision": "main", "dtype": "float32"}
+SHAPE = ModelShape(layers=3, hidden_size=8, max_tokens=None)
+TABLES = ("embeddings", "tokens", "prompt_metrics")
 ALL = {shard_name(number): rows for number, rows in enumerate(ROWS)}
 
 
@@ -36,6 +49,7 @@ def config_with(**changes: dict[str, Any]) -> RunConfig:
         "datasets": [{"name": "data", "source": {"files": "x.csv"}}],
         "views": {"count": 3, "sample": 6},
         "tokens": {"sample": 9},
+        "measure": {"token_metrics": "both"},
     }
     for key, value in changes.items():
         values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
@@ -48,21 +62,22 @@ def passes_of(
     **changes: Any,  # noqa: ANN401
 ) -> list[Pass]:
     config = config_with(**changes)
-    found = passes(
-        config, SUBJECT, identity or IDENTITY, config.datasets[0], prompts or prompts_with(ROWS)
-    )
+    sources = Sources(identity or IDENTITY, SHAPE)
+    found = passes(config, SUBJECT, sources, config.datasets[0], prompts or prompts_with(ROWS))
     return list(found)
 
 
 def digests(**changes: Any) -> dict[str, str]:  # noqa: ANN401
-    """Return the digests of the clean embeddings, the token states and the views."""
+    """Return the digests of the clean embeddings, token states and metrics, and of the views."""
     clean, *views = passes_of(**changes)
     assert clean.tokens is not None
+    assert clean.prompt_metrics is not None
     of_views = {each.embeddings.digest for each in views}
     assert len(of_views) == 1  # views differ by their partition, not by their settings
     return {
         "clean": clean.embeddings.digest,
         "tokens": clean.tokens.digest,
+        "metrics": clean.prompt_metrics.digest,
         "views": of_views.pop(),
     }
 
@@ -107,6 +122,9 @@ def test_passes_are_the_clean_one_and_every_view() -> None:
     assert clean.tokens is not None
     assert clean.tokens.shares == {shard_name(0): 5, shard_name(2): 4}
     assert clean.tokens.partition.path == clean.embeddings.partition.sibling("tokens").path
+    assert clean.prompt_metrics is not None
+    assert clean.prompt_metrics.shares == ALL
+    assert clean.prompt_metrics.partition == clean.embeddings.partition.sibling("prompt_metrics")
     assert [each.condition for each in views] == ["view-00", "view-01", "view-02"]
     for each in views:
         assert each.tokens is None
@@ -117,14 +135,50 @@ def test_passes_are_the_clean_one_and_every_view() -> None:
         )
 
 
-def test_without_token_states_the_clean_pass_has_one_target() -> None:
-    clean = passes_of(tokens={"sample": 0}, views={"count": 2})[0]
-    assert clean.tokens is None
-    assert clean.targets == [clean.embeddings]
+def test_stored_metrics_are_no_target_of_extraction_and_fused_ones_need_no_states() -> None:
+    stored = passes_of(measure={"token_metrics": "stored"})[0]
+    assert [target.partition.table for target in stored.targets] == ["embeddings", "tokens"]
+    fused = passes_of(measure={"token_metrics": "fused"})[0]
+    assert [target.partition.table for target in fused.targets] == ["embeddings", "prompt_metrics"]
+    without = passes_of(measure={"metrics": ["twonn"], "token_metrics": "fused"})[0]
+    assert without.targets == [without.embeddings]
 
 
-def test_clean_tokens_and_views_are_made_with_different_settings() -> None:
-    assert len(set(digests().values())) == 3
+@pytest.mark.parametrize(
+    ("measure", "sample", "prompts", "expected"),
+    [
+        ({"token_metrics": "stored"}, 9, 50, TokenPlan(fused=False, stored=9)),
+        ({"token_metrics": "stored"}, 9, 5, TokenPlan(fused=False, stored=5)),
+        ({"token_metrics": "fused"}, 9, 50, TokenPlan(fused=True, stored=0)),
+        ({"token_metrics": "both"}, 9, 50, TokenPlan(fused=True, stored=9)),
+        ({}, 9, 50, TokenPlan(fused=False, stored=50)),
+        ({}, 0, 50, TokenPlan(fused=True, stored=0)),
+        ({}, 9, 10**6, TokenPlan(fused=True, stored=9)),
+        ({"metrics": ["twonn"]}, 9, 50, TokenPlan(fused=False, stored=0)),
+    ],
+)
+def test_where_token_metrics_are_computed(
+    measure: dict[str, Any], sample: int, prompts: int, expected: TokenPlan
+) -> None:
+    values = config_with(tokens={"sample": sample}).model_dump(mode="json", exclude={"measure"})
+    config = RunConfig.model_validate({**values, "measure": measure})
+    assert token_plan(config, SHAPE, prompts) == expected
+
+
+def test_the_default_turns_fused_where_every_prompts_states_pass_the_bound() -> None:
+    values = config_with().model_dump(mode="json", exclude={"measure"})
+    config = RunConfig.model_validate(values)
+    of_one = state_bytes(config, SHAPE)
+    assert of_one == config.extract.max_tokens * 4 * 8 * 4  # tokens, layers, features, bytes
+    most = FUSED_ABOVE // of_one
+    assert not token_plan(config, SHAPE, most).fused
+    assert token_plan(config, SHAPE, most + 1).fused
+    shorter = ModelShape(layers=3, hidden_size=8, max_tokens=16)
+    assert state_bytes(config, shorter) == 16 * 4 * 8 * 4
+
+
+def test_every_target_is_made_with_different_settings() -> None:
+    assert len(set(digests().values())) == 4
 
 
 @pytest.mark.parametrize(
@@ -136,17 +190,23 @@ def test_clean_tokens_and_views_are_made_with_different_settings() -> None:
         ({"views": {"sample": 7}}, {"views"}),
         ({"views": {"count": 2}}, set()),
         ({"tokens": {"sample": 8}}, {"tokens"}),
-        ({"tokens": {"norm": "final"}}, {"tokens"}),
+        ({"tokens": {"norm": "final"}}, {"tokens", "metrics"}),
         ({"tokens": {"dtype": "float16"}}, {"tokens"}),
         ({"seed": 1}, {"clean", "tokens", "views"}),
-        ({"extract": {"max_tokens": 64}}, {"clean", "tokens", "views"}),
+        ({"extract": {"max_tokens": 64}}, {"clean", "tokens", "metrics", "views"}),
         ({"extract": {"poolings": ["mean", "last"]}}, {"clean", "views"}),
         ({"extract": {"norms": ["none", "final"]}}, {"clean", "views"}),
         ({"extract": {"workers": 3, "threads": 2, "batch_tokens": 9, "device": "cpu"}}, set()),
-        ({"measure": {"alpha": 2.0}, "probe": {"seed": 1}, "output": "elsewhere"}, set()),
-        ({"prompts": prompts_with(ROWS, "other")}, {"clean", "tokens", "views"}),
-        ({"identity": {**IDENTITY, "revision": "step1"}}, {"clean", "tokens", "views"}),
-        ({"identity": {**IDENTITY, "dtype": "bfloat16"}}, {"clean", "tokens", "views"}),
+        ({"measure": {"alphas": [2.0]}}, {"metrics"}),
+        ({"measure": {"normalizations": ["logN"]}}, {"metrics"}),
+        ({"measure": {"without_first": False}}, {"metrics"}),
+        ({"measure": {"method": "approximate"}}, {"metrics"}),
+        ({"measure": {"metrics": ["curvature", "dime"]}}, {"metrics"}),
+        ({"measure": {"delta": 1.0, "device": "cpu"}}, set()),
+        ({"probe": {"seed": 1}, "output": "elsewhere"}, set()),
+        ({"prompts": prompts_with(ROWS, "other")}, {"clean", "tokens", "metrics", "views"}),
+        ({"identity": {**IDENTITY, "revision": "step1"}}, {"clean", "tokens", "metrics", "views"}),
+        ({"identity": {**IDENTITY, "dtype": "bfloat16"}}, {"clean", "tokens", "metrics", "views"}),
     ],
 )
 def test_a_setting_changes_the_digests_of_what_depends_on_it(
@@ -184,8 +244,10 @@ def test_clean_units_take_every_prompt_and_carry_their_token_counts() -> None:
         (2, 7, None, 4),
         (3, 3, None, 0),
     ]
-    assert {u.digest for u in units} == {clean.embeddings.digest}
-    assert {u.tokens_digest for u in units} == {clean.tokens.digest}
+    assert all(unit.embeddings and unit.metrics for unit in units)
+    digests = {target.partition.table: target.digest for target in clean.targets}
+    assert set(digests) == set(TABLES)
+    assert all(unit.digests == digests for unit in units)
     assert {(u.dataset, u.condition) for u in units} == {("data", "clean")}
 
 
@@ -194,25 +256,33 @@ def test_view_units_take_their_shards_share_and_no_tokens() -> None:
     view = passes_of(prompts)[1]
     units = missing_units(view, prompts, done_of(view, {}))
     assert [(u.shard, u.prompts, u.take, u.tokens) for u in units] == [(0, 5, 5, 0), (2, 1, 1, 0)]
-    assert {u.digest for u in units} == {view.embeddings.digest}
-    assert {u.tokens_digest for u in units} == {""}
+    assert all(u.digests == {"embeddings": view.embeddings.digest} for u in units)
+    assert not any(u.metrics for u in units)
 
 
 def test_a_shard_whose_tokens_are_missing_is_extracted_again() -> None:
     prompts = prompts_with(ROWS)
     clean = passes_of(prompts)[0]
-    done = done_of(clean, {"embeddings": {0, 1, 2, 3}, "tokens": {0}})
-    assert [unit.shard for unit in missing_units(clean, prompts, done)] == [2]
+    whole = {0, 1, 2, 3}
+    done = done_of(clean, {"embeddings": whole, "tokens": {0}, "prompt_metrics": whole})
+    (unit,) = missing_units(clean, prompts, done)
+    assert (unit.shard, unit.embeddings, unit.tokens, unit.metrics) == (2, False, 4, False)
+    done = done_of(clean, {"embeddings": whole, "tokens": {0, 2}, "prompt_metrics": {0, 1, 2}})
+    (unit,) = missing_units(clean, prompts, done)
+    assert (unit.shard, unit.embeddings, unit.tokens, unit.metrics) == (3, False, 0, True)
 
 
 def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
     shards = st.sets(st.integers(0, 6))
 
-    @given(st.lists(st.integers(0, 9), max_size=6), shards, shards, st.integers(0, 30))
-    def check(rows: list[int], with_vectors: set[int], with_tokens: set[int], sample: int) -> None:
+    @given(
+        st.lists(st.integers(0, 9), max_size=6),
+        st.fixed_dictionaries(dict.fromkeys(TABLES, shards)),
+        st.integers(0, 30),
+    )
+    def check(rows: list[int], state: dict[str, set[int]], sample: int) -> None:
         prompts = prompts_with(rows)
         for each in passes_of(prompts, tokens={"sample": sample}, views={"count": 2}):
-            state = {"embeddings": with_vectors, "tokens": with_tokens}
             units = missing_units(each, prompts, done_of(each, state))
             numbers = [unit.shard for unit in units]
             assert numbers == sorted(set(numbers))
@@ -224,13 +294,13 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
                 and number not in state[target.partition.table]
             }
             assert set(numbers) == expected
-            everything = {"embeddings": set(range(9)), "tokens": set(range(9))}
+            everything = {table: set(range(9)) for table in TABLES}
             assert missing_units(each, prompts, done_of(each, everything)) == []
 
     check()
 
 
 def test_units_travel_as_json() -> None:
-    unit = Unit("data", "view-01", 3, 20, 20, True, 0, "a", "")
+    unit = Unit("data", "view-01", 3, 20, 20, True, 0, False, {"embeddings": "a"})
     assert Unit.from_json(unit.to_json()) == unit
     assert isinstance(unit.to_json(), str)

@@ -1,21 +1,26 @@
 """Matrix-based entropy: of a spectrum, of the tokens of a prompt, of the prompts of a dataset.
 
 Shape suffixes: N prompts, T tokens (right-padded), D features, K eigenvalues (or the side of a Gram
-matrix); a lower-case n is the prompts of one chunk, and a leading ``...`` is any batch.
+matrix), A orders; M rows, each one prompt in one layer, and a leading ``...`` is any batch.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from operators.metrics.rows import length_chunks, prepare_rows
+from operators.metrics.population import Population
+from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
+from operators.metrics.rows import length_chunks, map_rows, prepare_rows
 from operators.metrics.spectrum import floor_spectrum, psd_spectrum, small_gram
 
 EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
+SpectrumMethod = Literal["exact", "approximate"]
 
 ORDER_WITHOUT_SPECTRUM = 2.0
+FEWEST_PROMPTS = 2
 
 
 def matrix_entropy(eigenvalues: Tensor, alpha: float = 1.0) -> Tensor:
@@ -61,6 +66,7 @@ def prompt_entropy(
     alpha: float = 1.0,
     center: bool = True,
     unit: bool = True,
+    method: SpectrumMethod = "exact",
 ) -> Tensor:
     """How diverse the token representations within each prompt are; low means compressed.
 
@@ -73,11 +79,72 @@ def prompt_entropy(
     to 0.5 nats on real text and gives three tokens always the maximum.
     """
     values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT in length_chunks(hidden_NTD, lengths_N):
-        rows_nTD = prepare_rows(tokens_nTD, mask_nT, center, unit)
-        values_n = gram_entropy(small_gram(rows_nTD), alpha)
-        values_N[index_n] = values_n.where(mask_nT.sum(dim=1) > 1, torch.nan)
+    for index_n, tokens_nTD, mask_nT in length_chunks([hidden_NTD], lengths_N):
+        (values_N[index_n],) = entropies(tokens_nTD, mask_nT, [alpha], center, unit, method)
     return values_N
+
+
+def entropies(
+    tokens_MTD: Tensor,
+    mask_MT: Tensor,
+    alphas: Sequence[float],
+    center: bool = True,
+    unit: bool = True,
+    method: SpectrumMethod = "exact",
+) -> Tensor:
+    """``prompt_entropy`` of each row at each order, ``values_AM``, from one spectrum per row.
+
+    Tokens and mask are those of a ``Chunk``. No eigenvalue is computed where 2 is the only order.
+    The approximate method is for long prompts: ``quadrature_entropies`` where the Gram matrix is
+    large, the exact entropy elsewhere.
+    """
+    if method not in get_args(SpectrumMethod):
+        choices = ", ".join(get_args(SpectrumMethod))
+        raise ValueError(f"method = {method!r}: choose from {choices}")
+
+    def exact(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+        rows_mTD = prepare_rows(tokens_mTD, mask_mT, center, unit)
+        return _gram_entropies(small_gram(rows_mTD), alphas)
+
+    def approximate(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+        dtype = torch.float32 if unit else torch.float64
+        rows_mTD = prepare_rows(tokens_mTD, mask_mT, center, unit, dtype)
+        if not unit:  # any scale gives the same entropy, but not every one has a float32 square
+            rows_mTD /= rows_mTD.abs().amax(dim=(1, 2), keepdim=True)
+        size_m = mask_mT.sum(dim=1).clamp(max=dim)
+        return quadrature_entropies(small_gram(rows_mTD, torch.float32), size_m, alphas)
+
+    length_M = mask_MT.sum(dim=1)
+    dim = tokens_MTD.shape[2]
+    large_M = (length_M.clamp(max=dim) >= SMALLEST_SIDE) & (method == "approximate")
+    values_AM = tokens_MTD.new_empty((len(alphas), len(tokens_MTD)), dtype=torch.float64)
+    # Rows of one group have their smaller side in common, so that it depends on the row alone.
+    for group_M, kernel in (
+        (~large_M, exact),
+        (large_M & (length_M <= dim), approximate),
+        (large_M & (length_M > dim), approximate),
+    ):
+        if group_M.all():
+            values_AM = map_rows(kernel, tokens_MTD, mask_MT)
+        elif group_M.any():
+            values_AM[:, group_M] = map_rows(kernel, tokens_MTD[group_M], mask_MT[group_M])
+    return values_AM.where(length_M > 1, torch.nan)
+
+
+def _gram_entropies(gram_KK: Tensor, alphas: Sequence[float]) -> Tensor:
+    """Entropies ``[A, ...]`` of one batch of Gram matrices, whose spectrum is computed once."""
+    if all(alpha == ORDER_WITHOUT_SPECTRUM for alpha in alphas):
+        spectrum = gram_KK.new_empty(0)
+    else:
+        spectrum = psd_spectrum(gram_KK)
+    return torch.stack(
+        [
+            gram_entropy(gram_KK, alpha)
+            if alpha == ORDER_WITHOUT_SPECTRUM
+            else matrix_entropy(spectrum, alpha)
+            for alpha in alphas
+        ]
+    )
 
 
 def dataset_entropy(
@@ -93,8 +160,10 @@ def dataset_entropy(
     Released code: pools tokens that were centred and scaled within their prompt, which nearly
     cancels, later centres within each mini-batch, and divides by n² at alpha = 2.
     """
-    n_prompts = torch.tensor([pooled_ND.shape[0]])
-    return prompt_entropy(pooled_ND[None], n_prompts, alpha, center, unit)[0]
+    if pooled_ND.shape[0] < FEWEST_PROMPTS:
+        return pooled_ND.new_full((), torch.nan, dtype=torch.float64)
+    population = Population([pooled_ND], preparations=[(center, unit)])
+    return gram_entropy(population.gram(center, unit), alpha)
 
 
 def normalize_entropy(

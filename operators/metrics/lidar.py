@@ -37,11 +37,14 @@ def lidar(views_NVD: Tensor, delta: float = 1e-4, alpha: float = 1.0) -> Tensor:
     N (V - 1)) plus ``delta I``.
     Paper: Thilak et al. 2023 (LiDAR, arXiv 2312.04000), the LDA matrix and its smooth rank.
     Range: 0 to log(min(N - 1, D)), in nats, and ``exp`` of it is the paper's rank (up to its 1e-7
-    inside the logarithm); NaN for one prompt, for equal prompt means and for non-finite views.
+    inside the logarithm); NaN for none or one prompt, for equal prompt means and for non-finite
+    views.
     delta is in squared units of the features, so the value depends on their scale where views
     hardly differ.
     Released code: float32 scatters (1.4e-6 off) and this entropy; the paper has its exponential.
     """
+    if views_NVD.numel() == 0:
+        return views_NVD.new_full((), torch.nan, dtype=torch.float64)
     return lidar_from_scatter(lidar_scatter(views_NVD), delta, alpha)
 
 

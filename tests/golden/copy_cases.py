@@ -26,6 +26,12 @@ COPIED_IDS = [
     *(847, 849, 851, 852, 857, 868, 882, 887, 889, 896, 903, 912, 917),
     # dime: both orders, N > D and N < D, features instead of prompts, equal views
     *(925, 929, 967, 981, 985),
+    # rank: N < D, small singular values, an offset, identity, one direction, zeros, one row
+    *(992, 993, 994, 995, 996, 997, 998, 1001),
+    # cka: related, unrelated, and wider than there are prompts
+    *(1002, 1005, 1006),
+    # statistics: a relation that is not monotonic, ties, a constant, few pairs
+    *(1008, 1009, 1011, 1012),
 ]
 
 

@@ -1,0 +1,668 @@
+"""Closed forms and invariances of the metrics of many prompts, and that shard cuts never matter."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import reduce
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from operators.metrics import infonce as infonce_module
+from operators.metrics import moments as moments_module
+from operators.metrics import twonn as twonn_module
+from operators.metrics.anisotropy import anisotropy, mean_cosine
+from operators.metrics.entropy import dataset_entropy, matrix_entropy
+from operators.metrics.infonce import (
+    ContrastSums,
+    contrast_sums,
+    cross_view_loss,
+    infonce_loss,
+    mean_contrast,
+    merge_contrasts,
+)
+from operators.metrics.lidar import lidar, lidar_from_scatter, lidar_scatter, merge_scatters
+from operators.metrics.moments import (
+    direction_sums,
+    mean_sums,
+    merge_directions,
+    merge_means,
+    second_moment,
+)
+from operators.metrics.population import Population
+from operators.metrics.powerlaw import alpha_req, power_law_exponent
+from operators.metrics.rank import (
+    effective_rank,
+    effective_rank_of,
+    participation_ratio,
+    participation_ratio_of,
+    rankme,
+    rankme_of,
+    stable_rank,
+    stable_rank_of,
+)
+from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, linear_cka, merge_hsic
+from operators.metrics.twonn import twonn
+
+few = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+RowMetric = Callable[[Tensor], Tensor]
+RANKS: dict[str, RowMetric] = {
+    "effective_rank": effective_rank,
+    "rankme": rankme,
+    "participation_ratio": participation_ratio,
+    "stable_rank": stable_rank,
+    "participation_ratio-centred": lambda rows: participation_ratio(rows, center=True),
+    "stable_rank-centred": lambda rows: stable_rank(rows, center=True),
+}
+OF_ROWS: dict[str, RowMetric] = {
+    **RANKS,
+    "anisotropy": anisotropy,
+    "entropy": dataset_entropy,
+    "entropy-2": lambda rows: dataset_entropy(rows, 2.0),
+    "entropy-uncentred": lambda rows: dataset_entropy(rows, center=False),
+    "entropy-centred-only": lambda rows: dataset_entropy(rows, unit=False),
+    "entropy-raw": lambda rows: dataset_entropy(rows, center=False, unit=False),
+}
+each_rank = pytest.mark.parametrize("metric", RANKS.values(), ids=RANKS.keys())
+each_metric = pytest.mark.parametrize("metric", OF_ROWS.values(), ids=OF_ROWS.keys())
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def rotation(dim: int, seed: int = 1) -> Tensor:
+    basis, _ = torch.linalg.qr(draw(dim, dim, seed=seed))
+    assert isinstance(basis, Tensor)
+    return basis
+
+
+def shuffled(rows: Tensor, seed: int) -> Tensor:
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
+def in_blocks(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def same(got: Tensor | float, expected: Tensor | float, tolerance: float = 1e-9) -> bool:
+    """Equal within a relative tolerance, absolute below 1, with NaN in the same places."""
+    got = torch.as_tensor(got, dtype=torch.float64)
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    return torch.allclose(got, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@st.composite
+def populations(drawn: st.DrawFn, fewest: int = 1) -> Tensor:
+    """Rows with N below, at and above D, duplicates, a common offset, and the mean among them."""
+    n, dim, seed = drawn(st.integers(fewest, 14)), drawn(st.integers(1, 8)), drawn(seeds)
+    rows_ND = draw(n, dim, seed=seed) + drawn(st.sampled_from([0.0, 3.0, 100.0]))
+    if drawn(st.booleans()):
+        rows_ND = torch.cat([rows_ND, rows_ND[: (n + 1) // 2]])
+    if drawn(st.booleans()):
+        rows_ND = torch.cat([rows_ND, rows_ND.mean(dim=0, keepdim=True)])
+    return rows_ND
+
+
+@st.composite
+def cuts(drawn: st.DrawFn, n: int) -> list[slice]:
+    """Slices that cover n rows in order, some of them empty."""
+    edges = sorted(drawn(st.lists(st.integers(0, n), max_size=5)))
+    return [slice(*edge) for edge in itertools.pairwise([0, *edges, n])]
+
+
+class Counted:
+    """Blocks that count how often they are read from the beginning, and how many are read."""
+
+    def __init__(self, blocks: list[Tensor]) -> None:
+        self.stored, self.passes, self.reads = blocks, 0, 0
+
+    def __call__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        for block in self.stored:
+            self.reads += 1
+            yield block
+
+
+# --- closed forms
+
+
+@each_rank
+def test_orthogonal_rows_count_as_many_directions(metric: RowMetric) -> None:
+    centred = metric in (RANKS["participation_ratio-centred"], RANKS["stable_rank-centred"])
+    for rows_ND in (torch.eye(8), torch.eye(8).repeat(3, 1), 5 * torch.eye(8)[:, :8].flip(0)):
+        assert same(metric(rows_ND), 7.0 if centred else 8.0, 1e-6 if metric is rankme else 1e-12)
+    # Two axes of four, both directions of each: the mean is 0.
+    axes_ND = torch.cat([torch.eye(4)[:2], -torch.eye(4)[:2]])
+    assert same(metric(axes_ND), 2.0, 1e-5 if metric is rankme else 1e-12)
+
+
+def test_ranks_of_two_unequal_directions() -> None:
+    rows_ND = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert same(effective_rank(rows_ND), math.exp(entropy))
+    assert same(participation_ratio(rows_ND), 10**2 / (81 + 1))
+    assert same(stable_rank(rows_ND), 10 / 9)
+    eps = 0.01
+    shares = [0.75 + eps, 0.25 + eps]
+    expected = math.exp(-sum(share * math.log(share) for share in shares))
+    assert same(rankme(rows_ND, eps=eps), expected)
+    # Zero singular values count in RankMe, min(N, D) in all.
+    wider_ND = torch.cat([rows_ND, torch.zeros(3, 5)], dim=1)
+    assert same(rankme(wider_ND, eps=eps), expected * math.exp(-eps * math.log(eps)))
+
+
+def test_small_singular_values_are_not_rounding() -> None:
+    sizes_D = torch.tensor([1.0, 1e-3, 1e-7, 1e-8, 1e-9, 0.0], dtype=torch.float64)
+    for n in (4, 6, 40):  # fewer prompts than features, as many, more
+        basis_ND, _ = torch.linalg.qr(draw(n, min(n, 6)))
+        rows_ND = basis_ND * sizes_D[: min(n, 6)] @ rotation(6)[: min(n, 6)]
+        spectrum = Population([rows_ND]).spectrum(center=False, unit=False)
+        assert torch.allclose(spectrum.sqrt().flip(0), sizes_D[: min(n, 6)], rtol=1e-4, atol=1e-12)
+
+
+def test_anisotropy_of_known_directions() -> None:
+    assert same(anisotropy(torch.eye(8)), 0.0, 1e-15)
+    assert same(anisotropy(torch.ones(5, 3)), 1.0, 1e-15)
+    assert same(anisotropy(torch.tensor([[1.0, 0.0], [-7.0, 0.0]])), -1.0, 1e-15)
+    angles = torch.arange(12, dtype=torch.float64) * (math.pi / 6)
+    assert same(anisotropy(torch.stack([angles.cos(), angles.sin()], dim=1)), -1 / 11)
+
+
+@few
+@given(rows_ND=populations(2))
+def test_anisotropy_is_the_mean_over_pairs(rows_ND: Tensor) -> None:
+    unit_ND = rows_ND / rows_ND.norm(dim=1, keepdim=True)
+    pairs = [float(a @ b) for a, b in itertools.combinations(unit_ND, 2)]
+    assert same(anisotropy(rows_ND), sum(pairs) / len(pairs))
+
+
+def test_a_zero_vector_has_no_cosine() -> None:
+    rows_ND = draw(5, 3)
+    with_zeros_ND = torch.cat([rows_ND, torch.zeros(2, 3)])
+    assert same(anisotropy(with_zeros_ND), anisotropy(rows_ND))
+    assert anisotropy(with_zeros_ND[4:]).isnan()
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.7])
+def test_power_law_has_its_exponent(exponent: float) -> None:
+    spectrum = torch.arange(1, 301, dtype=torch.float64) ** -exponent
+    for scale in (1.0, 1e-20, 1e20):
+        assert same(power_law_exponent(scale * spectrum), exponent)
+    assert same(power_law_exponent(spectrum.flip(0), 1, 20), exponent)
+    # What lies outside the range of the fit never matters.
+    bent = torch.cat([spectrum[:10] * 1e3, spectrum[10:100], spectrum[100:] * 0])
+    assert same(power_law_exponent(bent), exponent)
+
+
+def test_power_law_weighs_ranks_by_their_inverse() -> None:
+    ranks = torch.arange(1, 31, dtype=torch.float64)
+    spectrum = (ranks.log().square() * -0.5).exp()  # a slope that grows with the rank
+    root = (1 / ranks).sqrt()
+    design = torch.stack([root * ranks.log(), root], dim=1)
+    slope = torch.linalg.lstsq(design, (root * spectrum.log())[:, None]).solution[0, 0]
+    assert same(power_law_exponent(spectrum, 1, 30), -slope)
+
+
+def test_power_law_of_covariances() -> None:
+    half_ND = torch.diag(torch.arange(1, 41, dtype=torch.float64) ** -0.75)
+    rows_ND = torch.cat([half_ND, -half_ND]) @ rotation(40) + 7.0
+    assert same(alpha_req(rows_ND), 1.5)
+    assert same(alpha_req(1e10 * rows_ND), 1.5)
+
+
+def test_power_law_needs_enough_ranks() -> None:
+    spectrum = torch.arange(1, 21, dtype=torch.float64) ** -1.0
+    assert same(power_law_exponent(spectrum), 1.0)
+    assert power_law_exponent(spectrum[:19]).isnan()
+    assert power_law_exponent(torch.cat([spectrum[:19], torch.zeros(50)])).isnan()
+    assert power_law_exponent(spectrum.new_full((30,), math.nan)).isnan()
+    assert alpha_req(draw(20, 30)).isnan()  # 19 directions around their mean
+    assert not alpha_req(draw(21, 30)).isnan()
+    with pytest.raises(ValueError, match="ranks 0 to 5"):
+        power_law_exponent(spectrum, 0, 5)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_twonn_of_a_cube_is_its_dimension(dim: int) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    cube_ND = torch.rand(1500, dim, generator=generator, dtype=torch.float64)
+    rows_ND = cube_ND @ rotation(12)[:dim] + 50.0
+    value = twonn(rows_ND)
+    assert float(value) == pytest.approx(dim, rel=0.12)
+    assert same(twonn(2.0**100 * rows_ND), value, 1e-6)
+    assert same(twonn(rows_ND @ rotation(12, 5)), value, 1e-6)
+    assert same(twonn(shuffled(rows_ND, 3)), value)
+    assert same(twonn(torch.cat([rows_ND, rows_ND[:700], rows_ND[:9]])), value)
+
+
+def line_of_the_paper(points_ND: Tensor, kept: int) -> Tensor:
+    difference_NND = points_ND[:, None] - points_ND
+    distance_NN = difference_NND.norm(dim=2).fill_diagonal_(math.inf)
+    first_N, second_N = distance_NN.sort(dim=1).values[:, :2].unbind(dim=1)
+    x = (second_N / first_N).log().sort().values[:kept]
+    y = -torch.log(1 - torch.arange(1, kept + 1, dtype=torch.float64) / len(points_ND))
+    slope: Tensor = (x @ y) / (x @ x)
+    return slope
+
+
+@pytest.mark.parametrize(("discard", "kept"), [(0.1, 54), (0.5, 30), (0.0, 59)])
+def test_twonn_is_the_line_of_the_paper(discard: float, kept: int) -> None:
+    points_ND = draw(60, 3)
+    assert same(twonn(points_ND, discard), line_of_the_paper(points_ND, kept))
+
+
+def test_twonn_keeps_its_digits_far_from_the_origin_and_in_clusters() -> None:
+    cluster_ND = draw(40, 2)
+    # Neighbours so close, for their distance to the mean, that |x|^2 + |y|^2 - 2 x y confuses some.
+    far_ND = torch.cat([3e-8 * cluster_ND, 3e-8 * cluster_ND.flip(1) + 1.0]) + 100.0
+    assert same(twonn(far_ND), line_of_the_paper(far_ND, 72), 0.02)
+
+
+def test_twonn_without_neighbourhoods_is_undefined() -> None:
+    grid_ND = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0))
+    assert twonn(grid_ND).isnan()
+    assert twonn(draw(19, 4)).isnan()
+    assert not twonn(draw(20, 4)).isnan()
+    assert twonn(draw(19, 4).repeat(3, 1)).isnan()
+    assert twonn(draw(0, 4)).isnan()
+    assert twonn(torch.cat([draw(30, 4), torch.full((1, 4), math.inf)])).isnan()
+    with pytest.raises(ValueError, match="discard = 1"):
+        twonn(draw(30, 4), discard=1)
+
+
+# --- similarity
+
+
+@few
+@given(rows_ND=populations(4), seed=seeds, scale=st.sampled_from([2.0**-100, 0.3, 2.0**100]))
+def test_cka_ignores_scale_rotation_offset_and_order(
+    rows_ND: Tensor, seed: int, scale: float
+) -> None:
+    n, dim = rows_ND.shape
+    other_NE = rows_ND[:, :1] + draw(n, 3, seed=seed)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for debiased in (False, True):
+        expected = linear_cka(rows_ND, other_NE, debiased)
+        assert same(linear_cka(other_NE, rows_ND, debiased), expected)
+        assert same(linear_cka(scale * rows_ND, other_NE, debiased), expected)
+        assert same(linear_cka(rows_ND @ rotation(dim, seed), other_NE, debiased), expected, 1e-7)
+        assert same(linear_cka(rows_ND - 5.0, other_NE, debiased), expected, 1e-7)
+        assert same(linear_cka(rows_ND[order], other_NE[order], debiased), expected)
+        changed_ND = scale * rows_ND @ rotation(dim, seed) + 1.0 * scale
+        itself = linear_cka(rows_ND, changed_ND, debiased)
+        assert itself.isnan() or same(itself, 1.0, 1e-7)
+    assert 0 <= float(linear_cka(rows_ND, other_NE)) <= 1 + 1e-12
+
+
+def gram_cka(rows_ND: Tensor, other_NE: Tensor) -> tuple[Tensor, Tensor]:
+    """Both forms from N x N matrices, as the papers write them."""
+    n = len(rows_ND)
+
+    def biased(gram_NN: Tensor, other_NN: Tensor) -> Tensor:
+        center_NN = torch.eye(n) - torch.full((n, n), 1 / n, dtype=torch.float64)
+        return (gram_NN @ center_NN @ other_NN @ center_NN).trace()
+
+    def debiased(gram_NN: Tensor, other_NN: Tensor) -> Tensor:
+        k, l = (each - each.diagonal().diag() for each in (gram_NN, other_NN))  # noqa: E741
+        return (
+            (k @ l).trace()
+            + k.sum() * l.sum() / ((n - 1) * (n - 2))
+            - 2 / (n - 2) * (k.sum(dim=0) @ l.sum(dim=1))
+        ) / (n * (n - 3))
+
+    a, b = rows_ND @ rows_ND.T, other_NE @ other_NE.T
+    return tuple(f(a, b) / (f(a, a) * f(b, b)).sqrt() for f in (biased, debiased))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("n", "d", "e"), [(4, 3, 5), (9, 20, 2), (40, 6, 7), (12, 12, 12)])
+def test_cka_equals_its_gram_form(n: int, d: int, e: int) -> None:
+    rows_ND, other_NE = draw(n, d) + 2, draw(n, e, seed=1) - 3
+    other_NE[:, :2] += rows_ND[:, :2]
+    biased, debiased = gram_cka(rows_ND, other_NE)
+    assert same(linear_cka(rows_ND, other_NE), biased)
+    assert same(linear_cka(rows_ND, other_NE, debiased=True), debiased)
+
+
+def test_cka_of_unrelated_layers() -> None:
+    values = [
+        [float(linear_cka(draw(50, 200, seed=s), draw(50, 300, seed=s + 99), debiased))]
+        for debiased in (True, False)
+        for s in range(8)
+    ]
+    debiased, biased = torch.tensor(values[:8]), torch.tensor(values[8:])
+    assert abs(float(debiased.mean())) < 0.02
+    assert float(debiased.min()) < 0  # not clipped
+    assert float(biased.min()) > 0.7  # the bias where D > N
+
+
+def test_cka_without_differences_is_undefined() -> None:
+    rows_ND, equal_NE = draw(6, 3), draw(1, 4).repeat(6, 1)
+    for debiased in (False, True):
+        assert linear_cka(rows_ND, equal_NE, debiased).isnan()
+        assert linear_cka(equal_NE, equal_NE, debiased).isnan()
+        assert linear_cka(rows_ND[:1], rows_ND[:1], debiased).isnan()
+        assert linear_cka(rows_ND[:0], rows_ND[:0], debiased).isnan()
+        assert linear_cka(rows_ND.masked_fill(rows_ND > 1, math.inf), rows_ND, debiased).isnan()
+    for n in (2, 3):
+        assert same(linear_cka(rows_ND[:n], rows_ND[:n]), 1.0)
+        assert linear_cka(rows_ND[:n], rows_ND[:n], debiased=True).isnan()
+        means = rows_ND[:n].mean(dim=0)
+        assert hsic(hsic_sums(rows_ND[:n], rows_ND[:n], means, means)).debiased.isnan()
+    one = torch.tensor(1.0)
+    for own in (0.0, -1.0):
+        itself = Hsic(one, torch.tensor(own))
+        assert cka(Hsic(one, one), itself, Hsic(one, one)).debiased.isnan()
+        assert cka(Hsic(one, one), Hsic(one, one), itself).debiased.isnan()
+    # One-hot rows share nothing but their own squares, which the debiased form leaves out.
+    assert same(linear_cka(torch.eye(8), torch.eye(8)), 1.0)
+    assert linear_cka(torch.eye(8), torch.eye(8), debiased=True).isnan()
+
+
+# --- undefined values and invariances of everything else
+
+
+@each_metric
+def test_metrics_without_a_value_are_nan(metric: RowMetric) -> None:
+    rows_ND = draw(6, 4)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert metric(rows_ND.index_fill(0, torch.tensor([2]), bad)).isnan()
+        assert metric(rows_ND[:3].index_fill(0, torch.tensor([2]), bad)).isnan()
+    assert metric(torch.zeros(5, 4)).isnan()
+    assert metric(torch.zeros(0, 4)).isnan()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 9])
+def test_equal_rows_leave_no_rounding_to_measure(n: int) -> None:
+    equal_ND = torch.tensor([[0.1, 0.2, 0.3, 0.7]], dtype=torch.float64).repeat(n, 1)
+    for cut in range(n):
+        population = Population([equal_ND[:cut], equal_ND[cut:]])
+        assert float(population.means.squares) == 0
+        for unit in (False, True):
+            assert not population.spectrum(center=True, unit=unit).any()
+    assert participation_ratio(equal_ND, center=True).isnan()
+    assert stable_rank(equal_ND, center=True).isnan()
+    assert dataset_entropy(equal_ND).isnan()
+    one_direction = dataset_entropy(equal_ND, center=False)
+    assert one_direction.isnan() if n == 1 else same(one_direction, 0.0)
+    assert same(effective_rank(equal_ND), 1.0)
+    assert anisotropy(equal_ND).isnan() if n == 1 else same(anisotropy(equal_ND), 1.0)
+
+
+@each_metric
+@few
+@given(rows_ND=populations(), seed=seeds, scale=st.sampled_from([2.0**-100, 0.3, 2.0**100]))
+def test_metrics_ignore_scale_rotation_and_order(
+    metric: RowMetric, rows_ND: Tensor, seed: int, scale: float
+) -> None:
+    expected = metric(rows_ND)
+    assert same(metric(scale * rows_ND), expected)
+    assert same(metric(rows_ND @ rotation(rows_ND.shape[1], seed)), expected, 1e-7)
+    assert same(metric(shuffled(rows_ND, seed)), expected)
+
+
+@each_metric
+def test_metrics_are_computed_in_float64(metric: RowMetric) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        rows_ND = (draw(9, 5) + 1).to(dtype)
+        value = metric(rows_ND)
+        assert value.dtype == torch.float64
+        assert same(value, metric(rows_ND.to(torch.float64)), 0.0)
+
+
+@few
+@given(rows_ND=populations(2), center=st.booleans(), unit=st.booleans())
+def test_gram_side_equals_covariance_side(rows_ND: Tensor, center: bool, unit: bool) -> None:
+    # Features that are always 0 change nothing but the smaller side.
+    wide_ND = torch.nn.functional.pad(rows_ND, (0, 2 * len(rows_ND)))
+    spectra = [Population([each]).spectrum(center, unit).flip(0) for each in (rows_ND, wide_ND)]
+    count = min(map(len, spectra))
+    assert len(spectra[0]) == min(rows_ND.shape)
+    scale = spectra[0].max().clamp(min=1e-300)
+    assert same(spectra[0][:count] / scale, spectra[1][:count] / scale)
+    assert not spectra[1][count:].any()
+
+
+@few
+@given(seed=seeds, offset=st.sampled_from([0.0, 1.0, 1e6]))
+def test_a_row_equal_to_the_mean_is_no_direction(seed: int, offset: float) -> None:
+    half_ND = draw(9, 5, seed=seed)
+    around_ND = torch.cat([half_ND, -half_ND])
+    with_mean_ND = torch.cat([around_ND, torch.zeros(1, 5)]) + offset * draw(5, seed=seed + 1)
+    expected = dataset_entropy(around_ND)
+    for size in (1, 4, 19):  # each rounds the mean in its own way
+        spectrum = Population(in_blocks(with_mean_ND, size)).spectrum(center=True, unit=True)
+        assert same(matrix_entropy(spectrum), expected, 1e-12 + 1e-15 * offset)
+
+
+# --- shard cuts
+
+
+def of_population(population: Population) -> dict[str, Tensor]:
+    """Every metric that is made of a population's cached parts."""
+    raw = population.spectrum(center=False, unit=False)
+    centred = population.spectrum(center=True, unit=False)
+    return {
+        "effective_rank": effective_rank_of(raw),
+        "rankme": rankme_of(raw),
+        "participation_ratio": participation_ratio_of(raw),
+        "stable_rank": stable_rank_of(raw),
+        "participation_ratio-centred": participation_ratio_of(centred),
+        "stable_rank-centred": stable_rank_of(centred),
+        "anisotropy": mean_cosine(population.directions),
+        "entropy": matrix_entropy(population.spectrum(center=True, unit=True)),
+        "entropy-2": matrix_entropy(population.spectrum(center=True, unit=True), 2.0),
+        "entropy-uncentred": matrix_entropy(population.spectrum(center=False, unit=True)),
+        "entropy-centred-only": matrix_entropy(centred),
+        "entropy-raw": matrix_entropy(raw),
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_ND=populations(2), data=st.data())
+def test_cuts_of_a_population_never_matter(rows_ND: Tensor, data: st.DataObject) -> None:
+    blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
+    population = Population(lambda: blocks)
+    assert (population.n_prompts, population.dim) == tuple(rows_ND.shape)
+    for name, value in of_population(population).items():
+        assert same(value, OF_ROWS[name](rows_ND)), name
+    for at_most in (0, 1, len(rows_ND) // 2, len(rows_ND), len(rows_ND) + 3):
+        assert torch.equal(population.sample(at_most), rows_ND[:at_most])
+        assert torch.equal(Population(blocks).sample(at_most), rows_ND[:at_most])
+
+
+@few
+@given(rows_ND=populations(2), data=st.data(), seed=seeds)
+def test_sums_merge_in_any_grouping(rows_ND: Tensor, data: st.DataObject, seed: int) -> None:
+    blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
+    means = [mean_sums(blocks[i]) for i in order]
+    expected = mean_sums(rows_ND)
+    half = len(means) // 2
+    groups = [reduce(merge_means, part) for part in (means[:half], means[half:]) if part]
+    merged = reduce(merge_means, groups)
+    assert merged.n_prompts == len(rows_ND)
+    assert same(merged.mean_D, rows_ND.mean(dim=0), 1e-12)
+    assert same(merged.squares, (rows_ND - rows_ND.mean(dim=0)).square().sum())
+    assert same(merged.squares, expected.squares)
+    directions = reduce(merge_directions, [direction_sums(blocks[i]) for i in order])
+    assert same(mean_cosine(directions), anisotropy(rows_ND))
+    for center, unit in itertools.product((True, False), repeat=2):
+        parts = [second_moment(blocks[i], merged, center, unit) for i in order]
+        assert same(sum(parts), second_moment(rows_ND, expected, center, unit))
+
+
+@few
+@given(rows_ND=populations(4), data=st.data(), seed=seeds)
+def test_cuts_of_similarity_never_matter(rows_ND: Tensor, data: st.DataObject, seed: int) -> None:
+    other_NE = draw(len(rows_ND), 3, seed=seed) + rows_ND[:, :1]
+    parts = data.draw(cuts(len(rows_ND)))
+    order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def streamed(x_ND: Tensor, y_NE: Tensor) -> Hsic:
+        means = [Population([z[cut] for cut in parts]).means.mean_D for z in (x_ND, y_NE)]
+        sums = [hsic_sums(x_ND[parts[i]], y_NE[parts[i]], *means) for i in order]
+        return hsic(reduce(merge_hsic, sums))
+
+    own = streamed(rows_ND, rows_ND), streamed(other_NE, other_NE)
+    found = cka(streamed(rows_ND, other_NE), *own)
+    assert same(found.biased, linear_cka(rows_ND, other_NE))
+    assert same(found.debiased, linear_cka(rows_ND, other_NE, debiased=True), 1e-8)
+
+
+@few
+@given(n=st.integers(1, 12), dim=st.integers(1, 6), seed=seeds, data=st.data())
+def test_cuts_of_infonce_never_matter(n: int, dim: int, seed: int, data: st.DataObject) -> None:
+    a_ND, b_ND = draw(n, dim, seed=seed), draw(n, dim, seed=seed + 1)
+    parts, blocks = data.draw(cuts(n)), data.draw(cuts(n))
+    candidates = [a_ND[cut] for cut in blocks] + [b_ND[cut] for cut in blocks]
+
+    def sums(anchors_ND: Tensor, positives_ND: Tensor, first: int | None) -> Iterator[ContrastSums]:
+        of = candidates if first is not None else [positives_ND[cut] for cut in blocks]
+        for cut in parts:
+            position = None if first is None else first + cut.start
+            yield contrast_sums(anchors_ND[cut], positives_ND[cut], of, 0.1, position)
+
+    every = [*sums(a_ND, b_ND, 0), *sums(b_ND, a_ND, n)]
+    assert same(mean_contrast(reduce(merge_contrasts, reversed(every))), infonce_loss(a_ND, b_ND))
+    crossed = [*sums(a_ND, b_ND, None), *sums(b_ND, a_ND, None)]
+    assert same(mean_contrast(reduce(merge_contrasts, crossed)), cross_view_loss(a_ND, b_ND))
+
+
+def test_infonce_equals_its_definition() -> None:
+    a_ND, b_ND = draw(7, 4), draw(7, 4, seed=1)
+    every_MD = torch.cat([a_ND, b_ND])
+    logits_MM = (every_MD @ every_MD.T / 0.1).fill_diagonal_(-math.inf)
+    pair_M = torch.arange(14).roll(7)
+    expected = torch.nn.functional.cross_entropy(logits_MM, pair_M)
+    assert same(infonce_loss(a_ND, b_ND), expected)
+    for bad in (math.nan, math.inf, -math.inf):
+        assert infonce_loss(a_ND.index_fill(0, torch.tensor([2]), bad), b_ND).isnan()
+    assert infonce_loss(torch.tensor([[math.inf], [1.0]]), torch.tensor([[-1.0], [1.0]])).isnan()
+    assert infonce_loss(a_ND[:0], b_ND[:0]).isnan()
+    assert cross_view_loss(a_ND[:0], b_ND[:0]).isnan()
+
+
+@few
+@given(n=st.integers(2, 9), views=st.integers(1, 4), seed=seeds, data=st.data())
+def test_cuts_of_lidar_never_matter(n: int, views: int, seed: int, data: st.DataObject) -> None:
+    views_NVD = draw(n, views, 5, seed=seed) + 10
+    scatters = [lidar_scatter(views_NVD[cut]) for cut in data.draw(cuts(n)) if cut.stop > cut.start]
+    expected = lidar(views_NVD, delta=0.1)
+    for merged in (reduce(merge_scatters, scatters), reduce(merge_scatters, reversed(scatters))):
+        assert same(lidar_from_scatter(merged, delta=0.1), expected)
+    assert lidar(views_NVD[:0]).isnan()
+    assert lidar(views_NVD[:1]).isnan()
+
+
+# --- passes and memory
+
+
+def test_passes_over_the_blocks_are_few() -> None:
+    blocks = Counted(in_blocks(draw(40, 5), 7))
+    population = Population(blocks)
+    assert blocks.passes == 0
+    population.sample(10)
+    assert blocks.reads == 2
+    blocks.passes = 0
+    of_population(population)
+    # Means; centred moments; small singular values do not occur; uncentred unit rows.
+    assert blocks.passes == 3
+    of_population(population)
+    population.sample(10**6)
+    assert blocks.passes == 4
+
+
+def test_few_prompts_need_one_pass() -> None:
+    blocks = Counted(in_blocks(draw(12, 30), 5))
+    population = Population(blocks)
+    of_population(population)
+    population.sample(10)
+    assert blocks.passes == 1
+    assert population.gram(center=True, unit=True).shape == (12, 12)
+
+
+def test_blocks_must_be_readable_again() -> None:
+    with pytest.raises(AssertionError, match="cannot be read again"):
+        Population(iter([draw(3, 2)]))
+    nothing = Population([])
+    assert (nothing.n_prompts, nothing.dim) == (0, 0)
+    assert all(value.isnan() for value in of_population(nothing).values())
+    assert nothing.sample(5).shape == (0, 0)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_memory_does_not_grow_with_the_prompts(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor that is made along the way is larger than a block or a matrix of features."""
+    monkeypatch.setattr(moments_module, "CHUNK_ELEMENTS", 24)
+    largest = 0
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self,
+            func: Callable[..., object],
+            types: object,
+            args: tuple[object, ...] = (),
+            kwargs: dict[str, object] | None = None,
+        ) -> object:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    stored = in_blocks(draw(8 * n, 6), 8)
+    with Watch():  # type: ignore[no-untyped-call]
+        of_population(Population(stored))
+        means = mean_sums(stored[0])
+        sums = [hsic_sums(x, x, means.mean_D, means.mean_D) for x in stored]
+        hsic(reduce(merge_hsic, sums))
+    assert largest <= 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "compute"),
+    [
+        (moments_module, "CHUNK_ELEMENTS", lambda: effective_rank(draw(9, 4))),
+        (moments_module, "CHUNK_ELEMENTS", lambda: anisotropy(draw(9, 4))),
+        (moments_module, "CHUNK_ELEMENTS", lambda: dataset_entropy(draw(9, 4) + 3)),
+        (moments_module, "CHUNK_ELEMENTS", lambda: linear_cka(draw(9, 4), draw(9, 2, seed=1))),
+        (twonn_module, "BLOCK_ELEMENTS", lambda: twonn(draw(40, 4))),
+        (infonce_module, "BLOCK_ELEMENTS", lambda: infonce_loss(draw(9, 4), draw(9, 4, seed=1))),
+    ],
+    ids=["rank", "anisotropy", "entropy", "cka", "twonn", "infonce"],
+)
+def test_chunks_never_matter(
+    module: ModuleType,
+    name: str,
+    compute: Callable[[], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = compute()
+    for elements in (1, 7, 50):
+        monkeypatch.setattr(module, name, elements)
+        assert same(compute(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_device_gives_the_same_values() -> None:
+    for n in (20, 90):
+        rows_ND, other_NE = draw(n, 40) + 1, draw(n, 30, seed=1)
+        here, there = Population([rows_ND]), Population([rows_ND], device="cuda")
+        for name, value in of_population(here).items():
+            assert same(of_population(there)[name].cpu(), value), name
+        for debiased in (False, True):
+            expected = linear_cka(rows_ND, other_NE, debiased)
+            assert same(linear_cka(rows_ND.cuda(), other_NE.cuda(), debiased).cpu(), expected)
+        assert same(twonn(rows_ND.cuda()).cpu(), twonn(rows_ND))
+        assert same(alpha_req(rows_ND.cuda()).cpu(), alpha_req(rows_ND))
+        a_ND, b_ND = draw(n, 8), draw(n, 8, seed=1)
+        assert same(infonce_loss(a_ND.cuda(), b_ND.cuda()).cpu(), infonce_loss(a_ND, b_ND))
