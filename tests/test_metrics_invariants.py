@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import threading
 from collections.abc import Callable
 from types import ModuleType
 
@@ -569,38 +568,6 @@ def test_chunks_hold_every_prompt_once_and_nothing_else(dtype: torch.dtype) -> N
         assert torch.equal(tokens_MTD, masked.to(tokens_MTD.dtype))
         seen += index_n.tolist()
     assert sorted(seen) == list(range(len(lengths_N)))
-
-
-def test_workers_change_no_value_and_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    gram_MKK = draw(5, 7, 6) @ draw(5, 7, 6).mT
-    threads = torch.get_num_threads()
-    solver: Callable[[Tensor], Tensor] = torch.linalg.eigvalsh
-    ran_in: list[tuple[str, int]] = []
-
-    def spy(matrices: Tensor) -> Tensor:
-        ran_in.append((threading.current_thread().name[:8], torch.get_num_threads()))
-        return solver(matrices)
-
-    def ask() -> int:
-        born: list[int] = []
-        later = threading.Thread(target=lambda: born.append(torch.get_num_threads()))
-        later.start()
-        later.join()
-        return born[0]
-
-    monkeypatch.setattr(torch.linalg, "eigvalsh", spy)
-    try:
-        torch.set_num_threads(1)
-        expected_MK = psd_spectrum(gram_MKK)
-        torch.set_num_threads(3)
-        with torch.inference_mode():
-            assert same(psd_spectrum(gram_MKK.clone()), expected_MK)
-        assert same(psd_spectrum(gram_MKK[None])[0], expected_MK)
-        assert same(psd_spectrum(gram_MKK[0]), expected_MK[0])
-        assert (torch.get_num_threads(), ask()) == (3, 3)
-    finally:
-        torch.set_num_threads(threads)
-    assert ran_in == [("MainThre", 1), *6 * [("spectrum", 1)], ("MainThre", 3)]
 
 
 # --- InfoNCE

@@ -17,8 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics.spectrum import solve_each
-
 # Sides from which the quadrature is faster than the eigenvalues, and below the error it promises.
 SMALLEST_SIDE = 400
 
@@ -32,9 +30,6 @@ FLOOR = 3e-8
 ROUNDING = 3e-7
 # Directions of a block that are shorter than this relative to its longest are rounding.
 DEPENDENT = 1e-5
-
-# Sides from which a matrix takes longer to solve than to hand to another thread.
-WORTH_A_THREAD = 64
 
 SEED = 0
 _DRAWN = 1024  # rows of one draw
@@ -96,15 +91,6 @@ def _entropy(measure: Measure, alpha: float) -> Tensor:
     return (measure.weights_mX * powers_mX).sum(dim=-1).log() / (1 - alpha)
 
 
-def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors of a batch."""
-    if matrices.shape[-1] < WORTH_A_THREAD:
-        values, vectors = torch.linalg.eigh(matrices)
-        return values, vectors
-    values, vectors = solve_each(lambda part: (*torch.linalg.eigh(part),), matrices)
-    return values, vectors
-
-
 def _spectral_measure(gram_mKK: Tensor, moments: Moments, size_m: Tensor) -> Measure:
     """Shares of the trace and their weights."""
     start_mKB, probes_mKV = _draws(gram_mKK, size_m)
@@ -143,7 +129,7 @@ def _head(gram_mKK: Tensor, start_mKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         basis_mKB = torch.cat([basis_mKB, block_mKB], dim=-1)
         block_mKB = gram_mKK @ block_mKB
         image_mKB = torch.cat([image_mKB, block_mKB], dim=-1)
-    ritz_mB, vectors_mBB = _eigh((basis_mKB.mT @ image_mKB).to(torch.float64))
+    ritz_mB, vectors_mBB = torch.linalg.eigh((basis_mKB.mT @ image_mKB).to(torch.float64))
     ritz_mB, vectors_mBB = ritz_mB[:, -HEAD:], vectors_mBB[..., -HEAD:].to(gram_mKK.dtype)
     basis_mKB = basis_mKB @ vectors_mBB
     residual_mKB = image_mKB @ vectors_mBB - basis_mKB * ritz_mB[:, None].to(gram_mKK.dtype)
@@ -152,7 +138,7 @@ def _head(gram_mKK: Tensor, start_mKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _orthonormal(block_mKB: Tensor) -> Tensor:
     """Orthonormal columns of the same span; a direction that is rounding gives a zero column."""
-    square_mB, vectors_mBB = _eigh((block_mKB.mT @ block_mKB).to(torch.float64))
+    square_mB, vectors_mBB = torch.linalg.eigh((block_mKB.mT @ block_mKB).to(torch.float64))
     kept_mB = square_mB > square_mB[:, -1:] * DEPENDENT**2
     scale_mB = square_mB.rsqrt().where(kept_mB, 0.0)
     orthonormal_mKB: Tensor = block_mKB @ (vectors_mBB * scale_mB[:, None]).to(block_mKB.dtype)
@@ -199,7 +185,7 @@ def _tail(alpha_mVS: Tensor, beta_mVS: Tensor, dimension_m: Tensor) -> Measure:
 
 
 def _rule(tridiagonal_mVSS: Tensor) -> tuple[Tensor, Tensor]:
-    nodes_mVS, vectors_mVSS = _eigh(tridiagonal_mVSS)
+    nodes_mVS, vectors_mVSS = torch.linalg.eigh(tridiagonal_mVSS)
     return nodes_mVS.clamp(min=0), vectors_mVSS[..., 0, :].square()
 
 

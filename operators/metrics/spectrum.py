@@ -4,12 +4,6 @@ Shape suffixes: N rows (samples or tokens), D features, K the side of a Gram mat
 ``...`` is any batch.
 """
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
-
 import torch
 from torch import Tensor
 
@@ -60,7 +54,7 @@ def psd_spectrum(gram_KK: Tensor) -> Tensor:
     finite = gram_KK.sum(dim=(-2, -1)).isfinite()
     if not finite.all():
         gram_KK = gram_KK.where(finite[..., None, None], 0.0)
-    (eigenvalues,) = solve_each(lambda part_KK: (torch.linalg.eigvalsh(part_KK),), gram_KK)
+    eigenvalues = torch.linalg.eigvalsh(gram_KK)
     return floor_spectrum(eigenvalues).where(finite[..., None], torch.nan)
 
 
@@ -74,47 +68,3 @@ def gram_spectrum(rows_ND: Tensor) -> Tensor:
     The released code clamps negative Gram entries to 0 before the solve; here nothing is clamped.
     """
     return psd_spectrum(small_gram(rows_ND))
-
-
-def solve_each(solver: Callable[[Tensor], tuple[Tensor, ...]], matrices: Tensor) -> list[Tensor]:
-    """Apply a solver of batches ``[..., K, K]`` to parts of the batch, one for each CPU thread.
-
-    A solver takes the matrices of a batch one after the other, and several threads speed up the
-    single one little; each thread for itself speeds them up in full.
-    """
-    flat_MKK = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices[None]  # noqa: PLR2004
-    threads = torch.get_num_threads() if matrices.device.type == "cpu" else 1
-    if threads == 1 or len(flat_MKK) == 1:
-        return list(solver(matrices))
-    inference = torch.is_inference_mode_enabled()  # holds for the calling thread only
-
-    def work(part_mKK: Tensor) -> tuple[Tensor, ...]:
-        with torch.inference_mode(inference), torch.no_grad():
-            return solver(part_mKK)
-
-    pool = _workers(threads, os.getpid())
-    parts = zip(*pool.map(work, flat_MKK.tensor_split(min(threads, len(flat_MKK)))), strict=True)
-    joined = [torch.cat(part) for part in parts]
-    return [values.view(*matrices.shape[:-2], *values.shape[1:]) for values in joined]
-
-
-@cache
-def _workers(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads that run torch's operations on themselves alone; a forked process needs its own.
-
-    torch.set_num_threads acts on the calling thread and on threads that torch gets to know later:
-    so a worker first makes itself known, and the caller repeats its own number after the workers.
-    """
-    started = Barrier(threads + 1)
-
-    def start() -> None:
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, "spectrum", start)
-    for _ in range(threads):
-        pool.submit(int)
-    started.wait()
-    torch.set_num_threads(threads)
-    return pool
