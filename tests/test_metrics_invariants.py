@@ -344,7 +344,7 @@ def test_batch_and_order_never_matter(metric: TokenMetric, monkeypatch: pytest.M
     expected_N = metric(hidden_NTD, LENGTHS)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     assert same(metric(hidden_NTD[order], LENGTHS[order]), expected_N[order])
-    monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", 2 * 9 * 4)
+    monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", {"cpu": 9 * 4})
     assert same(metric(hidden_NTD, LENGTHS), expected_N)
     assert torch.equal(hidden_NTD, original_NTD)
     assert metric(hidden_NTD[:0], LENGTHS[:0]).shape == (0,)
@@ -488,7 +488,7 @@ def in_chunks(
         for name, values_M in kernel_values(chunk).items():
             empty = values_M.new_full((len(states), len(lengths_N)), -1.0)
             values_LN = found.setdefault(name, empty)
-            values_LN[:, chunk.index_n] = values_M.reshape(len(states), -1)
+            values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
     return found
 
 
@@ -500,7 +500,7 @@ def alone(states: list[Tensor], lengths_N: Tensor, first: int = 0) -> dict[str, 
             tokens_MTD = hidden_TD[None, first : max(length, first + 1)]
             mask_MT = torch.full(tokens_MTD.shape[:2], length > first)
             tokens_MTD = tokens_MTD.where(mask_MT[..., None], 0.0)
-            chunk = Chunk(torch.zeros(1), tokens_MTD, mask_MT)
+            chunk = Chunk(torch.zeros(1), tokens_MTD, mask_MT, slice(0, 1))
             for name, value in kernel_values(chunk).items():
                 found.setdefault(name, []).append(value)
     return {name: torch.cat(values).view(len(states), -1) for name, values in found.items()}
@@ -527,7 +527,7 @@ def test_any_cut_into_layers_chunks_blocks_and_parts_is_equal(
     padding_NT = torch.arange(9) >= lengths_N[:, None]
     states = [state.masked_fill(padding_NT[..., None], math.nan) for state in states]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "CHUNK_ELEMENTS", sizes[0])
+        patch.setattr(rows_module, "CHUNK_ELEMENTS", {"cpu": sizes[0]})
         patch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": sizes[1]})
         patch.setattr(rows_module, "PART_ELEMENTS", {"cpu": sizes[2]})
         patch.setattr(rows_module, "WIDTH_RATIO", ratio)
@@ -557,7 +557,7 @@ def test_chunks_hold_every_prompt_once_and_nothing_else(dtype: torch.dtype) -> N
     lengths_N = torch.tensor([40, 200, 0, 5, 210, 31, 100, 205, 33, 1])
     states = [draw(len(lengths_N), 220, 3, seed=layer).to(dtype) for layer in range(2)]
     seen: list[int] = []
-    for index_n, tokens_MTD, mask_MT in length_chunks(states, lengths_N):
+    for index_n, tokens_MTD, mask_MT, _ in length_chunks(states, lengths_N):
         chosen_n = lengths_N[index_n]
         assert int(chosen_n.max()) <= max(rows_module.SHORT, 1.15 * int(chosen_n.min()))
         assert tokens_MTD.shape[1] == max(1, chosen_n.max())

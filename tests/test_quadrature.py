@@ -116,9 +116,9 @@ def test_padding_batch_layers_and_order_never_matter(
     order = torch.tensor([3, 1, 0, 4, 2])
     filled = [state.masked_fill(padding_NT1, math.nan)[order] for state in states]
     found_LN = torch.zeros(2, 5, dtype=torch.float64)
-    for index_n, tokens_MTD, mask_MT in length_chunks(filled, lengths_N[order]):
+    for index_n, tokens_MTD, mask_MT, layers in length_chunks(filled, lengths_N[order]):
         (values_M,) = entropies(tokens_MTD, mask_MT, [1.0], method="approximate")
-        found_LN[:, order[index_n]] = values_M.view(2, -1)
+        found_LN[layers, order[index_n]] = values_M.view(-1, len(index_n))
     assert found_LN.flatten().tolist() == pytest.approx(
         [float(value) for row in alone for value in row], rel=1e-5
     )

@@ -37,7 +37,7 @@ def curvature(
         choices = ", ".join(get_args(UndefinedCurvature))
         raise ValueError(f"undefined = {undefined!r}: choose from {choices}")
     values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT in length_chunks([hidden_NTD], lengths_N):
+    for index_n, tokens_nTD, mask_nT, _ in length_chunks([hidden_NTD], lengths_N):
         values_N[index_n] = curvatures(tokens_nTD, mask_nT)[undefined, False]
     return values_N
 

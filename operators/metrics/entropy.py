@@ -79,7 +79,7 @@ def prompt_entropy(
     to 0.5 nats on real text and gives three tokens always the maximum.
     """
     values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT in length_chunks([hidden_NTD], lengths_N):
+    for index_n, tokens_nTD, mask_nT, _ in length_chunks([hidden_NTD], lengths_N):
         (values_N[index_n],) = entropies(tokens_nTD, mask_nT, [alpha], center, unit, method)
     return values_N
 

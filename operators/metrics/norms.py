@@ -85,6 +85,6 @@ def _token_norms(tokens_mTD: Tensor) -> Tensor:
 
 def _each_prompt(kernel: Kernel, hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
     values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT in length_chunks([hidden_NTD], lengths_N):
+    for index_n, tokens_nTD, mask_nT, _ in length_chunks([hidden_NTD], lengths_N):
         values_N[index_n] = kernel(tokens_nTD, mask_nT)
     return values_N

@@ -10,13 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements of one chunk: 64 MiB in float32. A single prompt may need more, for all its layers.
-CHUNK_ELEMENTS = 2**24
-
-# Elements of a block of rows, which a kernel gets at a time, and of a part of a block, which it
-# converts to float64; on the CPU for each thread. The allocator keeps a float64 copy of a block for
-# the next one (up to 32 MiB), and the caches of the cores hold a few copies of a part. A GPU needs
-# more to be busy.
+# Elements of a chunk, of a block of its rows, which a kernel gets at a time, and of a part of a
+# block, which it converts to float64; on the CPU for each thread. A chunk is still in the cache
+# when the next metric reads it, the allocator keeps a float64 copy of a block for the next one (up
+# to 32 MiB), and the caches of the cores hold a few copies of a part. A GPU needs more to be busy.
+# A single prompt may need more, in one layer.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 PART_ELEMENTS = {"cpu": 2**16, "cuda": 2**26}
 
@@ -31,7 +30,8 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # (tokens_mTD, mask_mT) -> values [
 
 
 class Chunk(NamedTuple):
-    """Prompts of similar length in all layers: row ``l * n + i`` is layer l of prompt index_n[i].
+    """Prompts of similar length in some layers: row ``l * n + i`` is prompt index_n[i] in layer
+    ``layers.start + l``.
 
     Tokens are zero in the padding, float64 where the states are, and float32 otherwise.
     """
@@ -39,13 +39,14 @@ class Chunk(NamedTuple):
     index_n: Tensor
     tokens_MTD: Tensor
     mask_MT: Tensor
+    layers: slice
 
     def without_first(self) -> "Chunk":
         """Return the chunk without the first token of each prompt, which may leave no token."""
         if self.mask_MT.shape[1] == 1:
             nothing = torch.zeros_like(self.tokens_MTD), torch.zeros_like(self.mask_MT)
-            return Chunk(self.index_n, *nothing)
-        return Chunk(self.index_n, self.tokens_MTD[:, 1:], self.mask_MT[:, 1:])
+            return self._replace(tokens_MTD=nothing[0], mask_MT=nothing[1])
+        return self._replace(tokens_MTD=self.tokens_MTD[:, 1:], mask_MT=self.mask_MT[:, 1:])
 
 
 def length_chunks(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[Chunk]:
@@ -60,24 +61,30 @@ def length_chunks(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[Chunk
     lengths_N = lengths_N.to("cpu", torch.int64)
     assert 0 <= int(lengths_N.min()) <= int(lengths_N.max()) <= n_tokens
     order_N = lengths_N.argsort(stable=True)
-    for part in _similar(lengths_N[order_N].tolist(), len(states) * dim):
+    limit = _limit(CHUNK_ELEMENTS, states[0]) // dim
+    for part in _similar(lengths_N[order_N].tolist(), limit // len(states)):
         index_n = order_N[part]
-        yield _chunk(states, index_n, lengths_N[index_n])
+        lengths_n = lengths_N[index_n]
+        step = max(1, limit // (len(index_n) * max(1, int(lengths_n[-1]))))
+        for start in range(0, len(states), step):
+            layers = slice(start, min(start + step, len(states)))
+            yield _chunk(states, layers, index_n, lengths_n)
 
 
-def _similar(lengths: list[int], elements: int) -> Iterator[slice]:
-    """Cut ascending lengths where they grow too much or where a chunk is full."""
+def _similar(lengths: list[int], tokens: int) -> Iterator[slice]:
+    """Cut ascending lengths where they grow too much or where a chunk is full of tokens."""
     start = 0
     for end in range(1, len(lengths) + 1):
         if end < len(lengths):
-            fits = (end + 1 - start) * lengths[end] * elements <= CHUNK_ELEMENTS
+            fits = (end + 1 - start) * lengths[end] <= tokens
             if fits and lengths[end] <= max(SHORT, WIDTH_RATIO * lengths[start]):
                 continue
         yield slice(start, end)
         start = end
 
 
-def _chunk(states: Sequence[Tensor], index_n: Tensor, lengths_n: Tensor) -> Chunk:
+def _chunk(states: Sequence[Tensor], layers: slice, index_n: Tensor, lengths_n: Tensor) -> Chunk:
+    states = states[layers]
     device, dtype, dim = states[0].device, states[0].dtype, states[0].shape[2]
     width = max(1, int(lengths_n.max()))
     mask_nT = (torch.arange(width) < lengths_n[:, None]).to(device)
@@ -92,7 +99,8 @@ def _chunk(states: Sequence[Tensor], index_n: Tensor, lengths_n: Tensor) -> Chun
             tokens_TD.copy_(hidden_NTD[row, :width])
     shortest = int(lengths_n.min())  # only beyond it is there padding
     tokens_LnTD[:, :, shortest:].masked_fill_(~mask_nT[:, shortest:, None], 0.0)
-    return Chunk(index_n.to(device), tokens_LnTD.flatten(0, 1), mask_nT.repeat(len(states), 1))
+    mask_MT = mask_nT.repeat(len(states), 1)
+    return Chunk(index_n.to(device), tokens_LnTD.flatten(0, 1), mask_MT, layers)
 
 
 def map_rows(kernel: Kernel, tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ RELATIVE_FLOOR = 1e-12
 
 # Where half of a symmetric product is left out: blocks of fewer rows would be slower than that.
 LARGE_SIDE = 512
-GRAM_BLOCKS = 4
+GRAM_BLOCKS = 8
+
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not in every build of torch
 
 
 def floor_spectrum(eigenvalues: Tensor) -> Tensor:
@@ -32,16 +34,44 @@ def small_gram(rows_ND: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def _gram(left_KR: Tensor) -> Tensor:
     """Product with its own transpose; of a large one, only the blocks below the diagonal."""
-    side = left_KR.shape[-2]
+    *batch, side, _ = left_KR.shape
     if side < LARGE_SIDE:
         return left_KR @ left_KR.mT
-    gram_KK = left_KR.new_empty((*left_KR.shape[:-1], side))
+    gram_KK = left_KR.new_empty((*batch, side, side))
     step = -(-side // GRAM_BLOCKS)
-    for start in range(0, side, step):
-        end = start + step
-        gram_KK[..., start:end, :end] = left_KR[..., start:end, :] @ left_KR[..., :end, :].mT
-        gram_KK[..., :start, start:end] = gram_KK[..., start:end, :start].mT
+    for gram, matrix in zip(_matrices(gram_KK), _matrices(left_KR), strict=True):
+        left = matrix.contiguous()  # matrix by matrix: of a transposed batch it is ten times slower
+        for start in range(0, side, step):
+            end = start + step
+            gram[start:end, :end] = _times_transposed(left[start:end], left[:end])
+            gram[:start, start:end] = gram[start:end, :start].T
     return gram_KK
+
+
+def times_transposed(left_KR: Tensor, right_JR: Tensor) -> Tensor:
+    """``left @ right^T`` of each matrix of a batch, ``[..., K, J]``."""
+    product_KJ = left_KR.new_empty((*left_KR.shape[:-1], right_JR.shape[-2]))
+    operands = _matrices(left_KR), _matrices(right_JR)
+    for product, left, right in zip(_matrices(product_KJ), *operands, strict=True):
+        product.copy_(_times_transposed(left, right))
+    return product_KJ
+
+
+def _matrices(batch_KR: Tensor) -> Tensor:
+    return batch_KR.flatten(0, -3) if batch_KR.dim() > 2 else batch_KR[None]  # noqa: PLR2004
+
+
+def _times_transposed(left_KR: Tensor, right_JR: Tensor) -> Tensor:
+    """Product of two matrices; of float32 on a CPU oneDNN's, which compiled models take too.
+
+    torch's own calls MKL, which needs twice as long on CPUs of AMD. Of a matrix that is not
+    contiguous oneDNN may take its reference code, a thousand times slower.
+    """
+    if not (ONEDNN and left_KR.device.type == "cpu" and left_KR.dtype == torch.float32):
+        return left_KR @ right_JR.mT
+    operands = left_KR.contiguous(), right_JR.contiguous()
+    product_KJ: Tensor = torch.ops.mkldnn._linear_pointwise(*operands, None, "none", [], "")
+    return product_KJ
 
 
 def psd_spectrum(gram_KK: Tensor) -> Tensor:

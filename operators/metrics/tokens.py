@@ -39,5 +39,5 @@ def token_metrics(
                 if values_LN is None:
                     values_LN = values_M.new_full(shape, torch.nan)
                     found[name, variant] = values_LN
-                values_LN[:, chunk.index_n] = values_M.reshape(len(states), -1)
+                values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
     return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}

@@ -105,10 +105,10 @@ def _ours(
     states: Sequence[Tensor], lengths_N: Tensor, alpha: float, method: SpectrumMethod
 ) -> Values:
     values_LN = torch.empty(len(states), len(lengths_N), dtype=torch.float64)
-    for index_n, tokens_MTD, mask_MT in length_chunks(states, lengths_N):
+    for index_n, tokens_MTD, mask_MT, layers in length_chunks(states, lengths_N):
         (values_M,) = entropies(tokens_MTD, mask_MT, [alpha], method=method)
         curvatures(tokens_MTD, mask_MT)
-        values_LN[:, index_n.cpu()] = values_M.reshape(len(states), -1).cpu()
+        values_LN[layers, index_n.cpu()] = values_M.reshape(-1, len(index_n)).cpu()
     return values_LN.flatten().tolist()
 
 
