@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	@$(BIN)/layerrank run demo
 
+# One BLAS thread: small fits in several processes otherwise spend their time waiting for each other.
+test: export OMP_NUM_THREADS = 1
 test: lint types
 	$(BIN)/python -m pytest
 
@@ -27,14 +29,14 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[demo,mteb,dev]'
+		--constraint constraints.txt --editable '.[demo,mteb,export,dev]'
 	@touch $@
 
 # The lock: everything that a clean environment resolves to, made with plain pip.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet torch==2.13.0
-	build/lock/bin/python -m pip install --quiet '.[demo,mteb,dev]'
+	build/lock/bin/python -m pip install --quiet '.[demo,mteb,export,dev]'
 	build/lock/bin/python -m pip freeze --exclude layerrank \
 		| sed 's/+cpu$$//' > constraints.txt
 

@@ -9,29 +9,22 @@ import argparse
 import os
 import re
 import sys
-import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import get_args
 
 import duckdb
 
+from jobs import commands
 from jobs import config as configs
+from jobs.commands import FAILED, STAGES, USAGE
 from jobs.config import ConfigError
-from jobs.console import say
-from operators.subject import ModelUnavailableError, read_shape
+from operators.subject import ModelUnavailableError
 from storage.manifest import SettingsConflictError
-from storage.root import Root
 
-if TYPE_CHECKING:
-    from jobs.plan import Plan
-
-DONE, FAILED, USAGE = 0, 1, 2
 _OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
-_STAGES = ("prepare", "extract", "measure", "probe", "rank")
-_GIB = 1 << 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +62,8 @@ def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str
             r"^\s*(?!ray\.)(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE
         )
         name, message = raised[-1] if raised else (name, message)
+    # Ray adds a paragraph of its own advice to what a worker raised.
+    message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
         return "", message, USAGE
@@ -81,116 +76,30 @@ def _is_of_ray(error: BaseException) -> bool:
     return type(error).__module__.startswith("ray.")
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    # Heavy imports wait until a command needs them, so that --help and query are quick.
-    from jobs import extract, measure, prepare, probe, rank, report  # noqa: PLC0415
-    from jobs.cluster import Cluster  # noqa: PLC0415
-    from jobs.run import Run, open_root  # noqa: PLC0415
-
-    def rank_and_report(run: Run) -> None:
-        probe.require_scores(run)
-        report.publish(run, rank.rank(run))
-
-    config = configs.load(arguments.config)
-    stages: dict[str, Callable[[Run], object]] = {
-        "prepare": prepare.prepare,
-        "extract": extract.extract,
-        "measure": measure.measure,
-        "probe": probe.probe,
-        "rank": rank_and_report,
-    }
-    wanted = _STAGES if arguments.command == "run" else (arguments.command,)
-    began = time.monotonic()
-    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
-        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
-        for each in run.subjects:
-            read_shape(each)
-        # A stage on its own must not read what was made with other settings.
-        if wanted[0] != "prepare":
-            prepare.require_prepared(run)
-        if wanted[0] not in ("prepare", "extract"):
-            extract.require_extracted(run)
-        say(f"LayerRank: {config.name} -> {run.root.uri}")
-        for number, stage in enumerate(wanted, 1):
-            say(f"{number}/{len(wanted)} {stage}")
-            stages[stage](run)
-    say(f"done in {time.monotonic() - began:.0f} s")
-    return DONE
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from jobs.plan import plan  # noqa: PLC0415
-
-    config = configs.load(arguments.config)
-    uri = arguments.output or config.output
-    root = Root(uri, config.storage.options() if "://" in uri else {}) if uri else None
-    speed = arguments.tokens_per_second
-    say(f"plan of {config.name} (prompts, tokens and bytes are upper bounds)")
-    total = 0.0
-    for each in plan(config, root):
-        total += each.gpu_hours(speed)
-        say(
-            f"  {each.subject} over {each.dataset}: {each.prompts:,} prompts in {each.shards} "
-            f"shards, {each.passes:,} forward passes for {each.layers} layers, "
-            f"{each.tokens / 1e6:,.1f} M tokens, embeddings {each.embedding_bytes / _GIB:,.2f} "
-            f"GiB, tokens {each.token_bytes / _GIB:,.2f} GiB"
-        )
-        say(f"    token metrics {_token_metrics(each)}")
-    say(f"  about {total:.2f} device-hours at {speed:,.0f} tokens/s (--tokens-per-second)")
-    return DONE
-
-
-def _token_metrics(each: Plan) -> str:
-    """Say where the token metrics of a plan are computed, and from how many token states."""
-    from jobs.targets import FUSED_ABOVE  # noqa: PLC0415
-
-    where = {
-        (False, False): "not measured",
-        (False, True): f"from the stored states of {each.token_plan.stored:,} prompts",
-        (True, False): "fused into the model actors, no token states stored",
-        (True, True): "fused into the model actors; states of "
-        f"{each.token_plan.stored:,} prompts stored",
-    }[each.token_plan.fused, each.token_plan.stored > 0]
-    return (
-        f"{where} (every prompt's states: {each.every_token_bytes / _GIB:,.2f} GiB; by default "
-        f"fused above {FUSED_ABOVE / _GIB:g} GiB)"
-    )
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    from jobs.status import status  # noqa: PLC0415
-
-    complete = status(_existing_root(arguments), say, check_bytes=arguments.verify)
-    return DONE if complete else FAILED
-
-
-def _query(arguments: argparse.Namespace) -> int:
-    from storage.sql import connect  # noqa: PLC0415
-
-    with connect(_existing_root(arguments)) as connection:
-        relation = connection.sql(arguments.sql)
-        if relation is not None:
-            say(str(relation).rstrip())
-    return DONE
-
-
-def _existing_root(arguments: argparse.Namespace) -> Root:
-    storage = configs.load(arguments.config).storage if arguments.config else None
-    remote = "://" in arguments.output
-    return Root(arguments.output, storage.options() if storage and remote else {})
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="layerrank",
         description="Which layer of a language model to use: one pass over a corpus, every layer "
         "kept as Parquet, measured, probed and ranked.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands, "run", "all stages; what exists is not made again")
-    for stage in _STAGES:
-        _add_run(commands, stage, f"only the stage {stage}")
-    planned = commands.add_parser("plan", help="shards, passes, bytes and hours, before a run")
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(added, "run", "all stages; what exists is not made again")
+    for stage in STAGES[:-1]:
+        _add_run(added, stage, f"only the stage {stage}")
+    ranked = _add_run(added, "rank", "only the stage rank, or scores from elsewhere", nargs="?")
+    ranked.add_argument(
+        "--scores",
+        metavar="FILE",
+        help="rank this alone: Parquet or CSV with model, layer, task, score (and revision, fold), "
+        "or a folder of mteb results, one folder layer-NN per layer",
+    )
+    ranked.add_argument(
+        "--policy",
+        choices=get_args(configs.Policy),
+        default="cheapest_equal",
+        help="with --scores; a config has its own (default: cheapest_equal)",
+    )
+    planned = added.add_parser("plan", help="shards, passes, bytes and hours, before a run")
     _add_config(planned)
     planned.add_argument(
         "--tokens-per-second",
@@ -198,25 +107,31 @@ def _parser() -> argparse.ArgumentParser:
         default=50_000.0,
         help="assumed speed of one device (default: 50,000)",
     )
-    planned.set_defaults(handler=_plan)
-    shown = commands.add_parser("status", help="what an output holds, and what is unfinished")
+    planned.set_defaults(handler=commands.plan)
+    shown = added.add_parser("status", help="what an output holds, and what is unfinished")
     shown.add_argument("output", help="folder or s3:// prefix")
     shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
     _add_storage(shown)
-    shown.set_defaults(handler=_status)
-    asked = commands.add_parser("query", help="SQL over the tables of an output")
+    shown.set_defaults(handler=commands.status)
+    asked = added.add_parser("query", help="SQL over the tables of an output")
     asked.add_argument("output", help="folder or s3:// prefix")
     asked.add_argument("sql", help="a DuckDB query; every table is a view")
     _add_storage(asked)
-    asked.set_defaults(handler=_query)
-    rebuilt = _add_run(commands, "report", "rebuild the ranking and the report of an output")
+    asked.set_defaults(handler=commands.query)
+    _add_export(added)
+    rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
     return parser
 
 
-def _add_run(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:  # type: ignore[type-arg]
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text)
-    _add_config(parser)
+def _add_run(
+    added: argparse._SubParsersAction,  # type: ignore[type-arg]  # generic in the stubs alone
+    name: str,
+    text: str,
+    nargs: str | None = None,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = added.add_parser(name, help=text)
+    _add_config(parser, nargs)
     parser.add_argument(
         "--address",
         default=os.environ.get("RAY_ADDRESS"),
@@ -226,7 +141,7 @@ def _add_run(commands: argparse._SubParsersAction, name: str, text: str) -> argp
         "--overwrite", action="store_true", help="replace partitions made with other settings"
     )
     parser.add_argument("--verbose", action="store_true", help="show Ray's log and tracebacks")
-    parser.set_defaults(handler=_run)
+    parser.set_defaults(handler=commands.run)
     return parser
 
 
@@ -234,7 +149,34 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_export(added: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
+    parser = added.add_parser("export", help="the model cut at a layer, as a folder to load")
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--subject",
+        required=True,
+        metavar="MODEL",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
+    )
+    parser.add_argument("--revision", help="of the model (default: main, of a folder local)")
+    parser.add_argument("--name", help="the model's name in the ranking, if it is another one")
+    parser.add_argument("--layer", type=int, help="default: the one that --ranking recommends")
+    parser.add_argument("--norm", choices=get_args(configs.Norm), help="default: as ranked; final")
+    parser.add_argument(
+        "--pooling", choices=get_args(configs.Pooling), help="default: as ranked; mean"
+    )
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a text (default: 512)")
+    parser.add_argument("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
+    parser.add_argument("--group", help="the run in that output, where it holds several")
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    _add_storage(parser)
+    parser.set_defaults(handler=commands.export)
+
+
+def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     names = ", ".join(configs.recipes())
-    parser.add_argument("config", metavar="RECIPE|FILE", help=f"a recipe ({names}) or a YAML file")
+    parser.add_argument(
+        "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
+    )
     parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")

@@ -7,6 +7,7 @@ that names the key, the value and the choices.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,12 +22,16 @@ from pydantic import (
 )
 
 from jobs.blocks import Block, Count, Name, Positive, Probability, require_distinct
-from jobs.corpora import DatasetConfig
+from jobs.corpora import DatasetConfig, MtebSource
 
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
 Device = Literal["auto", "cpu", "cuda"]
 TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
+Variant = Literal["raw", "l2"]
+Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
+Search = Literal["full", "halving"]
+Noise = Annotated[float, Field(gt=0, le=1, multiple_of=0.01)]
 EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 
 
@@ -145,6 +150,37 @@ class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
     seed: int = 42
+    variants: tuple[Variant, ...] = Field(
+        ("raw", "l2"), min_length=1, description="vectors as stored, and each of unit length"
+    )
+    replicates: Annotated[int, Field(ge=0)] = Field(
+        200, description="bootstrap resamples of the items of a task that has no folds"
+    )
+
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        require_distinct(names, "variant")
+        return names
+
+
+class CurvesConfig(Block):
+    """Scores under other conditions than the protocol's, of the ranked vectors."""
+
+    examples: tuple[Count, ...] = Field(
+        (), description="training items per label of the classifications: learning curves"
+    )
+    noise: tuple[Noise, ...] = Field(
+        (),
+        description="probabilities of each kind of typo per word: fitted on clean texts, tested on "
+        "noisy ones; each costs a forward pass of the dataset",
+    )
+
+    @field_validator("examples", "noise")
+    @classmethod
+    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        require_distinct([str(value) for value in values], "value")
+        return tuple(sorted(values))
 
 
 class RankConfig(Block):
@@ -152,6 +188,16 @@ class RankConfig(Block):
 
     norm: Norm = "final"
     pooling: Pooling = "mean"
+    variant: Variant = "raw"
+    policy: Policy = Field(
+        "cheapest_equal",
+        description="best: the highest score; cheapest_equal: the cheapest layer within one "
+        "standard error of it; last_unless_significant: the last layer unless another one is "
+        "better beyond doubt",
+    )
+    search: Search = Field(
+        "full", description="halving: layers that cannot win are dropped after a few folds"
+    )
     draws: Annotated[int, Field(ge=100)] = 10_000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
@@ -193,9 +239,29 @@ class RunConfig(Block):
     tokens: TokensConfig = TokensConfig()
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     probe: ProbeConfig = ProbeConfig()
+    curves: CurvesConfig = CurvesConfig()
     rank: RankConfig = RankConfig()
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_as_dataset(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
+        """Write `tasks: {mteb: …}` out as the dataset that it is short for."""
+        if not isinstance(values, Mapping) or "tasks" not in values:
+            return values
+        try:
+            source = MtebSource.model_validate(values["tasks"]).model_dump()
+        except ValidationError as error:
+            raise ValueError(
+                f"tasks: {_first_problem(error)}; tasks on columns of your own belong to their "
+                "dataset"
+            ) from None
+        rest = {key: value for key, value in values.items() if key != "tasks"}
+        given = rest.get("datasets") or []
+        if isinstance(given, (list, tuple)):
+            rest["datasets"] = [*given, {"name": "mteb", "source": source}]
+        return rest
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -209,6 +275,11 @@ class RunConfig(Block):
             raise ValueError(
                 f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
                 f"{', '.join(self.extract.poolings)}"
+            )
+        if self.rank.variant not in self.probe.variants:
+            raise ValueError(
+                f"rank.variant is {self.rank.variant}, but probe.variants has only "
+                f"{', '.join(self.probe.variants)}"
             )
         _require_enough(self)
         return self

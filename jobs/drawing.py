@@ -50,7 +50,7 @@ class Curve:
     """A named line of y against x; a gap where y is NaN."""
 
     name: str
-    x: Sequence[int]
+    x: Sequence[float]
     y: Sequence[float]
 
 
@@ -65,7 +65,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def defined(curve: Curve) -> list[tuple[int, float]]:
+def defined(curve: Curve) -> list[tuple[float, float]]:
     """Return the points of a curve that have a value."""
     return [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if not np.isnan(y)]
 
@@ -90,8 +90,8 @@ def new_axes(size: Size, labelled: Sequence[Curve]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def finish(axes: Axes, layers: Sequence[int]) -> None:
-    """Give the axes their grid, limits and ticks, with the layers along x."""
+def finish(axes: Axes, x: Sequence[float], label: str = "layer") -> None:
+    """Give the axes their grid, limits and ticks, with the layers or something else along x."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -101,16 +101,38 @@ def finish(axes: Axes, layers: Sequence[int]) -> None:
     axes.margins(x=0.02, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    if layers:
-        span = max(layers[-1] - layers[0], 1)
-        axes.set_xlim(layers[0] - 0.02 * span, layers[-1] + 0.02 * span)
-    axes.set_xlabel("layer", color=MUTED)
+    if x:
+        span = x[-1] - x[0] or 1
+        axes.set_xlim(x[0] - 0.02 * span, x[-1] + 0.02 * span)
+    axes.set_xlabel(label, color=MUTED)
     axes.yaxis.label.set_color(MUTED)
 
 
 def shortened(name: str, size: Size) -> str:
     """Return a name as it fits beside a curve."""
     return name if len(name) <= size.label_chars else name[: size.label_chars - 2] + ".."
+
+
+def label_ends(axes: Axes, curves: Sequence[Curve], size: Size) -> None:
+    """Name each curve beside its last value, moved apart where names would overlap."""
+    ends = [(curve.name, [y for y in curve.y if not np.isnan(y)]) for curve in curves]
+    values = sorted(((ys[-1], name) for name, ys in ends if ys), reverse=True)
+    bottom, top = axes.get_ylim()
+    height = size.height - size.top - size.bottom
+    place = float("inf")
+    for value, name in values:
+        wanted = (value - bottom) / (top - bottom) * height
+        place = min(wanted, place - LINE_HEIGHT)
+        axes.annotate(
+            shortened(name, size),
+            (1, place / height),
+            xycoords="axes fraction",
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=MUTED,
+            parse_math=False,
+        )
 
 
 def to_svg(figure: Figure, name: str, title: str, words: str) -> Markup:

@@ -32,7 +32,7 @@ from operators.model import load_model
 from operators.seeding import sample_order
 from operators.subject import ModelUnavailableError, Subject, read_shape
 from operators.tokenise import load_tokenizer, token_limit, tokenise
-from operators.views import ViewProbabilities, view_text
+from operators.views import ViewProbabilities, condition_text
 from storage import schema
 from storage.metrics import prompt_metrics_table
 from storage.partition import CLEAN, Partition, shard_name
@@ -64,7 +64,8 @@ class Reader:
         texts = prompts["text"].take(pa.array(order)).to_pylist()
         if unit.condition != CLEAN:
             texts = [
-                view_text(text, unit.condition, self.seed, self.probabilities) for text in texts
+                condition_text(text, unit.condition, self.seed, self.probabilities)
+                for text in texts
             ]
         tokenizer, limit = _tokenizer(self.subject, self.max_tokens)
         tokens = tokenise(tokenizer, texts, limit)

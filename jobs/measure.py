@@ -15,6 +15,7 @@ import pyarrow as pa
 from jobs.cluster import plan_pool, run_tasks
 from jobs.console import Progress, say
 from jobs.corpora import DatasetConfig
+from jobs.costs import measure_costs
 from jobs.measurer import LayerMetrics, TokenMetrics, parameters, similarity_rows
 from jobs.run import Run, partition
 from jobs.targets import token_metric_settings, token_metrics, token_plan
@@ -41,7 +42,8 @@ LAYER_METRICS = "metrics.parquet"
 
 
 def measure(run: Run) -> None:
-    """Measure every subject on every dataset; what is measured stays."""
+    """Measure the cost of every layer, then every dataset; what is measured stays."""
+    measure_costs(run)
     for subject, dataset in run.pairs():
         prompt_metrics = _measure_tokens(run, subject, dataset)
         _measure_layers(run, subject, dataset, prompt_metrics)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from jobs import sources
 from jobs.config import ConfigError, RunConfig, SubjectConfig
-from jobs.corpora import BuiltinSource, DatasetConfig
+from jobs.corpora import BuiltinSource, DatasetConfig, MtebSource
 from jobs.run import subject
-from jobs.targets import TokenPlan, state_bytes, token_plan
+from jobs.targets import TokenPlan, noise_conditions, state_bytes, token_plan
 from operators.subject import ModelShape, read_shape
 from storage.manifest import load
 from storage.partition import Partition
@@ -60,7 +60,8 @@ def _plan(
     planned = token_plan(config, shape, prompts)
     layers = shape.layers + 1
     max_tokens = min(extract.max_tokens, shape.max_tokens or extract.max_tokens)
-    passes = prompts + views.count * sample
+    noisy = len(noise_conditions(config, dataset))
+    passes = prompts * (1 + noisy) + views.count * sample
     vector = shape.hidden_size * _FLOAT32_BYTES + _ROW_BYTES
     groups = layers * len(extract.norms) * len(extract.poolings)
     states = state_bytes(config, shape) + layers * _ROW_BYTES
@@ -95,6 +96,11 @@ def _size(dataset: DatasetConfig, root: Root | None) -> tuple[int, int]:
         fragments = sources.discover(dataset, {})
         lengths = [sources.inspect(fragment, {})[0] for fragment in fragments]
         _, rows = sources.cut(fragments, lengths, dataset.limit)
+    elif isinstance(dataset.source, MtebSource):
+        raise ConfigError(
+            f"dataset {dataset.name}: which texts mteb's tasks encode is unknown before they are "
+            "enumerated; run `layerrank prepare` first"
+        )
     elif dataset.limit is None:
         raise ConfigError(
             f"dataset {dataset.name}: the number of rows is unknown before it is read; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
@@ -19,8 +18,8 @@ from jobs.drawing import (
     defined,
     drawing,
     finish,
+    label_ends,
     new_axes,
-    shortened,
     to_svg,
 )
 from jobs.findings import LayerFinding, SubjectFinding
@@ -39,13 +38,15 @@ def score_plot(subject: SubjectFinding, name: str, size: Size) -> Markup:
     size = replace(size, top=_room_for_marks(subject, size))
     figure, axes = new_axes(size, _labelled(tasks))
     for curve in tasks:
-        axes.plot(curve.x, curve.y, color=MUTED, linewidth=1, alpha=0.55, zorder=2)
+        (line,) = axes.plot(curve.x, curve.y, color=MUTED, linewidth=1, alpha=0.55, zorder=2)
+        if len(defined(curve)) == 1:  # of which there is no line
+            line.set(marker="o", markersize=3)
     score = Curve("score", _numbers(rows), [_points(row.score) for row in rows])
     _draw_with_band(axes, score, [(row.score_low, row.score_high) for row in rows])
     _mark_layers(axes, subject, size, named=True)
     axes.set_ylabel("score, points")
     finish(axes, _numbers(rows))
-    _label_ends(axes, _labelled(tasks), size)
+    label_ends(axes, _labelled(tasks), size)
     each = "; ".join(f"layer {x}: {y:.1f}" for x, y in defined(score))
     title = f"Score of every layer of {subject.name}, with its interval"
     return to_svg(figure, name, title, f"{subject.verdict.sentence} In points: {each}.")
@@ -91,6 +92,8 @@ def _draw_with_band(
 ) -> None:
     low, high = [_points(low) for low, _ in bounds], [_points(high) for _, high in bounds]
     axes.fill_between(curve.x, low, high, color=BAND, linewidth=0, zorder=1)
+    if len(defined(curve)) == 1:  # which fill_between leaves out
+        axes.vlines(curve.x, low, high, color=BAND, linewidth=6, zorder=1)
     marker = "o" if len(curve.x) <= _MOST_DOTS else None
     axes.plot(curve.x, curve.y, color=ACCENT, linewidth=2.2, marker=marker, markersize=4, zorder=4)
 
@@ -99,25 +102,35 @@ def _points(score: float | None) -> float:
     return float("nan") if score is None else 100 * score
 
 
+def marks(subject: SubjectFinding) -> dict[int, tuple[str, str]]:
+    """Return the words and the colour of the layers that matter: the last and the verdict's."""
+    use, last, kind = subject.verdict.layer, subject.last, subject.verdict.kind
+    if use == last:
+        keep = kind == "keep_last"
+        return {last: (f"keep layer {last}, the last", ACCENT) if keep else _last(last)}
+    if kind == "use_layer":
+        return {last: _last(last), use: (f"use layer {use}", ACCENT)}
+    return {last: _last(last), use: (f"a guess: layer {use}", MUTED)}
+
+
+def _last(layer: int) -> tuple[str, str]:
+    return f"last layer {layer}", MUTED
+
+
 def _room_for_marks(subject: SubjectFinding, size: Size) -> int:
     return size.top + LINE_HEIGHT * (1 + _is_stacked(subject, size))
 
 
 def _is_stacked(subject: SubjectFinding, size: Size) -> bool:
-    """Whether the words above the recommended and the last layer need a line each."""
+    """Whether the words above the verdict's and the last layer need a line each."""
     apart = 1 - subject.verdict.layer / max(subject.last, 1)
-    return subject.verdict.kind == "use_layer" and apart * size.width < _MARK_WIDTH
+    return 0 < apart * size.width < _MARK_WIDTH
 
 
 def _mark_layers(axes: Axes, subject: SubjectFinding, size: Size, *, named: bool) -> None:
-    """Draw a rule at the last and at the recommended layer, if `named` with words above it."""
-    use, last, kind = subject.verdict.layer, subject.last, subject.verdict.kind
-    names = {last: f"keep layer {last}, the last" if kind == "keep_last" else f"last layer {last}"}
-    if kind == "use_layer":
-        names[use] = f"use layer {use}"
-    for layer, text in names.items():
-        chosen = layer == use and kind != "not_enough_evidence"
-        colour = ACCENT if chosen else MUTED
+    """Draw a rule at the last and at the verdict's layer, if `named` with words above it."""
+    last = subject.last
+    for layer, (text, colour) in marks(subject).items():
         axes.axvline(layer, color=colour, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
         line = 1 if layer != last and _is_stacked(subject, size) else 0
         if not named:
@@ -131,26 +144,4 @@ def _mark_layers(axes: Axes, subject: SubjectFinding, size: Size, *, named: bool
             ha="right" if layer > last / 2 else "left",
             color=colour,
             annotation_clip=False,
-        )
-
-
-def _label_ends(axes: Axes, curves: Sequence[Curve], size: Size) -> None:
-    """Name each curve beside its last value, moved apart where names would overlap."""
-    ends = [(curve.name, [y for y in curve.y if not np.isnan(y)]) for curve in curves]
-    values = sorted(((ys[-1], name) for name, ys in ends if ys), reverse=True)
-    bottom, top = axes.get_ylim()
-    height = size.height - size.top - size.bottom
-    place = float("inf")
-    for value, name in values:
-        wanted = (value - bottom) / (top - bottom) * height
-        place = min(wanted, place - LINE_HEIGHT)
-        axes.annotate(
-            shortened(name, size),
-            (1, place / height),
-            xycoords="axes fraction",
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=MUTED,
-            parse_math=False,
         )

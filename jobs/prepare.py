@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,15 @@ from jobs import sources
 from jobs.cluster import from_units, one_unit, result_table, results, run_tasks
 from jobs.config import ConfigError
 from jobs.console import Progress, say
-from jobs.corpora import BuiltinSource, DatasetConfig, Task
-from jobs.records import PROMPT, SKIPPED, items_of, markers, prompts_of, records_of
+from jobs.corpora import BuiltinSource, DatasetConfig
+from jobs.items import check_items
+from jobs.records import PROMPT, SKIPPED, check_ids, items_of, markers, prompts_of, records_of
 from jobs.run import Run
-from storage.manifest import Manifest, current, digest_of, publish
+from jobs.tasks import PROTOCOL, ClassificationTask, RegressionTask, Task
+from storage.manifest import Manifest, current, digest_of, load, publish
 from storage.partition import Partition, shard_name
 from storage.root import Root
-from storage.shards import Receipt, write_shard
+from storage.shards import Receipt, read_tables, write_shard
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def require_prepared(run: Run) -> None:
     """Raise if prompts or tasks are not there, or were prepared with other settings."""
     for dataset in run.config.datasets:
         for target in _targets(run, dataset, run.config.storage.options()).values():
-            if current(run.root, target.partition, target.settings) is None:
+            if not _is_complete(run.root, target):
                 raise FileNotFoundError(
                     f"{target.partition} is not prepared: run `layerrank prepare` first"
                 )
@@ -58,13 +61,24 @@ def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
 def _prepare(run: Run, dataset: DatasetConfig) -> None:
     options = run.config.storage.options()
     targets = _targets(run, dataset, options)
-    wanted = {name: target for name, target in targets.items() if not _is_complete(run, target)}
+    wanted = {
+        name: target
+        for name, target in targets.items()
+        if not _is_complete(run.root, target, overwrite=run.overwrite)
+    }
     if wanted:
         run.cluster.start()
         fragments, rows = _cut_source(dataset, options)
         shards = max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
         found = _write(run, dataset, wanted, fragments, shards)
-        _publish(run, dataset, wanted, found, shards)
+        try:
+            _check_prompts(dataset, found)
+            _check_tasks(run, dataset, wanted, found)
+        except ConfigError:
+            for key in _keys(wanted, found):
+                run.root.delete(key)
+            raise
+        _publish(run, wanted, found, shards)
     _tell(dataset, run.prompts(dataset))
 
 
@@ -73,23 +87,28 @@ def _targets(run: Run, dataset: DatasetConfig, options: sources.Options) -> dict
         "source": sources.identity(dataset, options),
         "text_columns": list(dataset.text_columns),
         "limit": dataset.limit,
-        "min_chars": dataset.min_chars,
+        "min_chars": 0 if dataset.keeps_blank else dataset.min_chars,
+        "id_column": dataset.id_column,
         "shard_prompts": dataset.shard_prompts,
     }
     targets: dict[str, _Target] = {PROMPT: _Target(Partition("prompts", (dataset.name,)), source)}
     for task in dataset.tasks:
-        # Protocol settings (folds, examples per label) belong to the scores, not to the items.
-        own = {"type", "label_column", "split_column", "query_column", "document_column"}
-        settings = {**source, **task.model_dump(include=own)}
-        if "split_column" in settings and settings["split_column"] is None:
-            settings |= {"seed": run.config.seed, **task.model_dump(include={"test_fraction"})}
+        settings = {**source, **task.model_dump(exclude=PROTOCOL)}
+        if isinstance(task, (ClassificationTask, RegressionTask)) and task.split_column is None:
+            settings |= {"seed": run.config.seed, "test_fraction": task.test_fraction}
         targets[task.name] = _Target(task_partition(dataset, task), settings)
     return targets
 
 
-def _is_complete(run: Run, target: _Target) -> bool:
-    found = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
-    return found is not None
+def _is_complete(root: Root, target: _Target, *, overwrite: bool = False) -> bool:
+    """Whether a partition is published and was made with these settings.
+
+    Shards without a manifest are written again in any case, so whatever made them is no conflict: a
+    source that was refused can be mended and run again.
+    """
+    if load(root, target.partition) is None:
+        return False
+    return current(root, target.partition, target.settings, overwrite=overwrite) is not None
 
 
 def _cut_source(
@@ -140,7 +159,8 @@ def _write(
         if unit == first:
             yield markers(shards)
         for rows in sources.read(sources.Fragment.from_json(unit), dataset.columns, options):
-            yield records_of(dataset, rows, shards, seed)
+            with _named(dataset):
+                yield records_of(dataset, rows, shards, seed)
 
     def write(records: pa.Table) -> pa.Table:
         receipts = _write_shards(root, dataset, wanted, records)
@@ -161,15 +181,7 @@ def _write(
     return found
 
 
-def _publish(
-    run: Run,
-    dataset: DatasetConfig,
-    wanted: dict[str, _Target],
-    found: dict[str, list[Receipt]],
-    shards: int,
-) -> None:
-    for name, receipts in found.items():
-        assert len(receipts) == shards, f"{name}: {len(receipts)} of {shards} shards were written"
+def _check_prompts(dataset: DatasetConfig, found: dict[str, list[Receipt]]) -> None:
     if PROMPT in found and not sum(receipt.rows for receipt in found[PROMPT]):
         reasons = Counter[str]()
         for receipt in found[PROMPT]:
@@ -178,6 +190,54 @@ def _publish(
             f"dataset {dataset.name}: no prompt is left after the filters "
             f"({', '.join(f'{reason}: {count}' for reason, count in sorted(reasons.items()))})"
         )
+
+
+def _check_tasks(
+    run: Run,
+    dataset: DatasetConfig,
+    wanted: dict[str, _Target],
+    found: dict[str, list[Receipt]],
+) -> None:
+    """Refuse tasks that cannot be scored before any model runs; name all of them."""
+    root, tasks = run.root, {task.name: task for task in dataset.tasks if task.name in wanted}
+
+    def check(batch: pa.Table) -> pa.Table:
+        name = one_unit(batch)
+        keys = _keys(wanted, {name: found[name]})
+        try:
+            check_items(tasks[name], read_tables(root, keys))
+        except ConfigError as error:
+            return result_table([name, str(error)])
+        return result_table([name, None])
+
+    reasons = dict(run_tasks(list(tasks), check)) if tasks else {}
+    refused = [reasons[name] for name in tasks if reasons[name]]
+    if refused:
+        raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
+
+
+@contextmanager
+def _named(dataset: DatasetConfig) -> Iterator[None]:
+    """Say in errors which dataset a task is of."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"dataset {dataset.name}, {error}") from error
+
+
+def _keys(wanted: dict[str, _Target], found: dict[str, list[Receipt]]) -> list[str]:
+    return [
+        wanted[name].partition.shard(receipt.name)
+        for name, receipts in found.items()
+        for receipt in receipts
+    ]
+
+
+def _publish(
+    run: Run, wanted: dict[str, _Target], found: dict[str, list[Receipt]], shards: int
+) -> None:
+    for name, receipts in found.items():
+        assert len(receipts) == shards, f"{name}: {len(receipts)} of {shards} shards were written"
     # The prompts last: whoever finds them finds the tasks too.
     for name in sorted(found, key=lambda name: name == PROMPT):
         publish(run.root, wanted[name].partition, wanted[name].settings, found[name])
@@ -187,6 +247,7 @@ def _write_shards(
     root: Root, dataset: DatasetConfig, wanted: dict[str, _Target], records: pa.Table
 ) -> dict[str, Receipt]:
     """Write one shard of every wanted table from its records."""
+    check_ids(dataset, records)
     number = records["shard"][0].as_py()
     tasks = {task.name: task for task in dataset.tasks}
     receipts = {}
@@ -194,7 +255,8 @@ def _write_shards(
         if name == PROMPT:
             table, columns, facts = prompts_of(records, number)
         else:
-            table, columns, facts = items_of(records, tasks[name])
+            with _named(dataset):
+                table, columns, facts = items_of(records, tasks[name])
         key = shard_name(number)
         blank = Receipt(key, 0, digest_of(target.settings), "", facts=facts)
         groups = [table] if table.num_rows else []

@@ -2,223 +2,292 @@
 
 One unit is one (task, layer, norm, pooling): it reads that layer's row groups and nothing else. A
 task is published when all of its layers are scored, so a killed run repeats at most the tasks that
-were under way.
+were under way. A task that fails is named, the others are scored and stored, and the run ends
+incomplete.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cluster import one_unit, result_table, run_tasks
+from jobs.cluster import run_tasks
 from jobs.console import Progress, say
-from jobs.corpora import ClassificationTask, ClusteringTask, DatasetConfig, RetrievalTask, Task
+from jobs.corpora import DatasetConfig, MtebSource
 from jobs.prepare import task_partition
 from jobs.run import Run, partition
-from operators.probes import MAIN_METRICS
-from operators.probes.classification import classification
-from operators.probes.clustering import clustering
-from operators.probes.fold import FoldScore
-from operators.probes.retrieval import retrieval
+from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
+from jobs.search import Searched, search
+from jobs.targets import noise_conditions
+from jobs.tasks import ClassificationTask, FittedTask, Task
 from operators.subject import Subject
 from storage import schema
-from storage.manifest import Manifest, Settings, current, digest_of, publish, require
-from storage.partition import Partition
+from storage.manifest import Manifest, current, digest_of, publish, require
+from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Receipt, read_table, write_shard
-from storage.vectors import Group, groups, read_vectors
+from storage.shards import Receipt, write_shard
+from storage.vectors import Group, groups
 
 SCORES = "scores.parquet"
+Row = dict[str, Any]
+_SCHEMAS = {"probe_scores": schema.PROBE_SCORES, "learning_curves": schema.LEARNING_CURVES}
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The scores of one task with one subject: what they are made of and where they go."""
-
-    dataset: DatasetConfig
-    task: Task
-    items: Manifest
-    embeddings: Manifest
-    partition: Partition
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class ScoreTask:
-    """Scores one layer on one task."""
-
-    root: Root
-    targets: tuple[_Target, ...]
-    seed: int
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Score one unit and return its rows of `probe_scores`."""
-        index, values = json.loads(one_unit(batch))
-        target, group = self.targets[index], Group(**values)
-        items = pa.concat_tables(
-            [read_table(self.root, key) for key in target.items.objects()]
-        ).sort_by("row")
-        reason = None
-        try:
-            scores = _score(self.root, target, group, items, self.seed)
-        except ValueError as error:  # too few items or labels: the score does not exist
-            scores = [FoldScore(0, MAIN_METRICS[target.task.type], float("nan"), 0, 0)]
-            reason = str(error)
-        shared = {**asdict(group), "task_type": target.task.type, "reason": reason}
-        return result_table([index, [{**shared, **asdict(score)} for score in scores]])
+class TasksFailedError(RuntimeError):
+    """Some tasks could not be scored; what was scored is stored."""
 
 
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
-    targets = _targets(run)
+    targets = score_targets(run)
     missing = [each for each in targets if not _is_scored(run, each)]
-    if missing:
-        _score_targets(run, missing)
+    failed = _score_targets(run, missing) if missing else {}
     for target in targets:
-        manifest = require(run.root, target.partition)
-        reason = manifest.receipts[0].facts.get("undefined")
-        outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
-        say(f"  {target.task.name} ({target.task.type}): {outcome}")
+        if target.partition not in failed:
+            _tell(run, target)
     if not targets:
         say("  no labelled task in the config")
+    if failed:
+        reasons = "; ".join(f"{_named(run, where)}: {why}" for where, why in failed.items())
+        raise TasksFailedError(
+            f"{len(failed)} of {len(targets)} scorings failed ({reasons}); the others are stored, "
+            "and the same command goes on with these"
+        )
 
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
-    for target in _targets(run):
+    for target in score_targets(run):
         if current(run.root, target.partition, target.settings) is None:
             raise FileNotFoundError(
-                f"task {target.task.name} of {target.dataset.name} is not scored yet: "
-                "run `layerrank probe` first"
+                f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` "
+                "first"
             )
 
 
-def _targets(run: Run) -> list[_Target]:
+def score_targets(run: Run) -> list[ScoreTarget]:
+    """Return everything that is to be scored: each task, and what its curves need beside it."""
     return [
-        _target(run, subject, dataset, task)
+        target
         for subject, dataset in run.pairs()
         for task in dataset.tasks
+        for target in _task_targets(run, subject, dataset, task)
     ]
 
 
-def _is_scored(run: Run, target: _Target) -> bool:
+def score_partition(
+    subject: Subject,
+    dataset: DatasetConfig,
+    task: Task,
+    condition: str = CLEAN,
+    table: str = "probe_scores",
+) -> Partition:
+    """Return where the scores of a task lie."""
+    values = partition("embeddings", subject, dataset, condition).values
+    return Partition(table, (*values, task.name))
+
+
+def _task_targets(
+    run: Run, subject: Subject, dataset: DatasetConfig, task: Task
+) -> Iterator[ScoreTarget]:
+    config = run.config
+    items = require(run.root, task_partition(dataset, task))
+    clean = run.embeddings(subject, dataset)
+    settings = {
+        "items": items.content,
+        "embeddings": clean.content,
+        "seed": config.probe.seed,
+        "replicates": config.probe.replicates,
+        **task.model_dump(),
+    }
+    modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
+
+    def target(where: Partition, own: Row, **more: Any) -> ScoreTarget:  # noqa: ANN401
+        shared = (subject, task, items, clean, more.pop("noisy", None), where)
+        return ScoreTarget(*shared, {**settings, **own}, modules=modules, **more)
+
+    variants = {"variants": list(config.probe.variants), "search": config.rank.search}
+    ranked = {"variants": [config.rank.variant], **_ranked_group(run)}
+    where = score_partition(subject, dataset, task)
+    yield target(where, variants, variants=config.probe.variants)
+    if isinstance(task, ClassificationTask) and config.curves.examples:
+        examples = config.curves.examples
+        where = score_partition(subject, dataset, task, table="learning_curves")
+        own = {**ranked, "examples": list(examples)}
+        yield target(where, own, variants=(config.rank.variant,), examples=examples)
+    for condition in noise_conditions(config, dataset) if isinstance(task, FittedTask) else ():
+        noisy = require(run.root, partition("embeddings", subject, dataset, condition))
+        where = score_partition(subject, dataset, task, condition)
+        own = {**ranked, "noisy": noisy.content}
+        yield target(where, own, variants=(config.rank.variant,), noisy=noisy)
+
+
+def _ranked_group(run: Run) -> dict[str, str]:
+    return {"norm": run.config.rank.norm, "pooling": run.config.rank.pooling}
+
+
+def _is_scored(run: Run, target: ScoreTarget) -> bool:
     found = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
     return found is not None
 
 
-def _target(run: Run, subject: Subject, dataset: DatasetConfig, task: Task) -> _Target:
-    items = require(run.root, task_partition(dataset, task))
-    embeddings = run.embeddings(subject, dataset)
-    settings = {
-        "items": items.content,
-        "embeddings": embeddings.content,
-        "seed": run.config.probe.seed,
-        **task.model_dump(),
-    }
-    values = (*partition("embeddings", subject, dataset).values, task.name)
-    return _Target(dataset, task, items, embeddings, Partition("probe_scores", values), settings)
+def _is_protocol(target: ScoreTarget) -> bool:
+    """Whether a target holds what is ranked, and no curve beside it."""
+    return target.noisy is None and not target.examples
 
 
-def _score_targets(run: Run, targets: list[_Target]) -> None:
+def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
+    """Score what is missing, publish each target when it is whole; return what failed and why."""
     run.cluster.start()
-    units = {
-        index: [json.dumps([index, asdict(group)]) for group in groups(run.root, each.embeddings)]
-        for index, each in enumerate(targets)
-    }
-    every = [unit for of_task in units.values() for unit in of_task]
-    task = ScoreTask(run.root, tuple(targets), run.config.probe.seed)
-    rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    left = {index: len(of_task) for index, of_task in units.items()}
-    with Progress("probe", len(every), "layer scores") as progress:
-        for index, scores in run_tasks(every, task.__call__):
-            rows[index] += scores
-            left[index] -= 1
+    config = run.config
+    scorer = Scorer(run.root, tuple(targets), config.probe.seed, config.probe.replicates)
+    collected = _Collected(run.root, targets)
+    rest = list(range(len(targets)))
+    if config.rank.search == "halving":
+        protocol = [index for index in rest if _is_protocol(targets[index])]
+        rest = [index for index in rest if index not in protocol]
+        _search(run, scorer, collected, protocol)
+    units = [
+        ScoreUnit(index, group, 0, targets[index].folds)
+        for index in rest
+        for group in _groups(run, targets[index])
+    ]
+    collected.expect(units)
+    _run_units(scorer, units, collected.take)
+    return {targets[index].partition: why for index, why in collected.failed.items()}
+
+
+def _groups(run: Run, target: ScoreTarget) -> list[Group]:
+    """Return the vectors that a target scores: all, and for curves the ranked ones."""
+    found = groups(run.root, target.embeddings)
+    if _is_protocol(target):
+        return found
+    return [each for each in found if _is_ranked(run, each)]
+
+
+def _is_ranked(run: Run, group: Group) -> bool:
+    return (group.norm, group.pooling) == (run.config.rank.norm, run.config.rank.pooling)
+
+
+def _run_units(
+    scorer: Scorer, units: Sequence[ScoreUnit], take: Callable[[int, list[Row], str | None], None]
+) -> None:
+    if not units:
+        return
+    with Progress("probe", len(units), "layer scores") as progress:
+        for index, rows, why in run_tasks([unit.to_json() for unit in units], scorer.__call__):
+            take(index, rows, why)
             progress.add(1)
-            if not left[index]:
-                _publish(run.root, targets[index], rows.pop(index))
 
 
-def _publish(root: Root, target: _Target, rows: list[dict[str, Any]]) -> None:
-    rows.sort(key=lambda row: (row["layer"], row["norm"], row["pooling"], row["fold"]))
-    table = pa.Table.from_pylist(rows, schema.PROBE_SCORES)
-    reasons = [row["reason"] for row in rows if row["reason"]]
-    facts = {"undefined": reasons[0]} if reasons else {}
-    blank = Receipt(SCORES, 0, digest_of(target.settings), "", facts=facts)
-    where = target.partition.shard(SCORES)
-    receipt = write_shard(root, where, [table], schema.PROBE_SCORES, blank)
-    publish(root, target.partition, target.settings, [receipt])
+class _Collected:
+    """Rows of scores until their target is whole, and the first failure of each target."""
+
+    def __init__(self, root: Root, targets: Sequence[ScoreTarget]) -> None:
+        self._root, self._targets = root, targets
+        self._rows: dict[int, list[Row]] = defaultdict(list)
+        self._left: dict[int, int] = defaultdict(int)
+        self.failed: dict[int, str] = {}
+
+    def expect(self, units: Iterable[ScoreUnit]) -> None:
+        """Count the units that are to come."""
+        for unit in units:
+            self._left[unit.target] += 1
+
+    def take(self, index: int, rows: list[Row], why: str | None) -> None:
+        """Take what one unit gave; a target whose last unit this was is published."""
+        self.add(index, rows, why)
+        self._left[index] -= 1
+        if not self._left[index]:
+            self.publish(index)
+
+    def add(self, index: int, rows: list[Row], why: str | None) -> None:
+        """Keep rows of a target of which more are to come."""
+        self._rows[index] += rows
+        if why is not None:
+            self.failed.setdefault(index, why)
+
+    def publish(self, index: int, facts: dict[str, int | float | str] | None = None) -> None:
+        """Write the scores of a target that did not fail."""
+        rows, target = self._rows.pop(index, []), self._targets[index]
+        if index in self.failed:
+            return
+        rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
+        columns = _SCHEMAS[target.partition.table]
+        table = pa.Table.from_pylist(rows, columns)
+        reasons = [row["reason"] for row in rows if row["reason"]]
+        known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
+        blank = Receipt(SCORES, 0, digest_of(target.settings), "", facts=known)
+        receipt = write_shard(self._root, target.partition.shard(SCORES), [table], columns, blank)
+        publish(self._root, target.partition, target.settings, [receipt])
 
 
-def _score(
-    root: Root, target: _Target, group: Group, items: pa.Table, seed: int
-) -> list[FoldScore]:
-    task = target.task
-    if isinstance(task, RetrievalTask):
-        return _score_retrieval(root, target, task, group, items)
-    ids = items["prompt_id"].to_numpy()
-    found = read_vectors(root, target.embeddings, group, wanted=ids)
-    rows = found.rows_of(ids)
-    present = rows >= 0
-    labels, matrix = np.array(items["label"].to_pylist())[present], found.matrix_ND[rows[present]]
-    split = np.array(items["split"].to_pylist())[present]
-    if isinstance(task, ClusteringTask):
-        test = split == "test"
-        return clustering(
-            matrix[test],
-            labels[test],
-            seed=seed,
-            folds=task.folds,
-            max_documents=task.max_documents,
-            documents_per_fold=min(task.documents_per_fold, int(test.sum())),
+_ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
+
+
+def _search(run: Run, scorer: Scorer, collected: _Collected, protocol: Sequence[int]) -> None:
+    """Score the ranked vectors by successive halving, subject by subject, the others in full."""
+    by_subject: dict[Subject, list[int]] = defaultdict(list)
+    for index in protocol:
+        by_subject[scorer.targets[index].subject].append(index)
+    for subject, indices in by_subject.items():
+        ranked = sorted(g for g in _groups(run, scorer.targets[indices[0]]) if _is_ranked(run, g))
+
+        def score(units: Sequence[ScoreUnit]) -> list[tuple[int, list[Row]]]:
+            found: list[tuple[int, list[Row]]] = []
+
+            def take(target: int, rows: list[Row], why: str | None) -> None:
+                collected.add(target, rows, why)
+                found.append((target, rows))
+
+            _run_units(scorer, units, take)
+            return found
+
+        targets = {index: scorer.targets[index] for index in indices}
+        searched = search(
+            targets, ranked, score, run.config.rank.variant, run.config.probe.replicates
         )
-    assert isinstance(task, ClassificationTask)
-    train, test = split == "train", split == "test"
-    return classification(
-        matrix[train],
-        labels[train],
-        matrix[test],
-        labels[test],
-        seed=seed,
-        folds=task.folds,
-        samples_per_label=task.samples_per_label,
+        others = [
+            ScoreUnit(index, group, 0, targets[index].folds)
+            for index in indices
+            for group in _groups(run, targets[index])
+            if not _is_ranked(run, group)
+        ]
+        score(others)
+        for index in indices:
+            survivors = ",".join(map(str, searched.survivors))
+            share = round(searched.share, 4)
+            collected.publish(index, {"search_share": share, "survivors": survivors})
+        _tell_search(subject, searched)
+
+
+def _tell_search(subject: Subject, searched: Searched) -> None:
+    say(
+        f"  {subject}: layers {', '.join(map(str, searched.survivors))} scored in full, "
+        f"{100 * searched.share:.0f} % of the work of a full sweep"
     )
 
 
-def _score_retrieval(
-    root: Root, target: _Target, task: RetrievalTask, group: Group, items: pa.Table
-) -> list[FoldScore]:
-    query_ids, candidate_ids = items["query_id"].to_numpy(), items["candidate_id"].to_numpy()
-    wanted = np.union1d(query_ids, candidate_ids)
-    found = read_vectors(root, target.embeddings, group, wanted=wanted)
-    keep = (found.rows_of(query_ids) >= 0) & (found.rows_of(candidate_ids) >= 0)
-    queries, first = np.unique(query_ids[keep], return_index=True)
-    queries = queries[np.argsort(first)]  # source order, so that folds mix the source
-    documents = np.unique(candidate_ids[keep])
-    relevant = _relevant(query_ids[keep], candidate_ids[keep], queries, documents)
-    return retrieval(
-        found.matrix_ND[found.rows_of(queries)],
-        found.matrix_ND[found.rows_of(documents)],
-        relevant,
-        folds=min(task.folds, len(queries)),
-    )
+def _tell(run: Run, target: ScoreTarget) -> None:
+    manifest: Manifest = require(run.root, target.partition)
+    reason = manifest.receipts[0].facts.get("undefined")
+    outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
+    say(f"  {_named(run, target.partition)} ({target.task.type}): {outcome}")
 
 
-def _relevant(
-    query_ids: npt.NDArray[np.int64],
-    candidate_ids: npt.NDArray[np.int64],
-    queries: npt.NDArray[np.int64],
-    documents: npt.NDArray[np.int64],
-) -> list[list[int]]:
-    """Return, for each query, the rows of its documents in `documents` (sorted)."""
-    rows: dict[int, list[int]] = defaultdict(list)
-    for query, row in zip(
-        query_ids.tolist(), np.searchsorted(documents, candidate_ids), strict=True
-    ):
-        rows[query].append(int(row))
-    return [rows[query] for query in queries.tolist()]
+def _named(run: Run, where: Partition) -> str:
+    """Name what is scored, with the dataset, condition or model where there are several."""
+    keys = where.keys
+    parts = [keys["task"]]
+    if where.table == "learning_curves":
+        parts.append("learning curve")
+    if keys["condition"] != CLEAN:
+        parts.append(keys["condition"])
+    if len(run.config.datasets) > 1:
+        parts.append(keys["dataset"])
+    if len(run.config.subjects) > 1:
+        parts.append(f"{keys['model']} at {keys['revision']}")
+    return ", ".join(parts)

@@ -1,39 +1,75 @@
-"""rank (driver): scores become a ranking of the layers with intervals, and the report.
+"""rank (driver): scores become a ranking of the layers with its evidence, cost and advice.
 
 What it reads is small: a score per layer, task and fold. It is made anew every time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.run import Run, partition
-from operators.ranking import LayerRank, Verdict, rank_layers, verdict
+from jobs.corpora import DatasetConfig
+from jobs.costs import LayerCost, read_costs
+from jobs.probe import score_partition
+from jobs.run import Run
+from jobs.tasks import Task
+from operators.labelfree import unlabelled_verdict
+from operators.ranking.bootstrap import draw_scores
+from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.policy import Verdict, pareto, recommend
+from operators.ranking.scores import TaskScores, scored
 from operators.subject import Subject
 from storage import schema
 from storage.manifest import digest_of, publish, require
 from storage.partition import Partition
+from storage.root import Root
 from storage.shards import Receipt, read_table, write_shard
 from storage.vectors import groups
 
 RANKING = "ranking.parquet"
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RankedTask:
+    """A task of the run and its scores; `label` is its name, with the dataset if two share it."""
+
+    label: str
+    dataset: DatasetConfig
+    task: Task
+    metric: str
+    scores: TaskScores
 
 
 @dataclass(frozen=True)
 class SubjectRanking:
-    """The ranking of one subject's layers over every task of the run."""
+    """The ranking of one subject's layers over every task of the run.
+
+    `cost_L` is the compute of a token relative to the whole model, `front_L` who is on the Pareto
+    front of score against it, `draws_LB` the bootstrap draws of the mean score.
+    """
 
     subject: Subject
-    layers: list[LayerRank]
+    layers: list[int]
+    tasks: list[RankedTask]
+    evidence: Evidence
     verdict: Verdict
-    tasks: list[str]
-    task_types: list[str]
-    scores_LT: npt.NDArray[np.float64]
+    costs: dict[int, LayerCost]
+    cost_L: Array
+    front_L: npt.NDArray[np.bool_]
+    draws_LB: Array
+
+    @property
+    def scores_LT(self) -> Array:
+        """The main score of every layer and task, NaN where there is none."""
+        columns = [task.scores.score_L for task in self.tasks]
+        return np.array(columns, dtype=np.float64).reshape(-1, len(self.layers)).T
 
 
 def rank(run: Run) -> list[SubjectRanking]:
@@ -46,42 +82,100 @@ def rank(run: Run) -> list[SubjectRanking]:
 
 def _rank_subject(run: Run, subject: Subject) -> SubjectRanking:
     config = run.config.rank
-    found: list[tuple[str, str, dict[int, list[float]]]] = []
-    for dataset in run.config.datasets:
-        for task in dataset.tasks:
-            keys = (*partition("embeddings", subject, dataset).values, task.name)
-            manifest = require(run.root, Partition("probe_scores", keys))
-            rows = read_table(run.root, manifest.objects()[0]).to_pylist()
-            by_layer: dict[int, list[float]] = {}
-            for row in rows:
-                if (row["norm"], row["pooling"]) == (config.norm, config.pooling):
-                    by_layer.setdefault(row["layer"], []).append(row["value"])
-            found.append((task.name, task.type, by_layer))
     layers = _layers(run, subject)
-    folds = max((len(v) for _, _, by_layer in found for v in by_layer.values()), default=1)
-    scores_LTF = np.full((len(layers), max(len(found), 1), folds), np.nan)
-    for column, (_, _, by_layer) in enumerate(found):
-        for row, layer in enumerate(layers):
-            values = by_layer.get(layer, [])
-            scores_LTF[row, column, : len(values)] = values
-    ranked = rank_layers(
-        scores_LTF, layers=layers, seed=run.config.seed, draws=config.draws, level=config.level
-    )
+    tasks = _tasks(run, subject, layers)
+    found = [task.scores for task in tasks]
+    drawn = {"seed": run.config.seed, "draws": config.draws}
+    evidence = weigh(found, layers=layers, level=config.level, **drawn)
+    costs = read_costs(run, subject)
+    cost_L = relative_cost(costs, layers)
+    verdict = recommend(evidence, cost_L, config.policy)
+    if verdict.kind == "no_labels":
+        layer, sentence = unlabelled_verdict(layers)
+        saved = float(1 - cost_L[layers.index(layer)])
+        verdict = Verdict("no_labels", layer, saved, sentence)
+    dropped = _dropped(run, subject, tasks, layers)
+    if dropped:
+        verdict = replace(verdict, sentence=f"{verdict.sentence} {_of_dropped(dropped)}")
+    score_L = np.array([row.score for row in evidence.layers])
+    draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
+    front_L = pareto(score_L, cost_L)
     return SubjectRanking(
-        subject,
-        ranked,
-        verdict(ranked, level=config.level),
-        [name for name, _, _ in found],
-        [kind for _, kind, _ in found],
-        _task_means(scores_LTF)[:, : len(found)],
+        subject, layers, tasks, evidence, verdict, costs, cost_L, front_L, draws_LB
     )
 
 
-def _task_means(scores_LTF: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    counts_LT = (~np.isnan(scores_LTF)).sum(axis=2)
-    means_LT = np.full(counts_LT.shape, np.nan)
-    np.divide(np.nansum(scores_LTF, axis=2), counts_LT, out=means_LT, where=counts_LT > 0)
-    return means_LT
+def _dropped(
+    run: Run, subject: Subject, tasks: Sequence[RankedTask], layers: Sequence[int]
+) -> list[int]:
+    """Return the layers that a search left without a score."""
+    for task in tasks:
+        manifest = require(run.root, score_partition(subject, task.dataset, task.task))
+        survivors = manifest.receipts[0].facts.get("survivors")
+        if survivors is not None:
+            kept = {int(layer) for layer in str(survivors).split(",")}
+            return [layer for layer in layers if layer not in kept]
+    return []
+
+
+def _of_dropped(layers: Sequence[int]) -> str:
+    one = len(layers) == 1
+    named = ", ".join(map(str, layers))
+    return (
+        f"The search dropped layer{'' if one else 's'} {named} early: more than one standard error "
+        "behind the best, so not to be recommended."
+    )
+
+
+def relative_cost(costs: Mapping[int, LayerCost], layers: Sequence[int]) -> Array:
+    """Return the operations of a token up to each layer, relative to the whole model's, 0 to 1."""
+    last = max(layers)
+    whole = costs[last].flops_per_token
+    if not whole:  # a model without any matrix product: count its blocks
+        return np.array([layer / last if last else 1.0 for layer in layers])
+    return np.array([costs[layer].flops_per_token / whole for layer in layers])
+
+
+def _tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[RankedTask]:
+    """Return the tasks by dataset, then as configured."""
+    pairs = [(dataset, task) for dataset in run.config.datasets for task in dataset.tasks]
+    names = Counter(task.name for _, task in pairs)
+    found = []
+    for dataset, task in pairs:
+        label = task.name if names[task.name] == 1 else f"{dataset.name}/{task.name}"
+        rows = ranked_rows(run, score_partition(subject, dataset, task))
+        scores = _task_scores(label, rows, layers)
+        found.append(RankedTask(label, dataset, task, rows[0]["metric"], scores))
+    return found
+
+
+def ranked_rows(run: Run, where: Partition) -> list[dict[str, Any]]:
+    """Return the rows of scores of the vectors that are ranked."""
+    rows = read_table(run.root, require(run.root, where).objects()[0]).to_pylist()
+    config = run.config.rank
+    wanted = (config.norm, config.pooling, config.variant)
+    return [row for row in rows if (row["norm"], row["pooling"], row["variant"]) == wanted]
+
+
+def _task_scores(
+    label: str, rows: Sequence[Mapping[str, Any]], layers: Sequence[int]
+) -> TaskScores:
+    """Return the scores of a task; a layer that a search left out has none."""
+    by_layer: dict[int, list[Mapping[str, Any]]] = {layer: [] for layer in layers}
+    for row in rows:
+        by_layer[row["layer"]].append(row)
+    folds = max(map(len, by_layer.values()))
+    values_LF = np.full((len(layers), folds), np.nan)
+    for index, found in enumerate(by_layer.values()):
+        values_LF[index, : len(found)] = [row["value"] for row in found]
+    score_L = values_LF.mean(axis=1)
+    task_type = str(rows[0]["task_type"])
+    if folds > 1:
+        return TaskScores(label, task_type, score_L, values_LF, "folds")
+    drawn = [row["replicates"] for found in by_layer.values() for row in found]
+    count = min(map(len, drawn)) if len(drawn) == len(layers) else 0
+    replicates_LR = np.array([each[:count] for each in drawn]).reshape(len(layers), count)
+    return TaskScores(label, task_type, score_L, replicates_LR, "replicates")
 
 
 def _layers(run: Run, subject: Subject) -> list[int]:
@@ -93,34 +187,39 @@ def _layers(run: Run, subject: Subject) -> list[int]:
 
 
 def _write(run: Run, ranking: SubjectRanking) -> None:
-    config, last = run.config.rank, max((row.layer for row in ranking.layers), default=0)
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": row.layer,
-            "norm": config.norm,
-            "pooling": config.pooling,
-            "score": row.score,
-            "score_low": row.score_low,
-            "score_high": row.score_high,
-            "rank": None if np.isnan(row.score) else row.rank,
-            "gain": row.gain,
-            "gain_low": row.gain_low,
-            "gain_high": row.gain_high,
-            "cost": cost(row.layer, last),
-            "verdict": ranking.verdict.kind,
-            "recommended": row.layer == ranking.verdict.layer,
-        }
-        for row in ranking.layers
-    ]
-    subject = ranking.subject
+    subject, config = ranking.subject, run.config.rank
     where = Partition("ranking", (subject.name, subject.revision, run.config.name))
-    settings = {"config": run.config.name, **config.model_dump(), "tasks": ranking.tasks}
+    labels = [task.label for task in ranking.tasks]
+    settings = {"config": run.config.name, **config.model_dump(), "tasks": labels}
+    vectors = {"norm": config.norm, "pooling": config.pooling}
+    rows = ranking_rows(ranking.evidence, ranking.verdict, ranking.cost_L, vectors)
+    write_ranking(run.root, where, settings, rows)
+
+
+def ranking_rows(
+    evidence: Evidence, verdict: Verdict, cost_L: Array, vectors: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return the rows of the table `ranking`; `vectors` names the norm and the pooling."""
+    front_L = pareto([row.score for row in evidence.layers], cost_L)
+    return [
+        {
+            **asdict(row),
+            **vectors,
+            "rank": None if np.isnan(row.score) else row.rank,
+            "cost": float(cost),
+            "pareto": bool(on_front),
+            "verdict": verdict.kind,
+            "recommended": row.layer == verdict.layer,
+        }
+        for row, cost, on_front in zip(evidence.layers, cost_L, front_L, strict=True)
+    ]
+
+
+def write_ranking(
+    root: Root, where: Partition, settings: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Write one partition of the table `ranking`."""
     blank = Receipt(RANKING, 0, digest_of(settings), "")
     table = pa.Table.from_pylist(rows, schema.RANKING)
-    receipt = write_shard(run.root, where.shard(RANKING), [table], schema.RANKING, blank)
-    publish(run.root, where, settings, [receipt])
-
-
-def cost(layer: int, last: int) -> float:
-    """Return the share of the model's blocks that must run to get a layer, 0 to 1."""
-    return layer / last if last else 1.0
+    receipt = write_shard(root, where.shard(RANKING), [table], schema.RANKING, blank)
+    publish(root, where, settings, [receipt])

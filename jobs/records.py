@@ -13,22 +13,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.corpora import ClassificationTask, ClusteringTask, DatasetConfig, RetrievalTask, Task
-from operators.seeding import generator, prompt_id
+from jobs.config import ConfigError
+from jobs.corpora import DatasetConfig
+from jobs.items import check_relevance, item_of, row_place
+from jobs.tasks import (
+    MtebTask,
+    PairClassificationTask,
+    RegressionTask,
+    RerankingTask,
+    RetrievalTask,
+    StsTask,
+    Task,
+)
+from operators.seeding import prompt_id
 from storage import schema
 
 SKIPPED = ("null", "empty", "whitespace", "too_short")
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
-_SKIP, _MARKER = "skip", "marker"
+_SKIP, _MARKER, _ID = "skip", "marker", "row id"
 _RECORD = pa.schema(
     [
         ("shard", pa.int32()),
-        ("kind", pa.string()),  # PROMPT, skip, marker, or `task ` and the task's name
+        ("kind", pa.string()),  # PROMPT, skip, marker, row id, or `task ` and the task's name
         ("prompt_id", pa.int64()),
-        ("text", pa.large_string()),  # of a prompt; the reason of a skip; the label of an item
+        ("text", pa.large_string()),  # of a prompt; the reason of a skip; an item's label; an id
         ("row", pa.int64()),
         ("split", pa.string()),
         ("candidate_id", pa.int64()),
+        ("value", pa.float64()),
     ]
 )
 Record = dict[str, Any]
@@ -47,10 +59,12 @@ def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -
     )
 
 
-def skip_reason(text: str | None, min_chars: int) -> str | None:
+def skip_reason(text: str | None, min_chars: int, *, keeps_blank: bool = False) -> str | None:
     """Return why a text is not a prompt, one of SKIPPED, or None if it is one."""
     if text is None:
         return "null"
+    if keeps_blank:
+        return None
     if not text:
         return "empty"
     if not text.strip():
@@ -89,12 +103,30 @@ def items_of(records: pa.Table, task: Task) -> Rows:
     """Return the items of a task in one shard, in source order."""
     items = _of_kind(records, _kind(task)).sort_by("row")
     columns = schema.TASK_ITEMS[task.type]
-    if isinstance(task, RetrievalTask):
-        relevant = pa.array(np.ones(items.num_rows, dtype=np.int16))
-        arrays = [items["row"], items["prompt_id"], items["candidate_id"], relevant]
+    if isinstance(task, (RetrievalTask, RerankingTask)):
+        items = check_relevance(task, items)
+        relevance = pc.cast(items["value"], pa.int16())
+        arrays = [items["row"], items["prompt_id"], items["candidate_id"], relevance]
+    elif isinstance(task, (PairClassificationTask, StsTask)):
+        arrays = [items["row"], items["prompt_id"], items["candidate_id"], items["value"]]
+    elif isinstance(task, MtebTask):
+        arrays = [items["row"], items["prompt_id"]]
     else:
-        arrays = [items["row"], items["prompt_id"], items["text"], items["split"]]
+        value = items["value" if isinstance(task, RegressionTask) else "text"]
+        arrays = [items["row"], items["prompt_id"], value, items["split"]]
     return pa.Table.from_arrays(arrays, names=columns.names), columns, {}
+
+
+def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:
+    """ConfigError if two rows whose ids meet in this shard have the same."""
+    seen: dict[str, int] = {}
+    for record in _of_kind(records, _ID).sort_by("row").to_pylist():
+        first = seen.setdefault(record["text"], record["row"])
+        if first != record["row"]:
+            raise ConfigError(
+                f"dataset {dataset.name}, column {dataset.id_column}: {row_place(first)} and "
+                f"{row_place(record['row'])} have the same id {record['text']!r}"
+            )
 
 
 def _table(records: Iterable[Record]) -> pa.Table:
@@ -113,46 +145,19 @@ def _row_records(dataset: DatasetConfig, row: Record, shards: int, seed: int) ->
     ids: dict[str, int | None] = {}
     for column in dataset.text_columns:
         text = row[column]
-        reason = skip_reason(text, dataset.min_chars if column == dataset.text_column else 1)
+        shortest = dataset.min_chars if column == dataset.text_column else 1
+        reason = skip_reason(text, shortest, keeps_blank=dataset.keeps_blank)
         if reason:
             ids[column] = None
             yield {"shard": row["row"] % shards, "kind": _SKIP, "text": reason}
         else:
             ids[column] = identity = prompt_id(text)
             yield {"shard": identity % shards, "kind": PROMPT, "prompt_id": identity, "text": text}
+    name = row[dataset.id_column] if dataset.id_column else None
+    if name:  # a CSV cannot tell an empty id from none
+        yield {"shard": prompt_id(name) % shards, "kind": _ID, "text": name, "row": row["row"]}
     for task in dataset.tasks:
-        item = _item(dataset, task, row, ids, seed)
+        item = item_of(dataset.text_column, task, row, ids, seed)
         if item is not None:
-            yield {**item, "kind": _kind(task), "shard": item["prompt_id"] % shards}
-
-
-def _item(
-    dataset: DatasetConfig, task: Task, row: Record, ids: dict[str, int | None], seed: int
-) -> Record | None:
-    """Return the task item of a source row; None if the row has no label or a skipped text."""
-    if isinstance(task, RetrievalTask):
-        query = ids[task.query_column]
-        document = ids[task.document_column or dataset.text_column]
-        if query is None or document is None:
-            return None
-        return {"prompt_id": query, "candidate_id": document, "row": row["row"]}
-    text, label = ids[dataset.text_column], row[task.label_column]
-    if text is None or not label:  # a CSV cannot tell an empty label from none
-        return None
-    split = _split(task, row, text, seed)
-    if split is None:
-        return None
-    return {"prompt_id": text, "text": label, "row": row["row"], "split": split}
-
-
-def _split(
-    task: ClassificationTask | ClusteringTask, row: Record, identity: int, seed: int
-) -> str | None:
-    """Return the split of an item: its column's value, or one drawn from (seed, prompt, task)."""
-    if task.split_column:
-        value: str | None = row[task.split_column]
-        return value
-    if isinstance(task, ClusteringTask):
-        return "test"
-    draw = generator(seed, identity, f"split of {task.name}").random()
-    return "test" if draw < task.test_fraction else "train"
+            shard = item["prompt_id"] % shards
+            yield {**item, "row": row["row"], "kind": _kind(task), "shard": shard}

@@ -9,23 +9,39 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from jobs import gallery, guide, wording
+from jobs import (
+    gallery,
+    guide,
+    wording,
+    wording_choices,
+    wording_curves,
+    wording_inputs,
+    wording_verdict,
+)
+from jobs.collect import collect
 from jobs.console import say
-from jobs.findings import Findings, SubjectFinding, collect
+from jobs.drawing import Size
+from jobs.findings import Findings, SubjectFinding
 from jobs.plots import NARROW, WIDE, gain_plot, score_plot
+from jobs.plots_cost import cost_plot
+from jobs.plots_curves import curve_plots
 from jobs.rank import SubjectRanking
 from jobs.run import Run
-from jobs.wording import gain_span, points, share, signed, span
+from jobs.wording import gain_span, p_value, points, share, signed, span
 
 FOLDER = "report"
 COLUMNS = 100
 _TASK_COLUMN = 15
+_NOTES = (
+    "  points: 100 x score; gain over the last layer; p of the gain, corrected by Holm;",
+    "  best: share of draws with the highest mean; cost: share of the model's compute",
+)
 _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 _MARKDOWN = re.compile(r"([\\`*_\[\]|])")
 
@@ -66,11 +82,13 @@ def _table(subject: SubjectFinding, level: float) -> list[str]:
     """Return the ranking as an aligned table; task columns that do not fit are left out."""
     interval = f"{100 * level:g} % interval"
     labels = [task.label for task in subject.tasks]
-    table = [["layer", "score", interval, "rank", "gain", interval, "cost", *map(_short, labels)]]
+    columns = ["layer", "score", interval, "rank", "gain", interval, "p", "best", "cost"]
+    table = [[*columns, *map(_short, labels)]]
     for row in subject.layers:
         cells = [str(row.layer), points(row.score), span(row.score_low, row.score_high)]
         cells += [wording.NOTHING if row.rank is None else str(row.rank), signed(row.gain)]
-        cells += [gain_span(subject, row.layer), share(row.cost)]
+        cells += [gain_span(subject, row.layer), p_value(row.p_holm)]
+        cells += [share(row.p_best), share(row.cost)]
         table.append([*cells, *(points(row.tasks[label]) for label in labels)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     shown = max(n for n in range(len(widths) + 1) if sum(widths[:n]) + 2 * n <= COLUMNS)
@@ -80,9 +98,10 @@ def _table(subject: SubjectFinding, level: float) -> list[str]:
         for index, cells in enumerate(table)
     ]
     hidden = len(widths) - shown
-    note = "  points: 100 x score; gain over the last layer; cost: share of the blocks that run"
     more = [f"  {wording.counted(hidden, 'more task')} in the report"] if hidden else []
-    return [*lines, "", note, *more, ""]
+    said = wording_verdict.search(subject)
+    found = [f"  {line}" for line in textwrap.wrap(said, COLUMNS - 2)]
+    return [*lines, "", *_NOTES, *more, *found, ""]
 
 
 def _line(mark: str, cells: Iterable[str], widths: Sequence[int]) -> str:
@@ -103,6 +122,8 @@ def _page(findings: Findings) -> str:
         # As the config file would say it: neither minus signs nor anything else is typeset.
         settings=escape(_settings(findings)),
         ranking_plots=_ranking_plots,
+        cost_plots=_cost_plots,
+        curve_plots=curve_plots,
         metric_groups=gallery.groups,
         by_metric=gallery.by_metric,
     )
@@ -136,7 +157,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["wording"] = wording
+    environment.globals.update(
+        wording=wording,
+        verdicts=wording_verdict,
+        inputs=wording_inputs,
+        choosing=wording_choices,
+        curving=wording_curves,
+    )
     return environment
 
 
@@ -160,12 +187,24 @@ def _escape_markdown(value: object) -> object:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
-def _ranking_plots(subject: SubjectFinding, name: str) -> list[dict[str, Markup]]:
-    """Return the plots of score and gain, each for wide and for narrow windows."""
-    return [
-        {
-            "wide": plot(subject, f"{name}-{what}-wide", WIDE),
-            "narrow": plot(subject, f"{name}-{what}-narrow", NARROW),
-        }
-        for what, plot in (("score", score_plot), ("gain", gain_plot))
-    ]
+def _ranking_plots(subject: SubjectFinding, name: str) -> dict[str, dict[str, Markup]]:
+    """Return the plots of score and of gain, whose is empty where nothing can be compared."""
+    gains = len(wording.scored(subject)) > 1
+    return {
+        "score": _both(score_plot, subject, f"{name}-score"),
+        "gain": _both(gain_plot, subject, f"{name}-gain") if gains else {},
+    }
+
+
+def _cost_plots(subject: SubjectFinding, name: str) -> dict[str, Markup]:
+    return _both(cost_plot, subject, f"{name}-cost")
+
+
+def _both(
+    plot: Callable[[SubjectFinding, str, Size], Markup], subject: SubjectFinding, name: str
+) -> dict[str, Markup]:
+    """Return a plot for wide and for narrow windows."""
+    return {
+        "wide": plot(subject, f"{name}-wide", WIDE),
+        "narrow": plot(subject, f"{name}-narrow", NARROW),
+    }

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +22,10 @@ import pyarrow.parquet as pq
 
 from jobs import docstrings
 from jobs.config import ConfigError
-from jobs.corpora import BuiltinSource, DatasetConfig, FileSource, HubSource
+from jobs.corpora import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
 from storage.root import fingerprint, resolve
+from storage.schema import ROW_BITS
 
-_ROW_BITS = 32  # row = fragment index << 32 | position in the fragment
 _HUB_SLICE = 20_000  # rows that one task reads of a hub dataset
 _BATCH = 4096
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
@@ -76,6 +77,10 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
             Fragment("hub", f"{source.hub}:{split}", index, detail=detail)
             for index, split in enumerate(splits)
         ]
+    if isinstance(source, MtebSource):
+        detail = json.dumps(source.modules)
+        names = [task.name for task in dataset.tasks]
+        return [Fragment("mteb", name, index, detail=detail) for index, name in enumerate(names)]
     return [
         Fragment(_format(dataset, source, file), file, index)
         for index, file in enumerate(_files(dataset, source, options))
@@ -89,6 +94,9 @@ def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
         return {**source.model_dump(), "versions": docstrings.versions()}
     if isinstance(source, HubSource):
         return source.model_dump()
+    if isinstance(source, MtebSource):
+        names = [task.name for task in dataset.tasks]
+        return {"tasks": names, "modules": list(source.modules), "mteb": version("mteb")}
     files = _files(dataset, source, options)
     prints = [fingerprint(file, _options_for(file, options)) for file in files]
     return {
@@ -123,10 +131,16 @@ def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
     """Return the number of rows of a whole fragment (a library: at most), and its columns."""
     if fragment.kind == "docstrings":
         return int(fragment.detail), list(_PASSAGE_COLUMNS)
+    if fragment.kind == "mteb":
+        return len(_mteb_texts(fragment.location, fragment.detail)), ["text", "task"]
     if fragment.kind == "hub":
         data = _hub_split(fragment.location, fragment.detail)
         columns = list(data.column_names)
         return len(data), columns if "split" in columns else [*columns, "split"]
+    return _inspect_file(fragment, options)
+
+
+def _inspect_file(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
     filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
     with filesystem.open(path, "rb") as stream, _readable(fragment):
         if fragment.kind == "parquet":
@@ -152,7 +166,7 @@ def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterat
         first = max(fragment.start - position, 0)
         last = table.num_rows if stop is None else min(table.num_rows, stop - position)
         if first < last:
-            base = (fragment.index << _ROW_BITS) + position
+            base = (fragment.index << ROW_BITS) + position
             rows = pa.array(range(base + first, base + last), pa.int64())
             yield table.slice(first, last - first).append_column("row", rows)
         position += table.num_rows
@@ -166,8 +180,19 @@ def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[
     if absent:
         raise ConfigError(
             f"dataset {dataset.name}: {fragment.location} has no column "
-            f"{', '.join(repr(name) for name in absent)}; it has: {', '.join(found)}"
+            f"{', '.join(_named(dataset, column) for column in absent)}; it has: {', '.join(found)}"
         )
+
+
+def _named(dataset: DatasetConfig, column: str) -> str:
+    """Return a column with the keys of the tasks that name it."""
+    keys = [
+        f"{key} of task {task.name}"
+        for task in dataset.tasks
+        for key in type(task).model_fields
+        if key.endswith("_column") and getattr(task, key) == column
+    ]
+    return repr(column) + (f" ({', '.join(keys)})" if keys else "")
 
 
 def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
@@ -178,6 +203,15 @@ def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Ite
         with _readable(fragment):
             yield from _read_hub(fragment, columns)
         return
+    if fragment.kind == "mteb":
+        texts = _mteb_texts(fragment.location, fragment.detail)
+        table = pa.table({"text": texts, "task": [fragment.location] * len(texts)})
+        yield _as_strings(table.select(list(columns)))
+        return
+    yield from _read_file(fragment, columns, options)
+
+
+def _read_file(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
     filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
     with filesystem.open(path, "rb") as stream, _readable(fragment):
         if fragment.kind == "parquet":
@@ -219,8 +253,25 @@ def _read_hub(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     yield table.select(list(columns))
 
 
+@lru_cache(maxsize=1)
+def _mteb_texts(task: str, detail: str) -> list[str]:
+    """Return the texts that a task encodes; counting and reading them follow one another."""
+    from operators.benchmark.score import recorded_texts  # noqa: PLC0415  (imports mteb, seconds)
+
+    return recorded_texts(task, json.loads(detail))
+
+
 def _as_strings(table: pa.Table) -> pa.Table:
-    return table.cast(pa.schema([(name, pa.large_string()) for name in table.column_names]))
+    """Return every column as text, lists as JSON."""
+    columns = []
+    for column in table.columns:
+        if pa.types.is_nested(column.type):
+            values = column.to_pylist()
+            texts = [None if value is None else json.dumps(value, default=str) for value in values]
+            columns.append(pa.array(texts, pa.large_string()))
+        else:
+            columns.append(column.cast(pa.large_string()))
+    return pa.table(dict(zip(table.column_names, columns, strict=True)))
 
 
 @lru_cache(maxsize=8)
@@ -285,12 +336,18 @@ def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Itera
     batch: list[dict[str, str | None]] = []
     for record in records:
         values = {column: record.get(column) for column in columns}
-        batch.append({k: v if v is None else str(v) for k, v in values.items()})
+        batch.append({column: _as_text(value) for column, value in values.items()})
         if len(batch) == _BATCH:
             yield pa.Table.from_pylist(batch, schema)
             batch = []
     if batch:
         yield pa.Table.from_pylist(batch, schema)
+
+
+def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
+    if isinstance(value, (list, dict)):
+        return json.dumps(value)
+    return value if value is None else str(value)
 
 
 def _files(dataset: DatasetConfig, source: FileSource, options: Options) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 from jobs.config import RunConfig
 from jobs.corpora import DatasetConfig
 from jobs.run import partition
+from jobs.tasks import FittedTask
 from operators.subject import ModelShape, Subject
-from operators.views import view_name
+from operators.views import noise_name, view_name
 from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN, Partition, shard_name
 from storage.shards import Receipt
@@ -174,7 +175,7 @@ def passes(
     dataset: DatasetConfig,
     prompts: Manifest,
 ) -> Iterator[Pass]:
-    """Yield the passes of a subject over a dataset: the clean one, then each view."""
+    """Yield the passes of a subject over a dataset: the clean one, each view, each noise."""
     source = {
         "subject": dict(sources.identity),
         "prompts": prompts.content,
@@ -212,6 +213,15 @@ def passes(
     for condition in map(view_name, range(views.count)):
         where = partition("embeddings", subject, dataset, condition)
         yield Pass(dataset.name, condition, Target(where, drawn, shares))
+    for condition in noise_conditions(config, dataset):
+        where = partition("embeddings", subject, dataset, condition)
+        yield Pass(dataset.name, condition, Target(where, kept, everything))
+
+
+def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[str]:
+    """Return the conditions in which the fitted tasks of a dataset are tested too."""
+    fitted = any(isinstance(task, FittedTask) for task in dataset.tasks)
+    return [noise_name(level) for level in config.curves.noise] if fitted else []
 
 
 def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:

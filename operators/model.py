@@ -68,6 +68,23 @@ class LayerModel:
         self._tail = self._find_tail()
 
     @property
+    def module(self) -> nn.Module:
+        """The transformers model itself; run it with `forward`, which empties its hooks."""
+        return self._model
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks; block k is `blocks[k - 1]`."""
+        return self._blocks
+
+    @property
+    def blocks_name(self) -> str:
+        """What the names of the blocks' weights begin with: `layers`, `encoder.layer`."""
+        modules = self._model.named_modules()
+        name: str = next(name for name, each in modules if each is self._blocks)
+        return name
+
+    @property
     def layers(self) -> int:
         """L: the number of blocks; layers are numbered 0..L."""
         return len(self._blocks)

@@ -16,6 +16,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "prompt_metrics": SUBJECT_KEYS,
     "layer_metrics": SUBJECT_KEYS,
     "probe_scores": (*SUBJECT_KEYS, "task"),
+    "learning_curves": (*SUBJECT_KEYS, "task"),
+    "layer_costs": ("model", "revision"),
     "ranking": ("model", "revision", "group"),
 }
 MANIFEST = "manifest.json"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 VERSION = 1
+ROW_BITS = 32  # row = file or slice index << ROW_BITS | position within it
 
 
 def _column(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
@@ -39,7 +40,11 @@ PROMPTS = _table(
 )
 
 LABELLED_ITEMS = _table(
-    "tasks", _ROW, _PROMPT_ID, _column("label", pa.string(), "class or cluster"), _SPLIT
+    "tasks",
+    _ROW,
+    _PROMPT_ID,
+    _column("label", pa.string(), "class or cluster, or a JSON list of several"),
+    _SPLIT,
 )
 
 RETRIEVAL_ITEMS = _table(
@@ -47,13 +52,32 @@ RETRIEVAL_ITEMS = _table(
     _ROW,
     _column("query_id", pa.int64(), "prompt_id of the query"),
     _column("candidate_id", pa.int64(), "prompt_id of a candidate document"),
-    _column("relevance", pa.int16(), "1 = relevant"),
+    _column("relevance", pa.int16(), "gain; 0 = not relevant"),
 )
+
+VALUED_ITEMS = _table(
+    "tasks", _ROW, _PROMPT_ID, _column("value", pa.float64(), "what is to be predicted"), _SPLIT
+)
+
+PAIR_ITEMS = _table(
+    "tasks",
+    _ROW,
+    _column("first_id", pa.int64(), "prompt_id of the first text"),
+    _column("second_id", pa.int64(), "prompt_id of the second text"),
+    _column("value", pa.float64(), "similarity by people; of a pair classification 1 or 0"),
+)
+
+MTEB_ITEMS = _table("tasks", _ROW, _PROMPT_ID)
 
 TASK_ITEMS = {
     "classification": LABELLED_ITEMS,
+    "regression": VALUED_ITEMS,
     "clustering": LABELLED_ITEMS,
+    "pair_classification": PAIR_ITEMS,
+    "sts": PAIR_ITEMS,
+    "reranking": RETRIEVAL_ITEMS,
     "retrieval": RETRIEVAL_ITEMS,
+    "mteb": MTEB_ITEMS,
 }
 
 TOKENS = _table(
@@ -93,18 +117,42 @@ LAYER_METRICS = _table(
     _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
 )
 
-PROBE_SCORES = _table(
-    "probe_scores",
+_SCORE = (
     _LAYER,
     _NORM,
     _POOLING,
-    _column("task_type", pa.string(), "classification, clustering or retrieval"),
+    _column("variant", pa.string(), "raw = the vectors as stored, l2 = each of unit length"),
+    _column("task_type", pa.string(), "type in the config, or mteb's own for a task of mteb"),
     _column("fold", pa.int16(), "experiment number"),
     _column("metric", pa.string(), "main metric of the task type"),
-    _column("value", pa.float64(), "0..1; NaN when undefined"),
+    _column("value", pa.float64(), "0..1, correlations -1..1; NaN when undefined"),
     _REASON,
     _column("n_train", pa.int64(), "training items of the fold"),
     _column("n_test", pa.int64(), "test items of the fold"),
+)
+
+PROBE_SCORES = _table(
+    "probe_scores",
+    *_SCORE,
+    _column(
+        "replicates",
+        pa.list_(pa.float64()),
+        "the value on bootstrap resamples of the test items, the same ones in every layer",
+    ),
+)
+
+LEARNING_CURVES = _table(
+    "learning_curves", _column("examples", pa.int32(), "training items per label"), *_SCORE
+)
+
+LAYER_COSTS = _table(
+    "layer_costs",
+    _LAYER,
+    _column("parameters", pa.int64(), "of the model cut after the layer, shared ones once"),
+    _column("flops_per_token", pa.float64(), "forward, 2 per multiply-add, see `tokens`"),
+    _column("latency_ms", pa.float64(), "median of a forward pass of one prompt, milliseconds"),
+    _column("tokens", pa.int32(), "length of the prompt that was measured"),
+    _column("device", pa.string(), "torch device that was measured"),
 )
 
 RANKING = _table(
@@ -119,8 +167,16 @@ RANKING = _table(
     _column("gain", pa.float64(), "score minus the last layer's"),
     _column("gain_low", pa.float64(), "lower end of the paired bootstrap interval of gain"),
     _column("gain_high", pa.float64(), "upper end of the paired bootstrap interval of gain"),
-    _column("cost", pa.float64(), "share of the model's blocks that must run, 0..1"),
-    _column("verdict", pa.string(), "use_layer, keep_last or not_enough_evidence, for the subject"),
+    _column("mean_rank", pa.float64(), "mean over tasks of the rank within the task, 1 = best"),
+    _column("won", pa.float64(), "share of tasks in which the layer scores highest, ties split"),
+    _column("p_value", pa.float64(), "two-sided paired bootstrap test of gain = 0"),
+    _column("p_holm", pa.float64(), "p_value corrected for one test per layer (Holm)"),
+    _column("p_best", pa.float64(), "share of bootstrap draws in which the layer is best"),
+    _column("shortfall", pa.float64(), "score of the best layer minus this one's"),
+    _column("shortfall_se", pa.float64(), "standard error of the shortfall over the draws"),
+    _column("cost", pa.float64(), "compute of a token relative to the whole model, 0..1"),
+    _column("pareto", pa.bool_(), "no other layer scores more at the same or a lower cost"),
+    _column("verdict", pa.string(), "use_layer, keep_last, not_enough_evidence or no_labels"),
     _column("recommended", pa.bool_(), "the layer that the verdict names"),
 )
 

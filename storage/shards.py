@@ -132,6 +132,11 @@ def read_table(root: Root, key: str, columns: list[str] | None = None) -> pa.Tab
         return pq.ParquetFile(stream, pre_buffer=True).read(columns=columns)
 
 
+def read_tables(root: Root, keys: Sequence[str]) -> pa.Table:
+    """Return several whole shards of one table, one after another."""
+    return pa.concat_tables([read_table(root, key) for key in keys])
+
+
 def read_group(root: Root, key: str, match: Mapping[str, int | str]) -> pa.Table:
     """Return the rows of the row group whose columns have the values in `match`.
 

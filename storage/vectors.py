@@ -5,6 +5,7 @@ Shapes: N prompts, D features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,18 +92,44 @@ def read_vectors(
 ) -> LayerVectors:
     """Read the vectors of a group: of the `wanted` prompts, or of all.
 
-    One row group per shard is read, and only what is kept stays in memory.
+    One row group per shard is read. Of `wanted` prompts each shard's vectors go straight to their
+    place: no more than the result and one shard are in memory at a time.
     """
-    ids, parts = [], []
-    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
-        if not receipt.rows:
-            continue
-        found = shard_vectors(root, key, group)
-        keep = slice(None) if wanted is None else np.isin(found.prompt_ids, wanted)
-        ids.append(found.prompt_ids[keep])
-        parts.append(found.matrix_ND[keep])
-    if not any(map(len, ids)):
-        return LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
-    all_ids = np.concatenate(ids)
-    order = np.argsort(all_ids, kind="stable")
-    return LayerVectors(all_ids[order], np.concatenate(parts)[order])
+    shards = (
+        shard_vectors(root, key, group)
+        for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True)
+        if receipt.rows
+    )
+    return _gathered(shards) if wanted is None else _placed(shards, np.unique(wanted))
+
+
+def _gathered(shards: Iterable[LayerVectors]) -> LayerVectors:
+    found = list(shards)
+    if not found:
+        return _NOTHING
+    ids = np.concatenate([each.prompt_ids for each in found])
+    order = np.argsort(ids, kind="stable")
+    return LayerVectors(ids[order], np.concatenate([each.matrix_ND for each in found])[order])
+
+
+def _placed(shards: Iterable[LayerVectors], wanted: Ids) -> LayerVectors:
+    if not len(wanted):
+        return _NOTHING
+    matrix_ND: npt.NDArray[np.float32] | None = None
+    present_N = np.zeros(len(wanted), dtype=bool)
+    for shard in shards:
+        place = np.searchsorted(wanted, shard.prompt_ids)
+        place[place == len(wanted)] = 0
+        keep = wanted[place] == shard.prompt_ids
+        if matrix_ND is None:
+            matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
+        matrix_ND[place[keep]] = shard.matrix_ND[keep]
+        present_N[place[keep]] = True
+    if matrix_ND is None or not present_N.any():
+        return _NOTHING
+    if present_N.all():
+        return LayerVectors(wanted, matrix_ND)
+    return LayerVectors(wanted[present_N], matrix_ND[present_N])
+
+
+_NOTHING = LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))

@@ -99,8 +99,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_texts(path: Path, count: int = 60) -> Path:
-    """Write labelled texts as JSONL: two sentences of one topic, a short query, a split."""
-    rows = []
+    """Write labelled texts as JSONL: two sentences of one topic, a short query, a split.
+
+    `other` is the row's own query in even rows (`same`), and that of an even row in odd ones.
+    """
+    rows: list[dict[str, Any]] = []
     for index in range(count):
         topic = list(TOPICS)[index % 3]
         words = TOPICS[topic]
@@ -111,8 +114,14 @@ def write_texts(path: Path, count: int = 60) -> Path:
                 "query": f"the {a} of passage {index}",
                 "topic": topic,
                 "part": "train" if index % 2 else "test",
+                "same": index % 2 == 0,
+                "relevance": 1 - index % 2,
+                "tags": [topic, "first half"] if index < count / 2 else [topic],
+                "length": len(a) + len(b),
             }
         )
+    for index, row in enumerate(rows):
+        row["other"] = rows[index if row["same"] else (index + 7) % count]["query"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -121,6 +130,49 @@ def write_texts(path: Path, count: int = 60) -> Path:
 def make_config(tmp_path: Path, checkpoint: Path) -> Callable[..., Path]:
     """Write a small run config; keyword arguments replace whole top-level keys."""
     return lambda **changes: write_config(tmp_path, checkpoint, **changes)
+
+
+# The types of task that the small config leaves out, on the same texts.
+MORE_TASKS: list[dict[str, Any]] = [
+    {
+        "name": "tags",
+        "type": "classification",
+        "multi_label": True,
+        "label_column": "tags",
+        "split_column": "part",
+        "samples_per_label": 4,
+        "folds": 3,
+    },
+    {
+        "name": "length",
+        "type": "regression",
+        "value_column": "length",
+        "split_column": "part",
+        "samples": 20,
+        "folds": 3,
+    },
+    {
+        "name": "pairs",
+        "type": "pair_classification",
+        "first_column": "text",
+        "second_column": "other",
+        "label_column": "same",
+    },
+    {
+        "name": "alike",
+        "type": "sts",
+        "first_column": "text",
+        "second_column": "other",
+        "score_column": "length",
+    },
+    {
+        "name": "order",
+        "type": "reranking",
+        "query_column": "other",
+        "candidate_column": "text",
+        "relevance_column": "relevance",
+    },
+]
 
 
 def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noqa: ANN401
@@ -142,7 +194,7 @@ def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noq
                         "folds": 3,
                     },
                     {"name": "groups", "type": "clustering", "label_column": "topic", "folds": 3},
-                    {"name": "find", "type": "retrieval", "query_column": "query", "folds": 3},
+                    {"name": "find", "type": "retrieval", "query_column": "query"},
                 ],
             }
         ],

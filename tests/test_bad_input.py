@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,15 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from jobs import prepare
 from operators.seeding import prompt_id
-from storage.manifest import Manifest, require
-from storage.partition import KEYS, Partition, partitions
+from storage import schema
+from storage.manifest import Manifest, SettingsConflictError, digest_of, publish, require
+from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
+from storage.shards import Receipt, write_shard
 from storage.sql import connect
-from tests.conftest import Cli, write_config
+from tests.conftest import PROJECT, TIME_LIMIT, Cli, offline_environment, write_config
 from tests.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -87,11 +94,187 @@ def test_missing_column_says_which_exist(cli: Cli, tmp_path: Path, checkpoint: P
 
 def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": None}, {"text": ""}, {"text": " \n"}, {"text": "short"}]
-    datasets = _dataset(tmp_path / "a.jsonl", rows, min_chars=20)
+    task = {"name": "groups", "type": "clustering", "label_column": "text"}
+    datasets = _dataset(tmp_path / "a.jsonl", rows, min_chars=20, tasks=[task])
     line = _refused(cli, write_config(tmp_path, checkpoint, datasets=datasets), tmp_path / "out")
     assert "no prompt is left after the filters" in line
     assert "skipped_null: 1" in line
     assert partitions(Root(str(tmp_path / "out")), "prompts") == []
+
+
+_Case = tuple[str, str, str]
+# Runs several commands with one Ray, and says what each left: exit code, error, and the files.
+_DRIVER = """
+import contextlib, io, json, pathlib, sys
+import ray
+from jobs.cli import main
+start, stop = ray.init, ray.shutdown
+ray.shutdown = lambda: None
+ray.init = lambda **options: ray.is_initialized() or start(**options)
+done = {}
+for name, output, config in json.loads(sys.stdin.read()):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error):
+        code = main(["prepare", config, "--output", output])
+    files = sorted(str(each.relative_to(output)) for each in pathlib.Path(output).rglob("*.*"))
+    done[name] = {"code": code, "error": error.getvalue(), "files": files}
+stop()
+pathlib.Path(sys.argv[1]).write_text(json.dumps(done))
+"""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a `layerrank prepare` left: its exit code, its error, and the files of its output."""
+
+    code: int
+    error: str
+    files: list[str]
+
+    @property
+    def published(self) -> list[str]:
+        """The folders of the prompts and tasks that have a manifest."""
+        return [name.split("/")[1] for name in self.files if name.endswith("/manifest.json")]
+
+
+LABELS = {"name": "labels", "type": "classification", "samples_per_label": 4}
+SIMILAR = {
+    "name": "similar",
+    "type": "sts",
+    "first_column": "text",
+    "second_column": "query",
+    "score_column": "score",
+}
+ORDER = {
+    "name": "order",
+    "type": "reranking",
+    "query_column": "query",
+    "candidate_column": "text",
+    "relevance_column": "good",
+}
+
+
+def _rows(**changes: tuple[int, Any]) -> list[dict[str, Any]]:
+    """Return 40 rows in which one cell of some columns is another."""
+    rows: list[dict[str, Any]] = [
+        {
+            "key": f"row-{n}",
+            "text": f"text {n}",
+            "query": f"query {n}",
+            "one": "always",
+            "two": "even" if n % 2 else "odd",
+            "part": "train" if n < 20 else "test",
+            "score": n / 10,
+            "good": 1,
+        }
+        for n in range(40)
+    ]
+    for column, (row, value) in changes.items():
+        rows[row][column] = value
+    return rows
+
+
+def _cases(folder: Path, checkpoint: Path) -> Iterator[_Case]:
+    """Yield the name, the output and the config of each run, in the order of the runs."""
+
+    def case(name: str, output: str, rows: list[dict[str, Any]], *tasks: object) -> _Case:
+        datasets = _dataset(
+            folder / f"{name}.jsonl", rows, shard_prompts=8, id_column="key", tasks=list(tasks)
+        )
+        (folder / name).mkdir()
+        config = write_config(folder / name, checkpoint, datasets=datasets)
+        return name, str(folder / output), str(config)
+
+    good = {**LABELS, "label_column": "two", "split_column": "part"}
+    yield case("no column", "a", _rows(), good, {**LABELS, "name": "other", "label_column": "to"})
+    yield case(
+        "no task",
+        "a",
+        _rows(two=(30, "new")),
+        {**LABELS, "name": "single", "label_column": "one"},
+        {**LABELS, "name": "few", "label_column": "two", "samples_per_label": 35},
+        {"name": "fine", "type": "clustering", "label_column": "two"},
+        {**good, "name": "unseen"},
+    )
+    yield case("mended tasks", "a", _rows(), good, {**good, "name": "few", "samples_per_label": 9})
+    yield case("no number", "b", _rows(score=(6, "high")), SIMILAR)
+    yield case("same id", "b", _rows(key=(7, "row-3")), SIMILAR)
+    yield case("no candidate", "b", _rows(text=(8, None)), SIMILAR, ORDER)
+    yield case("mended rows", "b", _rows(), SIMILAR, ORDER)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str, Prepared]:
+    folder = tmp_path_factory.mktemp("prepared")
+    subprocess.run(
+        [sys.executable, "-c", _DRIVER, str(folder / "done.json")],
+        input=json.dumps(list(_cases(folder, checkpoint))),
+        cwd=PROJECT,
+        env=offline_environment(),
+        text=True,
+        timeout=TIME_LIMIT,
+        check=True,
+    )
+    done = json.loads((folder / "done.json").read_text())
+    return {name: Prepared(**values) for name, values in done.items()}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            "no column",
+            ["no column.jsonl has no column 'to' (label_column of task other); it has: "],
+        ),
+        (
+            "no task",
+            [
+                "task single, column one: the training items have 1 label (always), 2 are needed; ",
+                "task few, column two: label 'new' has 1 training item, samples_per_label is 35; ",
+                "task unseen, column two: the test items have 1 label (new) that no training item",
+            ],
+        ),
+        ("no number", ["task similar, column score: 'high' in row 7 is not a number"]),
+        ("same id", ["column key: row 4 and row 8 have the same id 'row-3'"]),
+        (
+            "no candidate",
+            ["task order, column text: the query of row 9 has no candidate; leave it out"],
+        ),
+    ],
+)
+def test_data_that_a_task_cannot_use_is_one_line_and_nothing_is_published(
+    prepared: dict[str, Prepared], case: str, expected: list[str]
+) -> None:
+    done = prepared[case]
+    assert done.code == 2
+    assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", done.error)
+    for words in expected:
+        assert words in done.error
+    assert done.published == []
+    assert "fine" not in done.error
+
+
+def test_what_was_refused_is_mended_and_runs_without_overwrite(
+    prepared: dict[str, Prepared],
+) -> None:
+    for case, tasks in (("mended tasks", ["few", "labels"]), ("mended rows", ["order", "similar"])):
+        done = prepared[case]
+        assert (done.code, done.error) == (0, "")
+        assert done.published == ["dataset=odd", *(f"task={task}" for task in tasks)]
+        with_shards = {name.split("/")[1] for name in done.files if name.endswith(".parquet")}
+        assert with_shards == set(done.published)
+
+
+def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path) -> None:
+    root, where = Root(str(tmp_path)), Partition("prompts", ("odd",))
+    target = prepare._Target(where, {"source": "mended"})
+    blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
+    receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
+    assert not prepare._is_complete(root, target)
+    publish(root, where, {"source": "refused"}, [receipt])
+    with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
+        prepare._is_complete(root, target)
+    assert not prepare._is_complete(root, target, overwrite=True)
 
 
 def test_plan_that_can_never_be_scheduled_is_refused(
@@ -166,25 +349,24 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
     written = json.dumps(report)
     for counted in ("whitespace", "empty", "null", "truncated"):
         assert counted in written
-    assert report["subjects"][0]["verdict"]["kind"] == "not_enough_evidence"
+    assert report["subjects"][0]["verdict"]["kind"] == "no_labels"
 
 
 def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "one", blocks=1)
-    task = {"name": "label", "type": "classification", "label_column": "label"}
-    rows_in = [{"text": "the only text there is", "label": "a"}]
-    datasets = _dataset(tmp_path / "a.jsonl", rows_in, tasks=[task])
+    task = {"name": "itself", "type": "retrieval", "query_column": "text"}
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": "the only text there is"}], tasks=[task])
     config = write_config(tmp_path, folder, datasets=datasets)
     cli("run", str(config), "--output", str(tmp_path / "out"))
     root = Root(str(tmp_path / "out"))
-    assert all(partitions(root, table) for table in KEYS)
+    assert [table for table in KEYS if not partitions(root, table)] == ["learning_curves"]
     with connect(root) as sql:
         rows = sql.sql(
             "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "
             "count(DISTINCT layer) FROM layer_metrics GROUP BY metric ORDER BY metric"
         ).fetchall()
         scores = sql.sql(
-            "SELECT bool_and(isnan(value)), bool_and(reason IS NOT NULL) FROM probe_scores"
+            "SELECT bool_and(value = 1), bool_and(reason IS NULL) FROM probe_scores"
         ).fetchall()
     assert {row[0]: row[1:] for row in rows} == ONE_PROMPT
     assert scores == [(True, True)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 import yaml
@@ -11,14 +13,27 @@ from pydantic import ValidationError
 
 from jobs import config as configs
 from jobs.config import ConfigError, RunConfig, load, parse
-from jobs.corpora import RetrievalTask
 from jobs.records import PROMPT
+from jobs.tasks import PROTOCOL, RetrievalTask, Task
+from operators.benchmark import tasks as benchmark_tasks
 from operators.metrics.registry import METRICS
 
 SECRET = "hunter2"
 SUBJECT = {"model": "some/model"}
 FILES = {"files": "texts.jsonl"}
 DATASET = {"name": "data", "source": FILES}
+TASKS = (
+    "classification",
+    "regression",
+    "clustering",
+    "pair_classification",
+    "sts",
+    "reranking",
+    "retrieval",
+    "mteb",
+)
+PAIR = {"first_column": "one", "second_column": "two"}
+PAIR_TEXTS = ("one", "two")
 BARE: dict[str, Any] = {"name": "bare", "subjects": [SUBJECT], "datasets": [DATASET]}
 
 
@@ -109,7 +124,7 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"extrct": {}}, ["unknown key extrct", "known keys: cluster, datasets, extract"]),
+        ({"extrct": {}}, ["unknown key extrct", "known keys: cluster, curves, datasets, extract"]),
         ({1: 2}, ["unknown key 1", "known keys"]),
         ({"extract": {"nroms": ["final"]}}, ["extract: unknown key nroms", "max_tokens, norms"]),
         (
@@ -189,19 +204,25 @@ def test_no_task_can_be_called_like_the_prompts_of_prepare() -> None:
 
 
 def test_a_task_without_a_known_type_names_the_types() -> None:
-    task = {"name": "a", "type": "regression", "label_column": "a"}
+    task = {"name": "a", "type": "summarization", "label_column": "a"}
     message = refusal(datasets=[{**DATASET, "tasks": [task]}])
-    for word in ("datasets.0.tasks.0", "'regression'", "'classification'", "'retrieval'"):
+    for word in ("datasets.0.tasks.0", "'summarization'", *map(repr, TASKS)):
         assert word in message
 
 
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ({}, r"exactly one of builtin, hub, files; got \[\]"),
-        ({"hub": "a", **FILES}, r"exactly one of builtin, hub, files; got \['files', 'hub'\]"),
-        ({"path": "a"}, r"exactly one of builtin, hub, files; got \['path'\]"),
-        ("texts.jsonl", r"a mapping with exactly one of builtin, hub, files \(got 'texts\.jsonl'"),
+        ({}, r"exactly one of builtin, hub, files, mteb; got \[\]"),
+        (
+            {"hub": "a", **FILES},
+            r"exactly one of builtin, hub, files, mteb; got \['files', 'hub'\]",
+        ),
+        ({"path": "a"}, r"exactly one of builtin, hub, files, mteb; got \['path'\]"),
+        (
+            "texts.jsonl",
+            r"a mapping with exactly one of builtin, hub, files, mteb \(got 'texts\.jsonl'",
+        ),
         ({"builtin": "novels"}, r"\.builtin: .*'docstrings' \(got 'novels'\)"),
         ({**FILES, "format": "xml"}, r"\.format: .*'jsonl'.*'xml'"),
         ({"files": []}, r"\.files: .*at least 1"),
@@ -332,4 +353,180 @@ def test_columns_are_what_the_tasks_read() -> None:
     ).datasets[0]
     assert isinstance(dataset.tasks[2], RetrievalTask)
     assert dataset.text_columns == ("body", "title", "note")
-    assert dataset.columns == ("body", "title", "note", "topic", "s")
+    assert dataset.columns == ("body", "title", "note", "s", "topic")
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "values"),
+    [
+        ({"type": "classification", "label_column": "a"}, ("text",), ("a",)),
+        ({"type": "clustering", "label_column": "a", "split_column": "b"}, ("text",), ("a", "b")),
+        ({"type": "regression", "value_column": "a"}, ("text",), ("a",)),
+        ({**PAIR, "type": "pair_classification", "label_column": "a"}, ("one", "two"), ("a",)),
+        ({**PAIR, "type": "sts", "score_column": "a", "split_column": "b"}, PAIR_TEXTS, ("a", "b")),
+        (
+            {
+                "type": "reranking",
+                "query_column": "one",
+                "candidate_column": "two",
+                "relevance_column": "a",
+            },
+            PAIR_TEXTS,
+            ("a",),
+        ),
+        ({"type": "retrieval", "query_column": "one"}, ("text", "one"), ()),
+        (
+            {
+                "type": "retrieval",
+                "query_column": "one",
+                "document_column": "two",
+                "relevance_column": "a",
+            },
+            PAIR_TEXTS,
+            ("a",),
+        ),
+    ],
+)
+def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it(
+    task: dict[str, str], texts: tuple[str, ...], values: tuple[str, ...]
+) -> None:
+    (dataset,) = dataset_with(tasks=[{"name": "t", **task}]).datasets
+    assert dataset.text_columns == texts
+    assert set(dataset.columns) == {*texts, *values}
+    asked = dataset_with(text_column="text", tasks=[{"name": "t", **task}], id_column="key")
+    assert set(asked.datasets[0].columns) == {"text", *texts, *values, "key"}
+    without = dataset_with(tasks=[]).datasets[0]
+    assert without.columns == without.text_columns == ("text",)
+
+
+def test_blank_texts_are_kept_only_if_asked_for() -> None:
+    assert not dataset_with().datasets[0].keeps_blank
+    assert dataset_with(min_chars=0).datasets[0].keeps_blank
+    assert "min_chars" in refusal(datasets=[{**DATASET, "min_chars": -1}])
+
+
+def test_settings_of_the_protocol_are_fields_of_the_tasks() -> None:
+    types = get_args(get_args(Task)[0])
+    assert {each.model_fields["type"].annotation for each in types} == {
+        Literal[name] for name in TASKS
+    }
+    fields = {name for each in types for name in each.model_fields}
+    assert fields >= PROTOCOL
+    assert not {name for name in PROTOCOL if name.endswith("_column")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"rank": {"policy": "cheapest"}},
+            ["rank.policy", "'best', 'cheapest_equal' or 'last_unless_significant'", "'cheapest'"],
+        ),
+        ({"rank": {"search": "quick"}}, ["rank.search", "'full' or 'halving'", "'quick'"]),
+        ({"rank": {"variant": "l1"}}, ["rank.variant", "'raw' or 'l2'", "'l1'"]),
+        (
+            {"rank": {"variant": "l2"}, "probe": {"variants": ["raw"]}},
+            ["rank.variant is l2, but probe.variants has only raw"],
+        ),
+        ({"probe": {"variants": []}}, ["probe.variants", "at least 1", "[]"]),
+        ({"probe": {"variants": ["l2", "l2"]}}, ["probe.variants", "l2 is used twice"]),
+        ({"probe": {"replicates": -1}}, ["probe.replicates", "equal to 0", "got -1"]),
+        ({"curves": {"noise": [0.1, 1.5]}}, ["curves.noise.1", "equal to 1", "got 1.5"]),
+        ({"curves": {"noise": [-0.1]}}, ["curves.noise.0", "greater than 0", "got -0.1"]),
+        ({"curves": {"noise": [0]}}, ["curves.noise.0", "greater than 0", "got 0"]),
+        ({"curves": {"noise": [float("nan")]}}, ["curves.noise.0", "nan"]),
+        ({"curves": {"noise": [0.125]}}, ["curves.noise.0", "multiple of 0.01", "got 0.125"]),
+        ({"curves": {"noise": [0.1, 0.10]}}, ["curves.noise", "0.1 is used twice"]),
+        ({"curves": {"examples": [2, 0]}}, ["curves.examples.1", "equal to 1", "got 0"]),
+        ({"curves": {"examples": [2, 2]}}, ["curves.examples", "2 is used twice"]),
+        (
+            {"datasets": [{**DATASET, "tasks": [{"type": "mteb", "name": "Banking77"}]}]},
+            ["datasets.0: task Banking77 of type mteb brings its own texts", "source: {mteb: "],
+        ),
+    ],
+)
+def test_bad_rankings_probes_and_curves_name_key_value_and_choices(
+    changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(**changes)
+    for word in ["run.yaml", *words]:
+        assert word in message
+
+
+def test_every_hundredth_is_a_noise_and_curves_ascend() -> None:
+    levels = [number / 100 for number in range(1, 101)]
+    curves = run_with(curves={"noise": levels[::-1], "examples": [32, 2, 8]}).curves
+    assert curves.noise == tuple(levels)
+    assert curves.examples == (2, 8, 32)
+    assert run_with().curves.noise == run_with().curves.examples == ()
+
+
+@pytest.fixture
+def known_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks of mteb by name, without the seconds that its import takes."""
+
+    def names(spec: Sequence[str], _modules: Sequence[str]) -> list[str]:
+        return [part for name in spec for part in {"pair": ["One", "Two"]}.get(name, [name])]
+
+    monkeypatch.setattr(benchmark_tasks, "task_names", names)
+
+
+@pytest.mark.usefixtures("known_mteb")
+def test_tasks_of_mteb_are_a_dataset_of_their_own() -> None:
+    short = run_with(tasks={"mteb": "pair", "modules": "my.tasks"})
+    assert [each.name for each in short.datasets] == ["data", "mteb"]
+    written = run_with(
+        datasets=[DATASET, {"name": "mteb", "source": {"mteb": ["pair"], "modules": ["my.tasks"]}}]
+    )
+    assert short == written
+    dataset = short.datasets[1]
+    assert [(task.type, task.name) for task in dataset.tasks] == [("mteb", "One"), ("mteb", "Two")]
+    assert (dataset.text_columns, dataset.columns) == (("text",), ("text", "task"))
+    assert dataset.keeps_blank
+    alone = {key: value for key, value in BARE.items() if key != "datasets"}
+    nothing: list[dict[str, Any]] = [{}, {"datasets": None}, {"datasets": []}]
+    for datasets in nothing:
+        values = {**alone, **datasets, "tasks": {"mteb": ["One"]}}
+        found = parse(yaml.safe_dump(values), "run.yaml").datasets
+        assert [each.name for each in found] == ["mteb"]
+
+
+@pytest.mark.usefixtures("known_mteb")
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"tasks": {"mteb": []}}, "tasks: mteb: .*at least 1 item.*; tasks on columns of your own"),
+        ({"tasks": {"mtb": "One"}}, "tasks: unknown key mtb; known keys: modules, mteb; "),
+        ({"tasks": ["One"]}, "tasks: .*valid dictionary"),
+        ({"tasks": {"mteb": "One"}, "datasets": "mine"}, "datasets: .*valid tuple"),
+        ({"datasets": [{"name": "m", "source": {"mteb": 1}}]}, r"datasets\.0\.source\.mteb: "),
+        (
+            {"datasets": [{"name": "m", "source": {"mteb": "One", "hub": "a"}}]},
+            r"datasets\.0\.source: give exactly one of .*\['hub', 'mteb'\]",
+        ),
+        *(
+            (
+                {"datasets": [{"name": "m", "source": {"mteb": "One"}, key: value}]},
+                rf"datasets\.0: a dataset of mteb has the texts and tasks that .*leave out {key}$",
+            )
+            for key, value in [
+                ("limit", 5),
+                ("min_chars", 1),
+                ("text_column", "text"),
+                ("id_column", "id"),
+                ("tasks", 5),
+                ("tasks", [{"name": "t", "type": "clustering", "label_column": "a"}]),
+            ]
+        ),
+    ],
+)
+def test_tasks_of_mteb_take_no_columns_of_your_own(changes: dict[str, Any], problem: str) -> None:
+    assert re.search(f"^run.yaml: {problem}", refusal(**changes))
+
+
+def test_an_unknown_task_of_mteb_names_close_ones() -> None:
+    pytest.importorskip("mteb", reason="tasks of mteb are the extra `mteb`")
+    message = refusal(tasks={"mteb": "Banking77Clasification"})
+    assert "unknown mteb task, benchmark or list 'Banking77Clasification'" in message
+    assert "close to it: Banking77Classification" in message
+    assert "close to it: " in refusal(tasks={"mteb": ["NoSuchTask"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -28,7 +29,7 @@ from storage.root import Root
 from storage.shards import read_table
 from storage.sql import connect
 from storage.vectors import Group, read_vectors
-from tests.conftest import PROJECT, Cli, write_config, write_texts
+from tests.conftest import MORE_TASKS, PROJECT, Cli, write_config, write_texts
 from tests.tiny import BLOCKS
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,10 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, checkpoint)
+    values = yaml.safe_load(config.read_text())
+    values["datasets"][0]["tasks"] += MORE_TASKS
+    values["curves"] = {"examples": [2, 4], "noise": [0.2]}
+    config.write_text(yaml.safe_dump(values))
     result = cli("run", str(config), "--output", str(folder / "out"))
     return Finished(config, Root(str(folder / "out")), result.stdout)
 
@@ -63,6 +68,7 @@ def _content(root: Root) -> dict[str, Any]:
     return {
         manifest.partition.path: {r.name: (r.rows, r.checksum) for r in manifest.receipts}
         for manifest in _manifests(root)
+        if manifest.partition.table != "layer_costs"  # latencies are measured
     }
 
 
@@ -85,7 +91,7 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
             "SELECT condition, count(DISTINCT prompt_id) FROM embeddings "
             "WHERE condition <> 'clean' GROUP BY ALL ORDER BY 1"
         ).fetchall()
-        assert views == [(f"view-{n:02d}", 24) for n in range(4)]
+        assert views == [("noise-0.20", 120), *((f"view-{n:02d}", 24) for n in range(4))]
         assert sql.sql("SELECT count(DISTINCT prompt_id) FROM tokens").fetchall() == [(16,)]
 
 
@@ -120,15 +126,44 @@ def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkp
 def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:
     with connect(finished.root) as sql:
         scores = sql.sql(
-            "SELECT task, task_type, count(*), count(DISTINCT layer), min(value) >= 0, "
-            "max(value) <= 1 FROM probe_scores GROUP BY ALL ORDER BY task"
+            "SELECT task, task_type, metric, count(*), count(DISTINCT layer), "
+            "count(DISTINCT variant), max(len(replicates)), "
+            "bool_and(isnan(value) OR abs(value) <= 1) FROM probe_scores "
+            "WHERE condition = 'clean' GROUP BY ALL ORDER BY task"
         ).fetchall()
-        per_task = (BLOCKS + 1) * 4 * 3
+        once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
+        rest = (BLOCKS + 1, 2)
+        # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
+        # two norms and two variants there is one undefined row instead of three folds.
         assert scores == [
-            ("find", "retrieval", per_task, BLOCKS + 1, True, True),
-            ("groups", "clustering", per_task, BLOCKS + 1, True, True),
-            ("topic", "classification", per_task, BLOCKS + 1, True, True),
+            ("alike", "sts", "cosine_spearman", once, *rest, 200, True),
+            ("find", "retrieval", "ndcg_at_10", once, *rest, 200, True),
+            ("groups", "clustering", "v_measure", 3 * once, *rest, 0, True),
+            ("length", "regression", "kendalltau", 3 * once - 8, *rest, 0, True),
+            ("order", "reranking", "map_at_1000", once, *rest, 200, True),
+            ("pairs", "pair_classification", "max_ap", once, *rest, 200, True),
+            ("tags", "classification", "accuracy", 3 * once, *rest, 0, True),
+            ("topic", "classification", "accuracy", 3 * once, *rest, 0, True),
         ]
+        curves = sql.sql(
+            "SELECT task, examples, count(*), avg(n_train) FROM learning_curves GROUP BY ALL "
+            "ORDER BY ALL"
+        ).fetchall()
+        per_layer = (BLOCKS + 1) * 3
+        assert [row[:3] for row in curves] == [
+            (task, examples, per_layer) for task in ("tags", "topic") for examples in (2, 4)
+        ]
+        assert [row[3] for row in curves[2:]] == [2 * 3, 4 * 3]
+        noisy = sql.sql(
+            "SELECT task, count(*) FROM probe_scores WHERE condition = 'noise-0.20' GROUP BY ALL "
+            "ORDER BY 1"
+        ).fetchall()
+        assert noisy == [(task, per_layer) for task in ("length", "tags", "topic")]
+        costs = sql.sql(
+            "SELECT layer, parameters, flops_per_token, latency_ms > 0 FROM layer_costs ORDER BY 1"
+        ).fetchall()
+        assert [row[0] for row in costs] == list(range(BLOCKS + 1))
+        assert all(a[1] < b[1] and a[2] < b[2] for a, b in itertools.pairwise(costs))
         metrics = sql.sql(
             "SELECT metric, count(DISTINCT layer), bool_or(isnan(value)) FROM layer_metrics "
             "WHERE pooling IN ('mean', 'tokens') GROUP BY ALL ORDER BY 1"
@@ -142,6 +177,8 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
         assert [row[0] for row in ranking] == list(range(BLOCKS + 1))
         assert ranking[-1][2] == 1.0
         assert sum(row[3] for row in ranking) == 1
+        evidence = sql.sql("SELECT sum(p_best), sum(won), min(shortfall) FROM ranking").fetchall()
+        assert evidence == [(pytest.approx(1), pytest.approx(1), 0)]
 
 
 def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:

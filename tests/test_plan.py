@@ -12,6 +12,7 @@ import yaml
 
 from jobs import cli
 from jobs import config as configs
+from jobs.commands import USAGE
 from jobs.corpora import BuiltinSource
 from jobs.plan import Plan, plan
 from jobs.targets import TokenPlan
@@ -59,7 +60,7 @@ def plans_of(output: Root | None = None, **changes: Any) -> list[Plan]:  # noqa:
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Return the one line that a wrong command leaves on standard error."""
-    assert cli.main(list(arguments)) == cli.USAGE == 2
+    assert cli.main(list(arguments)) == USAGE == 2
     shown = capsys.readouterr().err
     assert re.fullmatch(r"layerrank: [^\n]+\n", shown)
     return shown
@@ -201,7 +202,7 @@ def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("command", ["run", "extract", "plan"])
 def test_an_unknown_key_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = failure(capsys, command, write_run(extrct={"device": "cpu"}))
-    assert "run.yaml: unknown key extrct; known keys: cluster, datasets, extract" in message
+    assert "run.yaml: unknown key extrct; known keys: cluster, curves, datasets, extract" in message
 
 
 def test_a_run_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:

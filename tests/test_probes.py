@@ -1,22 +1,19 @@
-"""The labelled probes: closed forms, invariances, and the same scores as mteb's own tasks."""
+"""Classification, clustering and retrieval: closed forms and invariances."""
 
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import ndcg_score
-from torch.utils.data import DataLoader
+from sklearn.preprocessing import normalize
 
-from operators.probes import MAIN_METRICS
+from operators.probes import MAIN_METRICS, cosine
 from operators.probes import retrieval as retrieval_module
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering
-from operators.probes.fold import FoldScore, finite_vectors
+from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
 from operators.probes.retrieval import ndcg, retrieval
 
 N_LABELS = 4
@@ -45,11 +42,11 @@ def test_separable_groups_score_one() -> None:
         "clustering": clustering(rows, labels, documents_per_fold=200),
         "retrieval": retrieval(rows, rows, own_group),
     }
-    assert probes.keys() == MAIN_METRICS.keys()
     for probe, scores in probes.items():
-        assert [score.fold for score in scores] == list(range(10))
+        n_folds = 1 if probe == "retrieval" else 10
+        assert [score.fold for score in scores] == list(range(n_folds))
         assert {score.metric for score in scores} == {MAIN_METRICS[probe]}
-        assert values(scores) == pytest.approx([1.0] * 10)
+        assert values(scores) == pytest.approx([1.0] * n_folds)
 
 
 def test_shuffled_labels_score_near_chance() -> None:
@@ -66,8 +63,36 @@ def test_counts_of_a_fold() -> None:
     assert [(score.n_train, score.n_test) for score in few] == [(5 * N_LABELS, 50)] * 3
     drawn = clustering(rows, labels, folds=2, documents_per_fold=300)
     assert [(score.n_train, score.n_test) for score in drawn] == [(0, 300)] * 2
-    ranked = retrieval(rows[:5], rows, [[0]] * 5, folds=2)
-    assert [(score.n_train, score.n_test) for score in ranked] == [(0, 3), (0, 2)]
+    ranked = retrieval(rows[:5], rows, [[0]] * 5)
+    assert [(score.n_train, score.n_test) for score in ranked] == [(0, 5)]
+    assert all(score.replicates == () for score in few + drawn)
+
+
+def test_resamples_depend_on_nothing_else_and_hold_as_many_items() -> None:
+    first = [*item_resamples(7, seed=3, count=50)]
+    assert len(first) == 50
+    assert all(count_N.shape == (7,) and count_N.sum() == 7 for count_N in first)
+    for again, longer in zip(first, item_resamples(7, seed=3, count=60), strict=False):
+        np.testing.assert_array_equal(again, longer)
+    # Each item is drawn once on average, with the variance 1 - 1/7 of a multinomial draw.
+    drawn = np.stack([*item_resamples(7, seed=4, count=4000)])
+    np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=0.06)
+    np.testing.assert_allclose(drawn.var(axis=0), 1 - 1 / 7, atol=0.08)
+    assert [*item_resamples(7, seed=3, count=0)] == []
+
+
+def test_unit_rows_are_those_of_scikit_learn() -> None:
+    rows = np.random.default_rng(8).standard_normal((50, 16)).astype(np.float32) * 30
+    rows[7] = 0
+    before = rows.copy()
+    unit = unit_rows(rows)
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(unit, normalize(rows))
+    np.testing.assert_array_equal(rows, before)
+    norms = np.delete(np.linalg.norm(unit, axis=1), 7)
+    np.testing.assert_allclose(norms, 1, rtol=1e-6)
+    np.testing.assert_array_equal(unit[7], 0)
+    assert unit_rows(rows.astype(np.float16)).dtype == np.float32
 
 
 def test_few_shot_rows_differ_between_folds_and_take_what_a_rare_label_has() -> None:
@@ -147,7 +172,7 @@ ANGLES = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, math.sqrt(3)]])
 )
 def test_ndcg_by_hand(relevant: list[int], k: int, expected: float) -> None:
     query = np.array([[3.0, 0.0]])
-    (score,) = retrieval(query, ANGLES, [relevant], folds=1, k=k)
+    (score,) = retrieval(query, ANGLES, [relevant], k=k)
     assert score.value == pytest.approx(expected)
     assert score.metric == f"ndcg_at_{k}"
 
@@ -170,11 +195,11 @@ def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.Mo
     query = generator.standard_normal((7, 33)).astype(np.float32)
     document = np.repeat(generator.standard_normal((1, 33)), 101, axis=0).astype(np.float32)
     relevant = [[row] for row in range(7)]
-    expected = [1 / math.log2(row + 2) for row in range(7)]
-    assert values(retrieval(query, document, relevant, folds=7)) == pytest.approx(expected)
+    expected = [np.mean([1 / math.log2(row + 2) for row in range(7)])]
+    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
     monkeypatch.setattr(retrieval_module, "BLOCK_ENTRIES", 202)
-    monkeypatch.setattr(retrieval_module, "BLOCK_DOCUMENTS", 3)
-    assert values(retrieval(query, document, relevant, folds=7)) == pytest.approx(expected)
+    monkeypatch.setattr(cosine, "BLOCK_ROWS", 3)
+    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
 
 
 def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,25 +209,58 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     relevant = [generator.choice(50, size=3, replace=False) for _ in range(30)]
     whole = retrieval(query, document, relevant)
     monkeypatch.setattr(retrieval_module, "BLOCK_ENTRIES", 200)
-    monkeypatch.setattr(retrieval_module, "BLOCK_DOCUMENTS", 7)
+    monkeypatch.setattr(cosine, "BLOCK_ROWS", 7)
     assert retrieval(query, document, relevant) == whole
 
 
 def test_zero_vectors_are_similar_to_nothing() -> None:
     query = np.array([[1.0, 0.0], [0.0, 0.0]])
     document = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    scores = values(retrieval(query, document, [[0], [0]], folds=2))
     # The first query: 1.0, then 0 for the zero row; the second: all equal, so row 0 is first.
-    assert scores == pytest.approx([1 / math.log2(3), 1.0])
+    expected = [(1 / math.log2(3) + 1.0) / 2]
+    assert values(retrieval(query, document, [[0], [0]])) == pytest.approx(expected)
 
 
-def test_folds_partition_the_queries() -> None:
-    document = np.eye(6)
-    relevant = [[0], [0], [2], [0], [4], [0]]
-    scores = values(retrieval(document, document, relevant, folds=2))
-    # Even queries find their own document first; odd ones find row 0 first among the equal rest
-    # behind their own.
-    assert scores == pytest.approx([1.0, 1 / math.log2(3)])
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([1, 1], (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
+        ([3, 1], (1 / math.log2(3) + 3 / math.log2(4)) / (3 + 1 / math.log2(3))),
+        ([0, 2], 1 / math.log2(3)),
+    ],
+)
+def test_graded_gains_by_hand(gains: list[int], expected: float) -> None:
+    (score,) = retrieval(np.array([[3.0, 0.0]]), ANGLES, [[0, 2]], gains=[gains])
+    assert score.value == pytest.approx(expected)
+    (turned,) = retrieval(
+        np.array([[3.0, 0.0]]), ANGLES, [[2, 0, 2]], gains=[gains[::-1] + gains[1:]]
+    )
+    assert turned.value == score.value
+
+
+def test_graded_gains_agree_with_scikit_learn() -> None:
+    generator = np.random.default_rng(7)
+    query, document = (generator.standard_normal((n, 8)).astype(np.float32) for n in (20, 40))
+    gains = generator.integers(1, 5, size=(20, 40)) * (generator.random((20, 40)) < 0.2)
+    gains[:, 3] = 2
+    relevant = [np.flatnonzero(of_query) for of_query in gains]
+    graded = [of_query[rows] for of_query, rows in zip(gains, relevant, strict=True)]
+    (score,) = retrieval(query, document, relevant, gains=graded)
+    similarity = normalize(query) @ normalize(document).T
+    assert score.value == pytest.approx(ndcg_score(gains, similarity, k=10))
+
+
+def test_replicates_are_scores_of_the_resampled_queries() -> None:
+    rows, _ = blobs(60, spread=0.9)
+    relevant = [[query + 30] for query in range(30)]
+    (score,) = retrieval(rows[:30], rows, relevant, seed=5, replicates=20)
+    for replicate, count_N in zip(
+        score.replicates, item_resamples(30, seed=5, count=20), strict=True
+    ):
+        drawn = np.repeat(np.arange(30), count_N)
+        (again,) = retrieval(rows[drawn], rows, [relevant[query] for query in drawn])
+        assert replicate == pytest.approx(again.value)
+    assert len(set(score.replicates)) > 10
 
 
 ROWS, LABELS = blobs(40, spread=0.5)
@@ -227,7 +285,23 @@ BROKEN[5, 0] = np.inf
         (lambda: retrieval(ROWS, ROWS, [[0]] * 12 + [[]] + [[0]] * 27), "query 12 has no relevant"),
         (lambda: retrieval(ROWS, ROWS, [[0]] * 39 + [[40]]), "query 39 .* 40 documents"),
         (lambda: retrieval(ROWS, ROWS, [[0]] * 39), "one list per query, got 39 for 40"),
-        (lambda: retrieval(ROWS[:4], ROWS, [[0]] * 4), "4 cannot fill 10 folds"),
+        (
+            lambda: classification(ROWS, LABELS, ROWS, LABELS + 2),
+            "test: 2 of 4 labels do not appear in train.*: 4, 5$",
+        ),
+        (
+            lambda: classification(ROWS, LABELS, ROWS, [f"l{row:02}" for row in range(40)]),
+            "test: 40 of 40 labels.*: 'l00', 'l01', 'l02', 'l03', 'l04', …$",
+        ),
+        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[1]] * 39), "gains: one list per query"),
+        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[1, 2]] * 40), "1 documents and 2 gains"),
+        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[0]] * 40), "query 0 needs .* above 0"),
+        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[math.nan]] * 40), "finite gains"),
+        (
+            lambda: retrieval(ROWS, ROWS, [[2, 2]] * 40, gains=[[1, 2]] * 40),
+            "query 0 gives document 2 different gains",
+        ),
+        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, replicates=-1), "replicates .* got -1"),
         (lambda: retrieval(ROWS[:, :3], ROWS, [[0]] * 40), "queries 3, of documents 16"),
     ],
 )
@@ -236,84 +310,3 @@ def test_values_that_do_not_exist_are_errors(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def mteb_scores(
-    kind: str, dataset: dict[str, Any], rows: Matrix, **settings: object
-) -> dict[str, Any]:
-    """Scores of mteb's own task class on texts "0", "1", … that stand for the matrix's rows."""
-    mteb = pytest.importorskip("mteb")
-    from datasets import Dataset, DatasetDict
-    from mteb.models.abs_encoder import AbsEncoder
-
-    metadata = mteb.TaskMetadata(
-        name="Synthetic",
-        description="rows of a matrix",
-        type=kind,
-        dataset={"path": "none", "revision": "none"},
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score={"Classification": "accuracy", "Clustering": "v_measure"}[kind],
-    )
-
-    class Rows(AbsEncoder):
-        mteb_model_meta = mteb.models.ModelMeta.create_empty()
-
-        def __init__(self) -> None:
-            pass
-
-        def encode(self, inputs: DataLoader[Any], **_: object) -> Matrix:
-            return rows[[int(text) for text in inputs.dataset["text"]]]
-
-    base = getattr(mteb.abstasks, f"AbsTask{kind}")
-    task = type("Synthetic", (base,), {"metadata": metadata, **settings})()
-    task.dataset = DatasetDict({split: Dataset.from_dict(part) for split, part in dataset.items()})
-    task.data_loaded = True
-    with warnings.catch_warnings():
-        # Raised there for the iteration limit that is mteb's own choice.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        scores: dict[str, Any] = task.evaluate(Rows(), "test", encode_kwargs={})["default"]
-    return scores
-
-
-@pytest.mark.parametrize("samples_per_label", [8, 16])
-def test_classification_is_mtebs(samples_per_label: int) -> None:
-    rows, labels = blobs(500, spread=0.6)
-    order = np.random.default_rng(6).permutation(500)
-    # Dimensions of very different sizes, as in language models: the fit ends before it converges.
-    rows = (rows[order] * np.logspace(-2, 2, 16)).astype(np.float32)
-    labels = labels[order]
-    texts = [str(row) for row in range(500)]
-    theirs = mteb_scores(
-        "Classification",
-        {
-            "train": {"text": texts[:300], "label": labels[:300].tolist()},
-            "test": {"text": texts[300:], "label": labels[300:].tolist()},
-        },
-        rows,
-        samples_per_label=samples_per_label,
-    )
-    ours = classification(
-        rows[:300], labels[:300], rows[300:], labels[300:], samples_per_label=samples_per_label
-    )
-    assert values(ours) == [fold["accuracy"] for fold in theirs["scores_per_experiment"]]
-    assert len(set(values(ours))) > 1
-
-
-@pytest.mark.parametrize("max_documents", [None, 150, 300, 900])
-def test_clustering_is_mtebs(max_documents: int | None) -> None:
-    rows, labels = blobs(300, spread=0.4)
-    theirs = mteb_scores(
-        "Clustering",
-        {"test": {"sentences": [str(row) for row in range(300)], "labels": labels.tolist()}},
-        rows,
-        max_fraction_of_documents_to_embed=None,
-        max_document_to_embed=max_documents,
-        max_documents_per_cluster=120,
-        k_mean_batch_size=64,
-    )
-    ours = clustering(
-        rows, labels, max_documents=max_documents, documents_per_fold=120, batch_size=64
-    )
-    assert values(ours) == theirs["v_measures"]["Level 0"]
-    assert len(set(values(ours))) > 1

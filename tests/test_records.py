@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import records
+from jobs.config import ConfigError
 from jobs.corpora import DatasetConfig
-from jobs.records import items_of, markers, prompts_of, records_of, skip_reason
+from jobs.records import check_ids, items_of, markers, prompts_of, records_of, skip_reason
 from operators.seeding import prompt_id
 from storage import schema
 
@@ -70,6 +71,23 @@ def test_every_skipped_text_has_one_reason(
     text: str | None, min_chars: int, reason: str | None
 ) -> None:
     assert skip_reason(text, min_chars) == reason
+    kept = None if text is not None else "null"
+    assert skip_reason(text, min_chars, keeps_blank=True) == kept
+
+
+def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:
+    rows = source(text=["", " ", None, "a"], query=["q", "", "\t", None])
+    table, _, facts = prompts_of(shards_of(dataset(FIND, min_chars=0), rows, 1)[0], 0)
+    assert sorted(table["text"].to_pylist()) == ["", "\t", " ", "a", "q"]
+    assert {reason: count for reason, count in facts.items() if count} == {
+        "skipped_null": 2,
+        "duplicates": 1,
+    }
+    found = items(dataset(FIND, min_chars=0), rows)
+    assert [(item["query_id"], item["candidate_id"]) for item in found] == [
+        (prompt_id("q"), prompt_id("")),
+        (prompt_id(""), prompt_id(" ")),
+    ]
 
 
 def test_skipped_and_repeated_texts_are_counted() -> None:
@@ -232,10 +250,49 @@ def test_shards_cover_the_valid_texts_without_overlap() -> None:
         groups = shards_of(config, source(text=given_texts), shards)
         tables = [prompts_of(group, number) for number, group in enumerate(groups)]
         found = [text for table, _, _ in tables for text in table["text"].to_pylist()]
-        valid = {t for t in given_texts if t is not None and t.strip() and len(t) >= min_chars}
+        valid = {t for t in given_texts if t is not None}
+        if min_chars:  # 0 keeps blank texts
+            valid = {t for t in valid if t.strip() and len(t) >= min_chars}
         assert len(found) == len(set(found))
         assert set(found) == valid
         left_out = sum(sum(facts.values()) for _, _, facts in tables)
         assert len(found) + left_out == len(given_texts)
 
     check()
+
+
+def refused_ids(rows: pa.Table, shards: int = 5) -> list[str]:
+    """Return what is wrong with the ids of each shard."""
+    config, refused = dataset(id_column="key"), []
+    for group in shards_of(config, rows, shards):
+        try:
+            check_ids(config, group)
+        except ConfigError as error:
+            refused.append(str(error))
+    return refused
+
+
+def test_ids_that_differ_or_are_not_given_are_fine() -> None:
+    texts = [f"text {n}" for n in range(40)]
+    assert refused_ids(source(text=texts, key=[f"row-{n}" for n in range(40)])) == []
+    assert refused_ids(source(text=texts, key=[None, ""] * 20)) == []
+    rows = source(text=["a", "b"], key=["a", "b"])
+    prompts = prompts_of(shards_of(dataset(id_column="key"), rows, 1)[0], 0)[0]
+    assert sorted(prompts["text"].to_pylist()) == ["a", "b"]  # an id is no prompt
+
+
+def test_an_id_of_two_rows_names_both_wherever_they_are() -> None:
+    keys = [f"row-{n}" for n in range(40)]
+    keys[31] = keys[4]
+    rows = source(text=[f"text {n}" for n in range(40)], key=keys)
+    expected = "dataset data, column key: row 5 and row 32 have the same id 'row-4'"
+    assert refused_ids(rows) == [expected]
+    assert refused_ids(rows.take(list(reversed(range(40))))) == [expected]
+    second_file = rows.set_column(
+        rows.column_names.index("row"),
+        "row",
+        pa.array([n if n < 20 else (1 << schema.ROW_BITS) + n - 20 for n in range(40)], pa.int64()),
+    )
+    assert refused_ids(second_file) == [
+        "dataset data, column key: row 5 and row 12 of source part 2 have the same id 'row-4'"
+    ]

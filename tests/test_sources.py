@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from jobs import sources
 from jobs.config import ConfigError
 from jobs.corpora import DatasetConfig
 from jobs.sources import Fragment
+from operators.benchmark import score as benchmark_score
+from operators.benchmark import tasks as benchmark_tasks
 from storage.root import resolve
 from tests.conftest import S3
 
@@ -142,6 +145,23 @@ def test_categories_of_parquet_become_strings(tmp_path: Path) -> None:
     assert [label for label, _ in rows] == ["sea", "sky", "sea"]
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_lists_become_json_and_nothing_stays_nothing(form: str, tmp_path: Path) -> None:
+    values: list[Any] = [["a", "b"], [], None, ['é,"', None]]
+    path = write(tmp_path / f"t.{form}", {"text": list("wxyz"), "labels": values})
+    rows = read_all(dataset({"files": str(path)}), ["labels", "text"])
+    texts = [row[0] for row in rows]
+    assert [None if text is None else json.loads(text) for text in texts] == values
+    assert [row[1] for row in rows] == list("wxyz")
+
+
+def test_structs_of_parquet_become_json_whatever_they_hold(tmp_path: Path) -> None:
+    day = pa.array([{"on": date(2024, 2, 29), "n": 1}, None])
+    pq.write_table(pa.table({"text": ["a", "b"], "day": day}), tmp_path / "t.parquet")
+    rows = read_all(dataset({"files": str(tmp_path / "t.parquet")}), ["day"])
+    assert [day for day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None]
+
+
 def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
     tmp_path: Path,
 ) -> None:
@@ -241,6 +261,22 @@ def test_a_missing_column_names_those_that_exist(form: str, tmp_path: Path) -> N
     sources.require_columns(dataset({"files": str(path)}, text_column="body"), fragment, columns)
 
 
+def test_a_missing_column_names_the_tasks_that_want_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", {"text": ["a"], "topic": ["b"]})
+    tasks = [
+        {"name": "kind", "type": "classification", "label_column": "label", "split_column": "part"},
+        {"name": "groups", "type": "clustering", "label_column": "label"},
+    ]
+    config = dataset({"files": str(path)}, tasks=tasks, id_column="key")
+    fragment = sources.discover(config, {})[0]
+    with pytest.raises(ConfigError) as caught:
+        sources.require_columns(config, fragment, ["text", "topic"])
+    assert str(caught.value) == (
+        f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), 'label' "
+        "(label_column of task kind, label_column of task groups); it has: text, topic"
+    )
+
+
 def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> None:
     path = tmp_path / "texts.data"
     path.write_text("one\ntwo\n")
@@ -304,6 +340,54 @@ def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
 def test_identity_of_a_builtin_corpus_names_versions() -> None:
     versions = sources.identity(dataset({"builtin": "docstrings"}), {})["versions"]
     assert set(versions) >= {"numpy", "torch"}
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[str]]]]:
+    """Stand in for mteb: names its tasks, gives their texts, remembers what was recorded."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def texts(task: str, modules: list[str]) -> list[str]:
+        asked.append((task, modules))
+        return [f"first of {task}", "", f"last of {task}"]
+
+    monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
+    monkeypatch.setattr(benchmark_score, "recorded_texts", texts)
+    sources._mteb_texts.cache_clear()
+    yield asked
+    sources._mteb_texts.cache_clear()
+
+
+def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
+    recorded: list[tuple[str, list[str]]],
+) -> None:
+    config = dataset({"mteb": ["One", "Two"], "modules": "my.tasks"})
+    found = []
+    for whole in sources.discover(config, {}):
+        length, columns = sources.inspect(whole, {})
+        assert columns == ["text", "task"]
+        sources.require_columns(config, whole, columns)
+        (part,), _ = sources.cut([whole], [length], None)
+        found += list(rows_of(part, config.columns))
+    assert found == [
+        ("first of One", "One", 0),
+        ("", "One", 1),
+        ("last of One", "One", 2),
+        ("first of Two", "Two", ROW),
+        ("", "Two", ROW + 1),
+        ("last of Two", "Two", ROW + 2),
+    ]
+    assert recorded == [("One", ["my.tasks"]), ("Two", ["my.tasks"])]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_identity_of_tasks_of_mteb_names_tasks_modules_and_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "version", {"mteb": "2.26"}.__getitem__)
+    one = sources.identity(dataset({"mteb": ["One"]}), {})
+    assert one == {"tasks": ["One"], "modules": [], "mteb": "2.26"}
+    assert sources.identity(dataset({"mteb": ["One"], "modules": ["mine"]}), {}) != one
 
 
 class Hub:

@@ -135,6 +135,51 @@ def test_passes_are_the_clean_one_and_every_view() -> None:
         )
 
 
+def noisy_run(*tasks: dict[str, Any]) -> list[Pass]:
+    dataset = {"name": "data", "source": {"files": "x.csv"}, "tasks": list(tasks)}
+    return passes_of(datasets=[dataset], curves={"noise": [0.2, 0.05]})
+
+
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        {"name": "t", "type": "classification", "label_column": "a"},
+        {"name": "t", "type": "regression", "value_column": "a"},
+    ],
+)
+def test_noise_is_a_pass_over_every_prompt_of_a_dataset_with_a_fitted_task(
+    fitted: dict[str, Any],
+) -> None:
+    groups = {"name": "g", "type": "clustering", "label_column": "a"}
+    clean, *views, low, high = noisy_run(groups, fitted)
+    assert [each.condition for each in (low, high)] == ["noise-0.05", "noise-0.20"]
+    assert len(views) == 3
+    for each in (low, high):
+        assert each.targets == [each.embeddings]
+        assert each.embeddings.shares == ALL
+        assert each.embeddings.settings == clean.embeddings.settings
+        assert each.embeddings.partition == Partition(
+            "embeddings", ("model", "main", "data", each.condition)
+        )
+    assert [each.condition for each in noisy_run(groups)] == [
+        "clean",
+        "view-00",
+        "view-01",
+        "view-02",
+    ]
+
+
+def test_noise_units_take_every_prompt_of_a_shard() -> None:
+    fitted = {"name": "t", "type": "regression", "value_column": "a"}
+    noisy = noisy_run(fitted)[-1]
+    units = missing_units(noisy, prompts_with(ROWS), done_of(noisy, {"embeddings": {2}}))
+    assert [(u.shard, u.prompts, u.take, u.condition) for u in units] == [
+        (0, 5, 5, "noise-0.20"),
+        (1, 0, 0, "noise-0.20"),
+        (3, 3, 3, "noise-0.20"),
+    ]
+
+
 def test_stored_metrics_are_no_target_of_extraction_and_fused_ones_need_no_states() -> None:
     stored = passes_of(measure={"token_metrics": "stored"})[0]
     assert [target.partition.table for target in stored.targets] == ["embeddings", "tokens"]
@@ -203,7 +248,8 @@ def test_every_target_is_made_with_different_settings() -> None:
         ({"measure": {"method": "approximate"}}, {"metrics"}),
         ({"measure": {"metrics": ["curvature", "dime"]}}, {"metrics"}),
         ({"measure": {"delta": 1.0, "device": "cpu"}}, set()),
-        ({"probe": {"seed": 1}, "output": "elsewhere"}, set()),
+        ({"probe": {"seed": 1, "variants": ["raw"]}, "output": "elsewhere"}, set()),
+        ({"curves": {"noise": [0.1], "examples": [2]}, "rank": {"policy": "best"}}, set()),
         ({"prompts": prompts_with(ROWS, "other")}, {"clean", "tokens", "metrics", "views"}),
         ({"identity": {**IDENTITY, "revision": "step1"}}, {"clean", "tokens", "metrics", "views"}),
         ({"identity": {**IDENTITY, "dtype": "bfloat16"}}, {"clean", "tokens", "metrics", "views"}),

@@ -17,6 +17,7 @@ from operators.probes.fold import (
     FoldScore,
     Vectors,
     finite_vectors,
+    require_known_labels,
     require_positive,
     row_labels,
 )
@@ -58,6 +59,7 @@ def classification(  # noqa: PLR0913 - two labelled matrices and the protocol's 
     *,
     seed: int = 42,
     folds: int = 10,
+    first: int = 0,
     samples_per_label: int = 8,
 ) -> list[FoldScore]:
     """Accuracy of a logistic regression fitted on `samples_per_label` rows of every label.
@@ -65,6 +67,8 @@ def classification(  # noqa: PLR0913 - two labelled matrices and the protocol's 
     accuracy = correct test rows / test rows; every fold is scored on the whole test split and
     differs only in its training rows. Vectors are used as they are: the L2 penalty makes the score
     depend on their scale, so normalised vectors are another variant, not the same number.
+
+    Folds below `first` are drawn like the others and not scored.
 
     Source: `AbsTaskClassification` of mteb 2.26 (Muennighoff et al. 2023, arXiv 2210.07316), the
     same rows, estimator and seed. Range 0..1, higher is better; chance is one over the number of
@@ -78,11 +82,12 @@ def classification(  # noqa: PLR0913 - two labelled matrices and the protocol's 
     labels: list[object] = train_labels_N.tolist()
     if len(set(labels)) == 1:
         raise ValueError(f"train: {len(labels)} rows have 1 label, classification needs 2 or more")
+    require_known_labels(labels, test_labels_N.tolist())
 
     estimator = LogisticRegression(max_iter=MAX_ITERATIONS, random_state=seed)
     folds_rows = few_shot_rows(labels, seed=seed, folds=folds, samples_per_label=samples_per_label)
     scores = []
-    for fold, rows in enumerate(folds_rows):
+    for fold, rows in enumerate(folds_rows[first:], first):
         with warnings.catch_warnings():
             # Stopping at MAX_ITERATIONS is the protocol, so the warning about it says nothing.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -39,6 +39,7 @@ def clustering(  # noqa: PLR0913 - the protocol's own settings, by keyword
     *,
     seed: int = 42,
     folds: int = 10,
+    first: int = 0,
     max_documents: int | None = None,
     documents_per_fold: int = 16_384,
     batch_size: int = 512,
@@ -48,7 +49,12 @@ def clustering(  # noqa: PLR0913 - the protocol's own settings, by keyword
     V = 2 h c / (h + c), h = 1 - H(label | cluster) / H(label) (homogeneity), c the same with the
     roles exchanged (completeness). First `max_documents` rows are drawn without replacement (None:
     all rows, in their order); then every fold clusters `documents_per_fold` of them drawn *with*
-    replacement, also where that is more than there are. `n_test` counts the draws of a fold.
+    replacement, also where that is more than there are. `n_test` counts the draws of a fold. In the
+    names of mteb: `max_document_to_embed` (or a fraction of the rows, there 0.04 by default, which
+    is for corpora of millions), `max_documents_per_cluster`, `n_clusters` = `folds`,
+    `k_mean_batch_size`.
+
+    Folds below `first` are drawn like the others and not scored.
 
     Source: `AbsTaskClustering` of mteb 2.26, its "fast" clustering (Enevoldsen et al. 2025,
     arXiv 2502.13595), the same draws, estimator and seed; V-measure from Rosenberg and Hirschberg
@@ -76,6 +82,8 @@ def clustering(  # noqa: PLR0913 - the protocol's own settings, by keyword
     scores = []
     for fold in range(folds):
         drawn = draw.choices(range(len(labels_N)), k=documents_per_fold)
+        if fold < first:
+            continue
         clusters_N = estimator.fit_predict(vectors_ND[drawn])
         v_measure = float(v_measure_score(labels_N[drawn], clusters_N))
         scores.append(FoldScore(fold, "v_measure", v_measure, 0, documents_per_fold))

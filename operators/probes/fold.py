@@ -1,14 +1,21 @@
 """The result that every probe returns, and the checks that every probe makes on its input.
 
-Shapes: N rows, D dimensions.
+Shapes: N rows, M rows of a side of pairs, D dimensions, R bootstrap resamples.
 """
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.preprocessing import normalize
 
 Vectors = npt.NDArray[np.floating]
+Values = npt.NDArray[np.float64]
+PairRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+# How many labels an error names before it only counts them.
+NAMED_LABELS = 5
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,10 @@ class FoldScore:
     """One score of one repetition of a probe.
 
     `n_train` rows were fitted with their labels (0 for a probe that fits none), `n_test` rows (or
-    queries) were scored.
+    pairs, or queries) were scored. `replicates` are values of the same score on bootstrap resamples
+    of what was scored, where one repetition is all there is: replicate r holds the same items for
+    every layer (`item_resamples`), so differences between layers are paired. A replicate that does
+    not exist, such as a resample with one label alone, is NaN.
     """
 
     fold: int
@@ -24,6 +34,41 @@ class FoldScore:
     value: float
     n_train: int
     n_test: int
+    replicates: tuple[float, ...] = ()
+
+
+def item_resamples(n_items: int, *, seed: int, count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield `count` bootstrap resamples of `n_items` items: how often each item is drawn [n_items].
+
+    Each draws `n_items` times with replacement. The draws depend on the arguments alone, and the
+    first resamples of a larger count are those of a smaller one.
+    """
+    if count < 0:
+        raise ValueError(f"replicates must be at least 0, got {count}")
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        yield np.bincount(generator.integers(n_items, size=n_items), minlength=n_items)
+
+
+def mean_score(metric: str, score_N: Values, *, seed: int, replicates: int) -> FoldScore:
+    """The mean of one score per item, and the means of its bootstrap resamples."""
+    n_items = len(score_N)
+    means = (
+        float(count_N @ score_N) / n_items
+        for count_N in item_resamples(n_items, seed=seed, count=replicates)
+    )
+    return FoldScore(0, metric, float(score_N.mean()), 0, n_items, tuple(means))
+
+
+def unit_rows(vectors_ND: Vectors) -> npt.NDArray[np.float32]:
+    """Rows divided by their L2 norm, in float32: the `l2` variant; a zero row stays zero.
+
+    The input is not changed. A probe of these rows is another score than that of the rows as they
+    are wherever the estimator depends on scale.
+    """
+    rows_ND: npt.NDArray[np.float32] = vectors_ND.astype(np.float32)
+    unit_ND: npt.NDArray[np.float32] = normalize(rows_ND, copy=False)
+    return unit_ND
 
 
 def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
@@ -34,8 +79,9 @@ def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
     """
     if vectors_ND.ndim != 2 or 0 in vectors_ND.shape:  # noqa: PLR2004 - a matrix has two axes
         raise ValueError(f"{name}: expected a non-empty [rows, dim] array, got {vectors_ND.shape}")
-    bad_ND = ~np.isfinite(vectors_ND)
-    if bad_ND.any():
+    # Both are NaN where an entry is; a mask of all entries would take a quarter of the vectors.
+    if not np.isfinite([vectors_ND.min(), vectors_ND.max()]).all():
+        bad_ND = ~np.isfinite(vectors_ND)
         n_rows = np.count_nonzero(bad_ND.any(axis=1))
         raise ValueError(
             f"{name}: {np.count_nonzero(bad_ND)} non-finite entries "
@@ -44,12 +90,66 @@ def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
     return vectors_ND.astype(np.float32) if vectors_ND.dtype == np.float16 else vectors_ND
 
 
+def paired_vectors(
+    first_MD: Vectors, second_MD: Vectors, rows: PairRows | None = None
+) -> tuple[Vectors, Vectors, int]:
+    """Return the two sides of the pairs and how many pairs there are; sides that differ raise."""
+    same = first_MD is second_MD
+    first_MD = finite_vectors("first", first_MD)
+    second_MD = first_MD if same else finite_vectors("second", second_MD)
+    counts = [len(side) for side in rows or (first_MD, second_MD)]
+    first, second = zip(counts, (first_MD.shape[1], second_MD.shape[1]), strict=True)
+    if first != second:
+        raise ValueError(f"pairs: both sides need one shape, got {first} and {second}")
+    return first_MD, second_MD, counts[0]
+
+
 def row_labels(name: str, labels: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.generic]:
     """Return one label per row as an array; another count raises."""
     labels_N: npt.NDArray[np.generic] = np.asarray(labels)
     if labels_N.shape != (n_rows,):
         raise ValueError(f"{name}: {n_rows} rows need {n_rows} labels, got shape {labels_N.shape}")
     return labels_N
+
+
+def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
+    """Return one finite number per row as float64; other input raises, also one number for all."""
+    raw_N = np.asarray(values)
+    if raw_N.shape != (n_rows,):
+        raise ValueError(f"{name}: {n_rows} rows need {n_rows} values, got shape {raw_N.shape}")
+    if raw_N.dtype.kind not in "iuf":
+        items: list[object] = raw_N.tolist()
+        row = next(
+            (
+                row
+                for row, value in enumerate(items)
+                if isinstance(value, bool) or not isinstance(value, int | float)
+            ),
+            0,
+        )
+        raise ValueError(f"{name}: the value of row {row} is {items[row]!r}, a number is needed")
+    values_N: Values = raw_N.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(values_N))
+    if bad.size:
+        raise ValueError(
+            f"{name}: {bad.size} of {n_rows} values are not finite, first {values_N[bad[0]]} "
+            f"in row {bad[0]}"
+        )
+    if (values_N == values_N[0]).all():
+        raise ValueError(f"{name}: all {n_rows} values are {values_N[0]:g}, 2 different are needed")
+    return values_N
+
+
+def require_known_labels(train: Collection[object], test: Collection[object]) -> None:
+    """Raise if a label of the test split is not in the training split, with its name."""
+    unknown = sorted(set(test) - set(train), key=str)
+    if unknown:
+        named = ", ".join(repr(label) for label in unknown[:NAMED_LABELS])
+        more = ", …" if len(unknown) > NAMED_LABELS else ""
+        raise ValueError(
+            f"test: {len(unknown)} of {len(set(test))} labels do not appear in train, "
+            f"so no classifier can name them: {named}{more}"
+        )
 
 
 def require_positive(**counts: int) -> None:

@@ -8,33 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.fold import FoldScore, Vectors, finite_vectors, require_positive
+from operators.probes.cosine import cosines
+from operators.probes.fold import (
+    FoldScore,
+    Values,
+    Vectors,
+    finite_vectors,
+    mean_score,
+    require_positive,
+)
 
-# Entries of one block of similarities (float64, so 64 MiB), and documents normalised at a time.
+# Entries of one block of similarities (float64, so 64 MiB).
 BLOCK_ENTRIES = 2**23
-BLOCK_DOCUMENTS = 4096
 
-# Similarities that agree to this many decimals are ties. The error of a float64 product is some
-# 1e-15 and depends on the shapes of the blocks; without rounding it would order equal documents.
-DECIMALS = 12
-
-
-def _unit_rows(vectors_ND: Vectors) -> npt.NDArray[np.float64]:
-    """Rows of length 1 in float64; a zero row stays zero, so its cosine with anything is 0."""
-    rows_ND = vectors_ND.astype(np.float64)
-    norm_N1: npt.NDArray[np.float64] = np.linalg.norm(rows_ND, axis=1, keepdims=True)
-    norm_N1[norm_N1 == 0] = 1
-    rows_ND /= norm_N1
-    return rows_ND
-
-
-def _similarities(query_QD: Vectors, document_ND: Vectors) -> npt.NDArray[np.float64]:
-    unit_QD = _unit_rows(query_QD)
-    similarity_QN = np.empty((len(query_QD), len(document_ND)))
-    for start in range(0, len(document_ND), BLOCK_DOCUMENTS):
-        stop = start + BLOCK_DOCUMENTS
-        similarity_QN[:, start:stop] = unit_QD @ _unit_rows(document_ND[start:stop]).T
-    return np.round(similarity_QN, DECIMALS, out=similarity_QN)
+Rows = npt.NDArray[np.int64]
 
 
 def _best_documents(similarity_QN: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.intp]:
@@ -50,54 +37,69 @@ def _best_documents(similarity_QN: npt.NDArray[np.float64], k: int) -> npt.NDArr
     return best_QK
 
 
-def _checked_relevant(
-    relevant: Sequence[npt.ArrayLike], n_queries: int, n_documents: int
-) -> list[npt.NDArray[np.int64]]:
-    if len(relevant) != n_queries:
+def _checked_query(
+    query: int, relevant: npt.ArrayLike, gains: npt.ArrayLike | None, n_documents: int
+) -> tuple[Rows, Values]:
+    """Return the different relevant rows, ascending, and their gains."""
+    named: Rows = np.asarray(relevant, dtype=np.int64)
+    rows, first = np.unique(named, return_index=True)
+    if not rows.size:
+        raise ValueError(f"relevant: query {query} has no relevant document")
+    if rows[0] < 0 or rows[-1] >= n_documents:
         raise ValueError(
-            f"relevant: one list per query, got {len(relevant)} for {n_queries} queries"
+            f"relevant: query {query} names document rows {rows[0]}..{rows[-1]}, "
+            f"there are {n_documents} documents"
         )
-    checked = []
-    for query, documents in enumerate(relevant):
-        rows: npt.NDArray[np.int64] = np.unique(np.asarray(documents, dtype=np.int64))
-        if not rows.size:
-            raise ValueError(f"relevant: query {query} has no relevant document")
-        if rows[0] < 0 or rows[-1] >= n_documents:
-            raise ValueError(
-                f"relevant: query {query} names document rows {rows[0]}..{rows[-1]}, "
-                f"there are {n_documents} documents"
-            )
-        checked.append(rows)
-    return checked
+    if gains is None:
+        return rows, np.ones(len(rows))
+    given: Values = np.asarray(gains, dtype=np.float64)
+    if given.shape != named.shape:
+        raise ValueError(f"gains: query {query} has {named.size} documents and {given.size} gains")
+    if not (np.isfinite(given) & (given >= 0)).all() or not given.any():
+        raise ValueError(
+            f"gains: query {query} needs finite gains of at least 0, one above 0, got {given}"
+        )
+    gain_R = given[first]
+    disagreeing = named[given != gain_R[np.searchsorted(rows, named)]]
+    if disagreeing.size:
+        raise ValueError(f"gains: query {query} gives document {disagreeing[0]} different gains")
+    return rows, gain_R
 
 
-def ndcg(ranked: npt.NDArray[np.intp], relevant: npt.NDArray[np.int64], k: int) -> float:
-    """Normalised discounted cumulative gain of one ranking at cut-off `k`, every relevance 1.
+def ndcg(
+    ranked: npt.NDArray[np.intp], relevant: Rows, k: int, gains: Values | None = None
+) -> float:
+    """Normalised discounted cumulative gain of one ranking at cut-off `k`.
 
-    DCG@k = sum over ranks i = 1..k of relevant_i / log2(i + 1), divided by the DCG@k of a ranking
-    with all relevant documents first. Source: Jarvelin and Kekalainen 2002, with the discount of
-    `trec_eval`. Example: the only relevant document at rank 3 scores 1 / log2(4) = 0.5.
+    `relevant` is ascending, `gains` holds the gain of each (1 without). DCG@k = sum over ranks
+    i = 1..k of gain_i / log2(i + 1), divided by the DCG@k of the best ranking. Source: Jarvelin
+    and Kekalainen 2002, with the discount and the linear gain of `trec_eval`. Example: the only
+    relevant document at rank 3 scores 1 / log2(4) = 0.5.
     """
+    gain_R = np.ones(len(relevant)) if gains is None else gains
     discount_K = 1 / np.log2(np.arange(2, k + 2))
-    gain_K = np.isin(ranked[:k], relevant)
-    best = discount_K[: len(relevant)].sum()
-    return float((gain_K * discount_K[: len(gain_K)]).sum() / best)
+    place_K = np.minimum(np.searchsorted(relevant, ranked[:k]), len(relevant) - 1)
+    gain_K = np.where(relevant[place_K] == ranked[:k], gain_R[place_K], 0.0)
+    best_K = np.sort(gain_R)[::-1][:k]
+    return float((gain_K @ discount_K[: len(gain_K)]) / (best_K @ discount_K[: len(best_K)]))
 
 
-def retrieval(
+def retrieval(  # noqa: PLR0913 - two matrices, what is relevant, and the settings by keyword
     query_MD: Vectors,
     document_ND: Vectors,
     relevant: Sequence[npt.ArrayLike],
     *,
-    folds: int = 10,
+    gains: Sequence[npt.ArrayLike] | None = None,
+    seed: int = 42,
+    replicates: int = 200,
     k: int = 10,
 ) -> list[FoldScore]:
     """Mean nDCG@k of ranking all documents by cosine similarity to each query.
 
-    `relevant[m]` holds the rows of query m's relevant documents, a repeated row counts once. Equal
-    similarities rank by document row. Fold f is the mean over queries m with m modulo `folds` = f:
-    nothing is fitted, so the folds carry the spread between queries, and the mean of the folds is
-    the mean of the queries up to the sizes of the folds.
+    `relevant[m]` holds the rows of query m's relevant documents, a repeated row counts once, and
+    `gains[m]` how relevant each is (default: 1). Equal similarities rank by document row. Nothing
+    is fitted, so there is one score, the mean over queries, with its value on `replicates`
+    bootstrap resamples of the queries.
 
     Source: nDCG@10 is the main score of retrieval in mteb (formula at `ndcg`). Ours computes the
     similarity in float64, because a layer's vectors can all lie within 1e-5 of one direction,
@@ -106,21 +108,24 @@ def retrieval(
     """
     query_MD = finite_vectors("queries", query_MD)
     document_ND = finite_vectors("documents", document_ND)
-    require_positive(folds=folds, k=k)
+    require_positive(k=k)
     n_queries, n_documents = len(query_MD), len(document_ND)
     if query_MD.shape[1] != document_ND.shape[1]:
         raise ValueError(f"dim of queries {query_MD.shape[1]}, of documents {document_ND.shape[1]}")
-    if n_queries < folds:
-        raise ValueError(f"queries: {n_queries} cannot fill {folds} folds")
-    relevant_M = _checked_relevant(relevant, n_queries, n_documents)
-
+    for name, lists in (("relevant", relevant), ("gains", relevant if gains is None else gains)):
+        if len(lists) != n_queries:
+            raise ValueError(
+                f"{name}: one list per query, got {len(lists)} for {n_queries} queries"
+            )
+    judged_M = [
+        _checked_query(query, rows, None if gains is None else gains[query], n_documents)
+        for query, rows in enumerate(relevant)
+    ]
     ndcg_M = np.empty(n_queries)
     block = max(1, BLOCK_ENTRIES // n_documents)
     for start in range(0, n_queries, block):
-        similarity_QN = _similarities(query_MD[start : start + block], document_ND)
-        for row, ranked_K in enumerate(_best_documents(similarity_QN, k), start):
-            ndcg_M[row] = ndcg(ranked_K, relevant_M[row], k)
-    return [
-        FoldScore(fold, f"ndcg_at_{k}", float(part.mean()), 0, len(part))
-        for fold, part in enumerate(ndcg_M[fold::folds] for fold in range(folds))
-    ]
+        cosine_QN = cosines(query_MD[start : start + block], document_ND)
+        for query, ranked_K in enumerate(_best_documents(cosine_QN, k), start):
+            rows, gain_R = judged_M[query]
+            ndcg_M[query] = ndcg(ranked_K, rows, k, gain_R)
+    return [mean_score(f"ndcg_at_{k}", ndcg_M, seed=seed, replicates=replicates)]

@@ -1,0 +1,329 @@
+"""export: the model cut at a layer, as a folder that other libraries load.
+
+The folder gets its name only when it is whole and its vectors have been compared with a run's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+import yaml
+
+from jobs.config import ConfigError
+from operators.cost import layer_parameters
+from operators.cut import Cut, CutError, CutPoint, cut_model
+from operators.encode import Representations, encode
+from operators.model import LayerModel, load_model
+from operators.pooling import Pooling
+from operators.subject import Subject, read_shape
+from operators.tokenise import load_tokenizer, token_limit, tokenise
+
+# Two texts of different length, one that fills the usual limits and one that overflows them.
+SENTENCES = (
+    "Layers.",
+    "Which layer of a language model gives the best vectors for a task is an empirical question.",
+    "The states of the middle layers often hold more of what a task needs than the last. " * 12,
+    "A text that is longer than the limit is cut where the run cut it. " * 60,
+)
+_BATCH_TOKENS = 4096
+# Largest difference from the run's vectors, in units of their largest value where that is above 1.
+_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+_MIB = 1 << 20
+
+
+class Evidence(TypedDict, total=False):
+    """What a ranking says of the layer: columns of the table `ranking`, and where they are from.
+
+    `tasks` is the number of tasks, `level` the coverage of the intervals (0..1).
+    """
+
+    run: str
+    tasks: int
+    level: float
+    rank: int | None
+    score: float
+    score_low: float
+    score_high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written; `max_difference` is how far its vectors are from the run's at most."""
+
+    folder: Path
+    point: CutPoint
+    cut: Cut
+    layers: int
+    parameters: int
+    parameters_whole: int
+    bytes: int
+    max_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: layer {self.point.layer} of {self.layers}, "
+            f"{self.cut.dimension} dimensions, {self.parameters / 1e6:,.1f} of "
+            f"{self.parameters_whole / 1e6:,.1f} M parameters, {self.bytes / _MIB:,.1f} MiB; "
+            f"largest difference from the run's vectors {self.max_difference:.1e}"
+        )
+
+
+def export(
+    subject: Subject,
+    point: CutPoint,
+    out: str | Path,
+    evidence: Evidence | None = None,
+    *,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the subject cut at `point` to the folder `out`, load it again and compare its vectors.
+
+    ConfigError for a point that the model does not have, a model that cannot be cut, and an `out`
+    that exists (unless `overwrite`, and it is an exported model) or cannot be written.
+    ModelUnavailableError if the model cannot be loaded. RuntimeError if what was written gives
+    other vectors. After an error no folder is left, and an existing `out` is as it was.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ConfigError(
+            "export compares what it wrote through sentence-transformers, which is not installed: "
+            "pip install 'layerrank[export]'"
+        )
+    folder = _checked(out, subject, overwrite=overwrite)
+    shape = read_shape(subject)
+    try:
+        point.check(shape.layers)
+        model, tokenizer = load_model(subject, torch.device("cpu")), load_tokenizer(subject)
+        point = replace(point, max_tokens=token_limit(tokenizer, shape, point.max_tokens))
+        with _staged(folder) as staged:
+            cut = cut_model(model, tokenizer, point, staged)
+            difference = _verify(subject, model, tokenizer, point, staged)
+            parameters = layer_parameters(model)
+            facts = Exported(
+                folder,
+                point,
+                cut,
+                model.layers,
+                parameters[point.layer],
+                parameters[-1],
+                sum(file.stat().st_size for file in staged.rglob("*") if file.is_file()),
+                difference,
+            )
+            card = model_card(subject, facts, evidence or {})
+            (staged / "README.md").write_text(card, encoding="utf-8")
+    except CutError as error:
+        raise ConfigError(f"{subject}: {error}") from error
+    return facts
+
+
+def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
+    if "://" in str(out):
+        raise ConfigError(
+            f"{out}: a model is exported to a folder of this machine; copy it from there"
+        )
+    folder = Path(out).resolve()
+    if subject.is_folder and Path(subject.source).resolve().is_relative_to(folder):
+        raise ConfigError(f"{out} holds the model that is to be exported; choose another folder")
+    if not folder.exists():
+        return folder
+    if not overwrite:
+        raise ConfigError(f"{out} exists; choose another folder or give --overwrite")
+    if not (folder / "modules.json").is_file():
+        raise ConfigError(f"{out} exists and is not an exported model; it is not overwritten")
+    return folder
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` that takes its place if the block ends without an error."""
+    staged, before = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("new", "old"))
+    try:
+        staged.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
+    try:
+        yield staged
+        if out.exists():
+            out.rename(before)
+        try:
+            staged.rename(out)
+        except OSError:
+            if before.exists():
+                before.rename(out)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _verify(
+    subject: Subject,
+    model: LayerModel,
+    tokenizer: Any,  # noqa: ANN401  (transformers ships no types)
+    point: CutPoint,
+    folder: Path,
+) -> float:
+    """Return the largest difference between the folder's vectors and those of a run."""
+    # Seconds to import, and only an extra brings it.
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+    tokens = tokenise(tokenizer, SENTENCES, point.max_tokens).ids
+    texts = [text for text, ids in zip(SENTENCES, tokens, strict=True) if len(ids)]
+    keep = Representations((point.norm,), (point.pooling,), _BATCH_TOKENS)
+    wanted_ND = encode(model, [ids for ids in tokens if len(ids)], keep)[point.layer]
+    exported = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    found_ND = exported.encode(texts, batch_size=len(texts), show_progress_bar=False)
+    difference = float(np.abs(np.asarray(found_ND, dtype=np.float32) - wanted_ND).max())
+    allowed = _TOLERANCE[subject.dtype] * max(1.0, float(np.abs(wanted_ND).max()))
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"{subject} cut at layer {point.layer} gives other vectors than a run (norm: "
+            f"{point.norm}, pooling: {point.pooling}): they differ by {difference:.2g}, allowed is "
+            f"{allowed:.2g}; nothing was exported"
+        )
+    return difference
+
+
+_POOLED: dict[Pooling, tuple[str, str]] = {
+    "mean": ("the mean over all tokens", "(states * mask).sum(1) / mask.sum(1)"),
+    "first": ("the first token", "states[:, 0]"),
+    "last": ("the last token", "states[range(len(texts)), batch.attention_mask.sum(1) - 1]"),
+    "weighted_mean": (
+        "the mean over all tokens, token t weighted by t",
+        "(states * mask * mask.cumsum(1)).sum(1) / (mask * mask.cumsum(1)).sum(1)",
+    ),
+}
+_CARD = """\
+---
+{front}---
+
+# {name}, layer {layer} of {layers}
+
+This is `{model}` at revision `{revision}`, cut after block {layer} of {layers} by LayerRank. It has
+{parameters:,} of {parameters_whole:,} parameters and gives vectors with {dimension} dimensions. Its
+licence is that of the model it is cut from.
+
+## How the vectors are made
+
+- Layer {layer}: {layer_text}.
+- Norm `{norm}`: {norm_text}.
+- Pooling `{pooling}`: {pooling_text}, special tokens counted. Vectors are not normalised.
+- Texts are cut to {max_tokens} tokens, special tokens included.
+- Compared when it was written: the largest difference from the vectors of a LayerRank run is
+  {difference:.1e}.
+
+## Why this layer
+
+{evidence}
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("{folder}").encode(["A text.", "Another, longer text."])
+```
+
+Without sentence-transformers:
+
+```python
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+texts = ["A text.", "Another, longer text."]
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+model = AutoModel.from_pretrained("{folder}")
+batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+mask = batch.attention_mask.unsqueeze(-1)
+with torch.inference_mode():
+    states = model(**batch{request}).{states}
+vectors = {vectors}
+```
+"""
+
+
+def model_card(subject: Subject, facts: Exported, evidence: Evidence) -> str:
+    """Return README.md: what the model is, how its vectors are made, why this layer, its use."""
+    point, cut = facts.point, facts.cut
+    # The hub knows a base model by its id only; a folder or a package has none.
+    on_hub = not subject.is_folder and ":" not in subject.model
+    front = {
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "feature-extraction", "layerrank"],
+        **({"base_model": subject.model} if on_hub else {}),
+    }
+    pooling_text, vectors = _POOLED[point.pooling]
+    raw = cut.hidden_state is not None
+    return _CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        model=subject.model if on_hub else subject.name,
+        name=subject.name,
+        revision=subject.revision,
+        layers=facts.layers,
+        layer=point.layer,
+        layer_text=f"the output of block {point.layer}" if point.layer else "the embeddings",
+        parameters=facts.parameters,
+        parameters_whole=facts.parameters_whole,
+        dimension=cut.dimension,
+        norm=point.norm,
+        norm_text=_norm_text(cut),
+        pooling=point.pooling,
+        pooling_text=pooling_text,
+        max_tokens=point.max_tokens,
+        difference=facts.max_difference,
+        evidence=_evidence_text(facts.layers, evidence),
+        folder=facts.folder.name,
+        request=", output_hidden_states=True" if raw else "",
+        states=f"hidden_states[{cut.hidden_state}]" if raw else "last_hidden_state",
+        vectors=vectors,
+    )
+
+
+def _norm_text(cut: Cut) -> str:
+    if not cut.inert:
+        return "what the cut model outputs, its own final norm included if it has one"
+    return (
+        "the raw output, without the model's final norm. One more block with all weights zero, "
+        "which changes nothing, stands behind it, so that `hidden_states` hold the raw output; "
+        "`last_hidden_state` is the same with the final norm"
+    )
+
+
+def _evidence_text(layers: int, evidence: Evidence) -> str:
+    score, gain = evidence.get("score", math.nan), evidence.get("gain", math.nan)
+    if math.isnan(score):
+        return "No ranking was given: the layer was chosen by hand."
+    tasks = f" over {evidence['tasks']} tasks" if "tasks" in evidence else ""
+    lines = [f"- Mean score{tasks}: {score:.4f}{_interval(evidence, 'score')}."]
+    if not math.isnan(gain):
+        lines.append(f"- Gain over the last layer: {gain:+.4f}{_interval(evidence, 'gain')}.")
+    if evidence.get("rank") is not None:
+        lines.append(f"- Rank {evidence['rank']} of {layers + 1} layers.")
+    if "run" in evidence:
+        lines.append(f"- From the LayerRank run `{evidence['run']}`.")
+    return "\n".join(lines)
+
+
+def _interval(evidence: Evidence, name: Literal["score", "gain"]) -> str:
+    ends = {
+        "score": (evidence.get("score_low", math.nan), evidence.get("score_high", math.nan)),
+        "gain": (evidence.get("gain_low", math.nan), evidence.get("gain_high", math.nan)),
+    }
+    low, high = ends[name]
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    level = f"{100 * evidence['level']:g}% " if "level" in evidence else ""
+    return f" ({level}interval {low:.4f} to {high:.4f})"

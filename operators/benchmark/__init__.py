@@ -1,0 +1,1 @@
+"""mteb's own tasks and evaluators over stored vectors: which texts a task reads, and its scores."""

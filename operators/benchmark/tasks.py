@@ -1,0 +1,177 @@
+"""mteb's tasks by name, with their data.
+
+mteb is an optional extra and takes seconds to import, so nothing here imports it before it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from operators.benchmark.columns import eager_columns
+from operators.benchmark.names import LISTS, canonical, limit, parse
+
+if TYPE_CHECKING:
+    from mteb import AbsTask, Benchmark
+
+    OwnTasks = Mapping[str, type[AbsTask]]
+
+_CLOSE_NAMES = 3
+
+
+def mteb_library() -> ModuleType:
+    """Return the mteb package; ValueError with the command that installs it if it is absent."""
+    try:
+        return importlib.import_module("mteb")
+    except ModuleNotFoundError as error:
+        if error.name != "mteb":
+            raise
+        raise ValueError(
+            "tasks of mteb by name need the extra: pip install 'layerrank[mteb]'"
+        ) from error
+
+
+def task_names(spec: str | Sequence[str], modules: Sequence[str] = ()) -> list[str]:
+    """Return the names of the tasks that `spec` stands for, each once, in the given order.
+
+    A name is that of a task (see `operators.benchmark.names` for its parts), of one of the user's
+    own tasks in `modules`, of an mteb benchmark ("MTEB(eng, v1)"), or of a list: `paper-32`, the
+    tasks of the paper, or `paper-31`, the same without MindSmallReranking, which has 2.36 million
+    query rows and takes longer to score than the other 31 together. A task that is a mean over
+    others (CQADupstackRetrieval) stands for those.
+
+    A name that is none of these raises ValueError with the names closest to it. No network is used.
+    """
+    names = [spec] if isinstance(spec, str) else list(spec)
+    own = _own_tasks(modules) if modules else {}
+    return list(dict.fromkeys(part for name in names for part in _expanded(name, own)))
+
+
+def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
+    """Return a new instance of a task, restricted to the part that is named, with its data loaded.
+
+    `modules` are import paths of modules that hold the user's own tasks (subclasses of `AbsTask`);
+    they are imported first, and an own task is found before one of mteb's with the same name.
+    A task that cannot be loaded raises ValueError with its name.
+
+    The task is a template: `recorded_texts` and `score_task` work on copies of it, because an mteb
+    task that was evaluated once draws other documents the second time.
+    """
+    task = _named(name, _own_tasks(modules))
+    if _averaged(task):
+        parts = ", ".join(canonical(part) for part in _parts(task))
+        raise ValueError(f"mteb task {name} is a mean over other tasks: name those ({parts})")
+    _require_text(task)
+    try:
+        task.load_data()
+        convert = getattr(task, "convert_v1_dataset_format_to_v2", None)
+        if convert is not None:
+            convert(num_proc=None)
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(
+            f"mteb task {name}: cannot load its data: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    if not task.dataset:
+        raise ValueError(f"mteb task {name}: its load_data sets no dataset")
+    # mteb tests this flag before every evaluation; an own load_data may have left it out.
+    task.data_loaded = True
+    task.dataset = eager_columns(task.dataset)
+    return task
+
+
+def _expanded(name: str, own: OwnTasks) -> Iterator[str]:
+    if name in LISTS:
+        yield from LISTS[name]
+        return
+    benchmark = None if name in own else _benchmark(name)
+    for task in benchmark.tasks if benchmark else [_named(name, own)]:
+        for part in _parts(task):
+            _require_text(part)
+            yield canonical(part)
+
+
+def _benchmark(name: str) -> Benchmark | None:
+    try:
+        benchmark: Benchmark = mteb_library().get_benchmark(name)
+    except KeyError:
+        return None
+    return benchmark
+
+
+def _parts(task: AbsTask) -> Iterator[AbsTask]:
+    """Yield the tasks that an aggregate comes down to, or the task itself."""
+    averaged = _averaged(task)
+    if not averaged:
+        yield task
+    for part in averaged:
+        yield from _parts(part)
+
+
+def _averaged(task: AbsTask) -> list[AbsTask]:
+    """Return the tasks over which an aggregate is a mean; any other task has none."""
+    return list(getattr(task.metadata, "tasks", None) or [])
+
+
+def _named(name: str, own: OwnTasks) -> AbsTask:
+    """Return a new instance of the named task without its data."""
+    part = parse(name)
+    if part.task in own:
+        return limit(own[part.task](), part)
+    try:
+        task: AbsTask = mteb_library().get_task(part.task)
+    except KeyError:
+        raise ValueError(_unknown(name, part.task, own)) from None
+    return task if _averaged(task) else limit(task, part)
+
+
+def _unknown(name: str, task: str, own: OwnTasks) -> str:
+    library = mteb_library()
+    registered = importlib.import_module("mteb.get_tasks").TASK_LIST
+    known = [
+        *LISTS,
+        *own,
+        *(each.metadata.name for each in registered),
+        *(benchmark.name for benchmark in library.get_benchmarks()),
+    ]
+    close = difflib.get_close_matches(task, known, n=_CLOSE_NAMES) or list(LISTS)
+    return f"unknown mteb task, benchmark or list {name!r}; close to it: {', '.join(close)}"
+
+
+def _own_tasks(modules: Sequence[str]) -> OwnTasks:
+    """Return the user's tasks in `modules` by name."""
+    found: dict[str, type[AbsTask]] = {}
+    for path in modules:
+        for value in _attributes(path):
+            metadata = getattr(value, "metadata", None)
+            if metadata is None or value.__module__.split(".")[0] == "mteb":
+                continue
+            if found.setdefault(metadata.name, value) is not value:
+                raise ValueError(
+                    f"module {path}: {value.__name__} and {found[metadata.name].__name__} "
+                    f"are both named {metadata.name}; give each task its own metadata"
+                )
+    return found
+
+
+def _attributes(path: str) -> Iterator[type[AbsTask]]:
+    base = mteb_library().AbsTask
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        raise ValueError(f"module {path} of own mteb tasks cannot be imported: {error}") from error
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, base):
+            yield value
+
+
+def _require_text(task: AbsTask) -> None:
+    modalities = list(task.metadata.modalities)
+    if modalities != ["text"]:
+        raise ValueError(
+            f"mteb task {task.metadata.name} reads {', '.join(modalities)}; "
+            "only tasks of text alone can be scored"
+        )

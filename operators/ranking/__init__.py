@@ -1,0 +1,1 @@
+"""Ranking statistics: task scores of every layer in, evidence and a recommendation out."""

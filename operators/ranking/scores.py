@@ -1,0 +1,98 @@
+"""What a ranking is made from: the score of every layer in a task, and how that score varies.
+
+Shapes: L layers, R resampled scores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Resampled = Literal["folds", "replicates"]
+
+# Scores closer than this are equal: the rounding of a sum is no difference between layers.
+TIE = 1e-12
+
+# Files keep scores to six decimals or fewer; a mean of folds off by more is of other folds.
+_ROUNDED = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """The scores of one task in every layer, all in the order of one list of layers.
+
+    `score_L` is the exact main score, mostly 0..1 (rank correlations reach down to -1), NaN where
+    it is undefined. `resampled_LR` shows how it varies, in one of two forms. As `folds` it holds
+    the scores of R folds, whose mean is the score; a draw of the bootstrap takes R of the R with
+    replacement. As `replicates` it holds the score on R bootstrap samples of the test items; a draw
+    takes one column. Column r is the same fold or sample in every layer, so differences between
+    layers are paired. R = 0 where only the score is known.
+
+    ValueError names the task and what is wrong: shapes that do not fit, a value outside -1..1,
+    folds of a scored layer that are undefined or whose mean is not the score, a lone replicate.
+    """
+
+    task: str
+    task_type: str
+    score_L: Array
+    resampled_LR: Array
+    resampled: Resampled
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score_L", np.array(self.score_L, dtype=np.float64))
+        object.__setattr__(self, "resampled_LR", np.array(self.resampled_LR, dtype=np.float64))
+        _check_shapes(self)
+        _check_range(self)
+        if self.resampled == "folds":
+            _check_folds(self)
+        elif self.resampled != "replicates":
+            raise ValueError(
+                f"task {self.task}: resampled is {self.resampled!r}, not folds or replicates"
+            )
+        elif self.resampled_LR.shape[1] == 1:
+            raise ValueError(
+                f"task {self.task}: one replicate shows no spread; give several, or none"
+            )
+
+
+def scored(tasks: Sequence[TaskScores]) -> list[TaskScores]:
+    """Return the tasks with a score in some layer, sorted by name; the others do not count."""
+    found = [task for task in tasks if not np.all(np.isnan(task.score_L))]
+    return sorted(found, key=lambda task: (task.task, task.task_type))
+
+
+def _check_shapes(task: TaskScores) -> None:
+    scores, resampled = task.score_L.shape, task.resampled_LR.shape
+    if len(scores) != 1 or len(resampled) != 2 or scores[0] != resampled[0]:  # noqa: PLR2004
+        raise ValueError(
+            f"task {task.task}: expected scores [layers] and resampled scores [layers, R] of the "
+            f"same layers, got {scores} and {resampled}"
+        )
+
+
+def _check_range(task: TaskScores) -> None:
+    for name, values in (("scores", task.score_L), ("resampled scores", task.resampled_LR)):
+        outside = values[~np.isnan(values) & ~(np.abs(values) <= 1)]
+        if outside.size:
+            raise ValueError(
+                f"task {task.task}: {outside.size} of {values.size} {name} lie outside -1..1, "
+                f"the first is {outside[0]:g}; scores in percent must be divided by 100"
+            )
+
+
+def _check_folds(task: TaskScores) -> None:
+    scored_L = ~np.isnan(task.score_L)
+    if not task.resampled_LR.shape[1] or not scored_L.any():
+        return
+    mean_L = task.resampled_LR.mean(axis=1)
+    wrong_L = scored_L & ~(np.abs(mean_L - task.score_L) <= _ROUNDED)
+    if wrong_L.any():
+        row = int(np.argmax(wrong_L))
+        raise ValueError(
+            f"task {task.task}: the score of layer number {row + 1} of {len(wrong_L)} is "
+            f"{task.score_L[row]:g}, but the mean of its {task.resampled_LR.shape[1]} folds is "
+            f"{mean_L[row]:g}"
+        )

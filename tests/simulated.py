@@ -1,0 +1,15 @@
+"""Simulated scores of layers, for tests of what is made from scores."""
+
+import numpy as np
+import numpy.typing as npt
+
+Scores = npt.NDArray[np.float64]
+
+
+def peaked(n_layers: int = 13, n_tasks: int = 1, n_folds: int = 10, seed: int = 0) -> Scores:
+    """Scores with the best layer at two thirds, and more noise between folds than layers."""
+    generator = np.random.default_rng(seed)
+    mean = 0.7 - 0.0008 * (np.arange(n_layers) - 2 * n_layers / 3) ** 2
+    of_fold = generator.normal(0, 0.02, size=(1, n_tasks, n_folds))
+    noise = generator.normal(0, 0.01, size=(n_layers, n_tasks, n_folds))
+    return mean[:, None, None] + of_fold + noise

@@ -1,0 +1,162 @@
+"""Correlations over layers: equal to the plain functions, with null levels that hold."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.fft import dct
+
+from operators.correlates import (
+    FEWEST_LAYERS,
+    Correlation,
+    _distances,
+    _spearmans,
+    correlations,
+    sign_surrogates,
+)
+from operators.correlation import distance_correlation, spearman
+
+Values = npt.NDArray[np.float64]
+
+
+def walk(generator: np.random.Generator, n_layers: int) -> Values:
+    return np.cumsum(generator.normal(size=n_layers))
+
+
+def one(values: Values, score: Values, **settings: float) -> Correlation:
+    defaults = {"draws": 200}
+    (found,) = correlations(
+        {"metric": values},
+        score,
+        layers=range(len(score)),
+        **(defaults | settings),  # type: ignore[arg-type]  # seed and draws are ints, level a float
+    )
+    return found
+
+
+def test_rows_equal_the_plain_functions() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 6, size=(2, 40, 9)).astype(np.float64)
+    x[3] = 1.0
+    for of_rows, plain in ((_spearmans, spearman), (_distances, distance_correlation)):
+        expected = [plain(a, b) for a, b in zip(x, y, strict=True)]
+        assert of_rows(x, y) == pytest.approx(expected, nan_ok=True)
+
+
+def test_chunks_of_distances_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).normal(size=(2, 40, 9))
+    whole = _distances(x, y)
+    monkeypatch.setattr("operators.correlates.CHUNK_NUMBERS", 7 * 81)
+    assert _distances(x, y) == pytest.approx(whole)
+
+
+def test_a_perfect_relation() -> None:
+    score = walk(np.random.default_rng(3), 25)
+    found = one(-2 * score + 1, score)
+    assert found.spearman.value == pytest.approx(-1)
+    assert (found.spearman.low, found.spearman.high) == pytest.approx((-1, -1))
+    assert found.distance.value == pytest.approx(1)
+    assert (found.n_layers, found.left_out, found.reason) == (25, 0, "")
+
+
+def test_surrogates_keep_every_cosine_mean_and_variance() -> None:
+    curve = walk(np.random.default_rng(1), 13) + 1000
+    surrogates = sign_surrogates(curve, 50, np.random.default_rng(2))
+    for surrogate in surrogates:
+        assert np.abs(dct(surrogate)) == pytest.approx(np.abs(dct(curve)), abs=1e-6)
+        assert surrogate.mean() == pytest.approx(curve.mean())
+        assert surrogate.std() == pytest.approx(curve.std())
+    assert len(np.unique(surrogates.round(6), axis=0)) > 40
+    # Ties of the curve stay ties, whatever the transform rounds.
+    steps = np.repeat([5.0, 0.1], [4, 4])
+    ranks = {len(np.unique(row)) for row in sign_surrogates(steps, 50, np.random.default_rng(2))}
+    assert min(ranks) == 2
+
+
+@pytest.mark.parametrize("n_layers", [13, 25])
+def test_the_smooth_level_holds_where_the_permuted_one_fails(n_layers: int) -> None:
+    # Unrelated random walks: 5 % may exceed a 95 % level.
+    generator = np.random.default_rng(4)
+    found = [
+        one(walk(generator, n_layers), walk(generator, n_layers), draws=99) for _ in range(200)
+    ]
+    above = np.array(
+        [
+            [abs(c.spearman.value) > c.spearman.permuted, abs(c.spearman.value) > c.spearman.smooth]
+            for c in found
+        ]
+    ).mean(axis=0)
+    assert above[0] > 0.2
+    assert above[1] < 0.1
+    distance = np.mean([c.distance.value > c.distance.smooth for c in found])
+    assert distance < 0.1
+
+
+def test_a_real_relation_of_rough_curves_exceeds_both_levels() -> None:
+    generator = np.random.default_rng(5)
+    score = generator.normal(size=25)
+    found = one(score + generator.normal(0, 0.2, size=25), score)
+    for association in (found.spearman, found.distance):
+        assert association.value > max(association.permuted, association.smooth)
+        assert association.low < association.value
+
+
+def test_two_trends_cannot_be_told_apart_by_their_correlation() -> None:
+    trend = np.arange(7.0)
+    found = one(trend + np.array([0, 0.1, -0.1, 0, 0.1, 0, 0]), trend**1.5)
+    assert found.spearman.value == pytest.approx(1)
+    assert found.spearman.permuted < 0.95
+    assert found.spearman.smooth == pytest.approx(1)
+
+
+def test_missing_layers_are_left_out_and_counted() -> None:
+    generator = np.random.default_rng(6)
+    values, score = walk(generator, 12), walk(generator, 12)
+    values[[0, 4]] = math.nan
+    score[[4, 9]] = math.nan
+    found = one(values, score)
+    kept = [row for row in range(12) if row not in {0, 4, 9}]
+    assert (found.n_layers, found.left_out) == (9, 3)
+    without = one(values[kept], score[kept])
+    assert (found.spearman, found.distance) == (without.spearman, without.distance)
+
+
+@pytest.mark.parametrize(
+    ("values", "score", "reason"),
+    [
+        ([1, 2, 3], [1, 2, 3], f"3 layers have both values, {FEWEST_LAYERS} are needed"),
+        ([1, 1, 1, 1], [1, 2, 3, 4], "metric is the same in every layer"),
+        ([1, 2, 3, 4], [2, 2, 2, 2], "the score is the same in every layer"),
+        ([math.nan] * 4, [1, 2, 3, 4], "0 layers have both values"),
+    ],
+)
+def test_what_has_no_correlation_says_why(
+    values: list[float], score: list[float], reason: str
+) -> None:
+    found = one(np.array(values, dtype=np.float64), np.array(score, dtype=np.float64))
+    assert reason in found.reason
+    assert math.isnan(found.spearman.value)
+    assert math.isnan(found.distance.smooth)
+
+
+def test_neither_other_metrics_nor_the_order_of_rows_matter() -> None:
+    generator = np.random.default_rng(7)
+    metrics = {"a": walk(generator, 9), "b": walk(generator, 9)}
+    score, order = walk(generator, 9), generator.permutation(9)
+    plain = correlations(metrics, score, layers=range(9), draws=50)
+    shuffled = {name: values[order] for name, values in reversed(metrics.items())}
+    mixed = correlations(shuffled, score[order], layers=order.tolist(), draws=50)
+    assert plain == mixed[::-1]
+    assert plain == correlations(metrics, score, layers=range(9), draws=50)
+    assert plain != correlations(metrics, score, layers=range(9), draws=50, seed=1)
+
+
+def test_tables_without_meaning_are_errors() -> None:
+    four = np.arange(4.0)
+    with pytest.raises(ValueError, match="lidar: 4 layers need as many, got 3"):
+        correlations({"lidar": four[:3]}, four, layers=range(4))
+    with pytest.raises(ValueError, match="repeated"):
+        correlations({}, four, layers=[0, 1, 1, 2])
+    with pytest.raises(ValueError, match="draws must be at least 1"):
+        correlations({}, four, layers=range(4), draws=0)

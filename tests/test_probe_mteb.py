@@ -1,0 +1,314 @@
+"""Every probe gives the scores of mteb's own task class on the same vectors."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+from torch.utils.data import DataLoader
+
+from operators.probes import MAIN_METRICS
+from operators.probes.classification import classification
+from operators.probes.clustering import clustering
+from operators.probes.fold import FoldScore
+from operators.probes.multilabel import multilabel_classification
+from operators.probes.pair_classification import pair_classification
+from operators.probes.regression import regression, stratified_rows
+from operators.probes.reranking import reranking
+from operators.probes.retrieval import retrieval
+from operators.probes.sts import sts
+
+pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")
+Matrix = npt.NDArray[np.float32]
+GENERATOR_SEED = 6
+
+# Of float32 similarities there and float64 ones here.
+ROUNDING = 1e-6
+# mteb rounds the means over queries to five decimals.
+FIVE_DECIMALS = 6e-6
+
+
+def mteb_scores(
+    base: str, kind: str, metric: str, dataset: object, rows: Matrix, **settings: object
+) -> dict[str, Any]:
+    """Scores of mteb's own task class on texts "0", "1", … that stand for the matrix's rows."""
+    import mteb
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.model_meta import ScoringFunction
+
+    metadata = mteb.TaskMetadata(
+        name="Synthetic",
+        description="rows of a matrix",
+        type=kind,
+        dataset={"path": "none", "revision": "none"},
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score=metric,
+    )
+
+    class Rows(AbsEncoder):
+        mteb_model_meta = mteb.models.ModelMeta.create_empty(
+            overwrites={"name": "test/rows", "similarity_fn_name": ScoringFunction.COSINE}
+        )
+
+        def __init__(self) -> None:
+            pass
+
+        def encode(self, inputs: DataLoader[Any], **_: object) -> Matrix:
+            return rows[[int(text) for text in inputs.dataset["text"]]]
+
+    task = type("Synthetic", (getattr(mteb.abstasks, base),), {"metadata": metadata, **settings})()
+    task.dataset = dataset
+    task.data_loaded = True
+    with warnings.catch_warnings():
+        # Raised there for the iteration limit that is mteb's own choice.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        encode_kwargs = {"show_progress_bar": False}
+        scores: dict[str, Any] = task.evaluate(Rows(), "test", encode_kwargs=encode_kwargs)[
+            "default"
+        ]
+    return scores
+
+
+def splits(**columns: dict[str, list[Any]]) -> object:
+    from datasets import Dataset, DatasetDict
+
+    return DatasetDict({split: Dataset.from_dict(part) for split, part in columns.items()})
+
+
+def texts(start: int, stop: int) -> list[str]:
+    return [str(row) for row in range(start, stop)]
+
+
+def values(scores: list[FoldScore]) -> list[float]:
+    return [score.value for score in scores]
+
+
+def noisy_groups(n_rows: int, n_labels: int, spread: float) -> tuple[Matrix, list[int]]:
+    generator = np.random.default_rng(GENERATOR_SEED)
+    labels = generator.permutation(n_rows) % n_labels
+    rows = np.eye(n_labels, 20)[labels] + spread * generator.standard_normal((n_rows, 20))
+    return rows.astype(np.float32), labels.tolist()
+
+
+@pytest.mark.parametrize("samples_per_label", [8, 16])
+def test_classification_is_mtebs(samples_per_label: int) -> None:
+    rows, labels = noisy_groups(500, 4, spread=0.6)
+    # Dimensions of very different sizes, as in language models: the fit ends before it converges.
+    rows = (rows * np.logspace(-2, 2, 20)).astype(np.float32)
+    theirs = mteb_scores(
+        "AbsTaskClassification",
+        "Classification",
+        MAIN_METRICS["classification"],
+        splits(
+            train={"text": texts(0, 300), "label": labels[:300]},
+            test={"text": texts(300, 500), "label": labels[300:]},
+        ),
+        rows,
+        samples_per_label=samples_per_label,
+    )
+    ours = classification(
+        rows[:300], labels[:300], rows[300:], labels[300:], samples_per_label=samples_per_label
+    )
+    assert values(ours) == [fold["accuracy"] for fold in theirs["scores_per_experiment"]]
+    assert len(set(values(ours))) > 1
+
+
+@pytest.mark.parametrize("max_documents", [None, 150, 300, 900])
+def test_clustering_is_mtebs(max_documents: int | None) -> None:
+    rows, labels = noisy_groups(300, 4, spread=0.4)
+    theirs = mteb_scores(
+        "AbsTaskClustering",
+        "Clustering",
+        MAIN_METRICS["clustering"],
+        splits(test={"sentences": texts(0, 300), "labels": labels}),
+        rows,
+        max_fraction_of_documents_to_embed=None,
+        max_document_to_embed=max_documents,
+        max_documents_per_cluster=120,
+        k_mean_batch_size=64,
+    )
+    ours = clustering(
+        rows, labels, max_documents=max_documents, documents_per_fold=120, batch_size=64
+    )
+    assert values(ours) == theirs["v_measures"]["Level 0"]
+    assert len(set(values(ours))) > 1
+
+
+def test_clustering_with_its_own_defaults_is_mtebs() -> None:
+    rows, labels = noisy_groups(2500, 4, spread=0.6)
+    dataset = splits(test={"sentences": texts(0, 2500), "labels": labels})
+    theirs = mteb_scores(
+        "AbsTaskClustering",
+        "Clustering",
+        MAIN_METRICS["clustering"],
+        dataset,
+        rows,
+        n_clusters=2,
+    )
+    ours = clustering(rows, labels, folds=2, max_documents=int(0.04 * 2500))
+    assert values(ours) == theirs["v_measures"]["Level 0"]
+
+
+@pytest.mark.parametrize("samples_per_label", [3, 8])
+def test_multilabel_classification_is_mtebs(samples_per_label: int) -> None:
+    rows, first = noisy_groups(260, 5, spread=0.3)
+    generator = np.random.default_rng(9)
+    # One to three labels per row, some training rows with none: a test row without a label makes
+    # another of mteb's metrics divide by 0.
+    labels = [
+        []
+        if row % 17 == 0 and row < 160
+        else sorted({"abcde"[label], *generator.choice([*"abcde"], row % 3)})
+        for row, label in enumerate(first)
+    ]
+    theirs = mteb_scores(
+        "AbsTaskMultilabelClassification",
+        "MultilabelClassification",
+        MAIN_METRICS["multilabel_classification"],
+        splits(
+            train={"text": texts(0, 160), "label": labels[:160]},
+            test={"text": texts(160, 260), "label": labels[160:]},
+        ),
+        rows,
+        samples_per_label=samples_per_label,
+    )
+    ours = multilabel_classification(
+        rows[:160], labels[:160], rows[160:], labels[160:], samples_per_label=samples_per_label
+    )
+    assert values(ours) == [fold["accuracy"] for fold in theirs["scores_per_experiment"]]
+    assert len(set(values(ours))) > 1
+
+
+@pytest.mark.parametrize(("samples", "decimals"), [(90, 6), (64, 0), (200, 6), (2048, 6)])
+def test_regression_is_mtebs(samples: int, decimals: int) -> None:
+    rows, _ = noisy_groups(300, 4, spread=0.5)
+    noise = np.random.default_rng(11).standard_normal(300)
+    number = np.round(3 * (rows[:, 0] - rows[:, 5]) + noise, decimals).astype(float).tolist()
+    theirs = mteb_scores(
+        "AbsTaskRegression",
+        "Regression",
+        MAIN_METRICS["regression"],
+        splits(
+            train={"text": texts(0, 200), "value": number[:200]},
+            test={"text": texts(200, 300), "value": number[200:]},
+        ),
+        rows,
+        n_samples=samples,
+    )
+    ours = regression(rows[:200], number[:200], rows[200:], number[200:], samples=samples)
+    expected = [fold["kendalltau"] for fold in theirs["scores_per_experiment"]]
+    if samples >= 200:
+        assert len(set(expected)) == 1
+        expected = expected[:1]
+    else:
+        assert len(set(values(ours))) > 1
+    assert values(ours) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [6, 0])
+def test_rows_for_regression_are_mtebs_in_its_order(decimals: int) -> None:
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks import AbsTaskRegression
+
+    number = np.round(np.random.default_rng(15).standard_normal(333), decimals)
+    dataset = Dataset.from_dict({"row": [*range(333)], "value": number.tolist()})
+    for seed in range(42, 52):
+        theirs = AbsTaskRegression.stratified_subsampling(
+            DatasetDict(train=dataset), seed=seed, splits=["train"], n_samples=77
+        )
+        rows = stratified_rows(number, seed=seed, samples=77)
+        assert rows.tolist() == [*theirs["train"]["row"]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_pair_classification_is_mtebs(scale: float) -> None:
+    rows, labels = noisy_groups(400, 4, spread=0.5)
+    # Lengths differ, and at the small scale all rows point nearly one way, so that the similarities
+    # disagree and not always the same one is best.
+    lengths = np.random.default_rng(12).uniform(0.5, 2, (400, 1))
+    rows = ((scale * rows + (1 - scale)) * lengths).astype(np.float32)
+    together = [int(labels[row] == labels[row + 200]) for row in range(200)]
+    theirs = mteb_scores(
+        "AbsTaskPairClassification",
+        "PairClassification",
+        MAIN_METRICS["pair_classification"],
+        splits(test={"sentence1": texts(0, 200), "sentence2": texts(200, 400), "labels": together}),
+        rows,
+    )
+    ours = pair_classification(rows[:200], rows[200:], together)
+    assert values(ours) == pytest.approx([theirs["max_ap"]], abs=ROUNDING)
+    assert len({theirs[f"{name}_ap"] for name in ("cosine", "dot", "euclidean")}) == 3
+
+
+def test_sts_is_mtebs() -> None:
+    rows, _ = noisy_groups(400, 4, spread=0.5)
+    generator = np.random.default_rng(13)
+    scores = np.round(
+        2.5 + 2 * (rows[:200] * rows[200:]).sum(axis=1) + generator.standard_normal(200), 1
+    ).astype(float)
+    theirs = mteb_scores(
+        "AbsTaskSTS",
+        "STS",
+        MAIN_METRICS["sts"],
+        splits(
+            test={
+                "sentence1": texts(0, 200),
+                "sentence2": texts(200, 400),
+                "score": scores.tolist(),
+            }
+        ),
+        rows,
+    )
+    ours = sts(rows[:200], rows[200:], scores)
+    assert values(ours) == pytest.approx([theirs["cosine_spearman"]], abs=ROUNDING)
+
+
+@pytest.mark.parametrize("ranked", [False, True], ids=["retrieval", "reranking"])
+def test_retrieval_and_reranking_are_mtebs(ranked: bool) -> None:
+    from datasets import Dataset
+
+    rows, labels = noisy_groups(160, 8, spread=0.4)
+    generator = np.random.default_rng(14)
+    queries, documents = range(30), range(30, 160)
+    candidates = [generator.choice(130, size=60, replace=False).tolist() for _ in queries]
+    gains = [
+        [
+            int(labels[document + 30] == labels[query]) * (1 + document % 3)
+            for document in candidates[query]
+        ]
+        for query in queries
+    ]
+    assert all(any(of_query) for of_query in gains)
+    dataset = {
+        "queries": Dataset.from_dict({"id": [f"q{q}" for q in queries], "text": texts(0, 30)}),
+        "corpus": Dataset.from_dict({"id": [f"d{d}" for d in documents], "text": texts(30, 160)}),
+        "relevant_docs": {
+            f"q{query}": {
+                f"d{document + 30}": gain
+                for document, gain in zip(candidates[query], gains[query], strict=True)
+            }
+            for query in queries
+        },
+        "top_ranked": {
+            f"q{query}": [f"d{document + 30}" for document in candidates[query]]
+            for query in queries
+        }
+        if ranked
+        else None,
+    }
+    kind = "reranking" if ranked else "retrieval"
+    theirs = mteb_scores(
+        "AbsTaskRetrieval",
+        kind.capitalize(),
+        MAIN_METRICS[kind],
+        {"default": {"test": dataset}},
+        rows,
+    )
+    if ranked:
+        ours = reranking(rows[:30], rows[30:], candidates, gains)
+    else:
+        ours = retrieval(rows[:30], rows[30:], candidates, gains=gains)
+    assert values(ours) == pytest.approx([theirs["main_score"]], abs=FIVE_DECIMALS)
