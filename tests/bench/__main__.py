@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAMS = ("extraction", "spectrum", "memory", "demo")
+PROGRAMS = ("extraction", "spectrum", "memory", "scoring", "scoring_memory", "demo")
 
 
 def main() -> int:

@@ -1,0 +1,255 @@
+"""Every layer of MiniLM on the four shared datasets: ours against mteb, side by side in one run.
+
+files: our stages on the data files as a user has them; every text of every file is encoded, once.
+names: our stages on the same tasks by their names in mteb; the texts that mteb reads are encoded
+once, and its own evaluators score the shards. operators: the units of `files` scored once more in
+one process, without Ray. live: mteb encodes the texts anew for each layer. served: mteb is given
+the vectors of `files` from memory, and is otherwise as it is. Raw vectors alone on every side.
+
+Each side is a process of its own. `all` counts from its start, with its imports; our `probe` is the
+stage alone, and so is mteb's `scoring`, the sum over its evaluations. Torch has two threads on each
+side (ours: an actor per core with one, so that two cores are fair), BLAS and OpenMP one in each
+process: ours scores in a process per core, and mteb's small fits gain nothing from a second one.
+Each side imports only what it needs. `--layers` restricts mteb and `operators`; their seconds are
+scaled to all layers in the ratios. Needs ../shared/data and the extras demo and mteb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tests.shared_data import LAYERS, SCORES, TASKS, run_config
+
+if TYPE_CHECKING:
+    from jobs.run import Run
+
+TORCH_THREADS = 2
+# Threads that spin while they wait make mteb's encoding three times slower on a busy machine.
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+Seconds = dict[str, float]
+Scores = dict[str, dict[int, float]]  # file -> layer -> main score
+Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+Side = Callable[[argparse.Namespace, Path], tuple[Seconds, Scores]]
+
+
+def main() -> None:
+    """Print the seconds of every side, its distance from the stored scores, and the ratios."""
+    options = _options()
+    if options.side:
+        sys.stdout.write("\n" + json.dumps(SIDES[options.side](options, Path(options.folder))))
+        return
+    if not SCORES.exists():
+        _say(f"no {SCORES}: nothing to compare with")
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side in options.sides:
+            found[side], scores = _in_a_process(side, folder)
+            parts = ", ".join(f"{name} {value:.1f}" for name, value in found[side].items())
+            _say(f"{side}: {parts} s; {_distance(scores)}")
+    scale = len(LAYERS) / len(options.layers)
+    for mine, part, theirs, whole, aim in RATIOS:
+        if mine in found and theirs in found:
+            alone = 1 if mine != "operators" else scale
+            ratio = alone * found[mine][part] / (scale * found[theirs][whole])
+            _say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=[*LAYERS])
+    parser.add_argument("--datasets", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _in_a_process(side: str, folder: str) -> tuple[Seconds, Scores]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HF_HUB_OFFLINE": "1", **_THREADS}
+    command = [sys.executable, "-m", "tests.bench.scoring", *sys.argv[1:]]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [*command, "--side", side, "--folder", folder],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{side} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    seconds, scores = json.loads(done.stdout.splitlines()[-1])
+    return {"all": time.perf_counter() - began, **seconds}, scores
+
+
+def _distance(scores: Scores) -> str:
+    parts = []
+    for name, of_layer in scores.items():
+        expected = TASKS[name].expected("raw")
+        largest = max(abs(value - expected[int(layer)]) for layer, value in of_layer.items())
+        parts.append(f"{name} {largest:.1e}")
+    return "at most off the stored scores: " + ", ".join(parts)
+
+
+def _files(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
+    seconds, rows = _stages(_files_run(options, folder))
+    return seconds, _means((row["dataset"], row["layer"], row["value"]) for row in rows)
+
+
+def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
+    from tests.shared_mteb import BY_FILE
+
+    file_of = {BY_FILE[name].metadata.name: name for name in options.datasets}
+    source = {"mteb": [*file_of], "modules": ["tests.shared_mteb"]}
+    config = run_config([{"name": "mteb", "source": source}])
+    seconds, rows = _stages(_run(config, folder / "names"))
+    return seconds, _means((file_of[row["task"]], row["layer"], row["value"]) for row in rows)
+
+
+def _operators(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
+    from jobs.probe import score_targets
+    from jobs.scorer import Scorer, ScoreUnit
+    from storage.vectors import groups
+
+    seconds, rows, run = Seconds(), [], _files_run(options, folder)
+    targets = score_targets(run)
+    scorer = Scorer(run.root, tuple(targets), run.config.probe.seed, run.config.probe.replicates)
+    for index, target in enumerate(targets):
+        for group in groups(run.root, target.embeddings):
+            if group.layer in options.layers:
+                unit = ScoreUnit(index, group, 0, target.folds).to_json()
+                with _timed(seconds, "scoring"):
+                    result = scorer(pa.table({"unit": [unit]}))
+                _, found, why = json.loads(result["result"][0].as_py())
+                assert why is None, why
+                name = target.partition.keys["dataset"]
+                rows += [(name, row["layer"], row["value"]) for row in found]
+    return seconds, _means(rows)
+
+
+def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
+    from tests.bench.mteb_sides import Live
+
+    model = Live(TORCH_THREADS)
+    encoders = {layer: partial(model.encode, layer=layer) for layer in options.layers}
+    seconds, scores = _evaluated(options, lambda _, layer: encoders[layer])
+    return {**seconds, "of that encoding": model.seconds}, scores
+
+
+def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
+    from operators.benchmark.encoder import TextTable
+    from storage.shards import read_tables
+    from storage.vectors import groups, read_vectors
+
+    tables, run = {}, _files_run(options, folder)
+    for subject, dataset in run.pairs():
+        prompts = read_tables(run.root, run.prompts(dataset).objects()).sort_by("prompt_id")
+        texts, embeddings = prompts["text"].to_pylist(), run.embeddings(subject, dataset)
+        for group in groups(run.root, embeddings):
+            vectors = read_vectors(run.root, embeddings, group)
+            tables[dataset.name, group.layer] = TextTable(texts, vectors.matrix_ND)
+    return _evaluated(options, lambda name, layer: tables[name, layer])
+
+
+def _evaluated(
+    options: argparse.Namespace, encoder: Callable[[str, int], Encode]
+) -> tuple[Seconds, Scores]:
+    from tests.bench.mteb_sides import evaluated
+
+    total, scores = 0.0, Scores()
+    for name in options.datasets:
+        for layer in options.layers:
+            score, seconds = evaluated(name, layer, encoder(name, layer))
+            scores.setdefault(name, {})[layer] = score
+            total += seconds
+    return {"scoring": total}, scores
+
+
+def _files_run(options: argparse.Namespace, folder: Path) -> Run:
+    config = run_config([TASKS[name].dataset(name) for name in options.datasets])
+    return _run(config, folder / "files")
+
+
+def _run(config: dict[str, Any], folder: Path) -> Run:
+    from jobs.cluster import Cluster
+    from jobs.config import RunConfig
+    from jobs.run import Run, open_root
+
+    parsed = RunConfig.model_validate(config)
+    return Run(parsed, open_root(parsed, str(folder)), Cluster())
+
+
+def _stages(run: Run) -> tuple[Seconds, list[dict[str, Any]]]:
+    """Run our stages from nothing; return the seconds of each, and the scores."""
+    from jobs.extract import extract
+    from jobs.prepare import prepare
+    from jobs.probe import probe
+    from storage.sql import connect
+
+    seconds: Seconds = {}
+    with run.cluster:
+        with _timed(seconds, "start of Ray"):
+            run.cluster.start()
+        for stage in (prepare, extract, probe):
+            with _timed(seconds, stage.__name__):
+                stage(run)
+    found: pa.Table = connect(run.root).execute("SELECT * FROM probe_scores").to_arrow_table()
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return seconds, rows
+
+
+def _means(values: Iterable[tuple[str, int, float]]) -> Scores:
+    folds: dict[tuple[str, int], list[float]] = {}
+    for name, layer, value in values:
+        folds.setdefault((name, layer), []).append(value)
+    scores: Scores = {}
+    for (name, layer), of_layer in folds.items():
+        scores.setdefault(name, {})[layer] = float(np.mean(of_layer))
+    return scores
+
+
+@contextmanager
+def _timed(seconds: Seconds, name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+SIDES: dict[str, Side] = {
+    "files": _files,
+    "names": _names,
+    "operators": _operators,
+    "live": _live,
+    "served": _served,
+}
+RATIOS = (
+    ("files", "all", "live", "all", "1/5"),
+    ("names", "all", "live", "all", "1/5"),
+    ("files", "probe", "served", "scoring", "1/3"),
+    ("names", "probe", "served", "scoring", "1/3"),
+    ("operators", "scoring", "served", "scoring", "1/3"),
+)
+
+if __name__ == "__main__":
+    main()
