@@ -129,7 +129,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer."""
     from jobs.export import export as exported  # noqa: PLC0415
     from jobs.export_ranked import ranked_layer  # noqa: PLC0415
-    from jobs.run import subject  # noqa: PLC0415
+    from jobs.subjects import subject  # noqa: PLC0415
     from operators.cut import CutPoint  # noqa: PLC0415
 
     described = configs.SubjectConfig(

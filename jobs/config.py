@@ -51,11 +51,24 @@ class SubjectConfig(Block):
 
     model: str = Field(min_length=1, description="hub id, folder, or package:IMPORT_NAME/FOLDER")
     revision: str = ""
+    revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
+        None,
+        description="a sweep over checkpoints: names, or a pattern (step*) of a hub repository's "
+        "branches or of the subfolders of `model`",
+    )
     name: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"
     trust_remote_code: bool = False
     allow_pickle: bool = False
     shape: Shape | None = None
+
+    @model_validator(mode="after")
+    def _one_or_a_sweep(self) -> SubjectConfig:
+        if self.revision and self.revisions is not None:
+            raise ValueError("give revision or revisions, not both")
+        if self.revisions == ():
+            raise ValueError("revisions names no checkpoint")
+        return self
 
 
 class ExtractConfig(Block):

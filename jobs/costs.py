@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from jobs.cluster import one_unit, plan_pool, result_table, run_tasks
 from jobs.console import say
-from jobs.run import Run, subject_identity
+from jobs.run import Run
+from jobs.subjects import subject_identity
 from operators.subject import Subject
 from storage import schema
 from storage.manifest import Settings, current, digest_of, publish, require

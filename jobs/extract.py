@@ -13,7 +13,8 @@ import ray.data
 from jobs.cluster import TASK_CPUS, Pool, from_units, plan_pool, results
 from jobs.console import Progress, say
 from jobs.extractor import Extractor, Reader
-from jobs.run import Run, subject_identity
+from jobs.run import Run
+from jobs.subjects import subject_identity
 from jobs.targets import Sources, Target, Unit, missing_units, passes
 from operators.subject import Subject, read_shape
 from operators.views import ViewProbabilities

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jobs import sources
 from jobs.config import ConfigError, RunConfig, SubjectConfig
 from jobs.corpora import BuiltinSource, DatasetConfig, MtebSource
-from jobs.run import subject
+from jobs.subjects import subject
 from jobs.targets import TokenPlan, noise_conditions, state_bytes, token_plan
 from operators.subject import ModelShape, read_shape
 from storage.manifest import load

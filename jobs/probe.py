@@ -288,6 +288,6 @@ def _named(run: Run, where: Partition) -> str:
         parts.append(keys["condition"])
     if len(run.config.datasets) > 1:
         parts.append(keys["dataset"])
-    if len(run.config.subjects) > 1:
+    if len(run.subjects) > 1:
         parts.append(f"{keys['model']} at {keys['revision']}")
     return ", ".join(parts)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from jobs.cluster import Cluster
-from jobs.config import ConfigError, RunConfig, SubjectConfig
+from jobs.config import ConfigError, RunConfig
 from jobs.corpora import DatasetConfig
+from jobs.subjects import resolve
 from operators.subject import Subject
 from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition
-from storage.root import Root, fingerprint
-
-_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+from storage.root import Root
 
 
 @dataclass(frozen=True)
@@ -28,16 +25,12 @@ class Run:
     root: Root
     cluster: Cluster
     overwrite: bool = False
+    chosen: tuple[Subject, ...] | None = None  # of the config's subjects; None: all of them
 
-    @property
-    def subjects(self) -> list[Subject]:
-        """The models of the run; ConfigError if two would share their partitions."""
-        found = [subject(config) for config in self.config.subjects]
-        names = [str(each) for each in found]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigError(f"two subjects are called {twice[0]}: give each its own name")
-        return found
+    @cached_property
+    def subjects(self) -> tuple[Subject, ...]:
+        """The models of the run; what a sweep's `revisions` stand for is looked up once."""
+        return resolve(self.config) if self.chosen is None else self.chosen
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""
@@ -64,40 +57,6 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     root = Root(uri, config.storage.options()) if remote else Root(str(Path(uri).resolve()))
     root.check_writable()
     return root
-
-
-def subject(config: SubjectConfig) -> Subject:
-    """Return the subject that a config describes, its defaults filled in."""
-    bare = Subject(
-        config.model,
-        config.revision or "main",
-        config.name or config.model.rstrip("/").removeprefix("package:"),
-        config.dtype,
-        config.trust_remote_code,
-        config.allow_pickle,
-    )
-    if not bare.is_folder:
-        return bare
-    name = config.name or Path(bare.source).resolve().name
-    return Subject(
-        config.model if config.model.startswith("package:") else str(Path(bare.source).resolve()),
-        config.revision or "local",
-        name,
-        config.dtype,
-        config.trust_remote_code,
-        config.allow_pickle,
-    )
-
-
-def subject_identity(each: Subject) -> dict[str, Any]:
-    """Return what a subject's activations depend on: its files, or its hub id and revision."""
-    if not each.is_folder:
-        return {"model": each.model, "revision": each.revision, "dtype": each.dtype}
-    folder = Path(each.source)
-    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
-    prints = json.dumps({file.name: fingerprint(str(file), {}) for file in files})
-    digest = hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
-    return {"files": digest, "dtype": each.dtype}
 
 
 def partition(

@@ -1,0 +1,71 @@
+"""Which checkpoints `revisions` stands for, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from jobs.config import ConfigError, RunConfig
+from jobs.subjects import resolve, step_of
+
+
+def _config(*subjects: dict[str, Any]) -> RunConfig:
+    datasets = [{"name": "texts", "source": {"files": "texts.jsonl"}}]
+    return RunConfig.model_validate({"name": "r", "subjects": [*subjects], "datasets": datasets})
+
+
+@pytest.fixture
+def ladder(tmp_path: Path) -> Path:
+    for name in ("step1000", "step0", "step64", "notes"):
+        (tmp_path / "neox" / name).mkdir(parents=True)
+    return tmp_path / "neox"
+
+
+def test_a_pattern_takes_matching_folders_in_the_order_of_their_steps(ladder: Path) -> None:
+    found = resolve(_config({"model": str(ladder), "revisions": "step*"}))
+    assert [each.revision for each in found] == ["step0", "step64", "step1000"]
+    assert {each.name for each in found} == {"neox"}
+    assert [each.model for each in found] == [str(ladder / each.revision) for each in found]
+
+
+def test_a_list_keeps_its_order_and_every_name_must_be_there(ladder: Path) -> None:
+    found = resolve(_config({"model": str(ladder), "revisions": ["step64", "step0"]}))
+    assert [each.revision for each in found] == ["step64", "step0"]
+    with pytest.raises(ConfigError, match="has no folder step7; it has notes, step0"):
+        resolve(_config({"model": str(ladder), "revisions": ["step7"]}))
+    with pytest.raises(ConfigError, match="no folder matches revisions 'epoch"):
+        resolve(_config({"model": str(ladder), "revisions": "epoch*"}))
+
+
+def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    branches = [SimpleNamespace(name=name) for name in ("main", "step2000", "step512")]
+    refs = SimpleNamespace(branches=branches)
+    monkeypatch.setattr(huggingface_hub, "list_repo_refs", lambda _: refs)
+    found = resolve(_config({"model": "org/model", "revisions": "step*"}))
+    assert [str(each) for each in found] == ["org/model at step512", "org/model at step2000"]
+
+    def offline(_: str) -> None:
+        raise OfflineModeIsEnabled("the hub is not to be reached")
+
+    monkeypatch.setattr(huggingface_hub, "list_repo_refs", offline)
+    with pytest.raises(ConfigError, match=r"org/model: cannot list its branches: the hub"):
+        resolve(_config({"model": "org/model", "revisions": "step*"}))
+
+
+def test_revision_and_revisions_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="give revision or revisions, not both"):
+        _config({"model": "org/model", "revision": "main", "revisions": ["step0"]})
+    with pytest.raises(ValueError, match="names no checkpoint"):
+        _config({"model": "org/model", "revisions": []})
+
+
+@pytest.mark.parametrize(
+    ("revision", "step"), [("step0", 0), ("step143000", 143000), ("v2-step10", 10), ("main", None)]
+)
+def test_the_step_is_the_last_number_of_a_revision(revision: str, step: int | None) -> None:
+    assert step_of(revision) == step
