@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import config as configs
-from jobs.config import ConfigError
+from jobs.config import ConfigError, StorageConfig
 from jobs.console import say
-from operators.subject import Subject, read_shape
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     from jobs import extract, measure, prepare, probe, rank, report  # noqa: PLC0415
+    from jobs.checkpoints import check  # noqa: PLC0415
     from jobs.cluster import Cluster  # noqa: PLC0415
     from jobs.run import Run, open_root  # noqa: PLC0415
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
         run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
         for each in run.subjects:
-            read_shape(each)
+            check(each, config.storage)
         # A stage on its own must not read what was made with other settings.
         if wanted[0] != "prepare":
             prepare.require_prepared(run)
@@ -127,6 +127,7 @@ def query(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer."""
+    from jobs.checkpoints import local  # noqa: PLC0415
     from jobs.export import export as exported  # noqa: PLC0415
     from jobs.export_ranked import ranked_layer  # noqa: PLC0415
     from jobs.subjects import subject  # noqa: PLC0415
@@ -138,7 +139,8 @@ def export(arguments: argparse.Namespace) -> int:
         name=arguments.name or "",
         trust_remote_code=arguments.trust_remote_code,
     )
-    each: Subject = subject(described)
+    storage = configs.load(arguments.config).storage if arguments.config else StorageConfig()
+    each = local(subject(described), storage)
     layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
     if arguments.ranking:
         root = _root_of(arguments.ranking, arguments)

@@ -49,12 +49,14 @@ class Shape(Block):
 class SubjectConfig(Block):
     """A model at a revision."""
 
-    model: str = Field(min_length=1, description="hub id, folder, or package:IMPORT_NAME/FOLDER")
+    model: str = Field(
+        min_length=1, description="hub id, folder, s3://…, or package:IMPORT_NAME/FOLDER"
+    )
     revision: str = ""
     revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
         None,
         description="a sweep over checkpoints: names, or a pattern (step*) of a hub repository's "
-        "branches or of the subfolders of `model`",
+        "branches or of the folders in `model`",
     )
     name: str = ""
     dtype: Literal["float32", "bfloat16"] = "float32"

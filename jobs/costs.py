@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 
+from jobs.checkpoints import local
 from jobs.cluster import one_unit, plan_pool, result_table, run_tasks
+from jobs.config import StorageConfig
 from jobs.console import say
 from jobs.run import Run
 from jobs.subjects import subject_identity
@@ -37,6 +39,7 @@ class _Measure:
     """Measures the layers of one subject on a device."""
 
     subject: Subject
+    storage: StorageConfig
     device: str
     threads: int
 
@@ -49,7 +52,8 @@ class _Measure:
 
         assert one_unit(batch) == str(self.subject)
         torch.set_num_threads(self.threads)
-        model = load_model(self.subject, torch.device(self.device))
+        here = local(self.subject, self.storage)
+        model = load_model(here, torch.device(self.device))
         return result_table([asdict(cost) for cost in layer_costs(model, _TOKENS)])
 
 
@@ -63,7 +67,7 @@ def measure_costs(run: Run) -> None:
         pool = plan_pool(
             run.cluster.resources(device), device, 1, threads=run.config.extract.threads
         )
-        task = _Measure(subject, pool.device, pool.threads)
+        task = _Measure(subject, run.config.storage, pool.device, pool.threads)
         found = run_tasks(
             [str(subject)], task.__call__, num_cpus=pool.num_cpus, num_gpus=pool.num_gpus
         )
@@ -90,5 +94,5 @@ def _partition(subject: Subject) -> Partition:
 
 def _settings(run: Run, subject: Subject) -> Settings:
     # The device decides how long a pass takes; which machine it was is not known beforehand.
-    identity = subject_identity(subject)
+    identity = subject_identity(subject, run.config.storage)
     return {"subject": identity, "tokens": _TOKENS, "device": run.config.extract.device}

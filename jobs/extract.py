@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import ray.data
 
+from jobs.checkpoints import shape_of
 from jobs.cluster import TASK_CPUS, Pool, from_units, plan_pool, results
 from jobs.console import Progress, say
 from jobs.extractor import Extractor, Reader
 from jobs.run import Run
 from jobs.subjects import subject_identity
 from jobs.targets import Sources, Target, Unit, missing_units, passes
-from operators.subject import Subject, read_shape
+from operators.subject import Subject
 from operators.views import ViewProbabilities
 from storage.manifest import current, load, missing, publish, survey
 from storage.shards import Receipt
@@ -34,7 +35,9 @@ def extract(run: Run) -> None:
 def require_extracted(run: Run) -> None:
     """Raise if a partition is not there, or was extracted with other settings."""
     for subject, dataset in run.pairs():
-        for each in passes(run.config, subject, _sources(subject), dataset, run.prompts(dataset)):
+        for each in passes(
+            run.config, subject, _sources(run, subject), dataset, run.prompts(dataset)
+        ):
             for target in each.targets:
                 if current(run.root, target.partition, target.settings) is None:
                     raise FileNotFoundError(
@@ -43,7 +46,7 @@ def require_extracted(run: Run) -> None:
 
 
 def _extract_subject(run: Run, subject: Subject) -> None:
-    sources = _sources(subject)
+    sources = _sources(run, subject)
     shape = sources.shape
     say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
     unpublished: list[Target] = []
@@ -65,8 +68,9 @@ def _extract_subject(run: Run, subject: Subject) -> None:
         _publish(run, target, done)
 
 
-def _sources(subject: Subject) -> Sources:
-    return Sources(subject_identity(subject), read_shape(subject))
+def _sources(run: Run, subject: Subject) -> Sources:
+    storage = run.config.storage
+    return Sources(subject_identity(subject, storage), shape_of(subject, storage))
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:
@@ -97,7 +101,9 @@ def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done
 def _plan(run: Run, subject: Subject, units: Sequence[Unit], pool: Pool) -> ray.data.Dataset:
     config, views = run.config, run.config.views
     probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
-    reader = Reader(run.root, subject, config.seed, probabilities, config.extract.max_tokens)
+    reader = Reader(
+        run.root, subject, config.seed, probabilities, config.extract.max_tokens, config.storage
+    )
     return (
         from_units([unit.to_json() for unit in units])
         .map_batches(

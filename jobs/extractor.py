@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from jobs.checkpoints import local
 from jobs.cluster import Pool, one_unit, result_table
-from jobs.config import RunConfig
+from jobs.config import RunConfig, StorageConfig
 from jobs.measurer import REASONS, parameters
 from jobs.targets import Unit
 from operators.batching import Ids
@@ -53,6 +54,7 @@ class Reader:
     seed: int
     probabilities: ViewProbabilities
     max_tokens: int
+    storage: StorageConfig
 
     def read(self, batch: pa.Table) -> pa.Table:
         """Return one row: the unit, its prompt ids in sample order, and their token ids."""
@@ -67,7 +69,7 @@ class Reader:
                 condition_text(text, unit.condition, self.seed, self.probabilities)
                 for text in texts
             ]
-        tokenizer, limit = _tokenizer(self.subject, self.max_tokens)
+        tokenizer, limit = _tokenizer(self.subject, self.max_tokens, self.storage)
         tokens = tokenise(tokenizer, texts, limit)
         return pa.table(
             {
@@ -80,9 +82,10 @@ class Reader:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(subject: Subject, max_tokens: int) -> tuple[Any, int]:
-    tokenizer = load_tokenizer(subject)
-    return tokenizer, token_limit(tokenizer, read_shape(subject), max_tokens)
+def _tokenizer(subject: Subject, max_tokens: int, storage: StorageConfig) -> tuple[Any, int]:
+    here = local(subject, storage, weights=False)
+    tokenizer = load_tokenizer(here)
+    return tokenizer, token_limit(tokenizer, read_shape(here), max_tokens)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class Extractor:
         torch.set_num_threads(pool.threads)
         self._root, self._subject, self._tokens = root, subject, config.tokens
         self._metrics, self._parameters = config.measure.metrics, parameters(config)
-        self._model = load_model(subject, torch.device(pool.device))
+        here = local(subject, config.storage)
+        self._model = load_model(here, torch.device(pool.device))
         batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[pool.device]
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
         self._in_model = threading.Lock()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jobs.checkpoints import shape_of
 from jobs.cluster import plan_pool, run_tasks
 from jobs.console import Progress, say
 from jobs.corpora import DatasetConfig
@@ -21,7 +22,7 @@ from jobs.run import Run, partition
 from jobs.targets import token_metric_settings, token_metrics, token_plan
 from operators.metrics.registry import of_kind
 from operators.metrics.variants import Views
-from operators.subject import Subject, read_shape
+from operators.subject import Subject
 from operators.views import view_name
 from storage import schema
 from storage.manifest import (
@@ -52,7 +53,7 @@ def measure(run: Run) -> None:
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
     """Return `prompt_metrics`: as the model actors wrote it, or filled from the token states."""
     config, wanted = run.config, token_metrics(run.config)
-    planned = token_plan(config, read_shape(subject), run.prompts(dataset).rows)
+    planned = token_plan(config, shape_of(subject, config.storage), run.prompts(dataset).rows)
     if not wanted or not (planned.fused or planned.stored):
         return None
     if planned.fused:

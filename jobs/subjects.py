@@ -10,11 +10,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from jobs.config import ConfigError, RunConfig, SubjectConfig
-from operators.subject import Subject
-from storage.root import fingerprint
+from botocore.exceptions import BotoCoreError
 
-_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+from jobs.checkpoints import checkpoint_of, explained_files, is_remote
+from jobs.config import ConfigError, RunConfig, StorageConfig, SubjectConfig
+from operators.subject import Subject
+from storage.root import Root
+
 _NUMBER = re.compile(r"\d+")
 
 
@@ -23,7 +25,7 @@ def resolve(config: RunConfig) -> tuple[Subject, ...]:
 
     ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions.
     """
-    found = [each for given in config.subjects for each in _checkpoints(given)]
+    found = [each for given in config.subjects for each in _checkpoints(given, config.storage)]
     names = [str(each) for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -39,6 +41,9 @@ def step_of(revision: str) -> int | None:
 
 def subject(config: SubjectConfig) -> Subject:
     """Return the one subject that a config describes, its defaults filled in."""
+    if is_remote(config.model):
+        last = config.model.rstrip("/").rpartition("/")[2]
+        return _named(config, config.model, config.revision or "remote", config.name or last)
     bare = _named(config, config.model, config.revision or "main", config.name)
     if not bare.is_folder:
         return bare
@@ -47,13 +52,16 @@ def subject(config: SubjectConfig) -> Subject:
     return _named(config, model, config.revision or "local", config.name or folder.name)
 
 
-def subject_identity(each: Subject) -> dict[str, Any]:
-    """Return what a subject's activations depend on: its files, or its hub id and revision."""
-    if not each.is_folder:
+def subject_identity(each: Subject, storage: StorageConfig) -> dict[str, Any]:
+    """Return what a subject's activations depend on: its files, or its hub id and revision.
+
+    ModelUnavailableError if the files cannot be read.
+    """
+    checkpoint = checkpoint_of(each, storage)
+    if checkpoint is None:
         return {"model": each.model, "revision": each.revision, "dtype": each.dtype}
-    folder = Path(each.source)
-    files = sorted(file for pattern in _FILES for file in folder.glob(pattern))
-    prints = json.dumps({file.name: fingerprint(str(file), {}) for file in files})
+    with explained_files(each):
+        prints = json.dumps(checkpoint.prints())
     digest = hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
     return {"files": digest, "dtype": each.dtype}
 
@@ -69,34 +77,51 @@ def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subje
     )
 
 
-def _checkpoints(config: SubjectConfig) -> Iterator[Subject]:
+def _checkpoints(config: SubjectConfig, storage: StorageConfig) -> Iterator[Subject]:
     """Yield the checkpoints that `revisions` names, or the one subject if it names none."""
     if config.revisions is None:
         yield subject(config)
         return
-    folder = Path(config.model).resolve() if Path(config.model).is_dir() else None
-    there = sorted(each.name for each in folder.iterdir() if each.is_dir()) if folder else []
+    parent = _parent(config.model, storage)
+    there = _folders(parent) if parent else []
     if isinstance(config.revisions, str):
-        known = there if folder else _branches(config.model)
+        known = there if parent else _branches(config.model)
         wanted = [name for name in known if fnmatchcase(name, config.revisions)]
         if not wanted:
             raise ConfigError(
-                f"model {config.model}: no {'folder' if folder else 'branch'} matches revisions "
+                f"model {config.model}: no {'folder' if parent else 'branch'} matches revisions "
                 f"{config.revisions!r}; it has {_some(known)}"
             )
         wanted.sort(key=_by_step)
     else:
         wanted = list(config.revisions)
-        gone = [name for name in wanted if folder and name not in there]
+        gone = [name for name in wanted if parent and name not in there]
         if gone:
             raise ConfigError(
                 f"model {config.model} has no folder {gone[0]}; it has {_some(there)}"
             )
     for name in wanted:
-        if folder:
-            yield _named(config, str(folder / name), name, config.name or folder.name)
+        if parent:
+            last = parent.place().rstrip("/").rpartition("/")[2]
+            yield _named(config, parent.place(name), name, config.name or last)
         else:
             yield _named(config, config.model, name, config.name)
+
+
+def _parent(model: str, storage: StorageConfig) -> Root | None:
+    """Return where the checkpoints of a sweep lie side by side; None if they are on the hub."""
+    if is_remote(model):
+        return Root(model, storage.options())
+    return Root(str(Path(model).resolve())) if Path(model).is_dir() else None
+
+
+def _folders(parent: Root) -> list[str]:
+    """Return the folders in a place; ConfigError if they cannot be listed."""
+    try:
+        return parent.folders("")
+    except (OSError, BotoCoreError, ImportError, ValueError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise ConfigError(f"model {parent.uri}: cannot list its checkpoints: {reason}") from error
 
 
 def _by_step(revision: str) -> tuple[bool, int, str]:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
 _PACKAGE = "package:"
+_CAUSES = (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError)
 
 
 class ModelUnavailableError(ValueError):
@@ -27,7 +29,8 @@ class Subject:
 
     `model` is a hub id, a folder, or `package:IMPORT_NAME/FOLDER` for weights that an installed
     Python package carries. Only safetensors weights load unless `allow_pickle`, and no code from
-    the checkpoint runs unless `trust_remote_code`.
+    the checkpoint runs unless `trust_remote_code`. Where `model` is an address elsewhere, `folder`
+    is the copy of its files on this machine.
     """
 
     model: str
@@ -36,6 +39,7 @@ class Subject:
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    folder: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} at {self.revision}"
@@ -44,7 +48,7 @@ class Subject:
     def source(self) -> str:
         """What `from_pretrained` takes: a folder, or the hub id."""
         if not self.model.startswith(_PACKAGE):
-            return self.model
+            return self.folder or self.model
         package, _, folder = self.model.removeprefix(_PACKAGE).partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -94,6 +98,7 @@ def read_shape(subject: Subject) -> ModelShape:
 @contextmanager
 def explained(subject: Subject) -> Iterator[None]:
     """Turn the many errors of model loading into one that names the model and the cause."""
+    from safetensors import SafetensorError  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     transformers_logging.disable_progress_bar()
@@ -101,7 +106,7 @@ def explained(subject: Subject) -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (*_CAUSES, SafetensorError) as error:
         if isinstance(error, ModelUnavailableError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

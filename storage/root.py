@@ -130,6 +130,21 @@ class Root:
             if entry["type"] == "file" and not entry["name"].endswith("/")
         }
 
+    def versions(self, prefix: str) -> dict[str, str]:
+        """Return name -> a text that another content changes, of the objects under `prefix`.
+
+        From the listing alone: the ETag of object storage, else size and time of change.
+        """
+        try:
+            entries = self.filesystem.ls(self.path(prefix), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return {
+            entry["name"].rsplit("/", 1)[1]: f"{entry['size']} {_changed(entry)}"
+            for entry in entries
+            if entry["type"] == "file" and not entry["name"].endswith("/")
+        }
+
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders directly under `prefix`."""
         try:
@@ -160,22 +175,26 @@ class Root:
             ) from error
 
 
-def fingerprint(uri: str, options: Mapping[str, Any]) -> str:
+def _changed(entry: Mapping[str, Any]) -> object:
+    keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated")
+    return next((entry[key] for key in keys if key in entry), "")
+
+
+def fingerprint(uri: str, options: Mapping[str, Any], whole: int = _HASHED_WHOLE) -> str:
     """Return a digest of one file: of all its bytes, or of a sample of a very large one.
 
-    Above 1 GiB it is the size and 16 evenly spaced blocks of 64 KiB, cheap enough for a
+    Above `whole` bytes it is the size and 16 evenly spaced blocks of 64 KiB, cheap enough for a
     hundred-gigabyte checkpoint in object storage. The same after a rename or a copy.
     FileNotFoundError if there is no such file.
     """
     filesystem, path = resolve(uri, options)
     size = int(filesystem.size(path))
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with filesystem.open(path, "rb") as stream:
-        if size <= _HASHED_WHOLE:
-            digest.update(stream.read())
-            return digest.hexdigest()
-        last = size - _BLOCK_BYTES
-        for index in range(_SAMPLED_BLOCKS):
-            stream.seek(last * index // (_SAMPLED_BLOCKS - 1))
-            digest.update(stream.read(_BLOCK_BYTES))
+    if size <= whole:
+        digest.update(filesystem.cat_file(path))
+        return digest.hexdigest()
+    last = size - _BLOCK_BYTES
+    for index in range(_SAMPLED_BLOCKS):
+        start = last * index // (_SAMPLED_BLOCKS - 1)
+        digest.update(filesystem.cat_file(path, start=start, end=start + _BLOCK_BYTES))
     return digest.hexdigest()

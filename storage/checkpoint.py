@@ -1,0 +1,179 @@
+"""A checkpoint's files, on this machine or in object storage, and the cache of the latter.
+
+Models are loaded from folders. A checkpoint in object storage is copied into a cache that every
+process of a machine shares, in a folder of its own for every state of the remote files, so that a
+checkpoint that was replaced is fetched anew. `LAYERRANK_CACHE` names another place for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from storage.root import Root, fingerprint
+
+CACHE = "LAYERRANK_CACHE"
+_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken")
+_PLAIN, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_INDEX = ".index.json"
+_LENGTH_BYTES = 8  # of the number that a safetensors file begins with
+_LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
+_HASHED_WHOLE = 1 << 26  # bytes of a remote file; of a larger one a sample tells it apart
+
+
+class CheckpointError(ValueError):
+    """The files of a checkpoint cannot be those of a model; the message says what is wrong."""
+
+
+def cache_folder() -> Path:
+    """Return where this machine keeps copies of remote checkpoints; safe to delete."""
+    given = os.environ.get(CACHE)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(given or f"{caches}/layerrank").expanduser() / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one."""
+
+    root: Root
+    allow_pickle: bool = False
+
+    def check(self) -> None:
+        """Raise CheckpointError unless weights are there and whole, by their headers alone.
+
+        A safetensors file begins with the length of a JSON header that says which bytes each
+        tensor has, so a truncated file is found without reading a tensor. FileNotFoundError if
+        there is no such folder.
+        """
+        sizes = self._sizes()
+        for name in self.weight_files():
+            if name.endswith(".safetensors"):
+                self._check_safetensors(name, sizes[name])
+
+    def weight_files(self) -> list[str]:
+        """Return the names of the files that hold the weights; CheckpointError if one is absent."""
+        sizes = self._sizes()
+        for name in (_PLAIN, _PICKLED) if self.allow_pickle else (_PLAIN,):
+            if name in sizes:
+                return [name]
+            if name + _INDEX in sizes:
+                return self._indexed(name + _INDEX, sizes)
+        pickled = [name for name in (_PICKLED, _PICKLED + _INDEX) if name in sizes]
+        if pickled:
+            raise CheckpointError(
+                f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
+                "set allow_pickle: true if you trust it"
+            )
+        raise CheckpointError(f"it has no weights: no {_PLAIN} among {_some(sizes)}")
+
+    def fetch(self, *, weights: bool = True) -> Path:
+        """Return a local folder with the files, without the weights if those are not wanted.
+
+        Each file appears there whole or not at all, and once however many processes ask.
+        FileNotFoundError if there are no files, OSError if the disk is too small.
+        """
+        sizes = self._sizes()
+        wanted = [name for name in sizes if _matches(name, _BESIDE_WEIGHTS)]
+        wanted += self.weight_files() if weights else []
+        folder = cache_folder() / self._state()
+        folder.mkdir(parents=True, exist_ok=True)
+        absent = [name for name in wanted if not (folder / name).is_file()]
+        needed, free = sum(sizes[name] for name in absent), shutil.disk_usage(folder).free
+        if needed > free:
+            raise OSError(
+                f"{folder} has room for {free / 1e9:.1f} GB and {needed / 1e9:.1f} GB are to be "
+                f"fetched: delete what is old in {folder.parent}, or set {CACHE} to another folder"
+            )
+        for name in absent:
+            self._fetch_file(name, folder / name, sizes[name])
+        return folder
+
+    def prints(self) -> dict[str, str]:
+        """Return a fingerprint of every file that a model or its tokenizer may be read from."""
+        whole = {} if self.root.is_local else {"whole": _HASHED_WHOLE}
+        return {
+            name: fingerprint(self.root.place(name), self.root.options, **whole)
+            for name in sorted(self._sizes())
+            if _matches(name, _FILES)
+        }
+
+    def _sizes(self) -> dict[str, int]:
+        sizes = self.root.sizes("")
+        if not sizes:
+            raise FileNotFoundError(f"there are no files in {self.root.place()}")
+        return sizes
+
+    def _state(self) -> str:
+        """Return a name for the present state of the files, from their listing alone."""
+        listed = json.dumps([self.root.place(), sorted(self.root.versions("").items())])
+        return blake2b(listed.encode(), digest_size=16).hexdigest()
+
+    def _indexed(self, index: str, sizes: dict[str, int]) -> list[str]:
+        try:
+            names = sorted(set(json.loads(self.root.read(index))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"its {index} is not a list of weight files") from error
+        absent = [name for name in names if name not in sizes]
+        if absent or not names:
+            raise CheckpointError(
+                f"it lacks {len(absent)} of the {len(names)} weight files of {index}: "
+                f"{_some(absent)}"
+            )
+        return names
+
+    def _check_safetensors(self, name: str, size: int) -> None:
+        length = int.from_bytes(self._bytes(name, 0, _LENGTH_BYTES), "little")
+        start = _LENGTH_BYTES + length
+        if size < _LENGTH_BYTES or length > _LONGEST_HEADER:
+            raise CheckpointError(f"its {name} is not a safetensors file")
+        if start > size:
+            raise CheckpointError(_truncated(name, size, start))
+        try:
+            header: dict[str, Any] = json.loads(self._bytes(name, _LENGTH_BYTES, start))
+            tensors = [each for key, each in header.items() if key != "__metadata__"]
+            stated = start + max((int(each["data_offsets"][1]) for each in tensors), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"the header of its {name} cannot be read") from error
+        if not tensors:
+            raise CheckpointError(f"its {name} holds no tensors")
+        if size < stated:
+            raise CheckpointError(_truncated(name, size, stated))
+
+    def _bytes(self, name: str, start: int, end: int) -> bytes:
+        found: bytes = self.root.filesystem.cat_file(self.root.path(name), start=start, end=end)
+        return found
+
+    def _fetch_file(self, name: str, target: Path, size: int) -> None:
+        # The lock ends with its holder, whose part of a file the next one writes anew.
+        with FileLock(target.with_name(f".{name}.lock")):
+            if target.is_file():
+                return
+            part = target.with_name(f".{name}.part")
+            self.root.filesystem.get_file(self.root.path(name), str(part))
+            if part.stat().st_size != size:
+                raise OSError(f"{self.root.place(name)} changed while it was fetched; run again")
+            part.replace(target)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _truncated(name: str, size: int, stated: int) -> str:
+    return f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
+
+
+def _some(names: Any, most: int = 6) -> str:  # noqa: ANN401  (any sized collection of names)
+    listed = sorted(names)
+    shown = ", ".join(listed[:most])
+    return f"{shown} and {len(listed) - most} more" if len(listed) > most else shown
