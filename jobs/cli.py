@@ -19,6 +19,7 @@ from jobs import commands
 from jobs import config as configs
 from jobs.commands import FAILED, STAGES, USAGE
 from jobs.config import ConfigError
+from jobs.overrides import add_subject
 from operators.subject import ModelUnavailableError
 from storage.manifest import SettingsConflictError
 
@@ -180,3 +181,4 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
         "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
     )
     parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
+    add_subject(parser)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobs import config as configs
 from jobs.config import ConfigError, StorageConfig
 from jobs.console import say
+from jobs.overrides import overridden
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         probe.require_scores(run)
         report.publish(run, rank.rank(run))
 
-    config = configs.load(arguments.config)
+    config = overridden(configs.load(arguments.config), arguments)
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare.prepare,
         "extract": extract.extract,
@@ -70,7 +71,7 @@ def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan import plan as planned  # noqa: PLC0415
 
-    config = configs.load(arguments.config)
+    config = overridden(configs.load(arguments.config), arguments)
     uri = arguments.output or config.output
     root = Root(uri, config.storage.options() if "://" in uri else {}) if uri else None
     speed = arguments.tokens_per_second

@@ -110,7 +110,9 @@ class Checkpoint:
     def _sizes(self) -> dict[str, int]:
         sizes = self.root.sizes("")
         if not sizes:
-            raise FileNotFoundError(f"there are no files in {self.root.place()}")
+            folders = self.root.folders("")
+            inside = f", only folders ({_some(folders)}): give revisions" if folders else ""
+            raise FileNotFoundError(f"there are no files in {self.root.place()}{inside}")
         return sizes
 
     def _state(self) -> str:

@@ -164,7 +164,11 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     assert not [file for file in cache.rglob("*") if file.is_file()]
 
 
-def test_places_that_cannot_be_read_are_one_line_without_secrets(s3: S3) -> None:
+def test_places_that_cannot_be_read_are_one_line_without_secrets(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     wrong = StorageConfig.model_validate(
         {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": SECRET}
     )

@@ -37,6 +37,8 @@ MAIN = ("gpt_neox", "llama", "bert", "mamba")
 POINTS = [
     *((name, layer, norm) for name in MAIN for layer in (0, 2, BLOCKS) for norm in NORMS),
     *((name, 1, norm) for name in ARCHITECTURES if name not in MAIN for norm in NORMS),
+    # Block 2 of these is their block with attention.
+    *((name, 2, "final") for name in ("jamba", "zamba2")),
 ]
 # Every pooling in turn, so that each architecture meets each of them.
 CASES = [(*point, POOLINGS[index % len(POOLINGS)]) for index, point in enumerate(POINTS)]

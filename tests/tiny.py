@@ -36,6 +36,31 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert": {**_COMMON, **_ATTENTION},
     "mamba": {**_COMMON, "state_size": 8},
     "mamba2": {**_COMMON, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
+    "jamba": {
+        **_COMMON,
+        **_ATTENTION,
+        "num_key_value_heads": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "zamba2": {
+        **_COMMON,
+        **_ATTENTION,
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "attention_head_dim": 16,
+        "adapter_rank": 4,
+        "mamba_d_state": 8,
+        "n_mamba_heads": 8,
+        "mamba_ngroups": 1,
+        "num_mem_blocks": 1,
+        "chunk_size": 8,
+    },
 }
 
 
