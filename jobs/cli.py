@@ -1,31 +1,22 @@
 """The command line: `layerrank COMMAND`, the same as `python -m jobs COMMAND`.
 
-Exit codes: 0 done; 1 failed or incomplete; 2 bad usage or config.
+Exit codes: 0 done; 1 failed or incomplete; 2 bad usage or config; 3 done, and a regression found.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import get_args
 
-import duckdb
-
 from jobs import commands
 from jobs import config as configs
-from jobs.commands import FAILED, STAGES, USAGE
-from jobs.config import ConfigError
+from jobs.commands import STAGES
+from jobs.errors import explain
 from jobs.overrides import add_subject
-from operators.subject import ModelUnavailableError
-from storage.manifest import SettingsConflictError
-
-_OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
-# A file that is not there is the user's to mend on the driver; in a worker something was lost.
-_USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,38 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(arguments: argparse.Namespace, error: BaseException) -> int:
     if getattr(arguments, "verbose", False):
         traceback.print_exception(error)
-    kind, message, code = _explain(error)
-    sys.stderr.write(f"layerrank: {kind}{' '.join(message.split())}\n")
+    message, code = explain(error)
+    sys.stderr.write(f"layerrank: {message}\n")
     return code
-
-
-def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str, int]:
-    """Return a prefix, the message and the exit code of an error, wherever it was raised.
-
-    What a worker raised comes wrapped by Ray: the error itself is the cause or, where the cause is
-    one of Ray's own or an actor died of it, the last other error of the traceback in the text.
-    """
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, BaseException) and not _is_of_ray(cause):
-        return _explain(cause, in_worker=True)
-    name, message = type(error).__name__, str(error)
-    if _is_of_ray(error):
-        raised = re.findall(
-            r"^\s*(?!ray\.)(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE
-        )
-        name, message = raised[-1] if raised else (name, message)
-    # Ray adds a paragraph of its own advice to what a worker raised.
-    message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
-    usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
-    if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
-        return "", message, USAGE
-    known = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
-    for_people = (known or name in ("ValueError", "RuntimeError")) and message
-    return "" if for_people else f"{name}: ", message, FAILED
-
-
-def _is_of_ray(error: BaseException) -> bool:
-    return type(error).__module__.startswith("ray.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(added)
     rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
+    nightly = _add_run(added, "nightly", "checkpoints without a ranking, each against its last one")
+    nightly.set_defaults(handler=commands.nightly)
     return parser
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobs import config as configs
 from jobs.config import ConfigError, StorageConfig
 from jobs.console import say
+from jobs.errors import DONE, FAILED, REGRESSED
 from jobs.overrides import overridden
 from storage.root import Root
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from jobs.plan import Plan
     from jobs.run import Run
 
-DONE, FAILED, USAGE = 0, 1, 2
 STAGES = ("prepare", "extract", "measure", "probe", "rank")
 _GIB = 1 << 30
 
@@ -65,6 +65,21 @@ def run(arguments: argparse.Namespace) -> int:
             stages[stage](run)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
+
+
+def nightly(arguments: argparse.Namespace) -> int:
+    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
+    from jobs.cluster import Cluster  # noqa: PLC0415
+    from jobs.nightly import nightly as evaluated  # noqa: PLC0415
+    from jobs.run import Run, open_root  # noqa: PLC0415
+
+    config = overridden(configs.load(arguments.config), arguments)
+    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
+        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
+        night = evaluated(run, verbose=arguments.verbose)
+    if night.failed:
+        return FAILED
+    return REGRESSED if night.regressed else DONE
 
 
 def plan(arguments: argparse.Namespace) -> int:

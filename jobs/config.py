@@ -32,6 +32,7 @@ Variant = Literal["raw", "l2"]
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Search = Literal["full", "halving"]
 Noise = Annotated[float, Field(gt=0, le=1, multiple_of=0.01)]
+WEB = ("http://", "https://")
 EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 
 
@@ -241,6 +242,46 @@ class ClusterConfig(Block):
     wait_seconds: Annotated[float, Field(ge=0)] = 600
 
 
+class NightlyConfig(Block):
+    """When a new checkpoint is worse than the one before it; a rule that is null is switched off.
+
+    `operators/regression.py` says what exactly each rule compares.
+    """
+
+    score_drop: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.01,
+        description="of the score, 0..1 (0.01 is one point): the layer that the previous "
+        "checkpoint's ranking recommended scores less by more than this, its interval excludes 0",
+    )
+    layer_moved: Annotated[int, Field(ge=0)] | None = Field(
+        2, description="layers: the recommended layer moved by more than this"
+    )
+    metric_jump: Positive | None = Field(
+        20.0,
+        description="median absolute deviations: a metric changed in some layer by more than this "
+        "many from the median of its earlier changes",
+    )
+    changes: Annotated[int, Field(ge=2)] = Field(
+        12, description="earlier changes of a metric, at least, before any is called a jump"
+    )
+    webhook: SecretStr | None = Field(
+        None,
+        description="address that gets each alert as a POST of JSON; without it the variable "
+        "LAYERRANK_WEBHOOK",
+    )
+    webhook_seconds: Positive = Field(10.0, description="until a silent webhook is given up")
+    lease_seconds: Annotated[float, Field(ge=5, allow_inf_nan=False)] = Field(
+        600.0, description="until the lock of a nightly that crashed may be taken over"
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _web_address(cls, address: SecretStr | None) -> SecretStr | None:
+        if address is not None and not address.get_secret_value().startswith(WEB):
+            raise ValueError("a webhook is an http:// or https:// address")
+        return address
+
+
 class RunConfig(Block):
     """A whole run."""
 
@@ -258,6 +299,7 @@ class RunConfig(Block):
     rank: RankConfig = RankConfig()
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
+    nightly: NightlyConfig = NightlyConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -392,6 +434,6 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
-    secret = problem["loc"][:1] == ("storage",)
+    secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
     shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message

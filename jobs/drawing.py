@@ -108,6 +108,17 @@ def finish(axes: Axes, x: Sequence[float], label: str = "layer") -> None:
     axes.yaxis.label.set_color(MUTED)
 
 
+def show_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str], apart: float) -> None:
+    """Label the places along x, the last one and as many before it as lie `apart` pixels apart."""
+    across = axes.transData.transform([(x, 0) for x in places])[:, 0]
+    shown: list[int] = []
+    for index in reversed(range(len(places))):
+        if not shown or across[shown[-1]] - across[index] >= apart:
+            shown.append(index)
+    shown.reverse()
+    axes.set_xticks([places[i] for i in shown], labels=[labels[i] for i in shown])
+
+
 def shortened(name: str, size: Size) -> str:
     """Return a name as it fits beside a curve."""
     return name if len(name) <= size.label_chars else name[: size.label_chars - 2] + ".."

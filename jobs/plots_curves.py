@@ -21,6 +21,7 @@ from jobs.drawing import (
     finish,
     label_ends,
     new_axes,
+    show_ticks,
     to_svg,
 )
 from jobs.findings import Curve as LayerCurve
@@ -116,16 +117,8 @@ def _finish(axes: Axes, finding: CurveFinding) -> None:
     values = wording_curves.places(finding)
     places = [_place(finding.kind, x) for x in values]
     finish(axes, places, wording_curves.axis(finding.kind))
-    across = axes.transData.transform([(x, 0) for x in places])[:, 0]
-    shown: list[int] = []
-    for index in reversed(range(len(places))):
-        if not shown or across[shown[-1]] - across[index] >= _TICKS_APART:
-            shown.append(index)
-    shown.reverse()
-    axes.set_xticks(
-        [places[index] for index in shown],
-        labels=[wording_curves.at(finding.kind, values[index]) for index in shown],
-    )
+    labels = [wording_curves.at(finding.kind, x) for x in values]
+    show_ticks(axes, places, labels, _TICKS_APART)
 
 
 def _words(finding: CurveFinding, subject: SubjectFinding, curves: Mapping[int, LayerCurve]) -> str:

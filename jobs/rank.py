@@ -6,7 +6,7 @@ What it reads is small: a score per layer, task and fold. It is made anew every 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jobs.config import RunConfig
 from jobs.corpora import DatasetConfig
 from jobs.costs import LayerCost, read_costs
 from jobs.probe import score_partition
@@ -74,16 +75,17 @@ class SubjectRanking:
 
 def rank(run: Run) -> list[SubjectRanking]:
     """Rank the layers of every subject and write the `ranking` table."""
-    rankings = [_rank_subject(run, subject) for subject in run.subjects]
+    rankings = [rank_subject(run, subject) for subject in run.subjects]
     for ranking in rankings:
-        _write(run, ranking)
+        write_subject(run, ranking)
     return rankings
 
 
-def _rank_subject(run: Run, subject: Subject) -> SubjectRanking:
+def rank_subject(run: Run, subject: Subject) -> SubjectRanking:
+    """Rank the layers of one subject; nothing is written."""
     config = run.config.rank
     layers = _layers(run, subject)
-    tasks = _tasks(run, subject, layers)
+    tasks = ranked_tasks(run, subject, layers)
     found = [task.scores for task in tasks]
     drawn = {"seed": run.config.seed, "draws": config.draws}
     evidence = weigh(found, layers=layers, level=config.level, **drawn)
@@ -136,17 +138,22 @@ def relative_cost(costs: Mapping[int, LayerCost], layers: Sequence[int]) -> Arra
     return np.array([costs[layer].flops_per_token / whole for layer in layers])
 
 
-def _tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[RankedTask]:
-    """Return the tasks by dataset, then as configured."""
-    pairs = [(dataset, task) for dataset in run.config.datasets for task in dataset.tasks]
-    names = Counter(task.name for _, task in pairs)
+def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[RankedTask]:
+    """Return the tasks with their scores in some layers, by dataset, then as configured."""
     found = []
-    for dataset, task in pairs:
-        label = task.name if names[task.name] == 1 else f"{dataset.name}/{task.name}"
+    for label, dataset, task in _labelled_tasks(run.config):
         rows = ranked_rows(run, score_partition(subject, dataset, task))
         scores = _task_scores(label, rows, layers)
         found.append(RankedTask(label, dataset, task, rows[0]["metric"], scores))
     return found
+
+
+def _labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Task]]:
+    pairs = [(dataset, task) for dataset in config.datasets for task in dataset.tasks]
+    names = Counter(task.name for _, task in pairs)
+    for dataset, task in pairs:
+        label = task.name if names[task.name] == 1 else f"{dataset.name}/{task.name}"
+        yield label, dataset, task
 
 
 def ranked_rows(run: Run, where: Partition) -> list[dict[str, Any]]:
@@ -186,14 +193,28 @@ def _layers(run: Run, subject: Subject) -> list[int]:
     raise ValueError(f"{subject}: no prompt of any dataset has a vector; every text gave no token")
 
 
-def _write(run: Run, ranking: SubjectRanking) -> None:
-    subject, config = ranking.subject, run.config.rank
-    where = Partition("ranking", (subject.name, subject.revision, run.config.name))
-    labels = [task.label for task in ranking.tasks]
-    settings = {"config": run.config.name, **config.model_dump(), "tasks": labels}
+def ranking_partition(config: RunConfig, model: str, revision: str) -> Partition:
+    """Return where a run's ranking of a model at a revision lies."""
+    return Partition("ranking", (model, revision, config.name))
+
+
+def ranking_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what the rankings of a run depend on, beside the scores."""
+    labels = [label for label, _, _ in _labelled_tasks(config)]
+    return {"config": config.name, **config.rank.model_dump(), "tasks": labels}
+
+
+def write_subject(run: Run, ranking: SubjectRanking) -> None:
+    """Write the ranking of one subject."""
+    where = ranking_partition(run.config, ranking.subject.name, ranking.subject.revision)
+    write_ranking(run.root, where, ranking_settings(run.config), subject_rows(run, ranking))
+
+
+def subject_rows(run: Run, ranking: SubjectRanking) -> list[dict[str, Any]]:
+    """Return the rows of the table `ranking` of one subject, layer by layer."""
+    config = run.config.rank
     vectors = {"norm": config.norm, "pooling": config.pooling}
-    rows = ranking_rows(ranking.evidence, ranking.verdict, ranking.cost_L, vectors)
-    write_ranking(run.root, where, settings, rows)
+    return ranking_rows(ranking.evidence, ranking.verdict, ranking.cost_L, vectors)
 
 
 def ranking_rows(

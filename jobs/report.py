@@ -114,34 +114,35 @@ def _short(label: str) -> str:
 
 
 def _page(findings: Findings) -> str:
-    environment = _environment()
-    environment.autoescape = True
-    environment.finalize = _typeset
-    return environment.get_template("report.html.j2").render(
-        findings=findings,
-        # As the config file would say it: neither minus signs nor anything else is typeset.
-        settings=escape(_settings(findings)),
-        ranking_plots=_ranking_plots,
-        cost_plots=_cost_plots,
-        curve_plots=curve_plots,
-        metric_groups=gallery.groups,
-        by_metric=gallery.by_metric,
+    return (
+        page_templates()
+        .get_template("report.html.j2")
+        .render(
+            findings=findings,
+            # As the config file would say it: neither minus signs nor anything else is typeset.
+            settings=escape(_settings(findings)),
+            ranking_plots=_ranking_plots,
+            cost_plots=_cost_plots,
+            curve_plots=curve_plots,
+            metric_groups=gallery.groups,
+            by_metric=gallery.by_metric,
+        )
     )
 
 
 def guide_page(version: str) -> str:
     """Return the reading guide of the metrics as a page, which needs no findings."""
-    environment = _environment()
-    environment.autoescape = True
-    return environment.get_template("metrics.html.j2").render(
+    templates = _templates()
+    templates.autoescape = True
+    return templates.get_template("metrics.html.j2").render(
         article=guide.article(guide.source()), version=version
     )
 
 
 def _markdown(findings: Findings) -> str:
-    environment = _environment()
-    environment.finalize = _escape_markdown
-    return environment.get_template("report.md.j2").render(
+    templates = _templates()
+    templates.finalize = _escape_markdown
+    return templates.get_template("report.md.j2").render(
         # Indented, so that no text in it can end the block.
         findings=findings,
         settings=Markup(textwrap.indent(_settings(findings), "    ")),
@@ -150,7 +151,15 @@ def _markdown(findings: Findings) -> str:
     )
 
 
-def _environment() -> Environment:
+def page_templates() -> Environment:
+    """Return the templates of HTML pages: text is escaped, and numbers are typeset."""
+    templates = _templates()
+    templates.autoescape = True
+    templates.finalize = _typeset
+    return templates
+
+
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("jobs", "templates"),
         undefined=StrictUndefined,

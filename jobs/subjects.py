@@ -20,12 +20,16 @@ from storage.root import Root
 _NUMBER = re.compile(r"\d+")
 
 
-def resolve(config: RunConfig) -> tuple[Subject, ...]:
+def resolve(config: RunConfig, *, keep_gone: bool = False) -> tuple[Subject, ...]:
     """Return every model of a run, the checkpoints of a sweep in the order of their steps.
 
-    ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions.
+    ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions. A
+    listed checkpoint whose folder is gone is a ConfigError too, unless it is to be kept: then it
+    fails when it is loaded, and the others do not.
     """
-    found = [each for given in config.subjects for each in _checkpoints(given, config.storage)]
+    found = [
+        each for given in config.subjects for each in _checkpoints(given, config.storage, keep_gone)
+    ]
     names = [str(each) for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -37,6 +41,12 @@ def step_of(revision: str) -> int | None:
     """Return the training step that a revision names: its last number; None if it has none."""
     numbers = _NUMBER.findall(revision)
     return int(numbers[-1]) if numbers else None
+
+
+def by_step(revision: str) -> tuple[bool, int, str]:
+    """Order revisions by their step; those without one come first."""
+    step = step_of(revision)
+    return step is not None, step or 0, revision
 
 
 def subject(config: SubjectConfig) -> Subject:
@@ -77,7 +87,9 @@ def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subje
     )
 
 
-def _checkpoints(config: SubjectConfig, storage: StorageConfig) -> Iterator[Subject]:
+def _checkpoints(
+    config: SubjectConfig, storage: StorageConfig, keep_gone: bool
+) -> Iterator[Subject]:
     """Yield the checkpoints that `revisions` names, or the one subject if it names none."""
     if config.revisions is None:
         yield subject(config)
@@ -92,11 +104,11 @@ def _checkpoints(config: SubjectConfig, storage: StorageConfig) -> Iterator[Subj
                 f"model {config.model}: no {'folder' if parent else 'branch'} matches revisions "
                 f"{config.revisions!r}; it has {_some(known)}"
             )
-        wanted.sort(key=_by_step)
+        wanted.sort(key=by_step)
     else:
         wanted = list(config.revisions)
         gone = [name for name in wanted if parent and name not in there]
-        if gone:
+        if gone and not keep_gone:
             raise ConfigError(
                 f"model {config.model} has no folder {gone[0]}; it has {_some(there)}"
             )
@@ -122,12 +134,6 @@ def _folders(parent: Root) -> list[str]:
     except (OSError, BotoCoreError, ImportError, ValueError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ConfigError(f"model {parent.uri}: cannot list its checkpoints: {reason}") from error
-
-
-def _by_step(revision: str) -> tuple[bool, int, str]:
-    """Order revisions by their step; those without one come first."""
-    step = step_of(revision)
-    return step is not None, step or 0, revision
 
 
 def _branches(model: str) -> list[str]:

@@ -23,6 +23,8 @@ from botocore.exceptions import BotoCoreError
 _HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
+# What S3 answers to a conditional write where there is an object, or another write is under way.
+_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
 def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
@@ -79,6 +81,27 @@ class Root:
         """Write a whole small object, replacing what was there."""
         with self.writer(key) as stream:
             stream.write(content)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Write a whole small object if there is none; False, and nothing written, if there is.
+
+        Of several that try at once one succeeds: a hard link locally, which fails if the name is
+        taken, and on S3 a conditional write (`If-None-Match: *`).
+        """
+        path = self.path(key)
+        if not self.is_local:
+            return _put_new(self.filesystem, path, content)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(content)
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
 
     @contextmanager
     def reader(self, key: str) -> Iterator[IO[bytes]]:
@@ -178,6 +201,20 @@ class Root:
 def _changed(entry: Mapping[str, Any]) -> object:
     keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated")
     return next((entry[key] for key in keys if key in entry), "")
+
+
+def _put_new(filesystem: Any, path: str, content: bytes) -> bool:  # noqa: ANN401
+    try:
+        filesystem.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # Not every server says which precondition failed, and without that s3fs cannot tell.
+        response = getattr(error.__cause__, "response", {})
+        if response.get("Error", {}).get("Code") not in _TAKEN:
+            raise
+        return False
+    return True
 
 
 def fingerprint(uri: str, options: Mapping[str, Any], whole: int = _HASHED_WHOLE) -> str:

@@ -12,8 +12,8 @@ import yaml
 
 from jobs import cli
 from jobs import config as configs
-from jobs.commands import USAGE
 from jobs.corpora import BuiltinSource
+from jobs.errors import USAGE
 from jobs.plan import Plan, plan
 from jobs.targets import TokenPlan
 from storage.manifest import publish

@@ -1,0 +1,141 @@
+"""nightly: the checkpoints that have no ranking yet, each compared with the one before it.
+
+One at a time, in the order of their steps, through the stages of any run: partitions are appended,
+the trend page is rebuilt, and a checkpoint that is worse than the last leaves an alert. The ranking
+of a checkpoint is written when it has been judged, so one that has a ranking needs no second look.
+A checkpoint that cannot be read or scored is named and tried again the next time.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field, replace
+
+from jobs import alerts, extract, measure, prepare, probe, rank, trend
+from jobs.alerts import Alert
+from jobs.checkpoints import check
+from jobs.config import ConfigError
+from jobs.console import say
+from jobs.errors import explain
+from jobs.history import Checkpoint, before, in_order, main_metrics, ranked, without_ranking
+from jobs.judge import change_at, judge
+from jobs.run import Run
+from jobs.subjects import resolve
+from jobs.wording import counted, points, signed
+from operators.subject import Subject
+from storage.lock import LeaseLostError, Lock, held
+
+_STAGES = (extract.extract, measure.measure, probe.probe)
+
+
+@dataclass
+class Night:
+    """What a night did: checkpoint -> why it failed, and the alerts."""
+
+    failed: dict[Subject, str] = field(default_factory=dict)
+    regressed: list[Alert] = field(default_factory=list)
+
+
+def nightly(run: Run, *, verbose: bool = False) -> Night:
+    """Evaluate, publish and judge every checkpoint without a ranking, then rebuild the trend page.
+
+    LockHeldError if another nightly has the root; LeaseLostError, and nothing more is published, if
+    another one has taken it over.
+    """
+    night = Night()
+    with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
+        found = resolve(run.config, keep_gone=True)
+        new = without_ranking(run.root, run.config, found, overwrite=run.overwrite)
+        say(f"LayerRank nightly: {run.config.name} -> {run.root.uri}")
+        say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
+        history = ranked(run.root, run.config)
+        if new:
+            prepare.prepare(run)
+        for number, subject in enumerate(new, 1):
+            say(f"{number}/{len(new)} {subject}")
+            try:
+                history = _evaluate(replace(run, chosen=(subject,)), history, lock, night)
+            except (LeaseLostError, ConfigError):  # of the whole night
+                raise
+            except Exception as error:  # noqa: BLE001  (of one checkpoint: the others go on)
+                if verbose:
+                    traceback.print_exception(error)
+                night.failed[subject] = explain(error)[0]
+                say(f"  failed, and tried again the next time: {night.failed[subject]}")
+        lock.check()
+        if new or trend.is_stale(run, history):
+            trend.publish(run, history, night.failed)
+    _conclude(new, night)
+    return night
+
+
+def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> list[Checkpoint]:
+    """Take one checkpoint through the stages, judge it, and return the history with it."""
+    (subject,) = run.subjects
+    check(subject, run.config.storage)
+    for stage in _STAGES:
+        lock.check()
+        stage(run)
+    probe.require_scores(run)
+    ranking = rank.rank_subject(run, subject)
+    metrics = main_metrics(run.root, run.config, subject.name, subject.revision)
+    new = Checkpoint(subject.name, subject.revision, rank.subject_rows(run, ranking), metrics)
+    say(f"  {ranking.verdict.sentence}")
+    lock.check()
+    _judge(run, before(history, new.model, new.revision), new, night)
+    rank.write_subject(run, ranking)
+    others = [each for each in history if (each.model, each.revision) != (new.model, new.revision)]
+    return in_order([*others, new])
+
+
+def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:
+    """Compare a checkpoint with the one before it, and leave an alert if it is worse."""
+    key = alerts.place(run.config.name, new.model, new.revision)
+    if not earlier:
+        say("  there is no earlier checkpoint to compare with")
+        run.root.delete(key)
+        return
+    previous = earlier[-1]
+    say(f"  {_compared(run, previous, new)}")
+    broken = judge(run, earlier, new)
+    if not broken:
+        run.root.delete(key)
+        return
+    says = " ".join(each.says for each in broken)
+    alert = Alert(
+        run.config.name,
+        new.model,
+        new.revision,
+        previous.revision,
+        f"{new.model} at {new.revision} is worse than at {previous.revision}. {says}",
+        broken,
+        trend.address(run),
+    )
+    run.root.write(key, alert.to_json())
+    night.regressed.append(alert)
+    for each in broken:
+        say(f"  alert, {each.rule}: {each.says}")
+    alerts.post(alert, run.config.nightly)
+
+
+def _compared(run: Run, previous: Checkpoint, new: Checkpoint) -> str:
+    change = change_at(run, previous, new)
+    layers = f"layer {new.recommended} after layer {previous.recommended} at {previous.revision}"
+    if change is None:
+        return f"Recommended: {layers}; no score to compare."
+    return (
+        f"Recommended: {layers}; layer {previous.recommended} scores {points(change.now)} points, "
+        f"{signed(change.change)} since then."
+    )
+
+
+def _conclude(new: list[Subject], night: Night) -> None:
+    if not new:
+        say("nothing new")
+        return
+    done = len(new) - len(night.failed)
+    say(f"{counted(done, 'checkpoint')} ranked, {len(night.failed)} failed")
+    for subject, reason in night.failed.items():
+        say(f"  failed: {subject}: {reason}")
+    for alert in night.regressed:
+        say(f"  worse: {alert.model} at {alert.revision}: {', '.join(r.rule for r in alert.rules)}")

@@ -1,0 +1,207 @@
+"""A lock with a lease in the root: one holder at a time, and a crashed one's lease runs out.
+
+An object store can create an object only if there is none, but not swap one for another. So the
+lock is a series of numbered objects, `locks/NAME-000017.json`: the highest number is the lock. Only
+the one who created an object writes it again, to renew the lease or to mark it released; an expired
+or released lock is taken over by creating the next number, which succeeds for one contender alone.
+A holder that sees a higher number has lost its lease. Numbers below the lock are deleted.
+
+Clocks of contenders must agree to a small part of the lease; synchronised machines differ by less
+than a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from storage.root import Root
+
+FOLDER = "locks"
+_RENEWALS = 3  # per lease
+_ATTEMPTS = 16
+
+
+class LockHeldError(RuntimeError):
+    """Somebody else holds the lock."""
+
+
+class LeaseLostError(RuntimeError):
+    """The lease ran out, or somebody else has taken the lock over: stop."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a lock object holds; times are in seconds of the Unix epoch.
+
+    `token` is random and tells one acquisition from another, `holder` is for people.
+    """
+
+    holder: str
+    token: str
+    since: float
+    until: float
+    released: bool = False
+
+    def is_free(self, now: float) -> bool:
+        """Whether the lock may be taken over."""
+        return self.released or now >= self.until
+
+
+class Lock:
+    """The lock `name` of a root, held for `seconds` from each renewal on."""
+
+    def __init__(
+        self,
+        root: Root,
+        name: str,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.time,
+        holder: str | None = None,
+    ) -> None:
+        self._root, self._name, self._seconds = root, name, seconds
+        self._clock = clock
+        self._holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
+        self._number = 0
+        self._lease: Lease | None = None
+        self._writing = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """The length of the lease."""
+        return self._seconds
+
+    def acquire(self) -> None:
+        """Take the lock; LockHeldError that says who holds it, since when and until when."""
+        for _ in range(_ATTEMPTS):
+            number, held = self._highest()
+            if held is not None and not held.is_free(self._clock()):
+                raise LockHeldError(
+                    f"another {self._name} is running on {self._root.uri}: {held.holder}, since "
+                    f"{_clock_time(held.since)}; its lease runs until {_clock_time(held.until)}, "
+                    "unless it goes on and renews it"
+                )
+            if self._create(number + 1):
+                return
+        raise LockHeldError(
+            f"another {self._name} takes the lock of {self._root.uri} again and again"
+        )
+
+    def renew(self) -> None:
+        """Prolong the lease; LeaseLostError if it is no longer this holder's."""
+        with self._writing:
+            lease = self._owned()
+            self.check()
+            renewed = replace(lease, until=self._clock() + self._seconds)
+            self._root.write(self._key(self._number), _encoded(renewed))
+            self._lease = renewed
+        self.check()
+
+    def check(self) -> None:
+        """Raise LeaseLostError if the lease ran out or the lock was taken over."""
+        lease = self._owned()
+        highest = max(self._numbers(), default=0)
+        if highest > self._number or self._clock() >= lease.until:
+            raise LeaseLostError(
+                f"the lock of {self._name} on {self._root.uri} was lost: held until "
+                f"{_clock_time(lease.until)} and not renewed in time; nothing more is published"
+            )
+
+    def release(self) -> None:
+        """Let others have the lock at once; nothing happens if it is not held."""
+        with self._writing:
+            if self._lease is not None:
+                released = replace(self._lease, released=True)
+                self._root.write(self._key(self._number), _encoded(released))
+            self._lease = None
+
+    def _owned(self) -> Lease:
+        if self._lease is None:
+            raise LeaseLostError(f"the lock of {self._name} on {self._root.uri} is not held")
+        return self._lease
+
+    def _create(self, number: int) -> bool:
+        """Create a numbered object and return whether that made it the lock, and ours."""
+        now = self._clock()
+        lease = Lease(self._holder, uuid.uuid4().hex, now, now + self._seconds)
+        self._root.create(self._key(number), _encoded(lease))
+        # The object is what counts, not the answer: a write that was repeated after a lost answer
+        # finds its own object there. And the number may be one that a later holder had deleted.
+        mine = self._read(number)
+        if mine is None or mine.token != lease.token:
+            return False
+        numbers = self._numbers()
+        if max(numbers, default=0) > number:
+            self._root.delete(self._key(number))
+            return False
+        self._number, self._lease = number, lease
+        for old in numbers:
+            if old < number:
+                self._root.delete(self._key(old))
+        return True
+
+    def _highest(self) -> tuple[int, Lease | None]:
+        """Return the number of the lock and what it holds; 0 and None if there never was one."""
+        number = max(self._numbers(), default=0)
+        return number, self._read(number) if number else None
+
+    def _numbers(self) -> list[int]:
+        pattern = re.compile(rf"{re.escape(self._name)}-(\d+)\.json")
+        matches = map(pattern.fullmatch, self._root.sizes(FOLDER))
+        return [int(match[1]) for match in matches if match]
+
+    def _read(self, number: int) -> Lease | None:
+        try:
+            return Lease(**json.loads(self._root.read(self._key(number))))
+        except FileNotFoundError:  # deleted since it was listed: there is a higher one
+            return None
+
+    def _key(self, number: int) -> str:
+        return f"{FOLDER}/{self._name}-{number:06d}.json"
+
+
+@contextmanager
+def held(lock: Lock) -> Iterator[Lock]:
+    """Hold a lock for a block, renewing its lease in the background.
+
+    A renewal that fails is tried again until the lease runs out; `check` then says so.
+    """
+    lock.acquire()
+    stopped = threading.Event()
+
+    def keep_renewing() -> None:
+        while not stopped.wait(lock.seconds / _RENEWALS):
+            try:
+                lock.renew()
+            except LeaseLostError:
+                return
+            except OSError:
+                continue
+
+    watch = threading.Thread(target=keep_renewing, name="lease", daemon=True)
+    watch.start()
+    try:
+        yield lock
+    finally:
+        stopped.set()
+        watch.join()
+        with suppress(OSError):  # the lease runs out by itself
+            lock.release()
+
+
+def _encoded(lease: Lease) -> bytes:
+    return json.dumps(asdict(lease)).encode()
+
+
+def _clock_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
