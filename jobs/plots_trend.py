@@ -34,7 +34,7 @@ from jobs.trend_findings import LayerScore, MetricTrend, ModelTrend, Ranked
 _WIDE, _NARROW = Size(1040, 340, left=48), Size(368, 300, left=44, label_chars=13)
 _LOW_WIDE, _LOW_NARROW = Size(1040, 200, left=48), Size(368, 200, left=44, label_chars=13)
 _SMALL = Size(320, 190, left=56)
-_MOST_DOTS = 40  # on a curve; more would touch
+_DOTS_APART = 9  # pixels; nearer ones would touch
 _MOST_CHARS = 9  # of a tick's label
 _LONG_UNIT = 20  # characters that fit beside the axis
 _NAN = float("nan")
@@ -134,6 +134,7 @@ def _points(score: float | None) -> float:
 def _draw(
     axes: Axes, curve: Curve, colour: str, dashes: object, *, width: float = 2.0, dots: bool = True
 ) -> None:
+    apart = axes.bbox.width / max(len(curve.x) - 1, 1)
     alone = len(curve.x) == 1
     axes.plot(
         curve.x,
@@ -141,7 +142,7 @@ def _draw(
         color=colour,
         linestyle=dashes,
         linewidth=width,
-        marker="o" if alone or (dots and len(curve.x) <= _MOST_DOTS) else None,
+        marker="o" if alone or (dots and apart >= _DOTS_APART) else None,
         markersize=4,
         zorder=4 if colour == ACCENT else 3,
     )

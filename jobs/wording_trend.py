@@ -26,7 +26,9 @@ def headline(model: ModelTrend) -> str:
     layer, last = newest.recommended, newest.last
     if layer.score is None or last.score is None:
         return f"At {newest.revision} layer {layer.layer} is a guess: it has no score."
-    said = f"At {newest.revision} use layer {layer.layer}: {points(layer.score)} points"
+    is_sure = newest.verdict in ("use_layer", "keep_last")
+    said = f"At {newest.revision} {'use' if is_sure else 'a guess is'} layer {layer.layer}: "
+    said += f"{points(layer.score)} points"
     if layer.layer == last.layer:
         return f"{said}, and it is the last."
     return f"{said}, {signed(layer.score - last.score)} against the last layer, {last.layer}."
