@@ -118,13 +118,13 @@ def jumps(values_CL: Array, *, limit: float, fewest: int) -> list[Jump]:
     for layer, value_C in enumerate(np.asarray(values_CL, np.float64).T):
         change_C = np.diff(value_C)
         earlier_C = change_C[:-1][~np.isnan(change_C[:-1])]
-        if len(earlier_C) < max(fewest, 1) or np.isnan(change_C[-1]):
+        if len(earlier_C) < max(fewest, 1):
             continue
         usual = float(np.median(earlier_C))
         floor = SMALLEST_SCALE * float(np.nanmedian(np.abs(value_C[:-1])))
         scale = max(float(np.median(np.abs(earlier_C - usual))), floor)
         distance = abs(float(change_C[-1]) - usual)
-        if scale > 0 and distance > limit * scale:
+        if scale > 0 and distance > limit * scale:  # never of an undefined change
             before, now = float(value_C[-2]), float(value_C[-1])
             found.append(Jump(layer, before, now, usual, distance / scale))
     return found
