@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from jobs.collect_modes import modes
 from jobs.corpora import DatasetConfig
 from jobs.curves import curves
 from jobs.findings import (
@@ -127,6 +128,7 @@ def _subject(run: Run, ranking: SubjectRanking) -> SubjectFinding:
         encoded=[each for dataset in datasets for each in _encoded(run, subject, dataset)],
         metrics=series,
         unmeasured=[name for name, found in measured.items() if found is None],
+        modes=modes(run, subject),
     )
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from jobs.blocks import Block, Count, Name, Positive, Probability, require_distinct
 from jobs.corpora import DatasetConfig, MtebSource
+from operators.modes import FEWEST, MOST
 
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
@@ -144,6 +145,9 @@ class MeasureConfig(Block):
     temperature: Positive = 0.1
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
+    mode_sample: Annotated[int, Field(ge=FEWEST, le=MOST)] = Field(
+        20_000, description="prompts whose entropies are tested for two modes, at most"
+    )
 
     @field_validator("metrics")
     @classmethod

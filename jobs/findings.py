@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from jobs.findings_modes import ModesFinding
 from operators.ranking.policy import Verdict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ class SubjectFinding:
     encoded: list[Encoded]
     metrics: list[Series]
     unmeasured: list[str]
+    modes: ModesFinding | None = None
 
     @property
     def last(self) -> int:

@@ -1,7 +1,8 @@
 """measure (CPU or GPU tasks): representation metrics over the shards.
 
 `tokens -> prompt_metrics` shard by shard, unless the model actors have made them already, then
-`prompt_metrics, embeddings -> layer_metrics` layer by layer. No text is encoded again.
+`prompt_metrics, embeddings -> layer_metrics` layer by layer, then `prompt_metrics -> modes` over
+all datasets of a subject. No text is encoded again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jobs.console import Progress, say
 from jobs.corpora import DatasetConfig
 from jobs.costs import measure_costs
 from jobs.measurer import LayerMetrics, TokenMetrics, parameters, similarity_rows
+from jobs.modes import measure_modes
 from jobs.run import Run, partition
 from jobs.targets import token_metric_settings, token_metrics, token_plan
 from operators.metrics.registry import of_kind
@@ -45,9 +47,14 @@ LAYER_METRICS = "metrics.parquet"
 def measure(run: Run) -> None:
     """Measure the cost of every layer, then every dataset; what is measured stays."""
     measure_costs(run)
-    for subject, dataset in run.pairs():
-        prompt_metrics = _measure_tokens(run, subject, dataset)
-        _measure_layers(run, subject, dataset, prompt_metrics)
+    for subject in run.subjects:
+        measured: dict[str, Manifest] = {}
+        for dataset in run.config.datasets:
+            prompt_metrics = _measure_tokens(run, subject, dataset)
+            _measure_layers(run, subject, dataset, prompt_metrics)
+            if prompt_metrics is not None:
+                measured[dataset.name] = prompt_metrics
+        measure_modes(run, subject, measured)
 
 
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
@@ -90,7 +97,7 @@ def _measure_layers(
         "views": [manifest.content for manifest in views],
         "prompt_metrics": prompt_metrics.content if prompt_metrics else None,
         "seed": run.config.seed,
-        **config.model_dump(mode="json", exclude={"device", "token_metrics"}),
+        **config.model_dump(mode="json", exclude={"device", "token_metrics", "mode_sample"}),
     }
     where = partition("layer_metrics", subject, dataset)
     present = current(run.root, where, settings, overwrite=run.overwrite)

@@ -22,6 +22,7 @@ from jobs import (
     wording_choices,
     wording_curves,
     wording_inputs,
+    wording_modes,
     wording_verdict,
 )
 from jobs.collect import collect
@@ -31,6 +32,7 @@ from jobs.findings import Findings, SubjectFinding
 from jobs.plots import NARROW, WIDE, gain_plot, score_plot
 from jobs.plots_cost import cost_plot
 from jobs.plots_curves import curve_plots
+from jobs.plots_modes import mode_plots
 from jobs.rank import SubjectRanking
 from jobs.run import Run
 from jobs.wording import gain_span, p_value, points, share, signed, span
@@ -114,19 +116,17 @@ def _short(label: str) -> str:
 
 
 def _page(findings: Findings) -> str:
-    return (
-        page_templates()
-        .get_template("report.html.j2")
-        .render(
-            findings=findings,
-            # As the config file would say it: neither minus signs nor anything else is typeset.
-            settings=escape(_settings(findings)),
-            ranking_plots=_ranking_plots,
-            cost_plots=_cost_plots,
-            curve_plots=curve_plots,
-            metric_groups=gallery.groups,
-            by_metric=gallery.by_metric,
-        )
+    template = page_templates().get_template("report.html.j2")
+    return template.render(
+        findings=findings,
+        # As the config file would say it: neither minus signs nor anything else is typeset.
+        settings=escape(_settings(findings)),
+        ranking_plots=_ranking_plots,
+        cost_plots=_cost_plots,
+        curve_plots=curve_plots,
+        mode_plots=mode_plots,
+        metric_groups=gallery.groups,
+        by_metric=gallery.by_metric,
     )
 
 
@@ -172,6 +172,7 @@ def _templates() -> Environment:
         inputs=wording_inputs,
         choosing=wording_choices,
         curving=wording_curves,
+        splitting=wording_modes,
     )
     return environment
 

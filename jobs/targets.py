@@ -6,7 +6,7 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -158,12 +158,17 @@ def sample_shares(prompts: Manifest, sample: int) -> dict[str, int]:
     Shards are cut by a hash of the text, so the leading shards are a random sample, and a small
     sample touches few objects. A corpus smaller than the sample is taken whole.
     """
+    return leading({receipt.name: receipt.rows for receipt in prompts.receipts}, sample)
+
+
+def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:
+    """Return how many prompts of each shard are taken, in order, until there are `sample`."""
     shares: dict[str, int] = {}
     left = sample
-    for receipt in prompts.receipts:
-        take = min(receipt.rows, left)
+    for name, count in prompts.items():
+        take = min(count, left)
         if take:
-            shares[receipt.name] = take
+            shares[name] = take
         left -= take
     return shares
 

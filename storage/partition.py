@@ -15,6 +15,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "tokens": SUBJECT_KEYS,
     "prompt_metrics": SUBJECT_KEYS,
     "layer_metrics": SUBJECT_KEYS,
+    "prompt_traits": SUBJECT_KEYS,
+    "modes": ("model", "revision", "group"),
     "probe_scores": (*SUBJECT_KEYS, "task"),
     "learning_curves": (*SUBJECT_KEYS, "task"),
     "layer_costs": ("model", "revision"),

@@ -117,6 +117,59 @@ LAYER_METRICS = _table(
     _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
 )
 
+PROMPT_TRAITS = _table(
+    "prompt_traits",
+    _PROMPT_ID,
+    _N_TOKENS,
+    _column("repeated_tokens", pa.float64(), "share of tokens that occurred before in the prompt"),
+    _column("unknown_words", pa.float64(), "share of words that are no single token; NaN if none"),
+    _column("reason", pa.string(), "why unknown_words is NaN; null otherwise", nullable=True),
+)
+
+_TRAIT = pa.struct(
+    [
+        pa.field("trait", pa.string(), nullable=False),
+        pa.field("measure", pa.string(), nullable=False),
+        pa.field("effect", pa.float64(), nullable=False),
+        pa.field("low", pa.float64(), nullable=False),
+        pa.field("high", pa.float64(), nullable=False),
+        pa.field("n_prompts", pa.int64(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+_EXAMPLE = pa.struct(
+    [
+        pa.field("mode", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.int64(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+    ]
+)
+
+MODES = _table(
+    "modes",
+    _LAYER,
+    _NORM,
+    _column("metric", pa.string(), "whose values per prompt are tested"),
+    _column("variant", pa.string(), "parameters of the metric"),
+    _column("n_prompts", pa.int64(), "prompts with a value, of all datasets together"),
+    _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
+    _column("dip", pa.float64(), "Hartigan's dip, 0..1/4; NaN when undefined, like all below"),
+    _column("p_value", pa.float64(), "of the dip against one mode; 1e-5 means that or less"),
+    _column("p_holm", pa.float64(), "p_value corrected for one test per layer (Holm)"),
+    _column("split", pa.float64(), "between the two modes, in the unit of the metric"),
+    _column("mode_low", pa.float64(), "median of the prompts in the lower mode, same unit"),
+    _column("mode_high", pa.float64(), "median of the prompts in the upper mode, same unit"),
+    _column("share_high", pa.float64(), "share of the prompts that lie above the split, 0..1"),
+    _column("edges", pa.list_(pa.float64()), "edges of the histogram's bins, same unit"),
+    _column("counts", pa.list_(pa.int64()), "prompts per bin of the histogram"),
+    _column("traits", pa.list_(_TRAIT), "effects -1..1: upper against lower group; its medians"),
+    _column("examples", pa.list_(_EXAMPLE), "prompts nearest to each mode, nearest first"),
+    _REASON,
+)
+
 _SCORE = (
     _LAYER,
     _NORM,

@@ -143,7 +143,7 @@ def unlabelled(**other: Any) -> SubjectFinding:  # noqa: ANN401
 def findings(*subjects: SubjectFinding) -> Findings:
     """Return a run of these subjects on one dataset."""
     return Findings(
-        schema_version=2,
+        schema_version=3,
         run="small",
         level=0.95,
         draws=10_000,

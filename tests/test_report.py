@@ -222,7 +222,7 @@ def test_findings_say_what_was_stored(tmp_path: Path) -> None:
     files = _publish(_run(tmp_path, _config()))
     assert set(files) == FILES
     found = _strict(files["report.json"])
-    assert found["schema_version"] == 2
+    assert found["schema_version"] == 3
     assert found["seeds"] == {"run": 0, "probe": 42}
     assert {"python", "torch", "ray", "scikit-learn"} <= set(found["versions"])
     assert found["datasets"] == [

@@ -1,0 +1,132 @@
+"""The worker of modes: one layer's entropies of the sampled prompts, and what separates them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jobs.cluster import one_unit, result_table
+from operators.effects import separations
+from operators.modes import NOTHING, UNDEFINED, Modes, find_modes, histogram, middle, nearest
+from storage.manifest import Manifest
+from storage.metrics import MetricRows, Values, select_rows
+from storage.root import Root
+from storage.shards import read_group, read_table
+
+DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
+EXAMPLES = 3  # prompts nearest to each mode
+FIRST_TOKEN = MetricRows("first_token_share", "")
+NUMBERS = ("n_tokens", FIRST_TOKEN.metric, "repeated_tokens", "unknown_words")
+DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The prompts of one dataset that are tested: how many leading ones of which shards."""
+
+    measured: Manifest
+    traits: Manifest
+    shares: Mapping[str, int]
+
+    @property
+    def dataset(self) -> str:
+        """The name of the dataset."""
+        return self.measured.partition.keys["dataset"]
+
+
+@dataclass(frozen=True)
+class LayerModes:
+    """Tests one layer: its row of `modes`, but for the correction over the layers."""
+
+    root: Root
+    parts: tuple[Part, ...]
+    rows: MetricRows
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Read one layer's row groups and test them."""
+        layer = int(one_unit(batch))
+        table = _each_text_once(pa.concat_tables(self._tables(layer)))
+        norm = table["norm"][0].as_py()
+        row = {"layer": layer, "norm": norm, **self.rows._asdict(), **_described(table)}
+        return result_table(row)
+
+    def _tables(self, layer: int) -> Iterator[pa.Table]:
+        """Yield every shard's prompts with their value and their traits."""
+        for part in self.parts:
+            for name, take in part.shares.items():
+                key = part.measured.partition.shard(name)
+                group = read_group(self.root, key, {"layer": layer})
+                measured, first = (
+                    select_rows(group, rows, take) for rows in (self.rows, FIRST_TOKEN)
+                )
+                traits = read_table(self.root, part.traits.partition.shard(name))
+                assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
+                shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
+                columns = {
+                    "norm": measured["norm"],
+                    "value": measured["value"],
+                    FIRST_TOKEN.metric: shares,
+                    DATASET: pa.array([part.dataset] * len(traits)),
+                    "shard": pa.array([name] * len(traits)),
+                }
+                table = traits.drop_columns(["reason"])
+                for column, values in columns.items():
+                    table = table.append_column(column, values)
+                yield table
+
+
+def _each_text_once(table: pa.Table) -> pa.Table:
+    """Return the rows without the texts that an earlier dataset has already."""
+    _, first = np.unique(table["prompt_id"].to_numpy(), return_index=True)
+    return table.take(np.sort(first))
+
+
+def _described(table: pa.Table) -> dict[str, Any]:
+    """Return the test of a layer's values, and what the prompts of the two groups are like."""
+    values_N = np.round(table["value"].to_numpy(), DECIMALS)
+    defined_N = ~np.isnan(values_N)
+    table, values_N = table.filter(pa.array(defined_N)), values_N[defined_N]
+    modes = find_modes(values_N)
+    edges, counts = histogram(values_N)
+    return {
+        "n_prompts": len(values_N),
+        "n_undefined": int((~defined_N).sum()),
+        "dip": modes.dip,
+        "p_value": modes.p_value,
+        "split": modes.split,
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        **_groups(table, values_N, modes),
+        "reason": UNDEFINED if modes is NOTHING else None,
+    }
+
+
+def _groups(table: pa.Table, values_N: Values, modes: Modes) -> dict[str, Any]:
+    """Return the columns about the two groups; empty if there are none."""
+    is_high_N = values_N > modes.split
+    places = {"low": middle(values_N, modes.low), "high": middle(values_N, modes.high)}
+    found: dict[str, Any] = {f"mode_{mode}": place for mode, place in places.items()}
+    if modes is NOTHING:
+        return {**found, "share_high": float("nan"), "traits": [], "examples": []}
+    numbers = {name: table[name].to_numpy().astype(np.float64) for name in NUMBERS}
+    traits = separations(is_high_N, numbers, {DATASET: table[DATASET].to_pylist()})
+    return {
+        **found,
+        "share_high": float(is_high_N.mean()),
+        "traits": [asdict(each) for each in traits],
+        "examples": [
+            {"mode": mode, **example}
+            for mode, place in places.items()
+            for example in _examples(table, values_N, place)
+        ],
+    }
+
+
+def _examples(table: pa.Table, values_N: Values, place: float) -> list[dict[str, Any]]:
+    rows = nearest(values_N, table["prompt_id"].to_numpy(), place, EXAMPLES)
+    found = table.select(["prompt_id", DATASET, "shard", "n_tokens"]).take(rows).to_pylist()
+    return [{**row, "value": float(values_N[at])} for row, at in zip(found, rows, strict=True)]
