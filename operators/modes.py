@@ -1,7 +1,7 @@
 """Whether values have one mode or several, where two modes lie, and where they part.
 
-A mode is where values are dense. The dip test asks whether one is enough; the excess mass, which is
-the same number in another form, says where the two are.
+A mode is where values are dense. The dip asks whether one is enough; the excess mass, the same
+number in another form, says where two of them are.
 
 Shapes: N values; K candidate densities; B bins.
 """
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+Range = tuple[float, float]  # its first and its last value
 
 FEWEST = 10  # with fewer, even groups that overlap in no value are mostly missed
 MOST = 72_000  # the table of p-values ends here
@@ -29,15 +30,14 @@ UNDEFINED = f"fewer than {FEWEST} prompts with a value, or all values equal"
 class Modes:
     """The two densest separate ranges of some values, and how far they are from a single one.
 
-    `dip` is in 0..1/4, `p_value` in 1e-5..1, `low` and `high` are the ranges (first and last
-    value); the unit of the ranges is that of the values. All are NaN where there is nothing to
-    test.
+    `dip` is in 0..1/4, `p_value` in 1e-5..1, `low` and `high` are in the
+    unit of the values. All are NaN where there is nothing to test.
     """
 
     dip: float
     p_value: float
-    low: tuple[float, float]
-    high: tuple[float, float]
+    low: Range
+    high: Range
 
     @property
     def split(self) -> float:
@@ -54,14 +54,8 @@ def find_modes(values_N: Array) -> Modes:
     The dip is the largest distance between the distribution function of the values and that of
     the nearest unimodal distribution; its p-value is how often as many uniform values dip as far
     (Hartigan and Hartigan 1985, *The Dip Test of Unimodality*, Annals of Statistics 13; tabulated).
-    Uniform values are the hardest unimodal ones, so for others the test rejects less often than
-    its level says.
-
-    The dip is also half of the largest excess mass of a second mode: over all densities d, the
-    most that two separate ranges hold beyond d times their length, minus the most that one range
-    does (Müller and Sawitzki 1991, *Excess Mass Estimates and Tests for Multimodality*, JASA 86).
-    The two ranges at that density are returned: they need no bandwidth, move with any shift and
-    scale of the values, and a lone far value is never one of them unless nothing else is.
+    In large samples no unimodal values dip further, so for others the test rejects less often than
+    its level says. The modes are those of `excess_mass`.
 
     At most 72,000 values, in any order; equal values count each. NOTHING for fewer than FEWEST
     values or when all are equal.
@@ -71,11 +65,24 @@ def find_modes(values_N: Array) -> Modes:
     if len(sorted_N) < FEWEST or sorted_N[0] == sorted_N[-1]:
         return NOTHING
     dip, p_value = diptest.diptest(sorted_N, sort_x=False)
+    _, low, high = excess_mass(sorted_N)
+    return Modes(float(dip), max(float(p_value), _LEAST_P), low, high)
+
+
+def excess_mass(sorted_N: Array) -> tuple[float, Range, Range]:
+    """Return how much mass a second range exceeds by, 0..1/2, and the two ranges.
+
+    Over all densities d, the largest of: what two separate ranges hold beyond d times their length,
+    minus the most that one range does. It is twice the dip (Müller and Sawitzki 1991, *Excess Mass
+    Estimates and Tests for Multimodality*, JASA 86), so the two ranges are what the dip test finds.
+    They need no bandwidth, move with any shift and scale of the values, and do not follow a few far
+    values. The values [N] are ascending, two at least, and not all equal.
+    """
     found = [_excess(sorted_N, density) for density in _densities(sorted_N)]
-    _, first, last, next_first, next_last = max(found, key=lambda each: each[0])
+    mass, first, last, next_first, next_last = max(found, key=lambda each: each[0])
     low = (float(sorted_N[first]), float(sorted_N[last]))
     high = (float(sorted_N[next_first]), float(sorted_N[next_last]))
-    return Modes(float(dip), max(float(p_value), _LEAST_P), low, high)
+    return mass, low, high
 
 
 def _densities(sorted_N: Array) -> Array:
@@ -123,7 +130,7 @@ def _excess(sorted_N: Array, density: float) -> tuple[float, int, int, int, int]
     return float(both_N[cut] - left_N[-1]), first, last, next_first, next_last
 
 
-def middle(values_N: Array, ends: tuple[float, float]) -> float:
+def middle(values_N: Array, ends: Range) -> float:
     """Return the median of the values in a range, ends included; NaN without any."""
     inside = values_N[(values_N >= ends[0]) & (values_N <= ends[1])]
     return float(np.median(inside)) if len(inside) else float("nan")

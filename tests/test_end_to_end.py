@@ -214,6 +214,29 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
 
 
+def test_modes_are_the_operator_on_the_prompt_metrics(finished: Finished) -> None:
+    from operators.modes import find_modes
+
+    with connect(finished.root) as sql:
+        rows = sql.sql(
+            "SELECT layer, n_prompts, dip, p_holm, split FROM modes ORDER BY 1"
+        ).fetchall()
+        values = sql.sql(
+            "SELECT layer, list(round(value, 6)) FROM prompt_metrics "
+            "WHERE metric = 'prompt_entropy' AND variant = 'alpha=1' GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        traits = sql.sql(
+            "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
+            "USING (prompt_id, n_tokens) WHERE layer = 0"
+        ).fetchall()
+    expected = [find_modes(np.array(each)) for _, each in values]
+    assert [row[:2] for row in rows] == [(layer, 16) for layer in range(BLOCKS + 1)]
+    assert [row[2] for row in rows] == pytest.approx([each.dip for each in expected])
+    assert [row[4] for row in rows] == pytest.approx([each.split for each in expected])
+    assert all(row[3] >= each.p_value for row, each in zip(rows, expected, strict=True))
+    assert traits == [(16, 16)]
+
+
 def test_fused_metrics_are_those_of_the_stored_states(
     finished: Finished, tmp_path: Path, checkpoint: Path, cli: Cli
 ) -> None:
