@@ -63,7 +63,7 @@ class LayerModes:
                 measured, first = (
                     select_rows(group, rows, take) for rows in (self.rows, FIRST_TOKEN)
                 )
-                traits = read_table(self.root, part.traits.partition.shard(name))
+                traits = read_table(self.root, part.traits.partition.shard(name)).slice(0, take)
                 assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
                 shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
                 columns = {

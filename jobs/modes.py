@@ -44,8 +44,9 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
     parts = _parts(run, subject, measured, rows)
     if not parts:
         return
-    where, settings = modes_partition(run, subject), _settings(run, parts, rows)
-    present = current(run.root, where, settings, overwrite=run.overwrite)
+    where, settings = modes_partition(run, subject), _settings(parts, rows)
+    # Like the ranking it is of all that the run has: made anew when a dataset joins.
+    present = current(run.root, where, settings, overwrite=True)
     if present is not None:
         say(f"  modes of {present.rows} layers, present")
         return
@@ -69,17 +70,23 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
 def _parts(
     run: Run, subject: Subject, measured: Mapping[str, Manifest], rows: MetricRows
 ) -> list[Part]:
-    """Return what is tested of each dataset, with the traits of its prompts."""
+    """Return what is tested of each dataset, with the traits of its prompts.
+
+    Traits are of as many prompts as are tested if the dataset is the only one, so that they stay as
+    they are when another dataset joins.
+    """
+    sample = run.config.measure.mode_sample
     counts = {
         name: {each.name: int(each.facts["prompts"]) for each in manifest.receipts if each.rows}
         for name, manifest in measured.items()
     }
-    taken = sample_of(counts, run.config.measure.mode_sample)
-    return [
-        Part(measured[name], prompt_traits(run, subject, measured[name], shares, rows), shares)
-        for name, shares in taken.items()
-        if shares
-    ]
+    found = []
+    for name, shares in sample_of(counts, sample).items():
+        if shares:
+            most = leading(counts[name], sample)
+            traits = prompt_traits(run, subject, measured[name], most, rows)
+            found.append(Part(measured[name], traits, shares))
+    return found
 
 
 def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str, dict[str, int]]:
@@ -98,11 +105,10 @@ def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str,
     }
 
 
-def _settings(run: Run, parts: list[Part], rows: MetricRows) -> Settings:
+def _settings(parts: list[Part], rows: MetricRows) -> Settings:
     return {
         "prompt_metrics": {part.dataset: part.measured.content for part in parts},
         "prompt_traits": {part.dataset: part.traits.content for part in parts},
-        "sample": run.config.measure.mode_sample,
         "variant": rows.variant,
     }
 

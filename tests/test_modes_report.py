@@ -148,7 +148,7 @@ def test_the_page_has_the_section_only_where_layers_were_tested() -> None:
 
 
 def test_the_findings_are_in_the_json() -> None:
-    content: SubjectFinding = subject(modes=_finding(_tested(1, 0.01, LENGTH)))
+    content = subject(modes=_finding(_tested(1, 0.01, LENGTH)))
     found = json.loads(report.render(findings(content))["report.json"])["subjects"][0]["modes"]
     (layer,) = found["layers"]
     assert (layer["bimodal"], layer["split"], layer["traits"][0]["effect"]) == (True, 2.0, 0.816)

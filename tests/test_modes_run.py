@@ -188,14 +188,28 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(
     measured = _measured(run)
     modes.measure_modes(run, run.subjects[0], measured)
     assert len(here) == 3 + 3  # shards, then layers
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     modes.measure_modes(run, run.subjects[0], measured)
+    more = _run(tmp_path, checkpoint, mode_sample=5000)  # than there are prompts
+    modes.measure_modes(more, more.subjects[0], measured)
     assert len(here) == 6
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
     fewer = _run(tmp_path, checkpoint, mode_sample=27)
-    with pytest.raises(SettingsConflictError, match="sample: 60 there, 20 here"):
+    with pytest.raises(SettingsConflictError, match="sample: 60 there, 27 here"):
         modes.measure_modes(fewer, fewer.subjects[0], measured)
     again = replace(fewer, overwrite=True)
     modes.measure_modes(again, again.subjects[0], measured)
     assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {27}
+
+
+def test_another_dataset_joins_without_a_conflict(run: Run, here: list[str]) -> None:
+    measured = _measured(run)
+    modes.measure_modes(run, run.subjects[0], {"a": measured["a"]})
+    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {60}
+    here.clear()
+    modes.measure_modes(run, run.subjects[0], measured)
+    assert here == [json.dumps({"name": shard_name(0), "take": 21}), "2", "1", "0"]
+    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {UNIQUE}
 
 
 def test_a_killed_run_goes_on_with_the_missing_shards(run: Run, here: list[str]) -> None:
