@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
 from jobs.config import StorageConfig
+from operators.conditions import Vocabulary
 from operators.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from storage.checkpoint import Checkpoint, CheckpointError
 from storage.root import Root
@@ -71,3 +74,26 @@ def explained_files(subject: Subject) -> Iterator[None]:
         raise ModelUnavailableError(
             f"cannot load model {subject.model} at revision {subject.revision}: {reason}"
         ) from error
+
+
+class TextReader(NamedTuple):
+    """A subject's tokenizer, the most tokens of a text, and the tokens that stand for text."""
+
+    tokenizer: Any  # transformers ships no types
+    limit: int
+    vocabulary: Vocabulary
+
+
+@lru_cache(maxsize=2)
+def tokenizer_of(subject: Subject, max_tokens: int, storage: StorageConfig) -> TextReader:
+    """Load what turns texts into a subject's tokens, once in each worker."""
+    from operators.tokenise import (  # noqa: PLC0415  (transformers takes seconds to import)
+        load_tokenizer,
+        token_limit,
+        vocabulary_of,
+    )
+
+    here = local(subject, storage, weights=False)
+    tokenizer, shape = load_tokenizer(here), read_shape(here)
+    limit = token_limit(tokenizer, shape, max_tokens)
+    return TextReader(tokenizer, limit, vocabulary_of(tokenizer, shape))

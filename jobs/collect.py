@@ -30,7 +30,7 @@ from jobs.probe import score_partition
 from jobs.rank import RankedTask, SubjectRanking, ranked_rows
 from jobs.records import SKIPPED
 from jobs.run import Run, partition
-from jobs.targets import noise_conditions
+from jobs.targets import graded_conditions
 from operators.metrics.registry import METRICS, main_variant
 from operators.subject import Subject
 from operators.views import view_name
@@ -187,7 +187,8 @@ def _defined(value: float) -> float | None:
 
 def _encoded(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[Encoded]:
     views = map(view_name, range(run.config.views.count))
-    for condition in (CLEAN, *views, *noise_conditions(run.config, dataset)):
+    graded = (each.name for each in graded_conditions(run.config, dataset))
+    for condition in (CLEAN, *views, *graded):
         manifest = load(run.root, partition("embeddings", subject, dataset, condition))
         if manifest is None:
             continue

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from jobs.blocks import Block, Count, Name, Positive, Probability, require_distinct
+from jobs.conditions import ConditionsConfig
 from jobs.corpora import DatasetConfig, MtebSource
 from operators.modes import FEWEST, MOST
 
@@ -129,7 +130,7 @@ class MeasureConfig(Block):
         "auto",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
         "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
-        "every prompt are small, else both",
+        "every prompt are small and there are no conditions, else both",
     )
     method: Literal["exact", "approximate"] = Field(
         "exact", description="spectra of long prompts; see docs/metrics.md for the error"
@@ -300,6 +301,7 @@ class RunConfig(Block):
     measure: MeasureConfig = Field(default_factory=MeasureConfig)
     probe: ProbeConfig = ProbeConfig()
     curves: CurvesConfig = CurvesConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
     rank: RankConfig = RankConfig()
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -341,6 +343,12 @@ class RunConfig(Block):
             raise ValueError(
                 f"rank.variant is {self.rank.variant}, but probe.variants has only "
                 f"{', '.join(self.probe.variants)}"
+            )
+        self.conditions.require_within(self.extract.max_tokens, "extract.max_tokens")
+        if self.conditions.passes() and self.measure.token_metrics == "stored":
+            raise ValueError(
+                "measure.token_metrics is stored, but conditions are compared with the clean pass "
+                "prompt by prompt, all of them: choose fused, both or auto"
             )
         _require_enough(self)
         return self

@@ -14,8 +14,7 @@ from jobs.probe import score_partition
 from jobs.rank import RankedTask, SubjectRanking, ranked_rows
 from jobs.run import Run
 from jobs.tasks import ClassificationTask, FittedTask
-from operators.views import noise_name
-from storage.partition import CLEAN
+from operators.conditions import Condition
 
 _Points = dict[int, dict[float, list[float]]]  # layer -> x -> the values of the folds
 
@@ -39,8 +38,8 @@ def _noise_rows(
     run: Run, ranking: SubjectRanking, task: RankedTask
 ) -> Iterable[tuple[float, Mapping[str, Any]]]:
     """Yield the scores of a task under every level of noise; 0 is the clean text."""
-    conditions = {0.0: CLEAN, **{level: noise_name(level) for level in run.config.curves.noise}}
-    for level, condition in conditions.items():
+    for level in (0.0, *run.config.curves.noise):
+        condition = Condition("noise", level).name
         where = score_partition(ranking.subject, task.dataset, task.task, condition)
         for row in ranked_rows(run, where):
             yield level, row

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from jobs.checkpoints import local
+from jobs.checkpoints import local, tokenizer_of
 from jobs.cluster import Pool, one_unit, result_table
 from jobs.config import RunConfig, StorageConfig
 from jobs.measurer import REASONS, parameters
 from jobs.targets import Unit
 from operators.batching import Ids
+from operators.conditions import condition_text, condition_tokens
 from operators.encode import (
     NonFiniteError,
     Representations,
@@ -31,12 +31,12 @@ from operators.metrics.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Parameters
 from operators.model import load_model
 from operators.seeding import sample_order
-from operators.subject import ModelUnavailableError, Subject, read_shape
-from operators.tokenise import load_tokenizer, token_limit, tokenise
-from operators.views import ViewProbabilities, condition_text
+from operators.subject import ModelUnavailableError, Subject
+from operators.tokenise import tokenise
+from operators.views import ViewProbabilities
 from storage import schema
 from storage.metrics import prompt_metrics_table
-from storage.partition import CLEAN, Partition, shard_name
+from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
 from storage.spool import TokenSpool
@@ -63,29 +63,24 @@ class Reader:
         prompts = read_table(self.root, where, ["prompt_id", "text"])
         ids = prompts["prompt_id"].to_numpy()
         order = sample_order(self.seed, ids)[: unit.take]
-        texts = prompts["text"].take(pa.array(order)).to_pylist()
-        if unit.condition != CLEAN:
-            texts = [
-                condition_text(text, unit.condition, self.seed, self.probabilities)
-                for text in texts
-            ]
-        tokenizer, limit = _tokenizer(self.subject, self.max_tokens, self.storage)
+        texts = [
+            condition_text(text, unit.condition, self.seed, self.probabilities)
+            for text in prompts["text"].take(pa.array(order)).to_pylist()
+        ]
+        tokenizer, limit, vocabulary = tokenizer_of(self.subject, self.max_tokens, self.storage)
         tokens = tokenise(tokenizer, texts, limit)
+        sequences = [
+            condition_tokens(each, prompt_id, unit.condition, self.seed, vocabulary)
+            for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
+        ]
         return pa.table(
             {
                 "unit": [unit.to_json()],
                 "prompt_ids": pa.array([ids[order]], pa.list_(pa.int64())),
-                "token_ids": pa.array([tokens.ids], pa.list_(pa.list_(pa.int32()))),
+                "token_ids": pa.array([sequences], pa.list_(pa.list_(pa.int32()))),
                 "truncated": [tokens.truncated],
             }
         )
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(subject: Subject, max_tokens: int, storage: StorageConfig) -> tuple[Any, int]:
-    here = local(subject, storage, weights=False)
-    tokenizer = load_tokenizer(here)
-    return tokenizer, token_limit(tokenizer, read_shape(here), max_tokens)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """measure (CPU or GPU tasks): representation metrics over the shards.
 
 `tokens -> prompt_metrics` shard by shard, unless the model actors have made them already, then
-`prompt_metrics, embeddings -> layer_metrics` layer by layer, then `prompt_metrics -> modes` over
+`prompt_metrics, embeddings -> layer_metrics` layer by layer, of the clean pass and of every
+condition, then how the metrics change with the conditions, and last `prompt_metrics -> modes` over
 all datasets of a subject. No text is encoded again.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,9 +20,10 @@ from jobs.cluster import plan_pool, run_tasks
 from jobs.console import Progress, say
 from jobs.corpora import DatasetConfig
 from jobs.costs import measure_costs
-from jobs.measurer import LayerMetrics, TokenMetrics, parameters, similarity_rows
+from jobs.measurer import AllLayers, LayerMetrics, TokenMetrics, parameters, similarity_rows
 from jobs.modes import measure_modes
 from jobs.run import Run, partition
+from jobs.sensitivity import measure_sensitivity
 from jobs.targets import token_metric_settings, token_metrics, token_plan
 from operators.metrics.registry import of_kind
 from operators.metrics.variants import Views
@@ -38,10 +41,14 @@ from storage.manifest import (
     require,
     survey,
 )
+from storage.partition import CLEAN, Partition
 from storage.shards import Receipt, write_shard
 from storage.vectors import Group, groups
 
 LAYER_METRICS = "metrics.parquet"
+_ORDER = ("metric", "variant", "layer", "norm", "pooling")
+_OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
+_NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
 
 
 def measure(run: Run) -> None:
@@ -52,6 +59,7 @@ def measure(run: Run) -> None:
         for dataset in run.config.datasets:
             prompt_metrics = _measure_tokens(run, subject, dataset)
             _measure_layers(run, subject, dataset, prompt_metrics)
+            measure_sensitivity(run, subject, dataset)
             if prompt_metrics is not None:
                 measured[dataset.name] = prompt_metrics
         measure_modes(run, subject, measured)
@@ -86,58 +94,127 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     return publish(run.root, where, settings, done.values())
 
 
+@dataclass(frozen=True)
+class _Target:
+    """The `layer_metrics` of one condition: where they go, and what makes them."""
+
+    where: Partition
+    settings: Settings
+    task: LayerMetrics
+    groups: list[Group]
+
+    def rows(self, found: Mapping[Group, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the sorted rows from what every group gave."""
+        terms = {group: each["terms"] for group, each in found.items()}
+        prompts = int(self.task.embeddings.facts()["prompts"])
+        rows = [row for each in found.values() for row in each["rows"]]
+        rows += similarity_rows(terms, self.task.metrics, prompts)
+        return sorted(rows, key=lambda row: [row[column] for column in _ORDER])
+
+
 def _measure_layers(
     run: Run, subject: Subject, dataset: DatasetConfig, prompt_metrics: Manifest | None
 ) -> None:
-    config = run.config.measure
-    clean = run.embeddings(subject, dataset)
+    """Measure the clean pass and every condition, all of their layers in one plan."""
+    targets = {CLEAN: _clean_target(run, subject, dataset, prompt_metrics)}
+    for condition in run.config.conditions.passes():
+        targets[condition.name] = _condition_target(run, subject, dataset, condition.name)
+    present = {
+        name: current(run.root, each.where, each.settings, overwrite=run.overwrite)
+        for name, each in targets.items()
+    }
+    rows = sum(manifest.rows for manifest in present.values() if manifest)
+    absent = {name: target for name, target in targets.items() if present[name] is None}
+    if rows:
+        say(f"  {dataset.name}: {rows:,} layer metrics, present")
+    if absent:
+        _measure_targets(run, dataset, absent)
+
+
+def _measure_targets(run: Run, dataset: DatasetConfig, targets: Mapping[str, _Target]) -> None:
+    work = [
+        json.dumps([name, asdict(group)]) for name, each in targets.items() for group in each.groups
+    ]
+    device, cpus, gpus = _task_resources(run, len(work))
+    task = AllLayers({name: replace(each.task, device=device) for name, each in targets.items()})
+    found: dict[str, dict[Group, dict[str, Any]]] = {name: {} for name in targets}
+    measured: set[str] = set()
+    with Progress("measure", len(work), "layers") as progress:
+        for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
+            name = result["condition"]
+            found[name][Group(**result["group"])] = result
+            if len(found[name]) == len(targets[name].groups):
+                rows = targets[name].rows(found.pop(name))
+                _write(run, targets[name], rows)
+                measured |= {row["metric"] for row in rows}
+            progress.add(1)
+    others = f" under {len(targets)} conditions" if len(targets) > 1 else ""
+    say(f"  {dataset.name}: {', '.join(sorted(measured))} for {len(work)} layers{others}")
+
+
+def _write(run: Run, target: _Target, rows: list[dict[str, Any]]) -> None:
+    table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
+    blank = Receipt(LAYER_METRICS, 0, digest_of(target.settings), "")
+    key = target.where.shard(LAYER_METRICS)
+    receipt = write_shard(run.root, key, [table], schema.LAYER_METRICS, blank)
+    publish(run.root, target.where, target.settings, [receipt])
+
+
+def _clean_target(
+    run: Run, subject: Subject, dataset: DatasetConfig, prompt_metrics: Manifest | None
+) -> _Target:
     views = _views(run, subject, dataset)
+    own = run.config.measure.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
+    clean = run.embeddings(subject, dataset)
+    return _target(run, clean, prompt_metrics, tuple(views), own)
+
+
+def _condition_target(
+    run: Run, subject: Subject, dataset: DatasetConfig, condition: str
+) -> _Target:
+    """Return what is measured under a condition: everything but what needs views."""
+    embeddings = require(run.root, partition("embeddings", subject, dataset, condition))
+    prompt_metrics = (
+        require(run.root, embeddings.partition.sibling("prompt_metrics"))
+        if token_metrics(run.config)
+        else None
+    )
+    config = run.config.measure
+    own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS | _OF_VIEWS)
+    views = of_kind(config.metrics, Views)
+    own["metrics"] = [name for name in config.metrics if name not in views]
+    return _target(run, embeddings, prompt_metrics, (), own)
+
+
+def _target(
+    run: Run,
+    embeddings: Manifest,
+    prompt_metrics: Manifest | None,
+    views: tuple[Manifest, ...],
+    own: dict[str, Any],
+) -> _Target:
+    """Return the target of one condition; `own` are the parameters that its metrics depend on."""
     settings: Settings = {
-        "embeddings": clean.content,
+        "embeddings": embeddings.content,
         "views": [manifest.content for manifest in views],
         "prompt_metrics": prompt_metrics.content if prompt_metrics else None,
         "seed": run.config.seed,
-        **config.model_dump(mode="json", exclude={"device", "token_metrics", "mode_sample"}),
+        **own,
     }
-    where = partition("layer_metrics", subject, dataset)
-    present = current(run.root, where, settings, overwrite=run.overwrite)
-    if present is not None:
-        say(f"  {dataset.name}: {present.rows} layer metrics, present")
-        return
-    units = groups(run.root, clean)
+    units = groups(run.root, embeddings)
     if not units:
-        raise ValueError(f"{subject}, {dataset.name}: no prompt has a vector; no text gave a token")
-    device, cpus, gpus = _task_resources(run, len(units))
+        raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
     task = LayerMetrics(
         run.root,
-        clean,
-        tuple(views),
+        embeddings,
+        views,
         prompt_metrics,
-        config.metrics,
+        tuple(own["metrics"]),
         parameters(run.config),
         units[-1].layer,
         (units[0].norm, units[0].pooling),
-        device,
     )
-    work = [json.dumps(asdict(unit)) for unit in units]
-    rows: list[dict[str, Any]] = []
-    terms: dict[Group, dict[str, list[float]]] = {}
-    with Progress("measure", len(units), "layers") as progress:
-        for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
-            rows += result["rows"]
-            terms[Group(**result["group"])] = result["terms"]
-            progress.add(1)
-    rows += similarity_rows(terms, config.metrics, int(clean.facts()["prompts"]))
-    order = ("metric", "variant", "layer", "norm", "pooling")
-    rows.sort(key=lambda row: [row[column] for column in order])
-    table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
-    blank = Receipt(LAYER_METRICS, 0, digest_of(settings), "")
-    receipt = write_shard(
-        run.root, where.shard(LAYER_METRICS), [table], schema.LAYER_METRICS, blank
-    )
-    publish(run.root, where, settings, [receipt])
-    measured = sorted({row["metric"] for row in rows})
-    say(f"  {dataset.name}: {', '.join(measured)} for {len(units)} layers")
+    return _Target(embeddings.partition.sibling("layer_metrics"), settings, task, units)
 
 
 def _views(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Manifest]:

@@ -121,22 +121,34 @@ def _pad_states(states: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class AllLayers:
+    """Computes groups of several conditions, each unit a condition and a group of it."""
+
+    conditions: Mapping[str, LayerMetrics]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Measure one group of one condition."""
+        condition, group = json.loads(one_unit(batch))
+        measured = self.conditions[condition].measure(Group(**group))
+        return result_table({"condition": condition, **measured})
+
+
+@dataclass(frozen=True)
 class LayerMetrics:
     """Computes every metric of one (layer, norm, pooling) group, shard by shard."""
 
     root: Root
-    clean: Manifest
+    embeddings: Manifest
     views: tuple[Manifest, ...]
     prompt_metrics: Manifest | None
     metrics: tuple[str, ...]
     parameters: Parameters
     last_layer: int
     with_tokens: tuple[str, str]  # the norm and pooling whose unit also averages the token metrics
-    device: str
+    device: str = "cpu"
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def measure(self, group: Group) -> dict[str, Any]:
         """Measure one group: its rows of `layer_metrics`, and the terms of its similarities."""
-        group = Group(**json.loads(one_unit(batch)))
         prompts = Population(self._blocks(group))
         rows = [
             *self._prompt_rows(group, prompts),
@@ -144,7 +156,7 @@ class LayerMetrics:
             *self._token_rows(group),
         ]
         terms = {kind: [*map(float, each)] for kind, each in self._terms(group, prompts)}
-        return result_table({"group": asdict(group), "rows": rows, "terms": terms})
+        return {"group": asdict(group), "rows": rows, "terms": terms}
 
     def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[dict[str, Any]]:
         for name, measure in of_kind(self.metrics, Prompts).items():
@@ -175,13 +187,15 @@ class LayerMetrics:
         """Return the vectors of a group, one block [n, D] per shard, or what reads them again."""
 
         def read() -> Iterator[Tensor]:
-            for key, receipt in zip(self.clean.objects(), self.clean.receipts, strict=True):
+            for key, receipt in zip(
+                self.embeddings.objects(), self.embeddings.receipts, strict=True
+            ):
                 if receipt.rows:
                     found = shard_vectors(self.root, key, group)
                     yield torch.from_numpy(found.matrix_ND).to(self.device)
 
-        total = sum(receipt.bytes for receipt in self.clean.receipts)
-        size = total * self.clean.facts()["prompts"] / self.clean.rows
+        total = sum(receipt.bytes for receipt in self.embeddings.receipts)
+        size = total * self.embeddings.facts()["prompts"] / self.embeddings.rows
         return list(read()) if size <= _CACHED_BYTES else read
 
     def _view_rows(self, group: Group) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from jobs import sources
 from jobs.config import ConfigError, RunConfig, SubjectConfig
 from jobs.corpora import BuiltinSource, DatasetConfig, MtebSource
 from jobs.subjects import subject
-from jobs.targets import TokenPlan, noise_conditions, state_bytes, token_plan
+from jobs.targets import TokenPlan, graded_conditions, state_bytes, token_plan
 from operators.subject import ModelShape, read_shape
 from storage.manifest import load
 from storage.partition import Partition
@@ -60,8 +60,8 @@ def _plan(
     planned = token_plan(config, shape, prompts)
     layers = shape.layers + 1
     max_tokens = min(extract.max_tokens, shape.max_tokens or extract.max_tokens)
-    noisy = len(noise_conditions(config, dataset))
-    passes = prompts * (1 + noisy) + views.count * sample
+    graded = len(graded_conditions(config, dataset))
+    passes = prompts * (1 + graded) + views.count * sample
     vector = shape.hidden_size * _FLOAT32_BYTES + _ROW_BYTES
     groups = layers * len(extract.norms) * len(extract.poolings)
     states = state_bytes(config, shape) + layers * _ROW_BYTES

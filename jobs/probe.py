@@ -119,8 +119,8 @@ def _task_targets(
         own = {**ranked, "examples": list(examples)}
         yield target(where, own, variants=(config.rank.variant,), examples=examples)
     for condition in noise_conditions(config, dataset) if isinstance(task, FittedTask) else ():
-        noisy = require(run.root, partition("embeddings", subject, dataset, condition))
-        where = score_partition(subject, dataset, task, condition)
+        noisy = require(run.root, partition("embeddings", subject, dataset, condition.name))
+        where = score_partition(subject, dataset, task, condition.name)
         own = {**ranked, "noisy": noisy.content}
         yield target(where, own, variants=(config.rank.variant,), noisy=noisy)
 

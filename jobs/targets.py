@@ -14,8 +14,9 @@ from jobs.config import RunConfig
 from jobs.corpora import DatasetConfig
 from jobs.run import partition
 from jobs.tasks import FittedTask
+from operators.conditions import Condition
 from operators.subject import ModelShape, Subject
-from operators.views import noise_name, view_name
+from operators.views import view_name
 from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN, Partition, shard_name
 from storage.shards import Receipt
@@ -84,7 +85,8 @@ class Sources:
 class Pass:
     """One pass over a dataset under one condition.
 
-    Every pass gives embeddings; the clean one can give token states and token metrics too.
+    Every pass gives embeddings; the clean one can give token states and token metrics too, and
+    that of a condition token metrics.
     """
 
     dataset: str
@@ -121,11 +123,15 @@ def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
     """Return where the token metrics of `prompts` prompts are computed (`measure.token_metrics`).
 
     Stored states can be measured again in another way; fused metrics cost no storage. By default
-    states are stored while those of every prompt are small, else they are a sample.
+    states are stored while those of every prompt are small, else they are a sample. Conditions are
+    compared with the clean pass prompt by prompt, so with them the clean metrics are fused too: of
+    every prompt, and computed in the same place.
     """
     sample, mode = min(config.tokens.sample, prompts), config.measure.token_metrics
     if mode == "auto" and not token_metrics(config):
         return TokenPlan(fused=False, stored=0)
+    if mode == "auto" and config.conditions.passes():
+        return TokenPlan(fused=True, stored=sample)
     if mode == "auto" and sample and prompts * state_bytes(config, shape) <= FUSED_ABOVE:
         return TokenPlan(fused=False, stored=prompts)
     return TokenPlan(mode != "stored", 0 if mode == "fused" else sample)
@@ -180,7 +186,7 @@ def passes(
     dataset: DatasetConfig,
     prompts: Manifest,
 ) -> Iterator[Pass]:
-    """Yield the passes of a subject over a dataset: the clean one, each view, each noise."""
+    """Yield the passes of a subject over a dataset: the clean one, views, and conditions."""
     source = {
         "subject": dict(sources.identity),
         "prompts": prompts.content,
@@ -218,15 +224,32 @@ def passes(
     for condition in map(view_name, range(views.count)):
         where = partition("embeddings", subject, dataset, condition)
         yield Pass(dataset.name, condition, Target(where, drawn, shares))
-    for condition in noise_conditions(config, dataset):
-        where = partition("embeddings", subject, dataset, condition)
-        yield Pass(dataset.name, condition, Target(where, kept, everything))
+    compared = config.conditions.passes() if measured["metrics"] else []
+    for graded in graded_conditions(config, dataset):
+        where = partition("embeddings", subject, dataset, graded.name)
+        settings = {**source, "seed": config.seed, **measured}
+        yield Pass(
+            dataset.name,
+            graded.name,
+            Target(where, kept, everything),
+            prompt_metrics=Target(where.sibling("prompt_metrics"), settings, everything)
+            if graded in compared
+            else None,
+        )
 
 
-def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[str]:
+def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
     """Return the conditions in which the fitted tasks of a dataset are tested too."""
     fitted = any(isinstance(task, FittedTask) for task in dataset.tasks)
-    return [noise_name(level) for level in config.curves.noise] if fitted else []
+    return [Condition("noise", level) for level in config.curves.noise] if fitted else []
+
+
+def graded_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
+    """Return the conditions that every prompt of a dataset passes through, beside the clean one.
+
+    A level of noise that both a curve and `conditions` ask for is one pass.
+    """
+    return list(dict.fromkeys([*noise_conditions(config, dataset), *config.conditions.passes()]))
 
 
 def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:

@@ -6,20 +6,20 @@ They are the tokenizer's view of a text, so they are computed once for all layer
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.checkpoints import TextReader, tokenizer_of
 from jobs.cluster import one_unit, result_table, run_tasks
 from jobs.run import Run
 from jobs.subjects import subject_identity
-from operators.subject import Subject, read_shape
-from operators.tokenise import load_tokenizer, token_limit, tokenise
+from operators.subject import Subject
+from operators.tokenise import tokenise
 from operators.traits import NO_WORD, repeated_share, unknown_word_shares
 from storage import schema
 from storage.manifest import Manifest, digest_of, load, missing, publish, survey
@@ -38,7 +38,7 @@ def prompt_traits(
     """
     max_tokens = run.config.extract.max_tokens
     settings = {
-        "subject": subject_identity(subject),
+        "subject": subject_identity(subject, run.config.storage),
         "prompt_metrics": measured.content,
         "max_tokens": max_tokens,
         "sample": sum(shares.values()),
@@ -49,9 +49,8 @@ def prompt_traits(
     present = None if absent else load(run.root, where)
     if present is not None:
         return present
-    task = PromptTraits(
-        run.root, subject, measured.partition, metric, max_tokens, digest_of(settings)
-    )
+    tokenizer = partial(tokenizer_of, subject, max_tokens, run.config.storage)
+    task = PromptTraits(run.root, tokenizer, measured.partition, metric, digest_of(settings))
     units = [json.dumps({"name": name, "take": shares[name]}) for name in absent]
     for result in run_tasks(units, task.__call__) if units else ():
         receipt = Receipt.from_json(result)
@@ -64,10 +63,9 @@ class PromptTraits:
     """Computes the traits of the leading prompts of one shard."""
 
     root: Root
-    subject: Subject
+    tokenizer: Callable[[], TextReader]
     measured: Partition
     metric: MetricRows
-    max_tokens: int
     digest: str
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -86,8 +84,7 @@ class PromptTraits:
         return result_table(receipt.to_json())
 
     def _table(self, prompt_ids: pa.ChunkedArray, texts: list[str]) -> pa.Table:
-        tokenizer = _tokenizer(self.subject)
-        limit = token_limit(tokenizer, read_shape(self.subject), self.max_tokens)
+        tokenizer, limit, _ = self.tokenizer()
         tokens = tokenise(tokenizer, texts, limit).ids
         unknown_N = unknown_word_shares(tokenizer, texts)
         columns = [
@@ -111,8 +108,3 @@ def prompt_texts(
         raise ValueError(f"{root.place(key)} lacks {rows.null_count} prompts that were measured")
     found: list[str] = table["text"].take(rows).to_pylist()
     return found
-
-
-@lru_cache(maxsize=2)
-def _tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
-    return load_tokenizer(subject)

@@ -72,11 +72,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that a plan needs, read from the model's config without its weights."""
+    """The sizes that a plan needs, read from the model's config without its weights.
+
+    `max_tokens` and `vocabulary` are None where the config states none.
+    """
 
     layers: int
     hidden_size: int
     max_tokens: int | None
+    vocabulary: int | None = None
 
 
 def read_shape(subject: Subject) -> ModelShape:
@@ -92,7 +96,8 @@ def read_shape(subject: Subject) -> ModelShape:
             "LayerRank reads models with one stack of blocks"
         )
     limit = getattr(text, "max_position_embeddings", None)
-    return ModelShape(text.num_hidden_layers, text.hidden_size, limit)
+    vocabulary = getattr(text, "vocab_size", None)
+    return ModelShape(text.num_hidden_layers, text.hidden_size, limit, vocabulary)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from operators.batching import Ids
+from operators.conditions import Vocabulary
 from operators.subject import ModelShape, Subject, explained
 
 _UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
@@ -33,6 +34,28 @@ def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa:
     """Return the most tokens per text: `wanted`, or what the tokenizer or the model allows."""
     limits = [wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED]
     return int(min(limits))
+
+
+def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401
+    """Return the ordinary tokens that the model has a vector for, and the special ones."""
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(each for each in added if added[each].special)}
+    known = np.unique(np.fromiter(tokenizer.get_vocab().values(), np.int32))
+    if shape.vocabulary is not None:
+        known = known[known < shape.vocabulary]
+    framed = tokenizer("a", return_special_tokens_mask=True)
+    ids, text = (
+        np.array(framed["input_ids"], np.int32),
+        np.array(framed["special_tokens_mask"]) == 0,
+    )
+    # Whatever stands before the first token of a text leads, the rest of what is added trails.
+    before = int(text.argmax()) if text.any() else len(ids)
+    return Vocabulary(
+        ordinary=known[~np.isin(known, list(special))],
+        special=np.array(sorted(special), np.int32),
+        leading=ids[:before],
+        trailing=ids[before:][~text[before:]],
+    )
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised:  # noqa: ANN401

@@ -21,7 +21,6 @@ from operators import seeding
 _Choice = TypeVar("_Choice")
 
 _WORD = re.compile(r"\S+")
-_NOISE = "noise-"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SPLIT_MIN_CHARS = 4  # cutting "the" or "of" gives single letters, which read as another word
 
@@ -74,21 +73,6 @@ def view_name(i: int) -> str:
 def view_text(text: str, view: str, seed: int, probabilities: ViewProbabilities) -> str:
     """Return what the prompt `text` reads like in `view` of the run with this seed."""
     return augment(text, probabilities, seeding.generator(seed, seeding.prompt_id(text), view))
-
-
-def noise_name(level: float) -> str:
-    """Return the condition in which each kind of edit befalls a word with a probability."""
-    return f"{_NOISE}{level:.2f}"
-
-
-def condition_text(text: str, condition: str, seed: int, probabilities: ViewProbabilities) -> str:
-    """Return what a prompt reads like under a condition: a view, or noise of a level."""
-    if condition.startswith(_NOISE):
-        level = float(condition.removeprefix(_NOISE))
-        probabilities = ViewProbabilities(level, level, level)
-        # One draw for all levels: a higher one edits the same words and more.
-        condition = _NOISE
-    return view_text(text, condition, seed, probabilities)
 
 
 def augment(text: str, probabilities: ViewProbabilities, generator: np.random.Generator) -> str:

@@ -15,6 +15,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "tokens": SUBJECT_KEYS,
     "prompt_metrics": SUBJECT_KEYS,
     "layer_metrics": SUBJECT_KEYS,
+    "sensitivity": ("model", "revision", "dataset", "family"),
     "prompt_traits": SUBJECT_KEYS,
     "modes": ("model", "revision", "group"),
     "probe_scores": (*SUBJECT_KEYS, "task"),

@@ -170,6 +170,31 @@ MODES = _table(
     _REASON,
 )
 
+SENSITIVITY = _table(
+    "sensitivity",
+    _LAYER,
+    _NORM,
+    _column("pooling", pa.string(), "pooling measured, or tokens for slopes of prompt metrics"),
+    _column("metric", pa.string(), "name in the metric registry"),
+    _column("variant", pa.string(), "parameters of the metric"),
+    _column(
+        "slope",
+        pa.float64(),
+        "unit of the metric per unit of probability or share, or per doubling of a length; "
+        "NaN when undefined",
+    ),
+    _column(
+        "slope_low",
+        pa.float64(),
+        "lower end of the interval over prompts; NaN for a metric of all prompts together",
+    ),
+    _column("slope_high", pa.float64(), "upper end of the interval over prompts, or NaN"),
+    _REASON,
+    _column("levels", pa.int16(), "levels of the family, the clean pass among them"),
+    _column("n_prompts", pa.int64(), "prompts the slope is made from"),
+    _column("n_undefined", pa.int64(), "prompts left out because fewer than two levels have one"),
+)
+
 _SCORE = (
     _LAYER,
     _NORM,
