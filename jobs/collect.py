@@ -29,6 +29,7 @@ from jobs.measurer import parameters
 from jobs.probe import score_partition
 from jobs.rank import RankedTask, SubjectRanking, ranked_rows
 from jobs.records import SKIPPED
+from jobs.responses import responses
 from jobs.run import Run, partition
 from jobs.targets import graded_conditions
 from operators.metrics.registry import METRICS, main_variant
@@ -128,6 +129,7 @@ def _subject(run: Run, ranking: SubjectRanking) -> SubjectFinding:
         encoded=[each for dataset in datasets for each in _encoded(run, subject, dataset)],
         metrics=series,
         unmeasured=[name for name, found in measured.items() if found is None],
+        responses=[each for dataset in datasets for each in responses(run, subject, dataset)],
         modes=modes(run, subject),
     )
 

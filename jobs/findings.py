@@ -6,9 +6,10 @@ A value that does not exist is None, and the reason stands beside it. `to_json` 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.findings_conditions import ResponseFinding
 from jobs.findings_modes import ModesFinding
 from operators.ranking.policy import Verdict
 
@@ -192,6 +193,7 @@ class SubjectFinding:
     encoded: list[Encoded]
     metrics: list[Series]
     unmeasured: list[str]
+    responses: list[ResponseFinding] = field(default_factory=list)
     modes: ModesFinding | None = None
 
     @property

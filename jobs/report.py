@@ -20,6 +20,7 @@ from jobs import (
     guide,
     wording,
     wording_choices,
+    wording_conditions,
     wording_curves,
     wording_inputs,
     wording_modes,
@@ -30,6 +31,7 @@ from jobs.console import say
 from jobs.drawing import Size
 from jobs.findings import Findings, SubjectFinding
 from jobs.plots import NARROW, WIDE, gain_plot, score_plot
+from jobs.plots_conditions import response_plots, shades
 from jobs.plots_cost import cost_plot
 from jobs.plots_curves import curve_plots
 from jobs.plots_modes import mode_plots
@@ -124,6 +126,8 @@ def _page(findings: Findings) -> str:
         ranking_plots=_ranking_plots,
         cost_plots=_cost_plots,
         curve_plots=curve_plots,
+        response_plots=response_plots,
+        shades=shades,
         mode_plots=mode_plots,
         metric_groups=gallery.groups,
         by_metric=gallery.by_metric,
@@ -172,6 +176,7 @@ def _templates() -> Environment:
         inputs=wording_inputs,
         choosing=wording_choices,
         curving=wording_curves,
+        conditioning=wording_conditions,
         splitting=wording_modes,
     )
     return environment

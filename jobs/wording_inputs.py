@@ -8,6 +8,7 @@ from itertools import groupby
 
 from jobs.findings import Encoded, Series, SubjectFinding
 from jobs.wording import counted, title
+from operators.conditions import graded
 from operators.metrics.registry import METRICS
 from storage.partition import CLEAN
 
@@ -25,13 +26,19 @@ class Undefined:
 
 
 def totals(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """Return one row per dataset for its clean texts and one for its views together."""
+    """Return one row per dataset for its clean texts, one for its views and one for conditions."""
     rows = []
-    for _, group in groupby(encoded, key=lambda each: (each.dataset, each.condition == CLEAN)):
+    for (_, kind), group in groupby(encoded, key=lambda each: (each.dataset, _kind(each))):
         same = list(group)
-        views = same[0].condition if len(same) == 1 else f"{len(same)} views"
-        rows.append(_sum(same, views))
+        shown = same[0].condition if len(same) == 1 else f"{len(same)} {kind}"
+        rows.append(_sum(same, shown))
     return rows
+
+
+def _kind(each: Encoded) -> str:
+    if each.condition == CLEAN:
+        return CLEAN
+    return "conditions" if graded(each.condition) else "views"
 
 
 def _sum(encoded: Sequence[Encoded], condition: str) -> Encoded:

@@ -124,7 +124,10 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"extrct": {}}, ["unknown key extrct", "known keys: cluster, curves, datasets, extract"]),
+        (
+            {"extrct": {}},
+            ["unknown key extrct", "known keys: cluster, conditions, curves, datasets, extract"],
+        ),
         ({1: 2}, ["unknown key 1", "known keys"]),
         ({"extract": {"nroms": ["final"]}}, ["extract: unknown key nroms", "max_tokens, norms"]),
         (
