@@ -44,7 +44,7 @@ def _family(
         return
     slopes = _rows(run, sensitivity_partition(subject, dataset, family))
     for metric in of_metrics(run.config.measure.metrics):
-        variant = standing_for(metric, family, run)
+        variant = standing_for(metric, run)
         wanted = [[row for row in rows if _is(row, metric, variant)] for rows in levels]
         vectors = _chosen(run, [row for rows in wanted for row in rows])
         if vectors is None:
@@ -70,10 +70,9 @@ def of_metrics(names: Sequence[str]) -> list[str]:
     return [name for name in METRICS if name in names and name not in views]
 
 
-def standing_for(metric: str, family: str, run: Run) -> str:
-    """Return the variant that is shown: under repetition one that equal tokens leave defined."""
-    repeated = METRICS[metric].repeated if family == "repeat" else ""
-    return repeated or main_variant(metric, parameters(run.config))
+def standing_for(metric: str, run: Run) -> str:
+    """Return the variant that is shown: one with a value for the same prompts at every level."""
+    return METRICS[metric].perturbed or main_variant(metric, parameters(run.config))
 
 
 def _rows(run: Run, where: Partition) -> list[dict[str, Any]]:

@@ -184,18 +184,15 @@ def cell(each: ResponseFinding, layer: int) -> str:
 
 def name(each: ResponseFinding) -> str:
     """Return the metric, with its variant where that is not the usual one."""
-    special = METRICS[each.metric].repeated if each.family == "repeat" else ""
+    special = METRICS[each.metric].perturbed
     return f"{title(each.metric)}, {special}" if special else title(each.metric)
 
 
 def source(each: ResponseFinding) -> str:
     """Return what was measured, on how many prompts, and how many had no value at worst."""
     how = vectors_of(each.norm, each.pooling)
-    prompts = max(level.n_prompts for level in each.levels)
+    prompts = max(level.n_prompts + level.n_undefined for level in each.levels)
     worst = max(each.levels, key=lambda level: level.n_undefined)
-    missing = (
-        f"; undefined in {worst.n_undefined:,} at {axis(each.family)} {level(worst)}"
-        if worst.n_undefined
-        else ""
-    )
+    where = "clean" if worst.condition == CLEAN else f"at {axis(each.family)} {level(worst)}"
+    missing = f", {worst.n_undefined:,} of them undefined {where}" if worst.n_undefined else ""
     return f"{how[0].upper()}{how[1:]}; {counted(prompts, 'prompt')}{missing}."

@@ -18,6 +18,7 @@ from jobs.findings import (
     SubjectFinding,
     TaskFinding,
 )
+from jobs.findings_conditions import LevelFinding, ResponseFinding, SlopeFinding
 from operators.ranking.policy import Kind, Verdict
 
 SCORES = (0.40, 0.47, 0.60, 0.52)
@@ -98,6 +99,41 @@ def correlation(metric: str, value: float, level: float, reason: str = "") -> Co
     spearman = AssociationFinding(value, -0.5, 0.9, 0.3, level)
     distance = AssociationFinding(0.11, 0.1, 0.8, 0.3, 0.95)
     return CorrelationFinding("texts", metric, 4, spearman, distance, "")
+
+
+def response(
+    family: str = "random", metric: str = "prompt_entropy", slopes: Sequence[float | None] = (1, -2)
+) -> ResponseFinding:
+    """Return a metric at three levels in as many layers as slopes, clean first.
+
+    An interval of half a unit to either side, except of metrics of all prompts together.
+    """
+    of_tokens = metric in ("prompt_entropy", "curvature")
+    layers = list(range(len(slopes)))
+    levels = [
+        LevelFinding(
+            f"{family}-{level:.2f}" if level else "clean",
+            level,
+            [None if slope is None else 3 + slope * level for slope in slopes],
+            40 - undefined,
+            undefined,
+        )
+        for level, undefined in ((0.0, 0), (0.3, 0), (0.6, 7))
+    ]
+    found = [
+        SlopeFinding(
+            layer,
+            slope,
+            slope - 0.5 if of_tokens and slope is not None else None,
+            slope + 0.5 if of_tokens and slope is not None else None,
+            "no value" if slope is None else None,
+            33,
+            7,
+        )
+        for layer, slope in zip(layers, slopes, strict=True)
+    ]
+    norm, pooling = ("none", "tokens") if of_tokens else ("final", "mean")
+    return ResponseFinding("texts", family, metric, "", norm, pooling, layers, levels, found)
 
 
 def subject(scores: Sequence[float | None] = SCORES, **other: Any) -> SubjectFinding:  # noqa: ANN401

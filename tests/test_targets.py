@@ -169,6 +169,63 @@ def test_noise_is_a_pass_over_every_prompt_of_a_dataset_with_a_fitted_task(
     ]
 
 
+def test_a_condition_is_a_pass_like_the_clean_one_with_its_own_token_metrics() -> None:
+    clean, *views, low, high, cut = passes_of(
+        conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]}
+    )
+    assert [each.condition for each in (low, high, cut)] == [
+        "random-0.10",
+        "random-0.50",
+        "truncate-0.50",
+    ]
+    assert len(views) == 3
+    assert clean.prompt_metrics is not None
+    for each in (low, high, cut):
+        assert each.tokens is None
+        assert each.prompt_metrics is not None
+        assert each.embeddings.shares == each.prompt_metrics.shares == ALL
+        assert each.embeddings.settings == clean.embeddings.settings
+        # Its tokens are drawn, so its metrics depend on the seed; those of clean prompts do not.
+        assert each.prompt_metrics.settings == {**clean.prompt_metrics.settings, "seed": 0}
+        assert each.prompt_metrics.partition == Partition(
+            "prompt_metrics", ("model", "main", "data", each.condition)
+        )
+    units = missing_units(low, prompts_with(ROWS), done_of(low, {"embeddings": {0, 1, 2, 3}}))
+    assert [(u.shard, u.prompts, u.embeddings, u.metrics) for u in units] == [
+        (0, 5, False, True),
+        (1, 0, False, True),
+        (2, 7, False, True),
+        (3, 3, False, True),
+    ]
+
+
+def test_a_level_of_noise_that_two_ask_for_is_one_pass_of_what_both_need() -> None:
+    fitted = {"name": "t", "type": "regression", "value_column": "a"}
+    dataset = {"name": "data", "source": {"files": "x.csv"}, "tasks": [fitted]}
+    found = passes_of(
+        datasets=[dataset], curves={"noise": [0.1, 0.2]}, conditions={"noise": [0.2, 0.3]}
+    )[-3:]
+    assert [(each.condition, each.prompt_metrics is not None) for each in found] == [
+        ("noise-0.10", False),
+        ("noise-0.20", True),
+        ("noise-0.30", True),
+    ]
+
+
+def test_conditions_without_token_metrics_give_embeddings_alone() -> None:
+    measure = {"metrics": ["twonn"], "token_metrics": "auto"}
+    *_, last = passes_of(measure=measure, conditions={"random": [0.5]})
+    assert last.targets == [last.embeddings]
+
+
+def test_conditions_make_the_clean_token_metrics_those_of_every_prompt() -> None:
+    values = config_with().model_dump(mode="json", exclude={"measure"})
+    config = RunConfig.model_validate({**values, "conditions": {"repeat": [0.5]}})
+    assert token_plan(config, SHAPE, 50) == TokenPlan(fused=True, stored=9)
+    clean_alone = RunConfig.model_validate({**values, "conditions": {"repeat": [0]}})
+    assert token_plan(clean_alone, SHAPE, 50) == TokenPlan(fused=False, stored=50)
+
+
 def test_noise_units_take_every_prompt_of_a_shard() -> None:
     fitted = {"name": "t", "type": "regression", "value_column": "a"}
     noisy = noisy_run(fitted)[-1]
@@ -250,6 +307,7 @@ def test_every_target_is_made_with_different_settings() -> None:
         ({"measure": {"delta": 1.0, "device": "cpu"}}, set()),
         ({"probe": {"seed": 1, "variants": ["raw"]}, "output": "elsewhere"}, set()),
         ({"curves": {"noise": [0.1], "examples": [2]}, "rank": {"policy": "best"}}, set()),
+        ({"conditions": {"random": [0]}}, set()),
         ({"prompts": prompts_with(ROWS, "other")}, {"clean", "tokens", "metrics", "views"}),
         ({"identity": {**IDENTITY, "revision": "step1"}}, {"clean", "tokens", "metrics", "views"}),
         ({"identity": {**IDENTITY, "dtype": "bfloat16"}}, {"clean", "tokens", "metrics", "views"}),

@@ -45,9 +45,9 @@ Kind = TypeVar("Kind", Tokens, Prompts, Views, Layers)
 class Metric:
     """What people need to know of a metric, and how it is measured.
 
-    `main` is the variant that stands for the metric, `repeated` the one that does where tokens are
-    repeated, if the main one is then undefined; `units` are those of its other variants, by a
-    word of their name; `fewest` prompts are needed for a value.
+    `main` is the variant that stands for the metric, `perturbed` the one that does under
+    conditions, if these leave the main one undefined for many prompts; `units` are those of its
+    other variants, by a word of their name; `fewest` prompts are needed for a value.
     """
 
     measured: Tokens | Prompts | Views | Layers
@@ -57,7 +57,7 @@ class Metric:
     undefined: str
     paper: str
     main: str = ""
-    repeated: str = ""
+    perturbed: str = ""
     units: tuple[tuple[str, str], ...] = ()
     fewest: int = 1
 
@@ -107,7 +107,7 @@ METRICS: dict[str, Metric] = {
         "How sharply the path from token to token turns; 2π/3 is what unrelated tokens give.",
         "fewer than 3 tokens, or two equal neighbours",
         "Hosseini & Fedorenko 2023, arXiv 2311.04930",
-        repeated="skip",
+        perturbed="skip",
     ),
     "mean_norm": Metric(
         with_and_without_first(mean_norms),
