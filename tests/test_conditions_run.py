@@ -26,7 +26,7 @@ from tests.tiny import BLOCKS
 pytestmark = pytest.mark.slow
 PASSES = ("random-0.30", "random-0.60", "repeat-0.50", "noise-0.20", "noise-0.30", "truncate-0.50")
 LENGTHS = ("length-8", "length-32")
-COUNT = 48
+COUNT = 40
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) ->
     folder = tmp_path_factory.mktemp("conditions")
     config = write_config(folder, checkpoint)
     values: dict[str, Any] = yaml.safe_load(config.read_text())
-    values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 20}
+    values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 25}
     values["datasets"][0]["tasks"] = values["datasets"][0]["tasks"][:1]
     values["extract"] = {"max_tokens": 64}
     values["views"]["count"] = 2
