@@ -20,6 +20,7 @@ class _Family:
     says: str
     level: str  # how a level is called
     per: str  # what a slope is per
+    grows: str  # what grows with the level
 
 
 _FAMILIES = {
@@ -28,30 +29,35 @@ _FAMILIES = {
         "Each token is replaced, with probability p, by a random one of the vocabulary.",
         "p",
         "from p = 0 to 1",
+        "p",
     ),
     "repeat": _Family(
         "Repeated tokens",
         "Each token is replaced, with probability p, by one token of the prompt, always the same.",
         "p",
         "from p = 0 to 1",
+        "p",
     ),
     "noise": _Family(
         "Typos",
         "Each word gets each kind of typo with probability p.",
         "p",
         "from p = 0 to 1",
+        "p",
     ),
     "truncate": _Family(
         "Truncation",
         "Only the first share of each prompt is kept.",
         "share",
         "from nothing to the whole prompt",
+        "share",
     ),
     "length": _Family(
         "Length",
         "Prompts of random tokens alone, of growing length.",
         "tokens",
         "per doubling of the length",
+        "length",
     ),
 }
 
@@ -90,7 +96,7 @@ def lead(same: Sequence[ResponseFinding]) -> str:
         if not of or not is_of_tokens(each):
             continue
         groups["Up" if up == of else "Down" if down == of else ""].append(title(each.metric))
-    growing = f"With growing {_FAMILIES[same[0].family].level}"
+    growing = f"With growing {_FAMILIES[same[0].family].grows}"
     said = {
         "Up": f"{growing}, up in every layer: ",
         "Down": f"{growing}, down in every layer: ",

@@ -64,6 +64,9 @@ def test_the_lead_sorts_the_metrics_by_direction() -> None:
         "With growing p, up in every layer: prompt entropy. No one direction over the layers: "
         "curvature."
     )
+    assert wording_conditions.lead([response("length", slopes=(1, 2))]) == (
+        "With growing length, up in every layer: prompt entropy."
+    )
 
 
 def test_units_are_those_of_the_axis_of_a_family() -> None:
