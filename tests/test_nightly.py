@@ -225,7 +225,7 @@ def test_the_trend_has_every_checkpoint(lived: Nights) -> None:
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A night over three new checkpoints, whose stages are the test's."""
     monkeypatch.setattr(prepare, "prepare", lambda _: None)
-    monkeypatch.setattr(nights, "read_shape", lambda _: None)
+    monkeypatch.setattr(nights, "check", lambda *_: None)
     monkeypatch.setattr(probe, "require_scores", lambda _: None)
     run = make_run(tmp_path, ["step0", "step1", "step2"])
     store_checkpoint(run, "step0", [0.3, 0.4, 0.5, 0.4])
