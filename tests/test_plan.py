@@ -202,7 +202,8 @@ def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("command", ["run", "extract", "plan"])
 def test_an_unknown_key_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     message = failure(capsys, command, write_run(extrct={"device": "cpu"}))
-    assert "run.yaml: unknown key extrct; known keys: cluster, conditions, curves, d" in message
+    known = "cluster, conditions, curves, datasets, extract"
+    assert f"run.yaml: unknown key extrct; known keys: {known}" in message
 
 
 def test_a_run_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
