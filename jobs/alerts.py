@@ -1,4 +1,4 @@
-"""Alerts: what is worse in a checkpoint than in the one before, as a JSON file and as a POST."""
+"""Alerts: the rules that a checkpoint broke, as a JSON file and as a POST."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Alert:
-    """What is worse in a checkpoint than in the previous one, and where to look.
+    """The rules that a checkpoint broke against the previous one, and where to look.
 
     `text` is the whole in a few sentences, under the key that chat services show.
     """

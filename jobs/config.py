@@ -248,7 +248,7 @@ class ClusterConfig(Block):
 
 
 class NightlyConfig(Block):
-    """When a new checkpoint is worse than the one before it; a rule that is null is switched off.
+    """Rules that compare a new checkpoint with the one before it; null switches one off.
 
     `operators/regression.py` says what exactly each rule compares.
     """
@@ -264,7 +264,7 @@ class NightlyConfig(Block):
     metric_jump: Positive | None = Field(
         20.0,
         description="median absolute deviations: a metric changed in some layer by more than this "
-        "many from the median of its earlier changes",
+        "many from the median of its earlier changes; for checkpoints at even steps",
     )
     changes: Annotated[int, Field(ge=2)] = Field(
         12, description="earlier changes of a metric, at least, before any is called a jump"

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is worse than the one before it, by the rules of the config."""
+"""Which rules of the config a checkpoint breaks against the ones before it."""
 
 from __future__ import annotations
 
@@ -110,12 +110,14 @@ def _metric_jumps(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> I
 
 def _broken_metric(dataset: str, metric: str, found: Sequence[Jump], limit: float) -> Broken:
     most = max(found, key=lambda jump: jump.deviations)
-    layers = [str(jump.layer) for jump in found]
-    named = ", ".join(layers[:_MOST_NAMED])
-    rest = f" and {len(layers) - _MOST_NAMED} more" if len(layers) > _MOST_NAMED else ""
+    where = f"layer {most.layer}"
+    if len(found) > 1:
+        named = ", ".join(str(jump.layer) for jump in found[:_MOST_NAMED])
+        rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        where = f"layers {named}{rest}, most in {where}:"
     says = (
-        f"{wording.title(metric)} on {dataset} jumped in layer{'' if len(layers) == 1 else 's'} "
-        f"{named}{rest}: in layer {most.layer} from {wording.number(most.before)} to "
+        f"{wording.title(metric)} on {dataset} jumped in {where} "
+        f"from {wording.number(most.before)} to "
         f"{wording.number(most.now)}, {most.deviations:,.0f} median absolute deviations from its "
         f"usual change (limit {limit:g})."
     )

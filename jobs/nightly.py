@@ -1,8 +1,8 @@
 """nightly: the checkpoints that have no ranking yet, each compared with the one before it.
 
 One at a time, in the order of their steps, through the stages of any run: partitions are appended,
-the trend page is rebuilt, and a checkpoint that is worse than the last leaves an alert. The ranking
-of a checkpoint is written when it has been judged, so one that has a ranking needs no second look.
+the trend page is rebuilt, and a checkpoint that breaks a rule leaves an alert. The ranking of a
+checkpoint is written when it has been judged, so one that has a ranking needs no second look.
 A checkpoint that cannot be read or scored is named and tried again the next time.
 """
 
@@ -89,7 +89,7 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
 
 
 def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:
-    """Compare a checkpoint with the one before it, and leave an alert if it is worse."""
+    """Compare a checkpoint with the one before it, and leave an alert if it breaks a rule."""
     key = alerts.place(run.config.name, new.model, new.revision)
     if not earlier:
         say("  there is no earlier checkpoint to compare with")
@@ -107,7 +107,7 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
         new.model,
         new.revision,
         previous.revision,
-        f"{new.model} at {new.revision} is worse than at {previous.revision}. {says}",
+        f"{new.model} at {new.revision}, compared with {previous.revision}: {says}",
         broken,
         trend.address(run),
     )
@@ -138,4 +138,5 @@ def _conclude(new: list[Subject], night: Night) -> None:
     for subject, reason in night.failed.items():
         say(f"  failed: {subject}: {reason}")
     for alert in night.regressed:
-        say(f"  worse: {alert.model} at {alert.revision}: {', '.join(r.rule for r in alert.rules)}")
+        rules = dict.fromkeys(each.rule for each in alert.rules)
+        say(f"  alert: {alert.model} at {alert.revision}: {', '.join(rules)}")

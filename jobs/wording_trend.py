@@ -47,7 +47,7 @@ def since(model: ModelTrend) -> str:
     return f"Recommended layer: {', and '.join(parts)}." if parts else ""
 
 
-def is_worse(model: ModelTrend) -> bool:
+def is_alerted(model: ModelTrend) -> bool:
     """Whether the newest checkpoint left an alert."""
     return any(alert.revision == model.checkpoints[-1].revision for alert in model.alerts)
 

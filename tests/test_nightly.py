@@ -190,7 +190,6 @@ def test_broken_checkpoints_are_named_and_the_good_one_is_published(lived: Night
         (line,) = [each for each in lines if each.startswith(f"  failed: tiny at {revision}: ")]
         assert "Traceback" not in line
     assert "1 checkpoint ranked, 2 failed" in second["printed"]
-    assert "Traceback" not in second["printed"]
 
 
 @pytest.mark.slow
@@ -218,7 +217,7 @@ def test_the_trend_has_every_checkpoint(lived: Nights) -> None:
     assert [row["step"] for row in model["checkpoints"]] == [0, 2, 4, 8, 16, 32]
     assert model["unranked"] == []
     assert [alert["revision"] for alert in model["alerts"]] == ["step32"]
-    assert b"is worse than the one before it" in lived.root.read("trend/small/index.html")
+    assert b"The newest checkpoint left an alert" in lived.root.read("trend/small/index.html")
 
 
 @pytest.fixture
