@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     from jobs import extract, measure, prepare, probe, rank, report  # noqa: PLC0415
-    from jobs.checkpoints import check, local  # noqa: PLC0415
+    from jobs.checkpoints import check  # noqa: PLC0415
     from jobs.cluster import Cluster  # noqa: PLC0415
     from jobs.lengths import require_lengths  # noqa: PLC0415
     from jobs.run import Run, open_root  # noqa: PLC0415
@@ -54,9 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
         run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
         for each in run.subjects:
-            shape = check(each, config.storage)
-            here = local(each, config.storage, weights=False)
-            require_lengths(config.conditions, here, shape)
+            check(each, config.storage)
+            require_lengths(config, each)
         # A stage on its own must not read what was made with other settings.
         if wanted[0] != "prepare":
             prepare.require_prepared(run)

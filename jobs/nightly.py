@@ -19,6 +19,7 @@ from jobs.console import say
 from jobs.errors import explain
 from jobs.history import Checkpoint, before, in_order, main_metrics, ranked, without_ranking
 from jobs.judge import change_at, judge
+from jobs.lengths import require_lengths
 from jobs.run import Run
 from jobs.subjects import resolve
 from jobs.wording import counted, points, signed
@@ -73,6 +74,7 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
     """Take one checkpoint through the stages, judge it, and return the history with it."""
     (subject,) = run.subjects
     check(subject, run.config.storage)
+    require_lengths(run.config, subject)
     for stage in _STAGES:
         lock.check()
         stage(run)

@@ -276,9 +276,12 @@ def test_lengths_fit_the_model_and_what_its_tokenizer_adds(
         ((16, 100), None, "conditions.length is 100, but model model at main allows 64 tokens"),
         ((2, 16), 32, "conditions.length is 2, but model model at main needs at least 3 tokens"),
     ]:
+        shape = ModelShape(3, 8, most)
+        monkeypatch.setattr("jobs.lengths.read_shape", lambda _, shape=shape: shape)
         with pytest.raises(ConfigError, match=words):
-            require_lengths(ConditionsConfig(length=lengths), subject, ModelShape(3, 8, most))
-    require_lengths(ConditionsConfig(length=(3, 64)), subject, ModelShape(3, 8, 64))
+            require_lengths(run_with(conditions={"length": lengths}), subject)
+    monkeypatch.setattr("jobs.lengths.read_shape", lambda _: ModelShape(3, 8, 64))
+    require_lengths(run_with(conditions={"length": [3, 64]}), subject)
 
 
 def test_the_recipe_has_the_grids_of_the_paper() -> None:
