@@ -39,7 +39,7 @@ def modes(run: Run, subject: Subject) -> ModesFinding | None:
 
 def _layer(row: _Row, bimodal: bool, texts: Mapping[int, str]) -> LayerModesFinding:
     names = ("dip", "p_value", "p_holm", "split", "mode_low", "mode_high", "share_high")
-    plain = ("layer", "n_prompts", "n_undefined", "edges", "counts", "reason")
+    plain = ("layer", "n_prompts", "n_undefined", "peaks", "edges", "counts", "reason")
     known: dict[str, Any] = {
         **{name: row[name] for name in plain},
         **{name: _defined(row[name]) for name in names},

@@ -32,7 +32,10 @@ class ExampleFinding:
 
 @dataclass(frozen=True)
 class LayerModesFinding:
-    """One layer: its histogram, its test, and of a bimodal layer what its groups are like."""
+    """One layer: its histogram, its test, and of a bimodal layer what its groups are like.
+
+    `bimodal` says that one peak was rejected; `peaks` counts those that stand out.
+    """
 
     layer: int
     n_prompts: int
@@ -41,6 +44,7 @@ class LayerModesFinding:
     p_value: float | None
     p_holm: float | None
     bimodal: bool
+    peaks: int
     split: float | None
     mode_low: float | None
     mode_high: float | None
@@ -50,6 +54,11 @@ class LayerModesFinding:
     traits: list[TraitFinding]
     examples: list[ExampleFinding]
     reason: str | None
+
+    @property
+    def several(self) -> bool:
+        """Whether there are more than two peaks."""
+        return self.peaks > 2  # noqa: PLR2004  (two is two)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,6 @@ class ModesFinding:
 
     @property
     def bimodal(self) -> list[LayerModesFinding]:
-        """The layers with two modes, the furthest from a single one first."""
+        """The layers with more than one peak: those with just two first, then the largest dip."""
         found = [each for each in self.layers if each.bimodal]
-        return sorted(found, key=lambda each: (-(each.dip or 0.0), each.layer))
+        return sorted(found, key=lambda each: (each.several, -(each.dip or 0.0), each.layer))

@@ -97,6 +97,7 @@ def _described(table: pa.Table) -> dict[str, Any]:
         "n_undefined": int((~defined_N).sum()),
         "dip": modes.dip,
         "p_value": modes.p_value,
+        "peaks": modes.peaks,
         "split": modes.split,
         "edges": edges.tolist(),
         "counts": counts.tolist(),

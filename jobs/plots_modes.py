@@ -20,7 +20,7 @@ class ModePlot:
     """One layer as the page shows it; no drawing where no prompt has a value."""
 
     layer: int
-    bimodal: bool
+    label: str
     svg: Markup | None
 
 
@@ -30,7 +30,7 @@ def mode_plots(finding: ModesFinding, name: str) -> list[ModePlot]:
     return [
         ModePlot(
             each.layer,
-            each.bimodal,
+            wording_modes.label(each.bimodal, each.peaks),
             _draw(each, f"{name}-{each.layer}", unit) if each.counts else None,
         )
         for each in finding.layers
@@ -78,9 +78,11 @@ def _words(layer: LayerModesFinding, unit: str) -> str:
     text = f"{prompts} from {low:.3g} to {high:.3g} {unit}, most of them {most}."
     if not layer.bimodal:
         return f"{text} Not two groups."
+    label = wording_modes.label(layer.bimodal, layer.peaks)
     return (
-        f"{text} Two groups, around {wording_modes.modes(layer)}, that part at "
-        f"{number(layer.split)}; {share(layer.share_high)} are in the upper one."
+        f"{text} {label[0].upper()}{label[1:]}; the two that stand out most lie around "
+        f"{wording_modes.modes(layer)} and part at {number(layer.split)}; "
+        f"{share(layer.share_high)} are in the upper one."
     )
 
 

@@ -46,12 +46,41 @@ def sentence(finding: ModesFinding) -> str:
             "No layer's entropies fall into two groups: the smallest corrected p is "
             f"{p_value(lowest)}, from {max(each.n_prompts for each in tested):,} prompts."
         )
-    layers = _listed(sorted(each.layer for each in found))
-    least = found[0]
-    where = f"In {layers} the entropies of the prompts fall into two groups."
-    if len(found) > 1:
-        where += f" They are furthest from a single one in layer {least.layer}."
-    return " ".join(filter(None, [where, separated(least), _of_length(finding, least)]))
+    head = found[0]
+    about = [separated(head), _of_length(finding, head)]
+    two, several = _two_groups(found), _several_peaks(found)
+    return " ".join(filter(None, [two, *about, several] if two else [several, *about]))
+
+
+def _two_groups(found: Sequence[LayerModesFinding]) -> str:
+    """Return which layers have just two peaks; the first of `found` is the clearest."""
+    two = sorted(each.layer for each in found if not each.several)
+    if not two:
+        return ""
+    said = f"In {_listed(two)} the entropies of the prompts fall into two groups."
+    if len(two) == 1:
+        return said
+    return f"{said} They are furthest from a single one in layer {found[0].layer}."
+
+
+def _several_peaks(found: Sequence[LayerModesFinding]) -> str:
+    """Return which layers have more than two peaks."""
+    several = sorted((each for each in found if each.several), key=lambda each: each.layer)
+    if not several:
+        return ""
+    most = max(several, key=lambda each: each.peaks)
+    count = "" if len(several) == 1 else f" in layer {most.layer}"
+    return (
+        f"In {_listed([each.layer for each in several])} the entropies have more than two peaks "
+        f"({most.peaks}{count}), as short texts can give, one for every length."
+    )
+
+
+def label(bimodal: bool, peaks: int) -> str:
+    """Return what stands beside the number of a layer."""
+    if not bimodal:
+        return ""
+    return "two groups" if peaks == 2 else f"{peaks} peaks"  # noqa: PLR2004  (two is two)
 
 
 def separated(layer: LayerModesFinding) -> str:
@@ -63,10 +92,10 @@ def separated(layer: LayerModesFinding) -> str:
     how = f"{_measure(trait)} {effect(trait)}{_medians(trait)}"
     if abs(trait.effect) < WEAK:
         return (
-            f"Nothing that is measured separates them well in layer {layer.layer}; the most is "
-            f"{title}, {how}."
+            f"Nothing that is measured separates the groups well in layer {layer.layer}; the most "
+            f"is {title}, {how}."
         )
-    return f"What separates them best in layer {layer.layer} is {title}: {how}."
+    return f"What separates the groups best in layer {layer.layer} is {title}: {how}."
 
 
 def _of_length(finding: ModesFinding, layer: LayerModesFinding) -> str:

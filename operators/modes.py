@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import diptest
 import numpy as np
@@ -23,6 +24,7 @@ FEWEST = 10  # with fewer, even groups that overlap in no value are mostly misse
 MOST = 72_000  # the table of p-values ends here
 _LEAST_P = 1e-5  # and here: the last tabulated quantile is 0.99999
 _FEWEST_BINS, _MOST_BINS = 8, 40
+_MOST_PEAKS = 6  # that are counted
 UNDEFINED = f"fewer than {FEWEST} prompts with a value, or all values equal"
 
 
@@ -30,14 +32,16 @@ UNDEFINED = f"fewer than {FEWEST} prompts with a value, or all values equal"
 class Modes:
     """The two densest separate ranges of some values, and how far they are from a single one.
 
-    `dip` is in 0..1/4, `p_value` in 1e-5..1, `low` and `high` are in the
-    unit of the values. All are NaN where there is nothing to test.
+    `dip` is in 0..1/4, `p_value` in 1e-5..1, `low` and `high` are in the unit of the values; all
+    are NaN where there is nothing to test. `peaks` counts the ranges that stand out: 2 or more, or
+    0 without any.
     """
 
     dip: float
     p_value: float
     low: Range
     high: Range
+    peaks: int
 
     @property
     def split(self) -> float:
@@ -45,7 +49,16 @@ class Modes:
         return (self.low[1] + self.high[0]) / 2
 
 
-NOTHING = Modes(np.nan, np.nan, (np.nan, np.nan), (np.nan, np.nan))
+NOTHING = Modes(np.nan, np.nan, (np.nan, np.nan), (np.nan, np.nan), 0)
+
+
+class ExcessMass(NamedTuple):
+    """How much a second range exceeds by, the two ranges, and how many ranges stand out."""
+
+    mass: float
+    low: Range
+    high: Range
+    peaks: int
 
 
 def find_modes(values_N: Array) -> Modes:
@@ -65,24 +78,42 @@ def find_modes(values_N: Array) -> Modes:
     if len(sorted_N) < FEWEST or sorted_N[0] == sorted_N[-1]:
         return NOTHING
     dip, p_value = diptest.diptest(sorted_N, sort_x=False)
-    _, low, high = excess_mass(sorted_N)
-    return Modes(float(dip), max(float(p_value), _LEAST_P), low, high)
+    _, low, high, peaks = excess_mass(sorted_N)
+    return Modes(float(dip), max(float(p_value), _LEAST_P), low, high, peaks)
 
 
-def excess_mass(sorted_N: Array) -> tuple[float, Range, Range]:
+def excess_mass(sorted_N: Array) -> ExcessMass:
     """Return how much mass a second range exceeds by, 0..1/2, and the two ranges.
 
     Over all densities d, the largest of: what two separate ranges hold beyond d times their length,
     minus the most that one range does. It is twice the dip (Müller and Sawitzki 1991, *Excess Mass
     Estimates and Tests for Multimodality*, JASA 86), so the two ranges are what the dip test finds.
     They need no bandwidth, move with any shift and scale of the values, and do not follow a few far
-    values. The values [N] are ascending, two at least, and not all equal.
+    values. A further range is a peak of its own if at the same density it adds at least half of
+    what the second adds: values that stand like a comb have many. The values [N] are ascending, two
+    at least, and not all equal.
     """
-    found = [_excess(sorted_N, density) for density in _densities(sorted_N)]
-    mass, first, last, next_first, next_last = max(found, key=lambda each: each[0])
+    densities = _densities(sorted_N)
+    found = [_excess(sorted_N, density) for density in densities]
+    best = max(range(len(found)), key=lambda index: found[index][0])
+    mass, first, last, next_first, next_last = found[best]
     low = (float(sorted_N[first]), float(sorted_N[last]))
     high = (float(sorted_N[next_first]), float(sorted_N[next_last]))
-    return mass, low, high
+    gains = _gains(sorted_N, densities[best])
+    return ExcessMass(mass, low, high, 1 + int((gains[1:] >= gains[1] / 2).sum()))
+
+
+def _gains(sorted_N: Array, density: float) -> Array:
+    """Return what each further range adds to the largest excess mass, falling, [_MOST_PEAKS]."""
+    n = len(sorted_N)
+    end_N = np.arange(1, n + 1) / n - density * sorted_N
+    start_N = np.arange(n) / n - density * sorted_N
+    held_N, total = np.zeros(n), [0.0]  # by the ranges so far, up to each value
+    for _ in range(_MOST_PEAKS):
+        before_N = np.concatenate([[0.0], held_N[:-1]])
+        held_N = np.maximum.accumulate(end_N + np.maximum.accumulate(before_N - start_N))
+        total.append(float(held_N[-1]))
+    return np.diff(total)
 
 
 def _densities(sorted_N: Array) -> Array:

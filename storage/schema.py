@@ -159,6 +159,7 @@ MODES = _table(
     _column("dip", pa.float64(), "Hartigan's dip, 0..1/4; NaN when undefined, like all below"),
     _column("p_value", pa.float64(), "of the dip against one mode; 1e-5 means that or less"),
     _column("p_holm", pa.float64(), "p_value corrected for one test per layer (Holm)"),
+    _column("peaks", pa.int16(), "that stand out, up to 6: 2, or more if values are like a comb"),
     _column("split", pa.float64(), "between the two modes, in the unit of the metric"),
     _column("mode_low", pa.float64(), "median of the prompts in the lower mode, same unit"),
     _column("mode_high", pa.float64(), "median of the prompts in the upper mode, same unit"),

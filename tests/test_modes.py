@@ -67,8 +67,9 @@ def test_the_dip_is_half_of_the_excess_mass(kind: str, n: int) -> None:
         "tied": lambda g, n: g.integers(0, 9, n) / 8,
     }
     values = np.sort(draws[kind](np.random.default_rng(n), n))
-    mass, low, high = excess_mass(values)
+    mass, low, high, peaks = excess_mass(values)
     assert mass / 2 == pytest.approx(find_modes(values).dip, abs=1e-12)
+    assert peaks >= 2
     assert values[0] <= low[0] <= low[1] < high[0] <= high[1] <= values[-1]
 
 
@@ -97,6 +98,15 @@ def test_groups_of_any_size_are_told_apart(share: float) -> None:
     assert (values < modes.split).mean() == pytest.approx((values < 0).mean(), abs=0.003)
     assert middle(values, modes.low) == pytest.approx(-4, abs=0.15)
     assert middle(values, modes.high) == pytest.approx(4, abs=0.15)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_peaks_that_stand_out_are_counted(count: int) -> None:
+    """Equal normal groups in a row, and a comb of points, one tooth per whole number."""
+    g = np.random.default_rng(0)
+    at = g.permutation(np.arange(3000) % count)
+    assert find_modes(8 * at + g.standard_normal(3000)).peaks == count
+    assert find_modes(at.astype(float)).peaks == count
 
 
 def test_far_values_are_no_group() -> None:

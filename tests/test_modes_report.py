@@ -39,7 +39,7 @@ def _tested(
         if bimodal
     ]
     row = LayerModesFinding(
-        number, 40, 0, 0.01 + number / 100, p, p, bimodal, 2.0, 1.0, 3.0, 0.25,
+        number, 40, 0, 0.01 + number / 100, p, p, bimodal, 2, 2.0, 1.0, 3.0, 0.25,
         [0.5, 1.5, 2.5, 3.5], [10, 5, 25], [*traits], examples, None,
     )  # fmt: skip
     return replace(row, **other)
@@ -68,7 +68,7 @@ SAYS = {
     "untested": (_finding(NOTHING_KNOWN), "No layer could be tested: too few."),
     "one": (
         _finding(NOTHING_KNOWN, _tested(1, 0.01, LENGTH)),
-        f"In layer 1 {TWO} What separates them best in layer 1 is length: Cliff's delta 0.82 "
+        f"In layer 1 {TWO} What separates the groups best in layer 1 is length: Cliff's delta 0.82 "
         "(medians: 12 tokens in the lower group, 1,044 tokens in the upper). An entropy in nats "
         "can be no higher than the log of the length: with maxEntropy first in "
         "measure.normalizations that ceiling is taken away.",
@@ -76,13 +76,27 @@ SAYS = {
     "several": (
         _finding(*(_tested(n, 0.01, LENGTH, SHARE) for n in (0, 2, 3, 4, 7))),
         f"In layers 0, 2 to 4 and 7 {TWO} They are furthest from a single one in layer 7. "
-        "What separates them best in layer 7 is first-token share: Cliff's delta -0.99 "
+        "What separates the groups best in layer 7 is first-token share: Cliff's delta -0.99 "
         "(medians: 50 % in the lower group, 1 % in the upper).",
+    ),
+    "a comb": (
+        _finding(*(_tested(n, 0.01, LENGTH, peaks=7 - n) for n in (1, 2))),
+        "In layers 1 and 2 the entropies have more than two peaks (6 in layer 1), as short texts "
+        "can give, one for every length. What separates the groups best in layer 2 is length: "
+        "Cliff's delta 0.82 (medians: 12 tokens in the lower group, 1,044 tokens in the upper). An entropy "
+        "in nats can be no higher than the log of the length: with maxEntropy first in "
+        "measure.normalizations that ceiling is taken away.",
+    ),
+    "two and a comb": (
+        _finding(_tested(1, 0.01, SHARE), _tested(9, 0.01, SHARE, peaks=3)),
+        f"In layer 1 {TWO} What separates the groups best in layer 1 is first-token share: Cliff's "
+        "delta -0.99 (medians: 50 % in the lower group, 1 % in the upper). In layer 9 the "
+        "entropies have more than two peaks (3), as short texts can give, one for every length.",
     ),
     "weak": (
         _finding(_tested(3, 0.01, _trait("dataset", 0.2), _trait("n_tokens", None))),
-        f"In layer 3 {TWO} Nothing that is measured separates them well in layer 3; the most is "
-        "dataset, Cramér's V 0.20.",
+        f"In layer 3 {TWO} Nothing that is measured separates the groups well in layer 3; the most "
+        "is dataset, Cramér's V 0.20.",
     ),
     "unknown": (
         _finding(_tested(3, 0.01, _trait("dataset", None))),
@@ -115,14 +129,14 @@ def test_only_a_full_effect_is_shown_as_1(value: float | None, shown: str) -> No
 def test_every_layer_has_a_histogram_with_words() -> None:
     layers = [_tested(n, 0.01 if n % 2 else 0.5, LENGTH) for n in range(60)]
     plots = mode_plots(_finding(*layers, NOTHING_KNOWN), "m")
-    assert [plot.bimodal for plot in plots] == [bool(n % 2) for n in range(60)] + [False]
+    assert [plot.label for plot in plots] == ["", "two groups"] * 30 + [""]
     assert plots[-1].svg is None
     for plot in plots[:2]:
         drawn = ElementTree.fromstring(str(plot.svg))
         title, words = drawn[0].text or "", drawn[1].text or ""
         assert title == f"Entropies of the prompts in layer {plot.layer}"
         assert "40 prompts from 0.5 to 3.5 nats, most of them from 2.5 to 3.5." in words
-        assert ("part at 2.000; 25 % are in the upper one" in words) == plot.bimodal
+        assert ("part at 2.000; 25 % are in the upper one" in words) == (plot.label != "")
     assert sum(len(str(plot.svg)) for plot in plots if plot.svg) < 60 * 6000
     ids = [each for plot in plots for each in re.findall(r'id="([^"]*)"', str(plot.svg))]
     assert len(ids) == len(set(ids))
@@ -142,7 +156,7 @@ def test_the_page_has_the_section_only_where_layers_were_tested() -> None:
         "report.md"
     ]
     assert (
-        "| 1 | 1.000 and 3.000 | 2.000 | 25 % | 0.82 (12 tokens, 1,044 tokens) |"
+        "| 1 | 2 | 1.000 and 3.000 | 2.000 | 25 % | 0.82 (12 tokens, 1,044 tokens) |"
         in markdown.decode()
     )
 

@@ -135,6 +135,7 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
     lengths = [len(text) for text in SHORT + LONG]
     assert max(map(len, SHORT)) < (two["split"] - 2) / 0.01 < min(map(len, LONG))
     assert two["share_high"] == 0.5
+    assert (two["peaks"], none["peaks"]) == (2, 0)
     assert two["mode_low"] < two["split"] < two["mode_high"]
     assert sum(two["counts"]) == UNIQUE
     assert two["edges"][0] == pytest.approx(2 + 0.01 * min(lengths))
