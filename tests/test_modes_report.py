@@ -83,8 +83,8 @@ SAYS = {
         _finding(*(_tested(n, 0.01, LENGTH, peaks=7 - n) for n in (1, 2))),
         "In layers 1 and 2 the entropies have more than two peaks (6 in layer 1), as short texts "
         "can give, one for every length. What separates the groups best in layer 2 is length: "
-        "Cliff's delta 0.82 (medians: 12 tokens in the lower group, 1,044 tokens in the upper). An entropy "
-        "in nats can be no higher than the log of the length: with maxEntropy first in "
+        "Cliff's delta 0.82 (medians: 12 tokens in the lower group, 1,044 tokens in the upper). An "
+        "entropy in nats can be no higher than the log of the length: with maxEntropy first in "
         "measure.normalizations that ceiling is taken away.",
     ),
     "two and a comb": (
