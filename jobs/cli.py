@@ -16,6 +16,8 @@ from jobs import commands
 from jobs import config as configs
 from jobs.commands import STAGES
 from jobs.errors import explain
+from jobs.folders import add_texts
+from jobs.limits import add_limits, add_prices
 from jobs.overrides import add_subject
 
 
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "kept as Parquet, measured, probed and ranked.",
     )
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(added, "run", "all stages; what exists is not made again")
+    add_limits(_add_run(added, "run", "all stages; what exists is not made again"))
     for stage in STAGES[:-1]:
         _add_run(added, stage, f"only the stage {stage}")
     ranked = _add_run(added, "rank", "only the stage rank, or scores from elsewhere", nargs="?")
@@ -62,14 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         default="cheapest_equal",
         help="with --scores; a config has its own (default: cheapest_equal)",
     )
-    planned = added.add_parser("plan", help="shards, passes, bytes and hours, before a run")
+    planned = added.add_parser("plan", help="passes, bytes, hours and cost, before a run")
     _add_config(planned)
     planned.add_argument(
-        "--tokens-per-second",
-        type=float,
-        default=50_000.0,
-        help="assumed speed of one device (default: 50,000)",
+        "--measure", action="store_true", help="run the model on a sample here, for its speed"
     )
+    add_limits(planned)
+    add_prices(planned)
     planned.set_defaults(handler=commands.plan)
     shown = added.add_parser("status", help="what an output holds, and what is unfinished")
     shown.add_argument("output", help="folder or s3:// prefix")
@@ -146,3 +147,4 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
     )
     parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
     add_subject(parser)
+    add_texts(parser)

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -200,6 +201,44 @@ def results(plan: ray.data.Dataset) -> Iterator[Any]:
         yield json.loads(row["result"])
 
 
+_IN_PROCESS: ContextVar[bool] = ContextVar("in_process", default=False)
+
+
+class InProcess(Cluster):
+    """In the place of a cluster, this process: for work too small to send anywhere.
+
+    While it is entered, `run_tasks` runs the units one after another, here.
+    """
+
+    _token: Token[bool]
+
+    def __enter__(self) -> Cluster:
+        self._token = _IN_PROCESS.set(True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _IN_PROCESS.reset(self._token)
+
+    def start(self) -> None:
+        """Start nothing."""
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return one CPU; ConfigError if that is not the device."""
+        if device == "cuda":
+            raise ConfigError("what runs in this process runs on its CPU; say device: cpu")
+        return {"CPU": 1.0}
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether there could be more: there could not."""
+        return False
+
+
 def run_tasks(
     units: Sequence[str],
     task: Callable[[pa.Table], pa.Table],
@@ -208,6 +247,9 @@ def run_tasks(
     num_gpus: float = 0.0,
 ) -> Iterator[Any]:
     """Run `task` once per unit, anywhere in the cluster, and yield the results as they finish."""
+    if _IN_PROCESS.get():
+        tables = (task(pa.table({"unit": [unit]})) for unit in units)
+        return (json.loads(table["result"][0].as_py()) for table in tables)
     plan = from_units(units).map_batches(
         task, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, num_gpus=num_gpus
     )

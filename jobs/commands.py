@@ -11,18 +11,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import config as configs
-from jobs.config import ConfigError, StorageConfig
+from jobs.config import ConfigError, RunConfig, StorageConfig
 from jobs.console import say
 from jobs.errors import DONE, FAILED, REGRESSED
+from jobs.folders import with_folders
+from jobs.limits import Guard, Limits, Rates, require_within
 from jobs.overrides import overridden
 from storage.root import Root
 
 if TYPE_CHECKING:
-    from jobs.plan import Plan
     from jobs.run import Run
 
 STAGES = ("prepare", "extract", "measure", "probe", "rank")
-_GIB = 1 << 30
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,9 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
         probe.require_scores(run)
         report.publish(run, rank.rank(run))
 
-    config = overridden(configs.load(arguments.config), arguments)
+    def prepare_within_limits(run: Run) -> None:
+        prepare.prepare(run)
+        guard.check(run.config, run.root, say, prepared=True)
+
+    config = _config(arguments)
+    guard = Guard(_limits(arguments))
     stages: dict[str, Callable[[Run], object]] = {
-        "prepare": prepare.prepare,
+        "prepare": prepare_within_limits,
         "extract": extract.extract,
         "measure": measure.measure,
         "probe": probe.probe,
@@ -56,17 +61,29 @@ def run(arguments: argparse.Namespace) -> int:
         for each in run.subjects:
             check(each, config.storage)
             require_lengths(config, each)
-        # A stage on its own must not read what was made with other settings.
-        if wanted[0] != "prepare":
-            prepare.require_prepared(run)
-        if wanted[0] not in ("prepare", "extract"):
-            extract.require_extracted(run)
+        _require_before(wanted[0], run)
         say(f"LayerRank: {config.name} -> {run.root.uri}")
+        guard.check(config, run.root, say)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
+
+
+def _require_before(stage: str, run: Run) -> None:
+    """Raise if a stage on its own would read what is not there, or made with other settings."""
+    from jobs import extract, prepare  # noqa: PLC0415
+
+    if stage != "prepare":
+        prepare.require_prepared(run)
+    if stage not in ("prepare", "extract"):
+        extract.require_extracted(run)
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    """Return the config with what the command line replaces, and the tasks of its folders."""
+    return with_folders(overridden(configs.load(arguments.config), arguments), arguments.texts)
 
 
 def nightly(arguments: argparse.Namespace) -> int:
@@ -75,7 +92,7 @@ def nightly(arguments: argparse.Namespace) -> int:
     from jobs.nightly import nightly as evaluated  # noqa: PLC0415
     from jobs.run import Run, open_root  # noqa: PLC0415
 
-    config = overridden(configs.load(arguments.config), arguments)
+    config = _config(arguments)
     with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
         run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
         night = evaluated(run, verbose=arguments.verbose)
@@ -87,41 +104,26 @@ def nightly(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan import plan as planned  # noqa: PLC0415
+    from jobs.wording_plan import told  # noqa: PLC0415
 
-    config = overridden(configs.load(arguments.config), arguments)
+    config = _config(arguments)
     uri = arguments.output or config.output
     root = Root(uri, config.storage.options() if "://" in uri else {}) if uri else None
-    speed = arguments.tokens_per_second
-    say(f"plan of {config.name} (prompts, tokens and bytes are upper bounds)")
-    total = 0.0
-    for each in planned(config, root):
-        total += each.gpu_hours(speed)
-        say(
-            f"  {each.subject} over {each.dataset}: {each.prompts:,} prompts in {each.shards} "
-            f"shards, {each.passes:,} forward passes for {each.layers} layers, "
-            f"{each.tokens / 1e6:,.1f} M tokens, embeddings {each.embedding_bytes / _GIB:,.2f} "
-            f"GiB, tokens {each.token_bytes / _GIB:,.2f} GiB"
-        )
-        say(f"    token metrics {_token_metrics(each)}")
-    say(f"  about {total:.2f} device-hours at {speed:,.0f} tokens/s (--tokens-per-second)")
+    found = planned(config, root, measure=arguments.measure)
+    for line in told(found, _rates(arguments)):
+        say(line)
+    require_within(found, _limits(arguments))
     return DONE
 
 
-def _token_metrics(each: Plan) -> str:
-    """Say where the token metrics of a plan are computed, and from how many token states."""
-    from jobs.targets import FUSED_ABOVE  # noqa: PLC0415
+def _rates(arguments: argparse.Namespace) -> Rates:
+    return Rates(arguments.tokens_per_second, arguments.price_gb_month, arguments.price_1000_puts)
 
-    where = {
-        (False, False): "not measured",
-        (False, True): f"from the stored states of {each.token_plan.stored:,} prompts",
-        (True, False): "fused into the model actors, no token states stored",
-        (True, True): "fused into the model actors; states of "
-        f"{each.token_plan.stored:,} prompts stored",
-    }[each.token_plan.fused, each.token_plan.stored > 0]
-    return (
-        f"{where} (every prompt's states: {each.every_token_bytes / _GIB:,.2f} GiB; by default "
-        f"fused above {FUSED_ABOVE / _GIB:g} GiB)"
-    )
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    """Return the bounds of a plan or a run; a single stage has none."""
+    names = ("max_bytes", "max_gpu_hours", "tokens_per_second")
+    return Limits(*(getattr(arguments, name, None) for name in names))
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -39,6 +39,12 @@ class FileSource(Block):
         return (value,) if isinstance(value, str) else value
 
 
+class FolderSource(Block):
+    """A folder of one's own texts; `jobs.folders` says what is read, and which task it brings."""
+
+    folder: str = Field(min_length=1, description="path or URI")
+
+
 class MtebSource(Block):
     """The texts that tasks of mteb encode, each once; the tasks are scored by mteb itself."""
 
@@ -53,7 +59,7 @@ class MtebSource(Block):
         return (value,) if isinstance(value, str) else value
 
 
-Source = BuiltinSource | HubSource | FileSource | MtebSource
+Source = BuiltinSource | HubSource | FileSource | FolderSource | MtebSource
 
 
 class DatasetConfig(Block):
@@ -75,6 +81,7 @@ class DatasetConfig(Block):
             "builtin": BuiltinSource,
             "hub": HubSource,
             "files": FileSource,
+            "folder": FolderSource,
             "mteb": MtebSource,
         }
         if isinstance(value, Block):

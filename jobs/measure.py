@@ -55,14 +55,17 @@ def measure(run: Run) -> None:
     """Measure the cost of every layer, then every dataset; what is measured stays."""
     measure_costs(run)
     for subject in run.subjects:
-        measured: dict[str, Manifest] = {}
-        for dataset in run.config.datasets:
-            prompt_metrics = _measure_tokens(run, subject, dataset)
-            _measure_layers(run, subject, dataset, prompt_metrics)
-            measure_sensitivity(run, subject, dataset)
-            if prompt_metrics is not None:
-                measured[dataset.name] = prompt_metrics
-        measure_modes(run, subject, measured)
+        datasets = run.config.datasets
+        found = {dataset.name: _measure_tokens(run, subject, dataset) for dataset in datasets}
+        measure_layers(run, subject, {name: each for name, each in found.items() if each})
+
+
+def measure_layers(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> None:
+    """Measure a subject's layers; `measured` is the `prompt_metrics` of each dataset by name."""
+    for dataset in run.config.datasets:
+        _measure_layers(run, subject, dataset, measured.get(dataset.name))
+        measure_sensitivity(run, subject, dataset)
+    measure_modes(run, subject, measured)
 
 
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:

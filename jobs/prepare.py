@@ -19,6 +19,7 @@ from jobs.cluster import from_units, one_unit, result_table, results, run_tasks
 from jobs.config import ConfigError
 from jobs.console import Progress, say
 from jobs.corpora import BuiltinSource, DatasetConfig
+from jobs.files import Options
 from jobs.items import check_items
 from jobs.records import PROMPT, SKIPPED, check_ids, items_of, markers, prompts_of, records_of
 from jobs.run import Run
@@ -82,7 +83,7 @@ def _prepare(run: Run, dataset: DatasetConfig) -> None:
     _tell(dataset, run.prompts(dataset))
 
 
-def _targets(run: Run, dataset: DatasetConfig, options: sources.Options) -> dict[str, _Target]:
+def _targets(run: Run, dataset: DatasetConfig, options: Options) -> dict[str, _Target]:
     source = {
         "source": sources.identity(dataset, options),
         "text_columns": list(dataset.text_columns),
@@ -111,9 +112,7 @@ def _is_complete(root: Root, target: _Target, *, overwrite: bool = False) -> boo
     return current(root, target.partition, target.settings, overwrite=overwrite) is not None
 
 
-def _cut_source(
-    dataset: DatasetConfig, options: sources.Options
-) -> tuple[list[sources.Fragment], int]:
+def _cut_source(dataset: DatasetConfig, options: Options) -> tuple[list[sources.Fragment], int]:
     """Return the fragments to read and their rows, after a look at columns and lengths."""
     whole = sources.discover(dataset, options)
     rows = [0] * len(whole)
@@ -127,7 +126,7 @@ def _cut_source(
 
 
 def _inspect(
-    dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: sources.Options
+    dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: Options
 ) -> Iterator[tuple[int, int, list[str]]]:
     """Yield index, rows and columns of each fragment, looked up where the fragment is read."""
 

@@ -153,14 +153,14 @@ def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, 
     units = [
         ScoreUnit(index, group, 0, targets[index].folds)
         for index in rest
-        for group in _groups(run, targets[index])
+        for group in scored_groups(run, targets[index])
     ]
     collected.expect(units)
     _run_units(scorer, units, collected.take)
     return {targets[index].partition: why for index, why in collected.failed.items()}
 
 
-def _groups(run: Run, target: ScoreTarget) -> list[Group]:
+def scored_groups(run: Run, target: ScoreTarget) -> list[Group]:
     """Return the vectors that a target scores: all, and for curves the ranked ones."""
     found = groups(run.root, target.embeddings)
     if _is_protocol(target):
@@ -234,7 +234,9 @@ def _search(run: Run, scorer: Scorer, collected: _Collected, protocol: Sequence[
     for index in protocol:
         by_subject[scorer.targets[index].subject].append(index)
     for subject, indices in by_subject.items():
-        ranked = sorted(g for g in _groups(run, scorer.targets[indices[0]]) if _is_ranked(run, g))
+        ranked = sorted(
+            g for g in scored_groups(run, scorer.targets[indices[0]]) if _is_ranked(run, g)
+        )
 
         def score(units: Sequence[ScoreUnit]) -> list[tuple[int, list[Row]]]:
             found: list[tuple[int, list[Row]]] = []
@@ -253,7 +255,7 @@ def _search(run: Run, scorer: Scorer, collected: _Collected, protocol: Sequence[
         others = [
             ScoreUnit(index, group, 0, targets[index].folds)
             for index in indices
-            for group in _groups(run, targets[index])
+            for group in scored_groups(run, targets[index])
             if not _is_ranked(run, group)
         ]
         score(others)

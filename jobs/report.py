@@ -24,6 +24,7 @@ from jobs import (
     wording_curves,
     wording_inputs,
     wording_modes,
+    wording_steps,
     wording_verdict,
 )
 from jobs.collect import collect
@@ -175,6 +176,7 @@ def _templates() -> Environment:
         verdicts=wording_verdict,
         inputs=wording_inputs,
         choosing=wording_choices,
+        steps=wording_steps,
         curving=wording_curves,
         conditioning=wording_conditions,
         splitting=wording_modes,

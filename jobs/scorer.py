@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 _SAME = 1e-6
 
 # The scores of these depend on directions alone: both variants have the same.
-_SCALE_FREE = (StsTask, RerankingTask, RetrievalTask)
+SCALE_FREE = (StsTask, RerankingTask, RetrievalTask)
 
 
 class _Replicated(TypedDict):
@@ -152,7 +152,7 @@ class Scorer:
                 task = target.task
                 if examples is not None:
                     task = task.model_copy(update={"samples_per_label": examples})
-                if not (scores and isinstance(task, _SCALE_FREE)):
+                if not (scores and isinstance(task, SCALE_FREE)):
                     scores, reason = self._scored(task, items, vectors, noisy, unit)
                 shared = {**asdict(unit.group), "variant": variant, "task_type": task.type}
                 own = {} if examples is None else {"examples": examples}

@@ -6,37 +6,40 @@ order key that is the same for any number of workers.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
-from jobs import docstrings
+from jobs import docstrings, folders
 from jobs.config import ConfigError
-from jobs.corpora import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
+from jobs.corpora import (
+    BuiltinSource,
+    DatasetConfig,
+    FileSource,
+    FolderSource,
+    HubSource,
+    MtebSource,
+)
+from jobs.files import (
+    FORMATS,
+    File,
+    Options,
+    as_strings,
+    inspect_file,
+    options_for,
+    read_file,
+    readable,
+)
 from storage.root import fingerprint, resolve
 from storage.schema import ROW_BITS
 
 _HUB_SLICE = 20_000  # rows that one task reads of a hub dataset
-_BATCH = 4096
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
-_FORMATS = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".txt": "text",
-}
-Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Fragment:
     start: int = 0
     stop: int | None = None
     detail: str = ""
+
+    @property
+    def file(self) -> File:
+        """The file that it is a part of."""
+        return File(self.kind, self.location)
 
     def to_json(self) -> str:
         """Return the fragment as JSON, the form in which it travels to a task."""
@@ -81,6 +89,8 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
         detail = json.dumps(source.modules)
         names = [task.name for task in dataset.tasks]
         return [Fragment("mteb", name, index, detail=detail) for index, name in enumerate(names)]
+    if isinstance(source, FolderSource):
+        return [Fragment("folder", source.folder, 0)]
     return [
         Fragment(_format(dataset, source, file), file, index)
         for index, file in enumerate(_files(dataset, source, options))
@@ -97,8 +107,10 @@ def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
     if isinstance(source, MtebSource):
         names = [task.name for task in dataset.tasks]
         return {"tasks": names, "modules": list(source.modules), "mteb": version("mteb")}
+    if isinstance(source, FolderSource):
+        return folders.identity(source.folder, options)
     files = _files(dataset, source, options)
-    prints = [fingerprint(file, _options_for(file, options)) for file in files]
+    prints = [fingerprint(file, options_for(file, options)) for file in files]
     return {
         "files": [file.rsplit("/", 1)[-1] for file in files],
         "formats": [_format(dataset, source, file) for file in files],
@@ -137,25 +149,10 @@ def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
         data = _hub_split(fragment.location, fragment.detail)
         columns = list(data.column_names)
         return len(data), columns if "split" in columns else [*columns, "split"]
-    return _inspect_file(fragment, options)
-
-
-def _inspect_file(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
-    filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
-    with filesystem.open(path, "rb") as stream, _readable(fragment):
-        if fragment.kind == "parquet":
-            file = pq.ParquetFile(stream)
-            return file.metadata.num_rows, list(file.schema_arrow.names)
-        if fragment.kind == "text":
-            return sum(1 for _ in stream), ["text"]
-        if fragment.kind == "csv":
-            return _inspect_csv(stream)
-        count = 0
-        names: dict[str, None] = {}  # of all records: any of them may leave a key out
-        for record in _json_lines(stream, fragment):
-            names.update(dict.fromkeys(record))
-            count += 1
-        return count, list(names)
+    if fragment.kind == "folder":
+        table = folders.read(fragment.location, options)
+        return table.num_rows, table.column_names
+    return inspect_file(fragment.file, options)
 
 
 def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
@@ -200,51 +197,25 @@ def _tables(fragment: Fragment, columns: Sequence[str], options: Options) -> Ite
         yield _library(fragment).select(list(columns))
         return
     if fragment.kind == "hub":
-        with _readable(fragment):
+        with readable(fragment.file):
             yield from _read_hub(fragment, columns)
         return
     if fragment.kind == "mteb":
         texts = _mteb_texts(fragment.location, fragment.detail)
         table = pa.table({"text": texts, "task": [fragment.location] * len(texts)})
-        yield _as_strings(table.select(list(columns)))
+        yield as_strings(table.select(list(columns)))
         return
-    yield from _read_file(fragment, columns, options)
-
-
-def _read_file(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
-    filesystem, path = resolve(fragment.location, _options_for(fragment.location, options))
-    with filesystem.open(path, "rb") as stream, _readable(fragment):
-        if fragment.kind == "parquet":
-            for batch in pq.ParquetFile(stream).iter_batches(_BATCH, columns=list(columns)):
-                yield _as_strings(pa.Table.from_batches([batch]).select(list(columns)))
-        elif fragment.kind == "csv":
-            with _csv(stream, columns) as reader:
-                for batch in reader:
-                    yield pa.Table.from_batches([batch]).select(list(columns))
-        elif fragment.kind == "text":
-            lines = (line.decode("utf-8", "replace").rstrip("\r\n") for line in stream)
-            yield from _batched(({"text": line} for line in lines), ["text"])
-        else:
-            yield from _batched(_json_lines(stream, fragment), columns)
-
-
-@contextmanager
-def _readable(fragment: Fragment) -> Iterator[None]:
-    """Turn an error of the parser into one that names the file."""
-    try:
-        yield
-    except (pa.ArrowException, UnicodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"cannot read {fragment.location} as {fragment.kind}: {reason}"
-        ) from error
+    if fragment.kind == "folder":
+        yield folders.read(fragment.location, options).select(list(columns))
+        return
+    yield from read_file(fragment.file, columns, options)
 
 
 def _read_hub(fragment: Fragment, columns: Sequence[str]) -> Iterator[pa.Table]:
     data = _hub_split(fragment.location, fragment.detail)
     stop = len(data) if fragment.stop is None else fragment.stop
     own = [column for column in columns if column in data.column_names]
-    table = _as_strings(
+    table = as_strings(
         data.select(range(fragment.start, stop)).select_columns(own).with_format("arrow")[:]
     )
     if "split" in columns and "split" not in own:
@@ -259,19 +230,6 @@ def _mteb_texts(task: str, detail: str) -> list[str]:
     from operators.benchmark.score import recorded_texts  # noqa: PLC0415  (imports mteb, seconds)
 
     return recorded_texts(task, json.loads(detail))
-
-
-def _as_strings(table: pa.Table) -> pa.Table:
-    """Return every column as text, lists as JSON."""
-    columns = []
-    for column in table.columns:
-        if pa.types.is_nested(column.type):
-            values = column.to_pylist()
-            texts = [None if value is None else json.dumps(value, default=str) for value in values]
-            columns.append(pa.array(texts, pa.large_string()))
-        else:
-            columns.append(column.cast(pa.large_string()))
-    return pa.table(dict(zip(table.column_names, columns, strict=True)))
 
 
 @lru_cache(maxsize=8)
@@ -291,69 +249,13 @@ def _hub_split(location: str, detail: str) -> Any:  # noqa: ANN401  (datasets sh
 def _library(fragment: Fragment) -> pa.Table:
     passages = docstrings.read_library(fragment.location, int(fragment.detail))
     columns = {name: [getattr(passage, name) for passage in passages] for name in _PASSAGE_COLUMNS}
-    return _as_strings(pa.table(columns))
-
-
-def _inspect_csv(stream: Any) -> tuple[int, list[str]]:  # noqa: ANN401  (fsspec ships no types)
-    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    names = next((row for row in csv.reader(text) if row), [])
-    text.detach()
-    stream.seek(0)
-    # One column read as text is enough to count, and no type is guessed that a later row breaks.
-    with _csv(stream, names[:1]) as reader:
-        return sum(batch.num_rows for batch in reader), names
-
-
-def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types={column: pa.large_string() for column in columns},
-        null_values=[],
-    )
-    return pa_csv.open_csv(
-        stream,
-        read_options=pa_csv.ReadOptions(block_size=1 << 24),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
-    )
-
-
-def _json_lines(stream: Any, fragment: Fragment) -> Iterator[dict[str, Any]]:  # noqa: ANN401
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{fragment.location} line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ConfigError(f"{fragment.location} line {number} is not a JSON object")
-        yield record
-
-
-def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Iterator[pa.Table]:
-    schema = pa.schema([(column, pa.large_string()) for column in columns])
-    batch: list[dict[str, str | None]] = []
-    for record in records:
-        values = {column: record.get(column) for column in columns}
-        batch.append({column: _as_text(value) for column, value in values.items()})
-        if len(batch) == _BATCH:
-            yield pa.Table.from_pylist(batch, schema)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema)
-
-
-def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
-    if isinstance(value, (list, dict)):
-        return json.dumps(value)
-    return value if value is None else str(value)
+    return as_strings(pa.table(columns))
 
 
 def _files(dataset: DatasetConfig, source: FileSource, options: Options) -> list[str]:
     found: list[str] = []
     for pattern in source.files:
-        filesystem, path = resolve(pattern, _options_for(pattern, options))
+        filesystem, path = resolve(pattern, options_for(pattern, options))
         matches = [path] if filesystem.isfile(path) else _matches(filesystem, path)
         if not matches:
             raise ConfigError(f"dataset {dataset.name}: there is no file {pattern}")
@@ -371,13 +273,9 @@ def _format(dataset: DatasetConfig, source: FileSource, file: str) -> str:
     if source.format != "auto":
         return source.format
     ending = "." + file.rsplit(".", 1)[-1].lower()
-    if ending not in _FORMATS:
+    if ending not in FORMATS:
         raise ConfigError(
             f"dataset {dataset.name}: cannot tell the format of {file} from its name; "
             "say source.format: parquet, jsonl, csv or text"
         )
-    return _FORMATS[ending]
-
-
-def _options_for(uri: str, options: Options) -> Options:
-    return options if "://" in uri and not uri.startswith("file://") else {}
+    return FORMATS[ending]

@@ -58,7 +58,7 @@ def refused_text(text: str) -> str:
 
 
 def test_recipes_load_with_their_defaults() -> None:
-    assert configs.recipes() == ["demo", "paper", "perturbations", "pythia-410m"]
+    assert configs.recipes() == ["demo", "paper", "perturbations", "pythia-410m", "quickcheck"]
     demo, pythia = load("demo"), load("pythia-410m")
     assert (demo.name, demo.extract.norms, demo.views.count) == ("demo", ("final",), 16)
     assert [task.type for task in demo.datasets[0].tasks] == [
@@ -74,7 +74,8 @@ def test_recipes_load_with_their_defaults() -> None:
 
 def test_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown recipe 'nope'.*demo, paper, perturbations, pythia-410m.*yaml"
+        ConfigError,
+        match=r"unknown recipe 'nope'.*demo, paper, perturbations, pythia-410m, quickcheck.*yaml",
     ):
         load("nope")
 
@@ -218,15 +219,15 @@ def test_a_task_without_a_known_type_names_the_types() -> None:
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
-        ({}, r"exactly one of builtin, hub, files, mteb; got \[\]"),
+        ({}, r"exactly one of builtin, hub, files, folder, mteb; got \[\]"),
         (
             {"hub": "a", **FILES},
-            r"exactly one of builtin, hub, files, mteb; got \['files', 'hub'\]",
+            r"exactly one of builtin, hub, files, folder, mteb; got \['files', 'hub'\]",
         ),
-        ({"path": "a"}, r"exactly one of builtin, hub, files, mteb; got \['path'\]"),
+        ({"path": "a"}, r"exactly one of builtin, hub, files, folder, mteb; got \['path'\]"),
         (
             "texts.jsonl",
-            r"a mapping with exactly one of builtin, hub, files, mteb \(got 'texts\.jsonl'",
+            r"a mapping with exactly one of builtin, hub, files, folder, mteb \(got 'texts\.jsonl'",
         ),
         ({"builtin": "novels"}, r"\.builtin: .*'docstrings' \(got 'novels'\)"),
         ({**FILES, "format": "xml"}, r"\.format: .*'jsonl'.*'xml'"),

