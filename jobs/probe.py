@@ -10,30 +10,26 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from jobs.cluster import run_tasks
+from jobs.collected import Collected, Row
 from jobs.console import Progress, say
 from jobs.corpora import DatasetConfig, MtebSource
 from jobs.prepare import task_partition
 from jobs.run import Run, partition
 from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
-from jobs.search import Searched, search
+from jobs.search import Ranked, Searched, group_of, search
 from jobs.targets import noise_conditions
 from jobs.tasks import ClassificationTask, FittedTask, Task
 from operators.subject import Subject
-from storage import schema
-from storage.manifest import Manifest, current, digest_of, publish, require
-from storage.partition import CLEAN, Partition
-from storage.root import Root
-from storage.shards import Receipt, write_shard
+from storage.manifest import Manifest, current, require
+from storage.partition import CLEAN, MANIFEST, Partition
+from storage.shards import read_table
 from storage.vectors import Group, groups
 
-SCORES = "scores.parquet"
-Row = dict[str, Any]
-_SCHEMAS = {"probe_scores": schema.PROBE_SCORES, "learning_curves": schema.LEARNING_CURVES}
+_TOGETHER = "searched_tasks"  # fact of a shard: the tasks whose scores decided what was dropped
 
 
 class TasksFailedError(RuntimeError):
@@ -43,7 +39,7 @@ class TasksFailedError(RuntimeError):
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
     targets = score_targets(run)
-    missing = [each for each in targets if not _is_scored(run, each)]
+    missing = _missing(run, targets, overwrite=run.overwrite)
     failed = _score_targets(run, missing) if missing else {}
     for target in targets:
         if target.partition not in failed:
@@ -60,12 +56,10 @@ def probe(run: Run) -> None:
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
-    for target in score_targets(run):
-        if current(run.root, target.partition, target.settings) is None:
-            raise FileNotFoundError(
-                f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` "
-                "first"
-            )
+    for target in _missing(run, score_targets(run), overwrite=False):
+        raise FileNotFoundError(
+            f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
+        )
 
 
 def score_targets(run: Run) -> list[ScoreTarget]:
@@ -109,8 +103,10 @@ def _task_targets(
         shared = (subject, task, items, clean, more.pop("noisy", None), where)
         return ScoreTarget(*shared, {**settings, **own}, modules=modules, **more)
 
-    variants = {"variants": list(config.probe.variants), "search": config.rank.search}
     ranked = {"variants": [config.rank.variant], **_ranked_group(run)}
+    variants: Row = {"variants": list(config.probe.variants), "search": config.rank.search}
+    if config.rank.search == "halving":
+        variants["searched"] = ranked
     where = score_partition(subject, dataset, task)
     yield target(where, variants, variants=config.probe.variants)
     if isinstance(task, ClassificationTask) and config.curves.examples:
@@ -129,9 +125,39 @@ def _ranked_group(run: Run) -> dict[str, str]:
     return {"norm": run.config.rank.norm, "pooling": run.config.rank.pooling}
 
 
-def _is_scored(run: Run, target: ScoreTarget) -> bool:
-    found = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
-    return found is not None
+def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> list[ScoreTarget]:
+    """Return the targets that are not scored; of a search all tasks of a subject, or none.
+
+    What a search drops depends on all of its tasks: with one more or one less, others may survive.
+    """
+    found = {
+        each.partition: current(run.root, each.partition, each.settings, overwrite=overwrite)
+        for each in targets
+    }
+    missing = {where for where, manifest in found.items() if manifest is None}
+    if run.config.rank.search == "halving":
+        for together in _by_subject(targets).values():
+            manifests = [found[each.partition] for each in together]
+            if any(
+                m is None or m.receipts[0].facts.get(_TOGETHER) != _names(together)
+                for m in manifests
+            ):
+                missing.update(each.partition for each in together)
+    return [each for each in targets if each.partition in missing]
+
+
+def _by_subject(targets: Iterable[ScoreTarget]) -> dict[Subject, list[ScoreTarget]]:
+    """Return the tasks of each subject, which one search scores."""
+    found: dict[Subject, list[ScoreTarget]] = defaultdict(list)
+    for target in targets:
+        if _is_protocol(target):
+            found[target.subject].append(target)
+    return found
+
+
+def _names(targets: Iterable[ScoreTarget]) -> str:
+    keys = [each.partition.keys for each in targets]
+    return ", ".join(sorted(f"{each['dataset']}/{each['task']}" for each in keys))
 
 
 def _is_protocol(target: ScoreTarget) -> bool:
@@ -144,7 +170,7 @@ def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, 
     run.cluster.start()
     config = run.config
     scorer = Scorer(run.root, tuple(targets), config.probe.seed, config.probe.replicates)
-    collected = _Collected(run.root, targets)
+    collected = Collected(run.root, targets)
     rest = list(range(len(targets)))
     if config.rank.search == "halving":
         protocol = [index for index in rest if _is_protocol(targets[index])]
@@ -183,87 +209,70 @@ def _run_units(
             progress.add(1)
 
 
-class _Collected:
-    """Rows of scores until their target is whole, and the first failure of each target."""
+def _search(run: Run, scorer: Scorer, collected: Collected, protocol: Sequence[int]) -> None:
+    """Score the ranked vectors by successive halving, subject by subject, the others in full.
 
-    def __init__(self, root: Root, targets: Sequence[ScoreTarget]) -> None:
-        self._root, self._targets = root, targets
-        self._rows: dict[int, list[Row]] = defaultdict(list)
-        self._left: dict[int, int] = defaultdict(int)
-        self.failed: dict[int, str] = {}
-
-    def expect(self, units: Iterable[ScoreUnit]) -> None:
-        """Count the units that are to come."""
-        for unit in units:
-            self._left[unit.target] += 1
-
-    def take(self, index: int, rows: list[Row], why: str | None) -> None:
-        """Take what one unit gave; a target whose last unit this was is published."""
-        self.add(index, rows, why)
-        self._left[index] -= 1
-        if not self._left[index]:
-            self.publish(index)
-
-    def add(self, index: int, rows: list[Row], why: str | None) -> None:
-        """Keep rows of a target of which more are to come."""
-        self._rows[index] += rows
-        if why is not None:
-            self.failed.setdefault(index, why)
-
-    def publish(self, index: int, facts: dict[str, int | float | str] | None = None) -> None:
-        """Write the scores of a target that did not fail."""
-        rows, target = self._rows.pop(index, []), self._targets[index]
-        if index in self.failed:
-            return
-        rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
-        columns = _SCHEMAS[target.partition.table]
-        table = pa.Table.from_pylist(rows, columns)
-        reasons = [row["reason"] for row in rows if row["reason"]]
-        known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
-        blank = Receipt(SCORES, 0, digest_of(target.settings), "", facts=known)
-        receipt = write_shard(self._root, target.partition.shard(SCORES), [table], columns, blank)
-        publish(self._root, target.partition, target.settings, [receipt])
-
-
-_ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
-
-
-def _search(run: Run, scorer: Scorer, collected: _Collected, protocol: Sequence[int]) -> None:
-    """Score the ranked vectors by successive halving, subject by subject, the others in full."""
-    by_subject: dict[Subject, list[int]] = defaultdict(list)
-    for index in protocol:
-        by_subject[scorer.targets[index].subject].append(index)
-    for subject, indices in by_subject.items():
-        ranked = sorted(
-            g for g in scored_groups(run, scorer.targets[indices[0]]) if _is_ranked(run, g)
-        )
-
-        def score(units: Sequence[ScoreUnit]) -> list[tuple[int, list[Row]]]:
-            found: list[tuple[int, list[Row]]] = []
-
-            def take(target: int, rows: list[Row], why: str | None) -> None:
-                collected.add(target, rows, why)
-                found.append((target, rows))
-
-            _run_units(scorer, units, take)
-            return found
-
-        targets = {index: scorer.targets[index] for index in indices}
+    Scores that are stored are kept: of a search with other tasks, or beside a task that failed.
+    """
+    for subject, together in _by_subject(scorer.targets[index] for index in protocol).items():
+        targets = {
+            index: scorer.targets[index]
+            for index in protocol
+            if scorer.targets[index].subject == subject
+        }
+        stored = {index: _stored(run, target) for index, target in targets.items()}
+        for index, rows in stored.items():
+            collected.add(index, rows, None)
+        score = partial(_scored, scorer, collected)
+        found = [(index, group) for index, t in targets.items() for group in scored_groups(run, t)]
+        ranked = sorted({group for _, group in found if _is_ranked(run, group)})
         searched = search(
-            targets, ranked, score, run.config.rank.variant, run.config.probe.replicates
+            targets,
+            stored,
+            Ranked(ranked, run.config.rank.variant),
+            score,
+            run.config.probe.replicates,
         )
-        others = [
-            ScoreUnit(index, group, 0, targets[index].folds)
-            for index in indices
-            for group in scored_groups(run, targets[index])
-            if not _is_ranked(run, group)
-        ]
-        score(others)
-        for index in indices:
-            survivors = ",".join(map(str, searched.survivors))
-            share = round(searched.share, 4)
-            collected.publish(index, {"search_share": share, "survivors": survivors})
-        _tell_search(subject, searched)
+        known = {(index, group_of(row)) for index, rows in stored.items() for row in rows}
+        score(
+            [
+                ScoreUnit(index, group, 0, targets[index].folds)
+                for index, group in found
+                if (index, group) not in known and not _is_ranked(run, group)
+            ]
+        )
+        facts: dict[str, int | float | str] = {_TOGETHER: _names(together)}
+        if searched is not None:
+            facts["survivors"] = ",".join(map(str, searched.survivors))
+            facts["search_share"] = round(searched.share, 4)
+            _tell_search(subject, searched)
+        for index, target in targets.items():
+            # Withdrawn before anything in it is replaced, and not for a failure.
+            if stored[index] and index not in collected.failed:
+                run.root.delete(target.partition.shard(MANIFEST))
+            collected.publish(index, facts)
+
+
+def _scored(
+    scorer: Scorer, collected: Collected, units: Sequence[ScoreUnit]
+) -> list[tuple[int, list[Row]]]:
+    """Score units of targets of which more are to come, and return their rows."""
+    found: list[tuple[int, list[Row]]] = []
+
+    def take(index: int, rows: list[Row], why: str | None) -> None:
+        collected.add(index, rows, why)
+        found.append((index, rows))
+
+    _run_units(scorer, units, take)
+    return found
+
+
+def _stored(run: Run, target: ScoreTarget) -> list[Row]:
+    manifest = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
+    if manifest is None:
+        return []
+    rows: list[Row] = read_table(run.root, manifest.objects()[0]).to_pylist()
+    return rows
 
 
 def _tell_search(subject: Subject, searched: Searched) -> None:
