@@ -47,7 +47,8 @@ def _story(scored: Scored, evidence: Evidence, verdict: Verdict) -> Iterator[str
         yield f"  left out: {note}"
     yield ""
     interval = f"{100 * evidence.level:g} % interval"
-    table = [("layer", "score", interval, "rank", "gain", interval, "p (Holm)", "best", "won")]
+    heads = ("layer", "score", interval, "rank", "mean rank", "gain", interval, "p (Holm)", "best")
+    table = [(*heads, "won")]
     for row in evidence.layers:
         table.append(
             (
@@ -55,6 +56,7 @@ def _story(scored: Scored, evidence: Evidence, verdict: Verdict) -> Iterator[str
                 _points(row.score),
                 f"{_points(row.score_low)} to {_points(row.score_high)}",
                 "-" if np.isnan(row.score) else str(row.rank),
+                "-" if np.isnan(row.mean_rank) else f"{row.mean_rank:.1f}",
                 _points(row.gain),
                 f"{_points(row.gain_low)} to {_points(row.gain_high)}",
                 "-" if np.isnan(row.p_holm) else f"{row.p_holm:.2g}",
@@ -69,6 +71,7 @@ def _story(scored: Scored, evidence: Evidence, verdict: Verdict) -> Iterator[str
         yield f"{'>' if chosen else ' '} {'  '.join(padded)}"
     yield ""
     yield "  points: 100 x score; gain over the last layer; best: chance of the highest mean score"
+    yield "  mean rank, won: over tasks; compute: the share of the blocks, as no model was measured"
     yield f"  best layer of each task: {_points(evidence.oracle)} on average"
     yield ""
     yield from (f"  {line}" for line in textwrap.wrap(verdict.sentence, _WIDTH))

@@ -15,8 +15,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.cli import main
 from jobs.config import ConfigError
 from jobs.scorefile import rank_file, read_scores
+from storage.manifest import require
+from storage.partition import Partition
+from storage.root import Root
+from storage.shards import read_table
 
 GOLDEN = Path(__file__).parent / "golden" / "pythia_410m_main.parquet"
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "layer_scores.parquet"
@@ -66,6 +71,43 @@ def test_the_published_scores_of_pythia_410m_rank_as_published() -> None:
     assert evidence.oracle == pytest.approx(0.534, abs=5e-4)
     assert (verdict.kind, verdict.layer) == ("use_layer", 17)
     assert verdict.saved == pytest.approx(7 / 24)
+
+
+def test_the_command_tells_and_stores_the_ranking_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rank", "--scores", str(GOLDEN)]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Pythia-410m at main: 32 tasks" in told
+    chosen = [line.split() for line in told.splitlines() if line.startswith(">")]
+    mean_rank, p_holm = 5.6875, pytest.approx(24 * 2 / 10_001)  # 24 tests, the least p each
+    assert [row[1:8] for row in chosen] == [["17", "51.9", "45.9", "to", "57.7", "1", "5.7"]]
+    assert chosen[0][8:12] == ["5.1", "3.8", "to", "6.4"]
+    assert "the share of the blocks, as no model was measured" in told
+    assert "best layer of each task: 53.4 on average" in told
+    assert "Use layer 17: the highest score" in told
+
+    where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
+    rows = {row["layer"]: row for row in stored_rows(tmp_path, where)}
+    assert sorted(rows) == list(range(25))
+    assert [layer for layer, row in rows.items() if row["recommended"]] == [17]
+    assert (rows[17]["mean_rank"], rows[17]["p_holm"]) == (mean_rank, p_holm)
+    assert rows[17]["cost"] == pytest.approx(17 / 24)
+    front = [layer for layer, row in rows.items() if row["pareto"]]
+    assert (front[0], front[-1]) == (0, 17)
+    assert sum(row["p_best"] for row in rows.values()) == pytest.approx(1)
+
+    assert main([*command, "--policy", "last_unless_significant"]) == 0
+    assert "Use layer 17" in capsys.readouterr().out
+    assert main(["rank", "--scores", str(tmp_path / "nowhere.csv")]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
+
+
+def stored_rows(folder: Path, where: Partition) -> list[dict[str, Any]]:
+    root = Root(str(folder))
+    rows: list[dict[str, Any]] = read_table(root, require(root, where).objects()[0]).to_pylist()
+    return rows
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
