@@ -31,6 +31,7 @@ from jobs.rank import RankedTask, SubjectRanking, ranked_rows
 from jobs.records import SKIPPED
 from jobs.responses import responses
 from jobs.run import Run, partition
+from jobs.sweeps import side_by_side, sweeps
 from jobs.targets import graded_conditions
 from operators.metrics.registry import METRICS, main_variant
 from operators.subject import Subject
@@ -57,6 +58,7 @@ _SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 def collect(run: Run, rankings: Sequence[SubjectRanking]) -> Findings:
     """Gather the findings of a run from its rankings, manifests and tables."""
     config = run.config
+    subjects = [_subject(run, ranking) for ranking in rankings]
     return Findings(
         schema_version=SCHEMA_VERSION,
         run=config.name,
@@ -66,7 +68,9 @@ def collect(run: Run, rankings: Sequence[SubjectRanking]) -> Findings:
         versions=_versions(),
         settings=_without_passwords(config.model_dump(mode="json", exclude={"storage"})),
         datasets=[_dataset(run, dataset) for dataset in config.datasets],
-        subjects=[_subject(run, ranking) for ranking in rankings],
+        subjects=subjects,
+        sweeps=sweeps(subjects, config.rank.level),
+        side_by_side=side_by_side(subjects),
     )
 
 

@@ -20,16 +20,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 INK, MUTED, RULE, ACCENT, BAND = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+PAPER, SECOND, THIRD, FOURTH = "#101112", "#131415", "#161718", "#191a1b"
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
     ACCENT: "var(--accent)",
     BAND: "var(--band)",
+    PAPER: "var(--paper)",
+    SECOND: "var(--second)",
+    THIRD: "var(--third)",
+    FOURTH: "var(--fourth)",
 }
 _DPI = 72
 LINE_HEIGHT = 15
 CHAR_WIDTH = 6.8
+
+
+def variable(colour: str) -> str:
+    """Return the CSS variable that a placeholder becomes."""
+    return _VARIABLES[colour]
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,43 @@ class SubjectFinding:
 
 
 @dataclass(frozen=True)
+class OvertakingFinding:
+    """From which checkpoints on a layer stays above the last one, and is so beyond its interval."""
+
+    layer: int
+    stays_above: str | None
+    clearly_above: str | None
+
+
+@dataclass(frozen=True)
+class SweepFinding:
+    """The checkpoints of one model from the oldest to the newest; a step is None if unknown."""
+
+    name: str
+    revisions: list[str]
+    steps: list[int | None]
+    overtakings: list[OvertakingFinding]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class ModelFinding:
+    """A model beside others: depths are layer / last layer, 0..1, the gain is the best layer's."""
+
+    name: str
+    revision: str
+    blocks: int
+    best: int | None
+    best_depth: float | None
+    best_score: float | None
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    recommended: int
+    recommended_depth: float
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything that a report says."""
 
@@ -220,6 +257,8 @@ class Findings:
     settings: dict[str, Any]
     datasets: list[DatasetFinding]
     subjects: list[SubjectFinding]
+    sweeps: list[SweepFinding] = field(default_factory=list)
+    side_by_side: list[ModelFinding] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from jobs import probe, rank, report
+from jobs import collected, probe, rank, report
 from jobs.cluster import InProcess
 from jobs.collect import collect
 from jobs.config import RunConfig
@@ -196,7 +196,7 @@ def _publish_passes(root: Root, pair: Pair) -> Manifest | None:
 def _publish_scores(run: Run) -> None:
     for target in probe.score_targets(run):
         rows = [*_score_rows(run, target)]
-        _store(run.root, target.partition, target.settings, probe.SCORES, rows)
+        _store(run.root, target.partition, target.settings, collected.SCORES, rows)
 
 
 def _score_rows(run: Run, target: ScoreTarget) -> Iterator[Row]:

@@ -18,6 +18,8 @@ from markupsafe import Markup, escape
 from jobs import (
     gallery,
     guide,
+    plots_side,
+    plots_sweep,
     wording,
     wording_choices,
     wording_conditions,
@@ -25,12 +27,13 @@ from jobs import (
     wording_inputs,
     wording_modes,
     wording_steps,
+    wording_sweep,
     wording_verdict,
 )
 from jobs.collect import collect
 from jobs.console import say
 from jobs.drawing import Size
-from jobs.findings import Findings, SubjectFinding
+from jobs.findings import Findings, SubjectFinding, SweepFinding
 from jobs.plots import NARROW, WIDE, gain_plot, score_plot
 from jobs.plots_conditions import response_plots, shades
 from jobs.plots_cost import cost_plot
@@ -38,6 +41,7 @@ from jobs.plots_curves import curve_plots
 from jobs.plots_modes import mode_plots
 from jobs.rank import SubjectRanking
 from jobs.run import Run
+from jobs.sweeps import detailed, trajectories
 from jobs.wording import gain_span, p_value, points, share, signed, span
 
 FOLDER = "report"
@@ -56,7 +60,10 @@ def publish(run: Run, rankings: list[SubjectRanking]) -> None:
     findings = collect(run, rankings)
     for name, content in render(findings).items():
         run.root.write(f"{FOLDER}/{name}", content)
-    for subject in findings.subjects:
+    for sweep, checkpoints in zip(findings.sweeps, trajectories(findings.subjects), strict=True):
+        for line in sweep_story(sweep, checkpoints, findings.level):
+            say(line)
+    for subject in detailed(findings.subjects):
         for line in story(subject, findings.level):
             say(line)
     say()
@@ -81,6 +88,20 @@ def story(subject: SubjectFinding, level: float) -> list[str]:
         lines += _table(subject, level)
     verdict = textwrap.wrap(subject.verdict.sentence, COLUMNS - 2)
     return lines + [f"  {line}" for line in verdict]
+
+
+def sweep_story(
+    sweep: SweepFinding, checkpoints: Sequence[SubjectFinding], level: float
+) -> list[str]:
+    """Return the verdict of every checkpoint and what became of the layers, as plain text."""
+    head = (wording_sweep.axis(sweep.revisions), "last layer", "best layer", "score", "gain")
+    rows = [
+        (*head, f"{100 * level:g} % interval", "verdict"),
+        *wording_sweep.verdict_rows(checkpoints),
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["", f"  {sweep.name} over training", "", *(_line(" ", row, widths) for row in rows)]
+    return [*lines, "", *(f"  {line}" for line in textwrap.wrap(sweep.sentence, COLUMNS - 2))]
 
 
 def _table(subject: SubjectFinding, level: float) -> list[str]:
@@ -132,7 +153,19 @@ def _page(findings: Findings) -> str:
         mode_plots=mode_plots,
         metric_groups=gallery.groups,
         by_metric=gallery.by_metric,
+        section_links=_section_links,
+        score_maps=plots_sweep.score_maps,
+        task_maps=plots_sweep.task_maps,
+        metric_maps=plots_sweep.metric_maps,
+        swatch=plots_side.swatch,
+        side_scores=plots_side.score_plots,
+        side_metrics=plots_side.metric_plots,
     )
+
+
+def _section_links(subjects: Sequence[SubjectFinding]) -> dict[str, str]:
+    """Return the id of each model's section by its name, of several the last."""
+    return {subject.name: f"model-{index}" for index, subject in enumerate(subjects, 1)}
 
 
 def guide_page(version: str) -> str:
@@ -180,6 +213,9 @@ def _templates() -> Environment:
         curving=wording_curves,
         conditioning=wording_conditions,
         splitting=wording_modes,
+        sweeping=wording_sweep,
+        detailed=detailed,
+        trajectories=trajectories,
     )
     return environment
 
