@@ -10,9 +10,10 @@ demo: $(STAMP)
 	@$(BIN)/layerrank run demo
 
 # One BLAS thread: small fits in several processes otherwise spend their time waiting for each other.
+# Two workers, which take whole modules: what a module's tests share is a real run.
 test: export OMP_NUM_THREADS = 1
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
