@@ -58,7 +58,8 @@ def refused_text(text: str) -> str:
 
 
 def test_recipes_load_with_their_defaults() -> None:
-    assert configs.recipes() == ["demo", "paper", "perturbations", "pythia-410m", "quickcheck"]
+    for name in configs.recipes():
+        assert load(name).name == name
     demo, pythia = load("demo"), load("pythia-410m")
     assert (demo.name, demo.extract.norms, demo.views.count) == ("demo", ("final",), 16)
     assert [task.type for task in demo.datasets[0].tasks] == [
@@ -73,10 +74,9 @@ def test_recipes_load_with_their_defaults() -> None:
 
 
 def test_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"unknown recipe 'nope'.*demo, paper, perturbations, pythia-410m, quickcheck.*yaml",
-    ):
+    known = ", ".join(configs.recipes())
+    assert "demo, paper, perturbations" in known
+    with pytest.raises(ConfigError, match=rf"unknown recipe 'nope'.*{known}.*yaml"):
         load("nope")
 
 
