@@ -159,7 +159,9 @@ def _model(config: RunConfig, given: SubjectConfig) -> Model:
         shape = ModelShape(given.shape.layers, given.shape.hidden_size, None)
     else:
         shape = shape_of(first, config.storage)
-    return Model(first, shape, len(checkpoints), _has_tokenizer(first, given))
+    return Model(
+        first, shape, tuple(each.revision for each in checkpoints), _has_tokenizer(first, given)
+    )
 
 
 def _pair(config: RunConfig, model: Model, corpus: Corpus) -> tuple[Lengths, PairPlan]:

@@ -37,6 +37,7 @@ from jobs.prompt_tables import (
 from jobs.run import Run, partition
 from jobs.sampling import Corpus, publish_corpus
 from jobs.scorer import SCALE_FREE, ScoreTarget, main_metric
+from jobs.sweeps import side_by_side, sweeps
 from jobs.tasks import ClusteringTask, FittedTask, MtebTask
 from jobs.weigh import Weight, scratch, weight
 from operators.subject import ModelShape, Subject
@@ -67,7 +68,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A subject, its sizes, and how many checkpoints like it there are, itself among them.
+    """A subject, its sizes, and the revisions of all checkpoints like it, its own first.
 
     `is_read` says whether its tokenizer is at hand; without it, or without texts, what measures
     whole layers cannot be rehearsed.
@@ -75,8 +76,13 @@ class Model:
 
     subject: Subject
     shape: ModelShape
-    checkpoints: int
+    revisions: tuple[str, ...]
     is_read: bool = True
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints there are."""
+        return len(self.revisions)
 
     def of(self, blocks: int) -> Model:
         """Return the model with another number of blocks."""
@@ -153,27 +159,33 @@ def _staged(
         _publish_scores(run)
         rankings = rank.rank(run)
         findings = collect(run, rankings)
-        checkpoints = {model.subject.name: model.checkpoints for model in models}
         weights: dict[Place, Weight] = defaultdict(Weight)
+        weights[Place("", "", REPORT)] = _report(findings, models)
+        checkpoints = {(m.subject.name, m.subject.revision): m.checkpoints for m in models}
         for where in (each for table in KEYS for each in partitions(root, table)):
-            if where.table not in (*PROMPT_TABLES, "prompts", "tasks"):
-                subject, dataset = (where.keys.get(key, "") for key in ("model", "dataset"))
-                sizes = [*map(float, root.sizes(where.path).values())]
-                found_here = weight(sizes).times(checkpoints[subject])
-                weights[Place(subject, dataset, where.table)] += found_here
-        weights[Place("", "", REPORT)] = _report(findings, [*checkpoints.values()])
+            if where.table in (*PROMPT_TABLES, "prompts", "tasks"):
+                continue
+            keys, sizes = where.keys, map(float, root.sizes(where.path).values())
+            count = checkpoints[keys["model"], keys["revision"]]
+            place = Place(keys["model"], keys.get("dataset", ""), where.table)
+            weights[place] += weight([*sizes]).times(count)
     return weights
 
 
-def _report(findings: Findings, checkpoints: Sequence[int]) -> Weight:
-    """Return the weight of the report, whose pages have a section per checkpoint."""
-    once = {name: float(len(content)) for name, content in report.render(findings).items()}
-    more = sum(checkpoints) - len(checkpoints)
-    if more:
-        twice = report.render(replace(findings, subjects=findings.subjects * 2))
-        for name, content in twice.items():
-            once[name] += (len(content) - once[name]) / len(checkpoints) * more
-    return weight([*once.values()])
+def _report(findings: Findings, models: Sequence[Model]) -> Weight:
+    """Return the weight of the report of every checkpoint, each with the findings of the first."""
+    subjects = [
+        replace(found, revision=revision)
+        for found, model in zip(findings.subjects, models, strict=True)
+        for revision in model.revisions
+    ]
+    every = replace(
+        findings,
+        subjects=subjects,
+        sweeps=sweeps(subjects, findings.level),
+        side_by_side=side_by_side(subjects),
+    )
+    return weight([float(len(content)) for content in report.render(every).values()])
 
 
 def _publish_passes(root: Root, pair: Pair) -> Manifest | None:
