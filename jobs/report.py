@@ -41,7 +41,7 @@ from jobs.plots_curves import curve_plots
 from jobs.plots_modes import mode_plots
 from jobs.rank import SubjectRanking
 from jobs.run import Run
-from jobs.sweeps import detailed, trajectories
+from jobs.sweeps import checkpoints, in_full
 from jobs.wording import gain_span, p_value, points, share, signed, span
 
 FOLDER = "report"
@@ -60,10 +60,10 @@ def publish(run: Run, rankings: list[SubjectRanking]) -> None:
     findings = collect(run, rankings)
     for name, content in render(findings).items():
         run.root.write(f"{FOLDER}/{name}", content)
-    for sweep, checkpoints in zip(findings.sweeps, trajectories(findings.subjects), strict=True):
-        for line in sweep_story(sweep, checkpoints, findings.level):
+    for sweep in findings.sweeps:
+        for line in sweep_story(sweep, checkpoints(findings, sweep), findings.level):
             say(line)
-    for subject in detailed(findings.subjects):
+    for subject in in_full(findings):
         for line in story(subject, findings.level):
             say(line)
     say()
@@ -90,14 +90,12 @@ def story(subject: SubjectFinding, level: float) -> list[str]:
     return lines + [f"  {line}" for line in verdict]
 
 
-def sweep_story(
-    sweep: SweepFinding, checkpoints: Sequence[SubjectFinding], level: float
-) -> list[str]:
+def sweep_story(sweep: SweepFinding, subjects: Sequence[SubjectFinding], level: float) -> list[str]:
     """Return the verdict of every checkpoint and what became of the layers, as plain text."""
     head = (wording_sweep.axis(sweep.revisions), "last layer", "best layer", "score", "gain")
     rows = [
         (*head, f"{100 * level:g} % interval", "verdict"),
-        *wording_sweep.verdict_rows(checkpoints),
+        *wording_sweep.verdict_rows(subjects),
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["", f"  {sweep.name} over training", "", *(_line(" ", row, widths) for row in rows)]
@@ -214,8 +212,8 @@ def _templates() -> Environment:
         conditioning=wording_conditions,
         splitting=wording_modes,
         sweeping=wording_sweep,
-        detailed=detailed,
-        trajectories=trajectories,
+        in_full=in_full,
+        checkpoints_of=checkpoints,
     )
     return environment
 

@@ -5,12 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs import wording_sweep
-from jobs.findings import ModelFinding, OvertakingFinding, SubjectFinding, SweepFinding
+from jobs.findings import Findings, ModelFinding, OvertakingFinding, SubjectFinding, SweepFinding
 from jobs.subjects import step_of
 from operators.ranking.overtaking import overtakings
 
 
-def trajectories(subjects: Sequence[SubjectFinding]) -> list[list[SubjectFinding]]:
+def sweeps(subjects: Sequence[SubjectFinding], level: float) -> list[SweepFinding]:
+    """Return every sweep of the run, with when each layer overtook the last one."""
+    return [_sweep(checkpoints, level) for checkpoints in _trajectories(subjects)]
+
+
+def side_by_side(subjects: Sequence[SubjectFinding]) -> list[ModelFinding]:
+    """Return the models of a run that has several, of a sweep the newest checkpoint."""
+    newest = {same[-1].name: same[-1] for same in _trajectories(subjects)}
+    models = [each for each in subjects if newest.get(each.name, each) is each]
+    return [_model(each) for each in models] if len(models) > 1 else []
+
+
+def in_full(findings: Findings) -> list[SubjectFinding]:
+    """Return the subjects that a report shows in full: of every sweep the newest checkpoint."""
+    newest = {sweep.name: sweep.revisions[-1] for sweep in findings.sweeps}
+    return [
+        each for each in findings.subjects if newest.get(each.name, each.revision) == each.revision
+    ]
+
+
+def checkpoints(findings: Findings, sweep: SweepFinding) -> list[SubjectFinding]:
+    """Return the subjects of a sweep, the oldest first."""
+    found = {each.revision: each for each in findings.subjects if each.name == sweep.name}
+    return [found[revision] for revision in sweep.revisions]
+
+
+def depth(layer: int, last: int) -> float:
+    """Return the relative depth of a layer, 0..1; a model without blocks is all of it."""
+    return layer / last if last else 1.0
+
+
+def _trajectories(subjects: Sequence[SubjectFinding]) -> list[list[SubjectFinding]]:
     """Return the checkpoints of every model that has two or more, the oldest first.
 
     In the order of their steps; where one has no step in its revision, as they were given.
@@ -19,28 +50,6 @@ def trajectories(subjects: Sequence[SubjectFinding]) -> list[list[SubjectFinding
     for subject in subjects:
         together.setdefault(subject.name, []).append(subject)
     return [_by_step(same) for same in together.values() if len(same) > 1]
-
-
-def detailed(subjects: Sequence[SubjectFinding]) -> list[SubjectFinding]:
-    """Return one subject per model, of a sweep the newest checkpoint, in the run's order."""
-    newest = {same[-1].name: same[-1] for same in trajectories(subjects)}
-    return [each for each in subjects if newest.get(each.name, each) is each]
-
-
-def sweeps(subjects: Sequence[SubjectFinding], level: float) -> list[SweepFinding]:
-    """Return every sweep of the run, with when each layer overtook the last one."""
-    return [_sweep(checkpoints, level) for checkpoints in trajectories(subjects)]
-
-
-def side_by_side(subjects: Sequence[SubjectFinding]) -> list[ModelFinding]:
-    """Return the models of a run that has several, of a sweep the newest checkpoint."""
-    models = detailed(subjects)
-    return [_model(each) for each in models] if len(models) > 1 else []
-
-
-def depth(layer: int, last: int) -> float:
-    """Return the relative depth of a layer, 0..1; a model without blocks is all of it."""
-    return layer / last if last else 1.0
 
 
 def _by_step(subjects: Sequence[SubjectFinding]) -> list[SubjectFinding]:

@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
 
 from tests.tiny import save_tiny
 
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("layerrank", deadline=None)
+hypothesis.settings.load_profile("layerrank")
+
 PROJECT = Path(__file__).resolve().parents[1]
-TIME_LIMIT = 240
+TIME_LIMIT = 480
 TOPICS = {
     "sea": ["wave", "tide", "harbour", "sail", "salt", "gull"],
     "kitchen": ["oven", "flour", "spoon", "onion", "plate", "simmer"],
