@@ -21,7 +21,7 @@ from storage.sql import connect
 from tests.conftest import Cli, write_config
 from tests.tiny import BLOCKS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # minutes of commands, on a busy machine
 MTEB_TASKS = ("LocalSTS", "LocalClassification")
 
 
@@ -70,9 +70,11 @@ def test_a_task_that_fails_is_named_and_alone_scored_again(extracted: Extracted,
     extracted.items.rename(hidden)
     failed = cli("probe", str(extracted.config), "--output", extracted.root.uri, expect=1)
     hidden.rename(extracted.items)
-    assert "groups" in failed.stderr
     assert "the others are stored" in failed.stderr
-    assert failed.stderr.count("\n") == 1
+    # On a busy machine lines of progress come before it.
+    (told,) = (line for line in failed.stderr.splitlines() if line.startswith("layerrank: "))
+    assert "groups" in told
+    assert "Traceback" not in failed.stderr
     before = extracted.scores()
     assert sorted(before) == sorted(["topic", "find", *MTEB_TASKS])
 
