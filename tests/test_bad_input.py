@@ -380,7 +380,8 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     cli("run", str(config), "--output", str(tmp_path / "out"), "--overwrite")
     after = {m.partition: m.digest for m in _manifests(root)}
     changed = {where.table for where, digest in before.items() if after[where] != digest}
-    assert changed == {*EXTRACTED, "prompt_metrics", "layer_metrics", "probe_scores"}
+    measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
+    assert changed == {*EXTRACTED, *measured, "probe_scores"}
     with connect(root) as sql:
         longest = sql.sql("SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
         assert longest.fetchall() == [(3,)]
