@@ -53,6 +53,8 @@ def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     config = write_config(
         folder,
         folder / STEPS[0],
+        extract={"max_tokens": 64},
+        probe={"variants": ["raw"]},
         views={"count": 0},
         tokens={"sample": 0},
         measure={"metrics": ["prompt_entropy", "rankme"], "token_metrics": "fused"},
