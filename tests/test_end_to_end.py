@@ -417,10 +417,13 @@ def test_the_readmes_sql_works(finished: Finished) -> None:
             assert sql.sql(query).fetchall(), query
 
 
-def test_the_readmes_config_is_valid() -> None:
+def test_the_readmes_configs_are_valid() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(parse(example, "README").datasets[0].tasks) == 3
+    whole, *parts = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(parse(whole, "README").datasets[0].tasks) == 3
+    assert len(parts) == 2
+    for part in parts:
+        parse(yaml.safe_dump({**yaml.safe_load(whole), **yaml.safe_load(part)}), "README")
 
 
 def test_a_single_stage_refuses_what_was_made_with_other_settings(
