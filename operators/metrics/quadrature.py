@@ -17,13 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics.spectrum import times_transposed
-
 # Sides from which the quadrature is faster than the eigenvalues, and below the error it promises.
 SMALLEST_SIDE = 400
 
-BLOCK, DEPTH = 32, 4  # of the Krylov space: columns, and products with the matrix
-HEAD = 48  # eigenvalues that are nodes of their own
+BLOCK, DEPTH = 16, 4  # of the Krylov space: columns, and products with the matrix
+HEAD = 24  # eigenvalues that are nodes of their own
 PROBES, STEPS = 32, 6
 
 # A share of the trace below this is rounding of float32.
@@ -129,7 +127,7 @@ def _head(gram_mKK: Tensor, start_mKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         for _ in range(2):  # once leaves rounding
             block_mKB = _orthonormal(block_mKB - basis_mKB @ (basis_mKB.mT @ block_mKB))
         basis_mKB = torch.cat([basis_mKB, block_mKB], dim=-1)
-        block_mKB = times_transposed(gram_mKK, block_mKB.mT)
+        block_mKB = gram_mKK @ block_mKB
         image_mKB = torch.cat([image_mKB, block_mKB], dim=-1)
     ritz_mB, vectors_mBB = torch.linalg.eigh((basis_mKB.mT @ image_mKB).to(torch.float64))
     ritz_mB, vectors_mBB = ritz_mB[:, -HEAD:], vectors_mBB[..., -HEAD:].to(gram_mKK.dtype)
@@ -155,7 +153,7 @@ def _lanczos(gram_mKK: Tensor, basis_mKB: Tensor, probes_mKV: Tensor) -> tuple[T
     before_mKV, beta_m1V = torch.zeros_like(now_mKV), torch.zeros_like(now_mKV[:, :1])
     alphas, betas = [], []
     for _ in range(STEPS):
-        next_mKV = times_transposed(gram_mKK, now_mKV.mT)
+        next_mKV = gram_mKK @ now_mKV
         next_mKV -= basis_mKB @ (basis_mKB.mT @ next_mKV) + before_mKV * beta_m1V
         alpha_m1V = (next_mKV * now_mKV).sum(dim=1, keepdim=True)
         next_mKV -= now_mKV * alpha_m1V

@@ -17,7 +17,7 @@ from torch import Tensor
 # A single prompt may need more, in one layer.
 CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
-PART_ELEMENTS = {"cpu": 2**16, "cuda": 2**26}
+PART_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 
 # The longest prompt of a chunk is at most this much longer than the shortest, or is short itself.
 WIDTH_RATIO = 1.15
@@ -89,6 +89,9 @@ def _chunk(states: Sequence[Tensor], layers: slice, index_n: Tensor, lengths_n: 
     width = max(1, int(lengths_n.max()))
     mask_nT = (torch.arange(width) < lengths_n[:, None]).to(device)
     rows = index_n.tolist()
+    if len(states) == len(rows) == 1 and dtype in (torch.float32, torch.float64):
+        tokens_MTD = states[0][rows[0] : rows[0] + 1, :width]  # only read, and without padding
+        return Chunk(index_n.to(device), tokens_MTD, mask_nT, layers)
     tokens_LnTD = torch.empty(
         (len(states), len(index_n), width, dim),
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
@@ -147,7 +150,7 @@ def prepare_rows(
     prepared_NTD = torch.empty_like(rows_NTD, dtype=dtype)
     norm_NT1 = torch.ones_like(mask_NT, dtype=torch.float64)[..., None]
     for part in parts:
-        part_NtD = rows_NTD[:, part].to(torch.float64) - mean_N1D
+        part_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(mean_N1D)
         if unit:
             torch.linalg.vector_norm(part_NtD, dim=-1, keepdim=True, out=norm_NT1[:, part])
             part_NtD *= norm_NT1[:, part].reciprocal()  # several times faster than to divide
@@ -165,5 +168,6 @@ def _means(rows_NTD: Tensor, mask_NT: Tensor, parts: list[slice]) -> Tensor:
     total_N1D = torch.zeros_like(first_N1D)
     weight_N1T = mask_NT[:, None].to(torch.float64)
     for part in parts:
-        total_N1D += weight_N1T[..., part] @ (rows_NTD[:, part].to(torch.float64) - first_N1D)
+        from_first_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(first_N1D)
+        total_N1D += weight_N1T[..., part] @ from_first_NtD
     return first_N1D + total_N1D / weight_N1T.sum(dim=-1, keepdim=True).clamp(min=1)

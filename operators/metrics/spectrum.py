@@ -4,7 +4,10 @@ Shape suffixes: N rows (samples or tokens), D features, K the side of a Gram mat
 ``...`` is any batch.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.linalg import blas
 from torch import Tensor
 
 # Eigenvalues below this share of the largest are rounding, not signal: float64 leaves zeros near
@@ -12,11 +15,9 @@ from torch import Tensor
 # shape, so that padding a prompt cannot move an eigenvalue across it.
 RELATIVE_FLOOR = 1e-12
 
-# Where half of a symmetric product is left out: blocks of fewer rows would be slower than that.
-LARGE_SIDE = 512
-GRAM_BLOCKS = 8
-
-ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # not in every build of torch
+# Sides from which a product is worth a call of its own for each matrix.
+LARGE_SIDE = 384
+MIRRORED = 128  # rows at a time
 
 
 def floor_spectrum(eigenvalues: Tensor) -> Tensor:
@@ -33,45 +34,40 @@ def small_gram(rows_ND: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def _gram(left_KR: Tensor) -> Tensor:
-    """Product with its own transpose; of a large one, only the blocks below the diagonal."""
+    """Product with its own transpose."""
     *batch, side, _ = left_KR.shape
-    if side < LARGE_SIDE:
+    if side < LARGE_SIDE or left_KR.device.type != "cpu":
         return left_KR @ left_KR.mT
-    gram_KK = left_KR.new_empty((*batch, side, side))
-    step = -(-side // GRAM_BLOCKS)
-    for gram, matrix in zip(_matrices(gram_KK), _matrices(left_KR), strict=True):
-        left = matrix.contiguous()  # matrix by matrix: of a transposed batch it is ten times slower
-        for start in range(0, side, step):
-            end = start + step
-            gram[start:end, :end] = _times_transposed(left[start:end], left[:end])
-            gram[:start, start:end] = gram[start:end, :start].T
+    gram_KK = left_KR.new_zeros((*batch, side, side))
+    for gram, left in zip(_matrices(gram_KK), _matrices(left_KR), strict=True):
+        # BLAS of SciPy computes half, and on CPUs of AMD with twice the speed of torch's. It has
+        # threads of its own: they and torch's would take each other's cores.
+        if torch.get_num_threads() == 1:
+            _fill_below(gram.numpy(), left.numpy())
+            _mirror(gram)
+        else:  # matrix by matrix: of a transposed batch it is ten times slower
+            torch.mm(left, left.T, out=gram)
     return gram_KK
 
 
-def times_transposed(left_KR: Tensor, right_JR: Tensor) -> Tensor:
-    """``left @ right^T`` of each matrix of a batch, ``[..., K, J]``."""
-    product_KJ = left_KR.new_empty((*left_KR.shape[:-1], right_JR.shape[-2]))
-    operands = _matrices(left_KR), _matrices(right_JR)
-    for product, left, right in zip(_matrices(product_KJ), *operands, strict=True):
-        product.copy_(_times_transposed(left, right))
-    return product_KJ
+def _fill_below(gram: npt.NDArray[np.floating], left: npt.NDArray[np.floating]) -> None:
+    """Write ``left @ left^T`` on and below the diagonal of a matrix of zeros, without a copy."""
+    syrk = blas.dsyrk if left.dtype == np.float64 else blas.ssyrk
+    # BLAS counts columns first: what is stored by rows is its transpose, and below is above.
+    by_rows = left.flags.c_contiguous
+    syrk(1.0, left.T if by_rows else left, trans=by_rows, c=gram.T, overwrite_c=True)
+
+
+def _mirror(gram_KK: Tensor) -> None:
+    """Write what is below the diagonal above it, where zeros are."""
+    for start in range(0, len(gram_KK), MIRRORED):
+        rows = slice(start, start + MIRRORED)
+        gram_KK[:start, rows] = gram_KK[rows, :start].T
+        gram_KK[rows, rows] += gram_KK[rows, rows].tril(-1).T
 
 
 def _matrices(batch_KR: Tensor) -> Tensor:
     return batch_KR.flatten(0, -3) if batch_KR.dim() > 2 else batch_KR[None]  # noqa: PLR2004
-
-
-def _times_transposed(left_KR: Tensor, right_JR: Tensor) -> Tensor:
-    """Product of two matrices; of float32 on a CPU oneDNN's, which compiled models take too.
-
-    torch's own calls MKL, which needs twice as long on CPUs of AMD. Of a matrix that is not
-    contiguous oneDNN may take its reference code, a thousand times slower.
-    """
-    if not (ONEDNN and left_KR.device.type == "cpu" and left_KR.dtype == torch.float32):
-        return left_KR @ right_JR.mT
-    operands = left_KR.contiguous(), right_JR.contiguous()
-    product_KJ: Tensor = torch.ops.mkldnn._linear_pointwise(*operands, None, "none", [], "")
-    return product_KJ
 
 
 def psd_spectrum(gram_KK: Tensor) -> Tensor:

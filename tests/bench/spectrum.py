@@ -1,7 +1,9 @@
 """Prompt entropy and curvature of all layers, against loops over prompts, layers and tokens.
 
-The same states for all, batch by batch in one process, with two threads on the CPU: prompts of 16
-to 2,048 tokens, evenly spaced, in 25 layers of 1,024 features. Layer l is normal noise with the
+The same states for all, batch by batch: prompts of 16 to 2,048 tokens, evenly spaced, in 25 layers
+of 1,024 features. Both sides have two cores of a CPU: the loops as the two threads that torch gives
+a script, ours as the stages take them, two processes of one thread, of which the slower one counts.
+Making the states is not counted. Layer l is normal noise with the
 variances i^-a on its axes, a from 0.4 to 1.6 over the layers as the spectra of real layers decay, a
 mean that all tokens share, as long as a token, and in the middle half of the layers a first token
 that is 50 times as long. `--prompts` and `--layers` take an evenly spread subset, for both sides.
@@ -16,10 +18,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +38,16 @@ from operators.metrics.rows import length_chunks
 PROMPTS, LAYERS, FEATURES = 64, 25, 1024
 SHORTEST, LONGEST = 16, 2048
 BATCH_TOKENS = 4096
+CORES = 2
 Values = list[float]
 Program = Callable[[Sequence[Tensor], Tensor], Values]
+
+
+class Share(NamedTuple):
+    """What one process did of a program: its time in seconds, and the values of its batches."""
+
+    seconds: float
+    values: dict[int, Values]
 
 
 def main() -> None:
@@ -43,29 +57,51 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--layers", type=int, default=LAYERS)
     options = parser.parse_args()
-    if options.device == "cpu":
-        torch.set_num_threads(2)
-    seconds = dict.fromkeys(PROGRAMS, 0.0)
-    values: dict[str, Values] = {name: [] for name in PROGRAMS}
-    for number, (states, lengths_N) in enumerate(_batches(options)):
-        for name, program in PROGRAMS.items():
-            if number == 0:
-                program(states, lengths_N)  # warm: allocator, threads
-            _wait(options.device)
-            began = time.perf_counter()
-            values[name] += program(states, lengths_N)
-            _wait(options.device)
-            seconds[name] += time.perf_counter() - began
     _say(
         f"{options.prompts} prompts of {SHORTEST} to {LONGEST:,} tokens x {options.layers} layers "
         f"x {FEATURES:,} features, {options.device}"
     )
+    seconds: dict[str, float] = {}
+    values: dict[str, Values] = {}
+    for name in PROGRAMS:
+        shares = _shares(name, options, 1 if "loop" in name or options.device == "cuda" else CORES)
+        seconds[name] = max(share.seconds for share in shares)
+        found = {number: one for share in shares for number, one in share.values.items()}
+        values[name] = [value for number in sorted(found) for value in found[number]]
+        _say(
+            f"{name}: {seconds[name]:.1f} s, "
+            f"{1e3 * seconds[name] / len(values[name]):.1f} ms a prompt and layer"
+        )
     _report(seconds, values)
 
 
+def _shares(name: str, options: argparse.Namespace, processes: int) -> list[Share]:
+    """Run a program on the cores, dealt to the processes batch by batch."""
+    os.environ["OMP_NUM_THREADS"] = str(CORES // processes)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        shares = [
+            pool.submit(_share, name, options, index, processes) for index in range(processes)
+        ]
+        return [share.result() for share in shares]
+
+
+def _share(name: str, options: argparse.Namespace, index: int, processes: int) -> Share:
+    torch.set_num_threads(CORES // processes)
+    program, seconds = PROGRAMS[name], 0.0
+    values: dict[int, Values] = {}
+    for number, states, lengths_N in _batches(options, index, processes):
+        if not values:
+            program(states, lengths_N)  # warm: allocator, threads
+        _wait(options.device)
+        began = time.perf_counter()
+        values[number] = program(states, lengths_N)
+        _wait(options.device)
+        seconds += time.perf_counter() - began
+    return Share(seconds, values)
+
+
 def _report(seconds: dict[str, float], values: dict[str, Values]) -> None:
-    for name, total in seconds.items():
-        _say(f"{name}: {total:.1f} s, {1e3 * total / len(values[name]):.1f} ms a prompt and layer")
     for loop in ("straightforward loop", "stricter loop"):
         for ours in ("exact", "approximate"):
             _say(f"{ours} against the {loop}: {seconds[loop] / seconds[ours]:.1f} times as fast")
@@ -78,15 +114,24 @@ def _report(seconds: dict[str, float], values: dict[str, Values]) -> None:
         )
 
 
-def _batches(options: argparse.Namespace) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Yield one state [N, T, D] per layer, and the lengths, of batches as extraction makes them."""
+def _batches(
+    options: argparse.Namespace, index: int, processes: int
+) -> Iterator[tuple[int, list[Tensor], Tensor]]:
+    """Yield number, one state [N, T, D] per layer, and lengths of the batches of one process."""
+    layers = torch.linspace(0, LAYERS - 1, options.layers).round().long().tolist()
     chosen = torch.linspace(0, PROMPTS - 1, options.prompts).round()
     lengths = (SHORTEST + (LONGEST - SHORTEST) * chosen / (PROMPTS - 1)).round().long().tolist()
-    layers = torch.linspace(0, LAYERS - 1, options.layers).round().long().tolist()
-    for rows in token_budget_batches(lengths, BATCH_TOKENS):
+    batches = list(token_budget_batches(lengths, BATCH_TOKENS))
+    work = [0.0] * processes
+    for number, rows in reversed(list(enumerate(batches))):  # the longest prompts first
+        least = work.index(min(work))
+        work[least] += sum(min(lengths[row], FEATURES) ** 2 for row in rows)
+        if least != index:
+            continue
         lengths_N = torch.tensor([lengths[row] for row in rows])
         shape = (len(rows), int(lengths_N.max()), FEATURES)
-        yield [_layer(layer, shape, int(rows[0])).to(options.device) for layer in layers], lengths_N
+        states = [_layer(layer, shape, int(rows[0])).to(options.device) for layer in layers]
+        yield number, states, lengths_N
 
 
 def _layer(layer: int, shape: tuple[int, int, int], seed: int) -> Tensor:
