@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import yaml
 
+from tests.living import Living, Told
 from tests.tiny import save_tiny
 
 # How long an example takes says how busy the machine is.
@@ -32,22 +33,30 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Cli:
-    """Runs `layerrank` as a user does: another process, the environment's own python."""
+    """Runs `layerrank` as a user does: another process, the environment's own python.
+
+    With `living` the commands run one after another in a process that lives on.
+    """
 
     environment: dict[str, str]
+    living: Living | None = None
 
-    def __call__(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            [sys.executable, "-m", "jobs", *arguments],
-            cwd=PROJECT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT,
-            check=False,
-        )
-        assert result.returncode == expect, f"{arguments}\n{result.stdout}\n{result.stderr}"
-        return result
+    def __call__(self, *arguments: str, expect: int = 0) -> Told:
+        if self.living:
+            told = self.living.tell(list(arguments), TIME_LIMIT)
+        else:
+            result = subprocess.run(
+                [sys.executable, "-m", "jobs", *arguments],
+                cwd=PROJECT,
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                timeout=TIME_LIMIT,
+                check=False,
+            )
+            told = Told(result.returncode, result.stdout, result.stderr)
+        assert told.returncode == expect, f"{arguments}\n{told.stdout}\n{told.stderr}"
+        return told
 
 
 def offline_environment() -> dict[str, str]:
@@ -57,7 +66,17 @@ def offline_environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def cli() -> Cli:
+def cli() -> Iterator[Cli]:
+    """Commands in one process with one Ray."""
+    environment = offline_environment()
+    living = Living(environment, PROJECT)
+    yield Cli(environment, living)
+    living.end()
+
+
+@pytest.fixture(scope="session")
+def fresh_cli() -> Cli:
+    """Commands in processes of their own."""
     return Cli(offline_environment())
 
 

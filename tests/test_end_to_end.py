@@ -49,14 +49,16 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Finished:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, fresh_cli: Cli
+) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, checkpoint)
     values = yaml.safe_load(config.read_text())
     values["datasets"][0]["tasks"] += MORE_TASKS
     values["curves"] = {"examples": [2, 4], "noise": [0.2]}
     config.write_text(yaml.safe_dump(values))
-    result = cli("run", str(config), "--output", str(folder / "out"))
+    result = fresh_cli("run", str(config), "--output", str(folder / "out"))
     return Finished(config, Root(str(folder / "out")), result.stdout)
 
 
@@ -299,7 +301,7 @@ def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> N
     assert root.place("report/index.html") in finished.printed
 
 
-def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, cli: Cli) -> None:
+def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_cli: Cli) -> None:
     before = {
         key: (finished.root.path(key), Path(finished.root.path(key)).stat().st_mtime_ns)
         for manifest in _manifests(finished.root)
@@ -307,7 +309,7 @@ def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, cli: C
         for key in [*manifest.objects(), manifest.partition.shard(MANIFEST)]
     }
     nowhere = "127.0.0.1:1"  # joining this cluster would fail
-    cli("run", str(finished.config), "--output", finished.root.uri, "--address", nowhere)
+    fresh_cli("run", str(finished.config), "--output", finished.root.uri, "--address", nowhere)
     for path, changed in before.values():
         assert Path(path).stat().st_mtime_ns == changed, path
 

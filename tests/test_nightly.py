@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,44 +25,18 @@ from storage.lock import LeaseLostError, Lock
 from storage.partition import partitions
 from storage.root import Root
 from tests.checkpoints import make_run, store_checkpoint
-from tests.conftest import PROJECT, TIME_LIMIT, offline_environment, write_config
+from tests.conftest import Cli, write_config
+from tests.living import Told
 from tests.tiny import save_tiny
 
 SECRET = "path-of-nobody"
-# Lives through several nights with one Ray; says what each printed, and whether it asked for Ray.
-_DRIVER = """
-import contextlib, io, json, pathlib, shutil, sys
-import ray
-from jobs.cli import main
-from storage.lock import Lock
-from storage.root import Root
-config, output, models = sys.argv[1:4]
-start, stop = ray.init, ray.shutdown
-asked = []
-ray.shutdown = lambda: None
-ray.init = lambda **options: (asked.append(1), ray.is_initialized() or start(**options))
-done = {}
-for name, new, held in json.loads(sys.stdin.read()):
-    for source, revision in new:
-        shutil.copytree(source, pathlib.Path(models) / revision, dirs_exist_ok=True)
-    lock = Lock(Root(output), "nightly", 60, holder="somebody")
-    if held:
-        lock.acquire()
-    printed, asked[:] = io.StringIO(), []
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        code = main(["nightly", config, "--output", output])
-    lock.release()
-    done[name] = {"code": code, "printed": printed.getvalue(), "started": len(asked)}
-stop()
-pathlib.Path(sys.argv[4]).write_text(json.dumps(done))
-"""
 
 
 @dataclass(frozen=True)
 class Nights:
     """What every night printed, how it ended, and the root that they left."""
 
-    told: dict[str, dict[str, Any]]
+    told: dict[str, Told]
     root: Root
 
 
@@ -93,7 +65,7 @@ def _collapse(model: Any) -> None:  # noqa: ANN401
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Nights:
+def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
     folder = tmp_path_factory.mktemp("nights")
     base = save_tiny(folder / "base")
     good = {
@@ -108,11 +80,16 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Nights:
     (corrupt / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:5000])
     models = folder / "tiny"
     steps = [
-        ("first", [(good["step0"], "step0"), (good["step2"], "step2")], False),
-        ("again", [], False),
-        ("held", [], True),
-        ("second", [(good["step4"], "step4"), (empty, "step8"), (corrupt, "step16")], False),
-        ("third", [(good["step8"], "step8"), (good["step16"], "step16"), (worse, "step32")], False),
+        ("first", [(good["step0"], "step0"), (good["step2"], "step2")], False, 0),
+        ("again", [], False, 0),
+        ("held", [], True, 1),
+        ("second", [(good["step4"], "step4"), (empty, "step8"), (corrupt, "step16")], False, 1),
+        (
+            "third",
+            [(good["step8"], "step8"), (good["step16"], "step16"), (worse, "step32")],
+            False,
+            3,
+        ),
     ]
     config = write_config(
         folder,
@@ -130,19 +107,16 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Nights:
         },
         datasets=[_dataset(folder)],
     )
-    output, told = folder / "out", folder / "told.json"
-    result = subprocess.run(
-        [sys.executable, "-c", _DRIVER, str(config), str(output), str(models), str(told)],
-        cwd=PROJECT,
-        env=offline_environment(),
-        input=json.dumps(steps, default=str),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return Nights(json.loads(told.read_text()), Root(str(output)))
+    root, told = Root(str(folder / "out")), {}
+    for name, new, held, code in steps:
+        for source, revision in new:
+            shutil.copytree(source, models / revision, dirs_exist_ok=True)
+        lock = Lock(root, "nightly", 60, holder="somebody")
+        if held:
+            lock.acquire()
+        told[name] = cli("nightly", str(config), "--output", root.uri, expect=code)
+        lock.release()
+    return Nights(told, root)
 
 
 def _dataset(folder: Path) -> dict[str, Any]:
@@ -164,38 +138,34 @@ def _ranked(root: Root) -> set[str]:
 @pytest.mark.slow
 def test_the_first_night_ranks_what_is_there_and_the_next_has_nothing_to_do(lived: Nights) -> None:
     first, again = lived.told["first"], lived.told["again"]
-    assert first["code"] == again["code"] == 0, first["printed"]
-    assert "2 checkpoints, 2 without a ranking" in first["printed"]
-    assert "1/2 tiny at step0" in first["printed"]
-    assert "2 checkpoints ranked, 0 failed" in first["printed"]
-    assert "nothing new" in again["printed"]
-    assert (first["started"], again["started"]) == (1, 0)
+    assert "2 checkpoints, 2 without a ranking" in first.printed
+    assert "1/2 tiny at step0" in first.printed
+    assert "2 checkpoints ranked, 0 failed" in first.printed
+    assert "nothing new" in again.printed
+    assert (first.started, again.started) == (True, False)
 
 
 @pytest.mark.slow
 def test_a_second_nightly_is_told_who_is_at_work(lived: Nights) -> None:
     held = lived.told["held"]
-    assert held["code"] == 1
-    assert "layerrank: another nightly is running on" in held["printed"]
-    assert "somebody, since" in held["printed"]
-    assert "LayerRank nightly" not in held["printed"]
+    assert "layerrank: another nightly is running on" in held.printed
+    assert "somebody, since" in held.printed
+    assert "LayerRank nightly" not in held.printed
 
 
 @pytest.mark.slow
 def test_broken_checkpoints_are_named_and_the_good_one_is_published(lived: Nights) -> None:
     second = lived.told["second"]
-    assert second["code"] == 1, second["printed"]
-    lines = second["printed"].splitlines()
+    lines = second.printed.splitlines()
     for revision in ("step8", "step16"):
         (line,) = [each for each in lines if each.startswith(f"  failed: tiny at {revision}: ")]
         assert "Traceback" not in line
-    assert "1 checkpoint ranked, 2 failed" in second["printed"]
+    assert "1 checkpoint ranked, 2 failed" in second.printed
 
 
 @pytest.mark.slow
 def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -> None:
     third, root = lived.told["third"], lived.root
-    assert third["code"] == 3, third["printed"]
     assert _ranked(root) == {f"step{step}" for step in (0, 2, 4, 8, 16, 32)}
     alerts = read_alerts(root, "small", "tiny")
     assert set(alerts) == {"step32"}
@@ -204,8 +174,8 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
     assert Path(alert.trend).is_file()
-    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third["printed"]
-    everything = "".join(each["printed"] for each in lived.told.values())
+    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.printed
+    everything = "".join(each.printed for each in lived.told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
     assert not [each for each in files if SECRET.encode() in each.read_bytes()]

@@ -74,7 +74,9 @@ def test_the_steps_link_to_sections_that_are_there_and_need_scores_under_noise()
 
 
 @pytest.mark.slow
-def test_a_folder_of_texts_becomes_one_page(tmp_path: Path, checkpoint: Path, cli: Cli) -> None:
+def test_a_folder_of_texts_becomes_one_page(
+    tmp_path: Path, checkpoint: Path, fresh_cli: Cli
+) -> None:
     for row in map(json.loads, write_texts(tmp_path / "rows.jsonl", 60).read_text().splitlines()):
         path = tmp_path / "texts" / row["topic"] / "all.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,7 @@ def test_a_folder_of_texts_becomes_one_page(tmp_path: Path, checkpoint: Path, cl
             stream.write(f"{row['text']}\n\n")
     texts, subject_, out = str(tmp_path / "texts"), str(checkpoint), tmp_path / "out"
     given = ["--texts", texts, "--subject", f"tiny={subject_}", "--output", str(out)]
-    cli("run", "quickcheck", *given, "--max-bytes", "1GB")
+    fresh_cli("run", "quickcheck", *given, "--max-bytes", "1GB")
     facts = json.loads((out / "report/report.json").read_text())
     (found,) = facts["subjects"]
     assert facts["datasets"][0]["prompts"] == 60

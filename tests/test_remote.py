@@ -23,7 +23,7 @@ from storage.root import Root
 from tests.conftest import PROJECT, S3, Cli, write_config
 
 pytestmark = pytest.mark.slow
-START_SECONDS = 60
+START_SECONDS = 150
 
 
 def _root(s3: S3, prefix: str) -> Root:

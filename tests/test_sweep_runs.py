@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from storage.checkpoint import CACHE
 from storage.root import Root
 from tests.conftest import S3, Cli, write_config
+from tests.living import Told
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ class Swept:
 
     cli: Cli
     words: tuple[str, ...]
-    first: CompletedProcess[str]
+    first: Told
     output: Path
     cache: Path
     remote: Root
