@@ -316,9 +316,9 @@ class RunConfig(Block):
         try:
             source = MtebSource.model_validate(values["tasks"]).model_dump()
         except ValidationError as error:
+            problem = _first_problem(error, {})
             raise ValueError(
-                f"tasks: {_first_problem(error)}; tasks on columns of your own belong to their "
-                "dataset"
+                f"tasks: {problem}; tasks on columns of your own belong to their dataset"
             ) from None
         rest = {key: value for key, value in values.items() if key != "tasks"}
         given = rest.get("datasets") or []
@@ -429,7 +429,7 @@ def parse(text: str, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from error
+        raise ConfigError(f"{where}: {_first_problem(error, values)}") from error
 
 
 def _yaml_problem(error: Exception) -> str:
@@ -440,12 +440,24 @@ def _yaml_problem(error: Exception) -> str:
     return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
+    if name := _task_along(problem["loc"], values):
+        key += f" (task {name})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
     secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
     shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message
+
+
+def _task_along(keys: tuple[int | str, ...], values: Any) -> str | None:  # noqa: ANN401
+    """Return the name of the task that a key belongs to, if it has one."""
+    match keys:
+        case ("datasets", int(dataset), "tasks", int(task), *_):
+            match values["datasets"][dataset]["tasks"][task]:
+                case {"name": str(name)}:
+                    return name
+    return None

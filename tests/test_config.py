@@ -143,7 +143,7 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
                     {**DATASET, "tasks": [{"type": "retrieval", "name": "a", "label_column": "b"}]}
                 ]
             },
-            ["datasets.0.tasks.0.retrieval", "unknown key label_column", "query_column"],
+            ["datasets.0.tasks.0.retrieval (task a): unknown key label_column", "query_column"],
         ),
     ],
 )
@@ -212,8 +212,12 @@ def test_no_task_can_be_called_like_the_prompts_of_prepare() -> None:
 def test_a_task_without_a_known_type_names_the_types() -> None:
     task = {"name": "a", "type": "summarization", "label_column": "a"}
     message = refusal(datasets=[{**DATASET, "tasks": [task]}])
-    for word in ("datasets.0.tasks.0", "'summarization'", *map(repr, TASKS)):
+    for word in ("datasets.0.tasks.0 (task a)", "'summarization'", *map(repr, TASKS)):
         assert word in message
+
+
+def test_a_task_that_is_no_mapping_is_refused_by_its_place() -> None:
+    assert "datasets.0.tasks.0: " in refusal(datasets=[{**DATASET, "tasks": ["clustering"]}])
 
 
 @pytest.mark.parametrize(

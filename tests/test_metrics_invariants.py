@@ -465,6 +465,15 @@ def test_a_non_finite_token_beside_a_repeat_is_not_skipped() -> None:
 # --- several layers, chunks and workers
 
 
+def test_a_lone_prompt_is_read_where_it_is_and_without_tokens_is_zero() -> None:
+    hidden_NTD = torch.full((1, 3, 2), math.nan)
+    (lone,) = length_chunks([hidden_NTD], torch.tensor([3]))
+    assert lone.tokens_MTD.data_ptr() == hidden_NTD.data_ptr()
+    (nothing,) = length_chunks([hidden_NTD], torch.tensor([0]))
+    assert not nothing.mask_MT.any()
+    assert not nothing.tokens_MTD.any()
+
+
 def kernel_values(chunk: Chunk) -> dict[str, Tensor]:
     """Everything that is measured on a chunk."""
     tokens_MTD, mask_MT = chunk.tokens_MTD, chunk.mask_MT

@@ -62,7 +62,7 @@ def quadrature_entropies(gram_mKK: Tensor, size_m: Tensor, alphas: Sequence[floa
     whose errors have opposite signs); Deville & Särndal 1992 (calibrated weights).
     Error: at most 1e-3 of the entropy for alpha >= 1, or 2e-4 nats where that is more, measured on
     flat, low-rank, clustered and one-direction spectra, power laws with exponents 0.5 to 3 and an
-    exponential one, at sides of 384 to 1,024; the median is 1e-4. Below 1 the smallest eigenvalues
+    exponential one, at sides of 384 to 1,024; the median is 2e-4. Below 1 the smallest eigenvalues
     count, which no quadrature resolves: at 0.5 the error is 1e-4 to 7e-3, 2e-2 for the exponential,
     and up to 0.1 nats where the entropy is near 0.
     """

@@ -23,6 +23,8 @@ PART_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
 WIDTH_RATIO = 1.15
 SHORT = 32
 
+NOT_CONVERTED = (torch.float32, torch.float64)
+
 # A centred row shorter than this share of the prompt's longest equals the mean up to rounding.
 ZERO_ROW = 1e-12
 
@@ -33,7 +35,8 @@ class Chunk(NamedTuple):
     """Prompts of similar length in some layers: row ``l * n + i`` is prompt index_n[i] in layer
     ``layers.start + l``.
 
-    Tokens are zero in the padding, float64 where the states are, and float32 otherwise.
+    Tokens are zero in the padding, float64 where the states are, and float32 otherwise. They may be
+    the states themselves: nobody writes to them.
     """
 
     index_n: Tensor
@@ -89,8 +92,8 @@ def _chunk(states: Sequence[Tensor], layers: slice, index_n: Tensor, lengths_n: 
     width = max(1, int(lengths_n.max()))
     mask_nT = (torch.arange(width) < lengths_n[:, None]).to(device)
     rows = index_n.tolist()
-    if len(states) == len(rows) == 1 and dtype in (torch.float32, torch.float64):
-        tokens_MTD = states[0][rows[0] : rows[0] + 1, :width]  # only read, and without padding
+    if len(states) == len(rows) == 1 and lengths_n[0] == width and dtype in NOT_CONVERTED:
+        tokens_MTD = states[0][rows[0] : rows[0] + 1, :width]  # nothing to change: no copy
         return Chunk(index_n.to(device), tokens_MTD, mask_nT, layers)
     tokens_LnTD = torch.empty(
         (len(states), len(index_n), width, dim),
