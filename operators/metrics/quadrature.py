@@ -61,10 +61,10 @@ def quadrature_entropies(gram_mKK: Tensor, size_m: Tensor, alphas: Sequence[floa
     2205.07333, deflation by a Krylov space); Golub & Meurant 2010 (the rules of Gauss and Radau,
     whose errors have opposite signs); Deville & Särndal 1992 (calibrated weights).
     Error: at most 1e-3 of the entropy for alpha >= 1, or 2e-4 nats where that is more, measured on
-    flat, low-rank, clustered and one-direction spectra, power laws with exponents 0.5 to 3 and an
-    exponential one, at sides of 384 to 1,024; the median is 2e-4. Below 1 the smallest eigenvalues
-    count, which no quadrature resolves: at 0.5 the error is 1e-4 to 7e-3, 2e-2 for the exponential,
-    and up to 0.1 nats where the entropy is near 0.
+    flat, low-rank, clustered and one-direction spectra and power laws with exponents 0.5 to 3, at
+    sides of 384 to 1,024; 3e-3 on exponential spectra; the median is 2e-4. Below 1 the smallest
+    eigenvalues count, which no quadrature resolves: at 0.5 the error is 1e-4 to 1e-2, 5e-2 on
+    exponential spectra, and up to 0.1 nats where the entropy is near 0.
     """
     trace_m = gram_mKK.diagonal(dim1=-2, dim2=-1).sum(dim=-1, dtype=torch.float64)
     norm_mK = torch.linalg.vector_norm(gram_mKK, dim=2).to(torch.float64)
