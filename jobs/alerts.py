@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-from jobs.config import WEB, NightlyConfig
 from jobs.console import say
+from jobs.settings import WEB, NightlyConfig
 from storage.root import Root
 
 SCHEMA_VERSION = 1

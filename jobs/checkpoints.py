@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
-from jobs.config import StorageConfig
+from jobs.settings import StorageConfig
 from operators.conditions import Vocabulary
 from operators.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from storage.checkpoint import Checkpoint, CheckpointError

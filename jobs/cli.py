@@ -19,6 +19,7 @@ from jobs.errors import explain
 from jobs.folders import add_texts
 from jobs.limits import add_limits, add_prices
 from jobs.overrides import add_subject
+from jobs.settings import Norm, Policy, Pooling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     ranked.add_argument(
         "--policy",
-        choices=get_args(configs.Policy),
+        choices=get_args(Policy),
         default="cheapest_equal",
         help="with --scores; a config has its own (default: cheapest_equal)",
     )
@@ -127,10 +128,8 @@ def _add_export(added: argparse._SubParsersAction) -> None:  # type: ignore[type
     parser.add_argument("--revision", help="of the model (default: main, of a folder local)")
     parser.add_argument("--name", help="the model's name in the ranking, if it is another one")
     parser.add_argument("--layer", type=int, help="default: the one that --ranking recommends")
-    parser.add_argument("--norm", choices=get_args(configs.Norm), help="default: as ranked; final")
-    parser.add_argument(
-        "--pooling", choices=get_args(configs.Pooling), help="default: as ranked; mean"
-    )
+    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
+    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
     parser.add_argument("--max-tokens", type=int, default=512, help="of a text (default: 512)")
     parser.add_argument("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
     parser.add_argument("--group", help="the run in that output, where it holds several")

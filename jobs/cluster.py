@@ -27,7 +27,8 @@ import ray.data
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 
-from jobs.config import ClusterConfig, ConfigError, Device
+from jobs.config import ConfigError
+from jobs.settings import ClusterConfig, Device
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jobs import config as configs
-from jobs.config import ConfigError, RunConfig, StorageConfig
+from jobs.config import ConfigError, RunConfig
 from jobs.console import say
 from jobs.errors import DONE, FAILED, REGRESSED
 from jobs.folders import with_folders
 from jobs.limits import Guard, Limits, Rates, require_within
 from jobs.overrides import overridden
+from jobs.settings import StorageConfig, SubjectConfig
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def export(arguments: argparse.Namespace) -> int:
     from jobs.subjects import subject  # noqa: PLC0415
     from operators.cut import CutPoint  # noqa: PLC0415
 
-    described = configs.SubjectConfig(
+    described = SubjectConfig(
         model=arguments.subject,
         revision=arguments.revision or "",
         name=arguments.name or "",

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from jobs.checkpoints import local
 from jobs.cluster import one_unit, plan_pool, result_table, run_tasks
-from jobs.config import StorageConfig
 from jobs.console import say
 from jobs.run import Run
+from jobs.settings import StorageConfig
 from jobs.subjects import subject_identity
 from operators.subject import Subject
 from storage import schema

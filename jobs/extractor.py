@@ -15,8 +15,9 @@ import torch
 
 from jobs.checkpoints import local, tokenizer_of
 from jobs.cluster import Pool, one_unit, result_table
-from jobs.config import RunConfig, StorageConfig
+from jobs.config import RunConfig
 from jobs.measurer import REASONS, parameters
+from jobs.settings import StorageConfig
 from jobs.targets import Unit
 from operators.batching import Ids
 from operators.conditions import condition_text, condition_tokens
@@ -125,8 +126,8 @@ class _Measured:
 class Extractor:
     """A model actor: loads the model once, then turns units into shards and receipts.
 
-    Two units may be inside at a time: one in the model, one being written, so that the upload of a
-    shard costs no model time.
+    Several units may be inside at a time: one in the model, the others being written, so that the
+    upload of a shard costs no model time.
     """
 
     def __init__(self, root: Root, subject: Subject, config: RunConfig, pool: Pool) -> None:

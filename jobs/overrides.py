@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from jobs.config import ConfigError, RunConfig, SubjectConfig
+from jobs.config import ConfigError, RunConfig
+from jobs.settings import SubjectConfig
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

@@ -18,11 +18,12 @@ import pyarrow as pa
 
 from jobs.checkpoints import is_remote, shape_of
 from jobs.cluster import Pool
-from jobs.config import RunConfig, SubjectConfig
+from jobs.config import RunConfig
 from jobs.extractor import Extractor, Reader
 from jobs.prompt_tables import Lengths, passes_of
 from jobs.rehearsal import Model, Place, rehearse
 from jobs.sampling import Basis, Corpus, publish_corpus, read_corpus
+from jobs.settings import SubjectConfig
 from jobs.subjects import resolve
 from jobs.targets import Pass, TokenPlan, Unit, missing_units, state_bytes, token_plan
 from jobs.weigh import Weight, scratch

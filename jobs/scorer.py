@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from jobs.cluster import one_unit, result_table
-from jobs.config import Variant
 from jobs.items import check_items
+from jobs.settings import Variant
 from jobs.tasks import (
     ClassificationTask,
     ClusteringTask,

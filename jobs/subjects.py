@@ -13,7 +13,8 @@ from typing import Any
 from botocore.exceptions import BotoCoreError
 
 from jobs.checkpoints import checkpoint_of, explained_files, is_remote
-from jobs.config import ConfigError, RunConfig, StorageConfig, SubjectConfig
+from jobs.config import ConfigError, RunConfig
+from jobs.settings import StorageConfig, SubjectConfig
 from operators.subject import Subject
 from storage.root import Root
 

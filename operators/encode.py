@@ -78,22 +78,57 @@ def encode(
     the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
     """
     groups = keep.groups(model.layers)
-    vectors_GND: npt.NDArray[np.float32] | None = None
+    pooled = _Pooled(len(groups), len(sequences))
     lengths = [len(ids) for ids in sequences]
     for rows in token_budget_batches(lengths, keep.batch_tokens):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
+        pooled.fetch()  # while a GPU computes
         _check_finite(states, lengths_N, rows)
-        batch_GND = _pool_groups(model, states, lengths_N, keep).cpu().numpy()
-        if vectors_GND is None:
-            vectors_GND = np.empty((len(groups), len(sequences), batch_GND.shape[2]), np.float32)
-        vectors_GND[:, rows] = batch_GND
+        pooled.add(rows, _pool_groups(model, states, lengths_N, keep))
         for tap in taps:
             raw = tap.norm == "none" or not model.has_final_norm
             tap.sink(rows, states if raw else [*map(model.final_norm, states)], lengths_N)
-    assert vectors_GND is not None, "no sequences"
-    return vectors_GND
+    return pooled.all()
+
+
+class _Pooled:
+    """The vectors of all batches in host memory; the last batch's may be on their way there."""
+
+    def __init__(self, groups: int, prompts: int) -> None:
+        self._shape = groups, prompts
+        self._vectors_GND: npt.NDArray[np.float32] | None = None
+        self._last: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, rows: npt.NDArray[np.int64], batch_GnD: Tensor) -> None:
+        """Start to copy a batch; its vectors [G, n, D] are of the prompts `rows`."""
+        self.fetch()
+        copied = None
+        if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
+            stream = torch.cuda.current_stream(batch_GnD.device)
+            host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
+            batch_GnD = host_GnD.copy_(batch_GnD, non_blocking=True)
+            copied = stream.record_event()
+        self._last = rows, batch_GnD, copied
+
+    def fetch(self) -> None:
+        """Put the last batch in its place."""
+        if self._last is None:
+            return
+        rows, batch_GnD, copied = self._last
+        if copied:
+            copied.synchronize()
+        if self._vectors_GND is None:
+            self._vectors_GND = np.empty((*self._shape, batch_GnD.shape[2]), np.float32)
+        self._vectors_GND[:, rows] = batch_GnD.numpy()
+        self._last = None
+
+    def all(self) -> npt.NDArray[np.float32]:
+        """Return the vectors [G, N, D] of every batch."""
+        self.fetch()
+        assert self._vectors_GND is not None, "no sequences"
+        return self._vectors_GND
 
 
 def _pool_groups(

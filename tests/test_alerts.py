@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from jobs.alerts import VARIABLE, Alert, Broken, place, post, read_alerts
-from jobs.config import ConfigError, NightlyConfig, parse
+from jobs.config import ConfigError, parse
+from jobs.settings import NightlyConfig
 from storage.root import Root
 
 SECRET = "path-of-nobody"

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from jobs.checkpoints import check, local, shape_of
-from jobs.config import ConfigError, RunConfig, StorageConfig
+from jobs.config import ConfigError, RunConfig
+from jobs.settings import StorageConfig
 from jobs.subjects import resolve, subject, subject_identity
 from operators.model import load_model
 from operators.subject import ModelUnavailableError, Subject

@@ -24,8 +24,9 @@ from jobs.cluster import (
     result_table,
     results,
 )
-from jobs.config import ConfigError, Device
+from jobs.config import ConfigError
 from jobs.console import Progress, say
+from jobs.settings import Device
 
 
 def machine(cpus: float, gpus: float = 0) -> dict[str, float]:

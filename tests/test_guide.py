@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from jobs import guide, report
-from jobs.config import EntropyNorm, MeasureConfig, RunConfig, load
+from jobs.config import RunConfig, load
+from jobs.settings import EntropyNorm, MeasureConfig
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, unit_of
 from operators.metrics.tokens import token_metrics

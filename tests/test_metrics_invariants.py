@@ -4,7 +4,9 @@ import itertools
 import math
 from collections.abc import Callable
 from types import ModuleType
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from operators.metrics import rows as rows_module
 from operators.metrics.curvature import curvature, curvatures
 from operators.metrics.dime import dime, dime_entropies
 from operators.metrics.entropy import (
+    SpectrumMethod,
     dataset_entropy,
     entropies,
     gram_entropy,
@@ -35,8 +38,11 @@ from operators.metrics.norms import (
     mean_norm,
     mean_norms,
 )
+from operators.metrics.registry import METRICS
 from operators.metrics.rows import Chunk, length_chunks
 from operators.metrics.spectrum import gram_spectrum, psd_spectrum
+from operators.metrics.tokens import token_metrics
+from operators.metrics.variants import Parameters, Tokens
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]
 LENGTHS = torch.tensor([5, 2, 9, 3, 1, 7])
@@ -742,3 +748,24 @@ def test_blocks_never_matter(
     for elements in (1, 50):
         monkeypatch.setattr(module, name, elements)
         assert same(compute(), expected)
+
+
+# --- devices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", get_args(SpectrumMethod))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_gives_the_same_token_metrics(dtype: torch.dtype, method: SpectrumMethod) -> None:
+    """Of short and long prompts, more tokens than features and fewer, all in one batch."""
+    lengths_N = torch.tensor([1, 3, 40, 450, 700])
+    states = [draw(5, 700, 512, seed=seed).to(dtype) for seed in (0, 1)]
+    parameters = Parameters(alphas=(0.5, 1.0, 2.0), method=method)
+    names = [name for name, metric in METRICS.items() if isinstance(metric.measured, Tokens)]
+    here = token_metrics(states, lengths_N, names, parameters)
+    there = token_metrics([state.cuda() for state in states], lengths_N, names, parameters)
+    # The quadrature is float32, and orthogonal bases of one space differ with the solver.
+    tolerance = 1e-9 if method == "exact" else 1e-4
+    for key, values_LN in here.items():
+        np.testing.assert_allclose(there[key], values_LN, rtol=0, atol=tolerance, err_msg=str(key))

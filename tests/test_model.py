@@ -78,6 +78,16 @@ def test_vectors_do_not_depend_on_the_batch(architecture: str) -> None:
     assert together.shape == (len(ALL.groups(BLOCKS)), len(sequences), WIDTH)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_device_gives_the_same_vectors(architecture: str) -> None:
+    sequences = _sequences([1, 2, 3, 17, 40, 40, 64, 5])
+    here = encode(LayerModel(tiny_model(architecture)), sequences, ALL)
+    there = encode(LayerModel(tiny_model(architecture).to("cuda")), sequences, ALL)
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
+
+
 def test_poolings_are_those_of_the_token_states() -> None:
     model = LayerModel(tiny_model("gpt_neox"))
     sequences = _sequences([6, 2, 9])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from jobs.checkpoints import check
-from jobs.config import ConfigError, RunConfig, StorageConfig
+from jobs.config import ConfigError, RunConfig
 from jobs.overrides import add_subject, overridden
+from jobs.settings import StorageConfig
 from jobs.subjects import resolve
 from operators.subject import ModelUnavailableError
 

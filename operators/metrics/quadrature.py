@@ -2,8 +2,8 @@
 
 The trace of any function f of a matrix is taken as ``sum_x weight_x f(x)``. The largest eigenvalues
 are nodes of their own, found in a Krylov space; the rest of the spectrum is seen by random probes,
-each of which gives a few nodes, and whose weights are calibrated to the two moments that are known
-exactly, the trace and the Frobenius norm.
+each of which gives a few nodes, and whose weights are calibrated to what is known exactly: the
+number of eigenvalues, the trace and the Frobenius norm.
 
 Shape suffixes: K the side of a Gram matrix, m matrices of a batch, B columns of a basis, V probes,
 S steps, X nodes, A orders.
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 # Sides from which the quadrature is faster than the eigenvalues, and below the error it promises.
 SMALLEST_SIDE = 400
@@ -149,7 +150,7 @@ def _lanczos(gram_mKK: Tensor, basis_mKB: Tensor, probes_mKV: Tensor) -> tuple[T
     """Diagonals and off-diagonals of the probes' tridiagonal matrices, orthogonal to the basis."""
     for _ in range(2):
         probes_mKV = probes_mKV - basis_mKB @ (basis_mKB.mT @ probes_mKV)
-    now_mKV = torch.nn.functional.normalize(probes_mKV, dim=1)
+    now_mKV = normalize(probes_mKV, dim=1)
     before_mKV, beta_m1V = torch.zeros_like(now_mKV), torch.zeros_like(now_mKV[:, :1])
     alphas, betas = [], []
     for _ in range(STEPS):
@@ -158,7 +159,7 @@ def _lanczos(gram_mKK: Tensor, basis_mKB: Tensor, probes_mKV: Tensor) -> tuple[T
         alpha_m1V = (next_mKV * now_mKV).sum(dim=1, keepdim=True)
         next_mKV -= now_mKV * alpha_m1V
         beta_m1V = torch.linalg.vector_norm(next_mKV, dim=1, keepdim=True)
-        before_mKV, now_mKV = now_mKV, torch.nn.functional.normalize(next_mKV, dim=1, eps=1e-30)
+        before_mKV, now_mKV = now_mKV, normalize(next_mKV, dim=1, eps=1e-30)
         alphas.append(alpha_m1V)
         betas.append(beta_m1V)
     return torch.cat(alphas, 1).mT.to(torch.float64), torch.cat(betas, 1).mT.to(torch.float64)
@@ -207,21 +208,26 @@ def _coupled(ritz_mB: Tensor, gap_mB: Tensor, rest_m1: Tensor) -> Measure:
 def _calibrated(head: Measure, tail: Measure, moments: Moments) -> Measure:
     """Both, with the smallest change of the tail's weights that gives the matrix's two moments.
 
-    Regression of f on the first two powers, as a control variate, changes its sum in the same way.
-    A moment counts as far as rounding lets the tail's part of it be known.
+    Their sum, the number of eigenvalues, stays. Regression of f on the first two powers and a
+    constant, as control variates, changes its sum in the same way. A moment counts as far as
+    rounding lets the tail's part of it be known.
     """
     scale_m1 = tail.nodes_mX.amax(dim=1, keepdim=True).clamp(min=1e-30)
     orders_2 = torch.arange(1, 3, dtype=torch.float64, device=scale_m1.device)
     powers_m2X = (tail.nodes_mX / scale_m1)[:, None] ** orders_2[:, None]
     whole_m2 = torch.stack(moments, dim=1)
     head_m2 = (head.weights_mX[:, None] * head.nodes_mX[:, None] ** orders_2[:, None]).sum(dim=2)
-    weighted_m2X = powers_m2X * tail.weights_mX[:, None]
-    missing_m2 = (whole_m2 - head_m2) / scale_m1**orders_2 - weighted_m2X.sum(dim=2)
+    tail_m2 = (powers_m2X * tail.weights_mX[:, None]).sum(dim=2)
+    missing_m2 = (whole_m2 - head_m2) / scale_m1**orders_2 - tail_m2
     rounding_m2 = ROUNDING * whole_m2 / scale_m1**orders_2
-    gram_m22 = weighted_m2X @ powers_m2X.mT + torch.diag_embed(PROBES / 2 * rounding_m2.square())
-    inverse_m22 = torch.linalg.pinv(gram_m22, rtol=1e-12, hermitian=True)
-    change_m12 = (inverse_m22 @ missing_m2[..., None]).mT
-    weights_mX = tail.weights_mX + (change_m12 @ weighted_m2X)[:, 0]
+    # Before the two powers, the constant, of which nothing is missing.
+    powers_m3X = pad(powers_m2X, (0, 0, 1, 0), value=1.0)
+    missing_m3, rounding_m3 = pad(missing_m2, (1, 0)), pad(rounding_m2, (1, 0))
+    weighted_m3X = powers_m3X * tail.weights_mX[:, None]
+    gram_m33 = weighted_m3X @ powers_m3X.mT + torch.diag_embed(PROBES / 2 * rounding_m3.square())
+    inverse_m33 = torch.linalg.pinv(gram_m33, rtol=1e-12, hermitian=True)
+    change_m13 = (inverse_m33 @ missing_m3[..., None]).mT
+    weights_mX = tail.weights_mX + (change_m13 @ weighted_m3X)[:, 0]
     return Measure(
         torch.cat([head.nodes_mX, tail.nodes_mX], dim=1),
         torch.cat([head.weights_mX, weights_mX], dim=1),

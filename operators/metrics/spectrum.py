@@ -5,9 +5,7 @@ Shape suffixes: N rows (samples or tokens), D features, K the side of a Gram mat
 """
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy.linalg import blas
 from torch import Tensor
 
 # Eigenvalues below this share of the largest are rounding, not signal: float64 leaves zeros near
@@ -17,7 +15,6 @@ RELATIVE_FLOOR = 1e-12
 
 # Sides from which a product is worth a call of its own for each matrix.
 LARGE_SIDE = 384
-MIRRORED = 128  # rows at a time
 
 
 def floor_spectrum(eigenvalues: Tensor) -> Tensor:
@@ -38,32 +35,18 @@ def _gram(left_KR: Tensor) -> Tensor:
     *batch, side, _ = left_KR.shape
     if side < LARGE_SIDE or left_KR.device.type != "cpu":
         return left_KR @ left_KR.mT
-    gram_KK = left_KR.new_zeros((*batch, side, side))
-    for gram, left in zip(_matrices(gram_KK), _matrices(left_KR), strict=True):
-        # BLAS of SciPy computes half, and on CPUs of AMD with twice the speed of torch's. It has
-        # threads of its own: they and torch's would take each other's cores.
-        if torch.get_num_threads() == 1:
-            _fill_below(gram.numpy(), left.numpy())
-            _mirror(gram)
-        else:  # matrix by matrix: of a transposed batch it is ten times slower
-            torch.mm(left, left.T, out=gram)
+    gram_KK = left_KR.new_empty((*batch, side, side))
+    # NumPy computes half of such a product and copies the other half, and on CPUs of AMD with twice
+    # the speed of torch's. Its BLAS has threads of its own: they and torch's would take each
+    # other's cores.
+    if torch.get_num_threads() == 1:
+        left = left_KR.numpy()
+        np.matmul(left, left.swapaxes(-1, -2), out=gram_KK.numpy())
+        return gram_KK
+    for gram, one_KR in zip(_matrices(gram_KK), _matrices(left_KR), strict=True):
+        # matrix by matrix: of a transposed batch it is ten times slower
+        torch.mm(one_KR, one_KR.T, out=gram)
     return gram_KK
-
-
-def _fill_below(gram: npt.NDArray[np.floating], left: npt.NDArray[np.floating]) -> None:
-    """Write ``left @ left^T`` on and below the diagonal of a matrix of zeros, without a copy."""
-    syrk = blas.dsyrk if left.dtype == np.float64 else blas.ssyrk
-    # BLAS counts columns first: what is stored by rows is its transpose, and below is above.
-    by_rows = left.flags.c_contiguous
-    syrk(1.0, left.T if by_rows else left, trans=by_rows, c=gram.T, overwrite_c=True)
-
-
-def _mirror(gram_KK: Tensor) -> None:
-    """Write what is below the diagonal above it, where zeros are."""
-    for start in range(0, len(gram_KK), MIRRORED):
-        rows = slice(start, start + MIRRORED)
-        gram_KK[:start, rows] = gram_KK[rows, :start].T
-        gram_KK[rows, rows] += gram_KK[rows, rows].tril(-1).T
 
 
 def _matrices(batch_KR: Tensor) -> Tensor:

