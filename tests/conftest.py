@@ -222,7 +222,12 @@ def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noq
                 ],
             }
         ],
-        "extract": {"norms": ["none", "final"], "poolings": ["mean", "last"], "max_tokens": 64},
+        "extract": {
+            "norms": ["none", "final"],
+            "poolings": ["mean", "last"],
+            "max_tokens": 64,
+            "workers": 1,  # to start another costs more than it saves
+        },
         "views": {"count": 4, "sample": 24},
         "tokens": {"sample": 16},
         "measure": {"token_metrics": "stored"},

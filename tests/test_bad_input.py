@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
 from storage.sql import connect
-from tests.conftest import PROJECT, TIME_LIMIT, Cli, offline_environment, write_config
+from tests.conftest import Cli, write_config
 from tests.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -103,24 +101,6 @@ def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Pa
 
 
 _Case = tuple[str, str, str]
-# Runs several commands with one Ray, and says what each left: exit code, error, and the files.
-_DRIVER = """
-import contextlib, io, json, pathlib, sys
-import ray
-from jobs.cli import main
-start, stop = ray.init, ray.shutdown
-ray.shutdown = lambda: None
-ray.init = lambda **options: ray.is_initialized() or start(**options)
-done = {}
-for name, output, config in json.loads(sys.stdin.read()):
-    error = io.StringIO()
-    with contextlib.redirect_stderr(error):
-        code = main(["prepare", config, "--output", output])
-    files = sorted(str(each.relative_to(output)) for each in pathlib.Path(output).rglob("*.*"))
-    done[name] = {"code": code, "error": error.getvalue(), "files": files}
-stop()
-pathlib.Path(sys.argv[1]).write_text(json.dumps(done))
-"""
 
 
 @dataclass(frozen=True)
@@ -204,19 +184,15 @@ def _cases(folder: Path, checkpoint: Path) -> Iterator[_Case]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str, Prepared]:
-    folder = tmp_path_factory.mktemp("prepared")
-    subprocess.run(
-        [sys.executable, "-c", _DRIVER, str(folder / "done.json")],
-        input=json.dumps(list(_cases(folder, checkpoint))),
-        cwd=PROJECT,
-        env=offline_environment(),
-        text=True,
-        timeout=TIME_LIMIT,
-        check=True,
-    )
-    done = json.loads((folder / "done.json").read_text())
-    return {name: Prepared(**values) for name, values in done.items()}
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli
+) -> dict[str, Prepared]:
+    done = {}
+    for name, output, config in _cases(tmp_path_factory.mktemp("prepared"), checkpoint):
+        told = cli("prepare", config, "--output", output, expect=0 if "mended" in name else 2)
+        files = sorted(str(each.relative_to(output)) for each in Path(output).rglob("*.*"))
+        done[name] = Prepared(told.returncode, told.stderr, files)
+    return done
 
 
 @pytest.mark.parametrize(
@@ -375,7 +351,11 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     # Other settings, asked for by name, replace the extraction and everything made from it.
     before = {m.partition: m.digest for m in _manifests(root)}
     config = write_config(
-        tmp_path, folder, datasets=datasets, extract={"max_tokens": 3}, views={"count": 2}
+        tmp_path,
+        folder,
+        datasets=datasets,
+        extract={"max_tokens": 3, "workers": 1},
+        views={"count": 2},
     )
     cli("run", str(config), "--output", str(tmp_path / "out"), "--overwrite")
     after = {m.partition: m.digest for m in _manifests(root)}

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) ->
     values: dict[str, Any] = yaml.safe_load(config.read_text())
     values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 25}
     values["datasets"][0]["tasks"] = values["datasets"][0]["tasks"][:1]
-    values["extract"] = {"max_tokens": 64}
+    values["extract"] = {"max_tokens": 64, "workers": 1}
     values["views"]["count"] = 2
     metrics = ["prompt_entropy", "curvature", "rankme", "cka_last", "infonce"]
     values["measure"] = {"metrics": metrics}

@@ -57,6 +57,7 @@ def finished(
     values = yaml.safe_load(config.read_text())
     values["datasets"][0]["tasks"] += MORE_TASKS
     values["curves"] = {"examples": [2, 4], "noise": [0.2]}
+    values["extract"]["workers"] = 2
     config.write_text(yaml.safe_dump(values))
     result = fresh_cli("run", str(config), "--output", str(folder / "out"))
     return Finished(config, Root(str(folder / "out")), result.stdout)
@@ -383,8 +384,11 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     assert sorted(after) == expected
     assert {name: after[name] for name in kept} == kept
 
-    cli("run", str(config), "--output", undisturbed.uri)
-    assert _content(killed) == _content(undisturbed)
+    for stage in ("prepare", "extract"):
+        cli(stage, str(config), "--output", undisturbed.uri)
+    expected_content, content = _content(undisturbed), _content(killed)
+    assert {path.split("/")[0] for path in expected_content} >= {"embeddings", "prompt_metrics"}
+    assert {path: content[path] for path in expected_content} == expected_content
     with connect(killed) as sql:
         counted = sql.sql(
             "SELECT count(*), count(DISTINCT prompt_id) FROM embeddings "

@@ -111,7 +111,12 @@ def measured(
                 "shard_prompts": 20,
             }
         ],
-        "extract": {"norms": ["none"], "poolings": ["mean", "last", "first"], "batch_tokens": 600},
+        "extract": {
+            "norms": ["none"],
+            "poolings": ["mean", "last", "first"],
+            "batch_tokens": 600,
+            "workers": 1,
+        },
         "views": {"count": 0},
         "measure": {
             "token_metrics": request.param,

@@ -98,7 +98,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
         views={"count": 0},
         tokens={"sample": 0},
         measure={"metrics": ["effective_rank"]},
-        extract={"max_tokens": 64},
+        extract={"max_tokens": 64, "workers": 1},
         nightly={
             "score_drop": 0.05,
             "layer_moved": None,

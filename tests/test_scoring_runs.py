@@ -53,7 +53,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: C
         folder,
         checkpoint,
         tasks={"mteb": list(MTEB_TASKS), "modules": ["tests.local_mteb"]},
-        extract={"max_tokens": 64},
+        extract={"max_tokens": 64, "workers": 1},
         views={"count": 0},
         measure={"metrics": ["dataset_entropy"]},
     )

@@ -53,7 +53,7 @@ def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     config = write_config(
         folder,
         folder / STEPS[0],
-        extract={"max_tokens": 64},
+        extract={"max_tokens": 64, "workers": 1},
         probe={"variants": ["raw"]},
         views={"count": 0},
         tokens={"sample": 0},
