@@ -88,6 +88,8 @@ def head(s3: S3, tmp_path: Path) -> Iterator[Head]:
             "--num-cpus=2",
             f"--port={port}",
             f"--dashboard-port={dashboard_port}",
+            # Its default is fixed: where another Ray has it, this one never takes a job.
+            f"--dashboard-agent-listen-port={_free_port()}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
