@@ -84,7 +84,8 @@ def test_vectors_do_not_depend_on_the_batch(architecture: str) -> None:
 def test_a_device_gives_the_same_vectors(architecture: str) -> None:
     sequences = _sequences([1, 2, 3, 17, 40, 40, 64, 5])
     here = encode(LayerModel(tiny_model(architecture)), sequences, ALL)
-    there = encode(LayerModel(tiny_model(architecture).to("cuda")), sequences, ALL)
+    batches = Representations(ALL.norms, ALL.poolings, 64)
+    there = encode(LayerModel(tiny_model(architecture).to("cuda")), sequences, batches)
     np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
 
 

@@ -60,6 +60,13 @@ def measured(
     return entropies(chunk.tokens_MTD, chunk.mask_MT, alphas, center, unit, method)[:, 0]
 
 
+@pytest.mark.parametrize("tokens", [SMALLEST_SIDE, FEATURES])
+def test_equal_eigenvalues(tokens: int) -> None:
+    """A product with the matrix then gives no new direction, only rounding."""
+    values = measured(torch.eye(FEATURES)[:tokens], [0.5, 1.0, 3.0], center=False)
+    assert values.tolist() == pytest.approx([math.log(tokens)] * 3, rel=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(TOKENS, FEATURES), (FEATURES, TOKENS)], ids=["tall", "wide"])
 @each_spectrum
 def test_close_to_exact(make: Callable[[int, int], Tensor], shape: tuple[int, int]) -> None:
