@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -145,8 +145,9 @@ class Scorer:
         vectors = _read(self.root, target.embeddings, unit.group, items)
         noisy = _read(self.root, target.noisy, unit.group, items) if target.noisy else None
         scores: list[FoldScore] = []
-        for variant in target.variants:
-            if variant == "l2":  # in the place of what is not needed any more
+        # In one order whatever the config says: l2 takes the place of raw, not needed any more.
+        for variant in sorted(target.variants, key=get_args(Variant).index):
+            if variant == "l2" and not isinstance(target.task, SCALE_FREE):
                 vectors, noisy = _normalised(vectors), _normalised(noisy) if noisy else None
             for examples in target.examples or (None,):
                 task = target.task

@@ -1,0 +1,97 @@
+"""The worker of probing, called without Ray: what it scores, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from pydantic import TypeAdapter
+
+from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
+from jobs.settings import Variant
+from jobs.tasks import Task
+from operators.subject import Subject
+from storage import schema
+from storage.manifest import Manifest, digest_of, publish
+from storage.partition import CLEAN, Partition
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+from storage.vectors import Group, embeddings_table
+
+ROWS = 40
+SUBJECT = Subject("none", "0", "by hand")
+GROUP = Group(1, "final", "mean")
+IDS = np.arange(ROWS)
+SPLIT = np.where(IDS % 2 == 0, "test", "train")
+TOPIC = {"type": "classification", "label_column": "c", "folds": 3}
+LENGTH = {"type": "regression", "value_column": "c"}
+ALIKE = {"type": "sts", "first_column": "a", "second_column": "b", "score_column": "c"}
+
+
+def vectors() -> npt.NDArray[np.float32]:
+    """Rows of very different lengths, so that their variants have different scores."""
+    draw = np.random.default_rng(0)
+    rows_ND = draw.standard_normal((ROWS, 4)) + 2 * (IDS % 4 // 2)[:, None]
+    return (rows_ND * draw.uniform(0.01, 10, (ROWS, 1))).astype(np.float32)
+
+
+def items_of(kind: str) -> dict[str, Any]:
+    if kind == "sts":
+        pairs = {"first_id": IDS, "second_id": np.roll(IDS, 1)}
+        return {**pairs, "value": np.random.default_rng(1).random(ROWS)}
+    labels = (IDS % 4 // 2).astype(str)
+    return {"prompt_id": IDS, "split": SPLIT, "label": labels, "value": IDS % 7 + 0.5}
+
+
+def stored(root: Root, where: Partition, table: pa.Table) -> Manifest:
+    blank = Receipt("shard-00000.parquet", 0, digest_of({}), "")
+    receipt = write_shard(root, where.shard(blank.name), [table], table.schema, blank)
+    return publish(root, where, {}, [receipt])
+
+
+def scored(
+    folder: Path,
+    task: dict[str, Any],
+    variants: Sequence[Variant] = ("raw", "l2"),
+    *,
+    kept: npt.NDArray[np.bool_] | None = None,
+    vectors_ND: npt.NDArray[np.float32] | None = None,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the rows of a task and why it failed; `kept` are the texts that have a vector."""
+    root, values = Root(str(folder)), (SUBJECT.name, SUBJECT.revision, "texts", CLEAN)
+    kept = np.ones(ROWS, dtype=np.bool_) if kept is None else kept
+    vectors_ND = vectors() if vectors_ND is None else vectors_ND
+    key, lengths = (GROUP.layer, GROUP.norm, GROUP.pooling), np.full(kept.sum(), 8, np.int32)
+    table = embeddings_table(key, IDS[kept], lengths, vectors_ND[kept])
+    embeddings = stored(root, Partition("embeddings", values), table)
+    own, columns = schema.TASK_ITEMS[task["type"]], {"row": IDS, **items_of(task["type"])}
+    arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
+    table = pa.Table.from_arrays(arrays, schema=own)
+    items = stored(root, Partition("tasks", ("texts", "it")), table)
+    made: Task = TypeAdapter(Task).validate_python({"name": "it", **task})
+    where = Partition("probe_scores", (*values, "it"))
+    target = ScoreTarget(SUBJECT, made, items, embeddings, None, where, {}, tuple(variants))
+    unit = ScoreUnit(0, GROUP, 0, target.folds)
+    batch = pa.table({"unit": [unit.to_json()]})
+    _, rows, why = json.loads(Scorer(root, (target,), 42, 20)(batch)["result"][0].as_py())
+    return rows, why
+
+
+@pytest.mark.parametrize("task", [TOPIC, LENGTH, ALIKE], ids=lambda task: task["type"])
+def test_the_scores_of_a_variant_are_the_same_in_any_order(
+    tmp_path: Path, task: dict[str, Any]
+) -> None:
+    both, why = scored(tmp_path / "both", task)
+    assert why is None
+    assert scored(tmp_path / "turned", task, ("l2", "raw")) == (both, None)
+    for variant in ("raw", "l2"):
+        alone = scored(tmp_path / variant, task, (variant,))
+        assert alone == ([row for row in both if row["variant"] == variant], None)
+    values = [[row["value"] for row in both if row["variant"] == each] for each in ("raw", "l2")]
+    assert (values[0] == values[1]) == (task is ALIKE)
