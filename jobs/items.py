@@ -30,6 +30,7 @@ from jobs.tasks import (
     Task,
 )
 from operators.probes.clustering import NO_LABEL
+from operators.probes.fold import NoScoreError
 from operators.probes.multilabel import NEIGHBOURS
 from operators.probes.regression import stratified_rows
 from operators.seeding import generator
@@ -323,7 +324,7 @@ def _check_samples(task: RegressionTask, where: str, train_N: npt.NDArray[np.flo
     if task.samples < len(train_N):
         try:
             stratified_rows(train_N, seed=0, samples=task.samples)  # the draw of a fold
-        except ValueError as error:
+        except NoScoreError as error:
             raise ConfigError(f"{where}: {error}") from error
 
 

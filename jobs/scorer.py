@@ -33,7 +33,7 @@ from jobs.tasks import (
 from operators.probes import MAIN_METRICS
 from operators.probes.classification import classification
 from operators.probes.clustering import clustering
-from operators.probes.fold import FoldScore, PairRows, unit_rows
+from operators.probes.fold import FoldScore, NoScoreError, PairRows, unit_rows
 from operators.probes.multilabel import multilabel_classification
 from operators.probes.pair_classification import pair_classification
 from operators.probes.regression import regression
@@ -171,7 +171,7 @@ class Scorer:
         """Return the scores, or NaN and the reason where the vectors that there are allow none."""
         try:
             return self._score(task, items, vectors, noisy, unit), None
-        except ValueError as error:
+        except NoScoreError as error:
             return [FoldScore(0, main_metric(task), float("nan"), 0, 0)], str(error)
 
     def _score(
@@ -301,6 +301,8 @@ def _read(root: Root, embeddings: Manifest, group: Group, items: pa.Table) -> La
 
 
 def _normalised(vectors: LayerVectors) -> LayerVectors:
+    if not len(vectors.prompt_ids):  # nothing to scale, and no score either: the probe says so
+        return vectors
     return LayerVectors(vectors.prompt_ids, unit_rows(vectors.matrix_ND))
 
 

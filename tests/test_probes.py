@@ -13,7 +13,8 @@ from operators.probes import MAIN_METRICS, cosine
 from operators.probes import retrieval as retrieval_module
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering
-from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
+from operators.probes.fold import FoldScore, NoScoreError, finite_vectors, item_resamples, unit_rows
+from operators.probes.reranking import reranking
 from operators.probes.retrieval import ndcg, retrieval
 
 N_LABELS = 4
@@ -310,3 +311,26 @@ def test_values_that_do_not_exist_are_errors(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda: classification(ROWS, LABELS * 0, ROWS, LABELS), NoScoreError),
+        (lambda: classification(ROWS, LABELS, ROWS, LABELS + 2), NoScoreError),
+        (lambda: clustering(ROWS[:0], []), NoScoreError),
+        (lambda: retrieval(ROWS, ROWS, [[]] * 40), NoScoreError),
+        (lambda: reranking(ROWS, ROWS, [[0]] * 40, [[0]] * 40), NoScoreError),
+        (lambda: clustering(BROKEN, LABELS), ValueError),
+        (lambda: clustering(ROWS[0], LABELS), ValueError),
+        (lambda: clustering(ROWS, LABELS[:9]), ValueError),
+        (lambda: clustering(ROWS, LABELS, documents_per_fold=3), ValueError),
+        (lambda: retrieval(ROWS[:, :3], ROWS, [[0]] * 40), ValueError),
+    ],
+)
+def test_data_without_a_score_is_told_from_a_wrong_call(
+    call: Callable[[], list[FoldScore]], kind: type[ValueError]
+) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        call()
+    assert caught.type is kind

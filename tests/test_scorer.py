@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
+from jobs import scorer
 from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
 from jobs.settings import Variant
 from jobs.tasks import Task
@@ -31,7 +33,9 @@ IDS = np.arange(ROWS)
 SPLIT = np.where(IDS % 2 == 0, "test", "train")
 TOPIC = {"type": "classification", "label_column": "c", "folds": 3}
 LENGTH = {"type": "regression", "value_column": "c"}
-ALIKE = {"type": "sts", "first_column": "a", "second_column": "b", "score_column": "c"}
+_PAIRED = {"first_column": "a", "second_column": "b"}
+ALIKE = {**_PAIRED, "type": "sts", "score_column": "c"}
+PAIRS = {**_PAIRED, "type": "pair_classification", "label_column": "c"}
 
 
 def vectors() -> npt.NDArray[np.float32]:
@@ -42,9 +46,11 @@ def vectors() -> npt.NDArray[np.float32]:
 
 
 def items_of(kind: str) -> dict[str, Any]:
+    pairs = {"first_id": IDS, "second_id": np.roll(IDS, 1)}
     if kind == "sts":
-        pairs = {"first_id": IDS, "second_id": np.roll(IDS, 1)}
         return {**pairs, "value": np.random.default_rng(1).random(ROWS)}
+    if kind == "pair_classification":
+        return {**pairs, "value": IDS % 2 * 1.0}
     labels = (IDS % 4 // 2).astype(str)
     return {"prompt_id": IDS, "split": SPLIT, "label": labels, "value": IDS % 7 + 0.5}
 
@@ -95,3 +101,58 @@ def test_the_scores_of_a_variant_are_the_same_in_any_order(
         assert alone == ([row for row in both if row["variant"] == variant], None)
     values = [[row["value"] for row in both if row["variant"] == each] for each in ("raw", "l2")]
     assert (values[0] == values[1]) == (task is ALIKE)
+
+
+SAME = np.ones((ROWS, 4), dtype=np.float32)
+NO_TEXT, ONE_LABEL, NO_PAIR = IDS < 0, (SPLIT == "test") | (IDS % 4 < 2), IDS % 2 == 0
+NO_TEST, FEW = SPLIT == "train", IDS < 20
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "reason"),
+    [
+        (LENGTH, {"vectors_ND": SAME}, "test: the 20 predictions are all equal"),
+        (ALIKE, {"vectors_ND": SAME}, "pairs: all 40 have the cosine 1"),
+        (TOPIC, {"kept": ONE_LABEL}, "train: 10 rows have 1 label"),
+        (TOPIC, {"kept": NO_TEST}, "test: expected a non-empty"),
+        (TOPIC, {"kept": NO_TEXT}, "train: expected a non-empty"),
+        (LENGTH, {"kept": NO_TEXT}, "train: expected a non-empty"),
+        (LENGTH | {"samples": 9}, {"kept": FEW}, "train: 9 of 10 rows cannot be drawn"),
+        (ALIKE, {"kept": NO_TEXT}, "first: expected a non-empty"),
+        (ALIKE, {"kept": NO_PAIR}, "pairs: there are none"),
+        (PAIRS, {"kept": NO_PAIR}, "pairs: there are none"),
+    ],
+)
+def test_data_that_allows_no_score_is_undefined_for_a_reason(
+    tmp_path: Path, task: dict[str, Any], given: dict[str, Any], reason: str
+) -> None:
+    rows, why = scored(tmp_path, task, **given)
+    assert why is None
+    assert [row["variant"] for row in rows] == ["raw", "l2"]
+    for row in rows:
+        assert math.isnan(row["value"])
+        assert row["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("Input X contains NaN."), np.linalg.LinAlgError("no convergence")]
+)
+def test_an_error_of_a_library_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ValueError
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(scorer, "regression", fail)
+    rows, why = scored(tmp_path, LENGTH)
+    assert not rows
+    assert why == f"layer {GROUP.layer}: {error}"
+
+
+def test_vectors_that_are_not_finite_are_a_failure(tmp_path: Path) -> None:
+    broken_ND = vectors()
+    broken_ND[3] = np.nan
+    rows, why = scored(tmp_path, LENGTH, ("raw",), vectors_ND=broken_ND)
+    assert not rows
+    assert why is not None
+    assert "4 non-finite entries in 1 of 20 rows" in why

@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score
 
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Vectors,
     finite_vectors,
     require_known_labels,
@@ -81,7 +82,9 @@ def classification(  # noqa: PLR0913 - two labelled matrices and the protocol's 
     require_positive(folds=folds, samples_per_label=samples_per_label)
     labels: list[object] = train_labels_N.tolist()
     if len(set(labels)) == 1:
-        raise ValueError(f"train: {len(labels)} rows have 1 label, classification needs 2 or more")
+        raise NoScoreError(
+            f"train: {len(labels)} rows have 1 label, classification needs 2 or more"
+        )
     require_known_labels(labels, test_labels_N.tolist())
 
     estimator = LogisticRegression(max_iter=MAX_ITERATIONS, random_state=seed)

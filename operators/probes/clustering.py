@@ -12,6 +12,7 @@ from sklearn.metrics import v_measure_score
 
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Vectors,
     finite_vectors,
     require_positive,
@@ -71,7 +72,7 @@ def clustering(  # noqa: PLR0913 - the protocol's own settings, by keyword
 
     n_labels = len(np.unique(labels_N))
     if n_labels == 1:
-        raise ValueError(f"clustering: {len(labels_N)} rows have 1 label, 2 or more are needed")
+        raise NoScoreError(f"clustering: {len(labels_N)} rows have 1 label, 2 or more are needed")
     if documents_per_fold < n_labels:
         raise ValueError(
             f"clustering: {documents_per_fold} documents per fold cannot fill {n_labels} clusters"

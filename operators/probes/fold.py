@@ -18,6 +18,10 @@ PairRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 NAMED_LABELS = 5
 
 
+class NoScoreError(ValueError):
+    """The data allows no score, whatever is done with it; any other error is one of the caller."""
+
+
 @dataclass(frozen=True)
 class FoldScore:
     """One score of one repetition of a probe.
@@ -74,11 +78,14 @@ def unit_rows(vectors_ND: Vectors) -> npt.NDArray[np.float32]:
 def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
     """Return the matrix as float32 or float64; empty, misshapen or non-finite input raises.
 
+    NoScoreError without a row, which is what is left where no text has a token.
+
     float16 is widened to float32, which loses nothing; wider types are kept as they are, because
     the estimators' results depend on the type they are given.
     """
     if vectors_ND.ndim != 2 or 0 in vectors_ND.shape:  # noqa: PLR2004 - a matrix has two axes
-        raise ValueError(f"{name}: expected a non-empty [rows, dim] array, got {vectors_ND.shape}")
+        error = NoScoreError if vectors_ND.ndim == 2 else ValueError  # noqa: PLR2004
+        raise error(f"{name}: expected a non-empty [rows, dim] array, got {vectors_ND.shape}")
     # Both are NaN where an entry is; a mask of all entries would take a quarter of the vectors.
     if not np.isfinite([vectors_ND.min(), vectors_ND.max()]).all():
         bad_ND = ~np.isfinite(vectors_ND)
@@ -93,7 +100,10 @@ def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
 def paired_vectors(
     first_MD: Vectors, second_MD: Vectors, rows: PairRows | None = None
 ) -> tuple[Vectors, Vectors, int]:
-    """Return the two sides of the pairs and how many pairs there are; sides that differ raise."""
+    """Return the two sides of the pairs and how many pairs there are; sides that differ raise.
+
+    NoScoreError without a pair.
+    """
     same = first_MD is second_MD
     first_MD = finite_vectors("first", first_MD)
     second_MD = first_MD if same else finite_vectors("second", second_MD)
@@ -101,6 +111,8 @@ def paired_vectors(
     first, second = zip(counts, (first_MD.shape[1], second_MD.shape[1]), strict=True)
     if first != second:
         raise ValueError(f"pairs: both sides need one shape, got {first} and {second}")
+    if not counts[0]:
+        raise NoScoreError("pairs: there are none, as no pair has a vector on both sides")
     return first_MD, second_MD, counts[0]
 
 
@@ -113,7 +125,10 @@ def row_labels(name: str, labels: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.
 
 
 def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
-    """Return one finite number per row as float64; other input raises, also one number for all."""
+    """Return one finite number per row as float64; other input raises.
+
+    NoScoreError for one number in all rows.
+    """
     raw_N = np.asarray(values)
     if raw_N.shape != (n_rows,):
         raise ValueError(f"{name}: {n_rows} rows need {n_rows} values, got shape {raw_N.shape}")
@@ -136,17 +151,19 @@ def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
             f"in row {bad[0]}"
         )
     if (values_N == values_N[0]).all():
-        raise ValueError(f"{name}: all {n_rows} values are {values_N[0]:g}, 2 different are needed")
+        raise NoScoreError(
+            f"{name}: all {n_rows} values are {values_N[0]:g}, 2 different are needed"
+        )
     return values_N
 
 
 def require_known_labels(train: Collection[object], test: Collection[object]) -> None:
-    """Raise if a label of the test split is not in the training split, with its name."""
+    """NoScoreError if a label of the test split is not in the training split, with its name."""
     unknown = sorted(set(test) - set(train), key=str)
     if unknown:
         named = ", ".join(repr(label) for label in unknown[:NAMED_LABELS])
         more = ", …" if len(unknown) > NAMED_LABELS else ""
-        raise ValueError(
+        raise NoScoreError(
             f"test: {len(unknown)} of {len(set(test))} labels do not appear in train, "
             f"so no classifier can name them: {named}{more}"
         )

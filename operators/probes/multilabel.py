@@ -14,6 +14,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Vectors,
     finite_vectors,
     require_known_labels,
@@ -34,7 +35,7 @@ def _checked_labels(name: str, labels: Labels, n_rows: int) -> set[str]:
             raise ValueError(f"{name}: row {row} has {of_row!r}, a list of labels is needed")
     found = {label for of_row in labels for label in of_row}
     if len(found) < 2:  # noqa: PLR2004 - of one label alone there is nothing to tell apart
-        raise ValueError(
+        raise NoScoreError(
             f"{name}: {n_rows} rows have {len(found)} labels, "
             "multi-label classification needs 2 or more"
         )
@@ -103,7 +104,7 @@ def multilabel_classification(  # noqa: PLR0913 - two labelled matrices and the 
     drawn = few_shot_rows(train_labels, seed=seed, folds=folds, samples_per_label=samples_per_label)
     for fold, rows in enumerate(drawn[first:], first):
         if len(rows) < NEIGHBOURS:
-            raise ValueError(
+            raise NoScoreError(
                 f"train: fold {fold} draws {len(rows)} rows, {NEIGHBOURS} neighbours need as many"
             )
         estimator = KNeighborsClassifier(n_neighbors=NEIGHBOURS)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from operators.probes.cosine import BLOCK_ROWS, pair_blocks, paired_cosines
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     PairRows,
     Values,
     Vectors,
@@ -75,7 +76,7 @@ def _positive(labels: npt.ArrayLike, n_pairs: int) -> npt.NDArray[np.bool_]:
     if other:
         raise ValueError(f"pairs: the label {other[0]!r} is neither 0 (apart) nor 1 (together)")
     if len(found) == 1:
-        raise ValueError(
+        raise NoScoreError(
             f"pairs: all {n_pairs} have the label {found[0]}, pair classification needs both"
         )
     positive_N: npt.NDArray[np.bool_] = labels_N == 1

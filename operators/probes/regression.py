@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Values,
     Vectors,
     finite_vectors,
@@ -61,7 +62,7 @@ def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[
     size_B = np.bincount(bin_N)
     staying = len(value_N) - samples
     if size_B.min() < 2 or min(staying, samples) < len(size_B):  # noqa: PLR2004 - one to each part
-        raise ValueError(
+        raise NoScoreError(
             f"train: {samples} of {len(value_N)} rows cannot be drawn from {len(size_B)} bins of "
             f"values, the smallest with {size_B.min()} rows: lower `samples` to "
             f"{len(size_B)}..{len(value_N) - len(size_B)}, or use all rows with a higher one"
@@ -126,7 +127,7 @@ def regression(  # noqa: PLR0913 - two matrices with values and the protocol's o
             tau = _kendall(test_N, fitted.predict(test_ND))
             scores.append(FoldScore(fold, "kendalltau", tau, samples, len(test_N)))
     if any(np.isnan(score.value) for score in scores):
-        raise ValueError(
+        raise NoScoreError(
             f"test: the {len(test_N)} predictions are all equal, so they have no order"
         )
     return scores

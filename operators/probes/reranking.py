@@ -11,6 +11,7 @@ import numpy.typing as npt
 from operators.probes.cosine import cosines
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Values,
     Vectors,
     finite_vectors,
@@ -38,7 +39,7 @@ def _checked_query(
     rows: npt.NDArray[np.int64] = np.asarray(candidates, dtype=np.int64)
     gain_C: Values = np.asarray(relevance, dtype=np.float64)
     if not rows.size:
-        raise ValueError(f"candidates: query {query} has no candidate")
+        raise NoScoreError(f"candidates: query {query} has no candidate")
     if rows.shape != gain_C.shape:
         raise ValueError(
             f"relevance: query {query} has {rows.size} candidates and {gain_C.size} gains"
@@ -51,7 +52,7 @@ def _checked_query(
     if not np.isfinite(gain_C).all():
         raise ValueError(f"relevance: query {query} has a gain that is not finite")
     if not (gain_C > 0).any():
-        raise ValueError(f"relevance: query {query} has no relevant candidate")
+        raise NoScoreError(f"relevance: query {query} has no relevant candidate")
     return rows, gain_C
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from operators.probes.cosine import cosines
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     Values,
     Vectors,
     finite_vectors,
@@ -44,7 +45,7 @@ def _checked_query(
     named: Rows = np.asarray(relevant, dtype=np.int64)
     rows, first = np.unique(named, return_index=True)
     if not rows.size:
-        raise ValueError(f"relevant: query {query} has no relevant document")
+        raise NoScoreError(f"relevant: query {query} has no relevant document")
     if rows[0] < 0 or rows[-1] >= n_documents:
         raise ValueError(
             f"relevant: query {query} names document rows {rows[0]}..{rows[-1]}, "

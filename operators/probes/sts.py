@@ -9,6 +9,7 @@ import numpy.typing as npt
 from operators.probes.cosine import paired_cosines
 from operators.probes.fold import (
     FoldScore,
+    NoScoreError,
     PairRows,
     Values,
     Vectors,
@@ -60,13 +61,13 @@ def sts(
     Source: `cosine_spearman`, the main score of `AbsTaskSTS` of mteb 2.26 (Reimers et al. 2016
     argue for it against Pearson). Range -1..1, higher is better, 0 without any relation. Ours
     computes the cosine in float64, and that of a zero vector is 0 (there: 0.5 with any other).
-    ValueError if all pairs are equally similar, as in a layer that does not depend on the text.
+    NoScoreError if all pairs are equally similar, as in a layer that does not depend on the text.
     """
     first_MD, second_MD, n_pairs = paired_vectors(first_MD, second_MD, rows)
     gold_N = varied_values("scores", scores, n_pairs)
     cosine_N = paired_cosines(first_MD, second_MD, rows)
     if (cosine_N == cosine_N[0]).all():
-        raise ValueError(
+        raise NoScoreError(
             f"pairs: all {len(cosine_N)} have the cosine {cosine_N[0]:g}, so they have no ranking"
         )
     by_people_N, by_cosine_N = _groups(gold_N), _groups(cosine_N)
