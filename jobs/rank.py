@@ -25,6 +25,7 @@ from operators.ranking.bootstrap import draw_scores
 from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend
 from operators.ranking.scores import TaskScores, scored
+from operators.ranking.sentences import Gap, not_compared, not_counted
 from operators.subject import Subject
 from storage import schema
 from storage.manifest import digest_of, publish, require
@@ -39,13 +40,17 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RankedTask:
-    """A task of the run and its scores; `label` is its name, with the dataset if two share it."""
+    """A task of the run and its scores; `label` is its name, with the dataset if two share it.
+
+    `undefined` says of the layers that were scored and have no score why they have none.
+    """
 
     label: str
     dataset: DatasetConfig
     task: Task
     metric: str
     scores: TaskScores
+    undefined: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,10 @@ def rank_subject(run: Run, subject: Subject) -> SubjectRanking:
         layer, sentence = unlabelled_verdict(layers)
         saved = float(1 - cost_L[layers.index(layer)])
         verdict = Verdict("no_labels", layer, saved, sentence)
-    dropped = _dropped(run, subject, tasks, layers)
-    if dropped:
-        verdict = replace(verdict, sentence=f"{verdict.sentence} {_of_dropped(dropped)}")
+    undefined = {layer for task in tasks for layer in task.undefined}
+    dropped = [each for each in _dropped(run, subject, tasks, layers) if each not in undefined]
+    told = [verdict.sentence, *([_of_dropped(dropped)] if dropped else []), *_of_undefined(tasks)]
+    verdict = replace(verdict, sentence=" ".join(told))
     score_L = np.array([row.score for row in evidence.layers])
     draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
     front_L = pareto(score_L, cost_L)
@@ -129,6 +135,26 @@ def _of_dropped(layers: Sequence[int]) -> str:
     )
 
 
+def _of_undefined(tasks: Sequence[RankedTask]) -> Iterator[str]:
+    """Yield what tasks without a score, in every layer or in some, leave out of the ranking."""
+    gaps = [
+        (task, Gap(task.label, sorted(task.undefined), task.undefined[min(task.undefined)]))
+        for task in tasks
+        if task.undefined
+    ]
+    counting = scored([task.scores for task in tasks])
+    never = {
+        gap.task: f"it has no score in any layer{gap.because}"
+        for task, gap in gaps
+        if task.scores not in counting
+    }
+    if never:
+        yield not_counted(never)
+    partly = [gap for task, gap in gaps if task.scores in counting]
+    if partly:
+        yield not_compared(partly)
+
+
 def relative_cost(costs: Mapping[int, LayerCost], layers: Sequence[int]) -> Array:
     """Return the operations of a token up to each layer, relative to the whole model's, 0 to 1."""
     last = max(layers)
@@ -144,7 +170,8 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
     for label, dataset, task in _labelled_tasks(run.config):
         rows = ranked_rows(run, score_partition(subject, dataset, task))
         scores = _task_scores(label, rows, layers)
-        found.append(RankedTask(label, dataset, task, rows[0]["metric"], scores))
+        undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
+        found.append(RankedTask(label, dataset, task, rows[0]["metric"], scores, undefined))
     return found
 
 

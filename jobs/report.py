@@ -107,7 +107,8 @@ def _table(subject: SubjectFinding, level: float) -> list[str]:
     interval = f"{100 * level:g} % interval"
     labels = [task.label for task in subject.tasks]
     columns = ["layer", "score", interval, "rank", "gain", interval, "p", "best", "cost"]
-    table = [[*columns, *map(_short, labels)]]
+    left_out = wording_verdict.not_counted(subject)
+    table = [[*columns, *(f"{_short(each)}{'*' * (each in left_out)}" for each in labels)]]
     for row in subject.layers:
         cells = [str(row.layer), points(row.score), span(row.score_low, row.score_high)]
         cells += [wording.NOTHING if row.rank is None else str(row.rank), signed(row.gain)]
@@ -123,8 +124,10 @@ def _table(subject: SubjectFinding, level: float) -> list[str]:
     ]
     hidden = len(widths) - shown
     more = [f"  {wording.counted(hidden, 'more task')} in the report"] if hidden else []
-    said = wording_verdict.search(subject)
-    found = [f"  {line}" for line in textwrap.wrap(said, COLUMNS - 2)]
+    said = [wording_verdict.search(subject)]
+    if left_out:
+        said.insert(0, f"* not counted, as no layer has a score: {', '.join(left_out)}")
+    found = [f"  {line}" for each in said for line in textwrap.wrap(each, COLUMNS - 2)]
     return [*lines, "", *_NOTES, *more, *found, ""]
 
 

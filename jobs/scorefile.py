@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from jobs.scorerows import ScoreRow, read_mteb, read_table
 from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Policy, Verdict, recommend
 from operators.ranking.scores import TaskScores
+from operators.ranking.sentences import not_counted
 from storage.root import resolve
 
 _Cells = dict[int, dict[str, float]]  # layer -> fold -> score
@@ -22,7 +23,8 @@ _Cells = dict[int, dict[str, float]]  # layer -> fold -> score
 class Scored:
     """The scores of one model at a revision: tasks that have a score in every one of `layers`.
 
-    `notes` are sentences on what was left out, or read in another way than usual.
+    `notes` are sentences on what was left out, or read in another way than usual; `left_out` says
+    why of every task that is not among `tasks`.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Scored:
     layers: list[int]
     tasks: list[TaskScores]
     notes: list[str]
+    left_out: dict[str, str]
 
 
 def read_scores(path: str | Path) -> list[Scored]:
@@ -76,7 +79,11 @@ def rank_file(
         evidence = weigh(scored.tasks, layers=scored.layers, seed=seed, draws=draws, level=level)
         last = max(scored.layers)
         costs = [layer / last if last else 1.0 for layer in scored.layers]
-        ranked.append((scored, evidence, recommend(evidence, costs, policy)))
+        verdict = recommend(evidence, costs, policy)
+        if scored.left_out:
+            sentence = f"{verdict.sentence} {not_counted(scored.left_out)}"
+            verdict = replace(verdict, sentence=sentence)
+        ranked.append((scored, evidence, verdict))
     return ranked
 
 
@@ -87,15 +94,16 @@ def _subject(
     by_task: dict[str, list[ScoreRow]] = {}
     for row in rows:
         by_task.setdefault(row.task, []).append(row)
-    tasks, left_out = [], []
+    tasks, left_out = [], {}
     for name in sorted(by_task):
         cells = _cells(path, by_task[name])
         reason = _incomplete(cells, layers)
         if reason:
-            left_out.append(f"task {name} is left out: {reason}")
+            left_out[name] = reason
         else:
             tasks.append(_task(path, name, by_task[name], cells))
-    return Scored(*key, layers, tasks, [*notes, *left_out])
+    told = [f"task {name} is left out: {reason}" for name, reason in left_out.items()]
+    return Scored(*key, layers, tasks, [*notes, *told], left_out)
 
 
 def _cells(path: str, rows: Sequence[ScoreRow]) -> _Cells:

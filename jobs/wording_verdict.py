@@ -110,6 +110,12 @@ def counting(subject: SubjectFinding) -> list[TaskFinding]:
     ]
 
 
+def not_counted(subject: SubjectFinding) -> list[str]:
+    """Return the labels of the tasks that have no score in any layer, which no mean contains."""
+    counted_tasks = counting(subject)
+    return [task.label for task in subject.tasks if task not in counted_tasks]
+
+
 def has_intervals(subject: SubjectFinding) -> bool:
     """Whether there was something to draw intervals from."""
     return any(row.score_low is not None for row in subject.layers)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from operators.ranking.evidence import Evidence, LayerEvidence, weigh
 from operators.ranking.policy import Policy, pareto, recommend
+from operators.ranking.sentences import Gap, not_compared, not_counted
 from tests.test_ranking_evidence import GOLDEN, folded, published, single, singles
 
 NAN = math.nan
@@ -353,3 +354,24 @@ def test_pythia_410m_is_cut_after_layer_17() -> None:
     front = pareto([row.score for row in found.layers], np.arange(25) / 24)
     assert front[17]
     assert not front[18:].any()
+
+
+def test_tasks_that_do_not_count_are_named() -> None:
+    whys = {f"t{number}": f"it lacks {number}" for number in range(5)}
+    assert not_counted({"t0": "it lacks 0"}) == "Task t0 is not in the ranking: it lacks 0."
+    two = not_counted({name: whys[name] for name in ("t0", "t1")})
+    assert two.startswith("2 tasks are not in the ranking: t0, because it lacks 0; t1, because")
+    many = not_counted(whys)
+    assert [name in many for name in whys] == [True, True, True, False, False]
+    assert many.endswith("; and 2 more.")
+
+
+def test_layers_that_are_not_compared_name_their_tasks() -> None:
+    one = not_compared([Gap("length", [0], "all are equal")])
+    assert one == ("Layer 0 is not in the ranking: task length has no score there (all are equal).")
+    assert not_compared([Gap("a", [0, 2], "")]) == (
+        "Layers 0 and 2 are not in the ranking: task a has no score there."
+    )
+    more = not_compared([Gap("a", [3, 4], "why"), *(Gap(f"t{n}", [0], "") for n in range(4))])
+    assert more.startswith("Layers 0, 3 and 4 are not in the ranking: 5 tasks have")
+    assert "a in layers 3 and 4 (why); t0 in layer 0; t1 in layer 0; and 2 more." in more

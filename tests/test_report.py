@@ -109,7 +109,7 @@ def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
             "fold": fold,
             "metric": "accuracy",
             "value": score + 0.002 * fold,
-            "reason": None,
+            "reason": "all are equal" if np.isnan(score) else None,
             "n_train": 8,
             "n_test": 32,
             "replicates": [],
@@ -341,6 +341,47 @@ def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> N
     assert subject["layers"][0]["rank"] is None
     assert subject["verdict"]["layer"] == 2
     assert "Task find" in files["report.md"]
+    said = "Layer 0 is not in the ranking: task find has no score there (all are equal)."
+    assert subject["verdict"]["sentence"].endswith(said)
+    assert "not counted" not in files["report.md"] + files["index.html"]
+
+
+def test_a_task_without_any_score_is_named_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = _publish(_run(tmp_path / "whole", _config()))
+    assert "not in the ranking" not in whole["report.json"]
+    capsys.readouterr()
+    scores = {**SCORES, "find": [float("nan")] * LAYERS}
+    files = _publish(_run(tmp_path / "lacking", _config(), scores))
+    said = "Task find is not in the ranking: it has no score in any layer (all are equal)."
+    told = capsys.readouterr().out
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["verdict"]["layer"] == 2
+    assert subject["verdict"]["sentence"].endswith(said)
+    for text in (files["report.md"], files["index.html"], told):
+        assert said in " ".join(text.split())
+        assert text.count("not counted") == (1 if text == told else 2)
+    assert [line.split()[-2:] for line in told.splitlines() if line.startswith("  layer")] == [
+        ["topic", "find*"]
+    ]
+    assert "* not counted, as no layer has a score: find" in told
+    assert "not counted" not in whole["report.md"] + whole["index.html"]
+
+
+def test_a_search_and_an_undefined_score_each_leave_layers_out(tmp_path: Path) -> None:
+    config = _config()
+    run = _run(tmp_path, config)
+    scores = {"topic": SCORES["topic"], "find": [float("nan"), *SCORES["find"][1:]]}
+    for task in config.datasets[0].tasks:
+        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
+        kept = [row for row in _score_rows(task.type, scores[task.name]) if row["layer"] != 1]
+        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
+        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
+        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
+    (found,) = rank(run)
+    assert "The search dropped layer 1 early" in found.verdict.sentence
+    assert "Layer 0 is not in the ranking: task find has" in found.verdict.sentence
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:

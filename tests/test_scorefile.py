@@ -163,6 +163,12 @@ def test_only_the_needed_columns_and_several_models(tmp_path: Path) -> None:
     assert ranked[1][0].notes == [
         "task pairs is left out: it has a score in 1 of 3 layers, not in layers 0, 10"
     ]
+    assert ranked[1][0].left_out == {
+        "pairs": "it has a score in 1 of 3 layers, not in layers 0, 10"
+    }
+    sentences = [verdict.sentence for _, _, verdict in ranked]
+    assert "not in the ranking" not in sentences[0]
+    assert " Task pairs is not in the ranking: it has a score in 1 of 3 layers" in sentences[1]
 
 
 def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) -> None:
@@ -199,6 +205,7 @@ def test_a_model_without_a_complete_task_says_so(tmp_path: Path) -> None:
     assert len(scored.notes) == 2
     assert evidence.best is None
     assert (verdict.kind, verdict.layer) == ("no_labels", 1)
+    assert "2 tasks are not in the ranking: a, because" in verdict.sentence
 
 
 @pytest.mark.parametrize(

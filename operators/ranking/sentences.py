@@ -1,5 +1,8 @@
 """The sentences of a verdict, in points: 100 x score."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from operators.ranking.evidence import Evidence, LayerEvidence
@@ -9,6 +12,21 @@ from operators.ranking.scores import TIE
 FEW_TASKS = 5
 
 _SHOWN = 0.1  # points; below this one decimal is too few
+_NAMED = 3  # tasks that a sentence names before it only counts them
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The layers in which a task has no score, and why where that is known."""
+
+    task: str
+    layers: list[int]
+    reason: str
+
+    @property
+    def because(self) -> str:
+        """The reason in brackets; nothing if it is not known."""
+        return f" ({self.reason})" if self.reason else ""
 
 
 def no_labels(last: LayerEvidence) -> str:
@@ -26,6 +44,25 @@ def no_score(evidence: Evidence) -> str:
     else:
         reason = "no layer was scored on every task"
     return f"Not enough evidence: {reason}; this leaves the last layer ({evidence.last.layer})."
+
+
+def not_counted(why_of: Mapping[str, str]) -> str:
+    """Name the tasks that are not in the ranking and, in a clause, why each is not."""
+    if len(why_of) == 1:
+        ((task, why),) = why_of.items()
+        return f"Task {task} is not in the ranking: {why}."
+    named = _some([f"{task}, because {why}" for task, why in why_of.items()])
+    return f"{len(why_of)} tasks are not in the ranking: {named}."
+
+
+def not_compared(gaps: Sequence[Gap]) -> str:
+    """Name the layers that tasks in the ranking have no score in, which leaves these layers out."""
+    layers = sorted({layer for gap in gaps for layer in gap.layers})
+    left_out = f"{_listed(layers).capitalize()} {'is' if len(layers) == 1 else 'are'} not in the"
+    if len(gaps) == 1:
+        return f"{left_out} ranking: task {gaps[0].task} has no score there{gaps[0].because}."
+    named = _some([f"{gap.task} in {_listed(gap.layers)}{gap.because}" for gap in gaps])
+    return f"{left_out} ranking: {len(gaps)} tasks have no score there: {named}."
 
 
 def use(evidence: Evidence, row: LayerEvidence, why: str, saved: float) -> str:
@@ -169,6 +206,12 @@ def _points(value: float) -> str:
 def _share(value: float) -> str:
     percent = round(100 * value)
     return f"{percent} %" if percent or not value else "less than 1 %"
+
+
+def _some(parts: Sequence[str]) -> str:
+    """Return the first of several clauses, and how many more there are."""
+    more = len(parts) - _NAMED
+    return "; ".join([*parts[:_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _listed(layers: list[int]) -> str:
