@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ import ray
 import ray.data
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
+from ray.job_config import JobConfig
 
+import jobs
 from jobs.config import ConfigError
 from jobs.settings import ClusterConfig, Device
 
@@ -135,6 +137,7 @@ class Cluster:
         options: dict[str, Any] = {
             "logging_level": logging.INFO if self.verbose else logging.ERROR,
             "log_to_driver": self.verbose,
+            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_home())])),
         }
         if address is None:
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -268,10 +271,25 @@ def result_table(*values: Any) -> pa.Table:  # noqa: ANN401  (any JSON value)
     return pa.table({"result": [json.dumps(value) for value in values]})
 
 
+class _WorkerPath(list[str]):
+    """What Ray puts first on a worker's path: the folder of our packages, and nothing else.
+
+    Ray extends it with the folder that the command was started in, the last the first to be
+    searched, and whatever that folder has of the name of a module of ours would be taken for it.
+    """
+
+    def extend(self, _folders: Iterable[str]) -> None:
+        """Add nothing."""
+
+
+def _home() -> Path:
+    """Return the folder that our three packages lie in."""
+    return Path(jobs.__file__).resolve().parents[1]
+
+
 def _own_packages() -> list[str]:
     """Return the folders of our three packages, so that workers need no installed wheel."""
-    here = Path(__file__).resolve().parents[1]
-    return [str(here / name) for name in ("jobs", "operators", "storage")]
+    return [str(_home() / name) for name in ("jobs", "operators", "storage")]
 
 
 @contextmanager

