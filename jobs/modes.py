@@ -50,6 +50,7 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
     if present is not None:
         say(f"  modes of {present.rows} layers, present")
         return
+    run.cluster.start()
     layers = _layers(run, parts)
     found: list[dict[str, Any]] = []
     task = LayerModes(run.root, tuple(parts), rows)

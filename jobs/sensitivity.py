@@ -131,6 +131,7 @@ def _prompt_sums(
     ]
     if not work:
         return found
+    run.cluster.start()
     task = PromptSlopes(run.root, tuple(families))
     with Progress("measure", len(work), "layers of slopes") as progress:
         for index, layer, sums in run_tasks(work, task.__call__):

@@ -52,6 +52,8 @@ def prompt_traits(
     tokenizer = partial(tokenizer_of, subject, max_tokens, run.config.storage)
     task = PromptTraits(run.root, tokenizer, measured.partition, metric, digest_of(settings))
     units = [json.dumps({"name": name, "take": shares[name]}) for name in absent]
+    if units:
+        run.cluster.start()
     for result in run_tasks(units, task.__call__) if units else ():
         receipt = Receipt.from_json(result)
         done[receipt.name] = receipt

@@ -1,0 +1,88 @@
+"""A finished run that lost tables: the same command makes them again, with the same bytes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.manifest import require
+from storage.partition import KEYS, partitions
+from storage.root import Root
+from tests.conftest import Cli, write_config
+
+pytestmark = pytest.mark.slow
+PAIRS = [
+    ("prompts", "embeddings"),
+    ("embeddings", "probe_scores"),
+    ("prompt_metrics", "modes"),
+    ("prompt_traits", "sensitivity"),
+    ("layer_costs", "ranking"),
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run of every table, and what is in it."""
+
+    config: Path
+    root: Root
+    content: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Finished:
+    folder = tmp_path_factory.mktemp("resumed")
+    config = write_config(folder, checkpoint)
+    values: dict[str, Any] = yaml.safe_load(config.read_text())
+    values["datasets"][0] |= {"limit": 40, "tasks": values["datasets"][0]["tasks"][:2]}
+    values["extract"] = {"max_tokens": 32, "workers": 1}
+    values["views"] = {"count": 2, "sample": 12}
+    values["tokens"] = {"sample": 8}
+    values["measure"] = {"metrics": ["prompt_entropy", "rankme", "infonce"]}
+    values["conditions"] = {"random": [0, 0.5]}
+    values["curves"] = {"examples": [2], "noise": [0.2]}
+    config.write_text(yaml.safe_dump(values))
+    root = Root(str(folder / "out"))
+    cli("run", str(config), "--output", root.uri)
+    return Finished(config, root, _content(root))
+
+
+def _content(root: Root) -> dict[str, Any]:
+    """Return partition -> shard -> rows and checksum; latencies are measured anew."""
+    found = [require(root, where) for table in KEYS for where in partitions(root, table)]
+    return {
+        each.partition.path: {r.name: (r.rows, r.checksum) for r in each.receipts}
+        for each in found
+        if each.partition.table != "layer_costs"
+    }
+
+
+def _lose(finished: Finished, *tables: str) -> None:
+    for table in tables:
+        shutil.rmtree(Path(finished.root.uri) / table)
+
+
+@pytest.mark.parametrize(
+    "tables", [*((table,) for table in KEYS), *PAIRS], ids=lambda tables: "-".join(tables)
+)
+def test_what_is_lost_is_made_again(finished: Finished, cli: Cli, tables: tuple[str, ...]) -> None:
+    assert partitions(finished.root, tables[0])
+    _lose(finished, *tables)
+    cli("run", str(finished.config), "--output", finished.root.uri)
+    assert _content(finished.root) == finished.content
+    assert partitions(finished.root, "layer_costs")
+
+
+def test_the_stages_after_extraction_start_their_own_cluster(
+    finished: Finished, fresh_cli: Cli
+) -> None:
+    """Nothing before them has work, so nobody has started one for them."""
+    for tables in (("modes",), ("prompt_traits", "modes"), ("sensitivity",)):
+        _lose(finished, *tables)
+        fresh_cli("run", str(finished.config), "--output", finished.root.uri)
+        assert _content(finished.root) == finished.content
