@@ -68,7 +68,7 @@ def _lose(finished: Finished, *tables: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tables", [*((table,) for table in KEYS), *PAIRS], ids=lambda tables: "-".join(tables)
+    "tables", [*((table,) for table in KEYS), *PAIRS], ids="-".join
 )
 def test_what_is_lost_is_made_again(finished: Finished, cli: Cli, tables: tuple[str, ...]) -> None:
     assert partitions(finished.root, tables[0])
