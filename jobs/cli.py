@@ -8,18 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, get_args
 
-from jobs import commands
-from jobs import config as configs
-from jobs.commands import STAGES
-from jobs.errors import explain
-from jobs.folders import add_texts
-from jobs.limits import add_limits, add_prices
-from jobs.overrides import add_subject
-from jobs.settings import Norm, Policy, Pooling
+from jobs.cluster.console import say
+from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
+from jobs.config.blocks import ConfigError
+from jobs.config.overrides import add_subject, overridden
+from jobs.config.run import RunConfig, load, recipes
+from jobs.config.settings import Norm, Policy, Pooling, StorageConfig, SubjectConfig
+from jobs.plan.limits import Guard, Limits, Rates, add_limits, add_prices, require_within
+from jobs.prepare.folders import add_texts, with_folders
+from storage.root import Root
+
+if TYPE_CHECKING:
+    from jobs.run import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,22 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_limits(planned)
     add_prices(planned)
-    planned.set_defaults(handler=commands.plan)
+    planned.set_defaults(handler=plan)
     shown = added.add_parser("status", help="what an output holds, and what is unfinished")
     shown.add_argument("output", help="folder or s3:// prefix")
     shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
     _add_storage(shown)
-    shown.set_defaults(handler=commands.status)
+    shown.set_defaults(handler=status)
     asked = added.add_parser("query", help="SQL over the tables of an output")
     asked.add_argument("output", help="folder or s3:// prefix")
     asked.add_argument("sql", help="a DuckDB query; every table is a view")
     _add_storage(asked)
-    asked.set_defaults(handler=commands.query)
+    asked.set_defaults(handler=query)
     _add_export(added)
     rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
     nightly = _add_run(added, "nightly", "checkpoints without a ranking, each against its last one")
-    nightly.set_defaults(handler=commands.nightly)
+    nightly.set_defaults(handler=nightly)
     return parser
 
 
@@ -108,7 +113,7 @@ def _add_run(
         "--overwrite", action="store_true", help="replace partitions made with other settings"
     )
     parser.add_argument("--verbose", action="store_true", help="show Ray's log and tracebacks")
-    parser.set_defaults(handler=commands.run)
+    parser.set_defaults(handler=run)
     return parser
 
 
@@ -136,14 +141,187 @@ def _add_export(added: argparse._SubParsersAction) -> None:  # type: ignore[type
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
     _add_storage(parser)
-    parser.set_defaults(handler=commands.export)
+    parser.set_defaults(handler=export)
 
 
 def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    names = ", ".join(configs.recipes())
+    names = ", ".join(recipes())
     parser.add_argument(
         "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
     )
     parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
     add_subject(parser)
     add_texts(parser)
+
+
+STAGES = ("prepare", "extract", "measure", "probe", "rank")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one stage or all."""
+    if getattr(arguments, "scores", None):
+        return _rank_scores(arguments)
+    if arguments.config is None:
+        raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
+    from jobs.cluster.cluster import Cluster  # noqa: PLC0415
+    from jobs.extract import stage as extract  # noqa: PLC0415
+    from jobs.measure import stage as measure  # noqa: PLC0415
+    from jobs.prepare import stage as prepare  # noqa: PLC0415
+    from jobs.probe import stage as probe  # noqa: PLC0415
+    from jobs.rank import stage as rank  # noqa: PLC0415
+    from jobs.report import page as report  # noqa: PLC0415
+    from jobs.run import Run, open_root  # noqa: PLC0415
+    from jobs.subjects import check, require_lengths  # noqa: PLC0415
+
+    def rank_and_report(run: Run) -> None:
+        probe.require_scores(run)
+        report.publish(run, rank.rank(run))
+
+    def prepare_within_limits(run: Run) -> None:
+        prepare.prepare(run)
+        guard.check(run.config, run.root, say, prepared=True)
+
+    config = _config(arguments)
+    guard = Guard(_limits(arguments))
+    stages: dict[str, Callable[[Run], object]] = {
+        "prepare": prepare_within_limits,
+        "extract": extract.extract,
+        "measure": measure.measure,
+        "probe": probe.probe,
+        "rank": rank_and_report,
+    }
+    wanted = STAGES if arguments.command == "run" else (arguments.command,)
+    began = time.monotonic()
+    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
+        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
+        for each in run.subjects:
+            check(each, config.storage)
+            require_lengths(config, each)
+        _require_before(wanted[0], run)
+        say(f"LayerRank: {config.name} -> {run.root.uri}")
+        guard.check(config, run.root, say)
+        for number, stage in enumerate(wanted, 1):
+            say(f"{number}/{len(wanted)} {stage}")
+            stages[stage](run)
+    say(f"done in {time.monotonic() - began:.0f} s")
+    return DONE
+
+
+def _require_before(stage: str, run: Run) -> None:
+    """Raise if a stage on its own would read what is not there, or made with other settings."""
+    from jobs.extract import stage as extract  # noqa: PLC0415
+    from jobs.prepare import stage as prepare  # noqa: PLC0415
+
+    if stage != "prepare":
+        prepare.require_prepared(run)
+    if stage not in ("prepare", "extract"):
+        extract.require_extracted(run)
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    """Return the config with what the command line replaces, and the tasks of its folders."""
+    return with_folders(overridden(load(arguments.config), arguments), arguments.texts)
+
+
+def nightly(arguments: argparse.Namespace) -> int:
+    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
+    from jobs.cluster.cluster import Cluster  # noqa: PLC0415
+    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
+    from jobs.run import Run, open_root  # noqa: PLC0415
+
+    config = _config(arguments)
+    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
+        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
+        night = evaluated(run, verbose=arguments.verbose)
+    if night.failed:
+        return FAILED
+    return REGRESSED if night.regressed else DONE
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Say what a run would do and write."""
+    from jobs.plan.plan import plan as planned  # noqa: PLC0415
+    from jobs.plan.words import told  # noqa: PLC0415
+
+    config = _config(arguments)
+    uri = arguments.output or config.output
+    root = Root(uri, config.storage.options() if "://" in uri else {}) if uri else None
+    found = planned(config, root, measure=arguments.measure)
+    for line in told(found, _rates(arguments)):
+        say(line)
+    require_within(found, _limits(arguments))
+    return DONE
+
+
+def _rates(arguments: argparse.Namespace) -> Rates:
+    return Rates(arguments.tokens_per_second, arguments.price_gb_month, arguments.price_1000_puts)
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    """Return the bounds of a plan or a run; a single stage has none."""
+    names = ("max_bytes", "max_gpu_hours", "tokens_per_second")
+    return Limits(*(getattr(arguments, name, None) for name in names))
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """Say what an output holds."""
+    from jobs.status import status as held  # noqa: PLC0415
+
+    complete = held(_root_of(arguments.output, arguments), say, check_bytes=arguments.verify)
+    return DONE if complete else FAILED
+
+
+def query(arguments: argparse.Namespace) -> int:
+    """Answer a query."""
+    from storage.sql import connect  # noqa: PLC0415
+
+    with connect(_root_of(arguments.output, arguments)) as connection:
+        relation = connection.sql(arguments.sql)
+        if relation is not None:
+            say(str(relation).rstrip())
+    return DONE
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the model cut at a layer."""
+    from jobs.export import export as exported  # noqa: PLC0415
+    from jobs.export import ranked_layer  # noqa: PLC0415
+    from jobs.subjects import local, subject  # noqa: PLC0415
+    from operators.model.cut import CutPoint  # noqa: PLC0415
+
+    described = SubjectConfig(
+        model=arguments.subject,
+        revision=arguments.revision or "",
+        name=arguments.name or "",
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    storage = load(arguments.config).storage if arguments.config else StorageConfig()
+    each = local(subject(described), storage)
+    layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
+    if arguments.ranking:
+        root = _root_of(arguments.ranking, arguments)
+        row, evidence = ranked_layer(root, each, layer, arguments.group)
+        layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
+    if layer is None:
+        raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
+    point = CutPoint(layer, norm or "final", pooling or "mean", arguments.max_tokens)
+    say(f"  {exported(each, point, arguments.out, evidence, overwrite=arguments.overwrite)}")
+    return DONE
+
+
+def _rank_scores(arguments: argparse.Namespace) -> int:
+    from jobs.rank.elsewhere import rank_scores  # noqa: PLC0415
+
+    if arguments.config:
+        raise ConfigError(f"give {arguments.config} or --scores, not both")
+    root = None
+    if arguments.output:
+        root = Root(arguments.output)
+        root.check_writable()
+    rank_scores(arguments.scores, root, policy=arguments.policy)
+    return DONE
+
+
+def _root_of(output: str, arguments: argparse.Namespace) -> Root:
+    storage = load(arguments.config).storage if arguments.config else None
+    return Root(output, storage.options() if storage and "://" in output else {})

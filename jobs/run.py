@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jobs.cluster import Cluster
-from jobs.config import ConfigError, RunConfig
-from jobs.corpora import DatasetConfig
+from jobs.cluster.cluster import Cluster
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.config.run import RunConfig
 from jobs.subjects import resolve
-from operators.subject import Subject
+from jobs.tasks.types import Task
+from operators.model.subject import Subject
 from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition
 from storage.root import Root
@@ -64,3 +66,52 @@ def partition(
 ) -> Partition:
     """Return a partition of one of the tables that belong to a subject."""
     return Partition(table, (each.name, each.revision, dataset.name, condition))
+
+
+def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
+    """Return where the items of a task lie."""
+    return Partition("tasks", (task.name, dataset.name))
+
+
+def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:
+    """Return how many prompts of each shard are taken, in order, until there are `sample`."""
+    shares: dict[str, int] = {}
+    left = sample
+    for name, count in prompts.items():
+        take = min(count, left)
+        if take:
+            shares[name] = take
+        left -= take
+    return shares
+
+
+def modes_partition(run: Run, subject: Subject) -> Partition:
+    """Return the partition of `modes` that a run makes of a subject."""
+    return Partition("modes", (subject.name, subject.revision, run.config.name))
+
+
+def sensitivity_partition(subject: Subject, dataset: DatasetConfig, family: str) -> Partition:
+    """Return where the slopes of a family lie."""
+    return Partition("sensitivity", (subject.name, subject.revision, dataset.name, family))
+
+
+def costs_partition(subject: Subject) -> Partition:
+    """Return where the costs of a subject's layers lie."""
+    return Partition("layer_costs", (subject.name, subject.revision))
+
+
+def score_partition(
+    subject: Subject,
+    dataset: DatasetConfig,
+    task: Task,
+    condition: str = CLEAN,
+    table: str = "probe_scores",
+) -> Partition:
+    """Return where the scores of a task lie."""
+    values = partition("embeddings", subject, dataset, condition).values
+    return Partition(table, (*values, task.name))
+
+
+def ranking_partition(config: RunConfig, model: str, revision: str) -> Partition:
+    """Return where a run's ranking of a model at a revision lies."""
+    return Partition("ranking", (model, revision, config.name))

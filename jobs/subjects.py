@@ -1,4 +1,9 @@
-"""Which models a run is about: its config's subjects, with every checkpoint of a sweep found."""
+"""Which models a run is about: found, fetched, and checked before anything is spent on them.
+
+A config's subjects become models at a revision, with every checkpoint of a sweep. One whose `model`
+is an address (`s3://…`) is fetched into this machine's cache, by the driver for its config alone,
+by a worker for its weights. Credentials travel in the config's `storage:`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,97 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
-from jobs.checkpoints import checkpoint_of, explained_files, is_remote
-from jobs.config import ConfigError, RunConfig
-from jobs.settings import StorageConfig, SubjectConfig
-from operators.subject import Subject
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig, SubjectConfig
+from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
+from operators.prompts.conditions import Vocabulary
+from storage.checkpoint import Checkpoint, CheckpointError
 from storage.root import Root
+
+
+def is_remote(model: str) -> bool:
+    """Whether a model lies in object storage."""
+    return "://" in model
+
+
+def checkpoint_of(subject: Subject, storage: StorageConfig) -> Checkpoint | None:
+    """Return the files of a subject in a folder or in object storage; None for one of the hub."""
+    if is_remote(subject.model):
+        return Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
+    if subject.is_folder or Path(subject.model).is_absolute():
+        return Checkpoint(Root(subject.source), subject.allow_pickle)
+    return None
+
+
+def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> Subject:
+    """Return the subject with its files on this machine; ModelUnavailableError if that fails."""
+    if not is_remote(subject.model):
+        return subject
+    with explained_files(subject):
+        checkpoint = Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
+        return replace(subject, folder=str(checkpoint.fetch(weights=weights)))
+
+
+def shape_of(subject: Subject, storage: StorageConfig) -> ModelShape:
+    """Return the sizes of a model, without its weights; ModelUnavailableError as `read_shape`."""
+    return read_shape(local(subject, storage, weights=False))
+
+
+def check(subject: Subject, storage: StorageConfig) -> ModelShape:
+    """Return the sizes of a model if it can be loaded as far as can be told without its weights.
+
+    ModelUnavailableError that names model and revision if there is no such folder, prefix or
+    revision, if its config cannot be read, if it has no weights, or if a file of them is cut off.
+    """
+    checkpoint = checkpoint_of(subject, storage)
+    if checkpoint is None:
+        return read_shape(subject)
+    with explained_files(subject):
+        checkpoint.check()
+    return shape_of(subject, storage)
+
+
+@contextmanager
+def explained_files(subject: Subject) -> Iterator[None]:
+    """Turn the errors of reading a checkpoint's files into one that names the model."""
+    try:
+        yield
+    except (OSError, BotoCoreError, CheckpointError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise ModelUnavailableError(
+            f"cannot load model {subject.model} at revision {subject.revision}: {reason}"
+        ) from error
+
+
+class TextReader(NamedTuple):
+    """A subject's tokenizer, the most tokens of a text, and the tokens that stand for text."""
+
+    tokenizer: Any  # transformers ships no types
+    limit: int
+    vocabulary: Vocabulary
+
+
+@lru_cache(maxsize=2)
+def tokenizer_of(subject: Subject, max_tokens: int, storage: StorageConfig) -> TextReader:
+    """Load what turns texts into a subject's tokens, once in each worker."""
+    # transformers takes seconds to import
+    from operators.model.tokenise import load_tokenizer, token_limit, vocabulary_of  # noqa: PLC0415
+
+    here = local(subject, storage, weights=False)
+    tokenizer, shape = load_tokenizer(here), read_shape(here)
+    limit = token_limit(tokenizer, shape, max_tokens)
+    return TextReader(tokenizer, limit, vocabulary_of(tokenizer, shape))
+
 
 _NUMBER = re.compile(r"\d+")
 
@@ -152,3 +237,19 @@ def _branches(model: str) -> list[str]:
 def _some(names: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(names[:most]) or "none"
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def require_lengths(config: RunConfig, subject: Subject) -> None:
+    """ConfigError if a length is more than the model reads, or less than its tokenizer frames."""
+    if not config.conditions.length:
+        return
+    from operators.model.tokenise import load_tokenizer, token_limit, vocabulary_of  # noqa: PLC0415
+
+    here = local(subject, config.storage, weights=False)
+    tokenizer, shape = load_tokenizer(here), read_shape(here)
+    most = token_limit(tokenizer, shape, max(config.conditions.length))
+    fewest = vocabulary_of(tokenizer, shape).shortest
+    try:
+        config.conditions.require_within(most, f"model {subject}", fewest)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.findings import (
+from jobs.report.findings import (
     AssociationFinding,
     ChoiceFinding,
     CorrelationFinding,
@@ -15,10 +15,12 @@ from jobs.findings import (
     DatasetFinding,
     Findings,
     LayerFinding,
+    LevelFinding,
+    ResponseFinding,
+    SlopeFinding,
     SubjectFinding,
     TaskFinding,
 )
-from jobs.findings_conditions import LevelFinding, ResponseFinding, SlopeFinding
 from operators.ranking.policy import Kind, Verdict
 
 SCORES = (0.40, 0.47, 0.60, 0.52)

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster import Cluster
-from jobs.config import RunConfig
-from jobs.rank import ranking_partition, ranking_rows, ranking_settings, write_ranking
-from jobs.run import Run
+from jobs.cluster.cluster import Cluster
+from jobs.config.run import RunConfig
+from jobs.rank.stage import ranking_rows, ranking_settings, write_ranking
+from jobs.run import Run, ranking_partition
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores

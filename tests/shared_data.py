@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from operators.subject import Subject
+from operators.model.subject import Subject
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data"
 SCORES = FOLDER / "minilm_layer_scores.parquet"

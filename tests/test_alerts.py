@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.alerts import VARIABLE, Alert, Broken, place, post, read_alerts
-from jobs.config import ConfigError, parse
-from jobs.settings import NightlyConfig
+from jobs.config.blocks import ConfigError
+from jobs.config.run import parse
+from jobs.config.settings import NightlyConfig
+from jobs.nightly.alerts import VARIABLE, Alert, Broken, place, post, read_alerts
 from storage.root import Root
 
 SECRET = "path-of-nobody"

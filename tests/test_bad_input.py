@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from jobs import prepare
-from operators.seeding import prompt_id
+from jobs.prepare import stage as prepare
+from operators.prompts.seeding import prompt_id
 from storage import schema
 from storage.manifest import Manifest, SettingsConflictError, digest_of, publish, require
 from storage.partition import KEYS, Partition, partitions, shard_name

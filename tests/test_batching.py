@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.batching import pad, token_budget_batches
-from operators.subject import ModelShape
-from operators.tokenise import Tokenised, token_limit, tokenise
+from operators.model.batching import pad, token_budget_batches
+from operators.model.subject import ModelShape
+from operators.model.tokenise import Tokenised, token_limit, tokenise
 from tests.tiny import tiny_tokenizer
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=50)

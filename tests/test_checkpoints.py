@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.checkpoints import check, local, shape_of
-from jobs.config import ConfigError, RunConfig
-from jobs.settings import StorageConfig
-from jobs.subjects import resolve, subject, subject_identity
-from operators.model import load_model
-from operators.subject import ModelUnavailableError, Subject
-from operators.tokenise import load_tokenizer
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig
+from jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
+from operators.model.load import load_model
+from operators.model.subject import ModelUnavailableError, Subject
+from operators.model.tokenise import load_tokenizer
 from storage.checkpoint import CACHE, Checkpoint
 from storage.root import Root, fingerprint
 from tests.conftest import S3

@@ -13,20 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import console
-from jobs.cluster import (
-    TASK_CPUS,
-    CannotScheduleError,
-    Cluster,
-    Pool,
-    one_unit,
-    plan_pool,
-    result_table,
-    results,
-)
-from jobs.config import ConfigError
-from jobs.console import Progress, say
-from jobs.settings import Device
+from jobs.cluster import console
+from jobs.cluster.cluster import Cluster, one_unit, result_table, results
+from jobs.cluster.console import Progress, say
+from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool, plan_pool
+from jobs.config.blocks import ConfigError
+from jobs.config.settings import Device
 
 
 def machine(cpus: float, gpus: float = 0) -> dict[str, float]:
@@ -115,7 +107,7 @@ def test_no_pool_starves_the_tasks_that_feed_it() -> None:
         some,
         st.booleans(),
     )
-    def check(  # noqa: PLR0913, PLR0917  (one argument per strategy)
+    def check(
         cpus: int,
         gpus: int,
         device: Device,

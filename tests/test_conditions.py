@@ -14,11 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from jobs.conditions import ConditionsConfig
-from jobs.config import ConfigError, RunConfig, load, parse
-from jobs.lengths import require_lengths
-from operators import tokenise
-from operators.conditions import (
+from jobs.config.blocks import ConfigError
+from jobs.config.conditions import ConditionsConfig
+from jobs.config.run import RunConfig, load, parse
+from jobs.subjects import require_lengths
+from operators.model import tokenise
+from operators.model.subject import ModelShape, Subject
+from operators.prompts.conditions import (
     FAMILIES,
     Condition,
     Ids,
@@ -27,8 +29,7 @@ from operators.conditions import (
     condition_tokens,
     graded,
 )
-from operators.subject import ModelShape, Subject
-from operators.views import ViewProbabilities, view_text
+from operators.prompts.views import ViewProbabilities, view_text
 from tests.tiny import tiny_tokenizer
 
 USUAL = ViewProbabilities(0.1, 0.1, 0.1)
@@ -277,10 +278,10 @@ def test_lengths_fit_the_model_and_what_its_tokenizer_adds(
         ((2, 16), 32, "conditions.length is 2, but model model at main needs at least 3 tokens"),
     ]:
         shape = ModelShape(3, 8, most)
-        monkeypatch.setattr("jobs.lengths.read_shape", lambda _, shape=shape: shape)
+        monkeypatch.setattr("jobs.subjects.read_shape", lambda _, shape=shape: shape)
         with pytest.raises(ConfigError, match=words):
             require_lengths(run_with(conditions={"length": lengths}), subject)
-    monkeypatch.setattr("jobs.lengths.read_shape", lambda _: ModelShape(3, 8, 64))
+    monkeypatch.setattr("jobs.subjects.read_shape", lambda _: ModelShape(3, 8, 64))
     require_lengths(run_with(conditions={"length": [3, 64]}), subject)
 
 

@@ -12,12 +12,12 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from operators.conditions import Condition, condition_tokens
-from operators.metrics.entropy import prompt_entropy
-from operators.seeding import prompt_id
-from operators.sensitivity import least_squares_slopes, mean_slope, slope_sums
-from operators.subject import Subject, read_shape
-from operators.tokenise import vocabulary_of
+from operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
+from operators.metrics.token.entropy import prompt_entropy
+from operators.model.subject import Subject, read_shape
+from operators.model.tokenise import vocabulary_of
+from operators.prompts.conditions import Condition, condition_tokens
+from operators.prompts.seeding import prompt_id
 from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli, write_config

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from jobs import config as configs
-from jobs.config import ConfigError, RunConfig, load, parse
-from jobs.records import PROMPT
-from jobs.tasks import PROTOCOL, RetrievalTask, Task
+from jobs.config import run as configs
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig, load, parse
+from jobs.prepare.records import PROMPT
+from jobs.tasks.types import PROTOCOL, RetrievalTask, Task
 from operators.benchmark import tasks as benchmark_tasks
 from operators.metrics.registry import METRICS
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy.fft import dct
 
-from operators.correlates import (
+from operators.analysis.correlates import (
     FEWEST_LAYERS,
     Correlation,
     _distances,
@@ -15,7 +15,7 @@ from operators.correlates import (
     correlations,
     sign_surrogates,
 )
-from operators.correlation import distance_correlation, spearman
+from operators.analysis.correlation import distance_correlation, spearman
 
 Values = npt.NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def test_rows_equal_the_plain_functions() -> None:
 def test_chunks_of_distances_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = np.random.default_rng(0).normal(size=(2, 40, 9))
     whole = _distances(x, y)
-    monkeypatch.setattr("operators.correlates.CHUNK_NUMBERS", 7 * 81)
+    monkeypatch.setattr("operators.analysis.correlates.CHUNK_NUMBERS", 7 * 81)
     assert _distances(x, y) == pytest.approx(whole)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from operators.cost import layer_costs, layer_parameters
-from operators.model import LayerModel
+from operators.model.cost import layer_costs, layer_parameters
+from operators.model.load import LayerModel
 from tests.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, tiny_model
 
 TOKENS = 64

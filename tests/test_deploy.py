@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jobs import cli
-from jobs.config import RunConfig, parse
+from jobs.config.run import RunConfig, parse
 from tests.conftest import PROJECT
 
 DEPLOY = PROJECT / "deploy"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import docstrings
-from jobs.docstrings import Passage, read_library
+from jobs.prepare import docstrings
+from jobs.prepare.docstrings import Passage, read_library
 
 TOY = '''
 def estimate(x):
@@ -222,7 +222,8 @@ def test_a_smaller_limit_takes_the_first_ones(corpus: list[Passage]) -> None:
 
 def test_reading_does_not_import_the_library() -> None:
     code = (
-        "import sys; from jobs.docstrings import read_library; read_library('networkx', 5); "
+        "import sys; from jobs.prepare.docstrings import read_library; "
+        "read_library('networkx', 5); "
         "assert not {'networkx', 'numpy', 'torch', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from operators.elimination import Rule, eliminate, shortfalls
-from operators.search import State, finished
+from operators.ranking.elimination import Rule, eliminate, shortfalls
+from operators.ranking.search import State, finished
 from tests.simulated import Scores, peaked
 
 

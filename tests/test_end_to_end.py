@@ -22,9 +22,9 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.config import load as config_of
-from jobs.config import parse
-from jobs.plan import plan
+from jobs.config.run import load as config_of
+from jobs.config.run import parse
+from jobs.plan.plan import plan
 from operators.metrics.registry import METRICS
 from storage.manifest import Manifest, load, require
 from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
@@ -189,8 +189,8 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
 
 def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:
     """What the stages compute over shards equals the operator on all vectors at once."""
-    from operators.metrics.entropy import dataset_entropy, prompt_entropy
-    from operators.metrics.similarity import linear_cka
+    from operators.metrics.linear.similarity import linear_cka
+    from operators.metrics.token.entropy import dataset_entropy, prompt_entropy
 
     root = finished.root
     vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
@@ -221,7 +221,7 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
 
 
 def test_modes_are_the_operator_on_the_prompt_metrics(finished: Finished) -> None:
-    from operators.modes import find_modes
+    from operators.analysis.modes import find_modes
 
     with connect(finished.root) as sql:
         rows = sql.sql(

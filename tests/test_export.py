@@ -15,14 +15,14 @@ import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from jobs import export as exporting
-from jobs.config import ConfigError
+from jobs.config.blocks import ConfigError
 from jobs.export import Evidence, Exported, export, model_card
-from operators.cut import Cut, CutError, CutPoint, cut_model
-from operators.encode import Representations, encode
-from operators.model import NORMS, LayerModel, Norm
-from operators.pooling import POOLINGS, Pooling
-from operators.subject import ModelUnavailableError, Subject
-from operators.tokenise import tokenise
+from operators.model.cut import Cut, CutError, CutPoint, cut_model
+from operators.model.encode import Representations, encode
+from operators.model.load import NORMS, LayerModel, Norm
+from operators.model.pooling import POOLINGS, Pooling
+from operators.model.subject import ModelUnavailableError, Subject
+from operators.model.tokenise import tokenise
 from tests.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
 
 MAX_TOKENS = 48

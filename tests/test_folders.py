@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import folders, sources
-from jobs.config import ConfigError, RunConfig, load
-from jobs.corpora import DatasetConfig
-from jobs.tasks import ClassificationTask
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.config.run import RunConfig, load
+from jobs.prepare import folders, sources
+from jobs.tasks.types import ClassificationTask
 from storage.root import resolve
 from tests.conftest import S3
 

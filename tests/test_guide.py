@@ -11,12 +11,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from jobs import guide, report
-from jobs.config import RunConfig, load
-from jobs.settings import EntropyNorm, MeasureConfig
+from jobs.config.run import RunConfig, load
+from jobs.config.settings import EntropyNorm, MeasureConfig
+from jobs.report import guide
+from jobs.report import page as report
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, unit_of
-from operators.metrics.tokens import token_metrics
+from operators.metrics.token.tokens import token_metrics
 from operators.metrics.variants import Layers, Parameters, Prompts, Views
 
 PROJECT = Path(__file__).resolve().parents[1]

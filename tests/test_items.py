@@ -14,17 +14,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs import sources
-from jobs.config import ConfigError
-from jobs.corpora import DatasetConfig
-from jobs.items import check_items
-from jobs.records import items_of, records_of
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.prepare import sources
+from jobs.prepare.records import items_of, records_of
+from jobs.tasks.items import check_items
 from operators.benchmark import tasks as benchmark_tasks
 from operators.probes.classification import classification
 from operators.probes.clustering import clustering
 from operators.probes.multilabel import multilabel_classification
 from operators.probes.regression import regression
-from operators.seeding import prompt_id
+from operators.prompts.seeding import prompt_id
 from storage import schema
 from tests.test_records import TOPIC, dataset, shards_of, source
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.labelfree import (
+from operators.analysis.labelfree import (
     DEFAULT_RULE,
     OTHER_TASKS,
     READ_AS,

@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.correlation import distance_correlation, spearman
-from operators.metrics.anisotropy import anisotropy
-from operators.metrics.curvature import curvature
-from operators.metrics.dime import dime, dime_entropies
-from operators.metrics.entropy import dataset_entropy, normalize_entropy, prompt_entropy
-from operators.metrics.infonce import cross_view_loss, infonce_bound, infonce_loss
-from operators.metrics.lidar import lda_spectrum, lidar, lidar_scatter
-from operators.metrics.rank import effective_rank, participation_ratio, rankme, stable_rank
-from operators.metrics.rows import prepare_rows
-from operators.metrics.similarity import linear_cka
+from operators.analysis.correlation import distance_correlation, spearman
+from operators.metrics.linear.anisotropy import anisotropy
+from operators.metrics.linear.rank import effective_rank, participation_ratio, rankme, stable_rank
+from operators.metrics.linear.similarity import linear_cka
+from operators.metrics.token.curvature import curvature
+from operators.metrics.token.entropy import dataset_entropy, normalize_entropy, prompt_entropy
+from operators.metrics.token.rows import prepare_rows
+from operators.metrics.views.dime import dime, dime_entropies
+from operators.metrics.views.infonce import cross_view_loss, infonce_bound, infonce_loss
+from operators.metrics.views.lidar import lda_spectrum, lidar, lidar_scatter
 
 SMALL = (Path(__file__).parent / "golden", "metrics")
 WHOLE = (Path(__file__).parents[2] / "shared" / "golden", "golden")

@@ -13,13 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics import dime as dime_module
-from operators.metrics import infonce as infonce_module
-from operators.metrics import lidar as lidar_module
-from operators.metrics import rows as rows_module
-from operators.metrics.curvature import curvature, curvatures
-from operators.metrics.dime import dime, dime_entropies
-from operators.metrics.entropy import (
+from operators.metrics.linear.spectrum import gram_spectrum, psd_spectrum
+from operators.metrics.registry import METRICS
+from operators.metrics.token import rows as rows_module
+from operators.metrics.token.curvature import curvature, curvatures
+from operators.metrics.token.entropy import (
     SpectrumMethod,
     dataset_entropy,
     entropies,
@@ -28,9 +26,7 @@ from operators.metrics.entropy import (
     normalize_entropy,
     prompt_entropy,
 )
-from operators.metrics.infonce import cross_view_loss, infonce_bound, infonce_loss
-from operators.metrics.lidar import lda_spectrum, lidar, lidar_scatter, merge_scatters
-from operators.metrics.norms import (
+from operators.metrics.token.norms import (
     first_token_share,
     first_token_shares,
     largest_coordinate,
@@ -38,11 +34,15 @@ from operators.metrics.norms import (
     mean_norm,
     mean_norms,
 )
-from operators.metrics.registry import METRICS
-from operators.metrics.rows import Chunk, length_chunks
-from operators.metrics.spectrum import gram_spectrum, psd_spectrum
-from operators.metrics.tokens import token_metrics
+from operators.metrics.token.rows import Chunk, length_chunks
+from operators.metrics.token.tokens import token_metrics
 from operators.metrics.variants import Parameters, Tokens
+from operators.metrics.views import dime as dime_module
+from operators.metrics.views import infonce as infonce_module
+from operators.metrics.views import lidar as lidar_module
+from operators.metrics.views.dime import dime, dime_entropies
+from operators.metrics.views.infonce import cross_view_loss, infonce_bound, infonce_loss
+from operators.metrics.views.lidar import lda_spectrum, lidar, lidar_scatter, merge_scatters
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]
 LENGTHS = torch.tensor([5, 2, 9, 3, 1, 7])

@@ -17,16 +17,16 @@ import pytest
 import torch
 import yaml
 
-from operators.encode import Representations, TokenTap, encode, wanted_tokens
-from operators.metrics.curvature import curvature
-from operators.metrics.entropy import prompt_entropy
+from operators.metrics.linear.similarity import linear_cka
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.similarity import linear_cka
+from operators.metrics.token.curvature import curvature
+from operators.metrics.token.entropy import prompt_entropy
 from operators.metrics.variants import Parameters, Prompts
-from operators.model import load_model
-from operators.subject import Subject
-from operators.tokenise import load_tokenizer, tokenise
+from operators.model.encode import Representations, TokenTap, encode, wanted_tokens
+from operators.model.load import load_model
+from operators.model.subject import Subject
+from operators.model.tokenise import load_tokenizer, tokenise
 from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from operators.batching import Ids, pad
-from operators.encode import NonFiniteError, Representations, TokenTap, encode, wanted_tokens
-from operators.model import LayerModel, load_model
-from operators.pooling import Pooling
-from operators.subject import ModelUnavailableError, Subject, read_shape
+from operators.model.batching import Ids, pad
+from operators.model.encode import NonFiniteError, Representations, TokenTap, encode, wanted_tokens
+from operators.model.load import LayerModel, load_model
+from operators.model.pooling import Pooling
+from operators.model.subject import ModelUnavailableError, Subject, read_shape
 from tests.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
 
 ALL = Representations(("none", "final"), ("mean", "last", "first", "weighted_mean"), 4096)

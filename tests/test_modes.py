@@ -11,7 +11,7 @@ from scipy.stats import norm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from operators.effects import (
+from operators.analysis.effects import (
     CLIFFS_DELTA,
     CRAMERS_V,
     NO_VALUE,
@@ -20,7 +20,7 @@ from operators.effects import (
     cramers_v,
     separations,
 )
-from operators.modes import (
+from operators.analysis.modes import (
     FEWEST,
     NOTHING,
     excess_mass,
@@ -29,7 +29,7 @@ from operators.modes import (
     middle,
     nearest,
 )
-from operators.traits import repeated_share, unknown_word_shares
+from operators.prompts.traits import repeated_share, unknown_word_shares
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Array]

@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jobs import report, wording_modes
-from jobs.findings_modes import ExampleFinding, LayerModesFinding, ModesFinding, TraitFinding
-from jobs.plots_modes import mode_plots
+from jobs.report import page as report
+from jobs.report.findings import ExampleFinding, LayerModesFinding, ModesFinding, TraitFinding
+from jobs.report.sections import modes as wording_modes
+from jobs.report.sections.modes import mode_plots
 from tests.by_hand import findings, subject
 
 HOSTILE = '<script>alert(1)</script>|"&`x`'
@@ -114,7 +115,7 @@ def test_the_sentence_says_where_and_why(name: str) -> None:
 def test_a_share_of_the_maximum_needs_no_word_on_length() -> None:
     found = _finding(_tested(1, 0.01, LENGTH), variant="alpha=1,maxEntropy")
     assert "nats" not in wording_modes.sentence(found)
-    assert wording_modes.unit(found) == "share of the maximum"
+    assert wording_modes.unit_name(found) == "share of the maximum"
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs import modes, traits
-from jobs.cluster import Cluster
-from jobs.collect_modes import modes as collected
-from jobs.config import RunConfig
-from jobs.run import Run, partition
+from jobs.cluster.cluster import Cluster
+from jobs.config.run import RunConfig
+from jobs.measure import modes, traits
+from jobs.report.sections.modes import modes_of as collected
+from jobs.run import Run, modes_partition, partition
+from operators.analysis.modes import UNDEFINED
 from operators.metrics.registry import METRICS
-from operators.modes import UNDEFINED
-from operators.seeding import prompt_id
+from operators.prompts.seeding import prompt_id
 from storage import schema
 from storage.manifest import Manifest, SettingsConflictError, digest_of, publish
 from storage.metrics import prompt_metrics_table
@@ -64,6 +64,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             units.append(unit)
             yield json.loads(task(pa.table({"unit": [unit]}))["result"][0].as_py())
 
+    monkeypatch.setattr(Cluster, "start", lambda _: None)
     monkeypatch.setattr(modes, "run_tasks", run_tasks)
     monkeypatch.setattr(traits, "run_tasks", run_tasks)
     return units
@@ -116,7 +117,7 @@ def _position(text: str) -> float:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    where = modes.modes_partition(run, run.subjects[0])
+    where = modes_partition(run, run.subjects[0])
     rows: list[dict[str, Any]] = read_table(run.root, where.shard(modes.MODES)).to_pylist()
     return rows
 
@@ -220,7 +221,7 @@ def test_a_killed_run_goes_on_with_the_missing_shards(run: Run, here: list[str])
     where = measured["a"].partition.sibling("prompt_traits")
     for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
         run.root.delete(key)
-    run.root.delete(modes.modes_partition(run, run.subjects[0]).shard("manifest.json"))
+    run.root.delete(modes_partition(run, run.subjects[0]).shard("manifest.json"))
     here.clear()
     modes.measure_modes(run, run.subjects[0], measured)
     assert here == [json.dumps({"name": shard_name(1), "take": 30}), "2", "1", "0"]

@@ -17,13 +17,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.preprocessing import normalize
 
 from operators.benchmark.columns import eager_columns
-from operators.benchmark.encoder import (
-    LookupEncoder,
-    Recorder,
-    TextTable,
-    Vectors,
-    model_meta,
-)
+from operators.benchmark.encoder import LookupEncoder, Recorder, TextTable, Vectors, model_meta
 from operators.benchmark.names import PAPER_31, PAPER_32, parse
 from operators.benchmark.results import META_FILE, model_meta_json, result_path
 from operators.benchmark.score import TaskOutcome, Variant, recorded_texts, score_task

@@ -13,14 +13,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from jobs import nightly as nights
-from jobs import prepare, probe
-from jobs.alerts import place, read_alerts
-from jobs.cluster import CannotScheduleError
-from jobs.history import ranked
+from jobs.cluster.pool import CannotScheduleError
+from jobs.nightly import stage as nights
+from jobs.nightly.alerts import place, read_alerts
+from jobs.nightly.history import ranked
 from jobs.run import Run
 from jobs.subjects import resolve
-from operators.subject import ModelUnavailableError
+from operators.model.subject import ModelUnavailableError
 from storage.lock import LeaseLostError, Lock
 from storage.partition import partitions
 from storage.root import Root
@@ -193,9 +192,9 @@ def test_the_trend_has_every_checkpoint(lived: Nights) -> None:
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A night over three new checkpoints, whose stages are the test's."""
-    monkeypatch.setattr(prepare, "prepare", lambda _: None)
+    monkeypatch.setattr(nights, "prepare", lambda _: None)
     monkeypatch.setattr(nights, "check", lambda *_: None)
-    monkeypatch.setattr(probe, "require_scores", lambda _: None)
+    monkeypatch.setattr(nights, "require_scores", lambda _: None)
     run = make_run(tmp_path, ["step0", "step1", "step2"])
     store_checkpoint(run, "step0", [0.3, 0.4, 0.5, 0.4])
     return run

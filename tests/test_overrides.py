@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs.checkpoints import check
-from jobs.config import ConfigError, RunConfig
-from jobs.overrides import add_subject, overridden
-from jobs.settings import StorageConfig
-from jobs.subjects import resolve
-from operators.subject import ModelUnavailableError
+from jobs.config.blocks import ConfigError
+from jobs.config.overrides import add_subject, overridden
+from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig
+from jobs.subjects import check, resolve
+from operators.model.subject import ModelUnavailableError
 
 
 def _config(*subjects: dict[str, Any]) -> RunConfig:

@@ -13,15 +13,18 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from jobs import cli, files, sampling
-from jobs import config as configs
-from jobs.corpora import BuiltinSource
-from jobs.errors import USAGE
-from jobs.limits import Guard, Limits, parse_bytes, size
-from jobs.plan import PairPlan, look, plan
-from jobs.prompt_tables import PROMPT_TABLES
-from jobs.targets import TokenPlan
-from jobs.weigh import scratch, weigh_shards
+from jobs import cli
+from jobs.cluster.errors import USAGE
+from jobs.config import run as configs
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import BuiltinSource
+from jobs.config.metrics import TokenPlan
+from jobs.plan import sampling
+from jobs.plan.limits import Guard, Limits, parse_bytes, size
+from jobs.plan.plan import PairPlan, look, plan
+from jobs.plan.prompt_tables import PROMPT_TABLES
+from jobs.plan.weigh import scratch, weigh_shards
+from jobs.prepare import files
 from storage import schema
 from storage.manifest import digest_of, publish
 from storage.partition import KEYS, Partition, shard_name
@@ -315,7 +318,7 @@ def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")
-    with pytest.raises(configs.ConfigError, match="small would write at most"):
+    with pytest.raises(ConfigError, match="small would write at most"):
         guard.check(config, root, said.append, prepared=True)
 
 

@@ -13,30 +13,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from operators.metrics import infonce as infonce_module
-from operators.metrics import moments as moments_module
 from operators.metrics import twonn as twonn_module
-from operators.metrics.anisotropy import anisotropy, mean_cosine
-from operators.metrics.entropy import dataset_entropy, matrix_entropy
-from operators.metrics.infonce import (
-    ContrastSums,
-    contrast_sums,
-    cross_view_loss,
-    infonce_loss,
-    mean_contrast,
-    merge_contrasts,
-)
-from operators.metrics.lidar import lidar, lidar_from_scatter, lidar_scatter, merge_scatters
-from operators.metrics.moments import (
+from operators.metrics.linear import moments as moments_module
+from operators.metrics.linear.anisotropy import anisotropy, mean_cosine
+from operators.metrics.linear.moments import (
     direction_sums,
     mean_sums,
     merge_directions,
     merge_means,
     second_moment,
 )
-from operators.metrics.population import Population
-from operators.metrics.powerlaw import alpha_req, power_law_exponent
-from operators.metrics.rank import (
+from operators.metrics.linear.powerlaw import alpha_req, power_law_exponent
+from operators.metrics.linear.rank import (
     effective_rank,
     effective_rank_of,
     participation_ratio,
@@ -46,8 +34,20 @@ from operators.metrics.rank import (
     stable_rank,
     stable_rank_of,
 )
-from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, linear_cka, merge_hsic
+from operators.metrics.linear.similarity import Hsic, cka, hsic, hsic_sums, linear_cka, merge_hsic
+from operators.metrics.population import Population
+from operators.metrics.token.entropy import dataset_entropy, matrix_entropy
 from operators.metrics.twonn import twonn
+from operators.metrics.views import infonce as infonce_module
+from operators.metrics.views.infonce import (
+    ContrastSums,
+    contrast_sums,
+    cross_view_loss,
+    infonce_loss,
+    mean_contrast,
+    merge_contrasts,
+)
+from operators.metrics.views.lidar import lidar, lidar_from_scatter, lidar_scatter, merge_scatters
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.metrics import rows as rows_module
-from operators.metrics.entropy import SpectrumMethod, entropies, prompt_entropy
-from operators.metrics.quadrature import SMALLEST_SIDE
-from operators.metrics.rows import length_chunks
+from operators.metrics.token import rows as rows_module
+from operators.metrics.token.entropy import SpectrumMethod, entropies, prompt_entropy
+from operators.metrics.token.quadrature import SMALLEST_SIDE
+from operators.metrics.token.rows import length_chunks
 
 TOKENS, FEATURES = 520, 430
 RELATIVE = {0.5: 1e-2, 1.0: 1e-3, 1.5: 1e-3, 2.0: 1e-6, 3.0: 1e-3}

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import report
-from jobs import wording_steps as steps
-from jobs.findings import Encoded, MetricValue, Series, SubjectFinding
+from jobs.report import page as report
+from jobs.report.findings import Encoded, MetricValue, Series, SubjectFinding
+from jobs.report.sections import steps
 from tests.by_hand import curves, findings, layer, subject, verdict
 from tests.conftest import Cli, write_texts
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import records
-from jobs.config import ConfigError
-from jobs.corpora import DatasetConfig
-from jobs.records import check_ids, items_of, markers, prompts_of, records_of, skip_reason
-from operators.seeding import prompt_id
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.prepare import records
+from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of, skip_reason
+from operators.prompts.seeding import prompt_id
 from storage import schema
 
 TOPIC = {"name": "topic", "type": "classification", "label_column": "topic"}

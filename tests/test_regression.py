@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.analysis.regression import SMALLEST_SCALE, has_moved, jumps, score_change
 from operators.ranking.scores import Array, Resampled, TaskScores
-from operators.regression import SMALLEST_SCALE, has_moved, jumps, score_change
 
 NAN = float("nan")
 

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs import report
-from jobs.cluster import Cluster
-from jobs.collect import collect
-from jobs.config import RunConfig
-from jobs.corpora import DatasetConfig
-from jobs.rank import rank
+from jobs.cluster.cluster import Cluster
+from jobs.config.datasets import DatasetConfig
+from jobs.config.run import RunConfig
+from jobs.rank.stage import rank
+from jobs.report import page as report
+from jobs.report.collect import collect
 from jobs.run import Run, partition
 from operators.metrics.registry import METRICS
-from operators.views import view_name
+from operators.prompts.views import view_name
 from storage import schema
 from storage.manifest import digest_of, publish
 from storage.partition import CLEAN, Partition
@@ -87,7 +87,7 @@ def _store_rows(
 
 
 def _store_embeddings(root: Root, where: Partition) -> None:
-    """Store one prompt in every layer; `jobs.rank` asks only which layers there are."""
+    """Store one prompt in every layer; `jobs.rank.stage` asks only which layers there are."""
     facts = {"tokens": 1234, "truncated": 5, "skipped_no_tokens": 2, "model_seconds": 1.5}
     columns = schema.embeddings(2)
     vector = vector_column(np.zeros((1, 2), dtype=np.float32))

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jobs import report, wording_conditions
-from jobs.findings import SubjectFinding
-from jobs.findings_conditions import ResponseFinding
-from jobs.plots_conditions import response_plots, shades
+from jobs.report import page as report
+from jobs.report.findings import ResponseFinding, SubjectFinding
+from jobs.report.sections import conditions as wording_conditions
+from jobs.report.sections.conditions import response_plots, shades
 from tests.by_hand import findings, response, subject
 
 

@@ -13,12 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs import report
-from jobs.drawing import CHAR_WIDTH, LINE_HEIGHT, Size
-from jobs.findings import SubjectFinding
-from jobs.plots import NARROW, WIDE
-from jobs.plots_cost import cost_plot
-from jobs.plots_curves import curve_plots
+from jobs.report import page as report
+from jobs.report.charts import CHAR_WIDTH, LINE_HEIGHT, Size
+from jobs.report.findings import SubjectFinding
+from jobs.report.sections.curves import curve_plots
+from jobs.report.sections.ranking import NARROW, WIDE, cost_plot
 from tests.by_hand import (
     SCORES,
     choice,

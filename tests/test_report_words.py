@@ -9,9 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import wording, wording_choices, wording_curves, wording_inputs, wording_verdict
-from jobs.findings import CurveFinding, SubjectFinding
-from operators.labelfree import READ_AS, depth_rules, metric_rules
+from jobs import words
+from jobs.report import wording
+from jobs.report.findings import CurveFinding, SubjectFinding
+from jobs.report.sections import choices as wording_choices
+from jobs.report.sections import curves as wording_curves
+from jobs.report.sections import inputs as wording_inputs
+from jobs.report.sections import ranking as wording_verdict
+from operators.analysis.labelfree import READ_AS, depth_rules, metric_rules
 from tests.by_hand import (
     choice,
     correlation,
@@ -32,7 +37,7 @@ from tests.by_hand import (
 def test_only_nothing_is_shown_as_0_and_only_all_as_100_percent(
     value: float | None, shown: str
 ) -> None:
-    assert wording.share(value) == shown
+    assert words.share(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -40,20 +45,20 @@ def test_only_nothing_is_shown_as_0_and_only_all_as_100_percent(
     [(0.0, "0"), (0.0123456, "0.0123"), (3.7355, "3.74"), (38.69, "38.7"), (14160.4, "14,160")],
 )
 def test_sizes_have_three_digits_and_no_powers_of_ten(value: float, shown: str) -> None:
-    assert wording.size(value) == shown
+    assert words.size(value) == shown
 
 
 @given(st.floats(1e-9, 1e15))
 def test_a_size_is_never_off_by_more_than_its_digits(value: float) -> None:
-    assert float(wording.size(value).replace(",", "")) == pytest.approx(value, rel=0.00501)
+    assert float(words.size(value).replace(",", "")) == pytest.approx(value, rel=0.00501)
 
 
 def test_numbers_that_do_not_exist_are_dashes() -> None:
-    for shown in (wording.p_value, wording.decimal, wording.correlation, wording.points):
-        assert shown(None) == wording.NOTHING
-    assert wording.correlation_span(None, 0.5) == wording.NOTHING
-    assert wording.correlation(-0.001) == "0.00"
-    assert wording.p_value(0.00119988) == "0.0012"
+    for shown in (words.p_value, words.decimal, words.correlation, words.points):
+        assert shown(None) == words.NOTHING
+    assert words.correlation_span(None, 0.5) == words.NOTHING
+    assert words.correlation(-0.001) == "0.00"
+    assert words.p_value(0.00119988) == "0.0012"
 
 
 def test_vectors_of_unit_length_are_said_to_be() -> None:

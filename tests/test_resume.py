@@ -67,9 +67,7 @@ def _lose(finished: Finished, *tables: str) -> None:
         shutil.rmtree(Path(finished.root.uri) / table)
 
 
-@pytest.mark.parametrize(
-    "tables", [*((table,) for table in KEYS), *PAIRS], ids="-".join
-)
+@pytest.mark.parametrize("tables", [*((table,) for table in KEYS), *PAIRS], ids="-".join)
 def test_what_is_lost_is_made_again(finished: Finished, cli: Cli, tables: tuple[str, ...]) -> None:
     assert partitions(finished.root, tables[0])
     _lose(finished, *tables)

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
-from jobs.config import ConfigError
-from jobs.scorefile import rank_file, read_scores
+from jobs.config.blocks import ConfigError
+from jobs.rank.score_file import rank_file, read_scores
 from storage.manifest import require
 from storage.partition import Partition
 from storage.root import Root

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
-from jobs import scorer
-from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
-from jobs.settings import Variant
-from jobs.tasks import Task
-from operators.subject import Subject
+from jobs.config.settings import Variant
+from jobs.probe import worker as scorer
+from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
+from jobs.tasks.types import Task
+from operators.model.subject import Subject
 from storage import schema
 from storage.manifest import Manifest, digest_of, publish
 from storage.partition import CLEAN, Partition

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.elimination import Rule, eliminate
-from operators.search import Cells, Search, State, finished, halving, next_round, replay
+from operators.ranking.elimination import Rule, eliminate
+from operators.ranking.search import Cells, Search, State, finished, halving, next_round, replay
 from tests.simulated import Scores, peaked
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "published" / "layer_scores.parquet"

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from jobs.scorer import ScoreTarget, ScoreUnit
-from jobs.search import Ranked, Row, search
-from jobs.tasks import Task
-from operators.subject import Subject
+from jobs.probe.search import Ranked, Row, search
+from jobs.probe.worker import ScoreTarget, ScoreUnit
+from jobs.tasks.types import Task
+from operators.model.subject import Subject
 from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition
 from storage.vectors import Group

@@ -18,8 +18,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from operators.encode import Representations, encode
-from operators.model import LayerModel, load_model
+from operators.model.encode import Representations, encode
+from operators.model.load import LayerModel, load_model
+from operators.model.tokenise import load_tokenizer, tokenise
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore, unit_rows
@@ -27,8 +28,7 @@ from operators.probes.sts import sts
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores
-from operators.search import halving
-from operators.tokenise import load_tokenizer, tokenise
+from operators.ranking.search import halving
 from tests.shared_data import FOLDER, LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS
 
 pytestmark = [

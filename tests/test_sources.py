@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import sources
-from jobs.config import ConfigError
-from jobs.corpora import DatasetConfig
-from jobs.files import BATCH, Options
-from jobs.sources import Fragment
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.prepare import sources
+from jobs.prepare.files import BATCH, Options
+from jobs.prepare.sources import Fragment
 from operators.benchmark import score as benchmark_score
 from operators.benchmark import tasks as benchmark_tasks
 from storage.root import resolve

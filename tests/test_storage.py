@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.tasks import Task
+from jobs.tasks.types import Task
 from storage import schema
 from storage.manifest import (
     Manifest,

@@ -10,7 +10,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from jobs.config import ConfigError, RunConfig
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig
 from jobs.subjects import resolve, step_of
 
 

@@ -12,10 +12,17 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs import report
-from jobs.findings import Findings, MetricValue, Series, SubjectFinding
-from jobs.plots_sweep import NARROW, metric_maps, score_maps
-from jobs.sweeps import checkpoints, in_full, side_by_side, sweeps
+from jobs.report import page as report
+from jobs.report.findings import Findings, MetricValue, Series, SubjectFinding
+from jobs.report.sections.side_by_side import side_by_side
+from jobs.report.sections.training import (
+    NARROW,
+    checkpoints,
+    in_full,
+    metric_maps,
+    score_maps,
+    sweeps,
+)
 from tests.by_hand import findings, layer, subject, unlabelled, verdict
 
 LEVEL = 0.95
@@ -57,7 +64,7 @@ def _sweep(gains: Mapping[int, Sequence[float]] = GAINS) -> list[SubjectFinding]
 
 
 def _findings(*subjects: SubjectFinding) -> Findings:
-    """Return findings as `jobs.collect` makes them."""
+    """Return findings as `jobs.report.collect` makes them."""
     return replace(
         findings(*subjects), sweeps=sweeps(subjects, LEVEL), side_by_side=side_by_side(subjects)
     )

@@ -8,20 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config import RunConfig
-from jobs.targets import (
-    FUSED_ABOVE,
-    Pass,
-    Sources,
-    TokenPlan,
-    Unit,
-    missing_units,
-    passes,
-    sample_shares,
-    state_bytes,
-    token_plan,
-)
-from operators.subject import ModelShape, Subject
+from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
+from jobs.config.run import RunConfig
+from jobs.extract.targets import Pass, Sources, Unit, missing_units, passes, sample_shares
+from operators.model.subject import ModelShape, Subject
 from storage.manifest import Manifest
 from storage.partition import Partition, shard_name
 from storage.shards import Receipt

@@ -10,14 +10,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from jobs import trend
-from jobs.alerts import Alert, Broken, place
-from jobs.config import RunConfig
-from jobs.history import before, ranked, without_ranking
-from jobs.judge import judge
+from jobs.config.run import RunConfig
+from jobs.nightly import page as trend
+from jobs.nightly.alerts import Alert, Broken, place
+from jobs.nightly.history import before, ranked, without_ranking
+from jobs.nightly.judge import judge
 from jobs.run import Run
 from jobs.subjects import resolve
-from operators.subject import Subject
+from operators.model.subject import Subject
 from storage.manifest import SettingsConflictError
 from tests.checkpoints import LAYERS, MODEL, make_run, store_checkpoint
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators import seeding
-from operators.views import ViewProbabilities, augment, view_name, view_text
+from operators.prompts import seeding
+from operators.prompts.views import ViewProbabilities, augment, view_name, view_text
 
 PLAIN = "The quick brown fox jumps over the lazy dog, and Ünïcode stays."
 KEYBOARD = ViewProbabilities(keyboard=1, random_char=0, split=0)

@@ -59,7 +59,7 @@ def recorded_texts(task: str | AbsTask, modules: Sequence[str] = ()) -> list[str
     return recorder.texts
 
 
-def score_task(  # noqa: PLR0913 - the options have defaults
+def score_task(
     task: str | AbsTask,
     lookup: Lookup,
     *,

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from operators.metrics.moments import (
+from operators.metrics.linear.moments import (
     DirectionSums,
     MeanSums,
     direction_sums,
@@ -26,7 +26,7 @@ from operators.metrics.moments import (
     row_chunks,
     second_moment,
 )
-from operators.metrics.spectrum import psd_spectrum, small_gram
+from operators.metrics.linear.spectrum import psd_spectrum, small_gram
 
 # Blocks of rows [n, D] that can be read again, always in the same order: an iterable that begins
 # anew each time, or a function that returns one.

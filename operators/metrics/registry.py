@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from operators.metrics.anisotropy import mean_cosine
-from operators.metrics.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.powerlaw import FEWEST_RANKS, FIRST_RANK, power_law_exponent
-from operators.metrics.rank import (
+from operators.metrics.linear.anisotropy import mean_cosine
+from operators.metrics.linear.powerlaw import FEWEST_RANKS, FIRST_RANK, power_law_exponent
+from operators.metrics.linear.rank import (
     effective_rank_of,
     participation_ratio_of,
     rankme_of,
     stable_rank_of,
 )
-from operators.metrics.similarity import FEWEST_DEBIASED
+from operators.metrics.linear.similarity import FEWEST_DEBIASED
+from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
 from operators.metrics.twonn import FEWEST_POINTS, twonn
 from operators.metrics.variants import (
     Layers,

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.metrics.curvature import curvatures
-from operators.metrics.dime import dime
-from operators.metrics.entropy import (
+from operators.metrics.population import Population
+from operators.metrics.token.curvature import curvatures
+from operators.metrics.token.entropy import (
     EntropyNorm,
     SpectrumMethod,
     entropies,
     matrix_entropy,
     normalize_entropy,
 )
-from operators.metrics.infonce import infonce_bound, infonce_loss
-from operators.metrics.lidar import lda_spectrum, lidar_scatter, merge_scatters
-from operators.metrics.population import Population
-from operators.metrics.rows import Chunk
+from operators.metrics.token.rows import Chunk
+from operators.metrics.views.dime import dime
+from operators.metrics.views.infonce import infonce_bound, infonce_loss
+from operators.metrics.views.lidar import lda_spectrum, lidar_scatter, merge_scatters
 
 FEWEST_VIEWS = 2  # that can be told apart
 WITHOUT_FIRST = "no_first"  # variant: as if the prompt had no first token

@@ -52,7 +52,7 @@ def few_shot_rows(
     return rows_of_fold
 
 
-def classification(  # noqa: PLR0913 - two labelled matrices and the protocol's own settings
+def classification(
     train_ND: Vectors,
     train_labels: npt.ArrayLike,
     test_ND: Vectors,

@@ -34,7 +34,7 @@ def _checked_labels(labels: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.generi
     return labels_N
 
 
-def clustering(  # noqa: PLR0913 - the protocol's own settings, by keyword
+def clustering(
     vectors_ND: Vectors,
     labels: npt.ArrayLike,
     *,

@@ -67,7 +67,7 @@ def few_shot_rows(
     return rows_of_fold
 
 
-def multilabel_classification(  # noqa: PLR0913 - two labelled matrices and the protocol's settings
+def multilabel_classification(
     train_ND: Vectors,
     train_labels: Labels,
     test_ND: Vectors,

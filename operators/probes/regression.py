@@ -85,7 +85,7 @@ def _kendall(test_N: Values, predicted_N: Values) -> float:
     return float(kendalltau(test_N, predicted_N).statistic)
 
 
-def regression(  # noqa: PLR0913 - two matrices with values and the protocol's own settings
+def regression(
     train_ND: Vectors,
     train_values: npt.ArrayLike,
     test_ND: Vectors,

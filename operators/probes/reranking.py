@@ -56,7 +56,7 @@ def _checked_query(
     return rows, gain_C
 
 
-def reranking(  # noqa: PLR0913 - two matrices, who is compared with whom, and the settings
+def reranking(
     query_MD: Vectors,
     document_ND: Vectors,
     candidates: Sequence[npt.ArrayLike],

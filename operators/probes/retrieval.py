@@ -85,7 +85,7 @@ def ndcg(
     return float((gain_K @ discount_K[: len(gain_K)]) / (best_K @ discount_K[: len(best_K)]))
 
 
-def retrieval(  # noqa: PLR0913 - two matrices, what is relevant, and the settings by keyword
+def retrieval(
     query_MD: Vectors,
     document_ND: Vectors,
     relevant: Sequence[npt.ArrayLike],

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from jobs.docstrings import LIBRARIES, read_library
-from operators.batching import Ids, pad, token_budget_batches
-from operators.encode import Representations, encode
-from operators.model import LayerModel, load_model
-from operators.subject import Subject
-from operators.tokenise import load_tokenizer, tokenise
+from jobs.prepare.docstrings import LIBRARIES, read_library
+from operators.model.batching import Ids, pad, token_budget_batches
+from operators.model.encode import Representations, encode
+from operators.model.load import LayerModel, load_model
+from operators.model.subject import Subject
+from operators.model.tokenise import load_tokenizer, tokenise
 from storage import schema
 from storage.root import Root
 from storage.shards import Receipt, write_shard

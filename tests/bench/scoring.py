@@ -123,8 +123,8 @@ def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _operators(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from jobs.probe import score_targets
-    from jobs.scorer import Scorer, ScoreUnit
+    from jobs.probe.stage import score_targets
+    from jobs.probe.worker import Scorer, ScoreUnit
     from storage.vectors import groups
 
     seconds, rows, run = Seconds(), [], _files_run(options, folder)
@@ -187,8 +187,8 @@ def _files_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def _run(config: dict[str, Any], folder: Path) -> Run:
-    from jobs.cluster import Cluster
-    from jobs.config import RunConfig
+    from jobs.cluster.cluster import Cluster
+    from jobs.config.run import RunConfig
     from jobs.run import Run, open_root
 
     parsed = RunConfig.model_validate(config)
@@ -197,9 +197,9 @@ def _run(config: dict[str, Any], folder: Path) -> Run:
 
 def _stages(run: Run) -> tuple[Seconds, list[dict[str, Any]]]:
     """Run our stages from nothing; return the seconds of each, and the scores."""
-    from jobs.extract import extract
-    from jobs.prepare import prepare
-    from jobs.probe import probe
+    from jobs.extract.stage import extract
+    from jobs.prepare.stage import prepare
+    from jobs.probe.stage import probe
     from storage.sql import connect
 
     seconds: Seconds = {}

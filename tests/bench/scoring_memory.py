@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from jobs.scorer import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks import Task
-from operators.subject import Subject
+from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
+from jobs.tasks.types import Task
+from operators.model.subject import Subject
 from storage import schema
 from storage.manifest import Manifest, Settings, digest_of, publish, require
 from storage.partition import CLEAN, Partition, shard_name

@@ -1,0 +1,1 @@
+"""A run, as a YAML file: its blocks, checked and frozen."""

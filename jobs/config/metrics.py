@@ -1,0 +1,87 @@
+"""What a config asks of the metrics: their parameters, and what becomes of token states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.config.run import RunConfig
+from operators.metrics.registry import METRICS
+from operators.metrics.variants import Parameters
+from operators.model.subject import ModelShape
+
+FUSED_ABOVE = 1 << 30  # bytes of every prompt's token states: with more, metrics are fused
+_FLOAT_BYTES = {"float32": 4, "float16": 2}
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """What becomes of token states: metrics in the model actor or not, and prompts stored."""
+
+    fused: bool
+    stored: int
+
+
+def state_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """Return the bytes of a prompt's token states in every layer, at the longest."""
+    tokens = min(config.extract.max_tokens, shape.max_tokens or config.extract.max_tokens)
+    return tokens * (shape.layers + 1) * shape.hidden_size * _FLOAT_BYTES[config.tokens.dtype]
+
+
+def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
+    """Return where the token metrics of `prompts` prompts are computed (`measure.token_metrics`).
+
+    Stored states can be measured again in another way; fused metrics cost no storage. By default
+    states are stored while those of every prompt are small, else they are a sample. Conditions are
+    compared with the clean pass prompt by prompt, so with them the clean metrics are fused too: of
+    every prompt, and computed in the same place.
+    """
+    sample, mode = min(config.tokens.sample, prompts), config.measure.token_metrics
+    if mode == "auto" and not token_metrics(config):
+        return TokenPlan(fused=False, stored=0)
+    if mode == "auto" and config.conditions.passes():
+        return TokenPlan(fused=True, stored=sample)
+    if mode == "auto" and sample and prompts * state_bytes(config, shape) <= FUSED_ABOVE:
+        return TokenPlan(fused=False, stored=prompts)
+    return TokenPlan(mode != "stored", 0 if mode == "fused" else sample)
+
+
+def token_metrics(config: RunConfig) -> tuple[str, ...]:
+    """Return the metrics of the run that are of tokens."""
+    # The registry imports torch, which the tasks that only read targets can do without.
+    from operators.metrics.registry import of_kind  # noqa: PLC0415
+    from operators.metrics.variants import Tokens  # noqa: PLC0415
+
+    return tuple(of_kind(config.measure.metrics, Tokens))
+
+
+def token_metric_settings(config: RunConfig) -> dict[str, Any]:
+    """Return what the values of token metrics depend on, beside the states."""
+    measure = config.measure
+    return {
+        "metrics": sorted(token_metrics(config)),
+        "alphas": list(measure.alphas),
+        "normalizations": list(measure.normalizations),
+        "without_first": measure.without_first,
+        "method": measure.method,
+    }
+
+
+TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics
+REASONS = {name: metric.undefined for name, metric in METRICS.items()}
+
+
+def parameters(config: RunConfig) -> Parameters:
+    """Return the metric parameters of a run."""
+    measure = config.measure
+    return Parameters(
+        alphas=measure.alphas,
+        normalizations=measure.normalizations,
+        without_first=measure.without_first,
+        method=measure.method,
+        neighbour_sample=measure.neighbour_sample,
+        temperature=measure.temperature,
+        delta=measure.delta,
+        permutations=measure.permutations,
+        seed=config.seed,
+    )

@@ -1,0 +1,224 @@
+"""A run, as a YAML file: read once, checked at the boundary, frozen afterwards.
+
+An unknown key or a bad value is a ConfigError that names the key, the value and the choices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from jobs.config.blocks import Block, ConfigError, Name, require_distinct
+from jobs.config.conditions import ConditionsConfig
+from jobs.config.datasets import DatasetConfig, MtebSource
+from jobs.config.settings import (
+    ClusterConfig,
+    CurvesConfig,
+    ExtractConfig,
+    MeasureConfig,
+    NightlyConfig,
+    ProbeConfig,
+    RankConfig,
+    StorageConfig,
+    SubjectConfig,
+    TokensConfig,
+    ViewsConfig,
+)
+from jobs.tasks.types import FittedTask
+from operators.prompts.conditions import Condition
+
+
+class RunConfig(Block):
+    """A whole run."""
+
+    name: Name
+    seed: int = 0
+    output: str | None = None
+    subjects: tuple[SubjectConfig, ...] = Field(min_length=1)
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    extract: ExtractConfig = ExtractConfig()
+    views: ViewsConfig = ViewsConfig()
+    tokens: TokensConfig = TokensConfig()
+    measure: MeasureConfig = Field(default_factory=MeasureConfig)
+    probe: ProbeConfig = ProbeConfig()
+    curves: CurvesConfig = CurvesConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
+    rank: RankConfig = RankConfig()
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    nightly: NightlyConfig = NightlyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_as_dataset(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
+        """Write `tasks: {mteb: …}` out as the dataset that it is short for."""
+        if not isinstance(values, Mapping) or "tasks" not in values:
+            return values
+        try:
+            source = MtebSource.model_validate(values["tasks"]).model_dump()
+        except ValidationError as error:
+            problem = _first_problem(error, {})
+            raise ValueError(
+                f"tasks: {problem}; tasks on columns of your own belong to their dataset"
+            ) from None
+        rest = {key: value for key, value in values.items() if key != "tasks"}
+        given = rest.get("datasets") or []
+        if isinstance(given, (list, tuple)):
+            rest["datasets"] = [*given, {"name": "mteb", "source": source}]
+        return rest
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        require_distinct([dataset.name for dataset in self.datasets], "dataset")
+        if self.rank.norm not in self.extract.norms:
+            raise ValueError(
+                f"rank.norm is {self.rank.norm}, but extract.norms has only "
+                f"{', '.join(self.extract.norms)}"
+            )
+        if self.rank.pooling not in self.extract.poolings:
+            raise ValueError(
+                f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
+                f"{', '.join(self.extract.poolings)}"
+            )
+        if self.rank.variant not in self.probe.variants:
+            raise ValueError(
+                f"rank.variant is {self.rank.variant}, but probe.variants has only "
+                f"{', '.join(self.probe.variants)}"
+            )
+        self.conditions.require_within(self.extract.max_tokens, "extract.max_tokens")
+        if self.conditions.passes() and self.measure.token_metrics == "stored":
+            raise ValueError(
+                "measure.token_metrics is stored, but conditions are compared with the clean pass "
+                "prompt by prompt, all of them: choose fused, both or auto"
+            )
+        _require_enough(self)
+        return self
+
+
+def _require_enough(config: RunConfig) -> None:
+    """Refuse metrics for which the config leaves too few views or prompts.
+
+    Without a list of metrics, what has too few prompts is undefined in the results instead.
+    """
+    from operators.metrics.registry import METRICS, of_kind  # noqa: PLC0415
+    from operators.metrics.variants import FEWEST_VIEWS, Views  # noqa: PLC0415
+
+    measure, views = config.measure, config.views
+    unseen = list(of_kind(measure.metrics, Views))
+    if unseen and views.count < FEWEST_VIEWS:
+        raise ValueError(
+            f"views.count is {views.count}, but {', '.join(unseen)} "
+            f"need{'s' if len(unseen) == 1 else ''} at least {FEWEST_VIEWS} views"
+        )
+    if "metrics" not in measure.model_fields_set:
+        return
+    for name in measure.metrics:
+        fewest = METRICS[name].fewest
+        given = {
+            f"limit of dataset {each.name}": each.limit * len(each.text_columns)
+            for each in config.datasets
+            if each.limit is not None
+        }
+        if name in unseen:
+            given["views.sample"] = views.sample
+        at_most = getattr(METRICS[name].measured, "at_most", "")
+        if at_most:
+            given[f"measure.{at_most}"] = getattr(measure, at_most)
+        for key, prompts in given.items():
+            if prompts < fewest:
+                raise ValueError(
+                    f"{key} leaves {prompts} prompts, but {name} needs at least {fewest}; raise "
+                    f"it, or leave {name} out of measure.metrics"
+                )
+
+
+def load(recipe_or_file: str) -> RunConfig:
+    """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one."""
+    path = Path(recipe_or_file)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
+        return parse(text, str(path))
+    recipe = resources.files("jobs") / "recipes" / f"{recipe_or_file}.yaml"
+    if not recipe.is_file():
+        raise ConfigError(
+            f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
+            "(or give a .yaml file)"
+        )
+    return parse(recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}")
+
+
+def recipes() -> list[str]:
+    """Return the names of the built-in recipes."""
+    files = (resources.files("jobs") / "recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def parse(text: str, where: str) -> RunConfig:
+    """Return the run that YAML `text` describes; `where` names it in errors."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        # Neither the cause nor its text goes on: both show the line, which may hold a secret.
+        raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error, values)}") from error
+
+
+def _yaml_problem(error: Exception) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    problem = re.sub(r"(alias|anchor|tag|handle) .*", r"\1", error.problem or "it cannot be read")
+    mark = error.problem_mark
+    return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if name := _task_along(problem["loc"], values):
+        key += f" (task {name})"
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"]
+    plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
+    secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
+    shown = f" (got {value!r})" if plain and not secret else ""
+    return f"{key}: {message}{shown}" if key else message
+
+
+def _task_along(keys: tuple[int | str, ...], values: Any) -> str | None:  # noqa: ANN401
+    """Return the name of the task that a key belongs to, if it has one."""
+    match keys:
+        case ("datasets", int(dataset), "tasks", int(task), *_):
+            match values["datasets"][dataset]["tasks"][task]:
+                case {"name": str(name)}:
+                    return name
+    return None
+
+
+def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
+    """Return the conditions in which the fitted tasks of a dataset are tested too."""
+    fitted = any(isinstance(task, FittedTask) for task in dataset.tasks)
+    return [Condition("noise", level) for level in config.curves.noise] if fitted else []
+
+
+def graded_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
+    """Return the conditions that every prompt of a dataset passes through, beside the clean one.
+
+    A level of noise that both a curve and `conditions` ask for is one pass.
+    """
+    return list(dict.fromkeys([*noise_conditions(config, dataset), *config.conditions.passes()]))

@@ -1,0 +1,269 @@
+"""The blocks of a run's config, one for each stage; `jobs.config.run` puts them together.
+
+Units are in the field names or their descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from jobs.config.blocks import Block, Count, Positive, Probability, require_distinct
+from operators.analysis.modes import FEWEST, MOST
+
+Norm = Literal["none", "final"]
+Pooling = Literal["mean", "last", "first", "weighted_mean"]
+Device = Literal["auto", "cpu", "cuda"]
+TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
+Variant = Literal["raw", "l2"]
+Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
+Search = Literal["full", "halving"]
+Noise = Annotated[float, Field(gt=0, le=1, multiple_of=0.01)]
+WEB = ("http://", "https://")
+EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
+
+
+class Shape(Block):
+    """Stated sizes of a model, so that a plan needs no network."""
+
+    layers: Count
+    hidden_size: Count
+
+
+class SubjectConfig(Block):
+    """A model at a revision."""
+
+    model: str = Field(
+        min_length=1, description="hub id, folder, s3://…, or package:IMPORT_NAME/FOLDER"
+    )
+    revision: str = ""
+    revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
+        None,
+        description="a sweep over checkpoints: names, or a pattern (step*) of a hub repository's "
+        "branches or of the folders in `model`",
+    )
+    name: str = ""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    shape: Shape | None = None
+
+    @model_validator(mode="after")
+    def _one_or_a_sweep(self) -> SubjectConfig:
+        if self.revision and self.revisions is not None:
+            raise ValueError("give revision or revisions, not both")
+        if self.revisions == ():
+            raise ValueError("revisions names no checkpoint")
+        return self
+
+
+class ExtractConfig(Block):
+    """The forward pass, and what is kept of each layer."""
+
+    device: Device = "auto"
+    workers: Count | None = Field(None, description="model actors; default: all the cluster takes")
+    threads: Count | None = Field(None, description="CPU threads of a model actor; default: 1")
+    norms: tuple[Norm, ...] = Field(("final",), min_length=1)
+    poolings: tuple[Pooling, ...] = Field(("mean",), min_length=1)
+    max_tokens: Annotated[int, Field(ge=2)] = 512
+    batch_tokens: Count | None = Field(
+        None, description="padded tokens per batch; default: 4096 on a CPU, 32768 on a GPU"
+    )
+
+    @field_validator("norms", "poolings")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        require_distinct(names, "name")
+        return names
+
+
+class ViewsConfig(Block):
+    """Augmented views of a sample; each costs a forward pass of the sample."""
+
+    count: Annotated[int, Field(ge=0, le=99)] = 16
+    sample: Count = Field(1000, description="prompts")
+    keyboard: Probability = Field(0.1, description="per word: a key beside the right one")
+    random_char: Probability = Field(0.1, description="per word: one character edit")
+    split: Probability = Field(0.1, description="per word: cut in two")
+
+
+class TokensConfig(Block):
+    """Token states: those of a sample can be stored, and token metrics are computed from them."""
+
+    sample: Annotated[int, Field(ge=0)] = Field(1000, description="prompts stored; 0 stores none")
+    norm: Norm = "none"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+def _every_metric() -> tuple[str, ...]:
+    # The registry imports torch, which a worker that only unpickles its config can do without.
+    from operators.metrics.registry import METRICS  # noqa: PLC0415
+
+    return tuple(METRICS)
+
+
+class MeasureConfig(Block):
+    """Representation metrics over the shards; docs/metrics.md says what each one means."""
+
+    device: Device = "auto"
+    metrics: tuple[str, ...] = Field(default_factory=_every_metric)
+    token_metrics: TokenMetricsMode = Field(
+        "auto",
+        description="fused: of every prompt, in the model actor, no token states; stored: of the "
+        "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
+        "every prompt are small and there are no conditions, else both",
+    )
+    method: Literal["exact", "approximate"] = Field(
+        "exact", description="spectra of long prompts; see docs/metrics.md for the error"
+    )
+    alphas: tuple[Positive, ...] = Field(
+        (1.0, 2.0), min_length=1, description="orders of the matrix entropies; the first is drawn"
+    )
+    normalizations: tuple[EntropyNorm, ...] = Field(
+        ("raw", "maxEntropy"), min_length=1, description="of the entropies; the first is drawn"
+    )
+    without_first: bool = Field(True, description="token metrics also without the first token")
+    neighbour_sample: Count = Field(5_000, description="prompts of twonn, at most")
+    temperature: Positive = 0.1
+    delta: Positive = Field(1e-4, description="ridge of LiDAR")
+    permutations: Count = Field(10, description="permutations of DiME")
+    mode_sample: Annotated[int, Field(ge=FEWEST, le=MOST)] = Field(
+        20_000, description="prompts whose entropies are tested for two modes, at most"
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = _every_metric()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
+        require_distinct(names, "metric")
+        return names
+
+    @field_validator("alphas", "normalizations")
+    @classmethod
+    def _distinct(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        require_distinct([str(value) for value in values], "value")
+        return values
+
+
+class ProbeConfig(Block):
+    """Labelled probes; the seed is mteb's."""
+
+    seed: int = 42
+    variants: tuple[Variant, ...] = Field(
+        ("raw", "l2"), min_length=1, description="vectors as stored, and each of unit length"
+    )
+    replicates: Annotated[int, Field(ge=0)] = Field(
+        200, description="bootstrap resamples of the items of a task that has no folds"
+    )
+
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        require_distinct(names, "variant")
+        return names
+
+
+class CurvesConfig(Block):
+    """Scores under other conditions than the protocol's, of the ranked vectors."""
+
+    examples: tuple[Count, ...] = Field(
+        (), description="training items per label of the classifications: learning curves"
+    )
+    noise: tuple[Noise, ...] = Field(
+        (),
+        description="probabilities of each kind of typo per word: fitted on clean texts, tested on "
+        "noisy ones; each costs a forward pass of the dataset",
+    )
+
+    @field_validator("examples", "noise")
+    @classmethod
+    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        require_distinct([str(value) for value in values], "value")
+        return tuple(sorted(values))
+
+
+class RankConfig(Block):
+    """Which vectors are ranked, and how the uncertainty is drawn."""
+
+    norm: Norm = "final"
+    pooling: Pooling = "mean"
+    variant: Variant = "raw"
+    policy: Policy = Field(
+        "cheapest_equal",
+        description="best: the highest score; cheapest_equal: the cheapest layer within one "
+        "standard error of it; last_unless_significant: the last layer unless another one is "
+        "better beyond doubt",
+    )
+    search: Search = Field(
+        "full", description="halving: layers that cannot win are dropped after a few folds"
+    )
+    draws: Annotated[int, Field(ge=100)] = 10_000
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class StorageConfig(Block):
+    """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    key: SecretStr | None = None
+    secret: SecretStr | None = None
+    token: SecretStr | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the keyword arguments of s3fs."""
+        secrets = {"key": self.key, "secret": self.secret, "token": self.token}
+        options: dict[str, Any] = {k: v.get_secret_value() for k, v in secrets.items() if v}
+        client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
+        given = {k: v for k, v in client.items() if v}
+        return {**options, **({"client_kwargs": given} if given else {})}
+
+
+class ClusterConfig(Block):
+    """How patient to be with a cluster that has to grow first."""
+
+    wait_seconds: Annotated[float, Field(ge=0)] = 600
+
+
+class NightlyConfig(Block):
+    """Rules that compare a new checkpoint with the one before it; null switches one off.
+
+    `operators/regression.py` says what exactly each rule compares.
+    """
+
+    score_drop: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        0.01,
+        description="of the score, 0..1 (0.01 is one point): the layer that the previous "
+        "checkpoint's ranking recommended scores less by more than this, its interval excludes 0",
+    )
+    layer_moved: Annotated[int, Field(ge=0)] | None = Field(
+        2, description="layers: the recommended layer moved by more than this"
+    )
+    metric_jump: Positive | None = Field(
+        20.0,
+        description="median absolute deviations: a metric changed in some layer by more than this "
+        "many from the median of its earlier changes; for checkpoints at even steps",
+    )
+    changes: Annotated[int, Field(ge=2)] = Field(
+        12, description="earlier changes of a metric, at least, before any is called a jump"
+    )
+    webhook: SecretStr | None = Field(
+        None,
+        description="address that gets each alert as a POST of JSON; without it the variable "
+        "LAYERRANK_WEBHOOK",
+    )
+    webhook_seconds: Positive = Field(10.0, description="until a silent webhook is given up")
+    lease_seconds: Annotated[float, Field(ge=5, allow_inf_nan=False)] = Field(
+        600.0, description="until the lock of a nightly that crashed may be taken over"
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _web_address(cls, address: SecretStr | None) -> SecretStr | None:
+        if address is not None and not address.get_secret_value().startswith(WEB):
+            raise ValueError("a webhook is an http:// or https:// address")
+        return address

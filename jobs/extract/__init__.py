@@ -1,0 +1,1 @@
+"""Prompts become vectors of every layer: one forward pass each."""

@@ -1,0 +1,1 @@
+"""Vectors and token metrics become metrics of layers."""

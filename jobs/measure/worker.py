@@ -1,0 +1,289 @@
+"""The two workers of measuring: token metrics of one shard, layer metrics of one layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from jobs.cluster.cluster import one_unit, result_table
+from jobs.config.metrics import REASONS, TOKENS
+from operators.metrics.linear.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
+from operators.metrics.population import Population
+from operators.metrics.registry import METRICS, main_variant, of_kind
+from operators.metrics.token.tokens import TokenValues, token_metrics
+from operators.metrics.variants import Layers, Parameters, Prompts, Views
+from operators.model.batching import token_budget_batches
+from storage import schema
+from storage.manifest import Manifest
+from storage.metrics import prompt_metrics_table
+from storage.partition import Partition
+from storage.root import Root
+from storage.shards import Receipt, group_values, read_group, read_receipt, write_shard
+from storage.spool import token_states
+from storage.vectors import Group, shard_vectors
+
+_BATCH_TOKENS = 16384
+_CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes over them
+
+
+@dataclass(frozen=True)
+class TokenMetrics:
+    """Computes the token metrics of one `tokens` shard, every layer of it."""
+
+    root: Root
+    tokens: Partition
+    metrics: tuple[str, ...]
+    parameters: Parameters
+    digest: str
+    device: str
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Measure one shard, write its `prompt_metrics` and return the receipt."""
+        name = one_unit(batch)
+        key = self.tokens.shard(name)
+        dtype = str(read_receipt(self.root, key, 0).facts["dtype"])
+        layers = [int(layer) for (layer,) in group_values(self.root, key, ["layer"])]
+        where = self.tokens.sibling("prompt_metrics").shard(name)
+        counted = {"prompts": 0, "undefined": 0}
+
+        def tables() -> Iterator[pa.Table]:
+            for layer in layers:
+                table = read_group(self.root, key, {"layer": layer})
+                ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
+                states = token_states(table, dtype)
+                _require_finite(f"{self.root.place(key)}, layer {layer}", ids, states)
+                values = self._measure(states, lengths)
+                counted["prompts"] = len(ids)
+                counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
+                norm = table["norm"][0].as_py()
+                yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
+
+        # The counts fill while the tables are written; the receipt is read after that.
+        blank = Receipt(name, 0, self.digest, "", facts=counted)
+        receipt = write_shard(self.root, where, tables(), schema.PROMPT_METRICS, blank)
+        return result_table(receipt.to_json())
+
+    def _measure(self, states: Sequence[Any], lengths: npt.NDArray[np.int32]) -> TokenValues:
+        """Return the metrics of one layer's states: (metric, variant) -> values [N]."""
+        values: TokenValues = {}
+        for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
+            hidden_NTD, lengths_N = _pad_states([states[row] for row in rows], self.device)
+            measured = token_metrics([hidden_NTD], lengths_N, self.metrics, self.parameters)
+            for name, values_LN in measured.items():
+                values.setdefault(name, np.full(len(states), np.nan))[rows] = values_LN[0]
+        return values
+
+
+def _require_finite(where: str, ids: npt.NDArray[np.int64], states: Sequence[Any]) -> None:
+    bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
+    if any(bad):
+        first = ids[np.flatnonzero(bad)[0]]
+        raise ValueError(
+            f"{where}: non-finite states at {sum(bad)} tokens of {np.count_nonzero(bad)} prompts, "
+            f"first prompt_id {first}; extract it again in float32"
+        )
+
+
+def _pad_states(states: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
+    lengths_N = torch.tensor([len(each) for each in states])
+    hidden_NTD = torch.zeros(len(states), int(lengths_N.max()), states[0].shape[1])
+    for row, each in zip(hidden_NTD, states, strict=True):
+        row[: len(each)] = torch.from_numpy(each.astype(np.float32))
+    return hidden_NTD.to(device), lengths_N.to(device)
+
+
+@dataclass(frozen=True)
+class AllLayers:
+    """Computes groups of several conditions, each unit a condition and a group of it."""
+
+    conditions: Mapping[str, LayerMetrics]
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Measure one group of one condition."""
+        condition, group = json.loads(one_unit(batch))
+        measured = self.conditions[condition].measure(Group(**group))
+        return result_table({"condition": condition, **measured})
+
+
+@dataclass(frozen=True)
+class LayerMetrics:
+    """Computes every metric of one (layer, norm, pooling) group, shard by shard."""
+
+    root: Root
+    embeddings: Manifest
+    views: tuple[Manifest, ...]
+    prompt_metrics: Manifest | None
+    metrics: tuple[str, ...]
+    parameters: Parameters
+    last_layer: int
+    with_tokens: tuple[str, str]  # the norm and pooling whose unit also averages the token metrics
+    device: str = "cpu"
+
+    def measure(self, group: Group) -> dict[str, Any]:
+        """Measure one group: its rows of `layer_metrics`, and the terms of its similarities."""
+        prompts = Population(self._blocks(group))
+        rows = [
+            *self._prompt_rows(group, prompts),
+            *self._view_rows(group),
+            *self._token_rows(group),
+        ]
+        terms = {kind: [*map(float, each)] for kind, each in self._terms(group, prompts)}
+        return {"group": asdict(group), "rows": rows, "terms": terms}
+
+    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[dict[str, Any]]:
+        for name, measure in of_kind(self.metrics, Prompts).items():
+            at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
+            count = min(prompts.n_prompts, at_most or prompts.n_prompts)
+            yield from _rows(group, name, measure.compute(prompts, self.parameters), count)
+
+    def _terms(self, group: Group, prompts: Population) -> Iterator[tuple[str, Hsic]]:
+        """Yield the HSIC of the layer with itself and with the layers it is compared to."""
+        others = {measure.other for measure in of_kind(self.metrics, Layers).values()}
+        layers = {"previous": group.layer - 1, "last": self.last_layer}
+        for kind in ("itself", *sorted(others)) if others else ():
+            layer = layers.get(kind, group.layer)
+            if layer < 0:
+                continue
+            own = layer == group.layer
+            other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
+            sums = reduce(
+                merge_hsic,
+                (
+                    hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
+                    for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
+                ),
+            )
+            yield kind, hsic(sums)
+
+    def _blocks(self, group: Group) -> Sequence[Tensor] | Callable[[], Iterator[Tensor]]:
+        """Return the vectors of a group, one block [n, D] per shard, or what reads them again."""
+
+        def read() -> Iterator[Tensor]:
+            for key, receipt in zip(
+                self.embeddings.objects(), self.embeddings.receipts, strict=True
+            ):
+                if receipt.rows:
+                    found = shard_vectors(self.root, key, group)
+                    yield torch.from_numpy(found.matrix_ND).to(self.device)
+
+        total = sum(receipt.bytes for receipt in self.embeddings.receipts)
+        size = total * self.embeddings.facts()["prompts"] / self.embeddings.rows
+        return list(read()) if size <= _CACHED_BYTES else read
+
+    def _view_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+        measures = of_kind(self.metrics, Views)
+        if not measures:
+            return
+        size = sum(receipt.bytes for view in self.views for receipt in view.receipts)
+        blocks: Iterable[Tensor] = _Stream(lambda: self._view_blocks(group))
+        if size <= _CACHED_BYTES:
+            blocks = list(blocks)
+        count = sum(len(block_NVD) for block_NVD in blocks)
+        for name, measure in measures.items():
+            # Without a prompt that every view could tokenise there is nothing to compute.
+            nothing = {main_variant(name, self.parameters): float("nan")}
+            values = measure.compute(blocks, self.parameters) if count else nothing
+            yield from _rows(group, name, values, count)
+
+    def _view_blocks(self, group: Group) -> Iterator[Tensor]:
+        """Yield the views of a shard's prompts [n, V, D].
+
+        A view that tokenises to nothing has no vector: the prompt is then left out of all views.
+        """
+        filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
+        for name in sorted(set.intersection(*filled)):
+            keys = [view.partition.shard(name) for view in self.views]
+            found = [shard_vectors(self.root, key, group) for key in keys]
+            common = reduce(np.intersect1d, [view.prompt_ids for view in found])
+            if len(common):
+                stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
+                yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
+
+    def _token_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+        """Means over prompts: sums and counts over the shards, divided once at the end."""
+        if self.prompt_metrics is None or (group.norm, group.pooling) != self.with_tokens:
+            return
+        totals: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
+        shards = zip(self.prompt_metrics.objects(), self.prompt_metrics.receipts, strict=True)
+        for key in (key for key, receipt in shards if receipt.rows):
+            for name, sums in _sums(read_group(self.root, key, {"layer": group.layer})):
+                totals[name] = totals.get(name, np.zeros(3)) + sums
+        for (metric, variant, norm), (total, defined, prompts) in totals.items():
+            where = Group(group.layer, norm, TOKENS)
+            value = {variant: total / defined if defined else float("nan")}
+            yield from _rows(where, metric, value, int(defined), int(prompts - defined))
+
+
+def _sums(
+    table: pa.Table,
+) -> Iterator[tuple[tuple[str, str, str], npt.NDArray[np.float64]]]:
+    """Yield (metric, variant, norm) and the sum of its values, the defined ones, all prompts."""
+    defined = pc.is_null(table["reason"])
+    table = table.append_column("defined", defined.cast(pa.int64())).append_column(
+        "filled", pc.if_else(defined, table["value"], 0.0)
+    )
+    keys = ["metric", "variant", "norm"]
+    sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
+    for row in table.group_by(keys).aggregate(sums).to_pylist():
+        counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
+        yield (row["metric"], row["variant"], row["norm"]), np.array(counts, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Blocks that are read again for every pass over them."""
+
+    read: Callable[[], Iterator[Tensor]]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.read()
+
+
+def similarity_rows(
+    terms: Mapping[Group, Mapping[str, Sequence[float]]], metrics: Sequence[str], prompts: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of every layer's similarity to another: one division, when all terms are in.
+
+    `terms` has the HSIC of every group, as `LayerMetrics` returned it.
+    """
+    last = max((group.layer for group in terms), default=0)
+    for name, measure in of_kind(metrics, Layers).items():
+        for group, own in terms.items():
+            other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
+            if measure.other not in own:
+                continue  # the first layer has no previous one
+            pair, mine, theirs = own[measure.other], own["itself"], terms[other]["itself"]
+            found = cka(*(_hsic(each) for each in (pair, mine, theirs)))
+            values = {kind: float(value) for kind, value in found._asdict().items()}
+            yield from _rows(group, name, values, prompts)
+
+
+def _hsic(terms: Sequence[float]) -> Hsic:
+    return Hsic(*torch.tensor(terms, dtype=torch.float64))
+
+
+def _rows(
+    group: Group, metric: str, values: Mapping[str, float], prompts: int, undefined: int = 0
+) -> Iterator[dict[str, Any]]:
+    known = METRICS[metric]
+    for variant, value in values.items():
+        defined = prompts >= known.fewest and not np.isnan(value)
+        yield {
+            **asdict(group),
+            "metric": metric,
+            "variant": variant,
+            "value": value if defined else float("nan"),
+            "reason": None if defined else known.undefined,
+            "n_prompts": prompts,
+            "n_undefined": undefined,
+        }

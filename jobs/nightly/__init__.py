@@ -1,0 +1,1 @@
+"""New checkpoints, compared with the ones before them."""

@@ -1,0 +1,148 @@
+"""nightly: the checkpoints that have no ranking yet, each compared with the one before it.
+
+One at a time, in the order of their steps, through the stages of any run: partitions are appended,
+the trend page is rebuilt, and a checkpoint that breaks a rule leaves an alert. The ranking of a
+checkpoint is written when it has been judged, so one that has a ranking needs no second look.
+A checkpoint that cannot be read or scored is named and tried again the next time.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field, replace
+
+from jobs.cluster.console import say
+from jobs.cluster.errors import explain
+from jobs.config.blocks import ConfigError
+from jobs.extract.stage import extract
+from jobs.measure.stage import measure
+from jobs.nightly import alerts
+from jobs.nightly.alerts import Alert
+from jobs.nightly.history import Checkpoint, before, in_order, main_metrics, ranked, without_ranking
+from jobs.nightly.judge import change_at, judge
+from jobs.nightly.page import address, is_stale, publish
+from jobs.prepare.stage import prepare
+from jobs.probe.stage import probe, require_scores
+from jobs.rank.stage import rank_subject, subject_rows, write_subject
+from jobs.run import Run
+from jobs.subjects import check, require_lengths, resolve
+from jobs.words import counted, points, signed
+from operators.model.subject import Subject
+from storage.lock import LeaseLostError, Lock, held
+
+_STAGES = (extract, measure, probe)
+
+
+@dataclass
+class Night:
+    """What a night did: checkpoint -> why it failed, and the alerts."""
+
+    failed: dict[Subject, str] = field(default_factory=dict)
+    regressed: list[Alert] = field(default_factory=list)
+
+
+def nightly(run: Run, *, verbose: bool = False) -> Night:
+    """Evaluate, publish and judge every checkpoint without a ranking, then rebuild the trend page.
+
+    LockHeldError if another nightly has the root; LeaseLostError, and nothing more is published, if
+    another one has taken it over.
+    """
+    night = Night()
+    with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
+        found = resolve(run.config, keep_gone=True)
+        new = without_ranking(run.root, run.config, found, overwrite=run.overwrite)
+        say(f"LayerRank nightly: {run.config.name} -> {run.root.uri}")
+        say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
+        history = ranked(run.root, run.config)
+        if new:
+            prepare(run)
+        for number, subject in enumerate(new, 1):
+            say(f"{number}/{len(new)} {subject}")
+            try:
+                history = _evaluate(replace(run, chosen=(subject,)), history, lock, night)
+            except (LeaseLostError, ConfigError):  # of the whole night
+                raise
+            except Exception as error:  # noqa: BLE001  (of one checkpoint: the others go on)
+                if verbose:
+                    traceback.print_exception(error)
+                night.failed[subject] = explain(error)[0]
+                say(f"  failed, and tried again the next time: {night.failed[subject]}")
+        lock.check()
+        if new or is_stale(run, history):
+            publish(run, history, night.failed)
+    _conclude(new, night)
+    return night
+
+
+def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> list[Checkpoint]:
+    """Take one checkpoint through the stages, judge it, and return the history with it."""
+    (subject,) = run.subjects
+    check(subject, run.config.storage)
+    require_lengths(run.config, subject)
+    for stage in _STAGES:
+        lock.check()
+        stage(run)
+    require_scores(run)
+    ranking = rank_subject(run, subject)
+    metrics = main_metrics(run.root, run.config, subject.name, subject.revision)
+    new = Checkpoint(subject.name, subject.revision, subject_rows(run, ranking), metrics)
+    say(f"  {ranking.verdict.sentence}")
+    lock.check()
+    _judge(run, before(history, new.model, new.revision), new, night)
+    write_subject(run, ranking)
+    others = [each for each in history if (each.model, each.revision) != (new.model, new.revision)]
+    return in_order([*others, new])
+
+
+def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:
+    """Compare a checkpoint with the one before it, and leave an alert if it breaks a rule."""
+    key = alerts.place(run.config.name, new.model, new.revision)
+    if not earlier:
+        say("  there is no earlier checkpoint to compare with")
+        run.root.delete(key)
+        return
+    previous = earlier[-1]
+    say(f"  {_compared(run, previous, new)}")
+    broken = judge(run, earlier, new)
+    if not broken:
+        run.root.delete(key)
+        return
+    says = " ".join(each.says for each in broken)
+    alert = Alert(
+        run.config.name,
+        new.model,
+        new.revision,
+        previous.revision,
+        f"{new.model} at {new.revision}, compared with {previous.revision}: {says}",
+        broken,
+        address(run),
+    )
+    run.root.write(key, alert.to_json())
+    night.regressed.append(alert)
+    for each in broken:
+        say(f"  alert, {each.rule}: {each.says}")
+    alerts.post(alert, run.config.nightly)
+
+
+def _compared(run: Run, previous: Checkpoint, new: Checkpoint) -> str:
+    change = change_at(run, previous, new)
+    layers = f"layer {new.recommended} after layer {previous.recommended} at {previous.revision}"
+    if change is None:
+        return f"Recommended: {layers}; no score to compare."
+    return (
+        f"Recommended: {layers}; layer {previous.recommended} scores {points(change.now)} points, "
+        f"{signed(change.change)} since then."
+    )
+
+
+def _conclude(new: list[Subject], night: Night) -> None:
+    if not new:
+        say("nothing new")
+        return
+    done = len(new) - len(night.failed)
+    say(f"{counted(done, 'checkpoint')} ranked, {len(night.failed)} failed")
+    for subject, reason in night.failed.items():
+        say(f"  failed: {subject}: {reason}")
+    for alert in night.regressed:
+        rules = dict.fromkeys(each.rule for each in alert.rules)
+        say(f"  alert: {alert.model} at {alert.revision}: {', '.join(rules)}")

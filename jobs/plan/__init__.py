@@ -1,0 +1,1 @@
+"""What a run would do, write and cost, before anything is spent."""

@@ -1,0 +1,1 @@
+"""Datasets become shards of unique prompts, and the tables of their tasks."""

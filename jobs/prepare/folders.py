@@ -1,0 +1,232 @@
+"""A folder of somebody's own texts as a source, and the simple task that it brings.
+
+Text files are cut into passages at blank lines; tables bring a column `text` and may bring `label`.
+Otherwise the first level of subfolders is the label. Passages of different labels (without labels,
+of different files) take turns, so that a limit leaves some of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig, FolderSource
+from jobs.config.run import RunConfig
+from jobs.prepare.files import File, Options, inspect_file, options_for, read_file
+from jobs.prepare.records import skip_reason
+from jobs.tasks.types import ClassificationTask
+from storage.root import fingerprint, resolve
+
+COLUMNS = ("text", "label", "file", "from_file", "split")
+_TEXTS = (".txt", ".md")
+_TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_LARGEST = 1 << 28  # bytes of a folder: one task holds all of it, to let the labels take turns
+_ENOUGH = 16  # passages of a file that is to be told from others
+_FEWEST = 2  # training passages of a label
+_MOST_EXAMPLES = 8  # per label and fold, as the protocol has it
+_BLANK = re.compile(r"\n[^\S\n]*\n\s*")
+_SHOWN = 5
+
+
+class _File(NamedTuple):
+    """A file of a folder: its address, its path within, and its ending."""
+
+    uri: str
+    name: str
+    ending: str
+
+
+class _Passage(NamedTuple):
+    text: str | None
+    label: str | None
+    file: str
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Add the option that replaces the folder of a recipe."""
+    parser.add_argument(
+        "--texts",
+        metavar="FOLDER",
+        help="your texts, instead of the folder in the config: text files, or tables with a "
+        "column text; subfolders, or a column label, are the labels",
+    )
+
+
+def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
+    """Return the config with `texts` as its folder, and with the task that each folder brings.
+
+    A dataset that states its `tasks` keeps them. ConfigError if there is no folder to replace, if
+    a folder cannot be read, or if one of its labels has too few passages.
+    """
+    folders = [each for each in config.datasets if isinstance(each.source, FolderSource)]
+    if texts is not None and len(folders) != 1:
+        raise ConfigError(
+            f"--texts replaces the folder of a dataset, but {config.name} has {len(folders)} "
+            "datasets with `source: {folder: …}`; the recipe quickcheck has one"
+        )
+    if not folders:
+        return config
+    options = config.storage.options()
+    datasets = tuple(
+        _with_task(_with_folder(each, texts), options) if each in folders else each
+        for each in config.datasets
+    )
+    return config.model_copy(update={"datasets": datasets})
+
+
+def identity(folder: str, options: Options) -> dict[str, Any]:
+    """Return what the passages of a folder depend on: its files, by path and content."""
+    files = _files(folder, options)
+    prints = {each.name: fingerprint(each.uri, options_for(each.uri, options)) for each in files}
+    return {"folder": prints}
+
+
+def read(folder: str, options: Options) -> pa.Table:
+    """Return the passages of a folder as a table of text columns, COLUMNS, in a fixed order.
+
+    `label` is null without labels; `file` is the path within the folder, and `from_file` the same
+    for files with enough passages to tell them apart; `split` alternates between train and test
+    within a label or file. ConfigError for a folder without texts, or a file that cannot be read.
+    """
+    found = [each for file in _files(folder, options) for each in _passages(file, options)]
+    labelled = len({each.label for each in found if each.label}) > 1
+    parts: dict[str, list[_Passage]] = defaultdict(list)
+    for each in found:
+        parts[(each.label if labelled else None) or each.file].append(each)
+    lengths = Counter(each.file for each in found)
+    split = {each.text: _side(n) for part in parts.values() for n, each in enumerate(part)}
+    rows = [
+        {
+            "text": each.text,
+            "label": each.label if labelled else None,
+            "file": each.file,
+            "from_file": each.file if lengths[each.file] >= _ENOUGH else None,
+            "split": split[each.text],
+        }
+        for turn in zip_longest(*parts.values())
+        for each in turn
+        if each is not None
+    ]
+    return pa.Table.from_pylist(rows, pa.schema([(name, pa.large_string()) for name in COLUMNS]))
+
+
+def _side(number: int) -> str:
+    return "test" if number % 2 else "train"
+
+
+def _with_folder(dataset: DatasetConfig, texts: str | None) -> DatasetConfig:
+    if texts is None:
+        return dataset
+    return dataset.model_copy(update={"source": FolderSource(folder=texts)})
+
+
+def _with_task(dataset: DatasetConfig, options: Options) -> DatasetConfig:
+    if "tasks" in dataset.model_fields_set:
+        return dataset
+    assert isinstance(dataset.source, FolderSource), dataset.source
+    try:
+        passages = read(dataset.source.folder, options)
+        task = _task(dataset, passages)
+    except ConfigError as error:
+        raise ConfigError(f"dataset {dataset.name}: {error}") from error
+    return dataset.model_copy(update={"tasks": () if task is None else (task,)})
+
+
+def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | None:
+    """Return the task that the passages allow: their label, else their file, else none."""
+    rows = [
+        row
+        for row in passages[: dataset.limit].to_pylist()
+        if skip_reason(row["text"], dataset.min_chars, keeps_blank=dataset.keeps_blank) is None
+    ]
+    for column in ("label", "from_file"):
+        counts = Counter((row[column], row["split"]) for row in rows if row[column])
+        names = sorted({name for name, _ in counts})
+        if len(names) < 2:  # noqa: PLR2004 - one is no choice
+            continue
+        rarest = min(names, key=lambda name: (counts[name, "train"], name))
+        examples = counts[rarest, "train"]
+        if examples >= _FEWEST:
+            return ClassificationTask(
+                name="label" if column == "label" else "file",
+                type="classification",
+                label_column=column,
+                split_column="split",
+                samples_per_label=min(examples, _MOST_EXAMPLES),
+            )
+        if column == "label":
+            total = counts[rarest, "train"] + counts[rarest, "test"]
+            raise ConfigError(
+                f"label {rarest!r} has {total} of the {len(rows):,} passages that are read, and "
+                f"{2 * _FEWEST} are needed to learn it and to test it; add texts, raise `limit`, "
+                "or take that label out of the folder"
+            )
+    return None
+
+
+def _files(folder: str, options: Options) -> list[_File]:
+    """Return the files to read, sorted by path; ConfigError if there is none, or far too much."""
+    filesystem, path = resolve(folder, options_for(folder, options))
+    wanted = ", ".join(f"*{ending}" for ending in (*_TEXTS, *_TABLES))
+    listed = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
+    if not listed:
+        state = "is empty" if filesystem.isdir(path) else "does not exist or is no folder"
+        raise ConfigError(f"the folder {folder} {state}; name one with --texts that holds {wanted}")
+    protocol, separator, _ = folder.rpartition("://")
+    found, others, size = [], [], 0
+    for address, facts in sorted(listed.items()):
+        name = address.removeprefix(path).strip("/")
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        ending = "." + name.rpartition(".")[2].lower()
+        if ending in (*_TEXTS, *_TABLES):
+            found.append(_File(f"{protocol}{separator}{address}", name, ending))
+            size += int(facts["size"] or 0)
+        else:
+            others.append(name)
+    if not found:
+        seen = f"; it has {', '.join(others[:_SHOWN])}" if others else ""
+        raise ConfigError(f"the folder {folder} holds no texts: looked for {wanted}{seen}")
+    if size > _LARGEST:
+        raise ConfigError(
+            f"the folder {folder} holds {size / 2**20:,.0f} MiB of texts, and at most "
+            f"{_LARGEST >> 20} are read as a folder; give larger corpora as "
+            "`source: {files: …}`, with a limit"
+        )
+    return found
+
+
+def _passages(file: _File, options: Options) -> Iterator[_Passage]:
+    """Yield the passages of a file; its first folder is the label, unless its rows have one."""
+    folder, inside, _ = file.name.partition("/")
+    label = folder if inside else None
+    if file.ending in _TABLES:
+        table = File(_TABLES[file.ending], file.uri)
+        count, columns = inspect_file(table, options)
+        if count and "text" not in columns:
+            raise ConfigError(f"{file.name} has no column text; it has: {', '.join(columns)}")
+        wanted = [name for name in ("text", "label") if name in columns]
+        for part in read_file(table, wanted, options) if count else ():
+            for row in part.to_pylist():
+                yield _Passage(row["text"], row.get("label", label), file.name)
+        return
+    filesystem, path = resolve(file.uri, options_for(file.uri, options))
+    content: bytes = filesystem.cat_file(path)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file.name} is not UTF-8 text (byte {error.start:,}); convert it, or take it out of "
+            "the folder"
+        ) from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    for passage in _BLANK.split(lines):
+        if passage.strip():
+            yield _Passage(passage.strip(), label, file.name)

@@ -1,0 +1,1 @@
+"""Vectors and tasks become scores of layers."""

@@ -1,0 +1,1 @@
+"""Scores become a ranking of layers with its evidence."""

@@ -1,0 +1,53 @@
+"""The reading guide of the metrics, docs/metrics.md, as a page that lies beside the report.
+
+The package carries the same file under jobs/report/templates, so the guide needs neither the
+repository nor a network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from markupsafe import Markup
+
+PAGE = "metrics.html"
+_NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
+
+
+def anchor_of(title: str) -> str:
+    """Return the id of a heading, by the same rule as GitHub's."""
+    return _NOT_IN_ANCHORS.sub("", title.lower()).replace(" ", "-")
+
+
+def link_to(title: str) -> str:
+    """Return the address of a section, for a page in the same folder."""
+    return f"{PAGE}#{anchor_of(title)}"
+
+
+def source() -> str:
+    """Return the guide as Markdown."""
+    file = resources.files("jobs.report") / "templates" / "metrics.md"
+    return file.read_text(encoding="utf-8")
+
+
+def article(markdown: str) -> Markup:
+    """Return Markdown as HTML: headings have ids, tables scroll, and markup in it stays text."""
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = reader.parse(markdown)
+    for index, token in enumerate(tokens):
+        if token.type == "heading_open":
+            token.attrSet("id", anchor_of(_words(tokens[index + 1])))
+        elif token.type == "th_open":
+            token.attrSet("scope", "col")
+    html = reader.renderer.render(tokens, reader.options, {})
+    html = html.replace("<table>", '<div class="scroll" tabindex="0"><table class="text">')
+    return Markup(html.replace("</table>", "</table></div>"))
+
+
+def _words(inline: Token) -> str:
+    children: Sequence[Token] = inline.children or ()
+    return "".join(child.content for child in children)

@@ -1,0 +1,1 @@
+"""One idea of the report a file: what it reads, says and draws."""

@@ -1,0 +1,1 @@
+"""Labelled tasks: their blocks of the config, and their items."""

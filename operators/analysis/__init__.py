@@ -1,0 +1,1 @@
+"""What metrics, scores and conditions have to do with one another."""

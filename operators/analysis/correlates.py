@@ -1,0 +1,211 @@
+"""How strongly metrics go together with scores over the layers, against what smoothness gives.
+
+Shapes: L layers that have both values, in the order of depth; B draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import dct, idct
+from scipy.stats import rankdata
+
+from operators.analysis.correlation import distance_correlation, spearman
+
+Values = npt.NDArray[np.float64]
+FEWEST_LAYERS = 4
+# Entries of one chunk of distance matrices: 16 MiB as float64.
+CHUNK_NUMBERS = 2**21
+# Decimals of a surrogate on its own scale: the transform's rounding would break ties.
+DECIMALS = 9
+
+
+@dataclass(frozen=True)
+class Association:
+    """A correlation, its interval, and the two levels to hold its absolute value against.
+
+    `permuted` is what layers in random order reach in `level` of the cases, `smooth` what another
+    function of depth, as smooth as the metric, does. A value is worth a remark only above `smooth`.
+    """
+
+    value: float
+    low: float
+    high: float
+    permuted: float
+    smooth: float
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A metric against the score over `n_layers`; `left_out` layers lack one of the two.
+
+    `reason` says why all numbers are NaN, and is empty where they are not.
+    """
+
+    metric: str
+    n_layers: int
+    left_out: int
+    spearman: Association
+    distance: Association
+    reason: str
+
+
+def correlations(
+    metrics: Mapping[str, Values],
+    score_L: Values,
+    *,
+    layers: Sequence[int],
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> list[Correlation]:
+    """Spearman and distance correlation of every metric with the score, over the layers.
+
+    Layers are few, and both quantities change gradually with depth. Two unrelated gradual curves
+    correlate strongly (Yule 1926), so next to the level of a plain permutation stands one that
+    keeps the smoothness: the metric's cosine transform (DCT-II) gets random signs. Every cosine
+    keeps its amplitude, trend included, but not its direction. It is the idea of
+    phase-randomised surrogates (Theiler et al. 1992, Physica D 58) for a curve that does not close
+    into a circle; rotated eigenmodes of brain maps are the same idea in two dimensions (Koussis et
+    al. 2025, doi 10.1162/imag.a.71). The cosines are those of the demeaned random walk, and nearly
+    those of any first-order autoregression (Ahmed, Natarajan and Rao 1974, IEEE Trans. Comput. 23).
+    Simulated independent pairs of noise, random walks, their sums, Gaussian curves and trends
+    exceeded this 95 % level in 3 to 7 % of the cases with 13 to 49 layers and in at most 2 %
+    with 7; the permutation level in 4 to 98 %, and circular shifts and the Fourier phases, which
+    make a step of a trend's ends, in up to 55 and 95 %. Of 20 unrelated metrics one exceeds it.
+
+    Interval: the percentiles of a moving-block bootstrap over the layers (Künsch 1989, Annals of
+    Statistics 17) with blocks of a fifth of the layers, at least two. It is too narrow: of 95 % it
+    held the truth in about 75 to 95 % of simulated autoregressions with 7 to 49 layers. With 7
+    layers it spans most of the range. Repeated layers raise the distance correlation, so its
+    interval lies too high and may lie above the value.
+
+    The order of rows does not matter, that of the layer numbers is the depth; layers that are left
+    out or missing count as a step like any other. The draws depend on the seed and the number of
+    layers only, so a metric's numbers do not depend on which others are asked for.
+    """
+    _check(metrics, score_L, layers, draws, level)
+    order_L = np.argsort(np.asarray(layers))
+    return [
+        _correlation(metric, values_L[order_L], score_L[order_L], (seed, draws, level))
+        for metric, values_L in metrics.items()
+    ]
+
+
+def _check(
+    metrics: Mapping[str, Values], score_L: Values, layers: Sequence[int], draws: int, level: float
+) -> None:
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
+    for name, values_L in {**metrics, "score": score_L}.items():
+        if len(values_L) != len(layers):
+            raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(values_L)}")
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws must be at least 1 and level in (0, 1), got {draws} and {level}")
+
+
+def _correlation(
+    metric: str, values_L: Values, score_L: Values, settings: tuple[int, int, float]
+) -> Correlation:
+    both_L = np.isfinite(values_L) & np.isfinite(score_L)
+    x_L, y_L = (np.asarray(v, dtype=np.float64)[both_L] for v in (values_L, score_L))
+    left_out = len(both_L) - len(x_L)
+    reason = _why_undefined(metric, x_L, y_L)
+    if reason:
+        nothing = Association(*[math.nan] * 5)
+        return Correlation(metric, len(x_L), left_out, nothing, nothing, reason)
+    seed, draws, level = settings
+    generator = np.random.default_rng([seed, len(x_L)])
+    permuted_BL = generator.permuted(np.tile(x_L, (draws, 1)), axis=1)
+    smooth_BL = sign_surrogates(x_L, draws, generator)
+    blocks_BL = _block_draws(len(x_L), draws, generator)
+    y_BL = np.broadcast_to(y_L, (draws, len(y_L)))
+    found = []
+    for statistic, of_rows in ((spearman, _spearmans), (distance_correlation, _distances)):
+        value = statistic(x_L, y_L)
+        resampled_B = of_rows(x_L[blocks_BL], y_L[blocks_BL])
+        low, high = np.nanquantile(resampled_B, [(1 - level) / 2, (1 + level) / 2])
+        nulls = [_level(of_rows(rows, y_BL), value, level) for rows in (permuted_BL, smooth_BL)]
+        found.append(Association(value, float(low), float(high), nulls[0], nulls[1]))
+    return Correlation(metric, len(x_L), left_out, found[0], found[1], "")
+
+
+def sign_surrogates(x_L: Values, draws: int, generator: np.random.Generator) -> Values:
+    """Curves as smooth as `x_L` and otherwise unrelated, [B, L]: random signs of its cosines.
+
+    surrogate = mean + C^T (s * C (x - mean)), C the orthonormal DCT-II and s random signs. Mean and
+    variance are those of `x_L`. There are 2^(L - 1) of them, of which half are the other half
+    upside down: 32 levels of a correlation's absolute value for 7 layers.
+    """
+    signs_BL = generator.choice([-1.0, 1.0], size=(draws, len(x_L)))
+    deviation_L = x_L - x_L.mean()
+    scale = float(np.abs(deviation_L).max()) or 1.0
+    surrogate_BL = idct(dct(deviation_L / scale, norm="ortho") * signs_BL, norm="ortho", axis=1)
+    rounded_BL: Values = np.round(surrogate_BL, DECIMALS) * scale + x_L.mean()
+    return rounded_BL
+
+
+def _why_undefined(metric: str, x_L: Values, y_L: Values) -> str:
+    if len(x_L) < FEWEST_LAYERS:
+        return f"{len(x_L)} layers have both values, {FEWEST_LAYERS} are needed"
+    constant = [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]
+    return f"{' and '.join(constant)} is the same in every layer" if constant else ""
+
+
+def _level(null_B: Values, value: float, level: float) -> float:
+    """Quantile of the absolute null values, the observed one among them (Phipson & Smyth 2010)."""
+    magnitudes = np.append(np.abs(null_B), abs(value))
+    return float(np.nanquantile(magnitudes, level, method="higher"))
+
+
+def _block_draws(n_layers: int, draws: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Row numbers of moving blocks, laid end to end and cut at the number of layers, [B, L]."""
+    length = max(2, round(n_layers / 5))
+    n_blocks = -(-n_layers // length)
+    start_BK = generator.integers(n_layers - length + 1, size=(draws, n_blocks))
+    rows_BL: npt.NDArray[np.intp] = (start_BK[:, :, None] + np.arange(length)).reshape(draws, -1)
+    return rows_BL[:, :n_layers]
+
+
+def _spearmans(x_BL: Values, y_BL: Values) -> Values:
+    """`spearman` of every row; NaN where one side of it is constant."""
+    ranks = [rankdata(values, axis=1) for values in (x_BL, y_BL)]
+    x_BL, y_BL = (rank_BL - rank_BL.mean(axis=1, keepdims=True) for rank_BL in ranks)
+    return _ratios((x_BL * y_BL).sum(axis=1), (x_BL**2).sum(axis=1) * (y_BL**2).sum(axis=1))
+
+
+def _distances(x_BL: Values, y_BL: Values) -> Values:
+    """`distance_correlation` of every row; NaN where one side of it is constant."""
+    chunk = max(1, CHUNK_NUMBERS // x_BL.shape[1] ** 2)
+    ratio_B = np.concatenate(
+        [
+            _distance_ratios(x_BL[b : b + chunk], y_BL[b : b + chunk])
+            for b in range(0, len(x_BL), chunk)
+        ]
+    )
+    rooted_B: Values = np.sqrt(np.maximum(ratio_B, 0))
+    return rooted_B
+
+
+def _distance_ratios(x_BL: Values, y_BL: Values) -> Values:
+    a_BLL, b_BLL = (_centred(values_BL) for values_BL in (x_BL, y_BL))
+    variances_B = (a_BLL**2).mean(axis=(1, 2)) * (b_BLL**2).mean(axis=(1, 2))
+    return _ratios((a_BLL * b_BLL).mean(axis=(1, 2)), variances_B)
+
+
+def _centred(values_BL: Values) -> Values:
+    distances_BLL = np.abs(values_BL[:, :, None] - values_BL[:, None, :])
+    rows_BL = distances_BLL.mean(axis=2)
+    mean_B11 = rows_BL.mean(axis=1)[:, None, None]
+    centred_BLL: Values = distances_BLL - rows_BL[:, :, None] - rows_BL[:, None, :] + mean_B11
+    return centred_BLL
+
+
+def _ratios(covariance_B: Values, variances_B: Values) -> Values:
+    ratio_B = np.full(len(covariance_B), np.nan)
+    np.divide(covariance_B, np.sqrt(variances_B), out=ratio_B, where=variances_B > 0)
+    return ratio_B

@@ -1,0 +1,183 @@
+"""Whether values have one mode or several, where two modes lie, and where they part.
+
+A mode is where values are dense. The dip asks whether one is enough; the excess mass, the same
+number in another form, says where two of them are.
+
+Shapes: N values; K candidate densities; B bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import diptest
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+Range = tuple[float, float]  # its first and its last value
+FEWEST = 10  # with fewer, even groups that overlap in no value are mostly missed
+MOST = 72_000  # the table of p-values ends here
+_LEAST_P = 1e-5  # and here: the last tabulated quantile is 0.99999
+_FEWEST_BINS, _MOST_BINS = 8, 40
+_MOST_PEAKS = 6  # that are counted
+UNDEFINED = f"fewer than {FEWEST} prompts with a value, or all values equal"
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The two densest separate ranges of some values, and how far they are from a single one.
+
+    `dip` is in 0..1/4, `p_value` in 1e-5..1, `low` and `high` are in the unit of the values; all
+    are NaN where there is nothing to test. `peaks` counts the ranges that stand out: 2 or more, or
+    0 without any.
+    """
+
+    dip: float
+    p_value: float
+    low: Range
+    high: Range
+    peaks: int
+
+    @property
+    def split(self) -> float:
+        """The middle of the gap between the two ranges."""
+        return (self.low[1] + self.high[0]) / 2
+
+
+NOTHING = Modes(np.nan, np.nan, (np.nan, np.nan), (np.nan, np.nan), 0)
+
+
+class ExcessMass(NamedTuple):
+    """How much a second range exceeds by, the two ranges, and how many ranges stand out."""
+
+    mass: float
+    low: Range
+    high: Range
+    peaks: int
+
+
+def find_modes(values_N: Array) -> Modes:
+    """Test values [N] for a single mode and return the two that contradict it most.
+
+    The dip is the largest distance between the distribution function of the values and that of
+    the nearest unimodal distribution; its p-value is how often as many uniform values dip as far
+    (Hartigan and Hartigan 1985, *The Dip Test of Unimodality*, Annals of Statistics 13; tabulated).
+    In large samples no unimodal values dip further, so for others the test rejects less often than
+    its level says. The modes are those of `excess_mass`.
+
+    At most 72,000 values, in any order; equal values count each. NOTHING for fewer than FEWEST
+    values or when all are equal.
+    """
+    sorted_N = np.sort(values_N)
+    assert len(sorted_N) <= MOST, f"{len(sorted_N)} values, at most {MOST}"
+    if len(sorted_N) < FEWEST or sorted_N[0] == sorted_N[-1]:
+        return NOTHING
+    dip, p_value = diptest.diptest(sorted_N, sort_x=False)
+    _, low, high, peaks = excess_mass(sorted_N)
+    return Modes(float(dip), max(float(p_value), _LEAST_P), low, high, peaks)
+
+
+def excess_mass(sorted_N: Array) -> ExcessMass:
+    """Return how much mass a second range exceeds by, 0..1/2, and the two ranges.
+
+    Over all densities d, the largest of: what two separate ranges hold beyond d times their length,
+    minus the most that one range does. It is twice the dip (Müller and Sawitzki 1991, *Excess Mass
+    Estimates and Tests for Multimodality*, JASA 86), so the two ranges are what the dip test finds.
+    They need no bandwidth, move with any shift and scale of the values, and do not follow a few far
+    values. A further range is a peak of its own if at the same density it adds at least half of
+    what the second adds: values that stand like a comb have many. The values [N] are ascending, two
+    at least, and not all equal.
+    """
+    densities = _densities(sorted_N)
+    found = [_excess(sorted_N, density) for density in densities]
+    best = max(range(len(found)), key=lambda index: found[index][0])
+    mass, first, last, next_first, next_last = found[best]
+    low = (float(sorted_N[first]), float(sorted_N[last]))
+    high = (float(sorted_N[next_first]), float(sorted_N[next_last]))
+    gains = _gains(sorted_N, densities[best])
+    return ExcessMass(mass, low, high, 1 + int((gains[1:] >= gains[1] / 2).sum()))
+
+
+def _gains(sorted_N: Array, density: float) -> Array:
+    """Return what each further range adds to the largest excess mass, falling, [_MOST_PEAKS]."""
+    n = len(sorted_N)
+    end_N = np.arange(1, n + 1) / n - density * sorted_N
+    start_N = np.arange(n) / n - density * sorted_N
+    held_N, total = np.zeros(n), [0.0]  # by the ranges so far, up to each value
+    for _ in range(_MOST_PEAKS):
+        before_N = np.concatenate([[0.0], held_N[:-1]])
+        held_N = np.maximum.accumulate(end_N + np.maximum.accumulate(before_N - start_N))
+        total.append(float(held_N[-1]))
+    return np.diff(total)
+
+
+def _densities(sorted_N: Array) -> Array:
+    """Return the densities at which the best single range changes, falling, [K].
+
+    Between two of them the gain of a second range is convex, so its maximum is at one of them. They
+    are the slopes of the least concave function over the points (length of the shortest range that
+    holds k values, k / N). Time N^2 / 2: 0.3 s for 20,000 values.
+    """
+    n = len(sorted_N)
+    shortest = [0.0, *((sorted_N[k:] - sorted_N[: n - k]).min() for k in range(1, n))]
+    hull: list[tuple[float, float]] = []
+    for k, length in enumerate(shortest, 1):
+        if hull and length <= hull[-1][0]:  # as short, and holds more
+            hull.pop()
+        point = (float(length), k / n)
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-1], point):
+            hull.pop()
+        hull.append(point)
+    return np.array([_slope(*pair) for pair in pairwise(hull)])
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])
+
+
+def _excess(sorted_N: Array, density: float) -> tuple[float, int, int, int, int]:
+    """Return by how much two ranges exceed one at a density, and the ends of the two.
+
+    The excess mass of the range from value i to value j is end[j] - start[i].
+    """
+    n = len(sorted_N)
+    end_N = np.arange(1, n + 1) / n - density * sorted_N
+    start_N = np.arange(n) / n - density * sorted_N
+    until_N = end_N - np.minimum.accumulate(start_N)  # the best range that ends here
+    onwards_N = np.maximum.accumulate(end_N[::-1])[::-1] - start_N  # the best that starts here
+    left_N = np.maximum.accumulate(until_N)
+    right_N = np.maximum.accumulate(onwards_N[::-1])[::-1]
+    both_N = left_N[:-1] + right_N[1:]
+    cut = int(both_N.argmax())
+    last = int(until_N[: cut + 1].argmax())
+    first = int(start_N[: last + 1].argmin())
+    next_first = cut + 1 + int(onwards_N[cut + 1 :].argmax())
+    next_last = next_first + int(end_N[next_first:].argmax())
+    return float(both_N[cut] - left_N[-1]), first, last, next_first, next_last
+
+
+def middle(values_N: Array, ends: Range) -> float:
+    """Return the median of the values in a range, ends included; NaN without any."""
+    inside = values_N[(values_N >= ends[0]) & (values_N <= ends[1])]
+    return float(np.median(inside)) if len(inside) else float("nan")
+
+
+def nearest(values_N: Array, ids_N: Counts, place: float, count: int) -> npt.NDArray[np.intp]:
+    """Return the positions of the `count` values nearest to a place; ties by the smaller id."""
+    return np.lexsort((ids_N, np.abs(values_N - place)))[:count]
+
+
+def histogram(values_N: Array) -> tuple[Array, Counts]:
+    """Return the edges and the counts of bins of equal width over all values.
+
+    Their number is twice the cube root of N (Rice's rule), but 8 to 40. Empty without values.
+    """
+    if not len(values_N):
+        return np.empty(0), np.empty(0, dtype=np.int64)
+    wanted = int(np.ceil(2 * np.cbrt(len(values_N))))
+    counts_B, edges_B = np.histogram(values_N, min(max(wanted, _FEWEST_BINS), _MOST_BINS))
+    return edges_B, counts_B.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Metrics of all prompts' vectors: spectra, moments, similarity of layers."""

@@ -1,0 +1,174 @@
+"""Padded tokens to clean rows: masking, chunks of similar length, centring, unit length.
+
+Shape suffixes: N prompts, T tokens (right-padded), D features; M rows, each one prompt in one
+layer; a lower-case n or m is those of one chunk or block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Elements of a chunk, of a block of its rows, which a kernel gets at a time, and of a part of a
+# block, which it converts to float64; on the CPU for each thread. A chunk is still in the cache
+# when the next metric reads it, the allocator keeps a float64 copy of a block for the next one (up
+# to 32 MiB), and the caches of the cores hold a few copies of a part. A GPU needs more to be busy.
+# A single prompt may need more, in one layer.
+CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+BLOCK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+PART_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}
+# The longest prompt of a chunk is at most this much longer than the shortest, or is short itself.
+WIDTH_RATIO = 1.15
+SHORT = 32
+NOT_CONVERTED = (torch.float32, torch.float64)
+# A centred row shorter than this share of the prompt's longest equals the mean up to rounding.
+ZERO_ROW = 1e-12
+Kernel = Callable[[Tensor, Tensor], Tensor]  # (tokens_mTD, mask_mT) -> values [..., m]
+
+
+class Chunk(NamedTuple):
+    """Prompts of similar length in some layers: row ``l * n + i`` is prompt index_n[i] in layer
+    ``layers.start + l``.
+
+    Tokens are zero in the padding, float64 where the states are, and float32 otherwise. They may be
+    the states themselves: nobody writes to them.
+    """
+
+    index_n: Tensor
+    tokens_MTD: Tensor
+    mask_MT: Tensor
+    layers: slice
+
+    def without_first(self) -> Chunk:
+        """Return the chunk without the first token of each prompt, which may leave no token."""
+        if self.mask_MT.shape[1] == 1:
+            nothing = torch.zeros_like(self.tokens_MTD), torch.zeros_like(self.mask_MT)
+            return self._replace(tokens_MTD=nothing[0], mask_MT=nothing[1])
+        return self._replace(tokens_MTD=self.tokens_MTD[:, 1:], mask_MT=self.mask_MT[:, 1:])
+
+
+def length_chunks(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[Chunk]:
+    """Yield prompts of similar length from the ``[N, T, D]`` states of each layer, shortest first.
+
+    Every chunk is cut to its longest prompt, so a long padding costs nothing and never reaches a
+    metric, whatever is in it.
+    """
+    n_prompts, n_tokens, dim = states[0].shape
+    if n_prompts * n_tokens * dim == 0:
+        return
+    lengths_N = lengths_N.to("cpu", torch.int64)
+    assert 0 <= int(lengths_N.min()) <= int(lengths_N.max()) <= n_tokens
+    order_N = lengths_N.argsort(stable=True)
+    limit = _limit(CHUNK_ELEMENTS, states[0]) // dim
+    for part in _similar(lengths_N[order_N].tolist(), limit // len(states)):
+        index_n = order_N[part]
+        lengths_n = lengths_N[index_n]
+        step = max(1, limit // (len(index_n) * max(1, int(lengths_n[-1]))))
+        for start in range(0, len(states), step):
+            layers = slice(start, min(start + step, len(states)))
+            yield _chunk(states, layers, index_n, lengths_n)
+
+
+def _similar(lengths: list[int], tokens: int) -> Iterator[slice]:
+    """Cut ascending lengths where they grow too much or where a chunk is full of tokens."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        if end < len(lengths):
+            fits = (end + 1 - start) * lengths[end] <= tokens
+            if fits and lengths[end] <= max(SHORT, WIDTH_RATIO * lengths[start]):
+                continue
+        yield slice(start, end)
+        start = end
+
+
+def _chunk(states: Sequence[Tensor], layers: slice, index_n: Tensor, lengths_n: Tensor) -> Chunk:
+    states = states[layers]
+    device, dtype, dim = states[0].device, states[0].dtype, states[0].shape[2]
+    width = max(1, int(lengths_n.max()))
+    mask_nT = (torch.arange(width) < lengths_n[:, None]).to(device)
+    rows = index_n.tolist()
+    if len(states) == len(rows) == 1 and lengths_n[0] == width and dtype in NOT_CONVERTED:
+        tokens_MTD = states[0][rows[0] : rows[0] + 1, :width]  # nothing to change: no copy
+        return Chunk(index_n.to(device), tokens_MTD, mask_nT, layers)
+    tokens_LnTD = torch.empty(
+        (len(states), len(index_n), width, dim),
+        dtype=torch.float64 if dtype == torch.float64 else torch.float32,
+        device=device,
+    )
+    for tokens_nTD, hidden_NTD in zip(tokens_LnTD, states, strict=True):
+        for tokens_TD, row in zip(tokens_nTD, rows, strict=True):
+            tokens_TD.copy_(hidden_NTD[row, :width])
+    shortest = int(lengths_n.min())  # only beyond it is there padding
+    tokens_LnTD[:, :, shortest:].masked_fill_(~mask_nT[:, shortest:, None], 0.0)
+    mask_MT = mask_nT.repeat(len(states), 1)
+    return Chunk(index_n.to(device), tokens_LnTD.flatten(0, 1), mask_MT, layers)
+
+
+def map_rows(kernel: Kernel, tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
+    """Return the kernel's values of all rows, ``[..., M]``, from blocks cut to the longest row."""
+    lengths = mask_MT.sum(dim=1).tolist()
+    limit = _limit(BLOCK_ELEMENTS, tokens_MTD) // max(1, tokens_MTD[:1].numel())
+    n_blocks = -(-len(lengths) // max(1, limit))
+    size = -(-len(lengths) // n_blocks)
+    values = []
+    for start in range(0, len(lengths), size):
+        width = max(1, *lengths[start : start + size])
+        tokens_mTD = tokens_MTD[start : start + size, :width]
+        values.append(kernel(tokens_mTD, mask_MT[start : start + size, :width]))
+    return torch.cat(values, dim=-1)
+
+
+def token_parts(tokens_NTD: Tensor) -> list[slice]:
+    """Return slices of the tokens, each with about PART_ELEMENTS of all prompts."""
+    n_prompts, n_tokens, dim = tokens_NTD.shape
+    size = max(1, _limit(PART_ELEMENTS, tokens_NTD) // max(1, n_prompts * dim))
+    return [slice(start, start + size) for start in range(0, n_tokens, size)]
+
+
+def _limit(elements: dict[str, int], tensor: Tensor) -> int:
+    kind = tensor.device.type
+    return elements[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
+
+
+def prepare_rows(
+    rows_NTD: Tensor,
+    mask_NT: Tensor,
+    center: bool,
+    unit: bool,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Centre the rows of every prompt over its real tokens, then scale each row to unit length.
+
+    Rows come as from ``length_chunks``, with zeros in the padding, which stays zero. Computed in
+    float64, whatever the type of the result. A row equal to the mean becomes a zero row. The mean
+    is that of the differences to the first token: tokens that are all equal then give exact zeros.
+    """
+    parts = token_parts(rows_NTD)
+    mean_N1D = _means(rows_NTD, mask_NT, parts) if center else rows_NTD.new_zeros(())
+    prepared_NTD = torch.empty_like(rows_NTD, dtype=dtype)
+    norm_NT1 = torch.ones_like(mask_NT, dtype=torch.float64)[..., None]
+    for part in parts:
+        part_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(mean_N1D)
+        if unit:
+            torch.linalg.vector_norm(part_NtD, dim=-1, keepdim=True, out=norm_NT1[:, part])
+            part_NtD *= norm_NT1[:, part].reciprocal()  # several times faster than to divide
+        prepared_NTD[:, part] = part_NtD
+    zero_NT1 = ~mask_NT[..., None]
+    if unit:
+        largest_N11 = norm_NT1.masked_fill(zero_NT1, 0.0).amax(dim=1, keepdim=True)
+        zero_NT1 |= norm_NT1 <= largest_N11 * (ZERO_ROW if center else 0.0)
+    return prepared_NTD.masked_fill_(zero_NT1, 0.0) if zero_NT1.any() else prepared_NTD
+
+
+def _means(rows_NTD: Tensor, mask_NT: Tensor, parts: list[slice]) -> Tensor:
+    """Mean of the real tokens of each prompt."""
+    first_N1D = rows_NTD[:, :1].to(torch.float64)
+    total_N1D = torch.zeros_like(first_N1D)
+    weight_N1T = mask_NT[:, None].to(torch.float64)
+    for part in parts:
+        from_first_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(first_N1D)
+        total_N1D += weight_N1T[..., part] @ from_first_NtD
+    return first_N1D + total_N1D / weight_N1T.sum(dim=-1, keepdim=True).clamp(min=1)

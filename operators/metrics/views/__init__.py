@@ -1,0 +1,1 @@
+"""Metrics that compare views of the same prompts."""

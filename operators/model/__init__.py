@@ -1,0 +1,1 @@
+"""Every layer of a model: load, tokenise, encode, pool, cut, and count its cost."""

@@ -1,0 +1,294 @@
+"""Write the model cut after a layer as a folder that other libraries load without our code.
+
+Shapes: N prompts, T tokens (right-padded), D features, L blocks.
+
+The norm `final` is what a model with fewer blocks outputs by itself. The norm `none` is not, where
+the model has a final norm, so such a cut has one inert block more: all its weights are zero, which
+leaves a residual stream as it is. Behind it the library's `hidden_states` hold the raw output of
+the block before, at an index that differs between architectures and is therefore looked up.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from operators.model.batching import pad
+from operators.model.load import NORMS, LayerModel, Norm
+from operators.model.pooling import POOLINGS, Pooling
+from operators.model.tokenise import tokenise
+
+# The same meaning under another name in sentence-transformers: right padding, the attention mask,
+# weights from 1 for `weighted_mean`. The names of the second column are read since version 2.
+_POOLING_KEYS: dict[Pooling, str] = {
+    "mean": "pooling_mode_mean_tokens",
+    "last": "pooling_mode_lasttoken",
+    "first": "pooling_mode_cls_token",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
+}
+_MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"))
+_PAD_TOKEN = "<|pad|>"
+_PAD_CANDIDATES = ("eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+_TOKENIZER_PROBES = (
+    "Which layer of a language model should be used?",
+    " \tSpaces, tabs\nand \u00fcn\u00efcode: 2 + 2 = 4!! [a, b] {c}",
+    "A long text. " * 200,
+)
+_PROBE_LENGTHS = (7, 3, 1)
+_PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+# What the code of an architecture raises when its config describes too few blocks for it.
+_IMPOSSIBLE = (
+    StrictDataclassError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class CutError(ValueError):
+    """A cut that cannot be made as asked."""
+
+
+@dataclass(frozen=True)
+class CutPoint:
+    """Which vectors the cut model is to give: those of (layer, norm, pooling).
+
+    Texts are cut to `max_tokens` tokens, special tokens included.
+    """
+
+    layer: int
+    norm: Norm
+    pooling: Pooling
+    max_tokens: int
+
+    def check(self, layers: int) -> None:
+        """Raise CutError if a model of `layers` blocks has no such vectors."""
+        if not 0 <= self.layer <= layers:
+            raise CutError(
+                f"layer {self.layer} does not exist; the model's layers are 0 (the embeddings) to "
+                f"{layers} (the last block)"
+            )
+        if self.norm not in NORMS:
+            raise CutError(f"unknown norm {self.norm!r}; choose from {', '.join(NORMS)}")
+        if self.pooling not in POOLINGS:
+            raise CutError(f"unknown pooling {self.pooling!r}; choose from {', '.join(POOLINGS)}")
+        if self.max_tokens < 1:
+            raise CutError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was written: `blocks` blocks, the last of them inert or not, vectors of `dimension`.
+
+    The states of the tokens are `hidden_states[hidden_state]`, or `last_hidden_state` where that is
+    None.
+    """
+
+    blocks: int
+    inert: bool
+    hidden_state: int | None
+    dimension: int
+
+
+def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) -> Cut:  # noqa: ANN401
+    """Write the model cut at `point`, and its tokenizer, into an empty folder.
+
+    `AutoModel.from_pretrained(folder)` gives the states of every token, in right-padded batches
+    with an attention mask, and `SentenceTransformer(folder)` the pooled vectors, those of
+    `operators.encode.encode`. Safetensors, no code. What was written is loaded and run once, so a
+    model that transformers cannot express as a shorter one is refused: CutError, or the
+    ModelUnavailableError of `LayerModel.final_norm`.
+    """
+    point.check(model.layers)
+    if not type(model.module).__module__.startswith("transformers."):
+        raise CutError(
+            f"{model.name} is code of its checkpoint (trust_remote_code), and a cut of it would "
+            "not load without that code; only models that transformers itself has can be exported"
+        )
+    ids_NT, mask_NT = _probe(model)
+    state_NTD = model.forward(ids_NT, mask_NT)[point.layer]
+    if point.norm == "final":
+        state_NTD = model.final_norm(state_NTD)
+    inert = point.norm == "none" and model.has_final_norm
+    padded = _padded(tokenizer, point.max_tokens)
+    with _possible(model, point.layer + inert):
+        _write_weights(model, point.layer, inert, padded.pad_token_id, folder)
+        outputs = _run_written(folder, model, ids_NT, mask_NT)
+    _write_tokenizer(tokenizer, padded, point.max_tokens, folder)
+    outputs = outputs[1:] if inert else outputs[:1]
+    real_NT = mask_NT.to(model.device).bool()
+    wanted_SD = state_NTD[real_NT]
+    apart = [_distance(found_NTD[real_NT], wanted_SD) for _, found_NTD in outputs]
+    if min(apart, default=np.inf) <= _PROBE_TOLERANCE[model.dtype]:
+        cut = Cut(point.layer + inert, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
+        _write_modules(point, cut, folder)
+        return cut
+    other: Norm = "final" if point.norm == "none" else "none"
+    raise CutError(
+        f"{model.name} cut after block {point.layer} does not give the states of layer "
+        f"{point.layer} with norm: {point.norm}; norm: {other} may work"
+    )
+
+
+@contextmanager
+def _possible(model: LayerModel, blocks: int) -> Iterator[None]:
+    """Name the cut where an architecture cannot have, or run with, so few blocks."""
+    try:
+        yield
+    except _IMPOSSIBLE as error:
+        if isinstance(error, CutError):
+            raise
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CutError(
+            f"transformers cannot make and run {model.name} with {blocks} blocks ({cause}); "
+            "choose another layer"
+        ) from error
+
+
+def _distance(found_SD: Tensor, wanted_SD: Tensor) -> float:
+    """Return the largest difference in units of the largest wanted value."""
+    if found_SD.shape != wanted_SD.shape:
+        return np.inf
+    return float((found_SD - wanted_SD).abs().max() / wanted_SD.abs().max().clamp_min(1e-30))
+
+
+def _probe(model: LayerModel) -> tuple[Tensor, Tensor]:
+    config: Any = model.module.config
+    vocabulary = config.get_text_config().vocab_size
+    return pad([np.arange(1, 1 + n, dtype=np.int32) % vocabulary for n in _PROBE_LENGTHS])
+
+
+def _write_weights(model: LayerModel, layer: int, inert: bool, pad_id: int, folder: Path) -> None:
+    """Write the config and the weights of blocks 1..layer, with an inert block behind them."""
+    weights: dict[str, Tensor] = model.module.state_dict()
+    config = _shorter(model.module.config, layer + inert)
+    embedding: Any = model.module.get_input_embeddings()  # type: ignore[operator]  # of transformers
+    rows, width = embedding.weight.shape
+    if pad_id >= rows:
+        name = next(n for n, p in model.module.named_parameters() if p is embedding.weight)
+        weights[name] = torch.cat(
+            [weights[name], weights[name].new_zeros(pad_id + 1 - rows, width)]
+        )
+        config.get_text_config().vocab_size = pad_id + 1
+    config.dtype = model.dtype
+    with torch.device("meta"):
+        short = AutoModel.from_config(config)
+    zeroed = f"{model.blocks_name}.{layer}."
+    kept = {}
+    for name, like in short.state_dict().items():
+        if name.startswith(zeroed):
+            kept[name] = torch.zeros(like.shape, dtype=like.dtype)
+        elif name in weights and weights[name].shape == like.shape:
+            kept[name] = weights[name]
+        else:
+            raise CutError(
+                f"{model.name} cannot be cut after block {layer}: a model of {layer + inert} "
+                f"blocks has other weights than the first blocks of this one, first {name}"
+            )
+    short.save_pretrained(folder, state_dict=kept)
+
+
+def _shorter(config: Any, blocks: int) -> Any:  # noqa: ANN401  (transformers ships no types)
+    """Return the config of the same model with `blocks` blocks."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    before = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        # One entry per block, such as `layer_types`; further blocks are like the last one.
+        if isinstance(value, list) and len(value) == before and "layer" in name:
+            setattr(text, name, (value + value[-1:])[:blocks])
+    text.num_hidden_layers = blocks
+    for name, value in (("use_cache", False), ("auto_map", None)):
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def _padded(tokenizer: Any, max_tokens: int) -> Any:  # noqa: ANN401
+    """Return a copy that truncates, and pads on the right, with exactly what `encode` feeds."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side = "right"
+    tokenizer.model_max_length = max_tokens
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved
+    tokenizer.init_kwargs.pop("name_or_path", None)  # a path of this machine
+    tokenizer.chat_template = None
+    if tokenizer.pad_token is None:
+        # An ordinary token would become a special one, and texts that hold it would change.
+        special = (getattr(tokenizer, name, None) for name in _PAD_CANDIDATES)
+        chosen = next((token for token in special if token is not None), _PAD_TOKEN)
+        tokenizer.add_special_tokens({"pad_token": chosen})
+    return tokenizer
+
+
+def _write_tokenizer(original: Any, padded: Any, max_tokens: int, folder: Path) -> None:  # noqa: ANN401
+    padded.save_pretrained(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    batch = loaded(list(_TOKENIZER_PROBES), truncation=True, padding=True)
+    given = tokenise(original, _TOKENIZER_PROBES, max_tokens).ids
+    for ids, mask, expected in zip(batch["input_ids"], batch["attention_mask"], given, strict=True):
+        if ids[: sum(mask)] != expected.tolist() or "token_type_ids" in batch:
+            raise CutError(
+                f"the tokenizer {type(original).__name__} gives other tokens once it is saved and "
+                "loaded, so the cut model would not give the same vectors"
+            )
+
+
+def _run_written(
+    folder: Path, model: LayerModel, ids_NT: Tensor, mask_NT: Tensor
+) -> list[tuple[int | None, Tensor]]:
+    """Load the folder as its users do; return (None, last hidden state), then (i, hidden state)."""
+    loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    assert not wrong, f"{model.name}: {wrong[0]} is in the model or in the file, not in both"
+    loaded = loaded.to(model.device).eval()
+    with torch.inference_mode():
+        output = loaded(
+            input_ids=ids_NT.to(model.device),
+            attention_mask=mask_NT.to(model.device),
+            output_hidden_states=True,
+        )
+    return [(None, output.last_hidden_state), *enumerate(output.hidden_states or ())]
+
+
+def _write_modules(point: CutPoint, cut: Cut, folder: Path) -> None:
+    """Write what sentence-transformers reads beside the model: modules, pooling, truncation."""
+    transformer: dict[str, Any] = {"max_seq_length": point.max_tokens, "do_lower_case": False}
+    if cut.hidden_state is not None:
+        output = {"method": "forward", "method_output_name": ["hidden_states", cut.hidden_state]}
+        transformer["modality_config"] = {"text": output}
+        transformer["module_output_name"] = "token_embeddings"
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(_MODULES)
+    ]
+    pooling = {
+        "word_embedding_dimension": cut.dimension,
+        **{key: how == point.pooling for how, key in _POOLING_KEYS.items()},
+        "include_prompt": True,
+    }
+    files = {
+        "modules.json": modules,
+        "sentence_bert_config.json": transformer,
+        "1_Pooling/config.json": pooling,
+        "config_sentence_transformers.json": {"prompts": {}, "similarity_fn_name": "cosine"},
+    }
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

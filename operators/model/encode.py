@@ -1,0 +1,180 @@
+"""One forward pass per prompt, every layer, every norm and pooling.
+
+Shapes: L layers, N prompts, T tokens (right-padded), S tokens of several prompts one after another,
+D features, G groups, where a group is one (layer, norm, pooling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from operators.model.batching import Ids, pad, token_budget_batches
+from operators.model.load import LayerModel, Norm
+from operators.model.pooling import Pooling, pool, token_mask
+
+Group = tuple[int, Norm, Pooling]
+TokenSink = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
+
+
+class NonFiniteError(ValueError):
+    """A layer's states are not all finite; `rows` are the prompts' positions."""
+
+    def __init__(self, layer: int, rows: Sequence[int], count: int) -> None:
+        super().__init__(layer, rows, count)  # the arguments again: it travels between processes
+        self.layer, self.rows, self.count = layer, rows, count
+
+    def __str__(self) -> str:
+        return (
+            f"layer {self.layer} has non-finite states at {self.count} tokens of "
+            f"{len(self.rows)} prompts"
+        )
+
+
+@dataclass(frozen=True)
+class Representations:
+    """What to keep of each layer, and how many padded tokens go through the model at once."""
+
+    norms: tuple[Norm, ...]
+    poolings: tuple[Pooling, ...]
+    batch_tokens: int
+
+    def groups(self, layers: int) -> list[Group]:
+        """Return the (layer, norm, pooling) groups of a model with `layers` blocks, sorted."""
+        return [
+            (layer, norm, pooling)
+            for layer in range(layers + 1)
+            for norm in sorted(self.norms)
+            for pooling in sorted(self.poolings)
+        ]
+
+
+@dataclass(frozen=True)
+class TokenTap:
+    """What takes the token states on their way, and in which norm.
+
+    The sink is called once per batch with the prompts' indices [N], the states [N, T, D] of every
+    layer on the model's device (anything may stand in the padding), and the lengths [N].
+    """
+
+    norm: Norm
+    sink: TokenSink
+
+
+def encode(
+    model: LayerModel,
+    sequences: Sequence[Ids],
+    keep: Representations,
+    taps: Sequence[TokenTap] = (),
+) -> npt.NDArray[np.float32]:
+    """Return the pooled vectors [G, N, D] of every group of `keep.groups(model.layers)`.
+
+    The result does not depend on the batches beyond float rounding (DESIGN 10). NonFiniteError if
+    the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
+    """
+    groups = keep.groups(model.layers)
+    pooled = _Pooled(len(groups), len(sequences))
+    lengths = [len(ids) for ids in sequences]
+    for rows in token_budget_batches(lengths, keep.batch_tokens):
+        ids_NT, mask_NT = pad([sequences[row] for row in rows])
+        lengths_N = mask_NT.sum(dim=1).to(model.device)
+        states = model.forward(ids_NT, mask_NT)
+        pooled.fetch()  # while a GPU computes
+        _check_finite(states, lengths_N, rows)
+        pooled.add(rows, _pool_groups(model, states, lengths_N, keep))
+        for tap in taps:
+            raw = tap.norm == "none" or not model.has_final_norm
+            tap.sink(rows, states if raw else [*map(model.final_norm, states)], lengths_N)
+    return pooled.all()
+
+
+class _Pooled:
+    """The vectors of all batches in host memory; the last batch's may be on their way there."""
+
+    def __init__(self, groups: int, prompts: int) -> None:
+        self._shape = groups, prompts
+        self._vectors_GND: npt.NDArray[np.float32] | None = None
+        self._last: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, rows: npt.NDArray[np.int64], batch_GnD: Tensor) -> None:
+        """Start to copy a batch; its vectors [G, n, D] are of the prompts `rows`."""
+        self.fetch()
+        copied = None
+        if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
+            stream = torch.cuda.current_stream(batch_GnD.device)
+            host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
+            batch_GnD = host_GnD.copy_(batch_GnD, non_blocking=True)
+            copied = stream.record_event()
+        self._last = rows, batch_GnD, copied
+
+    def fetch(self) -> None:
+        """Put the last batch in its place."""
+        if self._last is None:
+            return
+        rows, batch_GnD, copied = self._last
+        if copied:
+            copied.synchronize()
+        if self._vectors_GND is None:
+            self._vectors_GND = np.empty((*self._shape, batch_GnD.shape[2]), np.float32)
+        self._vectors_GND[:, rows] = batch_GnD.numpy()
+        self._last = None
+
+    def all(self) -> npt.NDArray[np.float32]:
+        """Return the vectors [G, N, D] of every batch."""
+        self.fetch()
+        assert self._vectors_GND is not None, "no sequences"
+        return self._vectors_GND
+
+
+def _pool_groups(
+    model: LayerModel, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
+) -> Tensor:
+    pooled = []
+    for state_NTD in states:
+        raw = [pool(state_NTD, lengths_N, how) for how in sorted(keep.poolings)]
+        for norm in sorted(keep.norms):
+            if norm == "none" or not model.has_final_norm:
+                pooled.extend(raw)
+            else:
+                final_NTD = model.final_norm(state_NTD)
+                pooled.extend(pool(final_NTD, lengths_N, how) for how in sorted(keep.poolings))
+    return torch.stack(pooled)
+
+
+def wanted_tokens(
+    wanted_N: npt.NDArray[np.bool_],
+    take: Callable[[int, npt.NDArray[np.int64], npt.NDArray[np.float32]], None],
+) -> TokenSink:
+    """Return a sink that hands on the states of some prompts, without the padding.
+
+    `take` is called once per batch and layer with (layer, prompt indices, states_SD): the real
+    tokens of the wanted prompts one after another, in the order of the indices.
+    """
+
+    def sink(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
+        chosen = wanted_N[rows]
+        if not chosen.any():
+            return
+        wanted = torch.from_numpy(chosen).to(lengths_N.device)
+        mask_NT = token_mask(lengths_N, states[0].shape[1]) & wanted.unsqueeze(1)
+        for layer, state_NTD in enumerate(states):
+            take(layer, rows[chosen], state_NTD[mask_NT].float().cpu().numpy())
+
+    return sink
+
+
+def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray[np.int64]) -> None:
+    """Raise for the first layer with a non-finite real token: one sum per token, no copy."""
+    mask_NT = token_mask(lengths_N, states[0].shape[1])
+    sums_LNT = torch.stack([state_NTD.sum(dim=-1, dtype=torch.float32) for state_NTD in states])
+    bad_LNT = ~sums_LNT.isfinite() & mask_NT
+    if bad_LNT.any():
+        bad_LN = bad_LNT.sum(dim=2).cpu()
+        layer = int(bad_LN.sum(dim=1).nonzero()[0])
+        prompts = bad_LN[layer].nonzero().flatten().numpy()
+        raise NonFiniteError(layer, rows[prompts].tolist(), int(bad_LN[layer].sum()))

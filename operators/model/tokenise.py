@@ -1,0 +1,76 @@
+"""Text to token ids, truncated and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from operators.model.batching import Ids
+from operators.model.subject import ModelShape, Subject, explained
+from operators.prompts.conditions import Vocabulary
+
+_UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Token ids per text, and how many texts had to be cut."""
+
+    ids: list[Ids]
+    truncated: int
+
+
+def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
+    """Load the subject's tokenizer; ModelUnavailableError if there is none."""
+    with explained(subject):
+        return AutoTokenizer.from_pretrained(subject.source, **subject.hub_options)
+
+
+def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa: ANN401
+    """Return the most tokens per text: `wanted`, or what the tokenizer or the model allows."""
+    limits = [wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED]
+    return int(min(limits))
+
+
+def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401
+    """Return the ordinary tokens that the model has a vector for, and the special ones."""
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(each for each in added if added[each].special)}
+    known = np.unique(np.fromiter(tokenizer.get_vocab().values(), np.int32))
+    if shape.vocabulary is not None:
+        known = known[known < shape.vocabulary]
+    framed = tokenizer("a", return_special_tokens_mask=True)
+    ids, text = (
+        np.array(framed["input_ids"], np.int32),
+        np.array(framed["special_tokens_mask"]) == 0,
+    )
+    # Whatever stands before the first token of a text leads, the rest of what is added trails.
+    before = int(text.argmax()) if text.any() else len(ids)
+    return Vocabulary(
+        ordinary=known[~np.isin(known, list(special))],
+        special=np.array(sorted(special), np.int32),
+        leading=ids[:before],
+        trailing=ids[before:][~text[before:]],
+    )
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised:  # noqa: ANN401
+    """Return the ids of each text, special tokens included, at most `max_tokens` of them.
+
+    A text that tokenises to nothing gives an empty array; the caller records it as skipped.
+    """
+    if not texts:
+        return Tokenised([], 0)
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
+    ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
+    full = [index for index, row in enumerate(ids) if len(row) >= max_tokens]
+    truncated = sum(_is_longer(tokenizer, texts[index], max_tokens) for index in full)
+    return Tokenised(ids, truncated)
+
+
+def _is_longer(tokenizer: Any, text: str, max_tokens: int) -> bool:  # noqa: ANN401
+    return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > max_tokens
