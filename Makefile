@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench lock clean
+.PHONY: demo demo-cluster test lint types bench lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run demo
+
+# The demo as a job that is submitted to two Ray nodes on this machine, with the demo's own tables.
+demo-cluster: demo
+	@$(BIN)/python -m tests.demo_cluster
 
 # One BLAS thread: small fits in several processes otherwise spend their time waiting for each other.
 # Two workers, which take whole modules: what a module's tests share is a real run.

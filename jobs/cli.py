@@ -1,16 +1,17 @@
-"""The command line: `layerrank COMMAND`, the same as `python -m jobs COMMAND`.
+"""The command line: `layerrank COMMAND`. Each command's parser stands beside what it does.
 
 Exit codes: 0 done; 1 failed or incomplete; 2 bad usage or config; 3 done, and a regression found.
+Heavy imports wait until a command needs them, so that --help and query are quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
 from jobs.cluster.console import say
@@ -18,13 +19,24 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.overrides import add_subject, overridden
 from jobs.config.run import RunConfig, load, recipes
-from jobs.config.settings import Norm, Policy, Pooling, StorageConfig, SubjectConfig
+from jobs.config.settings import Engine, Norm, Policy, Pooling, StorageConfig, SubjectConfig
 from jobs.plan.limits import Guard, Limits, Rates, add_limits, add_prices, require_within
 from jobs.prepare.folders import add_texts, with_folders
 from storage.root import Root
 
 if TYPE_CHECKING:
     from jobs.run import Run
+
+_Parsers = argparse._SubParsersAction  # what add_subparsers gives has no public name
+STAGES = ("prepare", "extract", "measure", "probe", "rank")
+# The modules of the stages' workers, which processes of this machine import once.
+WORKERS = (
+    "jobs.prepare.stage",
+    "jobs.extract.worker",
+    "jobs.measure.stage",
+    "jobs.probe.worker",
+    "transformers.models.auto.modeling_auto",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +66,15 @@ def _parser() -> argparse.ArgumentParser:
         "kept as Parquet, measured, probed and ranked.",
     )
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_runs, _add_plan, _add_status, _add_query, _add_export, _add_nightly):
+        add(added)
+    return parser
+
+
+# run, each of its stages, and report
+
+
+def _add_runs(added: _Parsers[argparse.ArgumentParser]) -> None:
     add_limits(_add_run(added, "run", "all stages; what exists is not made again"))
     for stage in STAGES[:-1]:
         _add_run(added, stage, f"only the stage {stage}")
@@ -70,91 +91,31 @@ def _parser() -> argparse.ArgumentParser:
         default="cheapest_equal",
         help="with --scores; a config has its own (default: cheapest_equal)",
     )
-    planned = added.add_parser("plan", help="passes, bytes, hours and cost, before a run")
-    _add_config(planned)
-    planned.add_argument(
-        "--measure", action="store_true", help="run the model on a sample here, for its speed"
-    )
-    add_limits(planned)
-    add_prices(planned)
-    planned.set_defaults(handler=plan)
-    shown = added.add_parser("status", help="what an output holds, and what is unfinished")
-    shown.add_argument("output", help="folder or s3:// prefix")
-    shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
-    _add_storage(shown)
-    shown.set_defaults(handler=status)
-    asked = added.add_parser("query", help="SQL over the tables of an output")
-    asked.add_argument("output", help="folder or s3:// prefix")
-    asked.add_argument("sql", help="a DuckDB query; every table is a view")
-    _add_storage(asked)
-    asked.set_defaults(handler=query)
-    _add_export(added)
     rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
-    nightly = _add_run(added, "nightly", "checkpoints without a ranking, each against its last one")
-    nightly.set_defaults(handler=nightly)
-    return parser
 
 
 def _add_run(
-    added: argparse._SubParsersAction,  # type: ignore[type-arg]  # generic in the stubs alone
-    name: str,
-    text: str,
-    nargs: str | None = None,
+    added: _Parsers[argparse.ArgumentParser], name: str, text: str, nargs: str | None = None
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = added.add_parser(name, help=text)
+    parser = added.add_parser(name, help=text)
     _add_config(parser, nargs)
     parser.add_argument(
+        "--engine",
+        choices=get_args(Engine),
+        help="what runs the work (default: the config's, which is auto): ray, or processes of this "
+        "machine for what is small",
+    )
+    parser.add_argument(
         "--address",
-        default=os.environ.get("RAY_ADDRESS"),
-        help="a running Ray cluster: auto, or host:port (default: start a local one)",
+        help="a running Ray cluster: auto, or host:port (default: RAY_ADDRESS, else a local one)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace partitions made with other settings"
     )
-    parser.add_argument("--verbose", action="store_true", help="show Ray's log and tracebacks")
+    parser.add_argument("--verbose", action="store_true", help="show workers' logs and tracebacks")
     parser.set_defaults(handler=run)
     return parser
-
-
-def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
-
-
-def _add_export(added: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    parser = added.add_parser("export", help="the model cut at a layer, as a folder to load")
-    parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument(
-        "--subject",
-        required=True,
-        metavar="MODEL",
-        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
-    )
-    parser.add_argument("--revision", help="of the model (default: main, of a folder local)")
-    parser.add_argument("--name", help="the model's name in the ranking, if it is another one")
-    parser.add_argument("--layer", type=int, help="default: the one that --ranking recommends")
-    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
-    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a text (default: 512)")
-    parser.add_argument("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
-    parser.add_argument("--group", help="the run in that output, where it holds several")
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
-    _add_storage(parser)
-    parser.set_defaults(handler=export)
-
-
-def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    names = ", ".join(recipes())
-    parser.add_argument(
-        "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
-    )
-    parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
-    add_subject(parser)
-    add_texts(parser)
-
-
-STAGES = ("prepare", "extract", "measure", "probe", "rank")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -163,48 +124,73 @@ def run(arguments: argparse.Namespace) -> int:
         return _rank_scores(arguments)
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
-    from jobs.cluster.cluster import Cluster  # noqa: PLC0415
-    from jobs.extract import stage as extract  # noqa: PLC0415
-    from jobs.measure import stage as measure  # noqa: PLC0415
-    from jobs.prepare import stage as prepare  # noqa: PLC0415
-    from jobs.probe import stage as probe  # noqa: PLC0415
-    from jobs.rank import stage as rank  # noqa: PLC0415
-    from jobs.report import page as report  # noqa: PLC0415
-    from jobs.run import Run, open_root  # noqa: PLC0415
+    from jobs.extract.stage import extract  # noqa: PLC0415
+    from jobs.measure.stage import measure  # noqa: PLC0415
+    from jobs.prepare.stage import prepare  # noqa: PLC0415
+    from jobs.probe.stage import probe, require_scores  # noqa: PLC0415
+    from jobs.rank.stage import rank  # noqa: PLC0415
+    from jobs.report.page import publish  # noqa: PLC0415
     from jobs.subjects import check, require_lengths  # noqa: PLC0415
 
     def rank_and_report(run: Run) -> None:
-        probe.require_scores(run)
-        report.publish(run, rank.rank(run))
+        require_scores(run)
+        publish(run, rank(run))
 
     def prepare_within_limits(run: Run) -> None:
-        prepare.prepare(run)
+        prepare(run)
         guard.check(run.config, run.root, say, prepared=True)
 
-    config = _config(arguments)
     guard = Guard(_limits(arguments))
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare_within_limits,
-        "extract": extract.extract,
-        "measure": measure.measure,
-        "probe": probe.probe,
+        "extract": extract,
+        "measure": measure,
+        "probe": probe,
         "rank": rank_and_report,
     }
     wanted = STAGES if arguments.command == "run" else (arguments.command,)
     began = time.monotonic()
-    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
-        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
+    with _opened(arguments, "LayerRank") as run:
         for each in run.subjects:
-            check(each, config.storage)
-            require_lengths(config, each)
+            check(each, run.config.storage)
+            require_lengths(run.config, each)
         _require_before(wanted[0], run)
-        say(f"LayerRank: {config.name} -> {run.root.uri}")
-        guard.check(config, run.root, say)
+        guard.check(run.config, run.root, say)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
+
+
+@contextmanager
+def _opened(arguments: argparse.Namespace, title: str) -> Iterator[Run]:
+    """Give the run of a command; the first line that it prints says what runs it, and why."""
+    from jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
+    from jobs.prepare.stage import most_tokens  # noqa: PLC0415
+    from jobs.run import Run, Seen, open_root  # noqa: PLC0415
+    from jobs.subjects import resolve  # noqa: PLC0415
+    from storage.manifest import Manifests  # noqa: PLC0415
+
+    config, seen = _config(arguments), Seen()
+    root = open_root(config, arguments.output)
+
+    def tokens() -> float | None:
+        checkpoints = len(resolve(config, keep_gone=True))
+        return most_tokens(config, Manifests(root, seen.manifests), checkpoints)
+
+    asked = arguments.engine or config.cluster.engine
+    engine, why = choose(arguments.address, asked, tokens)
+    say(f"{title}: {config.name} -> {root.uri} (engine {engine}: {why})")
+    with open_cluster(
+        engine,
+        address=arguments.address,
+        config=config.cluster,
+        preload=WORKERS,
+        verbose=arguments.verbose,
+        say=say,
+    ) as cluster:
+        yield Run(config, root, cluster, arguments.overwrite, seen=seen)
 
 
 def _require_before(stage: str, run: Run) -> None:
@@ -223,19 +209,31 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return with_folders(overridden(load(arguments.config), arguments), arguments.texts)
 
 
-def nightly(arguments: argparse.Namespace) -> int:
-    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
-    from jobs.cluster.cluster import Cluster  # noqa: PLC0415
-    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
-    from jobs.run import Run, open_root  # noqa: PLC0415
+def _rank_scores(arguments: argparse.Namespace) -> int:
+    from jobs.rank.elsewhere import rank_scores  # noqa: PLC0415
 
-    config = _config(arguments)
-    with Cluster(arguments.address, config.cluster, arguments.verbose, say) as cluster:
-        run = Run(config, open_root(config, arguments.output), cluster, arguments.overwrite)
-        night = evaluated(run, verbose=arguments.verbose)
-    if night.failed:
-        return FAILED
-    return REGRESSED if night.regressed else DONE
+    if arguments.config:
+        raise ConfigError(f"give {arguments.config} or --scores, not both")
+    root = None
+    if arguments.output:
+        root = Root(arguments.output)
+        root.check_writable()
+    rank_scores(arguments.scores, root, policy=arguments.policy)
+    return DONE
+
+
+# plan
+
+
+def _add_plan(added: _Parsers[argparse.ArgumentParser]) -> None:
+    planned = added.add_parser("plan", help="passes, bytes, hours and cost, before a run")
+    _add_config(planned)
+    planned.add_argument(
+        "--measure", action="store_true", help="run the model on a sample here, for its speed"
+    )
+    add_limits(planned)
+    add_prices(planned)
+    planned.set_defaults(handler=plan)
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -263,12 +261,31 @@ def _limits(arguments: argparse.Namespace) -> Limits:
     return Limits(*(getattr(arguments, name, None) for name in names))
 
 
+# status and query
+
+
+def _add_status(added: _Parsers[argparse.ArgumentParser]) -> None:
+    shown = added.add_parser("status", help="what an output holds, and what is unfinished")
+    shown.add_argument("output", help="folder or s3:// prefix")
+    shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
+    _add_storage(shown)
+    shown.set_defaults(handler=status)
+
+
 def status(arguments: argparse.Namespace) -> int:
     """Say what an output holds."""
     from jobs.status import status as held  # noqa: PLC0415
 
     complete = held(_root_of(arguments.output, arguments), say, check_bytes=arguments.verify)
     return DONE if complete else FAILED
+
+
+def _add_query(added: _Parsers[argparse.ArgumentParser]) -> None:
+    asked = added.add_parser("query", help="SQL over the tables of an output")
+    asked.add_argument("output", help="folder or s3:// prefix")
+    asked.add_argument("sql", help="a DuckDB query; every table is a view")
+    _add_storage(asked)
+    asked.set_defaults(handler=query)
 
 
 def query(arguments: argparse.Namespace) -> int:
@@ -280,6 +297,32 @@ def query(arguments: argparse.Namespace) -> int:
         if relation is not None:
             say(str(relation).rstrip())
     return DONE
+
+
+# export
+
+
+def _add_export(added: _Parsers[argparse.ArgumentParser]) -> None:
+    parser = added.add_parser("export", help="the model cut at a layer, as a folder to load")
+    parser.add_argument("out", metavar="OUT", help="folder to write")
+    parser.add_argument(
+        "--subject",
+        required=True,
+        metavar="MODEL",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
+    )
+    parser.add_argument("--revision", help="of the model (default: main, of a folder local)")
+    parser.add_argument("--name", help="the model's name in the ranking, if it is another one")
+    parser.add_argument("--layer", type=int, help="default: the one that --ranking recommends")
+    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
+    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of a text (default: 512)")
+    parser.add_argument("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
+    parser.add_argument("--group", help="the run in that output, where it holds several")
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    _add_storage(parser)
+    parser.set_defaults(handler=export)
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -309,17 +352,40 @@ def export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _rank_scores(arguments: argparse.Namespace) -> int:
-    from jobs.rank.elsewhere import rank_scores  # noqa: PLC0415
+# nightly
 
-    if arguments.config:
-        raise ConfigError(f"give {arguments.config} or --scores, not both")
-    root = None
-    if arguments.output:
-        root = Root(arguments.output)
-        root.check_writable()
-    rank_scores(arguments.scores, root, policy=arguments.policy)
-    return DONE
+
+def _add_nightly(added: _Parsers[argparse.ArgumentParser]) -> None:
+    parser = _add_run(added, "nightly", "checkpoints without a ranking, each against its last one")
+    parser.set_defaults(handler=nightly)
+
+
+def nightly(arguments: argparse.Namespace) -> int:
+    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
+    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
+
+    with _opened(arguments, "LayerRank nightly") as run:
+        night = evaluated(run, verbose=arguments.verbose)
+    if night.failed:
+        return FAILED
+    return REGRESSED if night.regressed else DONE
+
+
+# what commands share
+
+
+def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    names = ", ".join(recipes())
+    parser.add_argument(
+        "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
+    )
+    parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
+    add_subject(parser)
+    add_texts(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
 
 
 def _root_of(output: str, arguments: argparse.Namespace) -> Root:

@@ -1,22 +1,89 @@
-"""What every stage shares of a run: its config, its root, its cluster, and its partitions."""
+"""What the stages share of a run, and the one table of what lies where, who writes it, and when."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from jobs.cluster.cluster import Cluster
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
-from jobs.subjects import resolve
+from jobs.subjects import resolve, shape_of, subject_identity
 from jobs.tasks.types import Task
-from operators.model.subject import Subject
-from storage.manifest import Manifest, require
+from operators.model.subject import ModelShape, Subject
+from storage import schema
+from storage.manifest import Manifest, Manifests, Settings
 from storage.partition import CLEAN, Partition
 from storage.root import Root
+from storage.shards import Facts, Receipt
+from storage.tables import Row, read_rows, write_rows
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the root: the stage that writes a partition of it, and when that is visible.
+
+    A partition has one object per shard of prompts, or the only `object`, with `columns`. Its
+    manifest is written last, and readers take a partition only through it.
+    """
+
+    stage: str
+    visible: str
+    object: str = ""
+    columns: pa.Schema | None = None
+
+
+# Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema.
+TABLES: dict[str, Table] = {
+    "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
+    "prompts": Table("prepare", "when all shards of a dataset are written"),
+    "embeddings": Table("extract", "when a condition of a subject and dataset has all its shards"),
+    "tokens": Table("extract", "with the clean embeddings, where token states are stored"),
+    "prompt_metrics": Table("extract", "with the embeddings; by measure where states are stored"),
+    "layer_costs": Table(
+        "measure", "when a subject's layers are timed", "costs.parquet", schema.LAYER_COSTS
+    ),
+    "layer_metrics": Table(
+        "measure",
+        "when all layers under a condition are measured",
+        "metrics.parquet",
+        schema.LAYER_METRICS,
+    ),
+    "prompt_traits": Table("measure", "when the sampled prompts of a dataset are described"),
+    "sensitivity": Table(
+        "measure", "when a family of conditions is reduced", "slopes.parquet", schema.SENSITIVITY
+    ),
+    "modes": Table(
+        "measure", "when all datasets of a subject are measured", "modes.parquet", schema.MODES
+    ),
+    "probe_scores": Table(
+        "probe", "when a task is scored in all layers", "scores.parquet", schema.PROBE_SCORES
+    ),
+    "learning_curves": Table(
+        "probe",
+        "when a task is scored at every number of examples",
+        "scores.parquet",
+        schema.LEARNING_CURVES,
+    ),
+    "ranking": Table(
+        "rank", "anew by every run; by a nightly once", "ranking.parquet", schema.RANKING
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What has been read of a root and of model files, and need not be read again."""
+
+    manifests: dict[Partition, Manifest | None] = field(default_factory=dict)
+    identities: dict[Subject, Settings] = field(default_factory=dict)
+    shapes: dict[Subject, ModelShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,11 +95,29 @@ class Run:
     cluster: Cluster
     overwrite: bool = False
     chosen: tuple[Subject, ...] | None = None  # of the config's subjects; None: all of them
+    seen: Seen = field(default_factory=Seen, repr=False, compare=False)
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
         """The models of the run; what a sweep's `revisions` stand for is looked up once."""
         return resolve(self.config) if self.chosen is None else self.chosen
+
+    @cached_property
+    def manifests(self) -> Manifests:
+        """The manifests of the root, each read at most once."""
+        return Manifests(self.root, self.seen.manifests)
+
+    def identity(self, subject: Subject) -> Settings:
+        """Return what a subject's activations depend on; its files are read once."""
+        if subject not in self.seen.identities:
+            self.seen.identities[subject] = subject_identity(subject, self.config.storage)
+        return self.seen.identities[subject]
+
+    def shape(self, subject: Subject) -> ModelShape:
+        """Return the sizes of a subject."""
+        if subject not in self.seen.shapes:
+            self.seen.shapes[subject] = shape_of(subject, self.config.storage)
+        return self.seen.shapes[subject]
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""
@@ -42,11 +127,70 @@ class Run:
 
     def prompts(self, dataset: DatasetConfig) -> Manifest:
         """Return the prompts of a dataset; FileNotFoundError if they are not prepared."""
-        return require(self.root, Partition("prompts", (dataset.name,)))
+        return self.manifests.require(prompts_partition(dataset.name))
 
     def embeddings(self, each: Subject, dataset: DatasetConfig) -> Manifest:
         """Return the clean embeddings of a subject; FileNotFoundError if not extracted."""
-        return require(self.root, partition("embeddings", each, dataset))
+        return self.manifests.require(partition("embeddings", each, dataset))
+
+    def rows(self, where: Partition) -> list[dict[str, Any]]:
+        """Return the rows of a table of one object; FileNotFoundError if it is not there."""
+        return read_rows(self.root, self.manifests.require(where))
+
+    def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
+        """Return the rows of a table of one object; [] if it is not there."""
+        manifest = self.manifests.load(where)
+        return read_rows(self.root, manifest) if manifest else []
+
+    def make(
+        self,
+        where: Partition,
+        settings: Settings,
+        rows: Callable[[], Iterable[Row]],
+        *,
+        overwrite: bool | None = None,
+    ) -> tuple[Manifest, bool]:
+        """Return a table of one object and whether it was made now, by `rows`, or was there.
+
+        SettingsConflictError if it was made with other settings, unless it may be overwritten.
+        """
+        replaced = self.overwrite if overwrite is None else overwrite
+        present = self.manifests.current(where, settings, overwrite=replaced)
+        if present is not None:
+            return present, False
+        return self.write(where, settings, rows()), True
+
+    def publish(
+        self, where: Partition, settings: Settings, receipts: Iterable[Receipt]
+    ) -> Manifest:
+        """Make a partition visible whose shards workers have written."""
+        made = self.cluster.made.get(TABLES[where.table].stage, "")
+        return self.manifests.publish(where, settings, receipts, made=made)
+
+    def write(
+        self, where: Partition, settings: Settings, rows: Iterable[Row], facts: Facts | None = None
+    ) -> Manifest:
+        """Write a table of one object and make it visible."""
+        made = self.cluster.made.get(TABLES[where.table].stage, "")
+        return write_table(self.manifests, where, settings, rows, facts=facts, made=made)
+
+
+def write_table(
+    manifests: Manifests,
+    where: Partition,
+    settings: Settings,
+    rows: Iterable[Row],
+    *,
+    facts: Facts | None = None,
+    made: str = "",
+) -> Manifest:
+    """Write a table of one object and make it visible; `made` says what ran the work."""
+    table = TABLES[where.table]
+    assert table.columns is not None, where
+    receipt = write_rows(
+        manifests.root, where, table.object, rows, table.columns, settings, facts or {}
+    )
+    return manifests.publish(where, settings, [receipt], made=made)
 
 
 def open_root(config: RunConfig, output: str | None) -> Root:
@@ -61,11 +205,9 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     return root
 
 
-def partition(
-    table: str, each: Subject, dataset: DatasetConfig, condition: str = CLEAN
-) -> Partition:
-    """Return a partition of one of the tables that belong to a subject."""
-    return Partition(table, (each.name, each.revision, dataset.name, condition))
+def prompts_partition(dataset: str) -> Partition:
+    """Return where the prompts of a dataset lie."""
+    return Partition("prompts", (dataset,))
 
 
 def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
@@ -73,21 +215,23 @@ def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
     return Partition("tasks", (task.name, dataset.name))
 
 
-def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:
-    """Return how many prompts of each shard are taken, in order, until there are `sample`."""
-    shares: dict[str, int] = {}
-    left = sample
-    for name, count in prompts.items():
-        take = min(count, left)
-        if take:
-            shares[name] = take
-        left -= take
-    return shares
+def named_partition(
+    table: str, model: str, revision: str, dataset: str, condition: str = CLEAN
+) -> Partition:
+    """Return a partition of one of the tables that belong to a subject under a condition."""
+    return Partition(table, (model, revision, dataset, condition))
 
 
-def modes_partition(run: Run, subject: Subject) -> Partition:
-    """Return the partition of `modes` that a run makes of a subject."""
-    return Partition("modes", (subject.name, subject.revision, run.config.name))
+def partition(
+    table: str, each: Subject, dataset: DatasetConfig, condition: str = CLEAN
+) -> Partition:
+    """Return a partition of one of the tables that belong to a subject under a condition."""
+    return named_partition(table, each.name, each.revision, dataset.name, condition)
+
+
+def costs_partition(subject: Subject) -> Partition:
+    """Return where the costs of a subject's layers lie."""
+    return Partition("layer_costs", (subject.name, subject.revision))
 
 
 def sensitivity_partition(subject: Subject, dataset: DatasetConfig, family: str) -> Partition:
@@ -95,9 +239,9 @@ def sensitivity_partition(subject: Subject, dataset: DatasetConfig, family: str)
     return Partition("sensitivity", (subject.name, subject.revision, dataset.name, family))
 
 
-def costs_partition(subject: Subject) -> Partition:
-    """Return where the costs of a subject's layers lie."""
-    return Partition("layer_costs", (subject.name, subject.revision))
+def modes_partition(config: RunConfig, subject: Subject) -> Partition:
+    """Return the partition of `modes` that a run makes of a subject."""
+    return Partition("modes", (subject.name, subject.revision, config.name))
 
 
 def score_partition(
@@ -112,6 +256,22 @@ def score_partition(
     return Partition(table, (*values, task.name))
 
 
-def ranking_partition(config: RunConfig, model: str, revision: str) -> Partition:
-    """Return where a run's ranking of a model at a revision lies."""
-    return Partition("ranking", (model, revision, config.name))
+def ranking_partition(group: str, model: str, revision: str) -> Partition:
+    """Return where the ranking of a model at a revision by the run `group` lies."""
+    return Partition("ranking", (model, revision, group))
+
+
+def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:
+    """Return how many prompts of each shard are taken, in order, until there are `sample`.
+
+    Shards are cut by a hash of the text, so the leading ones are a random sample, and a small
+    sample touches few objects. A corpus smaller than the sample is taken whole.
+    """
+    shares: dict[str, int] = {}
+    left = sample
+    for name, count in prompts.items():
+        take = min(count, left)
+        if take:
+            shares[name] = take
+        left -= take
+    return shares

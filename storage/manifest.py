@@ -40,6 +40,7 @@ class Manifest:
     partition: Partition
     settings: Settings
     receipts: tuple[Receipt, ...]
+    made: str = ""  # what ran the work, in words
 
     @property
     def digest(self) -> str:
@@ -87,54 +88,24 @@ def load(root: Root, partition: Partition) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     receipts = tuple(Receipt.from_json(receipt) for receipt in values["shards"])
-    return Manifest(partition, values["settings"], receipts)
+    return Manifest(partition, values["settings"], receipts, values.get("made", ""))
 
 
 def require(root: Root, partition: Partition) -> Manifest:
     """Return the manifest of a partition; FileNotFoundError that names it if it is not complete."""
     manifest = load(root, partition)
     if manifest is None:
-        raise FileNotFoundError(f"there is no complete {partition} under {root.uri}")
+        raise _absent(root, partition)
     return manifest
 
 
-def survey(
-    root: Root, partition: Partition, settings: Settings, *, overwrite: bool = False
-) -> dict[str, Receipt]:
-    """Return the receipts of the shards that exist and were made with `settings`.
-
-    Shards made with other settings raise SettingsConflictError naming both digests and the first
-    setting that differs; with `overwrite` they count as not existing and the partition is withdrawn
-    before anything in it is replaced.
-    """
-    manifest = load(root, partition)
-    digest = digest_of(settings)
-    if manifest is not None:
-        if manifest.digest == digest:
-            return {receipt.name: receipt for receipt in manifest.receipts}
-        if not overwrite:
-            raise _conflict(root, partition, settings, manifest.digest, manifest.settings)
-        root.delete(partition.shard(MANIFEST))
-    found = _read_receipts(root, partition)
-    other = [receipt for receipt in found.values() if receipt.digest != digest]
-    if other and not overwrite:
-        raise _conflict(root, partition, settings, other[0].digest, None)
-    return {name: receipt for name, receipt in found.items() if receipt.digest == digest}
-
-
-def current(
-    root: Root, partition: Partition, settings: Settings, *, overwrite: bool = False
-) -> Manifest | None:
-    """Return the manifest of a partition made with `settings`; None if it has yet to be made.
-
-    Shards made with other settings are treated as by `survey`.
-    """
-    survey(root, partition, settings, overwrite=overwrite)
-    return load(root, partition)
-
-
 def publish(
-    root: Root, partition: Partition, settings: Settings, receipts: Iterable[Receipt]
+    root: Root,
+    partition: Partition,
+    settings: Settings,
+    receipts: Iterable[Receipt],
+    *,
+    made: str = "",
 ) -> Manifest:
     """Make a partition visible: remove what does not belong to it, then write its manifest."""
     ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
@@ -143,18 +114,96 @@ def publish(
     assert not strangers, f"{partition}: {strangers} were made with other settings than {digest}"
     for name in missing(list(root.sizes(partition.path)), [r.name for r in ordered] + [MANIFEST]):
         root.delete(partition.shard(name))
-    manifest = Manifest(partition, settings, ordered)
+    manifest = Manifest(partition, settings, ordered, made)
     content = {
         "format": FORMAT,
         "table": partition.table,
         "partition": partition.keys,
         "digest": digest,
         "rows": manifest.rows,
+        "made": made,
         "settings": dict(settings),
         "shards": [receipt.to_json() for receipt in ordered],
     }
     root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
     return manifest
+
+
+class Manifests:
+    """The manifests of a root as one run sees them: each is read once, changes are its own."""
+
+    def __init__(self, root: Root, known: dict[Partition, Manifest | None] | None = None) -> None:
+        self.root = root
+        self._known = {} if known is None else known
+
+    def load(self, partition: Partition) -> Manifest | None:
+        """Return the manifest of a partition; None if the partition is not complete."""
+        if partition not in self._known:
+            self._known[partition] = load(self.root, partition)
+        return self._known[partition]
+
+    def require(self, partition: Partition) -> Manifest:
+        """Return the manifest of a partition; FileNotFoundError naming it if it is not complete."""
+        manifest = self.load(partition)
+        if manifest is None:
+            raise _absent(self.root, partition)
+        return manifest
+
+    def survey(
+        self, partition: Partition, settings: Settings, *, overwrite: bool = False
+    ) -> dict[str, Receipt]:
+        """Return the receipts of the shards that exist and were made with `settings`.
+
+        Shards made with other settings raise SettingsConflictError naming both digests and the
+        first setting that differs; with `overwrite` they count as not existing and the partition is
+        withdrawn before anything in it is replaced.
+        """
+        manifest = self.load(partition)
+        digest = digest_of(settings)
+        if manifest is not None:
+            if manifest.digest == digest:
+                return {receipt.name: receipt for receipt in manifest.receipts}
+            if not overwrite:
+                known = manifest.digest, manifest.settings
+                raise _conflict(self.root, partition, settings, *known)
+            self.withdraw(partition)
+        found = _read_receipts(self.root, partition)
+        other = [receipt for receipt in found.values() if receipt.digest != digest]
+        if other and not overwrite:
+            raise _conflict(self.root, partition, settings, other[0].digest, None)
+        return {name: receipt for name, receipt in found.items() if receipt.digest == digest}
+
+    def current(
+        self, partition: Partition, settings: Settings, *, overwrite: bool = False
+    ) -> Manifest | None:
+        """Return the manifest of a partition made with `settings`; None if it has yet to be made.
+
+        Shards made with other settings are treated as by `survey`.
+        """
+        self.survey(partition, settings, overwrite=overwrite)
+        return self.load(partition)
+
+    def publish(
+        self,
+        partition: Partition,
+        settings: Settings,
+        receipts: Iterable[Receipt],
+        *,
+        made: str = "",
+    ) -> Manifest:
+        """Make a partition visible, as `publish` does."""
+        manifest = publish(self.root, partition, settings, receipts, made=made)
+        self._known[partition] = manifest
+        return manifest
+
+    def withdraw(self, partition: Partition) -> None:
+        """Make a partition invisible; its shards stay."""
+        self.root.delete(partition.shard(MANIFEST))
+        self._known[partition] = None
+
+
+def _absent(root: Root, partition: Partition) -> FileNotFoundError:
+    return FileNotFoundError(f"there is no complete {partition} under {root.uri}")
 
 
 def _read_receipts(root: Root, partition: Partition) -> dict[str, Receipt]:

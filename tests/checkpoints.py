@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster.cluster import Cluster
+from jobs.cluster.cluster import Cluster, Here
 from jobs.config.run import RunConfig
-from jobs.rank.stage import ranking_rows, ranking_settings, write_ranking
+from jobs.rank.stage import ranking_rows, ranking_settings
 from jobs.run import Run, ranking_partition
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
@@ -49,7 +49,7 @@ def make_run(
             "nightly": {"changes": 2, **nightly},
         }
     )
-    return Run(config, Root(str(folder)), cast("Cluster", None))
+    return Run(config, Root(str(folder)), Cluster(Here()))
 
 
 def _store(root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
@@ -118,5 +118,5 @@ def _store_ranking(run: Run, revision: str, scores: Sequence[float], model: str 
     rows = ranking_rows(
         evidence, recommend(evidence, costs, "best"), costs, {"norm": "final", "pooling": "mean"}
     )
-    where = ranking_partition(run.config, model, revision)
-    write_ranking(run.root, where, ranking_settings(run.config), rows)
+    where = ranking_partition(run.config.name, model, revision)
+    run.write(where, ranking_settings(run.config), rows)

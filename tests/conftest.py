@@ -67,7 +67,7 @@ def offline_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def cli() -> Iterator[Cli]:
-    """Commands in one process with one Ray."""
+    """Commands in one process."""
     environment = offline_environment()
     living = Living(environment, PROJECT)
     yield Cli(environment, living)

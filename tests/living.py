@@ -1,7 +1,7 @@
-"""The command line without its start: one process, and one Ray, for the commands of many tests.
+"""The command line without its start: one process for the commands of many tests.
 
-Starting Python, Ray and its workers takes several times as long as what most tests ask for. What a
-start, an exit or a signal does is tested with a process of its own.
+Starting Python and importing what the workers need takes longer than what most tests ask for. What
+a start, an exit or a signal does, and what Ray does, is tested with a process of its own.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 
 @dataclass(frozen=True)
 class Told:
-    """What a command printed, how it ended, and whether it asked for Ray."""
+    """What a command printed, and how it ended."""
 
     returncode: int
     stdout: str
     stderr: str
-    started: bool = False  # of a living process alone
 
     @property
     def printed(self) -> str:
@@ -64,7 +61,7 @@ class Living:
         return Told(**json.loads(line))
 
     def end(self) -> None:
-        """Let the process stop its Ray and end."""
+        """Let the process end."""
         self._process.communicate(timeout=60)
 
 
@@ -72,28 +69,15 @@ def main() -> None:
     """Run the commands on standard input, each a list as JSON, and answer with what they told."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is written goes elsewhere
-    import ray
-
     from jobs.cli import main as run
 
-    start, stop = ray.init, ray.shutdown
-    asked: list[dict[str, Any]] = []
-
-    def init(**options: Any) -> None:  # noqa: ANN401
-        asked.append(options)
-        if not ray.is_initialized():
-            start(**options)
-
-    with mock.patch.object(ray, "init", init), mock.patch.object(ray, "shutdown"):
-        for line in sys.stdin:
-            asked.clear()
-            stdout, stderr = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-                code = run(json.loads(line))
-            told = Told(code, stdout.getvalue(), stderr.getvalue(), bool(asked))
-            answers.write(json.dumps(vars(told)) + "\n")
-            answers.flush()
-    stop()
+    for line in sys.stdin:
+        stdout, stderr = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            code = run(json.loads(line))
+        told = Told(code, stdout.getvalue(), stderr.getvalue())
+        answers.write(json.dumps(vars(told)) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

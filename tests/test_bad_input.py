@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from jobs.cluster.cluster import Cluster, Here
+from jobs.config.run import load
 from jobs.prepare import stage as prepare
+from jobs.run import Run
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from storage.manifest import Manifest, SettingsConflictError, digest_of, publish, require
+from storage.manifest import Manifest, SettingsConflictError, digest_of, require
 from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -239,16 +242,19 @@ def test_what_was_refused_is_mended_and_runs_without_overwrite(
         assert with_shards == set(done.published)
 
 
-def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path) -> None:
+def test_shards_without_a_manifest_are_no_conflict(
+    tmp_path: Path, make_config: Callable[..., Path]
+) -> None:
     root, where = Root(str(tmp_path)), Partition("prompts", ("odd",))
     target = prepare._Target(where, {"source": "mended"})
     blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
     receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
-    assert not prepare._is_complete(root, target)
-    publish(root, where, {"source": "refused"}, [receipt])
+    run = Run(load(str(make_config())), root, Cluster(Here()))
+    assert not prepare._is_complete(run, target)
+    run.manifests.publish(where, {"source": "refused"}, [receipt])
     with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
-        prepare._is_complete(root, target)
-    assert not prepare._is_complete(root, target, overwrite=True)
+        prepare._is_complete(run, target)
+    assert not prepare._is_complete(run, target, overwrite=True)
 
 
 def test_plan_that_can_never_be_scheduled_is_refused(

@@ -1,20 +1,16 @@
-"""The Ray side without Ray: pools that can be scheduled, results that travel, progress lines."""
+"""Pools that can be scheduled, and progress lines."""
 
 from __future__ import annotations
 
 import io
-import json
 import time
 from types import SimpleNamespace
-from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cluster import console
-from jobs.cluster.cluster import Cluster, one_unit, result_table, results
 from jobs.cluster.console import Progress, say
 from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool, plan_pool
 from jobs.config.blocks import ConfigError
@@ -142,41 +138,6 @@ def test_a_pool_has_readers_that_do_not_outnumber_its_actors() -> None:
     for most in range(1, 20):
         for num_gpus in (0, 1):
             assert 1 <= Pool(1, most, 0.75, num_gpus, 1).readers <= most
-
-
-class Plan:
-    """Stands in for a Dataset: the rows of result tables, one after the other."""
-
-    def __init__(self, *tables: pa.Table) -> None:
-        self._tables = tables
-
-    def iter_rows(self) -> Any:  # noqa: ANN401
-        for table in self._tables:
-            yield from table.to_pylist()
-
-
-def test_results_come_back_as_they_were_given() -> None:
-    values = [{"a": [1, 2.5, None]}, "text \0 🦜", 7, [], {"nested": {"b": True}}]
-    plan: Any = Plan(result_table(*values), result_table(), result_table("last"))
-    assert list(results(plan)) == [*values, "last"]
-
-
-def test_a_result_that_is_no_json_is_refused_in_the_task() -> None:
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        result_table(object())
-
-
-def test_a_batch_of_one_row_is_a_unit() -> None:
-    unit = json.dumps({"shard": 3})
-    assert one_unit(pa.table({"unit": [unit]})) == unit
-
-
-def test_only_somebody_elses_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert not Cluster().may_grow
-    assert Cluster("auto").may_grow
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert Cluster().may_grow
 
 
 class Clock:

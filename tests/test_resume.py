@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.cli import main
+from storage.checkpoint import Checkpoint
 from storage.manifest import require
-from storage.partition import KEYS, partitions
+from storage.partition import KEYS, MANIFEST, partitions
 from storage.root import Root
 from tests.conftest import Cli, write_config
 
@@ -80,7 +83,28 @@ def test_the_stages_after_extraction_start_their_own_cluster(
     finished: Finished, fresh_cli: Cli
 ) -> None:
     """Nothing before them has work, so nobody has started one for them."""
-    for tables in (("modes",), ("prompt_traits", "modes"), ("sensitivity",)):
-        _lose(finished, *tables)
-        fresh_cli("run", str(finished.config), "--output", finished.root.uri)
-        assert _content(finished.root) == finished.content
+    _lose(finished, "modes", "prompt_traits", "sensitivity")
+    fresh_cli("run", str(finished.config), "--output", finished.root.uri, "--engine", "ray")
+    assert _content(finished.root) == finished.content
+
+
+def test_a_warm_run_reads_each_manifest_once_and_a_models_files_once(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, printed = Counter[str](), Counter[str]()
+    plain_read, plain_prints = Root.read, Checkpoint.prints
+
+    def counted_read(self: Root, key: str) -> bytes:
+        read.update([key] if key.endswith(MANIFEST) else [])
+        return plain_read(self, key)
+
+    def counted_prints(self: Checkpoint) -> dict[str, str]:
+        printed.update([self.root.uri])
+        return plain_prints(self)
+
+    monkeypatch.setattr(Root, "read", counted_read)
+    monkeypatch.setattr(Checkpoint, "prints", counted_prints)
+    assert main(["run", str(finished.config), "--output", finished.root.uri]) == 0
+    assert set(read.values()) == {1}
+    assert len(read) == len(finished.content)  # the ranking is written anew, the costs are read
+    assert list(printed.values()) == [1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,8 +83,7 @@ def scored(
     where = Partition("probe_scores", (*values, "it"))
     target = ScoreTarget(SUBJECT, made, items, embeddings, None, where, {}, tuple(variants))
     unit = ScoreUnit(0, GROUP, 0, target.folds)
-    batch = pa.table({"unit": [unit.to_json()]})
-    _, rows, why = json.loads(Scorer(root, (target,), 42, 20)(batch)["result"][0].as_py())
+    _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why
 
 

@@ -56,6 +56,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: C
         extract={"max_tokens": 64, "workers": 1},
         views={"count": 0},
         measure={"metrics": ["dataset_entropy"]},
+        cluster={"engine": "process"},  # how much mteb's tasks hold is not known beforehand
     )
     values = yaml.safe_load(config.read_text())
     values["datasets"][0]["shard_prompts"] = 500

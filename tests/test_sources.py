@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import pairwise
@@ -90,7 +91,7 @@ def read_all(
 def rows_of(
     part: Fragment, columns: Sequence[str] = ("text",), options: Options | None = None
 ) -> Iterator[tuple[Any, ...]]:
-    travelled = Fragment.from_json(part.to_json())
+    travelled: Fragment = pickle.loads(pickle.dumps(part))
     for table in sources.read(travelled, columns, options or {}):
         assert table.column_names == [*columns, "row"]
         yield from zip(*(table[name].to_pylist() for name in table.column_names), strict=True)

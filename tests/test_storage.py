@@ -17,13 +17,13 @@ from jobs.tasks.types import Task
 from storage import schema
 from storage.manifest import (
     Manifest,
+    Manifests,
     SettingsConflictError,
     digest_of,
     load,
     missing,
     publish,
     require,
-    survey,
 )
 from storage.partition import Partition, all_partitions, partitions, shard_name
 from storage.root import Root, fingerprint
@@ -151,20 +151,20 @@ def test_partition_is_visible_only_through_its_manifest(root: Root) -> None:
 def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
     receipts = [_write(root, n) for n in range(2)]
     expected = [shard_name(n) for n in range(4)]
-    found = survey(root, WHERE, SETTINGS)
+    found = Manifests(root).survey(WHERE, SETTINGS)
     assert found == {receipt.name: receipt for receipt in receipts}
     assert missing(expected, found) == expected[2:]
     with pytest.raises(SettingsConflictError, match=digest_of({"seed": 2})):
-        survey(root, WHERE, {"seed": 2})
-    assert survey(root, WHERE, {"seed": 2}, overwrite=True) == {}
+        Manifests(root).survey(WHERE, {"seed": 2})
+    assert Manifests(root).survey(WHERE, {"seed": 2}, overwrite=True) == {}
 
 
 def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> None:
     publish(root, WHERE, SETTINGS, [_write(root, 0)])
     with pytest.raises(SettingsConflictError, match=r"seed: 1 there, 2 here.*--overwrite"):
-        survey(root, WHERE, {"seed": 2})
+        Manifests(root).survey(WHERE, {"seed": 2})
     assert require(root, WHERE).settings == SETTINGS
-    survey(root, WHERE, {"seed": 2}, overwrite=True)
+    Manifests(root).survey(WHERE, {"seed": 2}, overwrite=True)
     assert load(root, WHERE) is None
 
 

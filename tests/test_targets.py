@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
-from jobs.extract.targets import Pass, Sources, Unit, missing_units, passes, sample_shares
+from jobs.extract.targets import Pass, Sources, missing_units, passes, sample_shares
 from operators.model.subject import ModelShape, Subject
 from storage.manifest import Manifest
 from storage.partition import Partition, shard_name
@@ -392,9 +392,3 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
             assert missing_units(each, prompts, done_of(each, everything)) == []
 
     check()
-
-
-def test_units_travel_as_json() -> None:
-    unit = Unit("data", "view-01", 3, 20, 20, True, 0, False, {"embeddings": "a"})
-    assert Unit.from_json(unit.to_json()) == unit
-    assert isinstance(unit.to_json(), str)

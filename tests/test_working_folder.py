@@ -36,11 +36,13 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     installed = install(tmp_path / "installed", editable=editable)
     config = write_config(tmp_path, checkpoint)
     folder = users_folder(tmp_path / "users", "jobs.py", "datasets.py", "pyarrow/__init__.py")
-    _run(installed, folder, "layerrank", "prepare", str(config), "--output", "out")
-    assert list(folder.glob("out/prompts/**/*.parquet"))
+    for engine in ("ray", "process"):
+        engined = ("--output", engine, "--engine", engine)
+        _run(installed, folder, "layerrank", "prepare", str(config), *engined)
+        assert list(folder.glob(f"{engine}/prompts/**/*.parquet"))
 
     # Python itself looks in the folder first for what `-m` runs, and for the libraries.
-    output, folder = str(folder / "out"), users_folder(tmp_path / "more")
+    output, folder = str(folder / "ray"), users_folder(tmp_path / "more")
     query = ("query", output, "SELECT 1")
     _run(installed, folder, "python", "-m", "layerrank", *query)
     shutil.rmtree(folder / "jobs")

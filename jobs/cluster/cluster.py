@@ -1,154 +1,76 @@
-"""The Ray side of every stage: start or join a cluster, size the pools, stream small results back.
+"""The one seam between the stages and what runs them: Ray, or processes of this machine.
 
-On a small machine actors that take every CPU starve the tasks that feed them and the job hangs
-silently, so model actors take a fraction of a CPU per thread, and a plan that can never be
-scheduled is refused before it starts.
+A stage says `each` (a function of a unit), `actors` (a worker that is built once and fed), or
+`shuffle` (rows that meet by key). Functions and units are pickled: module-level functions, partials
+of them, or methods of dataclasses. How they travel is the business of the side that runs them.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
-import ray
-import ray.data
-from ray.autoscaler.sdk import request_resources
-from ray.data.context import ShuffleStrategy
-from ray.job_config import JobConfig
+import pyarrow.compute as pc
 
-import jobs
-from jobs.cluster.pool import CannotScheduleError
+from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write, plan_pool
 from jobs.config.blocks import ConfigError
-from jobs.config.settings import ClusterConfig, Device
+from jobs.config.settings import ClusterConfig, Device, Engine
 
-_OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
-_POLL_SECONDS = 5.0
+# Tokens through models, at most, of a run that is small: an hour or so of two cores.
+SMALL_TOKENS = 20_000_000
+
+
+class Side(Protocol):
+    """What runs the work of the stages."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name."""
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether there may be more machines later."""
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return the CPUs and GPUs, as Ray names them."""
+
+    def describe_tasks(self, units: int, device: str) -> str:
+        """Say where units run."""
+
+    def describe_actors(self, pool: Pool) -> str:
+        """Say what holds the model, and what feeds it."""
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        """Yield the result of every unit."""
+
+    def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
+        """Yield the result of every unit from workers that are built once."""
+
+    def shuffle(
+        self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
+    ) -> Iterator[Any]:
+        """Yield what `write` returns for the rows of every value of `key`."""
+
+    def close(self) -> None:
+        """End what was started."""
 
 
 @dataclass
 class Cluster:
-    """A Ray cluster that starts when the first stage has work for it, and stops with the run."""
+    """What a run's stages see of the engine; nothing starts before there is work.
 
-    address: str | None = None
-    config: ClusterConfig = field(default_factory=ClusterConfig)
-    verbose: bool = False
-    say: Callable[[str], None] = lambda _line: None
-    _started: bool = False
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._started:
-            ray.shutdown()
-
-    def start(self) -> None:
-        """Start a local cluster or join the one at `address`; nothing if that was done before."""
-        if self._started:
-            return
-        address = self.address or os.environ.get("RAY_ADDRESS")
-        _quieten(self.verbose)
-        options: dict[str, Any] = {
-            "logging_level": logging.INFO if self.verbose else logging.ERROR,
-            "log_to_driver": self.verbose,
-            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_home())])),
-        }
-        if address is None:
-            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-        elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-            options["runtime_env"] = {"py_modules": _own_packages()}
-        try:
-            with _stderr_held_back(self.verbose):
-                ray.init(address=address or "local", **options)
-        except ConnectionError as error:
-            raise ConfigError(f"cannot reach the Ray cluster at {address}: {error}") from error
-        self._started = True
-        self._await("cpu")
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = self.verbose
-        context.print_on_execution_start = self.verbose
-        # The hash shuffles start a pool of aggregators: 8 s more for a small corpus (2 cores).
-        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-
-    def resources(self, device: Device) -> dict[str, float]:
-        """Return the cluster's total resources, waiting for a GPU worker that has yet to start."""
-        self.start()
-        return self._await(device)
-
-    def _await(self, device: Device) -> dict[str, float]:
-        """Wait until the cluster has a CPU, and a GPU if the device is cuda.
-
-        An autoscaling cluster shows only its head at first: what is missing is asked for and
-        awaited for `cluster.wait_seconds`, saying so every few seconds, then asked for no longer.
-        """
-        needed = {"CPU": 1, **({"GPU": 1} if device == "cuda" else {})}
-        deadline = time.monotonic() + (self.config.wait_seconds if self.may_grow else 0)
-        asked = False
-        try:
-            while True:
-                total: dict[str, float] = ray.cluster_resources()
-                lacking = [name for name, count in needed.items() if total.get(name, 0) < count]
-                if "CPU" in lacking and time.monotonic() >= deadline:
-                    raise CannotScheduleError("the cluster has no CPU to run a task on")
-                if not lacking or time.monotonic() >= deadline:
-                    return total
-                if not asked:
-                    request_resources(bundles=[needed])
-                    asked = True
-                left = deadline - time.monotonic()
-                self.say(f"waiting for a {lacking[-1]} to join the cluster ({left:.0f} s left)")
-                time.sleep(_POLL_SECONDS)
-        finally:
-            if asked:
-                request_resources(bundles=[])
-
-    @property
-    def may_grow(self) -> bool:
-        """Whether this is somebody's cluster, which may start more nodes, and not this machine."""
-        return bool(self.address or os.environ.get("RAY_ADDRESS"))
-
-
-def from_units(units: Sequence[str]) -> ray.data.Dataset:
-    """Return a Dataset with one block per unit of work: Ray would otherwise coalesce small rows."""
-    return ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units))
-
-
-def results(plan: ray.data.Dataset) -> Iterator[Any]:
-    """Yield what the units of a plan return, decoded from the `result` column, as they finish."""
-    for row in plan.iter_rows():
-        yield json.loads(row["result"])
-
-
-_IN_PROCESS: ContextVar[bool] = ContextVar("in_process", default=False)
-
-
-class InProcess(Cluster):
-    """In the place of a cluster, this process: for work too small to send anywhere.
-
-    While it is entered, `run_tasks` runs the units one after another, here.
+    `made` says how each stage of this run was made: "2 actors on CPU, fed by 1 reader".
     """
 
-    _token: Token[bool]
+    side: Side
+    say: Callable[[str], None] = lambda _line: None
+    made: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Cluster:
-        self._token = _IN_PROCESS.set(True)
         return self
 
     def __exit__(
@@ -157,103 +79,177 @@ class InProcess(Cluster):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _IN_PROCESS.reset(self._token)
+        self.side.close()
 
-    def start(self) -> None:
-        """Start nothing."""
+    def pool(
+        self, device: Device, units: int, *, workers: int | None = None, threads: int | None = None
+    ) -> Pool:
+        """Return the workers that `units` pieces of work get here.
+
+        CannotScheduleError if the device is not there or the plan could never be scheduled.
+        """
+        return plan_pool(
+            self.side.resources(device),
+            device,
+            units,
+            workers=workers,
+            threads=threads,
+            may_grow=self.side.may_grow,
+        )
+
+    def device(self, wanted: Device) -> TorchDevice:
+        """Return the device that a task gets; CannotScheduleError if it is not there."""
+        return self.pool(wanted, 1).device
+
+    def each(
+        self,
+        stage: str,
+        units: Sequence[Any],
+        work: Work,
+        *,
+        device: TorchDevice = "cpu",
+        cpus: float = 1.0,
+    ) -> Iterator[Any]:
+        """Yield `work(unit)` of every unit as they finish, in any order."""
+        if not units:
+            return iter(())
+        self._tell(stage, self.side.describe_tasks(len(units), device))
+        return self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
+
+    def actors(
+        self, stage: str, units: Sequence[Any], make: Make, pool: Pool, *, feed: Feed
+    ) -> Iterator[Any]:
+        """Yield `worker(feed(unit))` of every unit; `make` builds a worker once in each process."""
+        self._tell(stage, self.side.describe_actors(pool))
+        return self.side.actors(units, make, feed, pool)
+
+    def shuffle(
+        self,
+        stage: str,
+        units: Sequence[Any],
+        split: Split,
+        write: Write,
+        *,
+        key: str,
+        groups: int,
+    ) -> Iterator[Any]:
+        """Yield `write(rows)` of the rows of each of the `groups` values of the column `key`.
+
+        `split(unit)` yields tables; their rows meet in no order that means anything.
+        """
+        self._tell(stage, self.side.describe_tasks(len(units), "cpu"))
+        return self.side.shuffle(units, split, write, key=key, groups=groups)
+
+    def _tell(self, stage: str, how: str) -> None:
+        if stage not in self.made:
+            self.made[stage] = f"{self.side.name}: {how}"
+            self.say(f"  {stage}: {how}")
+
+
+class Here:
+    """One unit after another in this process: for work too small to send anywhere."""
+
+    name = "here"
+    may_grow = False
 
     def resources(self, device: Device) -> dict[str, float]:
-        """Return one CPU; ConfigError if that is not the device."""
-        if device == "cuda":
-            raise ConfigError("what runs in this process runs on its CPU; say device: cpu")
+        """Return one CPU."""
+        del device
         return {"CPU": 1.0}
 
-    @property
-    def may_grow(self) -> bool:
-        """Whether there could be more: there could not."""
-        return False
+    def describe_tasks(self, units: int, device: str) -> str:
+        """Say where units run."""
+        del units, device
+        return "this process"
+
+    def describe_actors(self, pool: Pool) -> str:
+        """Say what holds the model."""
+        del pool
+        return "this process"
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        """Yield the result of every unit, in order."""
+        del cpus, gpus
+        return map(work, units)
+
+    def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
+        """Yield the result of every unit, in order, from one worker."""
+        del pool
+        worker = make()
+        return (worker(feed(unit)) for unit in units)
+
+    def shuffle(
+        self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
+    ) -> Iterator[Any]:
+        """Yield what `write` returns for the rows of every value of `key`."""
+        del groups
+        rows = pa.concat_tables(table for unit in units for table in split(unit))
+        for value in sorted(pc.unique(rows[key]).to_pylist()):
+            yield write(rows.filter(pc.equal(rows[key], value)))
+
+    def close(self) -> None:
+        """End nothing."""
 
 
-def run_tasks(
-    units: Sequence[str],
-    task: Callable[[pa.Table], pa.Table],
-    *,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
-) -> Iterator[Any]:
-    """Run `task` once per unit, anywhere in the cluster, and yield the results as they finish."""
-    if _IN_PROCESS.get():
-        tables = (task(pa.table({"unit": [unit]})) for unit in units)
-        return (json.loads(table["result"][0].as_py()) for table in tables)
-    plan = from_units(units).map_batches(
-        task, batch_size=1, batch_format="pyarrow", num_cpus=num_cpus, num_gpus=num_gpus
-    )
-    return results(plan)
+def choose(
+    address: str | None, asked: Engine, tokens: Callable[[], float | None]
+) -> tuple[Literal["process", "ray"], str]:
+    """Return the engine of a run and why: `asked`, unless that is auto.
 
-
-def one_unit(batch: pa.Table) -> str:
-    """Return the unit in a batch of one row."""
-    unit: str = batch["unit"][0].as_py()
-    return unit
-
-
-def result_table(*values: Any) -> pa.Table:  # noqa: ANN401  (any JSON value)
-    """Return the `result` column that `results` reads."""
-    return pa.table({"result": [json.dumps(value) for value in values]})
-
-
-class _WorkerPath(list[str]):
-    """What Ray puts first on a worker's path: the folder of our packages, and nothing else.
-
-    Ray extends it with the folder that the command was started in, the last the first to be
-    searched, and whatever that folder has of the name of a module of ours would be taken for it.
+    `tokens` says how many tokens the models read at most, None if that is unknown beforehand.
+    ConfigError if a cluster is named and the processes of this machine are asked for.
     """
-
-    def extend(self, _folders: Iterable[str]) -> None:
-        """Add nothing."""
-
-
-def _home() -> Path:
-    """Return the folder that our three packages lie in."""
-    return Path(jobs.__file__).resolve().parents[1]
-
-
-def _own_packages() -> list[str]:
-    """Return the folders of our three packages, so that workers need no installed wheel."""
-    return [str(_home() / name) for name in ("jobs", "operators", "storage")]
-
-
-@contextmanager
-def _stderr_held_back(verbose: bool) -> Iterator[None]:
-    """Hold back what Ray's native code says at its start, and show it if the start fails."""
-    if verbose:
-        yield
-        return
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        real = os.dup(2)
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(real, held.read())
-            raise
-        finally:
-            os.dup2(real, 2)
-            os.close(real)
+    if asked == "process":
+        if address:
+            raise ConfigError(
+                f"engine process is this machine, and the address {address} another one: "
+                "leave one of them out"
+            )
+        return "process", "as asked"
+    if asked == "ray":
+        return "ray", "as asked"
+    if address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_ID" in os.environ:
+        return "ray", "a cluster is given"
+    if _has_gpu():
+        return "ray", "this machine has a GPU"
+    count = tokens()
+    if count is None:
+        return "ray", "how much there is to read is not known beforehand"
+    small = count <= SMALL_TOKENS
+    bound = f"{count / 1e6:,.1f} of {SMALL_TOKENS / 1e6:,.0f} million tokens"
+    return ("process" if small else "ray"), f"no cluster, no GPU, at most {bound}" if small else (
+        f"up to {bound}, which is not small"
+    )
 
 
-def _quieten(verbose: bool) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers inherit this. glibc otherwise keeps a heap per thread, and an actor that writes one
-    # shard while it computes the next grows with the corpus (1.5 GiB instead of 1.1 at 40,000).
-    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
-    if verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-        return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    # Errors reach the user through the exception, as one line.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+def open_cluster(
+    engine: Literal["process", "ray"],
+    *,
+    address: str | None,
+    config: ClusterConfig,
+    preload: Sequence[str] = (),
+    verbose: bool = False,
+    say: Callable[[str], None],
+) -> Cluster:
+    """Return the cluster of a run; nothing of it is started yet.
+
+    `preload` names the modules that workers need: processes import them once.
+    """
+    side: Side
+    if engine == "ray":
+        # Ray takes seconds to import, which a run on processes does without.
+        from jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
+
+        known = address or os.environ.get("RAY_ADDRESS")
+        side = RayCluster(known, config.wait_seconds, verbose, say)
+    else:
+        from jobs.cluster.on_processes import Processes  # noqa: PLC0415
+
+        side = Processes(preload, verbose=verbose)
+    return Cluster(side, say)
+
+
+def _has_gpu() -> bool:
+    import torch  # noqa: PLC0415  (seconds, and most callers have it anyway)
+
+    return bool(torch.cuda.is_available())

@@ -11,6 +11,28 @@ from operators.model.subject import ModelUnavailableError
 from storage.manifest import SettingsConflictError
 
 DONE, FAILED, USAGE, REGRESSED = 0, 1, 2, 3
+
+
+class InWorkerError(RuntimeError):
+    """What a worker raised, on its way through the driver."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class WorkerDiedError(RuntimeError):
+    """A process died again and again over one piece of work."""
+
+    def __init__(self, attempts: int, exit_code: int | None, printed: str) -> None:
+        last = printed.strip().splitlines()[-1:]
+        said = f"; the last it said: {last[0]}" if last else ""
+        super().__init__(
+            f"a worker process died {attempts} times over the same piece of work (exit code "
+            f"{exit_code}; -9 is a kill, as for want of memory){said}"
+        )
+
+
 _OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)

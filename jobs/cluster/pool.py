@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
 
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import Device
+
+TorchDevice = Literal["cpu", "cuda"]
+# What a stage gives the seam. All of it is pickled, and so are units and results.
+Work = Callable[[Any], Any]  # unit -> result
+Make = Callable[[], Work]  # builds a worker, once in each process
+Feed = Callable[[Any], Any]  # unit -> what the worker gets
+Split = Callable[[Any], Iterator[pa.Table]]  # unit -> rows
+Write = Callable[[pa.Table], Any]  # the rows of a key -> result
 
 _ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
 TASK_CPUS = 0.25  # of a task that runs beside model actors
@@ -32,7 +43,7 @@ class Pool:
         return self.most if self.num_gpus else max(self.most // 2, 1)
 
     @property
-    def device(self) -> str:
+    def device(self) -> TorchDevice:
         """The torch device of the actors."""
         return "cuda" if self.num_gpus else "cpu"
 

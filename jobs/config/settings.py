@@ -15,6 +15,7 @@ from operators.analysis.modes import FEWEST, MOST
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["auto", "process", "ray"]
 TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
 Variant = Literal["raw", "l2"]
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
@@ -224,8 +225,13 @@ class StorageConfig(Block):
 
 
 class ClusterConfig(Block):
-    """How patient to be with a cluster that has to grow first."""
+    """What runs the work: Ray, here or on a cluster, or processes of this machine."""
 
+    engine: Engine = Field(
+        "auto",
+        description="auto: processes of this machine for a run that is small, without a cluster's "
+        "address and without a GPU, else Ray; the tables are the same",
+    )
     wait_seconds: Annotated[float, Field(ge=0)] = 600
 
 

@@ -1,30 +1,23 @@
 """extract (model actors): every prompt goes through the model once, and every layer is kept.
 
-`tokenise (CPU tasks) -> extract (actor pool) -> receipts`. An actor writes its own shards and
-returns receipts, so tensors never enter the object store.
+`tokenise (readers) -> extract (workers that hold the model) -> receipts`. A worker writes its own
+shards and returns receipts, so no tensor travels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
-import ray.data
-
-from jobs.cluster.cluster import from_units, results
 from jobs.cluster.console import Progress, say
-from jobs.cluster.pool import TASK_CPUS, Pool, plan_pool
 from jobs.extract.targets import Sources, Target, Unit, missing_units, passes
 from jobs.extract.worker import Extractor, Reader
 from jobs.run import Run
-from jobs.subjects import shape_of, subject_identity
 from operators.model.subject import Subject
 from operators.prompts.views import ViewProbabilities
-from storage.manifest import current, load, missing, publish, survey
+from storage.manifest import missing
 from storage.shards import Receipt
 
-# Per actor: one in the model, the others being written. A GPU makes vectors several times faster
-# than one thread writes them.
-_CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
 Done = dict[str, dict[str, Receipt]]
 
 
@@ -41,7 +34,7 @@ def require_extracted(run: Run) -> None:
             run.config, subject, _sources(run, subject), dataset, run.prompts(dataset)
         ):
             for target in each.targets:
-                if current(run.root, target.partition, target.settings) is None:
+                if run.manifests.current(target.partition, target.settings) is None:
                     raise FileNotFoundError(
                         f"{target.partition} is not extracted: run `layerrank extract` first"
                     )
@@ -58,12 +51,16 @@ def _extract_subject(run: Run, subject: Subject) -> None:
         prompts = run.prompts(dataset)
         for each in passes(run.config, subject, sources, dataset, prompts):
             for target in each.targets:
-                done[target.partition.path] = survey(
-                    run.root, target.partition, target.settings, overwrite=run.overwrite
+                done[target.partition.path] = run.manifests.survey(
+                    target.partition, target.settings, overwrite=run.overwrite
                 )
             absent = missing_units(each, prompts, done)
             units += absent
-            unpublished += [t for t in each.targets if absent or not load(run.root, t.partition)]
+            unpublished += [
+                target
+                for target in each.targets
+                if absent or not run.manifests.load(target.partition)
+            ]
     if units:
         _extract_units(run, subject, units, done)
     for target in unpublished:
@@ -71,66 +68,28 @@ def _extract_subject(run: Run, subject: Subject) -> None:
 
 
 def _sources(run: Run, subject: Subject) -> Sources:
-    storage = run.config.storage
-    return Sources(subject_identity(subject, storage), shape_of(subject, storage))
+    return Sources(run.identity(subject), run.shape(subject))
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:
-    config = run.config.extract
-    pool = plan_pool(
-        run.cluster.resources(config.device),
-        config.device,
-        len(units),
-        workers=config.workers,
-        threads=config.threads,
-        may_grow=run.cluster.may_grow,
+    config, views = run.config.extract, run.config.views
+    pool = run.cluster.pool(
+        config.device, len(units), workers=config.workers, threads=config.threads
     )
-    total = sum(unit.prompts for unit in units)
-    conditions = len({unit.condition for unit in units})
-    say(
-        f"  {total:,} texts to encode: {len(units)} shards, {conditions} conditions, "
-        f"{pool.size} x {pool.device}"
-    )
-    with Progress("extract", total, "texts") as progress:
-        for result in results(_plan(run, subject, units, pool)):
-            for path, receipt in result["receipts"].items():
-                written = Receipt.from_json(receipt)
-                done[path][written.name] = written
-            progress.add(result["texts"], result["tokens"])
-    say(f"  {progress.tokens:,} tokens in {progress.seconds:.0f} s, loading the model included")
-
-
-def _plan(run: Run, subject: Subject, units: Sequence[Unit], pool: Pool) -> ray.data.Dataset:
-    config, views = run.config, run.config.views
     probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
     reader = Reader(
-        run.root, subject, config.seed, probabilities, config.extract.max_tokens, config.storage
+        run.root, subject, run.config.seed, probabilities, config.max_tokens, run.config.storage
     )
-    return (
-        from_units([unit.to_json() for unit in units])
-        .map_batches(
-            reader.read,
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=TASK_CPUS,
-            compute=ray.data.TaskPoolStrategy(size=pool.readers),
-        )
-        .map_batches(
-            Extractor,
-            fn_constructor_args=(run.root, subject, config, pool),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=pool.size,
-                max_size=pool.most,
-                max_concurrent_calls_per_actor=_CONCURRENT_UNITS[pool.device],
-                max_tasks_in_flight_per_actor=_CONCURRENT_UNITS[pool.device],
-                enable_true_multi_threading=True,
-            ),
-        )
-    )
+    make = partial(Extractor, run.root, subject, run.config, pool.device, pool.threads)
+    total = sum(unit.prompts for unit in units)
+    conditions = len({unit.condition for unit in units})
+    say(f"  {total:,} texts to encode: {len(units)} shards, {conditions} conditions")
+    with Progress("extract", total, "texts") as progress:
+        for encoded in run.cluster.actors("extract", units, make, pool, feed=reader.read):
+            for path, receipt in encoded.receipts.items():
+                done[path][receipt.name] = receipt
+            progress.add(encoded.texts, encoded.tokens)
+    say(f"  {progress.tokens:,} tokens in {progress.seconds:.0f} s, loading the model included")
 
 
 def _publish(run: Run, target: Target, done: Done) -> None:
@@ -140,4 +99,5 @@ def _publish(run: Run, target: Target, done: Done) -> None:
         raise RuntimeError(
             f"{target.partition}: {len(absent)} shards are missing, first {absent[0]}"
         )
-    publish(run.root, target.partition, target.settings, [receipts[n] for n in target.expected])
+    receipts_in_order = [receipts[name] for name in target.expected]
+    run.publish(target.partition, target.settings, receipts_in_order)

@@ -5,9 +5,8 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.config.datasets import DatasetConfig
@@ -39,15 +38,6 @@ class Unit:
     tokens: int
     metrics: bool
     digests: dict[str, str]
-
-    def to_json(self) -> str:
-        """Return the unit as JSON, the form in which it travels."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Unit:
-        """Return the unit that `to_json` gave."""
-        return cls(**json.loads(text))
 
 
 @dataclass(frozen=True)

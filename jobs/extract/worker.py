@@ -6,19 +6,18 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from jobs.cluster.cluster import one_unit, result_table
-from jobs.cluster.pool import Pool
+from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, parameters
 from jobs.config.run import RunConfig
 from jobs.config.settings import StorageConfig
 from jobs.extract.targets import Unit
+from jobs.run import named_partition, prompts_partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Parameters
@@ -32,13 +31,32 @@ from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
 from storage.metrics import prompt_metrics_table
-from storage.partition import Partition, shard_name
+from storage.partition import shard_name
 from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
 from storage.spool import TokenSpool
 from storage.vectors import embeddings_table
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A unit as it was read: its prompts in sample order, the token ids of each."""
+
+    unit: Unit
+    prompt_ids: npt.NDArray[np.int64]
+    token_ids: list[Ids]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of a unit: the receipts of its shards by the path of their partition."""
+
+    receipts: dict[str, Receipt]
+    texts: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -52,10 +70,9 @@ class Reader:
     max_tokens: int
     storage: StorageConfig
 
-    def read(self, batch: pa.Table) -> pa.Table:
-        """Return one row: the unit, its prompt ids in sample order, and their token ids."""
-        unit = Unit.from_json(one_unit(batch))
-        where = Partition("prompts", (unit.dataset,)).shard(shard_name(unit.shard))
+    def read(self, unit: Unit) -> Batch:
+        """Return the unit with its prompt ids in sample order, and their token ids."""
+        where = prompts_partition(unit.dataset).shard(shard_name(unit.shard))
         prompts = read_table(self.root, where, ["prompt_id", "text"])
         ids = prompts["prompt_id"].to_numpy()
         order = sample_order(self.seed, ids)[: unit.take]
@@ -69,14 +86,7 @@ class Reader:
             condition_tokens(each, prompt_id, unit.condition, self.seed, vocabulary)
             for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
         ]
-        return pa.table(
-            {
-                "unit": [unit.to_json()],
-                "prompt_ids": pa.array([ids[order]], pa.list_(pa.int64())),
-                "token_ids": pa.array([sequences], pa.list_(pa.list_(pa.int32()))),
-                "truncated": [tokens.truncated],
-            }
-        )
+        return Batch(unit, ids[order], sequences, tokens.truncated)
 
 
 @dataclass(frozen=True)
@@ -125,33 +135,33 @@ class Extractor:
     upload of a shard costs no model time.
     """
 
-    def __init__(self, root: Root, subject: Subject, config: RunConfig, pool: Pool) -> None:
-        torch.set_num_threads(pool.threads)
+    def __init__(
+        self, root: Root, subject: Subject, config: RunConfig, device: TorchDevice, threads: int
+    ) -> None:
+        torch.set_num_threads(threads)
         self._root, self._subject, self._tokens = root, subject, config.tokens
         self._metrics, self._parameters = config.measure.metrics, parameters(config)
         here = local(subject, config.storage)
-        self._model = load_model(here, torch.device(pool.device))
-        batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[pool.device]
+        self._model = load_model(here, torch.device(device))
+        batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[device]
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
         self._in_model = threading.Lock()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: Batch) -> Encoded:
         """Extract one unit and return its receipts and counts."""
-        unit = Unit.from_json(one_unit(batch))
-        prompt_ids = batch["prompt_ids"][0].values.to_numpy()
-        sequences = [ids.values.to_numpy() for ids in batch["token_ids"][0]]
+        unit, sequences = batch.unit, batch.token_ids
         kept = np.flatnonzero([len(ids) for ids in sequences])
         texts = [sequences[index] for index in kept]
         lengths = np.array([len(text) for text in texts], dtype=np.int32)
-        work = _Work(unit, prompt_ids[kept], lengths, kept < unit.tokens)
+        work = _Work(unit, batch.prompt_ids[kept], lengths, kept < unit.tokens)
         facts: dict[str, int | float | str] = {
             "prompts": len(texts),
             "tokens": int(lengths.sum()),
             "skipped_no_tokens": len(sequences) - len(texts),
-            "truncated": batch["truncated"][0].as_py(),
+            "truncated": batch.truncated,
         }
         try:
-            return result_table(self._extract(work, texts, facts))
+            receipts = self._extract(work, texts, facts)
         except ModelUnavailableError:
             raise
         except NonFiniteError as error:
@@ -161,13 +171,14 @@ class Extractor:
             ) from error
         except ValueError as error:
             raise ValueError(f"{self._where(unit)}: {error}") from error
+        return Encoded(receipts, unit.prompts, int(lengths.sum()))
 
     def _where(self, unit: Unit) -> str:
         return f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
 
     def _extract(
         self, work: _Work, texts: list[Ids], facts: dict[str, int | float | str]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Receipt]:
         unit = work.unit
         receipts: dict[str, Receipt] = {}
         measured = _Measured(len(texts), self._metrics, self._parameters)
@@ -194,11 +205,7 @@ class Extractor:
             dim = self._model.hidden_size if vectors is None else vectors.shape[2]
             tables = self._embedding_tables(work, vectors)
             self._write(work, "embeddings", tables, schema.embeddings(dim), facts, receipts)
-        return {
-            "receipts": {path: receipt.to_json() for path, receipt in receipts.items()},
-            "texts": unit.prompts,
-            "tokens": facts["tokens"],
-        }
+        return receipts
 
     def _metric_tables(self, work: _Work, values: TokenValues) -> Iterator[pa.Table]:
         for layer in range(self._model.layers + 1) if values else ():
@@ -227,7 +234,7 @@ class Extractor:
     ) -> None:
         """Write the unit's shard of a table and add its receipt by the partition's path."""
         unit, name = work.unit, shard_name(work.unit.shard)
-        values = (self._subject.name, self._subject.revision, unit.dataset, unit.condition)
-        where = Partition(table, values)
+        subject = self._subject
+        where = named_partition(table, subject.name, subject.revision, unit.dataset, unit.condition)
         blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
         receipts[where.path] = write_shard(self._root, where.shard(name), groups, columns, blank)

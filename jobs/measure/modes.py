@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster.cluster import one_unit, result_table, run_tasks
 from jobs.cluster.console import Progress, say
 from jobs.config.metrics import parameters
 from jobs.measure.traits import prompt_traits
@@ -31,11 +31,10 @@ from operators.analysis.modes import (
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.ranking.significance import holm
-from storage import schema
-from storage.manifest import Manifest, Settings, current, digest_of, publish
+from storage.manifest import Manifest, Settings
 from storage.metrics import MetricRows, Values, select_rows
 from storage.root import Root
-from storage.shards import Receipt, group_values, read_group, read_table, write_shard
+from storage.shards import group_values, read_group, read_table
 
 DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
 EXAMPLES = 3  # prompts nearest to each mode
@@ -66,13 +65,11 @@ class LayerModes:
     parts: tuple[Part, ...]
     rows: MetricRows
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, layer: int) -> dict[str, Any]:
         """Read one layer's row groups and test them."""
-        layer = int(one_unit(batch))
         table = _each_text_once(pa.concat_tables(self._tables(layer)))
         norm = table["norm"][0].as_py()
-        row = {"layer": layer, "norm": norm, **self.rows._asdict(), **_described(table)}
-        return result_table(row)
+        return {"layer": layer, "norm": norm, **self.rows._asdict(), **_described(table)}
 
     def _tables(self, layer: int) -> Iterator[pa.Table]:
         """Yield every shard's prompts with their value and their traits."""
@@ -154,7 +151,6 @@ def _examples(table: pa.Table, values_N: Values, place: float) -> list[dict[str,
 
 
 METRIC = "prompt_entropy"
-MODES = "modes.parquet"
 
 
 def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> None:
@@ -165,28 +161,30 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
     parts = _parts(run, subject, measured, rows)
     if not parts:
         return
-    where, settings = modes_partition(run, subject), _settings(parts, rows)
     # Like the ranking it is of all that the run has: made anew when a dataset joins.
-    present = current(run.root, where, settings, overwrite=True)
-    if present is not None:
-        say(f"  modes of {present.rows} layers, present")
-        return
-    run.cluster.start()
+    manifest, made = run.make(
+        modes_partition(run.config, subject),
+        _settings(parts, rows),
+        partial(_tested, run, parts, rows),
+        overwrite=True,
+    )
+    if not made:
+        say(f"  modes of {manifest.rows} layers, present")
+
+
+def _tested(run: Run, parts: list[Part], rows: MetricRows) -> list[dict[str, Any]]:
+    """Return the row of every layer, with the p-values corrected for their number."""
     layers = _layers(run, parts)
     found: list[dict[str, Any]] = []
-    task = LayerModes(run.root, tuple(parts), rows)
     with Progress("measure", len(layers), "layers' modes") as progress:
-        for row in run_tasks([str(layer) for layer in layers], task.__call__):
+        for row in run.cluster.each("measure", layers, LayerModes(run.root, tuple(parts), rows)):
             found.append(row)
             progress.add(1)
     found.sort(key=lambda row: row["layer"])
     for row, p_holm in zip(found, holm(np.array([row["p_value"] for row in found])), strict=True):
         row["p_holm"] = float(p_holm)
-    table = pa.Table.from_pylist(found, schema.MODES)
-    blank = Receipt(MODES, 0, digest_of(settings), "")
-    receipt = write_shard(run.root, where.shard(MODES), [table], schema.MODES, blank)
-    publish(run.root, where, settings, [receipt])
     say(f"  modes of {len(layers)} layers, {found[0]['n_prompts']:,} prompts")
+    return found
 
 
 def _parts(

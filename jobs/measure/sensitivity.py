@@ -6,7 +6,6 @@ by shard; what has one value per level is read from `layer_metrics` on the drive
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.cluster import one_unit, result_table, run_tasks
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import TOKENS, token_metrics
@@ -38,13 +36,11 @@ from operators.metrics.registry import METRICS, of_kind
 from operators.metrics.variants import Views
 from operators.model.subject import Subject
 from operators.prompts.conditions import Condition
-from storage import schema
-from storage.manifest import Manifest, Settings, current, digest_of, publish, require
+from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import Receipt, read_group, read_table, write_shard
+from storage.shards import read_group, read_table
 
-SLOPES = "slopes.parquet"
 NO_SLOPE = "fewer than 2 levels with a value"
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -87,15 +83,15 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
             continue
         tables = _family_tables(run, subject, dataset, conditions)
         settings = tables.settings(level)
-        if current(run.root, tables.where, settings, overwrite=run.overwrite) is None:
+        if run.manifests.current(tables.where, settings, overwrite=run.overwrite) is None:
             absent.append(tables)
     if not absent:
         return
     sums = _prompt_sums(run, absent)
     for index, tables in enumerate(absent):
-        rows = [*_population_rows(run.root, tables), *_prompt_rows(tables, sums[index], level)]
+        rows = [*_population_rows(run, tables), *_prompt_rows(tables, sums[index], level)]
         rows.sort(key=lambda row: [row[column] for column in ("metric", "variant", *_KEY)])
-        _write(run, tables, rows)
+        run.write(tables.where, tables.settings(level), rows)
     say(f"  {dataset.name}: sensitivity to {', '.join(each.where.values[-1] for each in absent)}")
 
 
@@ -103,11 +99,11 @@ def _family_tables(
     run: Run, subject: Subject, dataset: DatasetConfig, conditions: Sequence[Condition]
 ) -> FamilyTables:
     layers = [
-        require(run.root, partition("layer_metrics", subject, dataset, each.name))
+        run.manifests.require(partition("layer_metrics", subject, dataset, each.name))
         for each in conditions
     ]
     wanted = layers if token_metrics(run.config) else []
-    prompts = [require(run.root, each.partition.sibling("prompt_metrics")) for each in wanted]
+    prompts = [run.manifests.require(each.partition.sibling("prompt_metrics")) for each in wanted]
     where = sensitivity_partition(subject, dataset, conditions[0].family)
     return FamilyTables(where, tuple(conditions), tuple(layers), tuple(prompts))
 
@@ -117,20 +113,19 @@ def _prompt_sums(
 ) -> dict[int, dict[tuple[int, Name], SlopeSums]]:
     """Return the slopes of all prompts, reduced, by family, then by layer and metric."""
     found: dict[int, dict[tuple[int, Name], SlopeSums]] = defaultdict(dict)
-    work = [
-        json.dumps([index, layer])
+    units = [
+        (index, layer)
         for index, tables in enumerate(families)
         if tables.prompt_metrics
         for layer in _layers(run.root, tables)
     ]
-    if not work:
+    if not units:
         return found
-    run.cluster.start()
-    task = PromptSlopes(run.root, tuple(families))
-    with Progress("measure", len(work), "layers of slopes") as progress:
-        for index, layer, sums in run_tasks(work, task.__call__):
-            for name, values in sums:
-                found[index][layer, tuple(name)] = SlopeSums(*values)
+    work = PromptSlopes(run.root, tuple(families))
+    with Progress("measure", len(units), "layers of slopes") as progress:
+        for index, layer, sums in run.cluster.each("measure", units, work):
+            for name, values in sums.items():
+                found[index][layer, name] = values
             progress.add(1)
     return found
 
@@ -147,15 +142,15 @@ class PromptSlopes:
     root: Root
     families: tuple[FamilyTables, ...]
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, unit: tuple[int, int]) -> tuple[int, int, dict[Name, SlopeSums]]:
         """Return the index of the family, the layer, and the sums of every metric."""
-        index, layer = json.loads(one_unit(batch))
+        index, layer = unit
         tables = self.families[index]
         found: dict[Name, SlopeSums] = {}
         for name in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
             for metric, sums in self._shard(tables, name, layer):
                 found[metric] = merge_slopes(found.get(metric, NO_SLOPES), sums)
-        return result_table([index, layer, list(found.items())])
+        return index, layer, found
 
     def _shard(
         self, tables: FamilyTables, name: str, layer: int
@@ -207,13 +202,13 @@ def _prompt_rows(
         yield _row(tables, key, mean_slope(each, level), each.prompts, each.undefined)
 
 
-def _population_rows(root: Root, tables: FamilyTables) -> Iterator[Row]:
+def _population_rows(run: Run, tables: FamilyTables) -> Iterator[Row]:
     """Yield the slopes of the metrics of all prompts together: one value per level, no interval."""
     values: dict[tuple[Any, ...], Array] = {}
     prompts: dict[tuple[Any, ...], int] = {}
     unmeasured = of_kind(METRICS, Views)  # under a condition: views are of the clean text
     for index, manifest in enumerate(tables.layer_metrics):
-        for row in read_table(root, manifest.objects()[0]).to_pylist():
+        for row in run.rows(manifest.partition):
             if row["pooling"] == TOKENS or row["metric"] in unmeasured:
                 continue
             key = tuple(row[column] for column in _KEY)
@@ -237,12 +232,3 @@ def _row(
         "n_prompts": prompts,
         "n_undefined": undefined,
     }
-
-
-def _write(run: Run, tables: FamilyTables, rows: list[Row]) -> None:
-    settings = tables.settings(run.config.rank.level)
-    table = pa.Table.from_pylist(rows, schema.SENSITIVITY)
-    blank = Receipt(SLOPES, 0, digest_of(settings), "")
-    key = tables.where.shard(SLOPES)
-    receipt = write_shard(run.root, key, [table], schema.SENSITIVITY, blank)
-    publish(run.root, tables.where, settings, [receipt])

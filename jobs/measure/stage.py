@@ -8,45 +8,26 @@ all datasets of a subject. No text is encoded again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
-from jobs.cluster.cluster import run_tasks
 from jobs.cluster.console import Progress, say
-from jobs.cluster.pool import plan_pool
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import parameters, token_metric_settings, token_metrics, token_plan
 from jobs.measure.costs import measure_costs
 from jobs.measure.modes import measure_modes
 from jobs.measure.sensitivity import measure_sensitivity
-from jobs.measure.worker import AllLayers, LayerMetrics, TokenMetrics, similarity_rows
+from jobs.measure.worker import AllLayers, LayerMetrics, Measured, TokenMetrics, similarity_rows
 from jobs.run import Run, partition
-from jobs.subjects import shape_of
 from operators.metrics.registry import of_kind
 from operators.metrics.variants import Views
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
-from storage import schema
-from storage.manifest import (
-    Manifest,
-    Settings,
-    current,
-    digest_of,
-    load,
-    missing,
-    publish,
-    require,
-    survey,
-)
+from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN, Partition
-from storage.shards import Receipt, write_shard
 from storage.vectors import Group, groups
 
-LAYER_METRICS = "metrics.parquet"
 _ORDER = ("metric", "variant", "layer", "norm", "pooling")
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
 _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
@@ -72,30 +53,29 @@ def measure_layers(run: Run, subject: Subject, measured: Mapping[str, Manifest])
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
     """Return `prompt_metrics`: as the model actors wrote it, or filled from the token states."""
     config, wanted = run.config, token_metrics(run.config)
-    planned = token_plan(config, shape_of(subject, config.storage), run.prompts(dataset).rows)
+    planned = token_plan(config, run.shape(subject), run.prompts(dataset).rows)
     if not wanted or not (planned.fused or planned.stored):
         return None
     if planned.fused:
-        return require(run.root, partition("prompt_metrics", subject, dataset))
-    tokens = require(run.root, partition("tokens", subject, dataset))
+        return run.manifests.require(partition("prompt_metrics", subject, dataset))
+    tokens = run.manifests.require(partition("tokens", subject, dataset))
     settings = {"tokens": tokens.content, **token_metric_settings(config)}
     where = tokens.partition.sibling("prompt_metrics")
-    done = survey(run.root, where, settings, overwrite=run.overwrite)
+    done = run.manifests.survey(where, settings, overwrite=run.overwrite)
     names = [receipt.name for receipt in tokens.receipts]
     units = missing(names, done)
-    if not units:
-        present = load(run.root, where)
-        return present or publish(run.root, where, settings, done.values())
-    device, cpus, gpus = _task_resources(run, len(units))
-    task = TokenMetrics(
+    present = run.manifests.load(where)
+    if present is not None:
+        return present
+    device = run.cluster.device(config.measure.device)
+    work = TokenMetrics(
         run.root, tokens.partition, wanted, parameters(config), digest_of(settings), device
     )
     with Progress("measure", len(units), "token shards") as progress:
-        for result in run_tasks(units, task.__call__, num_cpus=cpus, num_gpus=gpus):
-            receipt = Receipt.from_json(result)
+        for receipt in run.cluster.each("measure", units, work, device=device):
             done[receipt.name] = receipt
             progress.add(1)
-    return publish(run.root, where, settings, done.values())
+    return run.publish(where, settings, done.values())
 
 
 @dataclass(frozen=True)
@@ -107,11 +87,11 @@ class _Target:
     task: LayerMetrics
     groups: list[Group]
 
-    def rows(self, found: Mapping[Group, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def rows(self, found: Mapping[Group, Measured]) -> list[dict[str, Any]]:
         """Return the sorted rows from what every group gave."""
-        terms = {group: each["terms"] for group, each in found.items()}
+        terms = {group: each.terms for group, each in found.items()}
         prompts = int(self.task.embeddings.facts()["prompts"])
-        rows = [row for each in found.values() for row in each["rows"]]
+        rows = [row for each in found.values() for row in each.rows]
         rows += similarity_rows(terms, self.task.metrics, prompts)
         return sorted(rows, key=lambda row: [row[column] for column in _ORDER])
 
@@ -124,7 +104,7 @@ def _measure_layers(
     for condition in run.config.conditions.passes():
         targets[condition.name] = _condition_target(run, subject, dataset, condition.name)
     present = {
-        name: current(run.root, each.where, each.settings, overwrite=run.overwrite)
+        name: run.manifests.current(each.where, each.settings, overwrite=run.overwrite)
         for name, each in targets.items()
     }
     rows = sum(manifest.rows for manifest in present.values() if manifest)
@@ -136,32 +116,22 @@ def _measure_layers(
 
 
 def _measure_targets(run: Run, dataset: DatasetConfig, targets: Mapping[str, _Target]) -> None:
-    work = [
-        json.dumps([name, asdict(group)]) for name, each in targets.items() for group in each.groups
-    ]
-    device, cpus, gpus = _task_resources(run, len(work))
-    task = AllLayers({name: replace(each.task, device=device) for name, each in targets.items()})
-    found: dict[str, dict[Group, dict[str, Any]]] = {name: {} for name in targets}
-    measured: set[str] = set()
-    with Progress("measure", len(work), "layers") as progress:
-        for result in run_tasks(work, task.__call__, num_cpus=cpus, num_gpus=gpus):
-            name = result["condition"]
-            found[name][Group(**result["group"])] = result
-            if len(found[name]) == len(targets[name].groups):
-                rows = targets[name].rows(found.pop(name))
-                _write(run, targets[name], rows)
-                measured |= {row["metric"] for row in rows}
+    units = [(name, group) for name, each in targets.items() for group in each.groups]
+    device = run.cluster.device(run.config.measure.device)
+    work = AllLayers({name: replace(each.task, device=device) for name, each in targets.items()})
+    found: dict[str, dict[Group, Measured]] = {name: {} for name in targets}
+    metrics: set[str] = set()
+    with Progress("measure", len(units), "layers") as progress:
+        for name, measured in run.cluster.each("measure", units, work, device=device):
+            found[name][measured.group] = measured
+            target = targets[name]
+            if len(found[name]) == len(target.groups):
+                rows = target.rows(found.pop(name))
+                run.write(target.where, target.settings, rows)
+                metrics |= {row["metric"] for row in rows}
             progress.add(1)
     others = f" under {len(targets)} conditions" if len(targets) > 1 else ""
-    say(f"  {dataset.name}: {', '.join(sorted(measured))} for {len(work)} layers{others}")
-
-
-def _write(run: Run, target: _Target, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist(rows, schema.LAYER_METRICS)
-    blank = Receipt(LAYER_METRICS, 0, digest_of(target.settings), "")
-    key = target.where.shard(LAYER_METRICS)
-    receipt = write_shard(run.root, key, [table], schema.LAYER_METRICS, blank)
-    publish(run.root, target.where, target.settings, [receipt])
+    say(f"  {dataset.name}: {', '.join(sorted(metrics))} for {len(units)} layers{others}")
 
 
 def _clean_target(
@@ -177,9 +147,9 @@ def _condition_target(
     run: Run, subject: Subject, dataset: DatasetConfig, condition: str
 ) -> _Target:
     """Return what is measured under a condition: everything but what needs views."""
-    embeddings = require(run.root, partition("embeddings", subject, dataset, condition))
+    embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
     prompt_metrics = (
-        require(run.root, embeddings.partition.sibling("prompt_metrics"))
+        run.manifests.require(embeddings.partition.sibling("prompt_metrics"))
         if token_metrics(run.config)
         else None
     )
@@ -226,13 +196,6 @@ def _views(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Manifest]
         return []
     conditions = map(view_name, range(run.config.views.count))
     return [
-        require(run.root, partition("embeddings", subject, dataset, condition))
+        run.manifests.require(partition("embeddings", subject, dataset, condition))
         for condition in conditions
     ]
-
-
-def _task_resources(run: Run, units: int) -> tuple[str, float, float]:
-    """Return the device of a measuring task, and the CPUs and GPUs it takes."""
-    device = run.config.measure.device
-    pool = plan_pool(run.cluster.resources(device), device, units)
-    return pool.device, 1.0, pool.num_gpus

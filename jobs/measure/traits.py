@@ -5,7 +5,6 @@ They are the tokenizer's view of a text, so they are computed once for all layer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.cluster import one_unit, result_table, run_tasks
-from jobs.run import Run
-from jobs.subjects import TextReader, subject_identity, tokenizer_of
+from jobs.run import Run, prompts_partition
+from jobs.subjects import TextReader, tokenizer_of
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
 from storage import schema
-from storage.manifest import Manifest, digest_of, load, missing, publish, survey
+from storage.manifest import Manifest, digest_of, missing
 from storage.metrics import MetricRows, leading_rows
 from storage.partition import Partition
 from storage.root import Root
@@ -37,26 +35,23 @@ def prompt_traits(
     """
     max_tokens = run.config.extract.max_tokens
     settings = {
-        "subject": subject_identity(subject, run.config.storage),
+        "subject": run.identity(subject),
         "prompt_metrics": measured.content,
         "max_tokens": max_tokens,
         "sample": sum(shares.values()),
     }
     where = measured.partition.sibling("prompt_traits")
-    done = survey(run.root, where, settings, overwrite=run.overwrite)
+    done = run.manifests.survey(where, settings, overwrite=run.overwrite)
     absent = missing(list(shares), done)
-    present = None if absent else load(run.root, where)
+    present = run.manifests.load(where)
     if present is not None:
         return present
     tokenizer = partial(tokenizer_of, subject, max_tokens, run.config.storage)
     task = PromptTraits(run.root, tokenizer, measured.partition, metric, digest_of(settings))
-    units = [json.dumps({"name": name, "take": shares[name]}) for name in absent]
-    if units:
-        run.cluster.start()
-    for result in run_tasks(units, task.__call__) if units else ():
-        receipt = Receipt.from_json(result)
+    units = [(name, shares[name]) for name in absent]
+    for receipt in run.cluster.each("measure", units, task):
         done[receipt.name] = receipt
-    return publish(run.root, where, settings, [done[name] for name in shares])
+    return run.publish(where, settings, [done[name] for name in shares])
 
 
 @dataclass(frozen=True)
@@ -69,20 +64,17 @@ class PromptTraits:
     metric: MetricRows
     digest: str
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Read one shard's texts, write their traits in the order of `prompt_metrics`."""
-        unit = json.loads(one_unit(batch))
-        name, key = unit["name"], self.measured.shard(unit["name"])
+    def __call__(self, unit: tuple[str, int]) -> Receipt:
+        """Read the leading texts of a shard, write traits in the order of `prompt_metrics`."""
+        name, take = unit
+        key = self.measured.shard(name)
         (layer, *_), *_ = group_values(self.root, key, ["layer"])
-        prompt_ids = leading_rows(self.root, key, int(layer), self.metric, unit["take"])[
-            "prompt_id"
-        ]
+        prompt_ids = leading_rows(self.root, key, int(layer), self.metric, take)["prompt_id"]
         texts = prompt_texts(self.root, self.measured.keys["dataset"], name, prompt_ids)
         table = self._table(prompt_ids, texts)
         where = self.measured.sibling("prompt_traits").shard(name)
         blank = Receipt(name, 0, self.digest, "", facts={"prompts": len(texts)})
-        receipt = write_shard(self.root, where, [table], schema.PROMPT_TRAITS, blank)
-        return result_table(receipt.to_json())
+        return write_shard(self.root, where, [table], schema.PROMPT_TRAITS, blank)
 
     def _table(self, prompt_ids: pa.ChunkedArray, texts: list[str]) -> pa.Table:
         tokenizer, limit, _ = self.tokenizer()
@@ -102,7 +94,7 @@ def prompt_texts(
     root: Root, dataset: str, name: str, prompt_ids: pa.Array | pa.ChunkedArray
 ) -> list[str]:
     """Return the texts of some prompts of one shard; ValueError naming it if one is not there."""
-    key = Partition("prompts", (dataset,)).shard(name)
+    key = prompts_partition(dataset).shard(name)
     table = read_table(root, key, ["prompt_id", "text"])
     rows = pc.index_in(prompt_ids, value_set=table["prompt_id"])
     if rows.null_count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -15,7 +14,6 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from jobs.cluster.cluster import one_unit, result_table
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.linear.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.metrics.population import Population
@@ -47,9 +45,8 @@ class TokenMetrics:
     digest: str
     device: str
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Measure one shard, write its `prompt_metrics` and return the receipt."""
-        name = one_unit(batch)
+    def __call__(self, name: str) -> Receipt:
+        """Measure the shard `name`, write its `prompt_metrics` and return the receipt."""
         key = self.tokens.shard(name)
         dtype = str(read_receipt(self.root, key, 0).facts["dtype"])
         layers = [int(layer) for (layer,) in group_values(self.root, key, ["layer"])]
@@ -70,8 +67,7 @@ class TokenMetrics:
 
         # The counts fill while the tables are written; the receipt is read after that.
         blank = Receipt(name, 0, self.digest, "", facts=counted)
-        receipt = write_shard(self.root, where, tables(), schema.PROMPT_METRICS, blank)
-        return result_table(receipt.to_json())
+        return write_shard(self.root, where, tables(), schema.PROMPT_METRICS, blank)
 
     def _measure(self, states: Sequence[Any], lengths: npt.NDArray[np.int32]) -> TokenValues:
         """Return the metrics of one layer's states: (metric, variant) -> values [N]."""
@@ -103,16 +99,24 @@ def _pad_states(states: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one group gave: its rows of `layer_metrics`, and the HSIC terms of its similarities."""
+
+    group: Group
+    rows: list[dict[str, Any]]
+    terms: dict[str, Hsic]
+
+
+@dataclass(frozen=True)
 class AllLayers:
     """Computes groups of several conditions, each unit a condition and a group of it."""
 
     conditions: Mapping[str, LayerMetrics]
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, unit: tuple[str, Group]) -> tuple[str, Measured]:
         """Measure one group of one condition."""
-        condition, group = json.loads(one_unit(batch))
-        measured = self.conditions[condition].measure(Group(**group))
-        return result_table({"condition": condition, **measured})
+        condition, group = unit
+        return condition, self.conditions[condition].measure(group)
 
 
 @dataclass(frozen=True)
@@ -129,16 +133,19 @@ class LayerMetrics:
     with_tokens: tuple[str, str]  # the norm and pooling whose unit also averages the token metrics
     device: str = "cpu"
 
-    def measure(self, group: Group) -> dict[str, Any]:
-        """Measure one group: its rows of `layer_metrics`, and the terms of its similarities."""
+    def measure(self, group: Group) -> Measured:
+        """Measure one group."""
         prompts = Population(self._blocks(group))
         rows = [
             *self._prompt_rows(group, prompts),
             *self._view_rows(group),
             *self._token_rows(group),
         ]
-        terms = {kind: [*map(float, each)] for kind, each in self._terms(group, prompts)}
-        return {"group": asdict(group), "rows": rows, "terms": terms}
+        terms = {
+            kind: Hsic(*(each.double().cpu() for each in terms))
+            for kind, terms in self._terms(group, prompts)
+        }
+        return Measured(group, rows, terms)
 
     def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[dict[str, Any]]:
         for name, measure in of_kind(self.metrics, Prompts).items():
@@ -250,7 +257,7 @@ class _Stream:
 
 
 def similarity_rows(
-    terms: Mapping[Group, Mapping[str, Sequence[float]]], metrics: Sequence[str], prompts: int
+    terms: Mapping[Group, Mapping[str, Hsic]], metrics: Sequence[str], prompts: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of every layer's similarity to another: one division, when all terms are in.
 
@@ -263,13 +270,9 @@ def similarity_rows(
             if measure.other not in own:
                 continue  # the first layer has no previous one
             pair, mine, theirs = own[measure.other], own["itself"], terms[other]["itself"]
-            found = cka(*(_hsic(each) for each in (pair, mine, theirs)))
+            found = cka(pair, mine, theirs)
             values = {kind: float(value) for kind, value in found._asdict().items()}
             yield from _rows(group, name, values, prompts)
-
-
-def _hsic(terms: Sequence[float]) -> Hsic:
-    return Hsic(*torch.tensor(terms, dtype=torch.float64))
 
 
 def _rows(

@@ -10,14 +10,12 @@ from typing import Any
 from jobs.config.metrics import parameters
 from jobs.config.run import RunConfig
 from jobs.rank.stage import ranking_settings
-from jobs.run import ranking_partition
+from jobs.run import Run, named_partition, ranking_partition
 from jobs.subjects import by_step
 from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
-from storage.manifest import current, digest_of, load
-from storage.partition import CLEAN, Partition, partitions
-from storage.root import Root
-from storage.shards import read_tables
+from storage.manifest import digest_of
+from storage.partition import Partition, partitions
 
 _READERS = 16
 Values = dict[int, float]  # layer -> value, NaN where it is undefined
@@ -51,36 +49,34 @@ class Checkpoint:
         return next(row for row in self.ranking if row["layer"] == layer)
 
 
-def without_ranking(
-    root: Root, config: RunConfig, subjects: Iterable[Subject], *, overwrite: bool = False
-) -> list[Subject]:
+def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
     """Return the subjects that this run has not ranked yet, in the order of their steps.
 
     A ranking made with other settings is a SettingsConflictError that names them, as its scores
-    cannot be compared with new ones; with `overwrite` it counts as not made.
+    cannot be compared with new ones; if the run may overwrite, it counts as not made.
     """
-    settings = ranking_settings(config)
+    settings = ranking_settings(run.config)
     return [
         each
         for each in sorted(subjects, key=lambda each: (each.name, by_step(each.revision)))
-        if current(
-            root,
-            ranking_partition(config, each.name, each.revision),
+        if run.manifests.current(
+            ranking_partition(run.config.name, each.name, each.revision),
             settings,
-            overwrite=overwrite,
+            overwrite=run.overwrite,
         )
         is None
     ]
 
 
-def ranked(root: Root, config: RunConfig) -> list[Checkpoint]:
+def ranked(run: Run) -> list[Checkpoint]:
     """Return every checkpoint that this run has ranked with its settings, by model and step.
 
     They are those of the root's tables: a checkpoint counts when its files are long gone.
     """
-    found = [each for each in partitions(root, "ranking") if each.keys["group"] == config.name]
+    found = partitions(run.root, "ranking")
+    own = [each for each in found if each.keys["group"] == run.config.name]
     with ThreadPoolExecutor(_READERS) as pool:
-        read = list(pool.map(lambda where: _read(root, config, where), found))
+        read = list(pool.map(lambda where: _read(run, where), own))
     return in_order(each for each in read if each is not None)
 
 
@@ -95,32 +91,25 @@ def before(checkpoints: Sequence[Checkpoint], model: str, revision: str) -> list
     return [each for each in checkpoints if each.model == model and by_step(each.revision) < last]
 
 
-def _read(root: Root, config: RunConfig, where: Partition) -> Checkpoint | None:
-    manifest = load(root, where)
-    if manifest is None or manifest.digest != digest_of(ranking_settings(config)):
+def _read(run: Run, where: Partition) -> Checkpoint | None:
+    manifest = run.manifests.load(where)
+    if manifest is None or manifest.digest != digest_of(ranking_settings(run.config)):
         return None
     model, revision = where.keys["model"], where.keys["revision"]
-    rows = read_tables(root, manifest.objects()).to_pylist()
-    rows.sort(key=lambda row: row["layer"])
-    return Checkpoint(model, revision, rows, main_metrics(root, config, model, revision))
+    rows = sorted(run.rows(where), key=lambda row: row["layer"])
+    return Checkpoint(model, revision, rows, main_metrics(run, model, revision))
 
 
-def main_metrics(
-    root: Root, config: RunConfig, model: str, revision: str
-) -> dict[tuple[str, str], Values]:
+def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], Values]:
     """Return the main variant of every metric of a checkpoint, by dataset and metric.
 
     Of a metric of pooled vectors it is that of the vectors that are ranked.
     """
     found: dict[tuple[str, str], Values] = {}
-    for dataset in config.datasets:
-        where = Partition("layer_metrics", (model, revision, dataset.name, CLEAN))
-        manifest = load(root, where)
-        if manifest is None:
-            continue
-        rows = read_tables(root, manifest.objects()).to_pylist()
-        for metric in METRICS:
-            values = _main_values(config, metric, rows)
+    for dataset in run.config.datasets:
+        rows = run.rows_if_any(named_partition("layer_metrics", model, revision, dataset.name))
+        for metric in METRICS if rows else ():
+            values = _main_values(run.config, metric, rows)
             if values:
                 found[dataset.name, metric] = values
     return found

@@ -50,10 +50,9 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
     night = Night()
     with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
         found = resolve(run.config, keep_gone=True)
-        new = without_ranking(run.root, run.config, found, overwrite=run.overwrite)
-        say(f"LayerRank nightly: {run.config.name} -> {run.root.uri}")
+        new = without_ranking(run, found)
         say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
-        history = ranked(run.root, run.config)
+        history = ranked(run)
         if new:
             prepare(run)
         for number, subject in enumerate(new, 1):
@@ -84,7 +83,7 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
         stage(run)
     require_scores(run)
     ranking = rank_subject(run, subject)
-    metrics = main_metrics(run.root, run.config, subject.name, subject.revision)
+    metrics = main_metrics(run, subject.name, subject.revision)
     new = Checkpoint(subject.name, subject.revision, subject_rows(run, ranking), metrics)
     say(f"  {ranking.verdict.sentence}")
     lock.check()

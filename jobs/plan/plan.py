@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import pyarrow as pa
 
-from jobs.cluster.pool import Pool
 from jobs.config.metrics import TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
@@ -202,8 +200,8 @@ def _lengths(
         found = []
         for index, each in enumerate(each_pass):
             unit = _unit(each, corpus, _MORE_TEXTS if index else _TEXTS)
-            ids = reader.read(pa.table({"unit": [unit.to_json()]}))["token_ids"][0]
-            found.append(np.array([len(row.values) for row in ids], dtype=np.int32))
+            ids = reader.read(unit).token_ids
+            found.append(np.array([len(each) for each in ids], dtype=np.int32))
         return found
 
 
@@ -248,15 +246,15 @@ def _measured(config: RunConfig, model: Model, corpora: Sequence[Corpus]) -> flo
     if corpus is None:
         raise ModelUnavailableError("no texts are at hand to measure on: run `layerrank prepare`")
     gpu = config.extract.device != "cpu" and torch.cuda.is_available()
-    pool = Pool(1, 1, 1.0, float(gpu), config.extract.threads or 1)
     with scratch() as root:
         publish_corpus(corpus, root)
         (each, *_) = passes_of(config, model.subject, model.shape, corpus)
         unit = _unit(each, corpus, _MEASURED)
-        batch = _reader(config, model.subject, root).read(pa.table({"unit": [unit.to_json()]}))
-        extractor = Extractor(root, model.subject, config, pool)
+        batch = _reader(config, model.subject, root).read(unit)
+        threads = config.extract.threads or 1
+        extractor = Extractor(root, model.subject, config, "cuda" if gpu else "cpu", threads)
         extractor(batch)  # the first pass of a model warms it up
         began = time.perf_counter()
         extractor(batch)
         seconds = time.perf_counter() - began
-    return sum(len(row.values) for row in batch["token_ids"][0]) / seconds
+    return sum(map(len, batch.token_ids)) / seconds

@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from jobs.cluster.cluster import InProcess
+from jobs.cluster.cluster import Cluster, Here
 from jobs.config.run import RunConfig
-from jobs.measure.costs import COSTS
 from jobs.measure.stage import measure_layers
 from jobs.plan.prompt_tables import (
     PROMPT_TABLES,
@@ -33,7 +31,7 @@ from jobs.plan.prompt_tables import (
 )
 from jobs.plan.sampling import Corpus, publish_corpus
 from jobs.plan.weigh import Weight, scratch, weight
-from jobs.probe.stage import SCORES, score_targets, scored_groups
+from jobs.probe.stage import score_targets, scored_groups
 from jobs.probe.worker import SCALE_FREE, ScoreTarget, main_metric
 from jobs.rank.stage import rank
 from jobs.report.collect import collect
@@ -41,23 +39,16 @@ from jobs.report.findings import Findings
 from jobs.report.page import render
 from jobs.report.sections.side_by_side import side_by_side
 from jobs.report.sections.training import sweeps
-from jobs.run import Run, partition
+from jobs.run import Run, costs_partition, partition
 from jobs.tasks.types import ClusteringTask, FittedTask, MtebTask
 from operators.model.subject import ModelShape, Subject
-from storage import schema
-from storage.manifest import Manifest, Settings, digest_of, load, publish
-from storage.partition import CLEAN, KEYS, Partition, partitions
+from storage.manifest import Manifest, load, publish
+from storage.partition import CLEAN, KEYS, partitions
 from storage.root import Root
-from storage.shards import Receipt, write_shard
 
 REPORT = "report"
 _PROMPTS, _FEATURES = 64, 32  # of the miniature: enough for every metric to have a value
 _BLOCKS, _SHALLOW = 8, (3, 5)  # deeper models are rehearsed with few blocks, twice
-_COLUMNS = {
-    "probe_scores": schema.PROBE_SCORES,
-    "learning_curves": schema.LEARNING_CURVES,
-    "layer_costs": schema.LAYER_COSTS,
-}
 Row = dict[str, Any]
 
 
@@ -145,8 +136,8 @@ def _staged(
     here = config.measure.model_copy(update={"device": "cpu"})
     config = config.model_copy(update={"measure": here})
     silence = contextlib.redirect_stdout(io.StringIO())
-    with scratch() as root, InProcess() as cluster, silence:
-        run = Run(config, root, cluster, chosen=tuple(model.subject for model in models))
+    with scratch() as root, silence:
+        run = Run(config, root, Cluster(Here()), chosen=tuple(model.subject for model in models))
         for corpus in corpora:
             publish_corpus(corpus, root)
         for model in models:
@@ -158,7 +149,7 @@ def _staged(
             found = {name: each for name, each in measured.items() if each}
             if model.is_read and all(corpus.texts.num_rows for corpus in corpora):
                 measure_layers(run, model.subject, found)
-            _publish_costs(root, model)
+            _publish_costs(run, model)
         _publish_scores(run)
         rankings = rank(run)
         findings = collect(run, rankings)
@@ -211,7 +202,7 @@ def _publish_passes(root: Root, pair: Pair) -> Manifest | None:
 def _publish_scores(run: Run) -> None:
     for target in score_targets(run):
         rows = [*_score_rows(run, target)]
-        _store(run.root, target.partition, target.settings, SCORES, rows)
+        run.write(target.partition, target.settings, rows)
 
 
 def _score_rows(run: Run, target: ScoreTarget) -> Iterator[Row]:
@@ -240,7 +231,7 @@ def _score_rows(run: Run, target: ScoreTarget) -> Iterator[Row]:
                     }
 
 
-def _publish_costs(root: Root, model: Model) -> None:
+def _publish_costs(run: Run, model: Model) -> None:
     rng, width = np.random.default_rng(4), model.shape.hidden_size
     rows = [
         {
@@ -253,16 +244,5 @@ def _publish_costs(root: Root, model: Model) -> None:
         }
         for layer in range(model.shape.layers + 1)
     ]
-    where = Partition("layer_costs", (model.subject.name, model.subject.revision))
     settings = {"subject": asdict(model.subject), "tokens": 128, "device": "auto"}
-    _store(root, where, settings, COSTS, rows)
-
-
-def _store(
-    root: Root, where: Partition, settings: Settings, name: str, rows: Sequence[Row]
-) -> None:
-    """Write a partition of one shard."""
-    columns = _COLUMNS[where.table]
-    blank = Receipt(name, 0, digest_of(settings), "")
-    table = pa.Table.from_pylist([*rows], columns)
-    publish(root, where, settings, [write_shard(root, where.shard(name), [table], columns, blank)])
+    run.write(costs_partition(model.subject), settings, rows)

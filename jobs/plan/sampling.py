@@ -21,7 +21,7 @@ from jobs.plan.weigh import Weight, scratch, weigh_manifest, weight
 from jobs.prepare import sources
 from jobs.prepare.files import Options, estimate_rows, size
 from jobs.prepare.records import PROMPT, Rows, items_of, prompts_of, records_of
-from jobs.run import task_partition
+from jobs.run import prompts_partition, task_partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load, publish
 from storage.partition import MANIFEST, Partition, shard_name
@@ -79,7 +79,10 @@ def publish_corpus(corpus: Corpus, root: Root) -> None:
 
 def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
     """Return the corpus as it lies in the root; None if prompts or tasks are not there."""
-    where = [_prompts(dataset), *(task_partition(dataset, task) for task in dataset.tasks)]
+    where = [
+        prompts_partition(dataset.name),
+        *(task_partition(dataset, task) for task in dataset.tasks),
+    ]
     found = [manifest for each in where if (manifest := load(root, each)) is not None]
     if len(found) < len(where):
         return None
@@ -220,8 +223,4 @@ def _manifest(dataset: DatasetConfig, counts: Sequence[int]) -> Manifest:
     settings: dict[str, Any] = {"planned": dataset.name}
     digest = digest_of(settings)
     receipts = (Receipt(shard_name(n), rows, digest, "") for n, rows in enumerate(counts))
-    return Manifest(_prompts(dataset), settings, tuple(receipts))
-
-
-def _prompts(dataset: DatasetConfig) -> Partition:
-    return Partition("prompts", (dataset.name,))
+    return Manifest(prompts_partition(dataset.name), settings, tuple(receipts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -30,6 +30,7 @@ from jobs.prepare.files import (
     File,
     Options,
     as_strings,
+    estimate_rows,
     inspect_file,
     options_for,
     read_file,
@@ -38,6 +39,7 @@ from jobs.prepare.files import (
 from storage.root import fingerprint, resolve
 from storage.schema import ROW_BITS
 
+_FILES_LOOKED_AT = 64  # to say how large a source is before anything is read of it
 _HUB_SLICE = 20_000  # rows that one task reads of a hub dataset
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
 
@@ -57,15 +59,6 @@ class Fragment:
     def file(self) -> File:
         """The file that it is a part of."""
         return File(self.kind, self.location)
-
-    def to_json(self) -> str:
-        """Return the fragment as JSON, the form in which it travels to a task."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Fragment:
-        """Return the fragment that `to_json` gave."""
-        return cls(**json.loads(text))
 
 
 def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
@@ -137,6 +130,27 @@ def cut(
         ]
         left -= take
     return parts, total
+
+
+def most_rows(dataset: DatasetConfig, options: Options) -> int | None:
+    """Return about how many rows a dataset has at most; None if sizes and footers do not say.
+
+    Those of a hub dataset and of mteb are not at hand, and many files are not opened for this.
+    """
+    if dataset.limit is not None:
+        return dataset.limit
+    if isinstance(dataset.source, (HubSource, MtebSource)):
+        return None
+    fragments = discover(dataset, options)
+    if len(fragments) > _FILES_LOOKED_AT:
+        return None
+    return sum(_most_rows(fragment, options) for fragment in fragments)
+
+
+def _most_rows(fragment: Fragment, options: Options) -> int:
+    if fragment.kind in ("docstrings", "folder", "parquet"):
+        return inspect(fragment, options)[0]
+    return estimate_rows(fragment.file, options) + 1  # the last line may not end
 
 
 def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:

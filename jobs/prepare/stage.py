@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from jobs.cluster.cluster import from_units, one_unit, result_table, results, run_tasks
 from jobs.cluster.console import Progress, say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource, DatasetConfig
+from jobs.config.run import RunConfig, graded_conditions
 from jobs.prepare import sources
 from jobs.prepare.files import Options
 from jobs.prepare.records import (
@@ -29,10 +30,10 @@ from jobs.prepare.records import (
     prompts_of,
     records_of,
 )
-from jobs.run import Run, task_partition
+from jobs.run import Run, prompts_partition, task_partition
 from jobs.tasks.items import check_items
-from jobs.tasks.types import PROTOCOL, ClassificationTask, RegressionTask
-from storage.manifest import Manifest, current, digest_of, load, publish
+from jobs.tasks.types import PROTOCOL, ClassificationTask, RegressionTask, Task
+from storage.manifest import Manifest, Manifests, digest_of
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, read_tables, write_shard
@@ -56,10 +57,27 @@ def require_prepared(run: Run) -> None:
     """Raise if prompts or tasks are not there, or were prepared with other settings."""
     for dataset in run.config.datasets:
         for target in _targets(run, dataset, run.config.storage.options()).values():
-            if not _is_complete(run.root, target):
+            if not _is_complete(run, target):
                 raise FileNotFoundError(
                     f"{target.partition} is not prepared: run `layerrank prepare` first"
                 )
+
+
+def most_tokens(config: RunConfig, manifests: Manifests, checkpoints: int) -> float | None:
+    """Return about how many tokens the models of a run read at most; None if that is not known.
+
+    Rows x passes x tokens: of what is prepared the prompts count, else what the sources say.
+    """
+    total, options = 0, config.storage.options()
+    for dataset in config.datasets:
+        known = manifests.load(prompts_partition(dataset.name))
+        rows = None if known else sources.most_rows(dataset, options)
+        if known is None and rows is None:
+            return None
+        prompts = known.rows if known else (rows or 0) * len(dataset.text_columns)
+        total += prompts * (1 + len(graded_conditions(config, dataset)))
+        total += config.views.count * min(config.views.sample, prompts)
+    return float(checkpoints * total * config.extract.max_tokens)
 
 
 def _prepare(run: Run, dataset: DatasetConfig) -> None:
@@ -68,11 +86,10 @@ def _prepare(run: Run, dataset: DatasetConfig) -> None:
     wanted = {
         name: target
         for name, target in targets.items()
-        if not _is_complete(run.root, target, overwrite=run.overwrite)
+        if not _is_complete(run, target, overwrite=run.overwrite)
     }
     if wanted:
-        run.cluster.start()
-        fragments, rows = _cut_source(dataset, options)
+        fragments, rows = _cut_source(run, dataset, options)
         shards = max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
         found = _write(run, dataset, wanted, fragments, shards)
         try:
@@ -95,7 +112,7 @@ def _targets(run: Run, dataset: DatasetConfig, options: Options) -> dict[str, _T
         "id_column": dataset.id_column,
         "shard_prompts": dataset.shard_prompts,
     }
-    targets: dict[str, _Target] = {PROMPT: _Target(Partition("prompts", (dataset.name,)), source)}
+    targets: dict[str, _Target] = {PROMPT: _Target(prompts_partition(dataset.name), source)}
     for task in dataset.tasks:
         settings = {**source, **task.model_dump(exclude=PROTOCOL)}
         if isinstance(task, (ClassificationTask, RegressionTask)) and task.split_column is None:
@@ -104,22 +121,31 @@ def _targets(run: Run, dataset: DatasetConfig, options: Options) -> dict[str, _T
     return targets
 
 
-def _is_complete(root: Root, target: _Target, *, overwrite: bool = False) -> bool:
+def _is_complete(run: Run, target: _Target, *, overwrite: bool = False) -> bool:
     """Whether a partition is published and was made with these settings.
 
     Shards without a manifest are written again in any case, so whatever made them is no conflict: a
     source that was refused can be mended and run again.
     """
-    if load(root, target.partition) is None:
+    if run.manifests.load(target.partition) is None:
         return False
-    return current(root, target.partition, target.settings, overwrite=overwrite) is not None
+    found = run.manifests.current(target.partition, target.settings, overwrite=overwrite)
+    return found is not None
 
 
-def _cut_source(dataset: DatasetConfig, options: Options) -> tuple[list[sources.Fragment], int]:
+def _cut_source(
+    run: Run, dataset: DatasetConfig, options: Options
+) -> tuple[list[sources.Fragment], int]:
     """Return the fragments to read and their rows, after a look at columns and lengths."""
     whole = sources.discover(dataset, options)
     rows = [0] * len(whole)
-    for index, length, columns in _inspect(dataset, whole, options):
+    look = partial(_look, options)
+    looked: Iterator[tuple[int, int, list[str]]] = (
+        map(look, whole)
+        if isinstance(dataset.source, BuiltinSource)  # states its size; nothing to open
+        else run.cluster.each("prepare", whole, look)
+    )
+    for index, length, columns in looked:
         rows[index] = length
         if length:
             sources.require_columns(dataset, whole[index], columns)
@@ -128,21 +154,9 @@ def _cut_source(dataset: DatasetConfig, options: Options) -> tuple[list[sources.
     return sources.cut(whole, rows, dataset.limit)
 
 
-def _inspect(
-    dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: Options
-) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield index, rows and columns of each fragment, looked up where the fragment is read."""
-
-    def look(fragment: sources.Fragment) -> tuple[int, int, list[str]]:
-        return (fragment.index, *sources.inspect(fragment, options))
-
-    def task(batch: pa.Table) -> pa.Table:
-        return result_table(look(sources.Fragment.from_json(one_unit(batch))))
-
-    if isinstance(dataset.source, BuiltinSource):  # states its size; nothing to open
-        yield from map(look, fragments)
-    else:
-        yield from run_tasks([fragment.to_json() for fragment in fragments], task)
+def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str]]:
+    """Return index, rows and columns of a fragment, looked up where it is read."""
+    return (fragment.index, *sources.inspect(fragment, options))
 
 
 def _write(
@@ -153,34 +167,37 @@ def _write(
     shards: int,
 ) -> dict[str, list[Receipt]]:
     """Read, split into records, bring the records of a shard together, and write the shards."""
-    root, seed, options = run.root, run.config.seed, run.config.storage.options()
-    first = fragments[0].to_json()
-
-    def split(batch: pa.Table) -> Iterator[pa.Table]:
-        unit = one_unit(batch)
-        if unit == first:
-            yield markers(shards)
-        for rows in sources.read(sources.Fragment.from_json(unit), dataset.columns, options):
-            with _named(dataset):
-                yield records_of(dataset, rows, shards, seed)
-
-    def write(records: pa.Table) -> pa.Table:
-        receipts = _write_shards(root, dataset, wanted, records)
-        return result_table({name: receipt.to_json() for name, receipt in receipts.items()})
-
-    plan = (
-        from_units([fragment.to_json() for fragment in fragments])
-        .map_batches(split, batch_size=1, batch_format="pyarrow", num_cpus=1)
-        .groupby("shard", num_partitions=min(shards, 64))
-        .map_groups(write, batch_format="pyarrow", num_cpus=1)
-    )
+    options = run.config.storage.options()
+    split = _Split(dataset, fragments[0], shards, run.config.seed, options)
+    write = partial(_write_shards, run.root, dataset, wanted)
     found: dict[str, list[Receipt]] = {name: [] for name in wanted}
     with Progress("prepare", shards, "shards") as progress:
-        for receipts in results(plan):
+        for receipts in run.cluster.shuffle(
+            "prepare", fragments, split.records, write, key="shard", groups=shards
+        ):
             for name, receipt in receipts.items():
-                found[name].append(Receipt.from_json(receipt))
+                found[name].append(receipt)
             progress.add(1)
     return found
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Splits the rows of a fragment into records; the first one marks every shard."""
+
+    dataset: DatasetConfig
+    first: sources.Fragment
+    shards: int
+    seed: int
+    options: Options
+
+    def records(self, fragment: sources.Fragment) -> Iterator[pa.Table]:
+        """Yield the records of a fragment, with the shard of each."""
+        if fragment == self.first:
+            yield markers(self.shards)
+        for rows in sources.read(fragment, self.dataset.columns, self.options):
+            with _named(self.dataset):
+                yield records_of(self.dataset, rows, self.shards, self.seed)
 
 
 def _check_prompts(dataset: DatasetConfig, found: dict[str, list[Receipt]]) -> None:
@@ -201,21 +218,26 @@ def _check_tasks(
     found: dict[str, list[Receipt]],
 ) -> None:
     """Refuse tasks that cannot be scored before any model runs; name all of them."""
-    root, tasks = run.root, {task.name: task for task in dataset.tasks if task.name in wanted}
-
-    def check(batch: pa.Table) -> pa.Table:
-        name = one_unit(batch)
-        keys = _keys(wanted, {name: found[name]})
-        try:
-            check_items(tasks[name], read_tables(root, keys))
-        except ConfigError as error:
-            return result_table([name, str(error)])
-        return result_table([name, None])
-
-    reasons = dict(run_tasks(list(tasks), check)) if tasks else {}
-    refused = [reasons[name] for name in tasks if reasons[name]]
-    if refused:
+    units = [
+        (task, _keys(wanted, {task.name: found[task.name]}))
+        for task in dataset.tasks
+        if task.name in wanted
+    ]
+    checked = run.cluster.each("prepare", units, partial(_refusal, run.root))
+    reasons = {name: why for name, why in checked if why}
+    if reasons:
+        refused = [reasons[task.name] for task, _ in units if task.name in reasons]
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
+
+
+def _refusal(root: Root, unit: tuple[Task, list[str]]) -> tuple[str, str | None]:
+    """Return the name of a task, and why its items in some shards cannot be scored."""
+    task, keys = unit
+    try:
+        check_items(task, read_tables(root, keys))
+    except ConfigError as error:
+        return task.name, str(error)
+    return task.name, None
 
 
 @contextmanager
@@ -242,7 +264,7 @@ def _publish(
         assert len(receipts) == shards, f"{name}: {len(receipts)} of {shards} shards were written"
     # The prompts last: whoever finds them finds the tasks too.
     for name in sorted(found, key=lambda name: name == PROMPT):
-        publish(run.root, wanted[name].partition, wanted[name].settings, found[name])
+        run.publish(wanted[name].partition, wanted[name].settings, found[name])
 
 
 def _write_shards(

@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
-from jobs.cluster.cluster import run_tasks
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig, MtebSource
 from jobs.config.run import noise_conditions
@@ -24,24 +21,19 @@ from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition, score_partition, task_partition
 from jobs.tasks.types import ClassificationTask, FittedTask, Task
 from operators.model.subject import Subject
-from storage import schema
-from storage.manifest import Manifest, current, digest_of, publish, require
-from storage.partition import CLEAN, MANIFEST, Partition
-from storage.root import Root
-from storage.shards import Receipt, read_table, write_shard
+from storage.manifest import Manifest
+from storage.partition import CLEAN, Partition
 from storage.vectors import Group, groups
 
-SCORES = "scores.parquet"
 Row = dict[str, Any]
-_SCHEMAS = {"probe_scores": schema.PROBE_SCORES, "learning_curves": schema.LEARNING_CURVES}
 _ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
 
 
 class Collected:
     """Rows of scores until their target is whole, and the first failure of each target."""
 
-    def __init__(self, root: Root, targets: Sequence[ScoreTarget]) -> None:
-        self._root, self._targets = root, targets
+    def __init__(self, run: Run, targets: Sequence[ScoreTarget]) -> None:
+        self._run, self._targets = run, targets
         self._rows: dict[int, list[Row]] = defaultdict(list)
         self._left: dict[int, int] = defaultdict(int)
         self.failed: dict[int, str] = {}
@@ -70,13 +62,9 @@ class Collected:
         if index in self.failed:
             return
         rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
-        columns = _SCHEMAS[target.partition.table]
-        table = pa.Table.from_pylist(rows, columns)
         reasons = [row["reason"] for row in rows if row["reason"]]
         known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
-        blank = Receipt(SCORES, 0, digest_of(target.settings), "", facts=known)
-        receipt = write_shard(self._root, target.partition.shard(SCORES), [table], columns, blank)
-        publish(self._root, target.partition, target.settings, [receipt])
+        self._run.write(target.partition, target.settings, rows, known)
 
 
 _TOGETHER = "searched_tasks"  # fact of a shard: the tasks whose scores decided what was dropped
@@ -126,7 +114,7 @@ def _task_targets(
     run: Run, subject: Subject, dataset: DatasetConfig, task: Task
 ) -> Iterator[ScoreTarget]:
     config = run.config
-    items = require(run.root, task_partition(dataset, task))
+    items = run.manifests.require(task_partition(dataset, task))
     clean = run.embeddings(subject, dataset)
     settings = {
         "items": items.content,
@@ -153,7 +141,7 @@ def _task_targets(
         own = {**ranked, "examples": list(examples)}
         yield target(where, own, variants=(config.rank.variant,), examples=examples)
     for condition in noise_conditions(config, dataset) if isinstance(task, FittedTask) else ():
-        noisy = require(run.root, partition("embeddings", subject, dataset, condition.name))
+        noisy = run.manifests.require(partition("embeddings", subject, dataset, condition.name))
         where = score_partition(subject, dataset, task, condition.name)
         own = {**ranked, "noisy": noisy.content}
         yield target(where, own, variants=(config.rank.variant,), noisy=noisy)
@@ -169,7 +157,7 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
     What a search drops depends on all of its tasks: with one more or one less, others may survive.
     """
     found = {
-        each.partition: current(run.root, each.partition, each.settings, overwrite=overwrite)
+        each.partition: run.manifests.current(each.partition, each.settings, overwrite=overwrite)
         for each in targets
     }
     missing = {where for where, manifest in found.items() if manifest is None}
@@ -205,10 +193,9 @@ def _is_protocol(target: ScoreTarget) -> bool:
 
 def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
     """Score what is missing, publish each target when it is whole; return what failed and why."""
-    run.cluster.start()
     config = run.config
     scorer = Scorer(run.root, tuple(targets), config.probe.seed, config.probe.replicates)
-    collected = Collected(run.root, targets)
+    collected = Collected(run, targets)
     rest = list(range(len(targets)))
     if config.rank.search == "halving":
         protocol = [index for index in rest if _is_protocol(targets[index])]
@@ -220,7 +207,7 @@ def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, 
         for group in scored_groups(run, targets[index])
     ]
     collected.expect(units)
-    _run_units(scorer, units, collected.take)
+    _run_units(run, scorer, units, collected.take)
     return {targets[index].partition: why for index, why in collected.failed.items()}
 
 
@@ -237,12 +224,15 @@ def _is_ranked(run: Run, group: Group) -> bool:
 
 
 def _run_units(
-    scorer: Scorer, units: Sequence[ScoreUnit], take: Callable[[int, list[Row], str | None], None]
+    run: Run,
+    scorer: Scorer,
+    units: Sequence[ScoreUnit],
+    take: Callable[[int, list[Row], str | None], None],
 ) -> None:
     if not units:
         return
     with Progress("probe", len(units), "layer scores") as progress:
-        for index, rows, why in run_tasks([unit.to_json() for unit in units], scorer.__call__):
+        for index, rows, why in run.cluster.each("probe", units, scorer):
             take(index, rows, why)
             progress.add(1)
 
@@ -261,7 +251,7 @@ def _search(run: Run, scorer: Scorer, collected: Collected, protocol: Sequence[i
         stored = {index: _stored(run, target) for index, target in targets.items()}
         for index, rows in stored.items():
             collected.add(index, rows, None)
-        score = partial(_scored, scorer, collected)
+        score = partial(_scored, run, scorer, collected)
         found = [(index, group) for index, t in targets.items() for group in scored_groups(run, t)]
         ranked = sorted({group for _, group in found if _is_ranked(run, group)})
         searched = search(
@@ -287,12 +277,12 @@ def _search(run: Run, scorer: Scorer, collected: Collected, protocol: Sequence[i
         for index, target in targets.items():
             # Withdrawn before anything in it is replaced, and not for a failure.
             if stored[index] and index not in collected.failed:
-                run.root.delete(target.partition.shard(MANIFEST))
+                run.manifests.withdraw(target.partition)
             collected.publish(index, facts)
 
 
 def _scored(
-    scorer: Scorer, collected: Collected, units: Sequence[ScoreUnit]
+    run: Run, scorer: Scorer, collected: Collected, units: Sequence[ScoreUnit]
 ) -> list[tuple[int, list[Row]]]:
     """Score units of targets of which more are to come, and return their rows."""
     found: list[tuple[int, list[Row]]] = []
@@ -301,16 +291,13 @@ def _scored(
         collected.add(index, rows, why)
         found.append((index, rows))
 
-    _run_units(scorer, units, take)
+    _run_units(run, scorer, units, take)
     return found
 
 
 def _stored(run: Run, target: ScoreTarget) -> list[Row]:
-    manifest = current(run.root, target.partition, target.settings, overwrite=run.overwrite)
-    if manifest is None:
-        return []
-    rows: list[Row] = read_table(run.root, manifest.objects()[0]).to_pylist()
-    return rows
+    present = run.manifests.current(target.partition, target.settings, overwrite=run.overwrite)
+    return [] if present is None else run.rows(target.partition)
 
 
 def _tell_search(subject: Subject, searched: Searched) -> None:
@@ -321,7 +308,7 @@ def _tell_search(subject: Subject, searched: Searched) -> None:
 
 
 def _tell(run: Run, target: ScoreTarget) -> None:
-    manifest: Manifest = require(run.root, target.partition)
+    manifest: Manifest = run.manifests.require(target.partition)
     reason = manifest.receipts[0].facts.get("undefined")
     outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
     say(f"  {_named(run, target.partition)} ({target.task.type}): {outcome}")

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from jobs.cluster.cluster import one_unit, result_table
 from jobs.config.settings import Variant
 from jobs.tasks.items import check_items
 from jobs.tasks.types import (
@@ -102,16 +101,6 @@ class ScoreUnit:
     first: int
     folds: int
 
-    def to_json(self) -> str:
-        """Return the unit as JSON, the form in which it travels."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ScoreUnit:
-        """Return the unit that `to_json` gave."""
-        values = json.loads(text)
-        return cls(**{**values, "group": Group(**values["group"])})
-
 
 @dataclass(frozen=True)
 class Scorer:
@@ -122,9 +111,8 @@ class Scorer:
     seed: int
     replicates: int
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, unit: ScoreUnit) -> tuple[int, list[dict[str, Any]], str | None]:
         """Return the target's index, the rows of the unit's scores, and why it failed if it did."""
-        unit = ScoreUnit.from_json(one_unit(batch))
         target = self.targets[unit.target]
         try:
             # One core is one task: more threads would only wait for each other.
@@ -133,8 +121,8 @@ class Scorer:
         except Exception as error:  # noqa: BLE001  (any task may fail; the driver stops the run)
             named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             reason = f"{named}{error}"
-            return result_table([unit.target, [], f"layer {unit.group.layer}: {reason}"])
-        return result_table([unit.target, rows, None])
+            return unit.target, [], f"layer {unit.group.layer}: {reason}"
+        return unit.target, rows, None
 
     def _rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[dict[str, Any]]:
         if isinstance(target.task, MtebTask):

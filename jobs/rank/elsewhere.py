@@ -10,10 +10,11 @@ import numpy as np
 
 from jobs.cluster.console import say
 from jobs.rank.score_file import Scored, rank_file
-from jobs.rank.stage import ranking_rows, write_ranking
+from jobs.rank.stage import ranking_rows
+from jobs.run import ranking_partition, write_table
 from operators.ranking.evidence import Evidence
 from operators.ranking.policy import Policy, Verdict
-from storage.partition import Partition
+from storage.manifest import Manifests
 from storage.root import Root
 
 _WIDTH = 98
@@ -91,14 +92,10 @@ def _write(root: Root, path: str, scored: Scored, evidence: Evidence, verdict: V
     cost_L = np.array([layer / last if last else 1.0 for layer in scored.layers])
     rows = ranking_rows(evidence, verdict, cost_L, {"norm": _UNKNOWN, "pooling": _UNKNOWN})
     group = PurePosixPath(path).stem
-    where = Partition("ranking", (scored.model, scored.revision, group))
-    write_ranking(
-        root,
-        where,
-        {
-            "scores": PurePosixPath(path).name,
-            "tasks": evidence.tasks,
-            "level": evidence.level,
-        },
-        rows,
-    )
+    where = ranking_partition(group, scored.model, scored.revision)
+    settings = {
+        "scores": PurePosixPath(path).name,
+        "tasks": evidence.tasks,
+        "level": evidence.level,
+    }
+    write_table(Manifests(root), where, settings, rows)

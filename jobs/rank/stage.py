@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
@@ -26,14 +25,9 @@ from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend
 from operators.ranking.scores import TaskScores, scored
 from operators.ranking.sentences import Gap, not_compared, not_counted
-from storage import schema
-from storage.manifest import digest_of, publish, require
 from storage.partition import Partition
-from storage.root import Root
-from storage.shards import Receipt, read_table, write_shard
 from storage.vectors import groups
 
-RANKING = "ranking.parquet"
 Array = npt.NDArray[np.float64]
 
 
@@ -117,7 +111,7 @@ def _dropped(
 ) -> list[int]:
     """Return the layers that a search left without a score."""
     for task in tasks:
-        manifest = require(run.root, score_partition(subject, task.dataset, task.task))
+        manifest = run.manifests.require(score_partition(subject, task.dataset, task.task))
         survivors = manifest.receipts[0].facts.get("survivors")
         if survivors is not None:
             kept = {int(layer) for layer in str(survivors).split(",")}
@@ -184,7 +178,7 @@ def _labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Tas
 
 def ranked_rows(run: Run, where: Partition) -> list[dict[str, Any]]:
     """Return the rows of scores of the vectors that are ranked."""
-    rows = read_table(run.root, require(run.root, where).objects()[0]).to_pylist()
+    rows = run.rows(where)
     config = run.config.rank
     wanted = (config.norm, config.pooling, config.variant)
     return [row for row in rows if (row["norm"], row["pooling"], row["variant"]) == wanted]
@@ -227,8 +221,8 @@ def ranking_settings(config: RunConfig) -> dict[str, Any]:
 
 def write_subject(run: Run, ranking: SubjectRanking) -> None:
     """Write the ranking of one subject."""
-    where = ranking_partition(run.config, ranking.subject.name, ranking.subject.revision)
-    write_ranking(run.root, where, ranking_settings(run.config), subject_rows(run, ranking))
+    where = ranking_partition(run.config.name, ranking.subject.name, ranking.subject.revision)
+    run.write(where, ranking_settings(run.config), subject_rows(run, ranking))
 
 
 def subject_rows(run: Run, ranking: SubjectRanking) -> list[dict[str, Any]]:
@@ -255,13 +249,3 @@ def ranking_rows(
         }
         for row, cost, on_front in zip(evidence.layers, cost_L, front_L, strict=True)
     ]
-
-
-def write_ranking(
-    root: Root, where: Partition, settings: dict[str, Any], rows: list[dict[str, Any]]
-) -> None:
-    """Write one partition of the table `ranking`."""
-    blank = Receipt(RANKING, 0, digest_of(settings), "")
-    table = pa.Table.from_pylist(rows, schema.RANKING)
-    receipt = write_shard(root, where.shard(RANKING), [table], schema.RANKING, blank)
-    publish(root, where, settings, [receipt])

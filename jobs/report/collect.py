@@ -32,13 +32,11 @@ from jobs.report.sections.curves import curves
 from jobs.report.sections.modes import modes_of
 from jobs.report.sections.side_by_side import side_by_side
 from jobs.report.sections.training import sweeps
-from jobs.run import Run, partition, score_partition
+from jobs.run import TABLES, Run, partition, prompts_partition, score_partition
 from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
-from storage.manifest import load, require
 from storage.partition import CLEAN
-from storage.shards import read_table
 
 _PACKAGES = (
     "layerrank",
@@ -69,9 +67,25 @@ def collect(run: Run, rankings: Sequence[SubjectRanking]) -> Findings:
         settings=_without_passwords(config.model_dump(mode="json", exclude={"storage"})),
         datasets=[_dataset(run, dataset) for dataset in config.datasets],
         subjects=subjects,
+        made=_made(run),
         sweeps=sweeps(subjects, config.rank.level),
         side_by_side=side_by_side(subjects),
     )
+
+
+def _made(run: Run) -> dict[str, list[str]]:
+    """Return what ran the work of each stage, as its tables say; several after a resumed run."""
+    tables = [prompts_partition(dataset.name) for dataset in run.config.datasets]
+    for subject, dataset in run.pairs():
+        tables += [partition(name, subject, dataset) for name in ("embeddings", "layer_metrics")]
+        tables += [score_partition(subject, dataset, task) for task in dataset.tasks]
+    found: dict[str, list[str]] = {}
+    for where in tables:
+        manifest = run.manifests.load(where)
+        known = found.setdefault(TABLES[where.table].stage, [])
+        if manifest and manifest.made and manifest.made not in known:
+            known.append(manifest.made)
+    return {stage: made for stage, made in found.items() if made}
 
 
 def _versions() -> dict[str, str | None]:
@@ -148,7 +162,7 @@ def _task(run: Run, ranking: SubjectRanking, task: RankedTask) -> TaskFinding:
 def _search_share(run: Run, ranking: SubjectRanking) -> float | None:
     """Return the share of a full sweep that a search scored; None if there was none."""
     for task in ranking.tasks:
-        manifest = require(run.root, score_partition(ranking.subject, task.dataset, task.task))
+        manifest = run.manifests.require(score_partition(ranking.subject, task.dataset, task.task))
         share = manifest.receipts[0].facts.get("search_share")
         if share is not None:
             return float(share)
@@ -195,7 +209,7 @@ def _encoded(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[Enc
     views = map(view_name, range(run.config.views.count))
     graded = (each.name for each in graded_conditions(run.config, dataset))
     for condition in (CLEAN, *views, *graded):
-        manifest = load(run.root, partition("embeddings", subject, dataset, condition))
+        manifest = run.manifests.load(partition("embeddings", subject, dataset, condition))
         if manifest is None:
             continue
         facts = manifest.facts()
@@ -213,14 +227,13 @@ def _encoded(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[Enc
 
 def _series(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Series] | None:
     """Return the measured metrics in the registry's order; None if nothing was measured."""
-    manifest = load(run.root, partition("layer_metrics", subject, dataset))
-    if manifest is None:
+    where = partition("layer_metrics", subject, dataset)
+    if run.manifests.load(where) is None:
         return None
     found: dict[tuple[str, str, str, str], list[MetricValue]] = {}
-    for key in manifest.objects():
-        for row in read_table(run.root, key).to_pylist():
-            name = (row["metric"], row["variant"], row["norm"], row["pooling"])
-            found.setdefault(name, []).append(_value(row))
+    for row in run.rows(where):
+        name = (row["metric"], row["variant"], row["norm"], row["pooling"])
+        found.setdefault(name, []).append(_value(row))
     known, asked = list(METRICS), parameters(run.config)
     order = sorted(found, key=lambda name: (known.index(name[0]) if name[0] in known else 99, name))
     return [

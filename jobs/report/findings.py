@@ -376,6 +376,7 @@ class Findings:
     settings: dict[str, Any]
     datasets: list[DatasetFinding]
     subjects: list[SubjectFinding]
+    made: dict[str, list[str]] = field(default_factory=dict)  # stage -> what ran its work
     sweeps: list[SweepFinding] = field(default_factory=list)
     side_by_side: list[ModelFinding] = field(default_factory=list)
 

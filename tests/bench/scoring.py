@@ -133,10 +133,9 @@ def _operators(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scor
     for index, target in enumerate(targets):
         for group in groups(run.root, target.embeddings):
             if group.layer in options.layers:
-                unit = ScoreUnit(index, group, 0, target.folds).to_json()
+                unit = ScoreUnit(index, group, 0, target.folds)
                 with _timed(seconds, "scoring"):
-                    result = scorer(pa.table({"unit": [unit]}))
-                _, found, why = json.loads(result["result"][0].as_py())
+                    _, found, why = scorer(unit)
                 assert why is None, why
                 name = target.partition.keys["dataset"]
                 rows += [(name, row["layer"], row["value"]) for row in found]
@@ -187,12 +186,16 @@ def _files_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def _run(config: dict[str, Any], folder: Path) -> Run:
-    from jobs.cluster.cluster import Cluster
+    from jobs.cli import WORKERS
+    from jobs.cluster.cluster import open_cluster
     from jobs.config.run import RunConfig
     from jobs.run import Run, open_root
 
     parsed = RunConfig.model_validate(config)
-    return Run(parsed, open_root(parsed, str(folder)), Cluster())
+    cluster = open_cluster(
+        "process", address=None, config=parsed.cluster, preload=WORKERS, say=print
+    )
+    return Run(parsed, open_root(parsed, str(folder)), cluster)
 
 
 def _stages(run: Run) -> tuple[Seconds, list[dict[str, Any]]]:
@@ -204,8 +207,8 @@ def _stages(run: Run) -> tuple[Seconds, list[dict[str, Any]]]:
 
     seconds: Seconds = {}
     with run.cluster:
-        with _timed(seconds, "start of Ray"):
-            run.cluster.start()
+        with _timed(seconds, "start of the processes"):
+            list(run.cluster.each("start", [0], abs))
         for stage in (prepare, extract, probe):
             with _timed(seconds, stage.__name__):
                 stage(run)

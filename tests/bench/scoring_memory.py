@@ -85,9 +85,8 @@ def _measured(name: str, root: Root) -> int:
     target = ScoreTarget(SUBJECT, task, items, vectors, None, where, {}, ("raw", "l2"))
     scorer = Scorer(root, (target,), SEED, REPLICATES)
     unit = ScoreUnit(0, GROUP, 0, target.folds)
-    batch = pa.table({"unit": [unit.to_json()]})
     before = _status("VmRSS")
-    _, rows, why = json.loads(scorer(batch)["result"][0].as_py())
+    _, rows, why = scorer(unit)
     assert why is None, why
     assert {row["variant"] for row in rows} == {"raw", "l2"}
     assert all(row["reason"] is None for row in rows), rows

@@ -36,9 +36,7 @@ from operators.metrics.registry import METRICS, main_variant, of_kind, unit_of
 from operators.metrics.variants import Tokens, Views
 from operators.model.subject import Subject
 from operators.prompts.conditions import FAMILIES, Condition
-from storage.manifest import load
-from storage.partition import CLEAN, Partition
-from storage.shards import read_table
+from storage.partition import CLEAN
 
 _Row = Mapping[str, Any]
 _Vectors = tuple[str, str]  # norm and pooling
@@ -58,11 +56,12 @@ def _family(
     # A share of less than all is the stronger the smaller it is.
     conditions = sorted(conditions, reverse=FAMILIES[family].clean == 1)
     levels = [
-        _rows(run, partition("layer_metrics", subject, dataset, each.name)) for each in conditions
+        run.rows_if_any(partition("layer_metrics", subject, dataset, each.name))
+        for each in conditions
     ]
     if not all(levels):
         return
-    slopes = _rows(run, sensitivity_partition(subject, dataset, family))
+    slopes = run.rows_if_any(sensitivity_partition(subject, dataset, family))
     for metric in of_metrics(run.config.measure.metrics):
         variant = standing_for(metric, run)
         wanted = [[row for row in rows if _is(row, metric, variant)] for rows in levels]
@@ -93,11 +92,6 @@ def of_metrics(names: Sequence[str]) -> list[str]:
 def standing_for(metric: str, run: Run) -> str:
     """Return the variant that is shown: one with a value for the same prompts at every level."""
     return METRICS[metric].perturbed or main_variant(metric, parameters(run.config))
-
-
-def _rows(run: Run, where: Partition) -> list[dict[str, Any]]:
-    manifest = load(run.root, where)
-    return read_table(run.root, manifest.objects()[0]).to_pylist() if manifest else []
 
 
 def _is(row: _Row, metric: str, variant: str) -> bool:

@@ -20,8 +20,6 @@ from jobs.words import NOTHING, counted, number, share
 from operators.analysis.effects import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
 from operators.model.subject import Subject
-from storage.manifest import load
-from storage.shards import read_table
 
 _SHOWN = 160  # characters of an example
 _Row = Mapping[str, Any]
@@ -32,10 +30,9 @@ def modes_of(run: Run, subject: Subject) -> ModesFinding | None:
 
     Of layers that are bimodal at the run's level the examples are looked up: a few texts each.
     """
-    manifest = load(run.root, modes_partition(run, subject))
-    if manifest is None:
+    rows = run.rows_if_any(modes_partition(run.config, subject))
+    if not rows:
         return None
-    rows = read_table(run.root, manifest.objects()[0]).to_pylist()
     bimodal = {row["layer"] for row in rows if row["p_holm"] <= 1 - run.config.rank.level}
     texts = _texts(run, [row for row in rows if row["layer"] in bimodal])
     first = rows[0]

@@ -1,0 +1,337 @@
+"""The process side of the seam: a pool of processes of this machine that lives through all stages.
+
+A server process imports what the workers need once and then forks them, so that a worker is there
+in milliseconds. A worker gets the plan it works on once, pickled, and then unit after unit. One
+that dies is replaced, and its unit is tried again; all end with the driver, however that ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from joblib import cpu_count
+
+from jobs.cluster.errors import InWorkerError, WorkerDiedError
+from jobs.cluster.pool import Feed, Make, Pool, Split, Work, Write
+from jobs.config.settings import Device
+
+_ATTEMPTS = 3  # of a unit whose worker died, as often as Ray tries a task
+_HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives a task of one CPU
+_SHOWN_BYTES = 2000  # of what a worker printed before it died
+
+
+class Processes:
+    """A pool of as many processes as this machine has CPUs; they start when there is work."""
+
+    name = "process"
+    may_grow = False
+
+    def __init__(self, preload: Sequence[str] = (), *, verbose: bool = False) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*preload])
+        self._size = cpu_count()
+        self._workers: list[_Worker] = []
+        self._plans = itertools.count(1)
+        self._is_verbose = verbose
+        self._printed = ""  # the file in which what the workers print ends, once there are some
+        self._is_busy = False
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return the CPUs of this machine: its GPUs are Ray's to share out."""
+        del device
+        return {"CPU": float(self._size)}
+
+    def describe_tasks(self, units: int, device: str) -> str:
+        """Say where units run."""
+        del device
+        return f"{min(units, self._size)} of {self._size} processes of this machine"
+
+    def describe_actors(self, pool: Pool) -> str:
+        """Say what holds the model."""
+        count = min(pool.size, self._size)
+        return f"{count} process{'' if count == 1 else 'es'} on CPU, each reads for itself"
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        """Yield the result of every unit, as they finish."""
+        del cpus, gpus
+        return self._run(units, partial(_same, work), self._size)
+
+    def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
+        """Yield the result of every unit from workers that `make` builds once in each process."""
+        return self._run(units, partial(_fed, make, feed), pool.size)
+
+    def shuffle(
+        self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
+    ) -> Iterator[Any]:
+        """Yield what `write` returns for the rows of every value of `key`.
+
+        The rows of a bucket of keys meet in files of a temporary folder, and never in the driver.
+        """
+        with tempfile.TemporaryDirectory(prefix="layerrank-shuffle-") as folder:
+            buckets = _Buckets(folder, key, groups)
+            spread = partial(_spread, buckets, split)
+            for _ in self.each([*enumerate(units)], spread, cpus=1, gpus=0):
+                pass
+            found = self.each([*range(groups)], partial(_gather, buckets, write), cpus=1, gpus=0)
+            for results in found:
+                yield from results
+
+    def close(self) -> None:
+        """End every process."""
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        if self._printed:
+            Path(self._printed).unlink()
+            self._printed = ""
+
+    def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
+        assert not self._is_busy, "one plan at a time: the workers of another are at work"
+        self._is_busy = True
+        plan, number = pickle.dumps(build), next(self._plans)
+        waiting = deque(enumerate(units))
+        busy: dict[_Worker, tuple[int, Any]] = {}
+        died: Counter[int] = Counter()
+        try:
+            while waiting or busy:
+                for worker in self._idle(min(at_once, len(waiting) + len(busy)), busy):
+                    if waiting:
+                        busy[worker] = waiting.popleft()
+                        worker.send(number, plan, busy[worker][1])
+                for worker in _ready(busy):
+                    index, unit = busy.pop(worker)
+                    answer = worker.answer()
+                    if answer is None:
+                        died[index] += 1
+                        said = self._drop(worker)
+                        if died[index] == _ATTEMPTS:
+                            raise WorkerDiedError(_ATTEMPTS, worker.exit_code, said)
+                        waiting.appendleft((index, unit))
+                        continue
+                    result, error = pickle.loads(answer)
+                    if error is not None:
+                        raise InWorkerError(error) from error
+                    yield result
+        finally:
+            for worker in busy:  # what was asked of them is not wanted any more
+                self._drop(worker)
+            self._is_busy = False
+
+    def _idle(self, at_once: int, busy: dict[_Worker, tuple[int, Any]]) -> list[_Worker]:
+        """Return workers without a unit, started if fewer than `at_once` are there."""
+        if len(self._workers) < at_once:
+            _start_server()
+            if not (self._printed or self._is_verbose):
+                descriptor, self._printed = tempfile.mkstemp(prefix="layerrank-")
+                os.close(descriptor)
+        while len(self._workers) < at_once:
+            self._workers.append(_Worker(self._context, self._printed))
+        return [worker for worker in self._workers[:at_once] if worker not in busy]
+
+    def _drop(self, worker: _Worker) -> str:
+        """End a worker, and return the end of what the workers printed."""
+        worker.end()
+        self._workers.remove(worker)
+        if not self._printed:
+            return ""
+        return Path(self._printed).read_bytes()[-_SHOWN_BYTES:].decode(errors="replace")
+
+
+class _Worker:
+    """One process of the pool, as the driver sees it."""
+
+    def __init__(self, context: ForkServerContext, printed: str) -> None:
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_serve, args=(theirs, dict(os.environ), printed), daemon=True
+        )
+        with _as_children_start():
+            self._process.start()
+        theirs.close()
+        self._plan = 0
+
+    @property
+    def exit_code(self) -> int | None:
+        """How the process ended; -9 is SIGKILL."""
+        return self._process.exitcode
+
+    def send(self, number: int, plan: bytes, unit: object) -> None:
+        """Give the process a unit, and the plan if it does not have it."""
+        known = number == self._plan
+        self._plan = number
+        with suppress(OSError):  # it died; that there is no answer says so
+            self.connection.send_bytes(pickle.dumps((None if known else plan, unit)))
+
+    def answer(self) -> bytes | None:
+        """Return what the process answered; None if it died."""
+        try:
+            return self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
+
+    def end(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _ready(busy: dict[_Worker, tuple[int, Any]]) -> list[_Worker]:
+    of_connection = {worker.connection: worker for worker in busy}
+    return [of_connection[each] for each in wait([*of_connection])]  # type: ignore[index]
+
+
+def _start_server() -> None:
+    """Start the process that imports and forks, if there is none: with one thread for BLAS."""
+    # What Python finds in the folder that it is started in is the user's, and not ours to import.
+    own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        with _as_children_start():
+            ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _as_children_start() -> Iterator[None]:
+    """Let children import our packages first, and not run the program's main script again."""
+    main, path = sys.modules["__main__"], [*sys.path]
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.path.insert(0, _HOME)
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        sys.path[:] = path
+
+
+def _serve(connection: Connection, environment: dict[str, str], printed: str) -> None:
+    """Work on units until the driver closes the connection."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which ends this process
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    os.environ.update({**environment, **_ONE_THREAD})
+    if printed:
+        _redirect(printed)
+    work: Work | None = None
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            plan, unit = pickle.loads(message)
+            if plan is not None:
+                work = None  # frees what the plan before held, a model for one
+                work = pickle.loads(plan)()
+            assert work is not None
+            answer = pickle.dumps((work(unit), None))
+        except Exception as error:  # noqa: BLE001  (raised again in the driver)
+            answer = _as_answer(error)
+        connection.send_bytes(answer)
+
+
+def _end_with_driver() -> None:
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)
+
+
+def _redirect(printed: str) -> None:
+    """Let what libraries print go where the driver can read it, and not into its own story."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(printed, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+
+
+def _as_answer(error: Exception) -> bytes:
+    """Return an error as it travels, with its traceback; one that cannot travel as its text."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        answer = pickle.dumps((None, error))
+        pickle.loads(answer)
+    except Exception:  # noqa: BLE001  (whatever its constructor does)
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(error.__notes__[-1])
+        answer = pickle.dumps((None, plain))
+    return answer
+
+
+def _same(work: Work) -> Work:
+    return work
+
+
+def _fed(make: Make, feed: Feed) -> Work:
+    """Return a worker that reads its own units."""
+    return partial(_fed_unit, make(), feed)
+
+
+def _fed_unit(worker: Work, feed: Feed, unit: object) -> object:
+    return worker(feed(unit))
+
+
+@dataclass(frozen=True)
+class _Buckets:
+    """Files in which rows meet: one folder per bucket of keys, one file per unit in it."""
+
+    folder: str
+    key: str
+    count: int
+
+    def path(self, bucket: int) -> Path:
+        return Path(self.folder) / f"{bucket:05d}"
+
+
+def _spread(buckets: _Buckets, split: Split, numbered: tuple[int, Any]) -> None:
+    """Write the rows that a unit is split into to the buckets of their keys."""
+    number, unit = numbered
+    for part, table in enumerate(split(unit)):
+        of_row = pc.bit_wise_and(table[buckets.key], 0x7FFFFFFF).to_numpy() % buckets.count
+        for bucket in sorted(set(of_row.tolist())):
+            folder = buckets.path(bucket)
+            folder.mkdir(exist_ok=True)
+            rows = table.filter(pa.array(of_row == bucket))
+            path = str(folder / f"{number:08d}-{part:08d}")
+            with pa.OSFile(path, "wb") as stream, pa.ipc.new_file(stream, rows.schema) as writer:
+                writer.write_table(rows)
+
+
+def _gather(buckets: _Buckets, write: Write, bucket: int) -> list[Any]:
+    """Return what `write` makes of the rows of every key of a bucket."""
+    files = sorted(buckets.path(bucket).glob("*"))
+    if not files:
+        return []
+    rows = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files)
+    keys = sorted(pc.unique(rows[buckets.key]).to_pylist())
+    return [write(rows.filter(pc.equal(rows[buckets.key], key))) for key in keys]

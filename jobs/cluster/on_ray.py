@@ -1,0 +1,305 @@
+"""The Ray side of the seam: start or join a cluster, and run units on it as Ray Data plans.
+
+The only module that imports ray. What travels is a unit and a result, pickled into a column.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.autoscaler.sdk import request_resources
+from ray.data.context import ShuffleStrategy
+from ray.job_config import JobConfig
+
+import jobs
+from jobs.cluster.pool import (
+    TASK_CPUS,
+    CannotScheduleError,
+    Feed,
+    Make,
+    Pool,
+    Split,
+    Work,
+    Write,
+)
+from jobs.config.blocks import ConfigError
+from jobs.config.settings import Device
+
+_OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
+_POLL_SECONDS = 5.0
+# Units inside an actor: one in the model, the others being written. A GPU makes vectors several
+# times faster than one thread writes them.
+_CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
+_MOST_PARTITIONS = 64  # of a shuffle
+
+
+@dataclass
+class RayCluster:
+    """A Ray cluster that starts when there is work for it, here or at `address`."""
+
+    address: str | None
+    wait_seconds: float
+    verbose: bool
+    say: Callable[[str], None]
+    _started: bool = False
+    name = "ray"
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether this is somebody's cluster, which may start more nodes, and not this machine."""
+        return bool(self.address)
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return the cluster's total resources, waiting for a GPU worker that has yet to start."""
+        self._start()
+        return self._await(device)
+
+    def describe_tasks(self, units: int, device: str) -> str:
+        """Say where units run."""
+        return f"{units} task{'' if units == 1 else 's'} of Ray on {_shown(device)}"
+
+    def describe_actors(self, pool: Pool) -> str:
+        """Say what holds the model, and what feeds it."""
+        return (
+            f"{pool.size} actor{'' if pool.size == 1 else 's'} on {_shown(pool.device)}, fed by "
+            f"{pool.readers} reader{'' if pool.readers == 1 else 's'}"
+        )
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        """Yield the result of every unit, as they finish; anywhere in the cluster."""
+        self._start()
+        plan = _from_units(units).map_batches(
+            _Task(work).run, batch_size=1, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus
+        )
+        return _results(plan)
+
+    def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
+        """Yield the result of every unit from a pool of actors, fed by a pool of reading tasks."""
+        self._start()
+        plan = (
+            _from_units(units)
+            .map_batches(
+                _Task(feed).run,
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=TASK_CPUS,
+                compute=ray.data.TaskPoolStrategy(size=pool.readers),
+            )
+            .map_batches(
+                _Actor,
+                fn_constructor_args=(make,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=pool.num_cpus,
+                num_gpus=pool.num_gpus,
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=pool.size,
+                    max_size=pool.most,
+                    max_concurrent_calls_per_actor=_CONCURRENT_UNITS[pool.device],
+                    max_tasks_in_flight_per_actor=_CONCURRENT_UNITS[pool.device],
+                    enable_true_multi_threading=True,
+                ),
+            )
+        )
+        return _results(plan)
+
+    def shuffle(
+        self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
+    ) -> Iterator[Any]:
+        """Yield what `write` returns for the rows of every value of `key`."""
+        self._start()
+        plan = (
+            _from_units(units)
+            .map_batches(_Task(split).tables, batch_size=1, batch_format="pyarrow", num_cpus=1)
+            .groupby(key, num_partitions=min(groups, _MOST_PARTITIONS))
+            .map_groups(_Group(write).run, batch_format="pyarrow", num_cpus=1)
+        )
+        return _results(plan)
+
+    def close(self) -> None:
+        """Stop what was started, or leave the cluster that was joined."""
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    def _start(self) -> None:
+        """Start a local cluster or join the one at `address`; nothing if that was done before."""
+        if self._started:
+            return
+        _quieten(self.verbose)
+        options: dict[str, Any] = {
+            "logging_level": logging.INFO if self.verbose else logging.ERROR,
+            "log_to_driver": self.verbose,
+            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_home())])),
+        }
+        if self.address is None:
+            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            options["runtime_env"] = {"py_modules": _own_packages()}
+        try:
+            with _stderr_held_back(self.verbose):
+                ray.init(address=self.address or "local", **options)
+        except ConnectionError as error:
+            raise ConfigError(f"cannot reach the Ray cluster at {self.address}: {error}") from error
+        self._started = True
+        self._await("cpu")
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = self.verbose
+        context.print_on_execution_start = self.verbose
+        # The hash shuffles start a pool of aggregators: 8 s more for a small corpus (2 cores).
+        context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+
+    def _await(self, device: Device) -> dict[str, float]:
+        """Wait until the cluster has a CPU, and a GPU if the device is cuda.
+
+        An autoscaling cluster shows only its head at first: what is missing is asked for and
+        awaited for `cluster.wait_seconds`, saying so every few seconds, then asked for no longer.
+        """
+        needed = {"CPU": 1, **({"GPU": 1} if device == "cuda" else {})}
+        deadline = time.monotonic() + (self.wait_seconds if self.may_grow else 0)
+        asked = False
+        try:
+            while True:
+                total: dict[str, float] = ray.cluster_resources()
+                lacking = [name for name, count in needed.items() if total.get(name, 0) < count]
+                if "CPU" in lacking and time.monotonic() >= deadline:
+                    raise CannotScheduleError("the cluster has no CPU to run a task on")
+                if not lacking or time.monotonic() >= deadline:
+                    return total
+                if not asked:
+                    request_resources(bundles=[needed])
+                    asked = True
+                left = deadline - time.monotonic()
+                self.say(f"waiting for a {lacking[-1]} to join the cluster ({left:.0f} s left)")
+                time.sleep(_POLL_SECONDS)
+        finally:
+            if asked:
+                request_resources(bundles=[])
+
+
+def _from_units(units: Sequence[Any]) -> ray.data.Dataset:
+    """Return a Dataset with one block per unit of work: Ray would otherwise coalesce small rows."""
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _results(plan: ray.data.Dataset) -> Iterator[Any]:
+    """Yield what the units of a plan return, as they finish."""
+    for row in plan.iter_rows():
+        yield pickle.loads(row["result"])
+
+
+def _packed(value: object, column: str) -> pa.Table:
+    return pa.table({column: pa.array([pickle.dumps(value)], pa.large_binary())})
+
+
+def _unit(batch: pa.Table) -> Any:  # noqa: ANN401  (any unit)
+    (column,) = batch.columns
+    return pickle.loads(column[0].as_py())
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A function of one unit, as a function of a batch of one row."""
+
+    work: Work
+
+    def run(self, batch: pa.Table) -> pa.Table:
+        return _packed(self.work(_unit(batch)), "result")
+
+    def tables(self, batch: pa.Table) -> Iterator[pa.Table]:
+        yield from self.work(_unit(batch))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A function of the rows of one key."""
+
+    write: Write
+
+    def run(self, rows: pa.Table) -> pa.Table:
+        return _packed(self.write(rows), "result")
+
+
+class _Actor:
+    """Holds the worker that `make` builds, for many units."""
+
+    def __init__(self, make: Make) -> None:
+        self._worker = make()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _packed(self._worker(_unit(batch)), "result")
+
+
+def _shown(device: str) -> str:
+    return "GPU" if device == "cuda" else "CPU"
+
+
+class _WorkerPath(list[str]):
+    """What Ray puts first on a worker's path: the folder of our packages, and nothing else.
+
+    Ray extends it with the folder that the command was started in, the last the first to be
+    searched, and whatever that folder has of the name of a module of ours would be taken for it.
+    """
+
+    def extend(self, _folders: Iterable[str]) -> None:
+        """Add nothing."""
+
+
+def _home() -> Path:
+    """Return the folder that our three packages lie in."""
+    return Path(jobs.__file__).resolve().parents[1]
+
+
+def _own_packages() -> list[str]:
+    """Return the folders of our three packages, so that workers need no installed wheel."""
+    return [str(_home() / name) for name in ("jobs", "operators", "storage")]
+
+
+@contextmanager
+def _stderr_held_back(verbose: bool) -> Iterator[None]:
+    """Hold back what Ray's native code says at its start, and show it if the start fails."""
+    if verbose:
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        real = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(real, held.read())
+            raise
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+
+
+def _quieten(verbose: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers inherit this. glibc otherwise keeps a heap per thread, and an actor that writes one
+    # shard while it computes the next grows with the corpus (1.5 GiB instead of 1.1 at 40,000).
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Errors reach the user through the exception, as one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)

@@ -1,0 +1,76 @@
+"""Workers for the tests of the seam, in a module that is imported in no time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+
+def square(unit: int) -> int:
+    return unit * unit
+
+
+def refuse(error: Exception, unit: int) -> int:
+    if unit == 3:
+        raise error
+    return unit
+
+
+def refuse_oddly(unit: int) -> int:
+    raise Unpicklable("what it says", str(unit))
+
+
+def die_once(folder: Path, unit: int) -> int:
+    """Kill the process of unit 3, the first time."""
+    mark = folder / "died"
+    if unit == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return unit
+
+
+def die(unit: int) -> int:
+    print(f"unit {unit} is too much", flush=True)  # noqa: T201
+    os._exit(7)
+
+
+def split(unit: int) -> Iterator[pa.Table]:
+    yield pa.table({"shard": [unit % 3, 2], "text": [f"a {unit}", f"b {unit}"]})
+    yield pa.table({"shard": [0], "text": [f"c {unit}"]})
+
+
+def joined(rows: pa.Table) -> tuple[int, list[str]]:
+    (shard,) = set(rows["shard"].to_pylist())
+    return shard, sorted(rows["text"].to_pylist())
+
+
+class Counting:
+    """Built once in each process: says which one, and how many units it has had."""
+
+    def __init__(self, add: int) -> None:
+        self.add, self.had = add, 0
+
+    def __call__(self, unit: int) -> tuple[int, int, int]:
+        self.had += 1
+        return unit + self.add, os.getpid(), self.had
+
+
+def doubled(unit: int) -> int:
+    return 2 * unit
+
+
+class Unpicklable(Exception):
+    """Cannot be built again from its text."""
+
+    def __init__(self, one: str, _other: str) -> None:
+        super().__init__(one)
+
+
+def linger(unit: int) -> int:
+    time.sleep(600 * (unit > 1))
+    return os.getpid()
