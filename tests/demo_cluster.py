@@ -32,7 +32,7 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         _say("starting two Ray nodes on this machine")
-        with local_cluster(python, environment, Path(folder), nodes=2) as cluster:
+        with local_cluster(python, environment, Path(folder), nodes=2, cpus=1) as cluster:
             command = ("python", "-m", "jobs", "run", "demo", "--output", str(SUBMITTED))
             _say(f"ray job submit --working-dir . -- {' '.join(command)}")
             result = cluster.submit(python.parent / "ray", PROJECT, *command)

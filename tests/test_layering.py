@@ -1,4 +1,4 @@
-"""Three layers of code, one direction (DESIGN 2), and imports that cost nothing."""
+"""Three layers of code, one direction (DESIGN 2), rooms that can be found, and cheap imports."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jobs", "operators", "storage")
+STAGES = ("prepare", "extract", "measure", "probe")
+ABOVE = ("rank", "report", "nightly", "plan", "cli")  # what reads or calls the stages
+MOST_FILES = 12  # of a folder
+LONGEST_CHAIN = {"jobs": 16, "": 21}  # files that import one another, of a package or of all
 FORBIDDEN = {
     "storage": {"torch", "transformers", "ray", "operators", "jobs"},
     "operators": {"ray", "jobs", "duckdb", "s3fs", "fsspec"},
@@ -25,6 +30,57 @@ def _imports(file: Path) -> set[str]:
             assert node.level == 0, f"{file}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
     return found
+
+
+def _modules() -> dict[str, set[str]]:
+    """Return every module of ours, and which of the others it imports, wherever in it."""
+    files = {
+        ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in PACKAGES
+        for file in (PROJECT / package).rglob("*.py")
+    }
+    return {name: _imports(file) & (files.keys() - {name}) for name, file in files.items()}
+
+
+def _room(module: str) -> str:
+    """Return what a module of `jobs` belongs to: its package, or itself."""
+    return module.split(".")[1] if module.startswith("jobs.") else ""
+
+
+def test_only_one_module_imports_ray() -> None:
+    files = (file for package in PACKAGES for file in (PROJECT / package).rglob("*.py"))
+    found = [file for file in files if any(n.split(".")[0] == "ray" for n in _imports(file))]
+    assert found == [PROJECT / "jobs" / "cluster" / "on_ray.py"]
+
+
+def test_stages_import_none_of_each_other_and_nothing_from_above() -> None:
+    for module, imported in _modules().items():
+        rooms = {_room(each) for each in imported} - {_room(module)}
+        if _room(module) not in (*ABOVE, "", "__main__", "export", "status"):
+            assert not rooms & {*STAGES, *ABOVE}, module
+
+
+def test_a_folder_holds_few_files() -> None:
+    for package in PACKAGES:
+        for folder in {file.parent for file in (PROJECT / package).rglob("*.py")}:
+            files = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+            assert len(files) <= MOST_FILES, folder
+
+
+@pytest.mark.parametrize("package", LONGEST_CHAIN)
+def test_chains_of_imports_are_short_and_never_closed(package: str) -> None:
+    modules = {name: each for name, each in _modules().items() if name.startswith(package)}
+    chains: dict[str, list[str]] = {}
+
+    def chain(module: str, above: tuple[str, ...]) -> list[str]:
+        assert module not in above, f"a circle: {above}"
+        if module not in chains:
+            below = [chain(each, (*above, module)) for each in modules[module] & modules.keys()]
+            chains[module] = [module, *max(below, key=len, default=[])]
+        return chains[module]
+
+    longest = max((chain(module, ()) for module in modules), key=len)
+    assert len(longest) <= LONGEST_CHAIN[package], longest
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
