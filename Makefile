@@ -14,10 +14,10 @@ demo-cluster: demo
 	@$(BIN)/python -m tests.demo_cluster
 
 # One BLAS thread: small fits in several processes otherwise spend their time waiting for each other.
-# Two workers, which take whole modules: what a module's tests share is a real run.
+# Two workers, which take whole modules in order: what a module's tests share is a real run.
 test: export OMP_NUM_THREADS = 1
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -22,6 +22,13 @@ from tests.tiny import save_tiny
 hypothesis.settings.register_profile("layerrank", deadline=None)
 hypothesis.settings.load_profile("layerrank")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that hold slow tests, so that no worker waits for one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 PROJECT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 480
 TOPICS = {

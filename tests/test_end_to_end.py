@@ -33,7 +33,7 @@ from storage.shards import read_table
 from storage.sql import connect
 from storage.vectors import Group, read_vectors
 from tests.conftest import MORE_TASKS, PROJECT, Cli, write_config, write_texts
-from tests.tiny import BLOCKS
+from tests.tiny import BLOCKS, save_tiny
 
 pytestmark = pytest.mark.slow
 CLEAN = Partition("embeddings", ("tiny", "local", "topics", "clean"))
@@ -127,6 +127,32 @@ def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkp
             vectors = found[norm][layer]
             got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
             np.testing.assert_allclose(got, state[0].mean(dim=0).numpy(), atol=1e-5)
+
+
+def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None:
+    """A tiny Mamba, whose library states lack the embeddings: from its texts to its ranking."""
+    model_folder = save_tiny(tmp_path / "tiny-mamba", "mamba")
+    config = write_config(tmp_path, model_folder, views={"count": 2, "sample": 12})
+    root = Root(str(tmp_path / "out"))
+    cli("run", str(config), "--output", root.uri)
+    model, tokenizer = (
+        AutoModel.from_pretrained(model_folder),
+        AutoTokenizer.from_pretrained(model_folder),
+    )
+    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
+    for row in prompts.to_pylist()[:4]:
+        with torch.inference_mode():
+            encoded = tokenizer(row["text"], return_tensors="pt")
+            states = model(**encoded, output_hidden_states=True).hidden_states
+        ids = np.array([row["prompt_id"]])
+        for layer in range(1, BLOCKS):
+            vectors = read_vectors(root, require(root, CLEAN), Group(layer, "none", "mean"))
+            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
+            expected = states[layer - 1][0].mean(dim=0).numpy()
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    with connect(root) as sql:
+        ranked = sql.sql("SELECT layer, score > 0 FROM ranking ORDER BY layer").fetchall()
+    assert ranked == [(layer, True) for layer in range(BLOCKS + 1)]
 
 
 def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:

@@ -76,7 +76,7 @@ def test_the_order_is_that_in_which_a_reader_needs_it() -> None:
         "Choosing without labels",
         "Metrics without labels",
         "What was read, and what was left out",
-        "How to get the same again",
+        "How this was made",
     ]
 
 

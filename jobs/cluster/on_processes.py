@@ -109,8 +109,8 @@ class Processes:
 
     def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
-        self._is_busy = True
         plan, number = pickle.dumps(build), next(self._plans)
+        self._is_busy = True
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
         died: Counter[int] = Counter()
@@ -250,12 +250,20 @@ def _serve(connection: Connection, environment: dict[str, str], printed: str) ->
             plan, unit = pickle.loads(message)
             if plan is not None:
                 work = None  # frees what the plan before held, a model for one
+                _one_thread()
                 work = pickle.loads(plan)()
             assert work is not None
             answer = pickle.dumps((work(unit), None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = _as_answer(error)
         connection.send_bytes(answer)
+
+
+def _one_thread() -> None:
+    """Give torch one thread again, whatever the plan before asked for."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 def _end_with_driver() -> None:
