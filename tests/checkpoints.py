@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.cluster.cluster import Cluster, Here
+from jobs.cluster.cluster import Cluster
 from jobs.config.run import RunConfig
 from jobs.rank.stage import ranking_rows, ranking_settings
 from jobs.run import Run, ranking_partition
@@ -22,6 +22,7 @@ from storage.manifest import digest_of, publish
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from storage.shards import Receipt, write_shard
+from tests.here import Here
 
 MODEL = "org/model"
 LAYERS = 4

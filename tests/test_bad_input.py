@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from jobs.cluster.cluster import Cluster, Here
+from jobs.cluster.cluster import Cluster
 from jobs.config.run import load
 from jobs.prepare import stage as prepare
 from jobs.run import Run
@@ -25,6 +25,7 @@ from storage.root import Root
 from storage.shards import Receipt, write_shard
 from storage.sql import connect
 from tests.conftest import Cli, write_config
+from tests.here import Here
 from tests.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow

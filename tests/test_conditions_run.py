@@ -12,6 +12,8 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
+from jobs.config.run import load
+from jobs.plan.plan import plan
 from operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
 from operators.metrics.token.entropy import prompt_entropy
 from operators.model.subject import Subject, read_shape
@@ -21,6 +23,7 @@ from operators.prompts.seeding import prompt_id
 from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli, write_config
+from tests.planned import assert_planned
 from tests.tiny import BLOCKS
 
 pytestmark = pytest.mark.slow
@@ -154,3 +157,7 @@ def test_the_report_shows_every_family_and_a_second_run_makes_nothing(
     assert "texts to encode" not in again
     assert "measure:" not in again
     assert {name: root.sizes(name) for name in before} == before
+
+
+def test_a_plan_says_beforehand_what_the_run_wrote(run: tuple[Path, Root]) -> None:
+    assert_planned(plan(load(str(run[0])), None), Path(run[1].uri))

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from storage.shards import read_table
 from storage.sql import connect
 from storage.vectors import Group, read_vectors
 from tests.conftest import MORE_TASKS, PROJECT, Cli, write_config, write_texts
+from tests.planned import assert_planned
 from tests.tiny import BLOCKS, save_tiny
 
 pytestmark = pytest.mark.slow
@@ -297,24 +297,8 @@ def test_fused_metrics_are_those_of_the_stored_states(
 
 
 def test_a_plan_says_beforehand_what_the_run_wrote(finished: Finished) -> None:
-    """Bytes within 10 %, in total and of every table that is a twentieth of it; objects exactly."""
     planned = plan(config_of(str(finished.config)), None)
-    written: dict[str, list[int]] = defaultdict(list)
-    folder = Path(finished.root.uri)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            written[path.relative_to(folder).parts[0]].append(path.stat().st_size)
-    tables = planned.tables()
-    assert {name: each.objects for name, each in tables.items()} == {
-        name: len(sizes) for name, sizes in written.items()
-    }
-    total = sum(map(sum, written.values()))
-    assert planned.total.bytes == pytest.approx(total, rel=0.1)
-    large = {name: sum(sizes) for name, sizes in written.items() if sum(sizes) > total / 20}
-    assert len(large) > 3
-    large.pop("probe_scores")  # how often resampled scores are the same shows in the scores alone
-    for name, size in large.items():
-        assert tables[name].bytes == pytest.approx(size, rel=0.1), name
+    assert_planned(planned, Path(finished.root.uri))
     tokens = re.search(r"([\d,]+) tokens in", finished.printed)
     assert tokens is not None
     assert planned.tokens == pytest.approx(int(tokens[1].replace(",", "")), rel=0.05)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster, Here
+from jobs.cluster.cluster import Cluster
 from jobs.cluster.pool import Work
 from jobs.config.run import RunConfig
 from jobs.measure import modes
@@ -27,6 +27,7 @@ from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
+from tests.here import Here
 
 SHORT = [f"sea {n}" for n in range(40)]
 LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]

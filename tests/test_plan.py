@@ -22,8 +22,8 @@ from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
 from jobs.plan.limits import Guard, Limits, parse_bytes, size
 from jobs.plan.plan import PairPlan, look, plan
-from jobs.plan.prompt_tables import PROMPT_TABLES
-from jobs.plan.weigh import scratch, weigh_shards
+from jobs.plan.sizes import OF_SUBJECT, TABLES
+from jobs.plan.weight import scratch
 from jobs.prepare import files
 from storage import schema
 from storage.manifest import digest_of, publish
@@ -249,16 +249,9 @@ def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
     assert once["report"].bytes < tables["report"].bytes < 3 * once["report"].bytes
 
 
-def test_every_table_of_prompts_is_weighed() -> None:
-    """Every other table is written by the stages themselves in a rehearsal."""
-    declared = [each for each in vars(schema).values() if isinstance(each, pa.Schema)]
-    named = {
-        each.metadata[b"layerrank.table"].decode()
-        for each in [*declared, schema.embeddings(2)]
-        if "prompt_id" in each.names
-    }
-    assert set(PROMPT_TABLES) == named - {"prompts", "tasks"}
-    assert set(PROMPT_TABLES) < set(KEYS)
+def test_every_table_is_weighed() -> None:
+    """Those of a dataset alone by the sample of its texts, the others by a formula."""
+    assert {*TABLES, *OF_SUBJECT, "prompts", "tasks"} == set(KEYS)
 
 
 @pytest.mark.parametrize(
@@ -341,19 +334,6 @@ def test_prices_and_a_measured_speed_are_reckoned_with(
     assert objects == puts
     assert month == pytest.approx(kib / 2**20 * 1000, abs=0.01)
     assert once == pytest.approx(puts / 10, abs=0.01)
-
-
-def test_shards_are_weighed_as_they_will_be() -> None:
-    """Linear in prompts and in row groups: what is measured small holds for what is large."""
-
-    def write(prompts: int, groups: int) -> Receipt:
-        return Receipt(
-            "shard", prompts * groups, "", "", bytes=100 + 7 * groups + 3 * prompts * groups
-        )
-
-    sizes, receipt = weigh_shards(write, [1000, 500, 0], 25, 1 << 20)
-    assert sizes == pytest.approx([100 + 7 * 25 + 3 * n * 25 for n in (1000, 500, 0)])
-    assert receipt.rows == 25_000
 
 
 def test_a_scratch_root_leaves_nothing_behind() -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.run import load
+from jobs.plan.plan import plan
+from jobs.prepare.folders import with_folders
 from jobs.report import page as report
 from jobs.report.findings import Encoded, MetricValue, Series, SubjectFinding
 from jobs.report.sections import steps
 from tests.by_hand import curves, findings, layer, subject, verdict
 from tests.conftest import Cli, write_texts
+from tests.planned import assert_planned
 
 
 def series(metric: str, variant: str, values: tuple[float, ...]) -> Series:
@@ -85,6 +89,9 @@ def test_a_folder_of_texts_becomes_one_page(
     texts, subject_, out = str(tmp_path / "texts"), str(checkpoint), tmp_path / "out"
     given = ["--texts", texts, "--subject", f"tiny={subject_}", "--output", str(out)]
     fresh_cli("run", "quickcheck", *given, "--max-bytes", "1GB")
+    planned = with_folders(load("quickcheck"), texts)
+    named = planned.subjects[0].model_copy(update={"model": subject_, "name": "tiny"})
+    assert_planned(plan(planned.model_copy(update={"subjects": (named,)}), None), out)
     facts = json.loads((out / "report/report.json").read_text())
     (found,) = facts["subjects"]
     assert facts["datasets"][0]["prompts"] == 60

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster, Here
+from jobs.cluster.cluster import Cluster
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from jobs.rank.stage import rank
@@ -29,6 +29,7 @@ from storage.manifest import digest_of, publish
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from storage.shards import Receipt, vector_column, write_shard
+from tests.here import Here
 
 LAYERS = 4
 FILES = {"report.json", "report.md", "metrics.html", "index.html"}

@@ -16,7 +16,7 @@ import ray.data
 
 from jobs.cluster import cluster as seam
 from jobs.cluster import on_ray
-from jobs.cluster.cluster import SMALL_TOKENS, Cluster, Here, Side, choose
+from jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
 from jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
 from jobs.cluster.on_processes import Processes
 from jobs.cluster.on_ray import RayCluster
@@ -24,6 +24,7 @@ from jobs.cluster.pool import TASK_CPUS, Pool
 from jobs.config.blocks import ConfigError
 from operators.model.subject import ModelUnavailableError
 from tests.conftest import PROJECT
+from tests.here import Here
 from tests.workers import (
     Counting,
     die,

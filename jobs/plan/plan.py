@@ -1,8 +1,8 @@
 """plan: what a run would do, write and cost, before anything is spent.
 
-The texts are sampled and tokenised, what is written is weighed in a rehearsal
-(`jobs.plan.rehearsal`). Where texts or tokenizer are not at hand, the largest number that there can
-be stands, and the plan says so.
+The texts are sampled and tokenised; what is written follows by formula (`jobs.plan.sizes`). Where
+texts or tokenizer are not at hand, the largest number that there can be stands, and the plan says
+so.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Unit, missing_units
 from jobs.extract.worker import Extractor, Reader
-from jobs.plan.prompt_tables import Lengths, passes_of
-from jobs.plan.rehearsal import Model, Place, rehearse
 from jobs.plan.sampling import Basis, Corpus, publish_corpus, read_corpus
-from jobs.plan.weigh import Weight, scratch
+from jobs.plan.sizes import Lengths, Model, Pair, Place, passes_of, written
+from jobs.plan.weight import Weight, scratch
 from jobs.subjects import is_remote, resolve, shape_of
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.prompts.views import ViewProbabilities
@@ -123,12 +122,12 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
     """
     known = look(config, root)
     weights: dict[Place, Weight] = defaultdict(Weight)
-    for place, each in rehearse(
-        config,
-        known.models,
-        known.corpora,
-        lambda subject, corpus: known.lengths[subject.name, corpus.dataset.name],
-    ):
+    pairs = [
+        Pair(config, model, corpus, known.lengths[model.subject.name, corpus.dataset.name])
+        for model in known.models
+        for corpus in known.corpora
+    ]
+    for place, each in written(config, pairs):
         weights[place] += each
     datasets = [
         DatasetPlan(each.dataset.name, each.prompts.rows, len(each.prompts.receipts), each.basis)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource, DatasetConfig, FolderSource, HubSource, MtebSource
 from jobs.config.run import RunConfig
-from jobs.plan.weigh import Weight, scratch, weigh_manifest, weight
+from jobs.plan.weight import Weight, partition_weight, scratch, weight
 from jobs.prepare import sources
 from jobs.prepare.files import Options, estimate_rows, size
 from jobs.prepare.records import PROMPT, Rows, items_of, prompts_of, records_of
@@ -163,7 +163,7 @@ def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manif
     # As many rows per shard as in the sample, up to the rounding of the sample's shards.
     larger = (prompts.rows / count) / max(unique / len(shards), 1e-9)
     sizes = [mean * larger] * count
-    return weight([*sizes, weigh_manifest(where, settings, receipts[0], count)])
+    return partition_weight(sizes)
 
 
 def _read(

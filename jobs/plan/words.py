@@ -43,7 +43,7 @@ def _dataset(plan: Plan, dataset: DatasetPlan) -> Iterator[str]:
         if (place.subject, place.dataset) == ("", dataset.name)
     }
     if dataset.basis == "bound":
-        yield "    not counted: texts, tasks, layer metrics; run `layerrank prepare` to know them"
+        yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
     yield from _aligned([(name, each.objects, each.bytes) for name, each in found.items()])
 
 

@@ -1,0 +1,57 @@
+"""A side of the seam for tests: one unit after another in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.cluster.pool import Feed, Make, Pool, Split, Work, Write
+from jobs.config.settings import Device
+
+
+class Here:
+    """One unit after another in this process."""
+
+    name = "here"
+    may_grow = False
+
+    def resources(self, device: Device) -> dict[str, float]:
+        """Return one CPU."""
+        del device
+        return {"CPU": 1.0}
+
+    def describe_tasks(self, units: int, device: str) -> str:
+        """Say where units run."""
+        del units, device
+        return "this process"
+
+    def describe_actors(self, pool: Pool) -> str:
+        """Say what holds the model."""
+        del pool
+        return "this process"
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        """Yield the result of every unit, in order."""
+        del cpus, gpus
+        return map(work, units)
+
+    def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
+        """Yield the result of every unit, in order, from one worker."""
+        del pool
+        worker = make()
+        return (worker(feed(unit)) for unit in units)
+
+    def shuffle(
+        self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
+    ) -> Iterator[Any]:
+        """Yield what `write` returns for the rows of every value of `key`."""
+        del groups
+        rows = pa.concat_tables(table for unit in units for table in split(unit))
+        for value in sorted(pc.unique(rows[key]).to_pylist()):
+            yield write(rows.filter(pc.equal(rows[key], value)))
+
+    def close(self) -> None:
+        """End nothing."""
