@@ -39,7 +39,9 @@ class Table:
     columns: pa.Schema | None = None
 
 
-# Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema.
+# Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
+# lie `report/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
+# `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), `locks/` (while a nightly runs).
 TABLES: dict[str, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
@@ -70,6 +72,10 @@ TABLES: dict[str, Table] = {
         "when a task is scored at every number of examples",
         "scores.parquet",
         schema.LEARNING_CURVES,
+    ),
+    "choices": Table("rank", "before the ranking", "choices.parquet", schema.CHOICES),
+    "correlations": Table(
+        "rank", "before the ranking", "correlations.parquet", schema.CORRELATIONS
     ),
     "ranking": Table(
         "rank", "anew by every run; by a nightly once", "ranking.parquet", schema.RANKING
@@ -256,9 +262,9 @@ def score_partition(
     return Partition(table, (*values, task.name))
 
 
-def ranking_partition(group: str, model: str, revision: str) -> Partition:
-    """Return where the ranking of a model at a revision by the run `group` lies."""
-    return Partition("ranking", (model, revision, group))
+def ranking_partition(group: str, model: str, revision: str, table: str = "ranking") -> Partition:
+    """Return where a run's ranking of a model at a revision lies, or a table beside it."""
+    return Partition(table, (model, revision, group))
 
 
 def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:

@@ -21,6 +21,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "probe_scores": (*SUBJECT_KEYS, "task"),
     "learning_curves": (*SUBJECT_KEYS, "task"),
     "layer_costs": ("model", "revision"),
+    "choices": ("model", "revision", "group"),
+    "correlations": ("model", "revision", "group"),
     "ranking": ("model", "revision", "group"),
 }
 MANIFEST = "manifest.json"

@@ -1,4 +1,4 @@
-"""The tables: every column with its type and unit, declared once and never inferred (DESIGN 5).
+"""The tables: every column with its type and unit, declared once and never inferred.
 
 A write casts to its schema or fails. Partition keys (`model`, `revision`, `dataset`, `condition`)
 are folders, not columns; `storage.partition` builds them.
@@ -232,6 +232,36 @@ LAYER_COSTS = _table(
     _column("latency_ms", pa.float64(), "median of a forward pass of one prompt, milliseconds"),
     _column("tokens", pa.int32(), "length of the prompt that was measured"),
     _column("device", pa.string(), "torch device that was measured"),
+)
+
+CHOICES = _table(
+    "choices",
+    _column("rule", pa.string(), "that chooses a layer without labels of these tasks"),
+    _column("layer", pa.int16(), "chosen; null if the rule chooses none", nullable=True),
+    _column("score", pa.float64(), "mean main score of the choice, 0..1; NaN without labels"),
+    _column("regret", pa.float64(), "what the choice loses to the best layer, 0..1"),
+    _column("regret_low", pa.float64(), "lower end of the bootstrap interval of regret"),
+    _column("regret_high", pa.float64(), "upper end of the bootstrap interval of regret"),
+)
+
+_ASSOCIATION = {
+    "": "of a metric with the score over the layers",
+    "_low": "lower end of its interval",
+    "_high": "upper end of its interval",
+    "_permuted": "absolute value that layers in any order reach by chance",
+    "_smooth": "absolute value that curves as smooth as the metric reach by chance",
+}
+CORRELATIONS = _table(
+    "correlations",
+    _column("dataset", pa.string(), "that the metric was measured on"),
+    _column("metric", pa.string(), "its main variant, of the ranked vectors"),
+    _column("layers", pa.int16(), "layers that have both"),
+    *(
+        _column(f"{name}{end}", pa.float64(), f"{name} correlation: {says}")
+        for name in ("spearman", "distance")
+        for end, says in _ASSOCIATION.items()
+    ),
+    _REASON,
 )
 
 RANKING = _table(

@@ -25,24 +25,32 @@ class LocalCluster:
     dashboard: str
     environment: dict[str, str]
 
-    def submit(self, ray: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a job with `folder` as its working folder, and wait for its end."""
+    def submit(
+        self, ray: Path, folder: Path, *command: str, shown: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a job with `folder` as its working folder, and wait for its end.
+
+        What it prints is kept, or `shown` as it comes.
+        """
         job = [str(ray), "job", "submit", "--address", self.dashboard, "--working-dir", "."]
         deadline = time.monotonic() + START_SECONDS
         while True:
-            result = self.run(folder, *job, "--", *command)
+            result = self.run(folder, *job, "--", *command, shown=shown)
             # A head answers some seconds before the agent that starts jobs does.
             if "No available agent" not in result.stderr or time.monotonic() > deadline:
                 return result
             time.sleep(1)
 
-    def run(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, folder: Path, *command: str, shown: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in a folder with what the cluster wants to see of it."""
         return subprocess.run(
             command,
             cwd=folder,
             env=self.environment,
-            capture_output=True,
+            stdout=None if shown else subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             timeout=JOB_SECONDS,
             check=False,

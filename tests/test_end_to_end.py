@@ -102,7 +102,7 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
 
 
 def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
-    """The sharded, padded, batched pipeline gives what a user computes by hand (DESIGN 10)."""
+    """The sharded, padded, batched pipeline gives what a user computes by hand."""
     root = finished.root
     prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
     model, tokenizer = (
@@ -211,6 +211,24 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
         assert sum(row[3] for row in ranking) == 1
         evidence = sql.sql("SELECT sum(p_best), sum(won), min(shortfall) FROM ranking").fetchall()
         assert evidence == [(pytest.approx(1), pytest.approx(1), 0)]
+
+
+def test_what_a_choice_without_labels_loses_is_a_table(finished: Finished) -> None:
+    """The mean over tasks of what the chosen layer scores less than the best one of the task."""
+    with connect(finished.root) as sql:
+        regrets = sql.sql(
+            "WITH s AS (SELECT task, layer, avg(value) AS score FROM probe_scores "
+            "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' AND variant = 'raw' GROUP BY ALL), "
+            "l AS (SELECT task, max(score) - arg_max(score, layer) AS lost FROM s GROUP BY task) "
+            "SELECT (SELECT avg(lost) FROM l), regret, regret_low <= regret, regret <= regret_high "
+            f"FROM choices WHERE rule = 'last layer' AND layer = {BLOCKS}"
+        ).fetchall()
+        associated = sql.sql(
+            "SELECT count(*), count(DISTINCT metric), bool_and(isnan(spearman) = (reason IS NOT "
+            "NULL)), bool_and(isnan(spearman) OR abs(spearman) <= 1) FROM correlations"
+        ).fetchall()
+    assert regrets == [(pytest.approx(regrets[0][0]), pytest.approx(regrets[0][0]), True, True)]
+    assert associated == [(len(METRICS), len(METRICS), True, True)]
 
 
 def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:

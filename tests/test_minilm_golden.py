@@ -1,4 +1,4 @@
-"""Real weights, real texts: padded batches give what one text at a time gave (DESIGN 10).
+"""Real weights, real texts: padded batches give what one text at a time gave.
 
 The expected values were computed one text at a time in float32, outside this project. They lie
 beside the checkout, where they are present.

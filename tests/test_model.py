@@ -1,4 +1,4 @@
-"""Our layer k is the block's own output, for every architecture, in any batch (DESIGN 3, 4, 10)."""
+"""Our layer k is the block's own output, for every architecture, in any batch."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -274,6 +275,21 @@ def test_a_plan_that_is_abandoned_leaves_the_pool_to_the_next(processes: Process
     assert len(list(processes.each(UNITS, square, cpus=1, gpus=0))) == len(UNITS)
 
 
+def test_workers_import_the_packages_of_their_driver(tmp_path: Path) -> None:
+    """Also where another copy of them is installed, as beside a second checkout."""
+    for package in ("jobs", "operators", "storage"):
+        shutil.copytree(PROJECT / package, tmp_path / package)
+    code = (
+        "from jobs.cluster.on_processes import Processes\n"
+        "where = \"__import__('jobs.words', fromlist=['words']).__file__\"\n"
+        "print(*Processes(['jobs.words']).each([where], eval, cpus=1, gpus=0))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(tmp_path / "jobs" / "words.py")
+
+
 def test_processes_end_with_a_driver_that_is_killed() -> None:
     code = (
         "from jobs.cluster.on_processes import Processes\n"
@@ -308,7 +324,7 @@ def test_a_stage_says_once_what_runs_it() -> None:
             pool = Pool(2, 2, 0.75, 0, 1)
             cluster.actors("extract", UNITS, partial(Counting, 1), pool, feed=doubled)
     assert told == ["  extract: 2 actors on CPU, fed by 1 reader"]
-    assert cluster.made == {"extract": "ray: 2 actors on CPU, fed by 1 reader"}
+    assert cluster.made == {"extract": "2 actors on CPU, fed by 1 reader (engine ray)"}
 
 
 def test_no_work_starts_nothing() -> None:

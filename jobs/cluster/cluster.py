@@ -60,7 +60,7 @@ class Side(Protocol):
 class Cluster:
     """What a run's stages see of the engine; nothing starts before there is work.
 
-    `made` says how each stage of this run was made: "2 actors on CPU, fed by 1 reader".
+    `made` has what ran each stage: "2 actors on CPU, fed by 1 reader (engine ray)".
     """
 
     side: Side
@@ -139,7 +139,7 @@ class Cluster:
 
     def _tell(self, stage: str, how: str) -> None:
         if stage not in self.made:
-            self.made[stage] = f"{self.side.name}: {how}"
+            self.made[stage] = f"{how} (engine {self.side.name})"
             self.say(f"  {stage}: {how}")
 
 

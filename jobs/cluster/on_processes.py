@@ -66,7 +66,8 @@ class Processes:
     def describe_tasks(self, units: int, device: str) -> str:
         """Say where units run."""
         del device
-        return f"{min(units, self._size)} of {self._size} processes of this machine"
+        count = min(units, self._size)
+        return f"{count} process{'' if count == 1 else 'es'} of this machine"
 
     def describe_actors(self, pool: Pool) -> str:
         """Say what holds the model."""
@@ -205,8 +206,11 @@ def _ready(busy: dict[_Worker, tuple[int, Any]]) -> list[_Worker]:
 
 def _start_server() -> None:
     """Start the process that imports and forks, if there is none: with one thread for BLAS."""
-    # What Python finds in the folder that it is started in is the user's, and not ours to import.
-    own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1"}
+    # What Python finds in the folder that it is started in is the user's, and not ours to import;
+    # the server takes our packages from where the driver has them.
+    known = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([_HOME, *([known] if known else [])])
+    own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     try:

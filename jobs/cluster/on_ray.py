@@ -69,7 +69,7 @@ class RayCluster:
 
     def describe_tasks(self, units: int, device: str) -> str:
         """Say where units run."""
-        return f"{units} task{'' if units == 1 else 's'} of Ray on {_shown(device)}"
+        return f"{units} task{'' if units == 1 else 's'} on {_shown(device)}"
 
     def describe_actors(self, pool: Pool) -> str:
         """Say what holds the model, and what feeds it."""

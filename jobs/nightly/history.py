@@ -7,18 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.config.metrics import parameters
-from jobs.config.run import RunConfig
+from jobs.rank.choices import ByLayer, main_metrics
 from jobs.rank.stage import ranking_settings
-from jobs.run import Run, named_partition, ranking_partition
+from jobs.run import Run, ranking_partition
 from jobs.subjects import by_step
-from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
 from storage.manifest import digest_of
 from storage.partition import Partition, partitions
 
 _READERS = 16
-Values = dict[int, float]  # layer -> value, NaN where it is undefined
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Checkpoint:
     model: str
     revision: str
     ranking: list[dict[str, Any]]
-    metrics: dict[tuple[str, str], Values]
+    metrics: dict[tuple[str, str], ByLayer]
 
     @property
     def layers(self) -> list[int]:
@@ -98,27 +95,3 @@ def _read(run: Run, where: Partition) -> Checkpoint | None:
     model, revision = where.keys["model"], where.keys["revision"]
     rows = sorted(run.rows(where), key=lambda row: row["layer"])
     return Checkpoint(model, revision, rows, main_metrics(run, model, revision))
-
-
-def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], Values]:
-    """Return the main variant of every metric of a checkpoint, by dataset and metric.
-
-    Of a metric of pooled vectors it is that of the vectors that are ranked.
-    """
-    found: dict[tuple[str, str], Values] = {}
-    for dataset in run.config.datasets:
-        rows = run.rows_if_any(named_partition("layer_metrics", model, revision, dataset.name))
-        for metric in METRICS if rows else ():
-            values = _main_values(run.config, metric, rows)
-            if values:
-                found[dataset.name, metric] = values
-    return found
-
-
-def _main_values(config: RunConfig, metric: str, rows: Sequence[dict[str, Any]]) -> Values:
-    main = main_variant(metric, parameters(config))
-    same = [row for row in rows if (row["metric"], row["variant"]) == (metric, main)]
-    kinds = sorted({(row["norm"], row["pooling"]) for row in same})
-    wanted = (config.rank.norm, config.rank.pooling)
-    kind = wanted if wanted in kinds else next(iter(kinds), wanted)
-    return {row["layer"]: row["value"] for row in same if (row["norm"], row["pooling"]) == kind}

@@ -18,11 +18,12 @@ from jobs.extract.stage import extract
 from jobs.measure.stage import measure
 from jobs.nightly import alerts
 from jobs.nightly.alerts import Alert
-from jobs.nightly.history import Checkpoint, before, in_order, main_metrics, ranked, without_ranking
+from jobs.nightly.history import Checkpoint, before, in_order, ranked, without_ranking
 from jobs.nightly.judge import change_at, judge
 from jobs.nightly.page import address, is_stale, publish
 from jobs.prepare.stage import prepare
 from jobs.probe.stage import probe, require_scores
+from jobs.rank.choices import main_metrics
 from jobs.rank.stage import rank_subject, subject_rows, write_subject
 from jobs.run import Run
 from jobs.subjects import check, require_lengths, resolve

@@ -211,6 +211,14 @@ def _modes(pair: Pair) -> Iterator[Weight]:
         yield partition_weight([10_500 + 450 * pair.layers])
 
 
+def _choices(pair: Pair) -> Iterator[Weight]:
+    yield partition_weight([3_000 + 50 * len(pair.config.measure.metrics)])
+
+
+def _correlations(pair: Pair) -> Iterator[Weight]:
+    yield partition_weight([6_000 + 90 * len(pair.config.measure.metrics)])
+
+
 def _ranking(pair: Pair) -> Iterator[Weight]:
     yield partition_weight([7600 + 75 * pair.layers])
 
@@ -219,6 +227,8 @@ def _ranking(pair: Pair) -> Iterator[Weight]:
 OF_SUBJECT: dict[str, Callable[[Pair], Iterator[Weight]]] = {
     "layer_costs": _layer_costs,
     "modes": _modes,
+    "choices": _choices,
+    "correlations": _correlations,
     "ranking": _ranking,
 }
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from jobs.measure.costs import LayerCost, read_costs
+from jobs.rank.choices import choice_rows, correlation_rows, main_metrics
 from jobs.run import Run, ranking_partition, score_partition
 from jobs.tasks.types import Task
 from operators.analysis.labelfree import unlabelled_verdict
@@ -72,7 +73,7 @@ class SubjectRanking:
 
 
 def rank(run: Run) -> list[SubjectRanking]:
-    """Rank the layers of every subject and write the `ranking` table."""
+    """Rank the layers of every subject and write `choices`, `correlations` and `ranking`."""
     rankings = [rank_subject(run, subject) for subject in run.subjects]
     for ranking in rankings:
         write_subject(run, ranking)
@@ -220,9 +221,18 @@ def ranking_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def write_subject(run: Run, ranking: SubjectRanking) -> None:
-    """Write the ranking of one subject."""
-    where = ranking_partition(run.config.name, ranking.subject.name, ranking.subject.revision)
-    run.write(where, ranking_settings(run.config), subject_rows(run, ranking))
+    """Write the ranking of one subject, after what is told beside it."""
+    name, revision = ranking.subject.name, ranking.subject.revision
+    metrics, evidence = main_metrics(run, name, revision), ranking.evidence
+    drawn = ranking.scores_LT, ranking.draws_LB
+    rows = {
+        "choices": choice_rows(run.config, metrics, evidence, *drawn),
+        "correlations": correlation_rows(run.config, metrics, evidence),
+        "ranking": subject_rows(run, ranking),
+    }
+    for table, found in rows.items():
+        where = ranking_partition(run.config.name, name, revision, table)
+        run.write(where, ranking_settings(run.config), found)
 
 
 def subject_rows(run: Run, ranking: SubjectRanking) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """report (driver): what a run found, as a page for people, as text, and as JSON for programs.
 
 Everything is rendered before the first write, and the page comes last: whoever finds it finds the
-rest. Nothing in it depends on the time or the machine, so the same run gives the same bytes.
+rest. Nothing in it depends on the time or on who renders it: the same tables give the same bytes.
 """
 
 from __future__ import annotations

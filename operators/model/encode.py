@@ -74,7 +74,7 @@ def encode(
 ) -> npt.NDArray[np.float32]:
     """Return the pooled vectors [G, N, D] of every group of `keep.groups(model.layers)`.
 
-    The result does not depend on the batches beyond float rounding (DESIGN 10). NonFiniteError if
+    The result does not depend on the batches beyond float rounding. NonFiniteError if
     the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
     """
     groups = keep.groups(model.layers)
