@@ -218,7 +218,8 @@ def test_what_a_choice_without_labels_loses_is_a_table(finished: Finished) -> No
     with connect(finished.root) as sql:
         regrets = sql.sql(
             "WITH s AS (SELECT task, layer, avg(value) AS score FROM probe_scores "
-            "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' AND variant = 'raw' GROUP BY ALL), "
+            "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' "
+            "AND variant = 'raw' GROUP BY ALL), "
             "l AS (SELECT task, max(score) - arg_max(score, layer) AS lost FROM s GROUP BY task) "
             "SELECT (SELECT avg(lost) FROM l), regret, regret_low <= regret, regret <= regret_high "
             f"FROM choices WHERE rule = 'last layer' AND layer = {BLOCKS}"
