@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     wanted = STAGES if arguments.command == "run" else (arguments.command,)
     began = time.monotonic()
-    with _opened(arguments, "LayerRank") as run:
+    with _opened(arguments, "LayerRank", each_checkpoint=True) as run:
         for each in run.subjects:
             check(each, run.config.storage)
             require_lengths(run.config, each)
@@ -164,8 +164,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace, title: str) -> Iterator[Run]:
-    """Give the run of a command; the first line that it prints says what runs it, and why."""
+def _opened(arguments: argparse.Namespace, title: str, *, each_checkpoint: bool) -> Iterator[Run]:
+    """Give the run of a command; the first line that it prints says what runs it, and why.
+
+    A nightly finds out which checkpoints are new when it has its lock, and is sized by one.
+    """
     from jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
     from jobs.prepare.stage import most_tokens  # noqa: PLC0415
     from jobs.run import Run, Seen, open_root  # noqa: PLC0415
@@ -174,13 +177,12 @@ def _opened(arguments: argparse.Namespace, title: str) -> Iterator[Run]:
 
     config, seen = _config(arguments), Seen()
     root = open_root(config, arguments.output)
-
-    def tokens() -> float | None:
-        checkpoints = len(resolve(config, keep_gone=True))
-        return most_tokens(config, Manifests(root, seen.manifests), checkpoints)
-
+    chosen = resolve(config) if each_checkpoint else None
+    manifests = Manifests(root, seen.manifests)
     asked = arguments.engine or config.cluster.engine
-    engine, why = choose(arguments.address, asked, tokens)
+    engine, why = choose(
+        arguments.address, asked, lambda: most_tokens(config, manifests, len(chosen or [0]))
+    )
     say(f"{title}: {config.name} -> {root.uri} (engine {engine}: {why})")
     with open_cluster(
         engine,
@@ -190,7 +192,7 @@ def _opened(arguments: argparse.Namespace, title: str) -> Iterator[Run]:
         verbose=arguments.verbose,
         say=say,
     ) as cluster:
-        yield Run(config, root, cluster, arguments.overwrite, seen=seen)
+        yield Run(config, root, cluster, arguments.overwrite, chosen, seen)
 
 
 def _require_before(stage: str, run: Run) -> None:
@@ -364,7 +366,7 @@ def nightly(arguments: argparse.Namespace) -> int:
     """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
     from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
 
-    with _opened(arguments, "LayerRank nightly") as run:
+    with _opened(arguments, "LayerRank nightly", each_checkpoint=False) as run:
         night = evaluated(run, verbose=arguments.verbose)
     if night.failed:
         return FAILED

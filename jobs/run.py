@@ -167,10 +167,10 @@ class Run:
         return self.write(where, settings, rows()), True
 
     def publish(
-        self, where: Partition, settings: Settings, receipts: Iterable[Receipt]
+        self, where: Partition, settings: Settings, receipts: Iterable[Receipt], stage: str
     ) -> Manifest:
-        """Make a partition visible whose shards workers have written."""
-        made = self.cluster.made.get(TABLES[where.table].stage, "")
+        """Make a partition visible whose shards the workers of a stage have written."""
+        made = self.cluster.made.get(stage, "")
         return self.manifests.publish(where, settings, receipts, made=made)
 
     def write(

@@ -23,15 +23,15 @@ class Here:
         del device
         return {"CPU": 1.0}
 
-    def describe_tasks(self, units: int, device: str) -> str:
-        """Say where units run."""
+    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
+        """Return that one unit runs at once, and say where."""
         del units, device
-        return "this process"
+        return 1, "this process"
 
-    def describe_actors(self, pool: Pool) -> str:
-        """Say what holds the model."""
+    def describe_actors(self, pool: Pool) -> tuple[int, str]:
+        """Return that there is one worker, and say what holds the model."""
         del pool
-        return "this process"
+        return 1, "this process"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, in order."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModel
 
 from jobs.cluster.cluster import Cluster
@@ -256,6 +257,25 @@ def test_shards_without_a_manifest_are_no_conflict(
     with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
         prepare._is_complete(run, target)
     assert not prepare._is_complete(run, target, overwrite=True)
+
+
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
+    tmp_path: Path, checkpoint: Path, fresh_cli: Cli, engine: str
+) -> None:
+    config = write_config(tmp_path, checkpoint)
+    values = yaml.safe_load(config.read_text())
+    lines = (tmp_path / "texts.jsonl").read_text().splitlines(keepends=True)
+    for number in range(8):
+        (tmp_path / f"part-{number}.jsonl").write_text("".join(lines))
+    (tmp_path / "part-0.jsonl").write_text('{"text": "a text without a topic"}\n')
+    values["datasets"][0]["source"]["files"] = str(tmp_path / "part-*.jsonl")
+    config.write_text(yaml.safe_dump(values))
+    output = ("--output", str(tmp_path / "out"), "--engine", engine)
+    refused = fresh_cli("run", str(config), *output, expect=2)
+    assert refused.stderr.startswith("layerrank: dataset topics: ")
+    assert "part-0.jsonl has no column" in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_plan_that_can_never_be_scheduled_is_refused(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,8 +26,10 @@ from jobs.plan.plan import PairPlan, look, plan
 from jobs.plan.sizes import OF_SUBJECT, TABLES
 from jobs.plan.weight import scratch
 from jobs.prepare import files
+from jobs.prepare.stage import most_tokens
+from jobs.run import TABLES as WRITTEN
 from storage import schema
-from storage.manifest import digest_of, publish
+from storage.manifest import Manifests, digest_of, publish
 from storage.partition import KEYS, Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -188,6 +191,28 @@ def test_what_is_prepared_is_counted() -> None:
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
 
+def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits() -> None:
+    """Rows x passes x tokens: of a clean pass, of views of a sample, and of conditions."""
+    root = Root(str(Path("out").resolve()))
+
+    def most(**changes: Any) -> float | None:  # noqa: ANN401
+        return most_tokens(configs.load(write_run(**changes)), Manifests(root), 1)
+
+    limited = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
+    assert most(datasets=[limited]) == (100 + 2 * 30) * 10
+    unlimited = {key: value for key, value in limited.items() if key != "limit"}
+    assert most(datasets=[unlimited]) is None
+    more = {"conditions": {"random": [0, 0.5]}, "measure": {"token_metrics": "fused"}}
+    assert most(datasets=[limited], **more) == (2 * 100 + 2 * 30) * 10
+    lines = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    assert most(datasets=[lines]) == pytest.approx((40 + 2 * 30) * 10, rel=0.02)
+    pq.write_table(pa.table({"text": ["a"] * 50}), "rows.parquet")
+    footer = {"name": "data", "source": {"files": "rows.parquet"}}
+    assert most(datasets=[footer]) == (50 + 2 * 30) * 10
+    config = configs.load(write_run(datasets=[footer]))
+    assert most_tokens(config, Manifests(root), 3) == 3 * (50 + 2 * 30) * 10
+
+
 def write_rows(path: str, texts: list[str]) -> dict[str, Any]:
     Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return {"name": "data", "source": {"files": path}, "min_chars": 2}
@@ -251,7 +276,7 @@ def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
 
 def test_every_table_is_weighed() -> None:
     """Those of a dataset alone by the sample of its texts, the others by a formula."""
-    assert {*TABLES, *OF_SUBJECT, "prompts", "tasks"} == set(KEYS)
+    assert {*TABLES, *OF_SUBJECT, "prompts", "tasks"} == set(KEYS) == set(WRITTEN)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from jobs.config.blocks import ConfigError
 from operators.model.subject import ModelUnavailableError
 from tests.conftest import PROJECT
 from tests.here import Here
+from tests.installed import users_folder
 from tests.workers import (
     Counting,
     die,
@@ -275,10 +277,38 @@ def test_a_plan_that_is_abandoned_leaves_the_pool_to_the_next(processes: Process
     assert len(list(processes.each(UNITS, square, cpus=1, gpus=0))) == len(UNITS)
 
 
-def test_workers_import_the_packages_of_their_driver(tmp_path: Path) -> None:
-    """Also where another copy of them is installed, as beside a second checkout."""
+def test_an_error_of_the_stage_ends_its_plan_with_the_run() -> None:
+    """Whoever catches the error holds what the stage had open; the run has ended it by then."""
+    opened: list[Iterator[Any]] = []
+
+    def stage() -> None:
+        with Cluster(Processes()) as cluster:
+            opened.append(cluster.each("prepare", UNITS, square))
+            raise ConfigError(f"no such column in {next(opened[0])}")
+
+    with pytest.raises(ConfigError, match="no such column"):
+        stage()
+    assert next(opened[0], None) is None
+
+
+def test_nothing_is_left_of_a_pool() -> None:
+    processes = Processes()
+    with Cluster(processes) as cluster:
+        rows = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3)
+        assert len(list(rows)) == 3
+        folder = Path(processes._folder)
+        assert [each.name for each in folder.iterdir()] == ["printed"]
+    assert not folder.exists()
+
+
+def test_workers_import_the_packages_of_their_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another copy is installed, and where the user has modules of the same names."""
     for package in ("jobs", "operators", "storage"):
         shutil.copytree(PROJECT / package, tmp_path / package)
+    users = users_folder(tmp_path / "users")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(users)]))
     code = (
         "from jobs.cluster.on_processes import Processes\n"
         "where = \"__import__('jobs.words', fromlist=['words']).__file__\"\n"
@@ -294,21 +324,23 @@ def test_processes_end_with_a_driver_that_is_killed() -> None:
     code = (
         "from jobs.cluster.on_processes import Processes\n"
         "from tests.workers import linger\n"
-        "for pid in Processes().each([0, 1, 2], linger, "
-        "cpus=1, gpus=0):\n"
-        "    print(pid, flush=True)\n"
+        "pool = Processes()\n"
+        "for pid in pool.each([0, 1, 2], linger, cpus=1, gpus=0):\n"
+        "    print(pid, pool._folder, flush=True)\n"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     )
     assert driver.stdout is not None
-    pid = int(driver.stdout.readline())
+    pid, folder = driver.stdout.readline().split()
+    assert Path(folder).exists()
     driver.kill()
     driver.wait()
+    left = [Path(f"/proc/{pid}"), Path(folder)]
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while any(each.exists() for each in left) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    assert not [each for each in left if each.exists()]
     driver.stdout.close()
 
 

@@ -8,7 +8,7 @@ of them, or methods of dataclasses. How they travel is the business of the side 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -35,11 +35,11 @@ class Side(Protocol):
     def resources(self, device: Device) -> dict[str, float]:
         """Return the CPUs and GPUs, as Ray names them."""
 
-    def describe_tasks(self, units: int, device: str) -> str:
-        """Say where units run."""
+    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
+        """Return how many units run at once, at most, and say where."""
 
-    def describe_actors(self, pool: Pool) -> str:
-        """Say what holds the model, and what feeds it."""
+    def describe_actors(self, pool: Pool) -> tuple[int, str]:
+        """Return how many workers hold the model, and say what they are and what feeds them."""
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit."""
@@ -66,6 +66,8 @@ class Cluster:
     side: Side
     say: Callable[[str], None] = lambda _line: None
     made: dict[str, str] = field(default_factory=dict)
+    _widest: dict[str, int] = field(default_factory=dict)
+    _open: Iterator[Any] | None = None  # the results of the plan that was begun last
 
     def __enter__(self) -> Cluster:
         return self
@@ -76,7 +78,18 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.abandon()
         self.side.close()
+
+    def abandon(self) -> None:
+        """End the plan that was begun last, if an error left it before its end."""
+        if isinstance(self._open, Generator):
+            self._open.close()
+
+    def forget(self) -> None:
+        """Begin anew to say what runs each stage, as another checkpoint goes through them."""
+        self.made.clear()
+        self._widest.clear()
 
     def pool(
         self, device: Device, units: int, *, workers: int | None = None, threads: int | None = None
@@ -110,15 +123,17 @@ class Cluster:
         """Yield `work(unit)` of every unit as they finish, in any order."""
         if not units:
             return iter(())
-        self._tell(stage, self.side.describe_tasks(len(units), device))
-        return self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
+        self._tell(stage, *self.side.describe_tasks(len(units), device))
+        self._open = self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
+        return self._open
 
     def actors(
         self, stage: str, units: Sequence[Any], make: Make, pool: Pool, *, feed: Feed
     ) -> Iterator[Any]:
         """Yield `worker(feed(unit))` of every unit; `make` builds a worker once in each process."""
-        self._tell(stage, self.side.describe_actors(pool))
-        return self.side.actors(units, make, feed, pool)
+        self._tell(stage, *self.side.describe_actors(pool))
+        self._open = self.side.actors(units, make, feed, pool)
+        return self._open
 
     def shuffle(
         self,
@@ -134,11 +149,14 @@ class Cluster:
 
         `split(unit)` yields tables; their rows meet in no order that means anything.
         """
-        self._tell(stage, self.side.describe_tasks(len(units), "cpu"))
-        return self.side.shuffle(units, split, write, key=key, groups=groups)
+        self._tell(stage, *self.side.describe_tasks(groups, "cpu"))
+        self._open = self.side.shuffle(units, split, write, key=key, groups=groups)
+        return self._open
 
-    def _tell(self, stage: str, how: str) -> None:
-        if stage not in self.made:
+    def _tell(self, stage: str, width: int, how: str) -> None:
+        """Say what runs a stage, and again if a later plan of it is wider."""
+        if width > self._widest.get(stage, 0):
+            self._widest[stage] = width
             self.made[stage] = f"{how} (engine {self.side.name})"
             self.say(f"  {stage}: {how}")
 
@@ -168,7 +186,7 @@ def choose(
     if count is None:
         return "ray", "how much there is to read is not known beforehand"
     small = count <= SMALL_TOKENS
-    bound = f"{count / 1e6:,.1f} of {SMALL_TOKENS / 1e6:,.0f} million tokens"
+    bound = f"{count:,.0f} tokens of the {SMALL_TOKENS:,} that are small"
     return ("process" if small else "ray"), f"no cluster, no GPU, at most {bound}" if small else (
         f"up to {bound}, which is not small"
     )

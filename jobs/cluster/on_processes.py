@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
@@ -33,12 +35,13 @@ import pyarrow.compute as pc
 from joblib import cpu_count
 
 from jobs.cluster.errors import InWorkerError, WorkerDiedError
-from jobs.cluster.pool import Feed, Make, Pool, Split, Work, Write
+from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, Work, Write
 from jobs.config.settings import Device
 
-_ATTEMPTS = 3  # of a unit whose worker died, as often as Ray tries a task
+_ATTEMPTS = 3  # of a unit whose worker died
 _HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives a task of one CPU
+_PRINTED = "printed"  # the file in which what the workers print ends
 _SHOWN_BYTES = 2000  # of what a worker printed before it died
 
 
@@ -55,7 +58,8 @@ class Processes:
         self._workers: list[_Worker] = []
         self._plans = itertools.count(1)
         self._is_verbose = verbose
-        self._printed = ""  # the file in which what the workers print ends, once there are some
+        self._folder = ""  # of temporary files, once there are workers; goes with the driver
+        self._shuffles = itertools.count(1)
         self._is_busy = False
 
     def resources(self, device: Device) -> dict[str, float]:
@@ -63,16 +67,16 @@ class Processes:
         del device
         return {"CPU": float(self._size)}
 
-    def describe_tasks(self, units: int, device: str) -> str:
-        """Say where units run."""
+    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
+        """Return how many units run at once, and say where."""
         del device
         count = min(units, self._size)
-        return f"{count} process{'' if count == 1 else 'es'} of this machine"
+        return count, f"{count} process{'' if count == 1 else 'es'} of this machine"
 
-    def describe_actors(self, pool: Pool) -> str:
-        """Say what holds the model."""
+    def describe_actors(self, pool: Pool) -> tuple[int, str]:
+        """Return how many processes hold the model, and say that they read for themselves."""
         count = min(pool.size, self._size)
-        return f"{count} process{'' if count == 1 else 'es'} on CPU, each reads for itself"
+        return count, f"{count} process{'' if count == 1 else 'es'} on CPU, each reads for itself"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish."""
@@ -81,7 +85,7 @@ class Processes:
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
         """Yield the result of every unit from workers that `make` builds once in each process."""
-        return self._run(units, partial(_fed, make, feed), pool.size)
+        return self._run(units, partial(_fed, make, feed), min(pool.size, self._size))
 
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
@@ -90,23 +94,26 @@ class Processes:
 
         The rows of a bucket of keys meet in files of a temporary folder, and never in the driver.
         """
-        with tempfile.TemporaryDirectory(prefix="layerrank-shuffle-") as folder:
-            buckets = _Buckets(folder, key, groups)
-            spread = partial(_spread, buckets, split)
-            for _ in self.each([*enumerate(units)], spread, cpus=1, gpus=0):
+        folder = Path(self._temporary()) / f"shuffle-{next(self._shuffles)}"
+        folder.mkdir()
+        buckets = _Buckets(str(folder), key, min(groups, MOST_BUCKETS))
+        try:
+            spread, gather = partial(_spread, buckets, split), partial(_gather, buckets, write)
+            for _ in self._run([*enumerate(units)], partial(_same, spread), self._size):
                 pass
-            found = self.each([*range(groups)], partial(_gather, buckets, write), cpus=1, gpus=0)
-            for results in found:
+            for results in self._run([*range(buckets.count)], partial(_same, gather), self._size):
                 yield from results
+        finally:
+            shutil.rmtree(folder)
 
     def close(self) -> None:
         """End every process."""
         for worker in self._workers:
             worker.end()
         self._workers.clear()
-        if self._printed:
-            Path(self._printed).unlink()
-            self._printed = ""
+        if self._folder:
+            shutil.rmtree(self._folder)
+            self._folder = ""
 
     def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
@@ -144,29 +151,34 @@ class Processes:
         """Return workers without a unit, started if fewer than `at_once` are there."""
         if len(self._workers) < at_once:
             _start_server()
-            if not (self._printed or self._is_verbose):
-                descriptor, self._printed = tempfile.mkstemp(prefix="layerrank-")
-                os.close(descriptor)
         while len(self._workers) < at_once:
-            self._workers.append(_Worker(self._context, self._printed))
+            worker = _Worker(self._context, self._temporary(), is_verbose=self._is_verbose)
+            self._workers.append(worker)
         return [worker for worker in self._workers[:at_once] if worker not in busy]
 
     def _drop(self, worker: _Worker) -> str:
         """End a worker, and return the end of what the workers printed."""
         worker.end()
         self._workers.remove(worker)
-        if not self._printed:
+        if self._is_verbose:
             return ""
-        return Path(self._printed).read_bytes()[-_SHOWN_BYTES:].decode(errors="replace")
+        return (Path(self._folder) / _PRINTED).read_bytes()[-_SHOWN_BYTES:].decode(errors="replace")
+
+    def _temporary(self) -> str:
+        """Return the folder of temporary files, made if it is not there."""
+        if not self._folder:
+            self._folder = tempfile.mkdtemp(prefix="layerrank-")
+            (Path(self._folder) / _PRINTED).touch()
+        return self._folder
 
 
 class _Worker:
     """One process of the pool, as the driver sees it."""
 
-    def __init__(self, context: ForkServerContext, printed: str) -> None:
+    def __init__(self, context: ForkServerContext, folder: str, *, is_verbose: bool) -> None:
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, dict(os.environ), printed), daemon=True
+            target=_serve, args=(theirs, dict(os.environ), folder, is_verbose), daemon=True
         )
         with _as_children_start():
             self._process.start()
@@ -194,6 +206,7 @@ class _Worker:
 
     def end(self) -> None:
         """End the process at once."""
+        self._process.join(0)  # one that has ended is not killed by its number
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -213,10 +226,14 @@ def _start_server() -> None:
     own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
+    resource_tracker.ensure_running()  # which lets Ctrl-C through again when it has started
+    # Ctrl-C is the driver's alone, also while the server imports.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _as_children_start():
             ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -237,19 +254,21 @@ def _as_children_start() -> Iterator[None]:
         sys.path[:] = path
 
 
-def _serve(connection: Connection, environment: dict[str, str], printed: str) -> None:
+def _serve(
+    connection: Connection, environment: dict[str, str], folder: str, is_verbose: bool
+) -> None:
     """Work on units until the driver closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which ends this process
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
     os.environ.update({**environment, **_ONE_THREAD})
-    if printed:
-        _redirect(printed)
+    if not is_verbose:
+        _redirect(f"{folder}/{_PRINTED}")
     work: Work | None = None
     while True:
         try:
             message = connection.recv_bytes()
         except (EOFError, OSError):
-            return
+            break
         try:
             plan, unit = pickle.loads(message)
             if plan is not None:
@@ -261,6 +280,7 @@ def _serve(connection: Connection, environment: dict[str, str], printed: str) ->
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = _as_answer(error)
         connection.send_bytes(answer)
+    _clean_up(folder)
 
 
 def _one_thread() -> None:
@@ -270,11 +290,17 @@ def _one_thread() -> None:
         torch.set_num_threads(1)
 
 
-def _end_with_driver() -> None:
+def _end_with_driver(folder: str) -> None:
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
+    _clean_up(folder)
     os._exit(1)
+
+
+def _clean_up(folder: str) -> None:
+    """Remove the temporary files of a driver that ended without doing so."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _redirect(printed: str) -> None:

@@ -26,6 +26,7 @@ from ray.job_config import JobConfig
 
 import jobs
 from jobs.cluster.pool import (
+    MOST_BUCKETS,
     TASK_CPUS,
     CannotScheduleError,
     Feed,
@@ -43,7 +44,6 @@ _POLL_SECONDS = 5.0
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
 _CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
-_MOST_PARTITIONS = 64  # of a shuffle
 
 
 @dataclass
@@ -67,13 +67,13 @@ class RayCluster:
         self._start()
         return self._await(device)
 
-    def describe_tasks(self, units: int, device: str) -> str:
-        """Say where units run."""
-        return f"{units} task{'' if units == 1 else 's'} on {_shown(device)}"
+    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
+        """Return how many units run at once, at most, and say where."""
+        return units, f"{units} task{'' if units == 1 else 's'} on {_shown(device)}"
 
-    def describe_actors(self, pool: Pool) -> str:
-        """Say what holds the model, and what feeds it."""
-        return (
+    def describe_actors(self, pool: Pool) -> tuple[int, str]:
+        """Return how many actors hold the model, and say what feeds them."""
+        return pool.size, (
             f"{pool.size} actor{'' if pool.size == 1 else 's'} on {_shown(pool.device)}, fed by "
             f"{pool.readers} reader{'' if pool.readers == 1 else 's'}"
         )
@@ -124,7 +124,7 @@ class RayCluster:
         plan = (
             _from_units(units)
             .map_batches(_Task(split).tables, batch_size=1, batch_format="pyarrow", num_cpus=1)
-            .groupby(key, num_partitions=min(groups, _MOST_PARTITIONS))
+            .groupby(key, num_partitions=min(groups, MOST_BUCKETS))
             .map_groups(_Group(write).run, batch_format="pyarrow", num_cpus=1)
         )
         return _results(plan)

@@ -19,6 +19,7 @@ Feed = Callable[[Any], Any]  # unit -> what the worker gets
 Split = Callable[[Any], Iterator[pa.Table]]  # unit -> rows
 Write = Callable[[pa.Table], Any]  # the rows of a key -> result
 
+MOST_BUCKETS = 64  # of a shuffle: keys beyond that share one
 _ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
 TASK_CPUS = 0.25  # of a task that runs beside model actors
 

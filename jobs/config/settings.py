@@ -238,7 +238,7 @@ class ClusterConfig(Block):
 class NightlyConfig(Block):
     """Rules that compare a new checkpoint with the one before it; null switches one off.
 
-    `operators/regression.py` says what exactly each rule compares.
+    `operators/analysis/regression.py` says what exactly each rule compares.
     """
 
     score_drop: Annotated[float, Field(ge=0, lt=1)] | None = Field(

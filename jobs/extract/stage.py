@@ -100,4 +100,4 @@ def _publish(run: Run, target: Target, done: Done) -> None:
             f"{target.partition}: {len(absent)} shards are missing, first {absent[0]}"
         )
     receipts_in_order = [receipts[name] for name in target.expected]
-    run.publish(target.partition, target.settings, receipts_in_order)
+    run.publish(target.partition, target.settings, receipts_in_order, "extract")

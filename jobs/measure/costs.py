@@ -55,7 +55,7 @@ def _measured(run: Run, subject: Subject) -> list[dict[str, Any]]:
     pool = run.cluster.pool(config.device, 1, threads=config.threads)
     work = partial(_costs, run.config.storage, pool.device, pool.threads)
     rows: list[dict[str, Any]]
-    (rows,) = run.cluster.each("costs", [subject], work, device=pool.device, cpus=pool.num_cpus)
+    (rows,) = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
     return rows
 
 

@@ -75,7 +75,7 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
         for receipt in run.cluster.each("measure", units, work, device=device):
             done[receipt.name] = receipt
             progress.add(1)
-    return run.publish(where, settings, done.values())
+    return run.publish(where, settings, done.values(), "measure")
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def prompt_traits(
     units = [(name, shares[name]) for name in absent]
     for receipt in run.cluster.each("measure", units, task):
         done[receipt.name] = receipt
-    return run.publish(where, settings, [done[name] for name in shares])
+    return run.publish(where, settings, [done[name] for name in shares], "measure")
 
 
 @dataclass(frozen=True)

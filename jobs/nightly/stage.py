@@ -50,6 +50,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
     """
     night = Night()
     with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
+        run.seen.manifests.clear()  # another night may have ended before this one had the lock
         found = resolve(run.config, keep_gone=True)
         new = without_ranking(run, found)
         say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
@@ -58,6 +59,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
             prepare(run)
         for number, subject in enumerate(new, 1):
             say(f"{number}/{len(new)} {subject}")
+            run.cluster.forget()
             try:
                 history = _evaluate(replace(run, chosen=(subject,)), history, lock, night)
             except (LeaseLostError, ConfigError):  # of the whole night
@@ -65,6 +67,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
             except Exception as error:  # noqa: BLE001  (of one checkpoint: the others go on)
                 if verbose:
                     traceback.print_exception(error)
+                run.cluster.abandon()
                 night.failed[subject] = explain(error)[0]
                 say(f"  failed, and tried again the next time: {night.failed[subject]}")
         lock.check()

@@ -264,7 +264,7 @@ def _publish(
         assert len(receipts) == shards, f"{name}: {len(receipts)} of {shards} shards were written"
     # The prompts last: whoever finds them finds the tasks too.
     for name in sorted(found, key=lambda name: name == PROMPT):
-        run.publish(wanted[name].partition, wanted[name].settings, found[name])
+        run.publish(wanted[name].partition, wanted[name].settings, found[name], "prepare")
 
 
 def _write_shards(

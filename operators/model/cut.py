@@ -110,8 +110,8 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
 
     `AutoModel.from_pretrained(folder)` gives the states of every token, in right-padded batches
     with an attention mask, and `SentenceTransformer(folder)` the pooled vectors, those of
-    `operators.encode.encode`. Safetensors, no code. What was written is loaded and run once, so a
-    model that transformers cannot express as a shorter one is refused: CutError, or the
+    `operators.model.encode.encode`. Safetensors, no code. What was written is loaded and run once,
+    so a model that transformers cannot express as a shorter one is refused: CutError, or the
     ModelUnavailableError of `LayerModel.final_norm`.
     """
     point.check(model.layers)
