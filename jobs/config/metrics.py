@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,3 +86,11 @@ def parameters(config: RunConfig) -> Parameters:
         permutations=measure.permutations,
         seed=config.seed,
     )
+
+
+def shown_vectors(
+    measured: Iterable[tuple[str, str]], ranked: tuple[str, str]
+) -> tuple[str, str] | None:
+    """Return the norm and pooling that stand for a metric: the ranked ones, else the first."""
+    known = sorted(set(measured))
+    return ranked if ranked in known else next(iter(known), None)

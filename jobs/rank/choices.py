@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.config.metrics import parameters
+from jobs.config.metrics import parameters, shown_vectors
 from jobs.config.run import RunConfig
 from jobs.run import Run, named_partition
 from operators.analysis.correlates import Association, correlations
@@ -103,10 +103,13 @@ def correlation_rows(config: RunConfig, metrics: Metrics, evidence: Evidence) ->
 def _main_values(config: RunConfig, metric: str, rows: Sequence[Row]) -> ByLayer:
     main = main_variant(metric, parameters(config))
     same = [row for row in rows if (row["metric"], row["variant"]) == (metric, main)]
-    kinds = sorted({(row["norm"], row["pooling"]) for row in same})
-    wanted = (config.rank.norm, config.rank.pooling)
-    kind = wanted if wanted in kinds else next(iter(kinds), wanted)
-    return {row["layer"]: row["value"] for row in same if (row["norm"], row["pooling"]) == kind}
+    measured = [(row["norm"], row["pooling"]) for row in same]
+    shown = shown_vectors(measured, (config.rank.norm, config.rank.pooling))
+    return {
+        row["layer"]: row["value"]
+        for row, vectors in zip(same, measured, strict=True)
+        if vectors == shown
+    }
 
 
 def _at(values: ByLayer, layers: Sequence[int]) -> Array:

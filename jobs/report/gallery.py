@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from jobs import words
+from jobs.config.metrics import shown_vectors
 from jobs.report import wording
 from jobs.report.charts import (
     ACCENT,
@@ -74,11 +75,12 @@ def drawn(subject: SubjectFinding, dataset: str) -> list[Series]:
     for series in subject.metrics:
         if series.dataset == dataset and series.main:
             together.setdefault(series.metric, []).append(series)
-    ranked = (subject.norm, subject.pooling)
-    return [
-        next((each for each in same if (each.norm, each.pooling) == ranked), same[0])
-        for same in together.values()
-    ]
+    found = []
+    for same in together.values():
+        measured = [(each.norm, each.pooling) for each in same]
+        shown = shown_vectors(measured, (subject.norm, subject.pooling))
+        found.append(next(each for each in same if (each.norm, each.pooling) == shown))
+    return found
 
 
 def without_first(subject: SubjectFinding, series: Series) -> Series | None:

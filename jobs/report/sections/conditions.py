@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import parameters
+from jobs.config.metrics import parameters, shown_vectors
 from jobs.report.charts import (
     ACCENT,
     BAND,
@@ -65,7 +65,8 @@ def _family(
     for metric in of_metrics(run.config.measure.metrics):
         variant = standing_for(metric, run)
         wanted = [[row for row in rows if _is(row, metric, variant)] for rows in levels]
-        vectors = _chosen(run, [row for rows in wanted for row in rows])
+        measured = ((row["norm"], row["pooling"]) for rows in wanted for row in rows)
+        vectors = shown_vectors(measured, (run.config.rank.norm, run.config.rank.pooling))
         if vectors is None:
             continue
         at = [_by_layer(rows, vectors) for rows in wanted]
@@ -96,13 +97,6 @@ def standing_for(metric: str, run: Run) -> str:
 
 def _is(row: _Row, metric: str, variant: str) -> bool:
     return (row["metric"], row["variant"]) == (metric, variant)
-
-
-def _chosen(run: Run, rows: Sequence[_Row]) -> _Vectors | None:
-    """Return the vectors that are shown: the ranked ones where the metric was measured on them."""
-    measured = sorted({(row["norm"], row["pooling"]) for row in rows})
-    ranked = (run.config.rank.norm, run.config.rank.pooling)
-    return ranked if ranked in measured else next(iter(measured), None)
 
 
 def _by_layer(rows: Sequence[_Row], vectors: _Vectors) -> dict[int, _Row]:
