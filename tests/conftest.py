@@ -15,8 +15,9 @@ import hypothesis
 import pytest
 import yaml
 
-from tests.living import Living, Told
-from tests.tiny import save_tiny
+from tests.support.living import Living, Told
+from tests.support.places import PROJECT
+from tests.support.tiny import save_tiny
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("layerrank", deadline=None)
@@ -29,7 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-PROJECT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 480
 TOPICS = {
     "sea": ["wave", "tide", "harbour", "sail", "salt", "gull"],

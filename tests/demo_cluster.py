@@ -15,9 +15,9 @@ from pathlib import Path
 from storage.manifest import require
 from storage.partition import KEYS, partitions
 from storage.root import Root
-from tests.local_cluster import local_cluster
+from tests.support.local_cluster import local_cluster
+from tests.support.places import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 DEMO, SUBMITTED = PROJECT / "layerrank-demo", PROJECT / "layerrank-demo-cluster"
 _MEASURED = ("layer_costs",)  # latencies, which no two runs share
 

@@ -12,7 +12,7 @@ import yaml
 
 from jobs import cli
 from jobs.config.run import RunConfig, parse
-from tests.conftest import PROJECT
+from tests.support.places import PROJECT
 
 DEPLOY = PROJECT / "deploy"
 KUBERNETES = "1.37"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from tests.support.places import PROJECT
+
 PACKAGES = ("jobs", "operators", "storage")
 STAGES = ("prepare", "extract", "measure", "probe")
 ABOVE = ("rank", "report", "nightly", "plan", "cli")  # what reads or calls the stages

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from operators.benchmark.encoder import LookupEncoder, model_meta
 from operators.benchmark.tasks import mteb_library
-from tests.shared_data import MAX_TOKENS, SUBJECT
-from tests.shared_mteb import BY_FILE
+from tests.support.shared_data import MAX_TOKENS, SUBJECT
+from tests.support.shared_mteb import BY_FILE
 
 BATCH = 32
 

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tests.shared_data import LAYERS, SCORES, TASKS, run_config
+from tests.support.shared_data import LAYERS, SCORES, TASKS, run_config
 
 if TYPE_CHECKING:
     from jobs.run import Run
@@ -113,10 +113,10 @@ def _files(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from tests.shared_mteb import BY_FILE
+    from tests.support.shared_mteb import BY_FILE
 
     file_of = {BY_FILE[name].metadata.name: name for name in options.datasets}
-    source = {"mteb": [*file_of], "modules": ["tests.shared_mteb"]}
+    source = {"mteb": [*file_of], "modules": ["tests.support.shared_mteb"]}
     config = run_config([{"name": "mteb", "source": source}])
     seconds, rows = _stages(_run(config, folder / "names"))
     return seconds, _means((file_of[row["task"]], row["layer"], row["value"]) for row in rows)

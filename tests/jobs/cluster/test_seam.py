@@ -1,0 +1,367 @@
+"""The seam between the stages and what runs them: what reaches Ray, and the pool of processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pytest
+import ray.data
+
+from jobs.cluster import cluster as seam
+from jobs.cluster import on_ray
+from jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
+from jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
+from jobs.cluster.on_processes import Processes
+from jobs.cluster.on_ray import RayCluster
+from jobs.cluster.pool import TASK_CPUS, Pool
+from jobs.config.blocks import ConfigError
+from operators.model.subject import ModelUnavailableError
+from tests.support.here import Here
+from tests.support.installed import users_folder
+from tests.support.places import PROJECT
+from tests.support.workers import (
+    Counting,
+    die,
+    die_once,
+    doubled,
+    joined,
+    refuse,
+    refuse_oddly,
+    split,
+    square,
+)
+
+UNITS = list(range(7))
+
+
+# the engine of a run
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(seam, "_has_gpu", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "engine"),
+    [(0.0, "process"), (SMALL_TOKENS, "process"), (SMALL_TOKENS + 1.0, "ray"), (None, "ray")],
+)
+def test_what_is_small_runs_in_processes(tokens: float | None, engine: str) -> None:
+    assert choose(None, "auto", lambda: tokens)[0] == engine
+
+
+def test_a_cluster_or_a_gpu_is_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose("auto", "auto", lambda: 1)[0] == "ray"
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+        assert choose(None, "auto", lambda: 1)[0] == "ray"
+    with monkeypatch.context() as patch:
+        patch.setattr(seam, "_has_gpu", lambda: True)
+        assert choose(None, "auto", lambda: 1)[0] == "ray"
+    assert choose(None, "auto", lambda: 1)[0] == "process"
+
+
+def test_what_is_asked_for_is_taken_unless_it_contradicts_itself() -> None:
+    assert choose(None, "ray", lambda: 1)[0] == "ray"
+    assert choose(None, "process", lambda: None)[0] == "process"
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379"):
+        choose("10.0.0.1:6379", "process", lambda: 1)
+
+
+# what reaches Ray
+
+
+class Recorder:
+    """Stands in for a Dataset: what was asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def map_batches(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
+        self.asked.append(("map_batches", {"work": work, **options}))
+        return self
+
+    def groupby(self, key: str, **options: Any) -> Self:  # noqa: ANN401
+        self.asked.append(("groupby", {"key": key, **options}))
+        return self
+
+    def map_groups(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
+        self.asked.append(("map_groups", {"work": work, **options}))
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        return iter(())
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    found = Recorder()
+    monkeypatch.setattr(on_ray, "_from_units", lambda _: found)
+    return found
+
+
+def on_a_cluster(address: str | None = None) -> RayCluster:
+    return RayCluster(address, 0, False, lambda _: None, _started=True)
+
+
+def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (name, {key: value for key, value in options.items() if key != "work"})
+        for name, options in recorder.asked
+    ]
+
+
+ONE = {"batch_size": 1, "batch_format": "pyarrow"}
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 0.0), ("cuda", 1.0)])
+def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -> None:  # noqa: ANN401
+    cluster = Cluster(on_a_cluster())
+    assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
+    assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
+    work = recorder.asked[0][1]["work"]
+    (result,) = on_ray._results(Rows(work(on_ray._packed(5, "unit"))))  # type: ignore[arg-type]
+    assert result == 25
+
+
+class Rows:
+    """A Dataset of one table."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def iter_rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table.to_pylist()
+        return rows
+
+
+@pytest.mark.parametrize(("gpus", "inside"), [(0.0, 2), (1.0, 4)])
+def test_actors_are_a_pool_that_readers_feed(recorder: Recorder, gpus: float, inside: int) -> None:
+    pool = Pool(2, 5, 0.75, gpus, 1)
+    cluster = Cluster(on_a_cluster())
+    make = partial(Counting, 1)
+    assert list(cluster.actors("extract", UNITS, make, pool, feed=doubled)) == []
+    reading, encoding = asked(recorder)
+    readers = reading[1].pop("compute")
+    assert isinstance(readers, ray.data.TaskPoolStrategy)
+    assert readers.size == pool.readers
+    assert reading == ("map_batches", {**ONE, "num_cpus": TASK_CPUS})
+    actors = encoding[1].pop("compute")
+    assert isinstance(actors, ray.data.ActorPoolStrategy)
+    assert (actors.min_size, actors.max_size) == (2, 5)
+    assert actors.max_tasks_in_flight_per_actor == inside
+    expected = {"num_cpus": 0.75, "num_gpus": gpus, "fn_constructor_args": (make,)}
+    assert encoding == ("map_batches", {**ONE, **expected})
+
+
+def test_a_shuffle_groups_by_its_key(recorder: Recorder) -> None:
+    cluster = Cluster(on_a_cluster())
+    found = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=500)
+    assert list(found) == []
+    assert asked(recorder) == [
+        ("map_batches", {**ONE, "num_cpus": 1}),
+        ("groupby", {"key": "shard", "num_partitions": 64}),
+        ("map_groups", {"batch_format": "pyarrow", "num_cpus": 1}),
+    ]
+
+
+def test_only_somebody_elses_cluster_may_grow() -> None:
+    assert not RayCluster(None, 0, False, print).may_grow
+    assert RayCluster("auto", 0, False, print).may_grow
+
+
+# processes
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    found = Processes()
+    found._size = 2
+    yield found
+    found.close()
+
+
+def test_every_unit_has_its_result(processes: Processes) -> None:
+    found = list(processes.each(UNITS, square, cpus=1, gpus=0))
+    assert sorted(found) == [unit * unit for unit in UNITS]
+
+
+def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
+    processes: Processes,
+) -> None:
+    pool = Pool(2, 2, 0.75, 0, 1)
+    for add in (1, 100):
+        make = partial(Counting, add)
+        found = list(processes.actors(UNITS, make, doubled, pool))
+        assert sorted(value for value, _, _ in found) == [2 * unit + add for unit in UNITS]
+        of_process = {process: [] for _, process, _ in found}  # type: ignore[var-annotated]
+        for _, process, had in found:
+            of_process[process].append(had)
+        assert 1 <= len(of_process) <= 2
+        for counts in of_process.values():
+            assert counts == list(range(1, len(counts) + 1))
+
+
+def test_processes_live_through_plans(processes: Processes) -> None:
+    pids = {worker._process.pid for worker in processes._workers}
+    list(processes.each(UNITS, square, cpus=1, gpus=0))
+    assert pids == {worker._process.pid for worker in processes._workers}
+
+
+@pytest.mark.parametrize("side", [Here(), Processes()])
+def test_rows_meet_by_their_key(side: Side) -> None:
+    with Cluster(side) as cluster:
+        found = dict(cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3))
+    expected: dict[int, list[str]] = {0: [], 1: [], 2: []}
+    for unit in UNITS:
+        expected[unit % 3].append(f"a {unit}")
+        expected[2].append(f"b {unit}")
+        expected[0].append(f"c {unit}")
+    assert found == {shard: sorted(texts) for shard, texts in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("column c is not there"), USAGE),
+        (ModelUnavailableError("no such model"), USAGE),
+        (FileNotFoundError("a shard is gone"), FAILED),
+        (ValueError("layer 3 is odd"), FAILED),
+    ],
+)
+def test_an_error_travels_and_ends_the_plan(
+    processes: Processes, error: Exception, code: int
+) -> None:
+    with pytest.raises(InWorkerError) as caught:
+        list(processes.each(UNITS, partial(refuse, error), cpus=1, gpus=0))
+    message, found = explain(caught.value)
+    assert found == code
+    assert str(error) in message
+    assert "refuse" in caught.value.cause.__notes__[0]  # where in the worker it was raised
+    assert sorted(processes.each(UNITS, square, cpus=1, gpus=0))[-1] == 36
+
+
+def test_an_error_that_cannot_travel_is_told_all_the_same(processes: Processes) -> None:
+    with pytest.raises(InWorkerError, match="Unpicklable: what it says"):
+        list(processes.each(UNITS, refuse_oddly, cpus=1, gpus=0))
+
+
+def test_a_process_that_dies_is_replaced_and_its_unit_tried_again(
+    processes: Processes, tmp_path: Path
+) -> None:
+    assert sorted(processes.each(UNITS, partial(die_once, tmp_path), cpus=1, gpus=0)) == UNITS
+    assert (tmp_path / "died").exists()
+
+
+def test_a_unit_that_kills_every_process_ends_the_run_with_what_was_said_last(
+    processes: Processes,
+) -> None:
+    with pytest.raises(WorkerDiedError, match=r"3 times.*exit code 7.*unit \d is too much"):
+        list(processes.each(UNITS, die, cpus=1, gpus=0))
+
+
+def test_a_plan_that_is_abandoned_leaves_the_pool_to_the_next(processes: Processes) -> None:
+    for _ in processes.each(UNITS, square, cpus=1, gpus=0):
+        break
+    assert len(list(processes.each(UNITS, square, cpus=1, gpus=0))) == len(UNITS)
+
+
+def test_an_error_of_the_stage_ends_its_plan_with_the_run() -> None:
+    """Whoever catches the error holds what the stage had open; the run has ended it by then."""
+    opened: list[Iterator[Any]] = []
+
+    def stage() -> None:
+        with Cluster(Processes()) as cluster:
+            opened.append(cluster.each("prepare", UNITS, square))
+            raise ConfigError(f"no such column in {next(opened[0])}")
+
+    with pytest.raises(ConfigError, match="no such column"):
+        stage()
+    assert next(opened[0], None) is None
+
+
+def test_nothing_is_left_of_a_pool() -> None:
+    processes = Processes()
+    with Cluster(processes) as cluster:
+        rows = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3)
+        assert len(list(rows)) == 3
+        folder = Path(processes._folder)
+        assert [each.name for each in folder.iterdir()] == ["printed"]
+    assert not folder.exists()
+
+
+def test_workers_import_the_packages_of_their_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another copy is installed, and where the user has modules of the same names."""
+    for package in ("jobs", "operators", "storage"):
+        shutil.copytree(PROJECT / package, tmp_path / package)
+    users = users_folder(tmp_path / "users")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(users)]))
+    code = (
+        "from jobs.cluster.on_processes import Processes\n"
+        "where = \"__import__('jobs.words', fromlist=['words']).__file__\"\n"
+        "print(*Processes(['jobs.words']).each([where], eval, cpus=1, gpus=0))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(tmp_path / "jobs" / "words.py")
+
+
+def test_processes_end_with_a_driver_that_is_killed() -> None:
+    code = (
+        "from jobs.cluster.on_processes import Processes\n"
+        "from tests.support.workers import linger\n"
+        "pool = Processes()\n"
+        "for pid in pool.each([0, 1, 2], linger, cpus=1, gpus=0):\n"
+        "    print(pid, pool._folder, flush=True)\n"
+    )
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+    )
+    assert driver.stdout is not None
+    pid, folder = driver.stdout.readline().split()
+    assert Path(folder).exists()
+    driver.kill()
+    driver.wait()
+    left = [Path(f"/proc/{pid}"), Path(folder)]
+    deadline = time.monotonic() + 20
+    while any(each.exists() for each in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [each for each in left if each.exists()]
+    driver.stdout.close()
+
+
+# what is told
+
+
+def test_a_stage_says_once_what_runs_it() -> None:
+    told: list[str] = []
+    cluster = Cluster(on_a_cluster(), told.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_ray, "_from_units", lambda _: Recorder())
+        for _ in range(2):
+            pool = Pool(2, 2, 0.75, 0, 1)
+            cluster.actors("extract", UNITS, partial(Counting, 1), pool, feed=doubled)
+    assert told == ["  extract: 2 actors on CPU, fed by 1 reader"]
+    assert cluster.made == {"extract": "2 actors on CPU, fed by 1 reader (engine ray)"}
+
+
+def test_no_work_starts_nothing() -> None:
+    class Nothing(Here):
+        def each(self, units: Sequence[Any], *_: object, **__: object) -> Iterator[Any]:
+            raise AssertionError(units)
+
+    assert list(Cluster(Nothing()).each("measure", [], square)) == []

@@ -1,0 +1,254 @@
+"""Two kinds of prompts: the stage on a small root of tables made by hand, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from jobs.cluster.cluster import Cluster
+from jobs.cluster.pool import Work
+from jobs.config.run import RunConfig
+from jobs.measure import modes
+from jobs.report.sections.modes import modes_of as collected
+from jobs.run import Run, Seen, modes_partition, partition
+from operators.analysis.modes import UNDEFINED
+from operators.metrics.registry import METRICS
+from operators.prompts.seeding import prompt_id
+from storage import schema
+from storage.manifest import Manifest, SettingsConflictError, digest_of, publish
+from storage.metrics import prompt_metrics_table
+from storage.partition import Partition, shard_name
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+from tests.support.here import Here
+
+SHORT = [f"sea {n}" for n in range(40)]
+LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]
+# Two shards of one dataset and one of another, which has a text of the first again.
+SHARDS = {"a": [[*SHORT[:20], *LONG[:10]], [*SHORT[20:], *LONG[10:20]]], "b": [LONG[19:]]}
+UNIQUE = 80
+
+
+@pytest.fixture
+def run(tmp_path: Path, checkpoint: Path) -> Run:
+    return _run(tmp_path, checkpoint)
+
+
+def _run(folder: Path, checkpoint: Path, **measure: object) -> Run:
+    config = RunConfig.model_validate(
+        {
+            "name": "small",
+            "subjects": [{"model": str(checkpoint), "name": "tiny"}],
+            "datasets": [
+                {"name": name, "source": {"files": "none.jsonl"}, "tasks": []} for name in SHARDS
+            ],
+            "measure": measure,
+        }
+    )
+    return Run(config, Root(str(folder)), Cluster(Backwards()))
+
+
+class Backwards(Here):
+    """Runs units in this process, the last first, and keeps what they were."""
+
+    def __init__(self) -> None:
+        self.units: list[Any] = []
+
+    def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
+        del cpus, gpus
+        for unit in reversed(units):  # results come in any order
+            self.units.append(unit)
+            yield work(unit)
+
+
+def _units(run: Run) -> list[Any]:
+    assert isinstance(run.cluster.side, Backwards)
+    return run.cluster.side.units
+
+
+def _store(run: Run, where: Partition, number: int, groups: list[pa.Table], rows: int) -> Receipt:
+    columns = getattr(schema, where.table.upper())
+    blank = Receipt(shard_name(number), 0, digest_of({}), "", facts={"prompts": rows})
+    return write_shard(run.root, where.shard(blank.name), groups, columns, blank)
+
+
+def _measured(run: Run, *, only: str = "") -> dict[str, Manifest]:
+    """Store the prompts and their metrics; layer 0 has one mode, layer 1 two, layer 2 none."""
+    found = {}
+    for name, config in zip(SHARDS, run.config.datasets, strict=True):
+        prompts = Partition("prompts", (name,))
+        where = partition("prompt_metrics", run.subjects[0], config)
+        stored: tuple[list[Receipt], list[Receipt]] = ([], [])
+        for number, texts in enumerate(SHARDS[name]):
+            ids = np.array([prompt_id(text) for text in texts])
+            table = pa.table([ids, texts, [number] * len(ids)], names=schema.PROMPTS.names)
+            table = table.take(pa.array(np.argsort(ids)))  # not the order of the metrics
+            stored[0].append(_store(run, prompts, number, [table], len(texts)))
+            groups = [_layer(layer, ids, texts, only) for layer in range(3)]
+            stored[1].append(_store(run, where, number, groups, len(texts)))
+        publish(run.root, prompts, {}, stored[0])
+        found[name] = publish(run.root, where, {}, stored[1])
+    return found
+
+
+def _layer(layer: int, ids: npt.NDArray[np.int64], texts: Sequence[str], only: str) -> pa.Table:
+    entropy = {
+        0: np.array([_position(each) for each in texts]),
+        1: np.array([2 + 0.01 * len(each) for each in texts]),
+        2: np.full(len(ids), np.nan),
+    }[layer]
+    lengths = np.array([len(each.split()) for each in texts], dtype=np.int32)
+    values = {
+        ("prompt_entropy", "alpha=1"): entropy,
+        ("prompt_entropy", "alpha=2"): -entropy,
+        ("first_token_share", ""): 1 / lengths,
+    }
+    kept = {key: value for key, value in values.items() if only in key[0]}
+    return prompt_metrics_table(layer, "none", ids, lengths, kept, dict.fromkeys(METRICS, "none"))
+
+
+def _position(text: str) -> float:
+    """Return a value that is spread evenly over all texts."""
+    return 1 + (2 * SHORT.index(text) if text in SHORT else 2 * LONG.index(text) + 1) / UNIQUE
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    return run.rows(modes_partition(run.config, run.subjects[0]))
+
+
+def test_the_stage_finds_what_was_put_in(run: Run) -> None:
+    modes.measure_modes(run, run.subjects[0], _measured(run))
+    even, two, none = _rows(run)
+    assert [even["layer"], two["layer"], none["layer"]] == [0, 1, 2]
+    assert {(row["norm"], row["metric"], row["variant"]) for row in (even, two, none)} == {
+        ("none", "prompt_entropy", "alpha=1")
+    }
+    assert even["n_prompts"] == two["n_prompts"] == UNIQUE  # the text of both datasets once
+    assert even["p_holm"] == 1
+    assert two["p_value"] < 1e-3
+    assert two["p_holm"] == pytest.approx(2 * two["p_value"])  # two layers were tested
+    lengths = [len(text) for text in SHORT + LONG]
+    assert max(map(len, SHORT)) < (two["split"] - 2) / 0.01 < min(map(len, LONG))
+    assert two["share_high"] == 0.5
+    assert (two["peaks"], none["peaks"]) == (2, 0)
+    assert two["mode_low"] < two["split"] < two["mode_high"]
+    assert sum(two["counts"]) == UNIQUE
+    assert two["edges"][0] == pytest.approx(2 + 0.01 * min(lengths))
+    assert two["edges"][-1] == pytest.approx(2 + 0.01 * max(lengths))
+    effects = {each["trait"]: each for each in two["traits"]}
+    assert [each["effect"] for each in two["traits"][:2]] == [1, -1]
+    assert (effects["repeated_tokens"]["effect"], effects["unknown_words"]["n_prompts"]) == (1, 80)
+    assert effects["dataset"]["measure"] == "cramers_v"
+    assert 0.4 < effects["dataset"]["effect"] < 0.7  # every text of b is long, two thirds of a not
+    assert none["reason"] == UNDEFINED
+    assert (none["n_prompts"], none["n_undefined"], none["traits"]) == (0, UNIQUE, [])
+    assert np.isnan([none["dip"], none["p_holm"], none["split"], none["share_high"]]).all()
+    assert none["counts"] == none["examples"] == []
+
+
+def test_examples_are_of_their_group_and_their_texts_are_found(run: Run) -> None:
+    modes.measure_modes(run, run.subjects[0], _measured(run))
+    found = collected(run, run.subjects[0])
+    assert found is not None
+    assert [each.bimodal for each in found.layers] == [False, True, False]
+    assert (found.layers[0].examples, found.layers[0].traits) == ([], [])
+    (layer,) = found.bimodal
+    low, high = ([each for each in layer.examples if each.mode == mode] for mode in ("low", "high"))
+    assert len(low) == len(high) == 3
+    assert {each.text for each in low} <= set(SHORT)
+    assert all(" ".join(each.text.split()[:3]) == "the layer of" for each in high)
+    for each in layer.examples:
+        place = layer.mode_low if each.mode == "low" else layer.mode_high
+        assert place is not None
+        assert abs(each.value - place) <= 0.05
+        assert each.prompt_id in {prompt_id(text) for text in SHORT + LONG}
+
+
+def test_the_order_of_the_rows_and_of_the_layers_does_not_matter(
+    run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes.measure_modes(run, run.subjects[0], _measured(run))
+    backwards = {name: [each[::-1] for each in shards[::-1]] for name, shards in SHARDS.items()}
+    monkeypatch.setitem(globals(), "SHARDS", backwards)
+    other = _run(tmp_path / "other", checkpoint)
+    modes.measure_modes(other, other.subjects[0], _measured(other))
+    for row, turned in zip(_rows(run), _rows(other), strict=True):
+        for each in row["examples"] + turned["examples"]:
+            del each["shard"]  # which holds the text is what was changed
+        np.testing.assert_equal(turned, row)
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(
+    run: Run, tmp_path: Path, checkpoint: Path
+) -> None:
+    measured = _measured(run)
+    modes.measure_modes(run, run.subjects[0], measured)
+    assert len(_units(run)) == 3 + 3  # shards, then layers
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    modes.measure_modes(run, run.subjects[0], measured)
+    more = _run(tmp_path, checkpoint, mode_sample=5000)  # than there are prompts
+    modes.measure_modes(more, more.subjects[0], measured)
+    assert len(_units(run)) == 6
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
+    fewer = _run(tmp_path, checkpoint, mode_sample=27)
+    with pytest.raises(SettingsConflictError, match="sample: 60 there, 27 here"):
+        modes.measure_modes(fewer, fewer.subjects[0], measured)
+    again = replace(fewer, overwrite=True)
+    modes.measure_modes(again, again.subjects[0], measured)
+    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {27}
+
+
+def test_another_dataset_joins_without_a_conflict(run: Run) -> None:
+    measured = _measured(run)
+    modes.measure_modes(run, run.subjects[0], {"a": measured["a"]})
+    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {60}
+    _units(run).clear()
+    modes.measure_modes(run, run.subjects[0], measured)
+    assert _units(run) == [(shard_name(0), 21), 2, 1, 0]
+    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {UNIQUE}
+
+
+def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
+    measured = _measured(run)
+    modes.measure_modes(run, run.subjects[0], measured)
+    before = _rows(run)
+    where = measured["a"].partition.sibling("prompt_traits")
+    for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
+        run.root.delete(key)
+    run.root.delete(modes_partition(run.config, run.subjects[0]).shard("manifest.json"))
+    _units(run).clear()
+    modes.measure_modes(replace(run, seen=Seen()), run.subjects[0], measured)
+    assert _units(run) == [(shard_name(1), 30), 2, 1, 0]
+    np.testing.assert_equal(_rows(run), before)
+
+
+def test_a_trait_that_was_not_measured_has_no_effect(run: Run) -> None:
+    modes.measure_modes(run, run.subjects[0], _measured(run, only="prompt_entropy"))
+    effects = {each["trait"]: each for each in _rows(run)[1]["traits"]}
+    assert np.isnan(effects["first_token_share"]["effect"])
+    assert effects["first_token_share"]["reason"]
+    assert effects["n_tokens"]["effect"] == 1
+
+
+def test_a_sample_takes_leading_prompts_in_proportion() -> None:
+    counts = {"a": {"0": 60, "1": 30}, "b": {"0": 10}, "c": {}}
+    assert modes.sample_of(counts, 1000) == counts
+    assert modes.sample_of(counts, 100) == counts
+    assert modes.sample_of(counts, 50) == {"a": {"0": 45}, "b": {"0": 5}, "c": {}}
+    assert modes.sample_of(counts, 80) == {"a": {"0": 60, "1": 12}, "b": {"0": 8}, "c": {}}
+    assert modes.sample_of({"a": {}}, 10) == {"a": {}}
+
+
+def test_a_run_without_entropies_tests_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    other = _run(tmp_path, checkpoint, metrics=["curvature"])
+    modes.measure_modes(other, other.subjects[0], _measured(other))
+    assert collected(other, other.subjects[0]) is None
+    modes.measure_modes(_run(tmp_path, checkpoint), other.subjects[0], {})
+    assert collected(other, other.subjects[0]) is None

@@ -1,0 +1,277 @@
+"""Nights: checkpoints that appear, fail, are mended and get worse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from jobs.cluster.pool import CannotScheduleError
+from jobs.nightly import stage as nights
+from jobs.nightly.alerts import place, read_alerts
+from jobs.nightly.history import ranked
+from jobs.run import Run
+from jobs.subjects import resolve
+from operators.model.subject import ModelUnavailableError
+from storage.lock import LeaseLostError, Lock
+from storage.partition import partitions
+from storage.root import Root
+from tests.conftest import Cli, write_config
+from tests.support.checkpoints import make_run, store_checkpoint
+from tests.support.living import Told
+from tests.support.tiny import save_tiny
+
+SECRET = "path-of-nobody"
+
+
+@dataclass(frozen=True)
+class Nights:
+    """What every night printed, how it ended, and the root that they left."""
+
+    told: dict[str, Told]
+    root: Root
+
+
+def _checkpoint(folder: Path, base: Path, name: str, change: Callable[[Any], None]) -> Path:
+    """Save a changed copy of a model."""
+    shutil.copytree(base, folder / name)
+    model = AutoModel.from_pretrained(base)
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(folder / name)
+    return folder / name
+
+
+def _trained_on(seed: int) -> Callable[[Any], None]:
+    def change(model: Any) -> None:  # noqa: ANN401
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+
+    return change
+
+
+def _collapse(model: Any) -> None:  # noqa: ANN401
+    """Give every token the same embedding: all texts of a length look alike."""
+    model.embed_in.weight.copy_(model.embed_in.weight[:1].expand_as(model.embed_in.weight))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
+    folder = tmp_path_factory.mktemp("nights")
+    base = save_tiny(folder / "base")
+    good = {
+        f"step{step}": _checkpoint(folder / "good", base, f"step{step}", _trained_on(step))
+        for step in (0, 2, 4, 8, 16)
+    }
+    worse = _checkpoint(folder / "worse", base, "step32", _collapse)
+    empty, corrupt = folder / "empty", folder / "corrupt"
+    for broken in (empty, corrupt):
+        shutil.copytree(base, broken)
+    (empty / "model.safetensors").unlink()
+    (corrupt / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:5000])
+    models = folder / "tiny"
+    steps = [
+        ("first", [(good["step0"], "step0"), (good["step2"], "step2")], False, 0),
+        ("again", [], False, 0),
+        ("held", [], True, 1),
+        ("second", [(good["step4"], "step4"), (empty, "step8"), (corrupt, "step16")], False, 1),
+        (
+            "third",
+            [(good["step8"], "step8"), (good["step16"], "step16"), (worse, "step32")],
+            False,
+            3,
+        ),
+    ]
+    config = write_config(
+        folder,
+        base,
+        subjects=[{"model": str(models), "revisions": "step*"}],
+        views={"count": 0},
+        tokens={"sample": 0},
+        measure={"metrics": ["effective_rank"]},
+        extract={"max_tokens": 64, "workers": 1},
+        nightly={
+            "score_drop": 0.05,
+            "layer_moved": None,
+            "changes": 4,
+            "webhook": f"http://127.0.0.1:1/{SECRET}",
+        },
+        datasets=[_dataset(folder)],
+    )
+    root, told = Root(str(folder / "out")), {}
+    for name, new, held, code in steps:
+        for source, revision in new:
+            shutil.copytree(source, models / revision, dirs_exist_ok=True)
+        lock = Lock(root, "nightly", 60, holder="somebody")
+        if held:
+            lock.acquire()
+        told[name] = cli("nightly", str(config), "--output", root.uri, expect=code)
+        lock.release()
+    return Nights(told, root)
+
+
+def _dataset(folder: Path) -> dict[str, Any]:
+    task = {
+        "name": "topic",
+        "type": "classification",
+        "label_column": "topic",
+        "split_column": "part",
+        "samples_per_label": 6,
+        "folds": 5,
+    }
+    return {"name": "topics", "source": {"files": str(folder / "texts.jsonl")}, "tasks": [task]}
+
+
+def _ranked(root: Root) -> set[str]:
+    return {each.keys["revision"] for each in partitions(root, "ranking")}
+
+
+@pytest.mark.slow
+def test_the_first_night_ranks_what_is_there_and_the_next_has_nothing_to_do(lived: Nights) -> None:
+    first, again = lived.told["first"], lived.told["again"]
+    assert "2 checkpoints, 2 without a ranking" in first.printed
+    assert "1/2 tiny at step0" in first.printed
+    assert "2 checkpoints ranked, 0 failed" in first.printed
+    assert "nothing new" in again.printed
+    assert "  extract: " in first.printed
+    assert "  extract: " not in again.printed
+
+
+@pytest.mark.slow
+def test_a_second_nightly_is_told_who_is_at_work(lived: Nights) -> None:
+    held = lived.told["held"]
+    assert "layerrank: another nightly is running on" in held.printed
+    assert "somebody, since" in held.printed
+    assert "without a ranking" not in held.printed
+
+
+@pytest.mark.slow
+def test_broken_checkpoints_are_named_and_the_good_one_is_published(lived: Nights) -> None:
+    second = lived.told["second"]
+    lines = second.printed.splitlines()
+    for revision in ("step8", "step16"):
+        (line,) = [each for each in lines if each.startswith(f"  failed: tiny at {revision}: ")]
+        assert "Traceback" not in line
+    assert "1 checkpoint ranked, 2 failed" in second.printed
+
+
+@pytest.mark.slow
+def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -> None:
+    third, root = lived.told["third"], lived.root
+    assert _ranked(root) == {f"step{step}" for step in (0, 2, 4, 8, 16, 32)}
+    alerts = read_alerts(root, "small", "tiny")
+    assert set(alerts) == {"step32"}
+    alert = alerts["step32"]
+    assert alert.previous == "step16"
+    rules = {each.rule: each.numbers for each in alert.rules}
+    assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
+    assert Path(alert.trend).is_file()
+    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.printed
+    everything = "".join(each.printed for each in lived.told.values())
+    files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
+    assert SECRET not in everything
+    assert not [each for each in files if SECRET.encode() in each.read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_trend_has_every_checkpoint(lived: Nights) -> None:
+    (model,) = json.loads(lived.root.read("trend/small/trend.json"))["models"]
+    assert [row["step"] for row in model["checkpoints"]] == [0, 2, 4, 8, 16, 32]
+    assert model["unranked"] == []
+    assert [alert["revision"] for alert in model["alerts"]] == ["step32"]
+    assert b"The newest checkpoint left an alert" in lived.root.read("trend/small/index.html")
+
+
+@pytest.fixture
+def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A night over three new checkpoints, whose stages are the test's."""
+    monkeypatch.setattr(nights, "prepare", lambda _: None)
+    monkeypatch.setattr(nights, "check", lambda *_: None)
+    monkeypatch.setattr(nights, "require_scores", lambda _: None)
+    run = make_run(tmp_path, ["step0", "step1", "step2"])
+    store_checkpoint(run, "step0", [0.3, 0.4, 0.5, 0.4])
+    return run
+
+
+def _stage(monkeypatch: pytest.MonkeyPatch, stage: Callable[[Run], object]) -> None:
+    monkeypatch.setattr(nights, "_STAGES", (stage,))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt("stop"), LeaseLostError("lost"), CannotScheduleError("no CPU")],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_concerns_the_whole_night_ends_it_and_frees_the_lock(
+    night: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    tried: list[str] = []
+
+    def stage(run: Run) -> None:
+        tried.append(run.subjects[0].revision)
+        raise error
+
+    _stage(monkeypatch, stage)
+    with pytest.raises(type(error)):
+        nights.nightly(night)
+    assert tried == ["step1"]
+    assert night.root.sizes("trend/small") == {}
+    Lock(night.root, "nightly", 60).acquire()
+
+
+def test_what_concerns_one_checkpoint_leaves_the_others(
+    night: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage(run: Run) -> None:
+        raise ModelUnavailableError(f"{run.subjects[0].revision}\nhas no weights")
+
+    _stage(monkeypatch, stage)
+    found = nights.nightly(night)
+    assert [each.revision for each in found.failed] == ["step1", "step2"]
+    assert "failed: org/model at step2: step2 has no weights\n" in capsys.readouterr().out
+    (model,) = json.loads(night.root.read("trend/small/trend.json"))["models"]
+    assert [each["revision"] for each in model["unranked"]] == ["step1", "step2"]
+
+
+def test_a_lock_that_is_lost_between_stages_publishes_nothing_more(
+    night: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another nightly takes over while the first stage runs: the second is not reached."""
+
+    reached: list[Run] = []
+
+    def taken_over(run: Run) -> None:
+        run.root.write("locks/nightly-000009.json", b"{}")
+
+    monkeypatch.setattr(nights, "_STAGES", (taken_over, reached.append))
+    with pytest.raises(LeaseLostError):
+        nights.nightly(night)
+    assert reached == []
+    assert _ranked(night.root) == {"step0"}
+
+
+def test_an_alert_of_an_earlier_look_is_withdrawn(night: Run) -> None:
+    key = place("small", "org/model", "step1")
+    night.root.write(key, b"{}")
+    store_checkpoint(night, "step1", [0.3, 0.4, 0.5, 0.4])
+    first, second = ranked(night)
+    nights._judge(night, [first], second, nights.Night())
+    assert not night.root.exists(key)
+
+
+def test_a_listed_checkpoint_whose_folder_is_gone_fails_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ["step0", "step1"])
+    folder = tmp_path / "models"
+    (folder / "step1").mkdir(parents=True)
+    values = run.config.model_dump()
+    values["subjects"][0]["model"] = str(folder)
+    found = resolve(type(run.config).model_validate(values), keep_gone=True)
+    assert [each.revision for each in found] == ["step0", "step1"]

@@ -1,0 +1,209 @@
+"""The trend page and the judging of checkpoints, on a root of synthetic tables."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from jobs.config.run import RunConfig
+from jobs.nightly import page as trend
+from jobs.nightly.alerts import Alert, Broken, place
+from jobs.nightly.history import before, ranked, without_ranking
+from jobs.nightly.judge import judge
+from jobs.run import Run
+from jobs.subjects import resolve
+from operators.model.subject import Subject
+from storage.manifest import SettingsConflictError
+from tests.support.checkpoints import LAYERS, MODEL, make_run, store_checkpoint
+
+HOSTILE = '<script>alert(1)</script>|"&`x`'
+XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+RISING = [[0.3, 0.35, 0.32, 0.30], [0.3, 0.45, 0.42, 0.40], [0.3, 0.5, 0.62, 0.55]]
+
+
+def _publish(run: Run, failed: dict[Subject, str] | None = None) -> dict[str, str]:
+    history = ranked(run)
+    trend.publish(run, history, failed or {})
+    return {
+        name: run.root.read(f"trend/small/{name}").decode() for name in ("trend.json", "index.html")
+    }
+
+
+def _alert(revision: str, previous: str) -> Alert:
+    broken = Broken("layer_moved", f"It moved {HOSTILE}.", {"before": 1, "now": 5})
+    return Alert("small", MODEL, revision, previous, "Worse.", [broken], "")
+
+
+def test_checkpoints_come_in_the_order_of_their_steps_and_outlive_their_files(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, ["step64", "step4", "step1000"])
+    for revision in ("step64", "step0", "step16"):
+        store_checkpoint(run, revision, RISING[0])
+    history = ranked(run)
+    assert [each.revision for each in history] == ["step0", "step16", "step64"]
+    assert [each.revision for each in before(history, MODEL, "step64")] == ["step0", "step16"]
+    assert before(history, MODEL, "step0") == before(history, "other", "step64") == []
+    new = without_ranking(run, resolve(run.config))
+    assert [each.revision for each in new] == ["step4", "step1000"]
+
+
+def test_rankings_of_other_settings_are_not_compared(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    store_checkpoint(run, "step0", RISING[0])
+    store_checkpoint(run, "step4", RISING[1])
+    values = run.config.model_dump()
+    values["rank"]["draws"] = 300
+    changed = RunConfig.model_validate(values)
+    other = replace(run, config=changed)
+    assert ranked(other) == []
+    subjects = resolve(changed)
+    with pytest.raises(SettingsConflictError, match="draws: 200 there, 300 here"):
+        without_ranking(other, subjects)
+    assert without_ranking(replace(other, overwrite=True), subjects) == list(subjects)
+
+
+def test_the_rules_of_the_config_are_applied_to_the_tables(tmp_path: Path) -> None:
+    run = make_run(tmp_path, score_drop=0.02, layer_moved=1, metric_jump=5)
+    scores = [0.3, 0.5, 0.62, 0.55]
+    for step, entropy in enumerate([2.0, 2.1, 2.19, 2.3]):
+        store_checkpoint(run, f"step{step}", scores, entropy)
+    store_checkpoint(run, "step9", [0.6, 0.5, 0.57, 0.55], entropy=0.5)
+    *earlier, new = ranked(run)
+    found = {each.rule: each for each in judge(run, earlier, new)}
+    assert set(found) == {"score_drop", "layer_moved", "metric_jump"}
+    drop = found["score_drop"].numbers
+    assert drop["layer"] == 2
+    assert [drop[k] for k in ("before", "now", "low", "high")] == pytest.approx(
+        [0.62, 0.57, -0.05, -0.05]
+    )
+    assert "Layer 2, which step3 recommended, scores 57.0 points, 5.0 less" in (
+        found["score_drop"].says
+    )
+    assert found["layer_moved"].numbers == {"before": 2, "now": 0, "limit": 1}
+    jump = found["metric_jump"].numbers
+    assert (jump["dataset"], jump["metric"]) == ("texts", "dataset_entropy")
+    assert [each["layer"] for each in jump["layers"]] == [1, 2, 3]
+    assert jump["layers"][0]["before"] == pytest.approx(3.3)
+    assert jump["layers"][0]["usual"] == pytest.approx(0.1)
+    assert (
+        "Dataset entropy on texts jumped in layers 1, 2, 3, most in layer"
+        in found["metric_jump"].says
+    )
+    json.dumps([each.numbers for each in found.values()], allow_nan=False)
+    assert judge(run, [], new) == []
+
+
+def test_rules_that_are_off_and_scores_that_are_not_there_break_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path, score_drop=None, layer_moved=None, metric_jump=None)
+    nothing = [float("nan")] * LAYERS
+    for revision, scores in (("step0", RISING[2]), ("step1", RISING[0]), ("step2", nothing)):
+        store_checkpoint(run, revision, scores)
+    first, second, third = ranked(run)
+    assert judge(run, [first], second) == []
+    strict = make_run(tmp_path, score_drop=0.0, layer_moved=None)
+    assert [each.rule for each in judge(strict, [first], second)] == ["score_drop"]
+    assert judge(strict, [second], third) == []
+
+
+def test_many_checkpoints_are_drawn_over_their_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for step, scores in zip((0, 64, 1500), RISING, strict=True):
+        store_checkpoint(run, f"step{step}", scores, entropy=step / 1000)
+    run.root.write(place("small", MODEL, "step64"), _alert("step64", "step0").to_json())
+    gone = Subject(MODEL, "step9", MODEL)
+    files = _publish(run, {gone: f"cannot load {HOSTILE}"})
+    found = json.loads(files["trend.json"])
+    (model,) = found["models"]
+    assert [(row["revision"], row["step"]) for row in model["checkpoints"]] == [
+        ("step0", 0),
+        ("step64", 64),
+        ("step1500", 1500),
+    ]
+    newest = model["checkpoints"][-1]
+    assert newest["recommended"] == newest["best"]
+    assert newest["recommended"]["score"] == pytest.approx(0.62)
+    assert (newest["best"]["layer"], newest["last"]["layer"]) == (2, 3)
+    assert newest["last"]["low"] < newest["last"]["score"] < newest["last"]["high"]
+    (metric,) = model["metrics"]
+    assert metric["recommended"] == pytest.approx([1, 1.064, 3.5])
+    assert metric["last"] == pytest.approx([3, 3.064, 4.5])
+    assert [alert["revision"] for alert in model["alerts"]] == ["step64"]
+    page = html.unescape(files["index.html"])
+    assert "At step1500 use layer 2: 62.0 points, +7.0 against the last layer, 3." in page
+    assert "+17.0 points since the checkpoint before, step64, and +27.0 points since" in page
+    assert "The newest checkpoint left an alert" not in page
+    assert "step64, compared with step0" in page
+    assert "<script>" not in files["index.html"]
+    assert f"cannot load {HOSTILE}" in page
+    plots = re.findall(r"<svg.*?</svg>", files["index.html"], flags=re.DOTALL)
+    assert len(plots) == 2 + 2 + 1
+    for plot in plots:
+        root = ElementTree.fromstring(plot.replace("<svg ", f"<svg {XLINK} ", 1))
+        title, words = root[0].text or "", root[1].text or ""
+        assert "over training" in title
+        assert "at step1500" in words
+    assert ">1,500</text>" in plots[0]
+    ids = re.findall(r'\bid="([^"]+)"', files["index.html"])
+    assert len(ids) == len(set(ids))
+
+
+def test_one_checkpoint_is_a_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ["main"])
+    store_checkpoint(run, "main", RISING[2])
+    files = _publish(run)
+    assert json.loads(files["trend.json"])["models"][0]["checkpoints"][0]["step"] is None
+    assert "At main use layer 2" in files["index.html"]
+    assert "since" not in re.sub(r"<svg.*?</svg>", "", files["index.html"], flags=re.DOTALL)
+    assert files["index.html"].count("<svg") == 5
+
+
+def test_missing_scores_leave_gaps_and_no_promise(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    nothing = [float("nan")] * LAYERS
+    store_checkpoint(run, "step0", nothing)
+    files = _publish(run)
+    assert "At step0 layer 3 is a guess: it has no score." in files["index.html"]
+    assert files["index.html"].count("<svg") == 3  # the layer for two widths, and the metric
+    store_checkpoint(run, "step4", RISING[1])
+    store_checkpoint(run, "step8", nothing)
+    files = _publish(run)
+    assert files["index.html"].count("<svg") == 5
+    for text in files.values():
+        assert "nan" not in text.lower().replace("dominan", "")
+        assert "None" not in text
+
+
+def test_checkpoints_that_all_failed_are_named(tmp_path: Path) -> None:
+    files = _publish(make_run(tmp_path), {Subject(MODEL, "step4", MODEL): "no weights"})
+    assert "Without a ranking" in files["index.html"]
+    assert "no weights" in files["index.html"]
+    assert "<svg" not in files["index.html"]
+
+
+def test_several_models_have_a_section_each(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for model in ("a", "b"):
+        store_checkpoint(run, "step0", RISING[0], model=model)
+    page = _publish(run)["index.html"]
+    assert re.findall(r'<h2 class="model"[^>]*>(.)</h2>', page) == ["a", "b"]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_tables_give_the_same_bytes_and_new_ones_a_stale_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert not trend.is_stale(run, [])
+    store_checkpoint(run, "step0", RISING[0])
+    assert trend.is_stale(run, ranked(run))
+    first = _publish(run)
+    assert not trend.is_stale(run, ranked(run))
+    assert _publish(run) == first
+    store_checkpoint(run, "step4", RISING[1])
+    assert trend.is_stale(run, ranked(run))

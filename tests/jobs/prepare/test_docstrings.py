@@ -1,0 +1,256 @@
+"""The built-in corpus: rules on a package written for the purpose, invariants on installed ones."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from jobs.prepare import docstrings
+from jobs.prepare.docstrings import Passage, read_library
+from tests.support.places import PROJECT
+
+TOY = '''
+def estimate(x):
+    """
+    Estimate the weight of
+    a :class:`~toy.zoo.Parrot`.
+
+    The estimate needs ``x`` and *no* other `value <https://example.org>`, e.g. no height. It is
+    consistent under weak conditions that most parrots satisfy. The formula is
+
+    .. math:: w = x^2
+
+    for every parrot. By default x is in grams [1]_. Read more in the :ref:`User Guide <zoo>`.
+
+    - a point that is no sentence of the description, and rather long besides.
+
+    Parameters
+    ----------
+    x : float
+        The height of a parrot that is not part of the prose of this docstring at all.
+
+    Notes
+    -----
+    Heavier parrots are rarer::
+
+        estimate(3)
+
+    Their weight is known to A. Smith.
+    >>> estimate(3)
+
+    References
+    ----------
+    Smith wrote a book about the weight of parrots, which is a classic of the field.
+    """
+
+
+def _private(x):
+    """Estimate what nobody outside of this file asks for.
+
+    This text is long enough to be a passage and has every other property of one, but the function
+    that it belongs to is private to its module.
+    """
+
+
+class Cage:
+    """Hold parrots of any weight at all"""
+
+    def open(self):
+        """Open the cage for {who}, who is a template.
+
+        This text is long enough to be a passage and has every other property of one, but the
+        summary before it is a template that is filled in when the module is imported.
+        """
+
+    def close(self):
+        """Close the cage before it is too late.
+
+        This text is long enough to be a passage and has every other property of one, but it says
+        again what the summary says.
+
+        Close the cage before it is too late. It may be opened again after that.
+        """
+
+    def shut(self):
+        """Shut the cage before it is too late.
+
+        Google sections are no prose, and end where their indentation ends.
+
+        Args:
+            who: The parrot that is inside of the cage when it is shut, and stays there.
+
+        The description may go on after them as if nothing at all had happened.
+        """
+'''
+
+ESTIMATE = Passage(
+    text=(
+        "The estimate needs x and no other value, e.g. no height. It is consistent under weak "
+        "conditions that most parrots satisfy. Their weight is known to A. Smith."
+    ),
+    summary="Estimate the weight of a Parrot.",
+    library="toy",
+    module="toy",
+    name="toy.zoo.estimate",
+)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "toy"
+    for folder in (package, package / "tests", package / "_vendored"):
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "zoo.py").write_text(TOY, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(docstrings, "LIBRARIES", (("toy-package", "toy"),))
+    return package
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[Passage]:
+    return [passage for name in ("numpy", "networkx") for passage in read_library(name, 280)]
+
+
+def test_prose_is_kept_and_all_else_dropped(toy: Path) -> None:
+    assert toy.is_dir()
+    assert {passage.name: passage for passage in read_library("toy", 9)} == {
+        ESTIMATE.name: ESTIMATE,
+        "toy.zoo.Cage.shut": Passage(
+            "Google sections are no prose, and end where their indentation ends. The description "
+            "may go on after them as if nothing at all had happened.",
+            "Shut the cage before it is too late.",
+            "toy",
+            "toy",
+            "toy.zoo.Cage.shut",
+        ),
+    }
+
+
+def test_texts_end_at_a_sentence_before_400_characters(toy: Path) -> None:
+    sentence = "This is sentence number {} of a text that goes on."
+    sentences = [sentence.format(n) for n in range(20)]
+    body = "\n".join(sentences)
+    (toy / "zoo.py").write_text(
+        f'def go(x):\n  """Go on as long as you want.\n\n{body}\n"""\n', encoding="utf-8"
+    )
+    (passage,) = read_library("toy", 9)
+    # 49 characters each and a space between: 8 of them are 399.
+    assert passage.text == " ".join(sentences[:8])
+
+
+def test_summaries_are_one_line_of_bounded_length(toy: Path) -> None:
+    body = ESTIMATE.text
+    summaries = {
+        "Short but not too short.": True,
+        "Too short.": False,
+        "No period at the end of it": False,
+        "lower case at the beginning of it.": False,
+        "A formula such as x^2 in the summary.": False,
+        "L" + "o" * 160 + "ng.": False,
+    }
+    for at, (summary, kept) in enumerate(summaries.items()):
+        source = f'def f{at}(x):\n  """{summary}\n\n  {body}\n  """\n'
+        (toy / "zoo.py").write_text(source, encoding="utf-8")
+        assert [passage.summary for passage in read_library("toy", 9)] == [summary] * kept
+
+
+def test_no_two_passages_share_a_summary_or_an_opening_sentence(toy: Path) -> None:
+    text = "The transform of {0}-d data opens with this sentence. It then goes on to say {1}."
+    filler = "something long enough to be a passage of its own, whatever it may be about"
+    pairs = [
+        ("Transform data of some kind.", text.format(1, filler)),
+        ("Transform other data of a kind.", text.format(2, filler + " in the end")),
+        ("Transform data of some kind.", f"Here is a text of its own that says {filler} at all."),
+    ]
+    source = "".join(
+        f'def f{at}(x):\n  """{summary}\n\n  {body}\n  """\n'
+        for at, (summary, body) in enumerate(pairs)
+    )
+    (toy / "zoo.py").write_text(source, encoding="utf-8")
+    found = [(passage.summary, passage.text) for passage in read_library("toy", 9)]
+    # Which of them come first is a matter of hashes; the first pair conflicts with both others.
+    assert found in ([pairs[0]], [pairs[1], pairs[2]], [pairs[2], pairs[1]])
+
+
+def test_passages_of_the_installed_libraries(corpus: list[Passage]) -> None:
+    assert Counter(passage.library for passage in corpus) == {"numpy": 280, "networkx": 280}
+    for passage in corpus:
+        assert 120 <= len(passage.text) <= 400
+        assert 20 <= len(passage.summary) <= 160
+        assert passage.summary.endswith(".")
+        assert passage.summary not in passage.text
+        assert passage.text[0].isupper()
+        assert passage.text.rstrip("\"')")[-1] in ".!?"
+        assert not {"\n", "`", "\\", "{"} & set(passage.text + passage.summary)
+        assert ">>>" not in passage.text
+        assert passage.name.startswith(f"{passage.library}.")
+        assert f"{passage.name}.".startswith(passage.module.split("._")[0])
+        assert "._" not in passage.module
+        assert ".tests." not in passage.name
+
+
+def test_texts_and_summaries_are_distinct_within_a_library(corpus: list[Passage]) -> None:
+    for library in ("numpy", "networkx"):
+        own = [passage for passage in corpus if passage.library == library]
+        assert len({passage.text for passage in own}) == len(own)
+        assert len({passage.summary for passage in own}) == len(own)
+
+
+def test_small_modules_count_as_their_parent(corpus: list[Passage]) -> None:
+    sizes = Counter(passage.module for passage in corpus)
+    assert len(sizes) >= 12
+    assert all(size >= 10 for module, size in sizes.items() if "." in module)
+    assert {"numpy.linalg", "networkx.algorithms.centrality", "networkx.algorithms"} <= set(sizes)
+
+
+def test_the_order_of_files_does_not_matter(
+    corpus: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: reversed(list(listing(path, pattern))))
+    assert read_library("numpy", 280) == corpus[:280]
+
+
+def test_a_smaller_limit_takes_the_first_ones(corpus: list[Passage]) -> None:
+    some = read_library("numpy", 20)
+    assert len({passage.name.split(".")[1] for passage in some}) >= 4
+    assert [passage.name for passage in some] == [passage.name for passage in corpus[:20]]
+    assert read_library("numpy", 0) == []
+
+
+def test_reading_does_not_import_the_library() -> None:
+    code = (
+        "import sys; from jobs.prepare.docstrings import read_library; "
+        "read_library('networkx', 5); "
+        "assert not {'networkx', 'numpy', 'torch', 'ray'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
+
+
+def test_a_library_that_is_missing_or_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"unknown library 'nunpy'; known: numpy, scipy, sklearn"):
+        read_library("nunpy", 5)
+    monkeypatch.setattr(docstrings, "LIBRARIES", (("toy-package", "toy"),))
+    missing = r"needs library 'toy', which is not installed: pip install toy-package"
+    with pytest.raises(ValueError, match=missing):
+        read_library("toy", 5)
+    with pytest.raises(ValueError, match=missing):
+        docstrings.versions()
+
+
+def test_versions_name_every_library() -> None:
+    versions = docstrings.versions()
+    assert list(versions) == [name for _, name in docstrings.LIBRARIES]
+    assert all(version[0].isdigit() for version in versions.values())
+
+
+@pytest.mark.slow
+def test_the_libraries_are_balanced_and_modules_are_groups() -> None:
+    passages = [p for _, name in docstrings.LIBRARIES for p in read_library(name, 280)]
+    assert len(passages) >= 2_000
+    assert min(Counter(passage.library for passage in passages).values()) >= 200
+    sizes = Counter(passage.module for passage in passages)
+    assert sum(size >= 15 for size in sizes.values()) >= 30

@@ -1,0 +1,330 @@
+"""Scores from elsewhere: files and folders as people have them, and what is wrong with some."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.cli import main
+from jobs.config.blocks import ConfigError
+from jobs.rank.score_file import rank_file, read_scores
+from storage.manifest import require
+from storage.partition import Partition
+from storage.root import Root
+from storage.shards import read_table
+from tests.support.places import GOLDEN as GOLDEN_FOLDER
+from tests.support.places import SHARED
+
+GOLDEN = GOLDEN_FOLDER / "pythia_410m_main.parquet"
+PUBLISHED = SHARED / "published" / "layer_scores.parquet"
+
+HEAD = "model,revision,layer,task,task_type,fold,score"
+ROWS = [
+    f"org/tiny,main,{layer},{task},{kind},{fold},{0.5 + layer / 10 + fold / 100}"
+    for task, kind in (("emotion", "classification"), ("topics", "clustering"))
+    for layer in range(3)
+    for fold in range(2)
+]
+
+
+def written(tmp_path: Path, lines: Sequence[str], head: str = HEAD) -> Path:
+    path = tmp_path / "scores.csv"
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def result(folder: Path, layer: str, task: str, scores: dict[str, Any]) -> Path:
+    path = folder / layer / "org__tiny" / "main" / f"{task}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"task_name": task, "scores": scores}), encoding="utf-8")
+    return path
+
+
+def subsets(*scores: float | None) -> list[dict[str, Any]]:
+    return [
+        {"main_score": score, "hf_subset": f"s{n}", "languages": ["eng-Latn"]}
+        for n, score in enumerate(scores)
+    ]
+
+
+def same(one: object, other: object) -> bool:
+    return repr(one) == repr(other)
+
+
+def test_the_published_scores_of_pythia_410m_rank_as_published() -> None:
+    ((scored, evidence, verdict),) = rank_file(GOLDEN)
+    assert (scored.model, scored.revision) == ("Pythia-410m", "main")
+    assert scored.layers == list(range(25))
+    assert len(scored.tasks) == 32
+    assert {task.task_type for task in scored.tasks} == {
+        "Classification", "Clustering", "PairClassification", "Reranking", "STS"
+    }  # fmt: skip
+    assert not scored.notes
+    assert evidence.oracle == pytest.approx(0.534, abs=5e-4)
+    assert (verdict.kind, verdict.layer) == ("use_layer", 17)
+    assert verdict.saved == pytest.approx(7 / 24)
+
+
+def test_the_command_tells_and_stores_the_ranking_of_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rank", "--scores", str(GOLDEN)]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "Pythia-410m at main: 32 tasks" in told
+    chosen = [line.split() for line in told.splitlines() if line.startswith(">")]
+    mean_rank, p_holm = 5.6875, pytest.approx(24 * 2 / 10_001)  # 24 tests, the least p each
+    assert [row[1:8] for row in chosen] == [["17", "51.9", "45.9", "to", "57.7", "1", "5.7"]]
+    assert chosen[0][8:12] == ["5.1", "3.8", "to", "6.4"]
+    assert "the share of the blocks, as no model was measured" in told
+    assert "best layer of each task: 53.4 on average" in told
+    assert "Use layer 17: the highest score" in told
+
+    where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
+    rows = {row["layer"]: row for row in stored_rows(tmp_path, where)}
+    assert sorted(rows) == list(range(25))
+    assert [layer for layer, row in rows.items() if row["recommended"]] == [17]
+    assert (rows[17]["mean_rank"], rows[17]["p_holm"]) == (mean_rank, p_holm)
+    assert rows[17]["cost"] == pytest.approx(17 / 24)
+    front = [layer for layer, row in rows.items() if row["pareto"]]
+    assert (front[0], front[-1]) == (0, 17)
+    assert sum(row["p_best"] for row in rows.values()) == pytest.approx(1)
+
+    assert main([*command, "--policy", "last_unless_significant"]) == 0
+    assert "Use layer 17" in capsys.readouterr().out
+    assert main(["rank", "--scores", str(tmp_path / "nowhere.csv")]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
+
+
+def stored_rows(folder: Path, where: Partition) -> list[dict[str, Any]]:
+    root = Root(str(folder))
+    rows: list[dict[str, Any]] = read_table(root, require(root, where).objects()[0]).to_pylist()
+    return rows
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
+def test_every_published_step_is_ranked() -> None:
+    ranked = rank_file(PUBLISHED, draws=200, policy="best")
+    assert len(ranked) == 11
+    for scored, evidence, verdict in ranked:
+        assert len(scored.tasks) == 32
+        assert evidence.best is not None
+        assert verdict.layer == evidence.best.layer != 24
+
+
+def test_csv_and_parquet_in_any_order_are_the_same(tmp_path: Path) -> None:
+    path = written(tmp_path, ROWS)
+    shuffled = list(ROWS)
+    random.Random(0).shuffle(shuffled)
+    first = read_scores(path)
+    assert same(read_scores(written(tmp_path, shuffled)), first)
+    typed = pa_csv.read_csv(path)
+    assert typed.schema.field("layer").type == pa.int64()
+    pq.write_table(typed, tmp_path / "scores.parquet")
+    assert same(read_scores(str(tmp_path / "scores.parquet")), first)
+    words = typed.cast(pa.schema([(name, pa.large_string()) for name in typed.column_names]))
+    pq.write_table(words, tmp_path / "words.parquet")
+    assert same(read_scores(tmp_path / "words.parquet"), first)
+
+
+def test_folds_are_averaged_and_kept(tmp_path: Path) -> None:
+    (scored,) = read_scores(written(tmp_path, ROWS))
+    assert [(task.task, task.task_type) for task in scored.tasks] == [
+        ("emotion", "classification"),
+        ("topics", "clustering"),
+    ]
+    task = scored.tasks[0]
+    assert task.score_L == pytest.approx([0.505, 0.605, 0.705])
+    assert task.resampled_LR == pytest.approx(np.array([[0.5, 0.51], [0.6, 0.61], [0.7, 0.71]]))
+    assert task.resampled == "folds"
+
+
+def test_only_the_needed_columns_and_several_models(tmp_path: Path) -> None:
+    lines = [f"{model},{layer},sts,{0.1 * layer}" for model in ("b", "a") for layer in (2, 10, 0)]
+    ranked = rank_file(
+        written(tmp_path, [*lines, "b,10,pairs,", "b,2,pairs,0.3"], "model,layer,task,score")
+    )
+    assert [(scored.model, scored.revision) for scored, _, _ in ranked] == [("a", ""), ("b", "")]
+    for scored, evidence, verdict in ranked:
+        assert scored.layers == [0, 2, 10]
+        (task,) = scored.tasks
+        assert task.resampled_LR.shape == (3, 0)
+        assert math.isnan(evidence.layers[0].gain_low)
+        assert (verdict.kind, verdict.layer) == ("keep_last", 10)
+    assert ranked[0][0].notes == []
+    assert ranked[1][0].notes == [
+        "task pairs is left out: it has a score in 1 of 3 layers, not in layers 0, 10"
+    ]
+    assert ranked[1][0].left_out == {
+        "pairs": "it has a score in 1 of 3 layers, not in layers 0, 10"
+    }
+    sentences = [verdict.sentence for _, _, verdict in ranked]
+    assert "not in the ranking" not in sentences[0]
+    assert " Task pairs is not in the ranking: it has a score in 1 of 3 layers" in sentences[1]
+
+
+def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) -> None:
+    records = [
+        {"model": "m", "layer": layer, "task": task, "score": score, "fold": fold}
+        for layer in range(2)
+        for task, fold, score in (
+            ("good", None, 0.5),
+            ("folds", 0.0, 0.2),
+            ("folds", 1.0, 0.4 if layer else None),
+            ("bad", None, 0.1 if layer else math.nan),
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "scores.parquet")
+    (scored,) = read_scores(tmp_path / "scores.parquet")
+    assert [task.task for task in scored.tasks] == ["good"]
+    assert scored.notes == [
+        "task bad is left out: it has a score in 1 of 2 layers, not in layer 0",
+        "task folds is left out: folds that other layers have are missing in layer 0, such as fold "
+        "1 in layer 0",
+    ]
+
+
+def test_folds_sort_by_number(tmp_path: Path) -> None:
+    lines = [f"m,0,t,{fold},{fold / 100}" for fold in (10, 9, 2, 11)]
+    (scored,) = read_scores(written(tmp_path, lines, "model,layer,task,fold,score"))
+    assert scored.tasks[0].resampled_LR[0].tolist() == [0.02, 0.09, 0.1, 0.11]
+
+
+def test_a_model_without_a_complete_task_says_so(tmp_path: Path) -> None:
+    lines = ["m,0,a,0.5", "m,1,b,0.5"]
+    ((scored, evidence, verdict),) = rank_file(written(tmp_path, lines, "model,layer,task,score"))
+    assert scored.tasks == []
+    assert len(scored.notes) == 2
+    assert evidence.best is None
+    assert (verdict.kind, verdict.layer) == ("no_labels", 1)
+    assert "2 tasks are not in the ranking: a, because" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("lines", "head", "message"),
+    [
+        (ROWS, HEAD.replace("score", "value"),
+         "no column 'score'; it has: model, .*, value. Needed: model, layer, task, score"),
+        (["m,1,t,0.5"], "name,layer,task,score", "no column 'model'; it has: name, layer"),
+        (["m,1,t,0.5,0.6"], "model,layer,task,score,score", "two columns 'score'"),
+        ([], HEAD, "has no rows"),
+        (["m,1,t"], "model,layer,task,score", "cannot read .* as csv: .*[Ee]xpected 4 columns"),
+        ([*ROWS, "m,main,x,t,,0,0.5"], HEAD, "row 13: column 'layer' is 'x', not a whole number"),
+        (["m,main,-1,t,,0,0.5"], HEAD, "row 1: column 'layer' is '-1'"),
+        (["m,main,1.5,t,,0,0.5"], HEAD, "row 1: column 'layer' is '1.5'"),
+        (["m,main,nan,t,,0,0.5"], HEAD, "row 1: column 'layer' is 'nan'"),
+        (["m,main,1,t,,0,good"], HEAD, "row 1: column 'score' is 'good', not a number"),
+        (["m,main,1,t,,0,51.9"], HEAD, "row 1: column 'score' is 51.9, outside -1..1; .* percent"),
+        (["m,main,1,t,,0,inf"], HEAD, "row 1: column 'score' is inf, outside"),
+        ([",main,1,t,,0,0.5"], HEAD, "row 1: column 'model' is empty"),
+        (["m,main,1,,,0,0.5"], HEAD, "row 1: column 'task' is empty"),
+        ([*ROWS, ROWS[3]], HEAD,
+         "org/tiny at main, layer 1, task emotion, fold 1 has two scores, in row 4 and row 13$"),
+        (["m,1,t,0.5,raw", "m,1,t,0.6,l2"], "model,layer,task,score,variant",
+         "m, layer 1, task t has two scores, in row 1 and row 2; columns .* not read: variant"),
+        (["m,0,t,0.5,sts", "m,1,t,0.6,pair"], "model,layer,task,score,task_type",
+         "task t has several task types: pair, sts"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_ranked(
+    tmp_path: Path, lines: list[str], head: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_scores(written(tmp_path, lines, head))
+    assert "scores.csv" in str(caught.value)
+
+
+def test_places_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no file or folder .*absent\.csv"):
+        read_scores(tmp_path / "absent.csv")
+    (tmp_path / "scores.xlsx").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"scores\.xlsx: its name ends in neither"):
+        read_scores(tmp_path / "scores.xlsx")
+    (tmp_path / "scores.parquet").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"cannot read .*scores\.parquet as parquet"):
+        read_scores(tmp_path / "scores.parquet")
+    (tmp_path / "empty.csv").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"cannot read .*empty\.csv as csv: Empty"):
+        read_scores(tmp_path / "empty.csv")
+    with pytest.raises(ConfigError, match="holds no mteb results: expected files layer-07/"):
+        read_scores(tmp_path)
+
+
+def test_a_byte_order_mark_and_numbers_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_bytes("\ufeffmodel,revision,layer,task,score\r\nm,007,1,é,5e-1\r\n".encode())
+    (scored,) = read_scores(path)
+    assert (scored.model, scored.revision, scored.tasks[0].task) == ("m", "007", "é")
+    assert scored.tasks[0].score_L.tolist() == [0.5]
+
+
+def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
+    for layer in range(3):
+        name = f"layer-{layer:02}"
+        result(
+            tmp_path, name, "Emotion", {"test": subsets(0.5, 0.3 + layer / 10), "dev": subsets(0.9)}
+        )
+        result(tmp_path, f"{name}/results", "STS22", {"dev": subsets(-0.1)})
+        result(tmp_path, name, "Sparse", {"test": subsets(None if layer == 1 else 0.5)})
+        (tmp_path / name / "org__tiny" / "main" / "model_meta.json").write_text("{}")
+    (tmp_path / "summary.json").write_text("not a result")
+    ((scored, _, verdict),) = rank_file(tmp_path, draws=100)
+    assert (scored.model, scored.revision, scored.layers) == ("org/tiny", "main", [0, 1, 2])
+    assert [task.task for task in scored.tasks] == ["Emotion", "STS22"]
+    assert scored.tasks[0].score_L == pytest.approx([0.4, 0.45, 0.5])
+    assert scored.tasks[1].score_L == pytest.approx([-0.1] * 3)
+    assert scored.notes == [
+        "task STS22 has no test split: dev was read",
+        "task Sparse is left out: it has a score in 2 of 3 layers, not in layer 1",
+    ]
+    assert verdict.layer == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"layer-01/org__tiny/main/Emotion\.json is not JSON"),
+        ("[]", r"Emotion\.json is not an mteb task result: it has no scores"),
+        ('{"scores": {"dev": [], "train": []}}', r"Emotion\.json has no test split; it has: dev"),
+        ('{"scores": {"test": [{"f1": 1}]}}', r"Emotion\.json: a subset .* has no main_score"),
+        ('{"scores": {"test": [{"main_score": 51, "hf_subset": "en"}]}}',
+         r"Emotion\.json: main_score of en is 51, outside -1\.\.1"),
+    ],
+)  # fmt: skip
+def test_mteb_results_that_cannot_be_ranked(tmp_path: Path, content: str, message: str) -> None:
+    result(tmp_path, "layer-01", "Emotion", {}).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_scores(tmp_path)
+
+
+def test_the_same_mteb_result_twice(tmp_path: Path) -> None:
+    for folder in ("a/layer-01", "b/layer-1"):
+        result(tmp_path, folder, "Emotion", {"test": subsets(0.5)})
+    with pytest.raises(ConfigError, match=r"two scores, in a/layer-01/.* and b/layer-1/.*json"):
+        read_scores(tmp_path)
+
+
+def test_mteb_writes_what_is_read(tmp_path: Path) -> None:
+    mteb = pytest.importorskip("mteb")
+    for layer in range(2):
+        path = tmp_path / f"layer-{layer:02}" / "org__tiny" / "main" / "Own.json"
+        path.parent.mkdir(parents=True)
+        mteb.TaskResult(
+            dataset_revision="1",
+            task_name="Own",
+            mteb_version="2.26.24",
+            scores={"test": subsets(0.25, 0.5 + layer / 4)},
+            evaluation_time=1.0,
+        ).to_disk(path)
+    (scored,) = read_scores(tmp_path)
+    assert scored.tasks[0].score_L == pytest.approx([0.375, 0.5])

@@ -1,0 +1,570 @@
+"""The report: built from a small root of synthetic tables, without Ray and without a model."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.cluster.cluster import Cluster
+from jobs.config.datasets import DatasetConfig
+from jobs.config.run import RunConfig
+from jobs.rank.stage import rank
+from jobs.report import page as report
+from jobs.report.collect import collect
+from jobs.run import Run, partition
+from operators.metrics.registry import METRICS
+from operators.prompts.views import view_name
+from storage import schema
+from storage.manifest import digest_of, publish
+from storage.partition import CLEAN, Partition
+from storage.root import Root
+from storage.shards import Receipt, vector_column, write_shard
+from tests.support.here import Here
+
+LAYERS = 4
+FILES = {"report.json", "report.md", "metrics.html", "index.html"}
+HOSTILE = '<script>alert(1)</script>|"&`x`'
+SECRETS = ("key-of-nobody", "secret-of-nobody", "token-of-nobody", "endpoint-of-nobody")
+# The mean over the tasks of each layer; layer 2 is the best by far, and so in every draw.
+SCORES = {"topic": [0.50, 0.60, 0.80, 0.70], "find": [0.30, 0.35, 0.62, 0.41]}
+NO_SCORES: dict[str, list[float]] = {}
+
+
+def _config(tasks: Sequence[str] = tuple(SCORES)) -> RunConfig:
+    kinds = {
+        "topic": {"type": "classification", "label_column": "label"},
+        "find": {"type": "retrieval", "query_column": "query"},
+    }
+    return RunConfig.model_validate(
+        {
+            "name": "small",
+            "subjects": [{"model": "someone/model", "revision": "step1"}],
+            "datasets": [
+                {
+                    "name": "texts",
+                    "source": {"files": "https://me:pass-of-nobody@example.org/a.jsonl?sig=nobody"},
+                    "tasks": [{"name": name, **kinds[name]} for name in tasks],
+                }
+            ],
+            "views": {"count": 2},
+            "rank": {"draws": 200},
+            "storage": {
+                "key": SECRETS[0],
+                "secret": SECRETS[1],
+                "token": SECRETS[2],
+                "endpoint_url": f"http://{SECRETS[3]}",
+            },
+        }
+    )
+
+
+def _store(
+    root: Root,
+    where: Partition,
+    groups: Sequence[pa.Table],
+    columns: pa.Schema,
+    facts: Mapping[str, int | float | str] | None = None,
+) -> None:
+    settings = {"made": "by hand"}
+    blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "", facts=facts or {})
+    receipt = write_shard(root, where.shard(blank.name), groups, columns, blank)
+    publish(root, where, settings, [receipt])
+
+
+def _store_rows(
+    root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema
+) -> None:
+    _store(root, where, [pa.Table.from_pylist(rows, columns)], columns)
+
+
+def _store_embeddings(root: Root, where: Partition) -> None:
+    """Store one prompt in every layer; `jobs.rank.stage` asks only which layers there are."""
+    facts = {"tokens": 1234, "truncated": 5, "skipped_no_tokens": 2, "model_seconds": 1.5}
+    columns = schema.embeddings(2)
+    vector = vector_column(np.zeros((1, 2), dtype=np.float32))
+    groups = [
+        pa.table([[1], [layer], ["final"], ["mean"], [3], vector], names=columns.names)
+        for layer in range(LAYERS)
+    ]
+    _store(root, where, groups, columns, {"prompts": 40, **facts})
+
+
+def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": layer,
+            "norm": "final",
+            "pooling": "mean",
+            "variant": "raw",
+            "task_type": kind,
+            "fold": fold,
+            "metric": "accuracy",
+            "value": score + 0.002 * fold,
+            "reason": "all are equal" if np.isnan(score) else None,
+            "n_train": 8,
+            "n_test": 32,
+            "replicates": [],
+        }
+        for layer, score in enumerate(scores)
+        for fold in range(3)
+    ]
+
+
+def _series_rows(
+    metric: str, variant: str, values: Sequence[float], **other: object
+) -> list[dict[str, Any]]:
+    """Return a metric of pooled vectors, or with other columns, in each layer."""
+    plain = {"norm": "final", "pooling": "mean", "reason": None, "n_prompts": 40, "n_undefined": 0}
+    undefined = {"reason": METRICS[metric].undefined} if metric in METRICS else {"reason": HOSTILE}
+    return [
+        {"layer": layer, "metric": metric, "variant": variant, "value": value, **plain, **other}
+        | (undefined if np.isnan(value) else {})
+        for layer, value in enumerate(values)
+    ]
+
+
+def _metric_rows() -> list[dict[str, Any]]:
+    """Return a metric that is undefined in layer 0, and a token metric of some prompts."""
+    token = {"norm": "none", "pooling": "tokens", "n_prompts": 37, "n_undefined": 3}
+    nan = float("nan")
+    return [
+        *_series_rows("curvature", "", [1.9, 1.8, 1.7, 1.8], **token),
+        *_series_rows("curvature", "no_first", [2.0, 1.9, 1.9, 1.95], **token),
+        *_series_rows("curvature", "skip", [1.91, 1.81, 1.71, 1.81], **token),
+        *_series_rows("lidar", "alpha=1", [nan, 3.0, 4.0, 5.0]),
+        *_series_rows("lidar", "rank", [nan, 20.1, 54.6, 148.4]),
+        *_series_rows("cka_last", "debiased", [0.1, 0.4, 0.8, 1.0]),
+    ]
+
+
+def _run(
+    folder: Path,
+    config: RunConfig,
+    scores: Mapping[str, Sequence[float]] = SCORES,
+    *,
+    metrics: list[dict[str, Any]] | None = None,
+) -> Run:
+    """Return a run whose stages before `rank` have, as far as anyone can see, been run."""
+    run = Run(config, Root(str(folder)), Cluster(Here()))
+    rows = _metric_rows() if metrics is None else metrics
+    for dataset in config.datasets:
+        _store_dataset(run, dataset, scores, rows)
+    where = Partition("layer_costs", (run.subjects[0].name, run.subjects[0].revision))
+    _store_rows(run.root, where, _cost_rows(), schema.LAYER_COSTS)
+    return run
+
+
+def _cost_rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": layer,
+            "parameters": 5_000_000 + 1_000_000 * layer,
+            "flops_per_token": 2_500_000.0 * layer,
+            "latency_ms": 0.5 + 4.0 * layer,
+            "tokens": 128,
+            "device": "cpu",
+        }
+        for layer in range(LAYERS)
+    ]
+
+
+def _store_dataset(
+    run: Run,
+    dataset: DatasetConfig,
+    scores: Mapping[str, Sequence[float]],
+    metrics: list[dict[str, Any]],
+) -> None:
+    subject = run.subjects[0]
+    facts = {
+        "skipped_null": 1,
+        "skipped_empty": 11,
+        "skipped_whitespace": 0,
+        "skipped_too_short": 3,
+        "duplicates": 7,
+    }
+    prompts = pa.table([[1], ["a text"], [0]], names=schema.PROMPTS.names)
+    where = Partition("prompts", (dataset.name,))
+    _store(run.root, where, [prompts], schema.PROMPTS, facts)
+    for condition in (CLEAN, *map(view_name, range(run.config.views.count))):
+        _store_embeddings(run.root, partition("embeddings", subject, dataset, condition))
+    for task in dataset.tasks:
+        rows = _score_rows(task.type, scores[task.name])
+        keys = (*partition("embeddings", subject, dataset).values, task.name)
+        _store_rows(run.root, Partition("probe_scores", keys), rows, schema.PROBE_SCORES)
+    if metrics:
+        where = partition("layer_metrics", subject, dataset)
+        _store_rows(run.root, where, metrics, schema.LAYER_METRICS)
+
+
+def _publish(run: Run) -> dict[str, str]:
+    report.publish(run, rank(run))
+    return {name: run.root.read(f"report/{name}").decode() for name in run.root.sizes("report")}
+
+
+def _strict(text: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    found: dict[str, Any] = json.loads(text, parse_constant=refuse)
+    return found
+
+
+def test_findings_say_what_was_stored(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    assert set(files) == FILES
+    found = _strict(files["report.json"])
+    assert found["schema_version"] == 3
+    assert found["seeds"] == {"run": 0, "probe": 42}
+    assert {"python", "torch", "ray", "scikit-learn"} <= set(found["versions"])
+    assert found["datasets"] == [
+        {
+            "name": "texts",
+            "prompts": 1,
+            "shards": 1,
+            "skipped": {"null": 1, "empty": 11, "whitespace": 0, "too_short": 3},
+            "duplicates": 7,
+        }
+    ]
+    (subject,) = found["subjects"]
+    assert (subject["name"], subject["revision"], subject["blocks"]) == (
+        "someone/model",
+        "step1",
+        3,
+    )
+    assert subject["verdict"]["kind"] == "use_layer"
+    assert subject["verdict"]["layer"] == 2
+    best = subject["layers"][2]
+    assert best["rank"] == 1
+    assert best["cost"] == pytest.approx(2 / 3)
+    assert best["score"] == pytest.approx((0.80 + 0.62) / 2 + 0.002)
+    assert best["gain"] == pytest.approx((0.10 + 0.21) / 2)
+    assert best["tasks"] == pytest.approx({"topic": 0.802, "find": 0.622})
+    assert [(t["label"], t["metric"], t["folds"]) for t in subject["tasks"]] == [
+        ("topic", "accuracy", 3),
+        ("find", "accuracy", 3),
+    ]
+    assert [each["condition"] for each in subject["encoded"]] == ["clean", "view-00", "view-01"]
+    assert subject["encoded"][0]["tokens"] == 1234
+
+
+def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    series = {
+        (each["metric"], each["variant"]): each
+        for each in _strict(files["report.json"])["subjects"][0]["metrics"]
+    }
+    reason = METRICS["lidar"].undefined
+    first, second = series["lidar", "rank"]["values"][:2]
+    assert (first["value"], first["reason"]) == (None, reason)
+    assert (second["value"], second["reason"]) == (20.1, None)
+    assert {each["n_undefined"] for each in series["curvature", ""]["values"]} == {3}
+    for name in ("report.md", "index.html"):
+        # Once per metric and reason, however many variants are undefined for it.
+        assert files[name].count(reason) == 1
+        assert "2 of 8 values, in layer 0" in files[name]
+        assert files[name].count("3 of 40 prompts") == 1
+
+
+def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    (subject,) = _strict(files["report.json"])["subjects"]
+    drawn = {(each["metric"], each["variant"]) for each in subject["metrics"] if each["main"]}
+    assert drawn == {("curvature", ""), ("lidar", "alpha=1"), ("cka_last", "debiased")}
+    figures = re.findall(r"<figure>\n<h5>.*?</figure>", files["index.html"], flags=re.DOTALL)
+    assert [figure.count("without first token</text>") for figure in figures] == [1, 0, 0]
+    assert "stroke-dasharray" in figures[0]
+    for figure, name in zip(figures, ("curvature", "cka_last", "lidar"), strict=True):
+        assert METRICS[name].says in html.unescape(figure)
+        assert METRICS[name].paper in html.unescape(figure)
+    groups = re.findall(r'<h4 class="group">(.*?)</h4>', files["index.html"])
+    assert groups == ["Tokens of a prompt", "Other layers", "Augmented views of a prompt"]
+
+
+def test_every_variant_is_in_the_table_of_the_page_and_the_main_ones_in_the_text(
+    tmp_path: Path,
+) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    table = files["index.html"].partition('<table class="values">')[2].partition("</table>")[0]
+    for shown in ("plain", "no_first", "skip", "alpha=1", "rank", "debiased"):
+        assert f">{shown}</th>" in table
+    assert "148.4" in table
+    text = files["report.md"].partition("# Settings")[0]
+    assert "| LiDAR | mean pooling, final norm | - | 3.000 | 4.000 | 5.000 |" in text
+    assert "148.4" not in text
+
+
+def test_the_plots_link_to_sections_of_the_guide_beside_them(tmp_path: Path) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    links = re.findall(r'href="metrics\.html#([^"]+)"', files["index.html"])
+    assert links == ["curvature", "cka-to-the-last-layer", "lidar"]
+    assert set(links) <= set(re.findall(r'\bid="([^"]+)"', files["metrics.html"]))
+
+
+def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
+    nothing = [float("nan")] * LAYERS
+    run = _run(tmp_path, _config(), {"topic": nothing, "find": nothing})
+    files = _publish(run)
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["verdict"]["kind"] == "not_enough_evidence"
+    assert [(row["score"], row["rank"]) for row in subject["layers"]] == [(None, None)] * LAYERS
+    assert "Task topic" in files["report.md"]
+    assert "nan" not in files["index.html"].lower()
+
+
+def test_a_run_without_tasks_and_without_metrics_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, metrics=[]))
+    assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
+    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
+        told = " ".join(text.split())
+        assert "Layer 2 (2/3 of the depth) is a guess, because nothing is labelled." in told
+        assert "A small labelled task would decide." in told
+    for name in ("report.md", "index.html"):
+        assert "Not measured: texts" in files[name]
+
+
+def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> None:
+    scores = {**SCORES, "find": [float("nan"), 0.35, 0.62, 0.41]}
+    files = _publish(_run(tmp_path, _config(), scores))
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["layers"][0]["tasks"] == {"topic": pytest.approx(0.502), "find": None}
+    assert subject["layers"][0]["rank"] is None
+    assert subject["verdict"]["layer"] == 2
+    assert "Task find" in files["report.md"]
+    said = "Layer 0 is not in the ranking: task find has no score there (all are equal)."
+    assert subject["verdict"]["sentence"].endswith(said)
+    assert "not counted" not in files["report.md"] + files["index.html"]
+
+
+def test_a_task_without_any_score_is_named_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = _publish(_run(tmp_path / "whole", _config()))
+    assert "not in the ranking" not in whole["report.json"]
+    capsys.readouterr()
+    scores = {**SCORES, "find": [float("nan")] * LAYERS}
+    files = _publish(_run(tmp_path / "lacking", _config(), scores))
+    said = "Task find is not in the ranking: it has no score in any layer (all are equal)."
+    told = capsys.readouterr().out
+    (subject,) = _strict(files["report.json"])["subjects"]
+    assert subject["verdict"]["layer"] == 2
+    assert subject["verdict"]["sentence"].endswith(said)
+    for text in (files["report.md"], files["index.html"], told):
+        assert said in " ".join(text.split())
+        assert text.count("not counted") == (1 if text == told else 2)
+    assert [line.split()[-2:] for line in told.splitlines() if line.startswith("  layer")] == [
+        ["topic", "find*"]
+    ]
+    assert "* not counted, as no layer has a score: find" in told
+    assert "not counted" not in whole["report.md"] + whole["index.html"]
+
+
+def test_a_search_and_an_undefined_score_each_leave_layers_out(tmp_path: Path) -> None:
+    config = _config()
+    run = _run(tmp_path, config)
+    scores = {"topic": SCORES["topic"], "find": [float("nan"), *SCORES["find"][1:]]}
+    for task in config.datasets[0].tasks:
+        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
+        kept = [row for row in _score_rows(task.type, scores[task.name]) if row["layer"] != 1]
+        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
+        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
+        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
+    (found,) = rank(run)
+    assert "The search dropped layer 1 early" in found.verdict.sentence
+    assert "Layer 0 is not in the ranking: task find has" in found.verdict.sentence
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    config = _config()
+    dataset = config.datasets[0]
+    tasks = (dataset.tasks[0].model_copy(update={"name": HOSTILE}), dataset.tasks[1])
+    hostile = config.model_copy(
+        update={
+            "name": HOSTILE,
+            "subjects": (config.subjects[0].model_copy(update={"name": HOSTILE}),),
+            "datasets": (dataset.model_copy(update={"name": HOSTILE, "tasks": tasks}),),
+        }
+    )
+    rows = [*_metric_rows(), *_series_rows(HOSTILE, HOSTILE, [float("nan")] * LAYERS)]
+    scores = {HOSTILE: SCORES["topic"], "find": SCORES["find"]}
+    files = _publish(_run(tmp_path, hostile, scores, metrics=rows))
+    assert "<script" not in files["index.html"]
+    assert "&lt;script&gt;" in files["index.html"]
+    told = files["report.md"].partition("# Settings")[0]
+    assert "<script" not in told
+    # A bar in a name ends no cell: every row of the ranking has its eleven cells.
+    ranking = told.partition("## Ranking")[2].partition("\n- ")[0]
+    lines = [line for line in ranking.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + LAYERS
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in lines} == {12}
+
+
+def test_the_page_loads_nothing(tmp_path: Path) -> None:
+    page = _publish(_run(tmp_path, _config()))["index.html"]
+    addresses = re.findall(r"""\b(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
+    allowed = re.compile(r"#|data:,$|report\.(json|md)$|metrics\.html(#[\w-]+)?$")
+    assert addresses
+    assert [each for each in addresses if not allowed.match(each)] == []
+    assert (
+        re.findall(r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")", page) == []
+    )
+    assert "default-src 'none'" in page
+
+
+def test_the_page_is_accessible(tmp_path: Path) -> None:
+    page = _publish(_run(tmp_path, _config()))["index.html"]
+    assert '<html lang="en">' in page
+    assert 'name="viewport"' in page
+    plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(plots) == 6 + 3  # score, gain and cost for two widths, three metrics
+    for plot in plots:
+        root = ElementTree.fromstring(re.sub(r"xlink:href", "href", plot))
+        assert root.get("role") == "img"
+        assert root.findtext("title")
+        assert root.findtext("desc")
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^")]*)', page)) <= set(ids)
+    assert all('scope="' in head for head in re.findall(r"<th\b[^>]*>", page))
+
+
+def test_two_reports_of_a_run_have_the_same_bytes(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    first = _publish(run)
+    assert _publish(run) == first
+
+
+def test_nothing_of_the_storage_block_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _publish(_run(tmp_path, _config()))
+    assert "storage" not in _strict(files["report.json"])["settings"]
+    for text in (*files.values(), capsys.readouterr().out):
+        assert not [secret for secret in SECRETS if secret in text]
+        assert "pass-of-nobody" not in text
+        assert "sig=nobody" not in text
+
+
+def test_nothing_is_written_when_a_page_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _run(tmp_path, _config())
+
+    def fail(*_: object) -> str:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "_page", fail)
+    with pytest.raises(RuntimeError, match="no page"):
+        _publish(run)
+    assert run.root.sizes("report") == {}
+
+
+def test_the_page_is_written_last(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    assert list(report.render(collect(run, rank(run))))[-1] == "index.html"
+
+
+def test_the_story_is_an_aligned_table_and_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _run(tmp_path, _config())
+    _publish(run)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if line.strip().startswith("layer"))
+    rows = lines[lines.index(head) + 1 :][:LAYERS]
+    assert {len(row) for row in rows} == {len(head)}
+    assert [row[0] for row in rows] == [" ", " ", ">", " "]
+    assert rows[2].split()[:3] == [">", "2", "71.2"]
+    assert "+15.5" in rows[2]
+    assert "100 %" in rows[2]
+    assert rows[2].split()[-2:] == ["80.2", "62.2"]
+    assert "baseline" in rows[3]
+    assert all(len(line) <= report.COLUMNS for line in lines if "report:" not in line)
+    assert rows[2].split()[-5:-2] == ["%", "67", "%"]
+    told = " ".join(line.strip() for line in lines)
+    assert "Use layer 2: the highest score" in told
+    assert "scores 15.5 points more than the last layer" in told
+    assert "saves 33 % of the compute." in told
+    assert lines[-1] == f"  report: {tmp_path}/report/index.html"
+
+
+def test_columns_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    run = _run(tmp_path, _config())
+    found = collect(run, rank(run)).subjects[0]
+    names = [f"a-rather-long-task-{number}" for number in range(8)]
+    many = replace(
+        found,
+        tasks=[replace(found.tasks[0], label=name) for name in names],
+        layers=[replace(row, tasks=dict.fromkeys(names, 0.5)) for row in found.layers],
+    )
+    lines = report.story(many, 0.95)
+    assert max(map(len, lines)) <= report.COLUMNS
+    head = next(line for line in lines if "layer " in line and "score" in line)
+    shown = head.count("a-rather-long..")
+    assert shown
+    assert f"  {8 - shown} more tasks in the report" in lines
+
+
+def test_two_tasks_of_one_name_keep_both_scores(tmp_path: Path) -> None:
+    config = _config()
+    twin = config.datasets[0].model_copy(update={"name": "other"})
+    run = _run(tmp_path, config.model_copy(update={"datasets": (config.datasets[0], twin)}))
+    subject = _strict(_publish(run)["report.json"])["subjects"][0]
+    assert list(subject["layers"][0]["tasks"]) == [
+        "texts/topic",
+        "texts/find",
+        "other/topic",
+        "other/find",
+    ]
+
+
+def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
+    config = _config()
+    config = config.model_copy(
+        update={"curves": config.curves.model_copy(update={"examples": (2, 4)})}
+    )
+    run = _run(tmp_path, config)
+    scores = {2: [0.1, 0.2, 0.5, 0.3], 4: [0.2, 0.3, 0.6, 0.5]}
+    rows = [
+        {**row, "examples": examples}
+        for examples, values in scores.items()
+        for row in _score_rows("classification", values)
+    ]
+    keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, "topic")
+    _store_rows(run.root, Partition("learning_curves", keys), rows, schema.LEARNING_CURVES)
+    files = _publish(run)
+    (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
+    assert (curves["label"], curves["kind"]) == ("topic", "examples")
+    assert curves["curves"][2]["score"] == pytest.approx([0.502, 0.602])
+    lead = "Layer 2 against the last (3): 20.0 points ahead at 2 per label, 10.0 points ahead at 4"
+    for name in ("report.md", "index.html"):
+        assert lead in files[name]
+        assert "50.2 ± 0.2" in files[name]
+
+
+def test_a_searched_run_says_what_was_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = _config()
+    run = _run(tmp_path, config)
+    for task in config.datasets[0].tasks:
+        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
+        kept = [row for row in _score_rows(task.type, SCORES[task.name]) if row["layer"] > 1]
+        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
+        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
+        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
+    files = _publish(run)
+    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
+        assert "The search did 50 % of the scoring of a full sweep" in " ".join(text.split())
+    assert files["index.html"].count("<span>dropped</span>") == 2

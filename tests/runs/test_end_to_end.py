@@ -1,0 +1,488 @@
+"""The whole job through the real command line: real Ray, a real model file, real Parquet."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+from jobs.config.run import load as config_of
+from jobs.config.run import parse
+from jobs.plan.plan import plan
+from jobs.run import TABLES
+from operators.metrics.registry import METRICS
+from storage.manifest import Manifest, load, require
+from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
+from storage.root import Root
+from storage.shards import read_table
+from storage.sql import connect
+from storage.vectors import Group, read_vectors
+from tests.conftest import MORE_TASKS, Cli, write_config, write_texts
+from tests.support.places import PROJECT
+from tests.support.planned import assert_planned
+from tests.support.tiny import BLOCKS, save_tiny
+
+pytestmark = pytest.mark.slow
+CLEAN = Partition("embeddings", ("tiny", "local", "topics", "clean"))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its config, its root, and what it printed."""
+
+    config: Path
+    root: Root
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, fresh_cli: Cli
+) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, checkpoint)
+    values = yaml.safe_load(config.read_text())
+    values["datasets"][0]["tasks"] += MORE_TASKS
+    values["curves"] = {"examples": [2, 4], "noise": [0.2]}
+    values["extract"]["workers"] = 2
+    config.write_text(yaml.safe_dump(values))
+    result = fresh_cli("run", str(config), "--output", str(folder / "out"), "--engine", "ray")
+    return Finished(config, Root(str(folder / "out")), result.stdout)
+
+
+def _manifests(root: Root) -> Iterator[Manifest]:
+    for table in KEYS:
+        for partition in partitions(root, table):
+            yield require(root, partition)
+
+
+def _content(root: Root) -> dict[str, Any]:
+    """Return partition -> shard -> checksum: equal for two roots with equal rows."""
+    return {
+        manifest.partition.path: {r.name: (r.rows, r.checksum) for r in manifest.receipts}
+        for manifest in _manifests(root)
+        if manifest.partition.table != "layer_costs"  # latencies are measured
+    }
+
+
+def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
+    root = finished.root
+    for table in set(KEYS) - {"sensitivity"}:  # of conditions, which this run has not
+        states = all_partitions(root, table)
+        assert states, table
+        assert all(complete for _, complete in states), table
+    with connect(root) as sql:
+        prompts = sql.sql("SELECT count(*), count(DISTINCT prompt_id) FROM prompts").fetchall()
+        assert prompts == [(120, 120)]
+        per_layer = sql.sql(
+            "SELECT layer, norm, pooling, count(*), count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition = 'clean' GROUP BY ALL"
+        ).fetchall()
+        assert len(per_layer) == (BLOCKS + 1) * 2 * 2
+        assert {row[3:] for row in per_layer} == {(120, 120)}
+        views = sql.sql(
+            "SELECT condition, count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition <> 'clean' GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        assert views == [("noise-0.20", 120), *((f"view-{n:02d}", 24) for n in range(4))]
+        assert sql.sql("SELECT count(DISTINCT prompt_id) FROM tokens").fetchall() == [(16,)]
+
+
+def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
+    """The sharded, padded, batched pipeline gives what a user computes by hand."""
+    root = finished.root
+    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
+    model, tokenizer = (
+        AutoModel.from_pretrained(checkpoint),
+        AutoTokenizer.from_pretrained(checkpoint),
+    )
+    found = {
+        norm: [
+            read_vectors(root, require(root, CLEAN), Group(layer, norm, "mean"))
+            for layer in range(BLOCKS + 1)
+        ]
+        for norm in ("none", "final")
+    }
+    for row in prompts.to_pylist()[:8]:
+        with torch.inference_mode():
+            encoded = tokenizer(row["text"], return_tensors="pt")
+            output = model(**encoded, output_hidden_states=True)
+        ids = np.array([row["prompt_id"]])
+        # The library: entries 0..L-1 are raw states, the last is the final norm of layer L.
+        for layer, state in enumerate(output.hidden_states):
+            norm = "none" if layer < BLOCKS else "final"
+            vectors = found[norm][layer]
+            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
+            np.testing.assert_allclose(got, state[0].mean(dim=0).numpy(), atol=1e-5)
+
+
+def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None:
+    """A tiny Mamba, whose library states lack the embeddings: from its texts to its ranking."""
+    model_folder = save_tiny(tmp_path / "tiny-mamba", "mamba")
+    config = write_config(tmp_path, model_folder, views={"count": 2, "sample": 12})
+    root = Root(str(tmp_path / "out"))
+    cli("run", str(config), "--output", root.uri)
+    model, tokenizer = (
+        AutoModel.from_pretrained(model_folder),
+        AutoTokenizer.from_pretrained(model_folder),
+    )
+    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
+    for row in prompts.to_pylist()[:4]:
+        with torch.inference_mode():
+            encoded = tokenizer(row["text"], return_tensors="pt")
+            states = model(**encoded, output_hidden_states=True).hidden_states
+        ids = np.array([row["prompt_id"]])
+        for layer in range(1, BLOCKS):
+            vectors = read_vectors(root, require(root, CLEAN), Group(layer, "none", "mean"))
+            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
+            expected = states[layer - 1][0].mean(dim=0).numpy()
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+    with connect(root) as sql:
+        ranked = sql.sql("SELECT layer, score > 0 FROM ranking ORDER BY layer").fetchall()
+    assert ranked == [(layer, True) for layer in range(BLOCKS + 1)]
+
+
+def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:
+    with connect(finished.root) as sql:
+        scores = sql.sql(
+            "SELECT task, task_type, metric, count(*), count(DISTINCT layer), "
+            "count(DISTINCT variant), max(len(replicates)), "
+            "bool_and(isnan(value) OR abs(value) <= 1) FROM probe_scores "
+            "WHERE condition = 'clean' GROUP BY ALL ORDER BY task"
+        ).fetchall()
+        once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
+        rest = (BLOCKS + 1, 2)
+        # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
+        # two norms and two variants there is one undefined row instead of three folds.
+        assert scores == [
+            ("alike", "sts", "cosine_spearman", once, *rest, 200, True),
+            ("find", "retrieval", "ndcg_at_10", once, *rest, 200, True),
+            ("groups", "clustering", "v_measure", 3 * once, *rest, 0, True),
+            ("length", "regression", "kendalltau", 3 * once - 8, *rest, 0, True),
+            ("order", "reranking", "map_at_1000", once, *rest, 200, True),
+            ("pairs", "pair_classification", "max_ap", once, *rest, 200, True),
+            ("tags", "classification", "accuracy", 3 * once, *rest, 0, True),
+            ("topic", "classification", "accuracy", 3 * once, *rest, 0, True),
+        ]
+        curves = sql.sql(
+            "SELECT task, examples, count(*), avg(n_train) FROM learning_curves GROUP BY ALL "
+            "ORDER BY ALL"
+        ).fetchall()
+        per_layer = (BLOCKS + 1) * 3
+        assert [row[:3] for row in curves] == [
+            (task, examples, per_layer) for task in ("tags", "topic") for examples in (2, 4)
+        ]
+        assert [row[3] for row in curves[2:]] == [2 * 3, 4 * 3]
+        noisy = sql.sql(
+            "SELECT task, count(*) FROM probe_scores WHERE condition = 'noise-0.20' GROUP BY ALL "
+            "ORDER BY 1"
+        ).fetchall()
+        assert noisy == [(task, per_layer) for task in ("length", "tags", "topic")]
+        costs = sql.sql(
+            "SELECT layer, parameters, flops_per_token, latency_ms > 0 FROM layer_costs ORDER BY 1"
+        ).fetchall()
+        assert [row[0] for row in costs] == list(range(BLOCKS + 1))
+        assert all(a[1] < b[1] and a[2] < b[2] for a, b in itertools.pairwise(costs))
+        metrics = sql.sql(
+            "SELECT metric, count(DISTINCT layer), bool_or(isnan(value)) FROM layer_metrics "
+            "WHERE pooling IN ('mean', 'tokens') GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        # The first layer has no previous one, and equal neighbours have equal embeddings.
+        layers = {name: BLOCKS + (name != "cka_previous") for name in METRICS}
+        assert metrics == [(n, layers[n], n == "curvature") for n in sorted(METRICS)]
+        ranking = sql.sql(
+            "SELECT layer, rank, cost, recommended FROM ranking ORDER BY layer"
+        ).fetchall()
+        assert [row[0] for row in ranking] == list(range(BLOCKS + 1))
+        assert ranking[-1][2] == 1.0
+        assert sum(row[3] for row in ranking) == 1
+        evidence = sql.sql("SELECT sum(p_best), sum(won), min(shortfall) FROM ranking").fetchall()
+        assert evidence == [(pytest.approx(1), pytest.approx(1), 0)]
+
+
+def test_what_a_choice_without_labels_loses_is_a_table(finished: Finished) -> None:
+    """The mean over tasks of what the chosen layer scores less than the best one of the task."""
+    with connect(finished.root) as sql:
+        regrets = sql.sql(
+            "WITH s AS (SELECT task, layer, avg(value) AS score FROM probe_scores "
+            "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' "
+            "AND variant = 'raw' GROUP BY ALL), "
+            "l AS (SELECT task, max(score) - arg_max(score, layer) AS lost FROM s GROUP BY task) "
+            "SELECT (SELECT avg(lost) FROM l), regret, regret_low <= regret, regret <= regret_high "
+            f"FROM choices WHERE rule = 'last layer' AND layer = {BLOCKS}"
+        ).fetchall()
+        associated = sql.sql(
+            "SELECT count(*), count(DISTINCT metric), bool_and(isnan(spearman) = (reason IS NOT "
+            "NULL)), bool_and(isnan(spearman) OR abs(spearman) <= 1) FROM correlations"
+        ).fetchall()
+    assert regrets == [(pytest.approx(regrets[0][0]), pytest.approx(regrets[0][0]), True, True)]
+    assert associated == [(len(METRICS), len(METRICS), True, True)]
+
+
+def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:
+    """What the stages compute over shards equals the operator on all vectors at once."""
+    from operators.metrics.linear.similarity import linear_cka
+    from operators.metrics.token.entropy import dataset_entropy, prompt_entropy
+
+    root = finished.root
+    vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
+    tokens = read_table(root, require(root, CLEAN.sibling("tokens")).objects()[0])
+    per_prompt = []
+    for row in tokens.filter(pa.compute.equal(tokens["layer"], 2)).to_pylist():
+        states = np.frombuffer(row["states"], np.float32).reshape(1, row["n_tokens"], row["dim"])
+        value = prompt_entropy(torch.from_numpy(states.copy()), torch.tensor([row["n_tokens"]]))
+        per_prompt.append(float(value))
+    with connect(root) as sql:
+        query = "SELECT value, n_prompts FROM layer_metrics WHERE layer = 2 AND metric = ? {}"
+        whole = sql.execute(
+            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'alpha=1'"),
+            ["dataset_entropy"],
+        ).fetchall()
+        similar = sql.execute(
+            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'debiased'"),
+            ["cka_previous"],
+        ).fetchall()
+        mean = sql.execute(query.format("AND variant = 'alpha=1'"), ["prompt_entropy"]).fetchall()
+    expected = float(dataset_entropy(torch.from_numpy(vectors.matrix_ND)))
+    assert whole == [(pytest.approx(expected, abs=1e-9), 120)]
+    assert mean == [(pytest.approx(np.mean(per_prompt), abs=2e-6), 16)]
+    before = read_vectors(root, require(root, CLEAN), Group(1, "final", "mean"))
+    pair = torch.from_numpy(vectors.matrix_ND), torch.from_numpy(before.matrix_ND)
+    expected = float(linear_cka(*pair, debiased=True))
+    assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
+
+
+def test_modes_are_the_operator_on_the_prompt_metrics(finished: Finished) -> None:
+    from operators.analysis.modes import find_modes
+
+    with connect(finished.root) as sql:
+        rows = sql.sql(
+            "SELECT layer, n_prompts, dip, p_holm, split FROM modes ORDER BY 1"
+        ).fetchall()
+        values = sql.sql(
+            "SELECT layer, list(round(value, 6)) FROM prompt_metrics "
+            "WHERE metric = 'prompt_entropy' AND variant = 'alpha=1' GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        traits = sql.sql(
+            "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
+            "USING (prompt_id, n_tokens) WHERE layer = 0"
+        ).fetchall()
+    expected = [find_modes(np.array(each)) for _, each in values]
+    assert [row[:2] for row in rows] == [(layer, 16) for layer in range(BLOCKS + 1)]
+    assert [row[2] for row in rows] == pytest.approx([each.dip for each in expected])
+    assert [row[4] for row in rows] == pytest.approx([each.split for each in expected])
+    assert all(row[3] >= each.p_value for row, each in zip(rows, expected, strict=True))
+    assert traits == [(16, 16)]
+
+
+def test_fused_metrics_are_those_of_the_stored_states(
+    finished: Finished, tmp_path: Path, checkpoint: Path, cli: Cli
+) -> None:
+    """The model actor's own token metrics, of every prompt, and the same states measured later."""
+    config = write_config(tmp_path, checkpoint, measure={"token_metrics": "both"})
+    both = Root(str(tmp_path / "both"))
+    cli("prepare", str(config), "--output", both.uri)
+    cli("extract", str(config), "--output", both.uri)
+    with connect(both) as sql:
+        counted = "SELECT count(DISTINCT prompt_id) FROM "
+        assert sql.sql(counted + "tokens").fetchall() == [(16,)]
+        assert sql.sql(counted + "prompt_metrics").fetchall() == [(120,)]
+    key = ["prompt_id", "layer", "norm", "metric", "variant"]
+    fused, stored = (
+        pa.concat_tables(
+            read_table(root, name)
+            for name in require(root, CLEAN.sibling("prompt_metrics")).objects()
+        )
+        for root in (both, finished.root)
+    )
+    pairs = stored.join(fused, keys=key, right_suffix="_fused", join_type="left outer").to_pylist()
+    assert len(pairs) == stored.num_rows == 16 * (BLOCKS + 1) * (8 + 4 + 2 + 2 + 1)
+    for row in pairs:
+        assert row["value_fused"] == pytest.approx(row["value"], abs=1e-6, nan_ok=True), row
+        assert row["reason_fused"] == row["reason"], row
+
+
+def test_a_plan_says_beforehand_what_the_run_wrote(finished: Finished) -> None:
+    planned = plan(config_of(str(finished.config)), None)
+    assert_planned(planned, Path(finished.root.uri))
+    tokens = re.search(r"([\d,]+) tokens in", finished.printed)
+    assert tokens is not None
+    assert planned.tokens == pytest.approx(int(tokens[1].replace(",", "")), rel=0.05)
+
+
+def test_processes_of_this_machine_give_the_same_tables_to_the_bit(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    other = Root(str(tmp_path / "processes"))
+    told = cli("run", str(finished.config), "--output", other.uri, "--engine", "process").stdout
+    assert "engine process" in told.splitlines()[0]
+    assert "engine ray" in finished.printed.splitlines()[0]
+    assert "extract: 2 actors on CPU, fed by 1 reader" in finished.printed
+    assert _content(other) == _content(finished.root)
+
+
+def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:
+    root = finished.root
+    assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
+    facts = json.loads(root.read("report/report.json"))
+    assert facts["run"] == "small"
+    assert root.place("report/index.html") in finished.printed
+
+
+def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_cli: Cli) -> None:
+    before = {
+        key: (finished.root.path(key), Path(finished.root.path(key)).stat().st_mtime_ns)
+        for manifest in _manifests(finished.root)
+        if TABLES[manifest.partition.table].stage != "rank"  # which is made anew by every run
+        for key in [*manifest.objects(), manifest.partition.shard(MANIFEST)]
+    }
+    nowhere = "127.0.0.1:1"  # joining this cluster would fail
+    fresh_cli("run", str(finished.config), "--output", finished.root.uri, "--address", nowhere)
+    for path, changed in before.values():
+        assert Path(path).stat().st_mtime_ns == changed, path
+
+
+def test_other_settings_are_refused_and_change_nothing(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(finished.config.read_text())
+    values["extract"]["max_tokens"] = 12
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    before = _content(finished.root)
+    refused = cli("run", str(changed), "--output", finished.root.uri, expect=2)
+    assert "max_tokens: 64 there, 12 here" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert _content(finished.root) == before
+
+
+def test_status_and_query(finished: Finished, cli: Cli) -> None:
+    shown = cli("status", finished.root.uri, "--verify").stdout
+    assert "complete" in shown
+    assert "incomplete" not in shown
+    answer = cli("query", finished.root.uri, "SELECT count(*) AS prompts FROM prompts").stdout
+    assert "120" in answer
+    wrong = cli("query", finished.root.uri, "SELECT nothing FROM prompts", expect=2)
+    assert "nothing" in wrong.stderr
+
+
+def test_killed_driver_resumes_with_the_missing_shards_only(
+    tmp_path: Path, checkpoint: Path, cli: Cli
+) -> None:
+    texts = write_texts(tmp_path / "many.jsonl", 600)
+    datasets = [
+        {"name": "topics", "source": {"files": str(texts)}, "shard_prompts": 12, "tasks": []}
+    ]
+    config = write_config(
+        tmp_path,
+        checkpoint,
+        datasets=datasets,
+        views={"count": 0},
+        measure={
+            "metrics": ["prompt_entropy", "curvature", "dataset_entropy"],
+            "token_metrics": "fused",
+        },
+    )
+    killed, undisturbed = Root(str(tmp_path / "killed")), Root(str(tmp_path / "undisturbed"))
+    cli("prepare", str(config), "--output", killed.uri)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs", "extract", str(config), "--output", killed.uri],
+        cwd=PROJECT,
+        env=cli.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait_for_shards(killed, driver, 4)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    time.sleep(3)  # the workers of a killed driver end by themselves
+    assert load(killed, CLEAN) is None
+    kept = _shard_times(killed)
+    expected = [shard_name(n) for n in range(50)]
+    assert 4 <= len(kept) < len(expected)
+
+    shown = cli("status", killed.uri, expect=1).stdout
+    assert "incomplete  embeddings" in shown
+    resumed = cli("run", str(config), "--output", killed.uri).stdout
+    assert f"texts to encode: {len(expected) - len(kept)} shards, 1 conditions" in resumed
+    after = _shard_times(killed)
+    assert sorted(after) == expected
+    assert {name: after[name] for name in kept} == kept
+
+    for stage in ("prepare", "extract"):
+        cli(stage, str(config), "--output", undisturbed.uri)
+    expected_content, content = _content(undisturbed), _content(killed)
+    assert {path.split("/")[0] for path in expected_content} >= {"embeddings", "prompt_metrics"}
+    assert {path: content[path] for path in expected_content} == expected_content
+    with connect(killed) as sql:
+        counted = sql.sql(
+            "SELECT count(*), count(DISTINCT prompt_id) FROM embeddings "
+            "WHERE condition = 'clean' AND layer = 1 AND norm = 'none' AND pooling = 'mean'"
+        ).fetchall()
+    assert counted == [(600, 600)]
+    leftovers = [p for p in Path(killed.path(CLEAN.path)).iterdir() if ".tmp" in p.name]
+    assert leftovers == []
+
+
+def _wait_for_shards(root: Root, driver: subprocess.Popen[bytes], count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if len(_shard_times(root)) >= count:
+            return
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.01)
+    raise AssertionError("no shard appeared in 120 s")
+
+
+def _shard_times(root: Root) -> dict[str, int]:
+    folder = Path(root.path(CLEAN.path))
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.parquet")}
+
+
+def test_the_readmes_sql_works(finished: Finished) -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(queries) == 3
+    with connect(finished.root) as sql:
+        for query in queries:
+            assert sql.sql(query).fetchall(), query
+
+
+def test_the_readmes_configs_are_valid() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    whole, *parts = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(parse(whole, "README").datasets[0].tasks) == 3
+    assert len(parts) == 2
+    for part in parts:
+        parse(yaml.safe_dump({**yaml.safe_load(whole), **yaml.safe_load(part)}), "README")
+
+
+def test_a_single_stage_refuses_what_was_made_with_other_settings(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    cli("rank", str(finished.config), "--output", finished.root.uri)
+    values = yaml.safe_load(finished.config.read_text())
+    values["views"]["keyboard"] = 0.5
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(values))
+    for stage in ("measure", "rank"):
+        refused = cli(stage, str(changed), "--output", finished.root.uri, "--overwrite", expect=2)
+        assert "keyboard: 0.1 there, 0.5 here" in refused.stderr
+    cli("rank", str(finished.config), "--output", finished.root.uri)

