@@ -58,7 +58,8 @@ class Processes:
         self._workers: list[_Worker] = []
         self._plans = itertools.count(1)
         self._is_verbose = verbose
-        self._folder = ""  # of temporary files, once there are workers; goes with the driver
+        # Of temporary files, once there are workers; it goes with the driver.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._shuffles = itertools.count(1)
         self._is_busy = False
 
@@ -111,9 +112,9 @@ class Processes:
         for worker in self._workers:
             worker.end()
         self._workers.clear()
-        if self._folder:
-            shutil.rmtree(self._folder)
-            self._folder = ""
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
@@ -162,14 +163,20 @@ class Processes:
         self._workers.remove(worker)
         if self._is_verbose:
             return ""
-        return (Path(self._folder) / _PRINTED).read_bytes()[-_SHOWN_BYTES:].decode(errors="replace")
+        return (
+            (Path(self._temporary()) / _PRINTED)
+            .read_bytes()[-_SHOWN_BYTES:]
+            .decode(errors="replace")
+        )
 
     def _temporary(self) -> str:
         """Return the folder of temporary files, made if it is not there."""
-        if not self._folder:
-            self._folder = tempfile.mkdtemp(prefix="layerrank-")
-            (Path(self._folder) / _PRINTED).touch()
-        return self._folder
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(
+                prefix="layerrank-", ignore_cleanup_errors=True
+            )
+            (Path(self._folder.name) / _PRINTED).touch()
+        return self._folder.name
 
 
 class _Worker:

@@ -296,7 +296,7 @@ def test_nothing_is_left_of_a_pool() -> None:
     with Cluster(processes) as cluster:
         rows = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3)
         assert len(list(rows)) == 3
-        folder = Path(processes._folder)
+        folder = Path(processes._temporary())
         assert [each.name for each in folder.iterdir()] == ["printed"]
     assert not folder.exists()
 
@@ -326,7 +326,7 @@ def test_processes_end_with_a_driver_that_is_killed() -> None:
         "from tests.support.workers import linger\n"
         "pool = Processes()\n"
         "for pid in pool.each([0, 1, 2], linger, cpus=1, gpus=0):\n"
-        "    print(pid, pool._folder, flush=True)\n"
+        "    print(pid, pool._temporary(), flush=True)\n"
     )
     driver = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True
