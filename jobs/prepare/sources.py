@@ -35,11 +35,14 @@ from jobs.prepare.files import (
     options_for,
     read_file,
     readable,
+    size,
 )
 from storage.root import fingerprint, resolve
 from storage.schema import ROW_BITS
 
-_FILES_LOOKED_AT = 64  # to say how large a source is before anything is read of it
+_FILES_LOOKED_AT = 64  # to say how large a source is before it is read
+_LINES_LOOKED_AT = 1 << 26  # bytes of files whose rows no footer tells
+_COUNTED = ("docstrings", "folder", "parquet")  # kinds of fragments that state their rows
 _HUB_SLICE = 20_000  # rows that one task reads of a hub dataset
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
 
@@ -144,11 +147,14 @@ def most_rows(dataset: DatasetConfig, options: Options) -> int | None:
     fragments = discover(dataset, options)
     if len(fragments) > _FILES_LOOKED_AT:
         return None
+    lines = [each for each in fragments if each.kind not in _COUNTED]
+    if sum(size(each.file, options) for each in lines) > _LINES_LOOKED_AT:
+        return None
     return sum(_most_rows(fragment, options) for fragment in fragments)
 
 
 def _most_rows(fragment: Fragment, options: Options) -> int:
-    if fragment.kind in ("docstrings", "folder", "parquet"):
+    if fragment.kind in _COUNTED:
         return inspect(fragment, options)[0]
     return estimate_rows(fragment.file, options) + 1  # the last line may not end
 

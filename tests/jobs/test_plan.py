@@ -25,7 +25,7 @@ from jobs.plan.limits import Guard, Limits, parse_bytes, size
 from jobs.plan.plan import PairPlan, look, plan
 from jobs.plan.sizes import OF_SUBJECT, TABLES
 from jobs.plan.weight import scratch
-from jobs.prepare import files
+from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN
 from storage import schema
@@ -191,7 +191,9 @@ def test_what_is_prepared_is_counted() -> None:
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
 
-def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits() -> None:
+def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Rows x passes x tokens: of a clean pass, of views of a sample, and of conditions."""
     root = Root(str(Path("out").resolve()))
 
@@ -206,6 +208,9 @@ def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits() -> N
     assert most(datasets=[limited], **more) == (2 * 100 + 2 * 30) * 10
     lines = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
     assert most(datasets=[lines]) == pytest.approx((40 + 2 * 30) * 10, rel=0.02)
+    with monkeypatch.context() as patch:  # what is large is not read for this
+        patch.setattr(sources, "_LINES_LOOKED_AT", 100)
+        assert most(datasets=[lines]) is None
     pq.write_table(pa.table({"text": ["a"] * 50}), "rows.parquet")
     footer = {"name": "data", "source": {"files": "rows.parquet"}}
     assert most(datasets=[footer]) == (50 + 2 * 30) * 10
