@@ -2,8 +2,9 @@
 
 How many partitions, objects and rows there are follows from the config, the prompts and the model,
 as the stages themselves derive it. What a row and an object take, compressed columns included, was
-fitted on finished runs of 4 to 7 layers, 32 to 384 features and 40 to 5,000 prompts; other runs
-hold it to a tenth of all bytes (`tests/support/planned.py`). A new table is one entry of TABLES.
+fitted on finished runs of 4 to 7 layers, 32 to 384 features and 40 to 5,000 prompts; three runs of
+the tests hold it to a tenth of all bytes (`tests/support/planned.py`), one of them not among those
+it was fitted on. A new table is one entry of TABLES or of OF_SUBJECT.
 """
 
 from __future__ import annotations
