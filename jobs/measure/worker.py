@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from jobs.config.metrics import REASONS, TOKENS
-from operators.metrics.linear.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, of_kind
+from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Layers, Parameters, Prompts, Views
 from operators.model.batching import token_budget_batches

@@ -33,7 +33,8 @@ from jobs.report.charts import (
 from jobs.report.findings import Series, SubjectFinding
 from jobs.report.guide import link_to
 from operators.metrics.registry import METRICS, unit_of
-from operators.metrics.variants import WITHOUT_FIRST, Layers, Prompts, Tokens, Views
+from operators.metrics.token.rows import WITHOUT_FIRST
+from operators.metrics.variants import Layers, Prompts, Tokens, Views
 
 MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
     Tokens: "Tokens of a prompt",

@@ -1,6 +1,7 @@
 """How strongly metrics go together with scores over the layers, against what smoothness gives.
 
-Shapes: L layers that have both values, in the order of depth; B draws.
+Shapes: L layers that have both values, in the order of depth; B draws, or none: what is of a row of
+values [L] is of each row of [B, L].
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.fft import dct, idct
 from scipy.stats import rankdata
-
-from operators.analysis.correlation import distance_correlation, spearman
 
 Values = npt.NDArray[np.float64]
 FEWEST_LAYERS = 4
@@ -88,17 +87,6 @@ def correlations(
     out or missing count as a step like any other. The draws depend on the seed and the number of
     layers only, so a metric's numbers do not depend on which others are asked for.
     """
-    _check(metrics, score_L, layers, draws, level)
-    order_L = np.argsort(np.asarray(layers))
-    return [
-        _correlation(metric, values_L[order_L], score_L[order_L], (seed, draws, level))
-        for metric, values_L in metrics.items()
-    ]
-
-
-def _check(
-    metrics: Mapping[str, Values], score_L: Values, layers: Sequence[int], draws: int, level: float
-) -> None:
     if len(set(layers)) != len(layers):
         raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
     for name, values_L in {**metrics, "score": score_L}.items():
@@ -106,6 +94,11 @@ def _check(
             raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(values_L)}")
     if draws < 1 or not 0 < level < 1:
         raise ValueError(f"draws must be at least 1 and level in (0, 1), got {draws} and {level}")
+    order_L = np.argsort(np.asarray(layers))
+    return [
+        _correlation(metric, values_L[order_L], score_L[order_L], (seed, draws, level))
+        for metric, values_L in metrics.items()
+    ]
 
 
 def _correlation(
@@ -113,25 +106,35 @@ def _correlation(
 ) -> Correlation:
     both_L = np.isfinite(values_L) & np.isfinite(score_L)
     x_L, y_L = (np.asarray(v, dtype=np.float64)[both_L] for v in (values_L, score_L))
-    left_out = len(both_L) - len(x_L)
-    reason = _why_undefined(metric, x_L, y_L)
+    n_layers, left_out, reason = len(x_L), len(both_L) - len(x_L), ""
+    if n_layers < FEWEST_LAYERS:
+        reason = f"{n_layers} layers have both values, {FEWEST_LAYERS} are needed"
+    elif constant := [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]:
+        reason = f"{' and '.join(constant)} is the same in every layer"
     if reason:
         nothing = Association(*[math.nan] * 5)
-        return Correlation(metric, len(x_L), left_out, nothing, nothing, reason)
+        return Correlation(metric, n_layers, left_out, nothing, nothing, reason)
     seed, draws, level = settings
-    generator = np.random.default_rng([seed, len(x_L)])
+    generator = np.random.default_rng([seed, n_layers])
     permuted_BL = generator.permuted(np.tile(x_L, (draws, 1)), axis=1)
     smooth_BL = sign_surrogates(x_L, draws, generator)
-    blocks_BL = _block_draws(len(x_L), draws, generator)
-    y_BL = np.broadcast_to(y_L, (draws, len(y_L)))
+    # Row numbers of moving blocks, laid end to end and cut at the number of layers.
+    length = max(2, round(n_layers / 5))
+    starts = generator.integers(n_layers - length + 1, size=(draws, -(-n_layers // length)))
+    blocks_BL = (starts[:, :, None] + np.arange(length)).reshape(draws, -1)[:, :n_layers]
+    y_BL = np.broadcast_to(y_L, (draws, n_layers))
     found = []
-    for statistic, of_rows in ((spearman, _spearmans), (distance_correlation, _distances)):
-        value = statistic(x_L, y_L)
-        resampled_B = of_rows(x_L[blocks_BL], y_L[blocks_BL])
+    for statistic in (spearman, distance_correlation):
+        value = float(statistic(x_L, y_L))
+        resampled_B = statistic(x_L[blocks_BL], y_L[blocks_BL])
         low, high = np.nanquantile(resampled_B, [(1 - level) / 2, (1 + level) / 2])
-        nulls = [_level(of_rows(rows, y_BL), value, level) for rows in (permuted_BL, smooth_BL)]
-        found.append(Association(value, float(low), float(high), nulls[0], nulls[1]))
-    return Correlation(metric, len(x_L), left_out, found[0], found[1], "")
+        nulls = []
+        for rows_BL in (permuted_BL, smooth_BL):
+            # The observed value counts among those of the null (Phipson & Smyth 2010).
+            magnitudes = np.append(np.abs(statistic(rows_BL, y_BL)), abs(value))
+            nulls.append(float(np.nanquantile(magnitudes, level, method="higher")))
+        found.append(Association(value, float(low), float(high), *nulls))
+    return Correlation(metric, n_layers, left_out, found[0], found[1], "")
 
 
 def sign_surrogates(x_L: Values, draws: int, generator: np.random.Generator) -> Values:
@@ -149,63 +152,45 @@ def sign_surrogates(x_L: Values, draws: int, generator: np.random.Generator) -> 
     return rounded_BL
 
 
-def _why_undefined(metric: str, x_L: Values, y_L: Values) -> str:
-    if len(x_L) < FEWEST_LAYERS:
-        return f"{len(x_L)} layers have both values, {FEWEST_LAYERS} are needed"
-    constant = [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]
-    return f"{' and '.join(constant)} is the same in every layer" if constant else ""
+def spearman(x_BL: Values, y_BL: Values) -> Values:
+    """How monotonic the relation is: 1 when both rise together, -1 when one falls.
+
+    Formula: Pearson correlation of the ranks, ties sharing their mean rank.
+    Paper: Spearman 1904.
+    Range: -1 to 1; NaN where either is constant.
+    """
+    ranks = [rankdata(values, axis=-1) for values in (x_BL, y_BL)]
+    x_BL, y_BL = (rank_BL - rank_BL.mean(axis=-1, keepdims=True) for rank_BL in ranks)
+    return _ratio((x_BL * y_BL).sum(axis=-1), (x_BL**2).sum(axis=-1) * (y_BL**2).sum(axis=-1))
 
 
-def _level(null_B: Values, value: float, level: float) -> float:
-    """Quantile of the absolute null values, the observed one among them (Phipson & Smyth 2010)."""
-    magnitudes = np.append(np.abs(null_B), abs(value))
-    return float(np.nanquantile(magnitudes, level, method="higher"))
+def distance_correlation(x_BL: Values, y_BL: Values) -> Values:
+    """How dependent two quantities are, in any form of relation, also where it is not monotonic.
+
+    Formula: ``sqrt(mean(A B) / sqrt(mean(A A) mean(B B)))`` with A and B the doubly centred
+    matrices of pairwise distances (V-statistic).
+    Paper: Székely, Rizzo & Bakirov 2007 (Annals of Statistics 35), definitions 4 and 5.
+    Range: 0 to 1, and above 0 for few independent pairs too; NaN where either is constant.
+    """
+    chunk = max(1, CHUNK_NUMBERS // x_BL.shape[-1] ** 2)
+    if x_BL.ndim > 1 and len(x_BL) > chunk:
+        parts = (slice(start, start + chunk) for start in range(0, len(x_BL), chunk))
+        return np.concatenate([distance_correlation(x_BL[part], y_BL[part]) for part in parts])
+    a_BLL, b_BLL = (_centred_distances(values_BL) for values_BL in (x_BL, y_BL))
+    variances = (a_BLL**2).mean(axis=(-2, -1)) * (b_BLL**2).mean(axis=(-2, -1))
+    rooted: Values = np.sqrt(np.maximum(_ratio((a_BLL * b_BLL).mean(axis=(-2, -1)), variances), 0))
+    return rooted
 
 
-def _block_draws(n_layers: int, draws: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
-    """Row numbers of moving blocks, laid end to end and cut at the number of layers, [B, L]."""
-    length = max(2, round(n_layers / 5))
-    n_blocks = -(-n_layers // length)
-    start_BK = generator.integers(n_layers - length + 1, size=(draws, n_blocks))
-    rows_BL: npt.NDArray[np.intp] = (start_BK[:, :, None] + np.arange(length)).reshape(draws, -1)
-    return rows_BL[:, :n_layers]
-
-
-def _spearmans(x_BL: Values, y_BL: Values) -> Values:
-    """`spearman` of every row; NaN where one side of it is constant."""
-    ranks = [rankdata(values, axis=1) for values in (x_BL, y_BL)]
-    x_BL, y_BL = (rank_BL - rank_BL.mean(axis=1, keepdims=True) for rank_BL in ranks)
-    return _ratios((x_BL * y_BL).sum(axis=1), (x_BL**2).sum(axis=1) * (y_BL**2).sum(axis=1))
-
-
-def _distances(x_BL: Values, y_BL: Values) -> Values:
-    """`distance_correlation` of every row; NaN where one side of it is constant."""
-    chunk = max(1, CHUNK_NUMBERS // x_BL.shape[1] ** 2)
-    ratio_B = np.concatenate(
-        [
-            _distance_ratios(x_BL[b : b + chunk], y_BL[b : b + chunk])
-            for b in range(0, len(x_BL), chunk)
-        ]
-    )
-    rooted_B: Values = np.sqrt(np.maximum(ratio_B, 0))
-    return rooted_B
-
-
-def _distance_ratios(x_BL: Values, y_BL: Values) -> Values:
-    a_BLL, b_BLL = (_centred(values_BL) for values_BL in (x_BL, y_BL))
-    variances_B = (a_BLL**2).mean(axis=(1, 2)) * (b_BLL**2).mean(axis=(1, 2))
-    return _ratios((a_BLL * b_BLL).mean(axis=(1, 2)), variances_B)
-
-
-def _centred(values_BL: Values) -> Values:
-    distances_BLL = np.abs(values_BL[:, :, None] - values_BL[:, None, :])
-    rows_BL = distances_BLL.mean(axis=2)
-    mean_B11 = rows_BL.mean(axis=1)[:, None, None]
-    centred_BLL: Values = distances_BLL - rows_BL[:, :, None] - rows_BL[:, None, :] + mean_B11
+def _centred_distances(values_BL: Values) -> Values:
+    distances_BLL = np.abs(values_BL[..., :, None] - values_BL[..., None, :])
+    rows_BL = distances_BLL.mean(axis=-1)
+    mean_B11 = rows_BL.mean(axis=-1)[..., None, None]
+    centred_BLL: Values = distances_BLL - rows_BL[..., :, None] - rows_BL[..., None, :] + mean_B11
     return centred_BLL
 
 
-def _ratios(covariance_B: Values, variances_B: Values) -> Values:
-    ratio_B = np.full(len(covariance_B), np.nan)
-    np.divide(covariance_B, np.sqrt(variances_B), out=ratio_B, where=variances_B > 0)
-    return ratio_B
+def _ratio(covariance: Values, variances: Values) -> Values:
+    ratio = np.full(np.shape(covariance), np.nan)
+    np.divide(covariance, np.sqrt(variances), out=ratio, where=variances > 0)
+    return ratio

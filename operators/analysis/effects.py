@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
 Array = npt.NDArray[np.float64]
-CLIFFS_DELTA, CRAMERS_V = "cliffs_delta", "cramers_v"
+Measure = Literal["cliffs_delta", "cramers_v"]
+CLIFFS_DELTA: Final = "cliffs_delta"
+CRAMERS_V: Final = "cramers_v"
 ONE_KIND = "all prompts are of one kind, or each of its own"
 NO_VALUE = "no value in one of the groups"
 
@@ -27,7 +30,7 @@ class Separation:
     """
 
     trait: str
-    measure: str
+    measure: Measure
     effect: float
     low: float
     high: float
@@ -81,15 +84,15 @@ def separations(
     names: Mapping[str, Sequence[str]],
 ) -> Iterator[Separation]:
     """Yield the effect of every trait; prompts whose trait is NaN are left out of it."""
+    nan = float("nan")
     for trait, values_N in numbers.items():
         known_N = ~np.isnan(values_N)
         groups = values_N[known_N & ~is_high_N], values_N[known_N & is_high_N]
         effect = cliffs_delta(*groups)
-        low, high = (float(np.median(each)) if len(each) else float("nan") for each in groups)
+        low, high = (float(np.median(each)) if len(each) else nan for each in groups)
         reason = NO_VALUE if np.isnan(effect) else None
-        count = int(known_N.sum())
-        yield Separation(trait, CLIFFS_DELTA, effect, low, high, count, reason)
+        yield Separation(trait, CLIFFS_DELTA, effect, low, high, int(known_N.sum()), reason)
     for trait, names_N in names.items():
-        effect, nothing = cramers_v(is_high_N, names_N), float("nan")
+        effect = cramers_v(is_high_N, names_N)
         reason = ONE_KIND if np.isnan(effect) else None
-        yield Separation(trait, CRAMERS_V, effect, nothing, nothing, len(names_N), reason)
+        yield Separation(trait, CRAMERS_V, effect, nan, nan, len(names_N), reason)

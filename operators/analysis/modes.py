@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import diptest
 import numpy as np
@@ -51,15 +50,6 @@ class Modes:
 NOTHING = Modes(np.nan, np.nan, (np.nan, np.nan), (np.nan, np.nan), 0)
 
 
-class ExcessMass(NamedTuple):
-    """How much a second range exceeds by, the two ranges, and how many ranges stand out."""
-
-    mass: float
-    low: Range
-    high: Range
-    peaks: int
-
-
 def find_modes(values_N: Array) -> Modes:
     """Test values [N] for a single mode and return the two that contradict it most.
 
@@ -81,8 +71,8 @@ def find_modes(values_N: Array) -> Modes:
     return Modes(float(dip), max(float(p_value), _LEAST_P), low, high, peaks)
 
 
-def excess_mass(sorted_N: Array) -> ExcessMass:
-    """Return how much mass a second range exceeds by, 0..1/2, and the two ranges.
+def excess_mass(sorted_N: Array) -> tuple[float, Range, Range, int]:
+    """Return how much mass a second range exceeds by, 0..1/2, the two ranges, and the peaks.
 
     Over all densities d, the largest of: what two separate ranges hold beyond d times their length,
     minus the most that one range does. It is twice the dip (Müller and Sawitzki 1991, *Excess Mass
@@ -99,15 +89,19 @@ def excess_mass(sorted_N: Array) -> ExcessMass:
     low = (float(sorted_N[first]), float(sorted_N[last]))
     high = (float(sorted_N[next_first]), float(sorted_N[next_last]))
     gains = _gains(sorted_N, densities[best])
-    return ExcessMass(mass, low, high, 1 + int((gains[1:] >= gains[1] / 2).sum()))
+    return mass, low, high, 1 + int((gains[1:] >= gains[1] / 2).sum())
+
+
+def _ends(sorted_N: Array, density: float) -> tuple[Array, Array]:
+    """Start and end [N]: the excess mass of the range from value i to j is end[j] - start[i]."""
+    n = len(sorted_N)
+    return np.arange(n) / n - density * sorted_N, np.arange(1, n + 1) / n - density * sorted_N
 
 
 def _gains(sorted_N: Array, density: float) -> Array:
     """Return what each further range adds to the largest excess mass, falling, [_MOST_PEAKS]."""
-    n = len(sorted_N)
-    end_N = np.arange(1, n + 1) / n - density * sorted_N
-    start_N = np.arange(n) / n - density * sorted_N
-    held_N, total = np.zeros(n), [0.0]  # by the ranges so far, up to each value
+    start_N, end_N = _ends(sorted_N, density)
+    held_N, total = np.zeros(len(sorted_N)), [0.0]  # by the ranges so far, up to each value
     for _ in range(_MOST_PEAKS):
         before_N = np.concatenate([[0.0], held_N[:-1]])
         held_N = np.maximum.accumulate(end_N + np.maximum.accumulate(before_N - start_N))
@@ -140,13 +134,8 @@ def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def _excess(sorted_N: Array, density: float) -> tuple[float, int, int, int, int]:
-    """Return by how much two ranges exceed one at a density, and the ends of the two.
-
-    The excess mass of the range from value i to value j is end[j] - start[i].
-    """
-    n = len(sorted_N)
-    end_N = np.arange(1, n + 1) / n - density * sorted_N
-    start_N = np.arange(n) / n - density * sorted_N
+    """Return by how much two ranges exceed one at a density, and the ends of the two."""
+    start_N, end_N = _ends(sorted_N, density)
     until_N = end_N - np.minimum.accumulate(start_N)  # the best range that ends here
     onwards_N = np.maximum.accumulate(end_N[::-1])[::-1] - start_N  # the best that starts here
     left_N = np.maximum.accumulate(until_N)

@@ -68,8 +68,17 @@ def score_change(
     Only tasks count that have a score in both. None if there is none.
     """
     then = {task.task: task for task in before}
-    pairs = [(then[task.task], task) for task in now if task.task in then]
-    both = [_paired(*pair) for pair in pairs if not np.isnan([e.score_L[0] for e in pair]).any()]
+    both = []
+    for new in now:
+        old = then.get(new.task)
+        if old is None or np.isnan([old.score_L[0], new.score_L[0]]).any():
+            continue
+        # Without resampled scores if those do not match.
+        same = old.resampled == new.resampled and old.resampled_LR.shape == new.resampled_LR.shape
+        drawn = [each.resampled_LR if same else np.empty((1, 0)) for each in (old, new)]
+        score_L = np.concatenate([old.score_L, new.score_L])
+        pair_LR = np.concatenate(drawn)
+        both.append(TaskScores(new.task, new.task_type, score_L, pair_LR, new.resampled))
     if not both:
         return None
     score_before, score_now = np.mean([task.score_L for task in both], axis=0)
@@ -80,17 +89,6 @@ def score_change(
         low, high = map(float, np.quantile(drawn_LB[1] - drawn_LB[0], tails))
     change = float(score_now - score_before)
     return ScoreChange(float(score_before), float(score_now), change, low, high)
-
-
-def _paired(before: TaskScores, now: TaskScores) -> TaskScores:
-    """Return both checkpoints as two rows; without resampled scores if those do not match."""
-    pair = (before, now)
-    same = before.resampled == now.resampled and before.resampled_LR.shape == now.resampled_LR.shape
-    resampled_LR = np.concatenate(
-        [each.resampled_LR if same else np.empty((1, 0)) for each in pair]
-    )
-    score_L = np.concatenate([each.score_L for each in pair])
-    return TaskScores(now.task, now.task_type, score_L, resampled_LR, now.resampled)
 
 
 def has_moved(before: int, now: int, limit: int) -> bool:

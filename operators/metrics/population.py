@@ -9,24 +9,16 @@ at ``deflated_spectrum``. Memory is a few D x D matrices and one block, never th
 prompts, the N x N Gram matrix is the smaller side: their rows are kept and one pass is enough.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from operators.metrics.linear.moments import (
-    DirectionSums,
-    MeanSums,
-    direction_sums,
-    mean_sums,
-    merge_directions,
-    merge_means,
-    prepare_population,
-    row_chunks,
-    second_moment,
-)
-from operators.metrics.linear.spectrum import psd_spectrum, small_gram
+from operators.metrics.spectrum import psd_spectrum, small_gram
 
 # Blocks of rows [n, D] that can be read again, always in the same order: an iterable that begins
 # anew each time, or a function that returns one.
@@ -36,13 +28,116 @@ Blocks = Iterable[Tensor] | Callable[[], Iterable[Tensor]]
 Preparation = tuple[bool, bool]
 SECOND_PASS: tuple[Preparation, ...] = ((True, False), (True, True))
 
+# Elements of one chunk: 64 MiB in float64, of which a handful lives at a time.
+CHUNK_ELEMENTS = 2**23
+# A centred row shorter than this share of the size of the rows equals the mean up to rounding.
+ZERO_ROW = 1e-12
 # Eigenvalues below the first share of the largest are computed again on their own, with rounding
 # that much smaller; below the second, singular values below 3e-10 of the largest, they are zeros.
 DEFLATED = 1e-6
 DEFLATED_FLOOR = 1e-19
 
 
-def deflated_spectrum(gram_KK: Tensor, columns: Callable[[], Iterable[Tensor]]) -> Tensor:
+class MeanSums(NamedTuple):
+    """Mean and spread of some prompts; ``merge_means`` adds two disjoint sets of them."""
+
+    n_prompts: int
+    mean_D: Tensor
+    squares: Tensor  # sum over prompts of the squared distance to the mean
+
+
+class DirectionSums(NamedTuple):
+    """Sum of the unit vectors of the rows that have a direction, which zero rows have not."""
+
+    n_rows: int
+    total_D: Tensor
+
+
+def row_chunks(block_nD: Tensor) -> Iterator[Tensor]:
+    """Yield the rows as float64 chunks of bounded memory."""
+    size = max(1, CHUNK_ELEMENTS // max(1, block_nD.shape[1]))
+    for start in range(0, block_nD.shape[0], size):
+        yield block_nD[start : start + size].to(torch.float64)
+
+
+def mean_sums(block_nD: Tensor) -> MeanSums:
+    """Mean and spread of one block, which may be empty."""
+    zeros_D = block_nD.new_zeros(block_nD.shape[1], dtype=torch.float64)
+    sums = MeanSums(0, zeros_D, zeros_D.new_zeros(()))
+    for rows_nD in row_chunks(block_nD):
+        # Relative to the first row, so that equal rows leave an exact zero.
+        shifted_nD = rows_nD - rows_nD[0]
+        shift_D = shifted_nD.mean(dim=0)
+        squares = (shifted_nD - shift_D).square().sum()
+        sums = merge_means(sums, MeanSums(len(rows_nD), rows_nD[0] + shift_D, squares))
+    return sums
+
+
+def merge_means(left: MeanSums, right: MeanSums) -> MeanSums:
+    """Mean and spread of two disjoint sets of prompts (Chan, Golub & LeVeque 1983).
+
+    Rows that are all equal keep a spread of exactly 0, and their mean is the row itself.
+    """
+    if not (left.n_prompts and right.n_prompts):
+        return left if left.n_prompts else right
+    n_prompts = left.n_prompts + right.n_prompts
+    shift_D = right.mean_D - left.mean_D
+    weight = left.n_prompts * right.n_prompts / n_prompts
+    return MeanSums(
+        n_prompts=n_prompts,
+        mean_D=left.mean_D + shift_D * (right.n_prompts / n_prompts),
+        squares=left.squares + right.squares + weight * shift_D.square().sum(),
+    )
+
+
+def direction_sums(block_nD: Tensor) -> DirectionSums:
+    """Sum of the unit vectors of one block, which may be empty."""
+    sums = DirectionSums(0, block_nD.new_zeros(block_nD.shape[1], dtype=torch.float64))
+    for rows_nD in row_chunks(block_nD):
+        norm_n = torch.linalg.vector_norm(rows_nD, dim=1)
+        unit_nD = (rows_nD / norm_n[:, None]).masked_fill(norm_n[:, None] == 0, 0.0)
+        part = DirectionSums(int((norm_n != 0).sum()), unit_nD.sum(dim=0))
+        sums = merge_directions(sums, part)
+    return sums
+
+
+def merge_directions(left: DirectionSums, right: DirectionSums) -> DirectionSums:
+    """Sum of the unit vectors of two disjoint sets of prompts."""
+    if not (left.n_rows and right.n_rows):
+        return left if left.n_rows else right
+    return DirectionSums(left.n_rows + right.n_rows, left.total_D + right.total_D)
+
+
+def prepare_population(rows_nD: Tensor, means: MeanSums, center: bool, unit: bool) -> Tensor:
+    """Centre rows by the mean of the population, then scale each to unit length, in float64.
+
+    A row equal to the mean keeps a zero row. The bound for "equal" is relative to the root mean
+    square of the rows, mean included, because that is what the rounding of the mean is relative to.
+    """
+    rows_nD = rows_nD.to(torch.float64)
+    if center:
+        rows_nD = rows_nD - means.mean_D
+    if unit:
+        norm_n1 = torch.linalg.vector_norm(rows_nD, dim=1, keepdim=True)
+        size = (means.squares / max(1, means.n_prompts) + means.mean_D.square().sum()).sqrt()
+        bound = size * ZERO_ROW if center else 0.0
+        rows_nD = (rows_nD / norm_n1).masked_fill(norm_n1 <= bound, 0.0)
+    return rows_nD
+
+
+def second_moment(block_nD: Tensor, means: MeanSums, center: bool, unit: bool) -> Tensor:
+    """``Z^T Z`` of the prepared rows of one block; the sum over blocks is that of the population.
+
+    ``means`` is of the whole population, not of the block.
+    """
+    total_DD = block_nD.new_zeros(2 * block_nD.shape[1:], dtype=torch.float64)
+    for chunk_nD in row_chunks(block_nD):
+        rows_nD = prepare_population(chunk_nD, means, center, unit)
+        total_DD += rows_nD.mT @ rows_nD
+    return total_DD
+
+
+def deflated_spectrum(gram_KK: Tensor, columns: Iterable[Tensor]) -> Tensor:
     """Eigenvalues of ``Z^T Z`` as exact as the squared singular values of Z, ascending.
 
     A Gram matrix carries singular values down to 1e-8 of the largest, below which are the roots of
@@ -57,7 +152,7 @@ def deflated_spectrum(gram_KK: Tensor, columns: Callable[[], Iterable[Tensor]]) 
     if n_small:
         small_KS = basis_KK[:, :n_small]
         total_SS = gram_KK.new_zeros(n_small, n_small)
-        for block_nK in columns():
+        for block_nK in columns:
             for chunk_nK in row_chunks(block_nK):
                 chunk_nS = chunk_nK @ small_KS
                 total_SS += chunk_nS.mT @ chunk_nS
@@ -69,29 +164,20 @@ def deflated_spectrum(gram_KK: Tensor, columns: Callable[[], Iterable[Tensor]]) 
 class Population:
     """All pooled vectors of one layer, behind blocks that are read as seldom as possible.
 
-    Nothing is read before it is asked for. ``preparations`` names the Gram matrices of the one
-    second pass; another one that is asked for later costs a pass of its own, except that the raw
-    one follows from the centred one as ``Z^T Z + n m m^T``. Blocks move to ``device`` if given.
+    Nothing is read before it is asked for. The one second pass has the Gram matrices of
+    SECOND_PASS; another one that is asked for later costs a pass of its own, except that the raw
+    one follows from the centred one as ``Z^T Z + n m m^T``.
     """
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        device: torch.device | str | None = None,
-        preparations: Iterable[Preparation] = SECOND_PASS,
-    ) -> None:
+    def __init__(self, blocks: Blocks) -> None:
         assert not isinstance(blocks, Iterator), "an iterator cannot be read again"
         self._source = blocks
-        self._device = device
-        self._preparations = frozenset(preparations)
         self._grams: dict[Preparation, Tensor] = {}
         self._spectra: dict[Preparation, Tensor] = {}
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield the blocks once: one pass over the vectors."""
-        blocks = self._source() if callable(self._source) else self._source
-        for block_nD in blocks:
-            yield block_nD if self._device is None else block_nD.to(self._device)
+        yield from self._source() if callable(self._source) else self._source
 
     @property
     def n_prompts(self) -> int:
@@ -117,14 +203,14 @@ class Population:
         """Return ``Z Z^T`` or ``Z^T Z`` of the prepared rows, whichever is smaller: ``[K, K]``."""
         wanted = (center, unit)
         if wanted not in self._grams:
-            if self.n_prompts == 0:
-                self._grams[wanted] = self.means.mean_D.new_full((1, 1), torch.nan)
-            elif self._kept is not None:
-                rows_ND = prepare_population(torch.cat(self._kept), self.means, center, unit)
+            means, _, kept = self._first_pass
+            if means.n_prompts == 0:
+                self._grams[wanted] = means.mean_D.new_full((1, 1), torch.nan)
+            elif kept is not None:
+                rows_ND = prepare_population(torch.cat(kept), means, center, unit)
                 self._grams[wanted] = small_gram(rows_ND)
             elif wanted == (False, False):
-                mean_D = self.means.mean_D
-                raised_DD = self.n_prompts * torch.outer(mean_D, mean_D)
+                raised_DD = means.n_prompts * torch.outer(means.mean_D, means.mean_D)
                 self._grams[wanted] = self.gram(center=True, unit=False) + raised_DD
             else:
                 self._second_pass(wanted)
@@ -139,51 +225,41 @@ class Population:
         """
         wanted = (center, unit)
         if wanted not in self._spectra:
-            gram_KK = self.gram(center, unit)
-            raw = wanted == (False, False)
-            self._spectra[wanted] = (
-                deflated_spectrum(gram_KK, self._columns) if raw else psd_spectrum(gram_KK)
-            )
+            gram_KK, kept = self.gram(center, unit), self._first_pass[2]
+            if wanted == (False, False):
+                # Raw vectors in blocks with as many columns as the Gram matrix has.
+                columns = [torch.cat(kept).mT] if kept else self.blocks()
+                self._spectra[wanted] = deflated_spectrum(gram_KK, columns)
+            else:
+                self._spectra[wanted] = psd_spectrum(gram_KK)
         return self._spectra[wanted]
 
     def sample(self, at_most: int) -> Tensor:
         """Return the first rows, as they came; reads no more blocks than these lie in."""
+        known = self._first_pass[2] if "_first_pass" in self.__dict__ else None
         found: list[Tensor] = []
-        for block_nD in self._rows_known() or self.blocks():
+        for block_nD in known or self.blocks():
             found.append(block_nD[: at_most - sum(map(len, found))])
             if sum(map(len, found)) >= at_most:
                 break
         return torch.cat(found) if found else self.means.mean_D.new_empty(0, self.dim)
 
-    def _rows_known(self) -> list[Tensor] | None:
-        return self._first_pass[2] if "_first_pass" in self.__dict__ else None
-
-    def _columns(self) -> Iterable[Tensor]:
-        """Raw vectors as blocks with as many columns as the Gram matrix has."""
-        return self.blocks() if self._kept is None else [torch.cat(self._kept).mT]
-
-    @property
-    def _kept(self) -> list[Tensor] | None:
-        return self._first_pass[2]
-
     @cached_property
     def _first_pass(self) -> tuple[MeanSums, DirectionSums, list[Tensor] | None]:
         """Read the blocks for the means, the directions, and the rows unless they outnumber D."""
-        nothing = torch.zeros(0, dtype=torch.float64, device=self._device)
-        means = MeanSums(0, nothing, nothing.sum())
-        directions: DirectionSums | None = None
+        nothing = torch.zeros(0, dtype=torch.float64)
+        means, directions = MeanSums(0, nothing, nothing.sum()), DirectionSums(0, nothing)
         kept: list[Tensor] | None = []
         for block_nD in self.blocks():
             means = merge_means(means, mean_sums(block_nD))
-            part = direction_sums(block_nD)
-            directions = merge_directions(directions, part) if directions else part
+            directions = merge_directions(directions, direction_sums(block_nD))
             if kept is not None:
                 kept = [*kept, block_nD] if means.n_prompts <= block_nD.shape[1] else None
-        return means, directions or DirectionSums(0, nothing), kept
+        return means, directions, kept
 
     def _second_pass(self, wanted: Preparation) -> None:
         """Read the blocks for every Gram matrix that was announced and is not there yet."""
-        missing = {wanted, *self._preparations} - {(False, False), *self._grams}
+        missing = {wanted, *SECOND_PASS} - {(False, False), *self._grams}
         totals: dict[Preparation, Tensor] = {}
         for block_nD in self.blocks():
             for preparation in missing:

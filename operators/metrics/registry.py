@@ -1,6 +1,7 @@
 """Every metric by name: what it is measured on, what it says, and how it is computed.
 
-Adding a metric is one file, one entry of METRICS, one section of docs/metrics.md, and one test.
+Adding a metric: a function in the file of its kind (`token/`, `prompts.py`, `views.py`), an entry
+of METRICS, a section and a row of docs/metrics.md, and a test.
 """
 
 from __future__ import annotations
@@ -9,17 +10,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from operators.metrics.linear.anisotropy import mean_cosine
-from operators.metrics.linear.powerlaw import FEWEST_RANKS, FIRST_RANK, power_law_exponent
-from operators.metrics.linear.rank import (
-    effective_rank_of,
-    participation_ratio_of,
-    rankme_of,
-    stable_rank_of,
+from operators.metrics.prompts import (
+    FEWEST_POINTS,
+    FEWEST_RANKS,
+    FIRST_RANK,
+    alpha_req,
+    anisotropy,
+    dataset_entropies,
+    effective_rank,
+    participation_ratio,
+    rankme,
+    stable_rank,
+    twonn,
 )
-from operators.metrics.linear.similarity import FEWEST_DEBIASED
+from operators.metrics.similarity import FEWEST_DEBIASED
+from operators.metrics.spectrum import entropy_variant
+from operators.metrics.token.curvature import curvatures
+from operators.metrics.token.entropy import prompt_entropies
 from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.twonn import FEWEST_POINTS, twonn
 from operators.metrics.variants import (
     Layers,
     Parameters,
@@ -27,16 +35,10 @@ from operators.metrics.variants import (
     Tokens,
     Views,
     centered_or_not,
-    curvature_variants,
-    dataset_entropy_variants,
-    dime_variants,
-    infonce_variants,
-    lidar_variants,
-    order_name,
-    prompt_entropy_variants,
-    variant_name,
+    single,
     with_and_without_first,
 )
+from operators.metrics.views import dime, infonce, lidar
 
 Kind = TypeVar("Kind", Tokens, Prompts, Views, Layers)
 
@@ -45,9 +47,10 @@ Kind = TypeVar("Kind", Tokens, Prompts, Views, Layers)
 class Metric:
     """What people need to know of a metric, and how it is measured.
 
-    `main` is the variant that stands for the metric, `perturbed` the one that does under
-    conditions, if these leave the main one undefined for many prompts; `units` are those of its
-    other variants, by a word of their name; `fewest` prompts are needed for a value.
+    A value is usable from `enough` prompts on, and from `enough_per_feature` times the features;
+    `fewest` are needed for any. `main` is the variant that stands for the metric, `perturbed` the
+    one that does under conditions, if these leave the main one undefined for many prompts; `units`
+    are those of its other variants, by a word of their name.
     """
 
     measured: Tokens | Prompts | Views | Layers
@@ -56,6 +59,8 @@ class Metric:
     says: str
     undefined: str
     paper: str
+    enough: int
+    enough_per_feature: int = 0
     main: str = ""
     perturbed: str = ""
     units: tuple[tuple[str, str], ...] = ()
@@ -77,9 +82,15 @@ def unit_of(metric: str, variant: str) -> str:
 
 def main_variant(metric: str, parameters: Parameters) -> str:
     """Return the variant that stands for a metric, as a plot or a ranking rule takes it."""
-    order = order_name(parameters.alphas[0])
-    entropy = variant_name(order, parameters.normalizations[0])
-    return METRICS[metric].main.format(order=order, entropy=entropy)
+    alpha = parameters.alphas[0]
+    entropy = entropy_variant(alpha, parameters.normalizations[0])
+    return METRICS[metric].main.format(order=entropy_variant(alpha), entropy=entropy)
+
+
+def enough_prompts(metric: str, features: int) -> int:
+    """Return how many prompts make a metric's value usable in a layer of so many features."""
+    known = METRICS[metric]
+    return max(known.enough, known.enough_per_feature * features)
 
 
 _NORMALIZED = (
@@ -91,102 +102,122 @@ _NORMALIZED = (
 
 METRICS: dict[str, Metric] = {
     "prompt_entropy": Metric(
-        Tokens(prompt_entropy_variants),
+        with_and_without_first(
+            lambda chunk, p: prompt_entropies(
+                chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.normalizations, p.method
+            )
+        ),
         "Prompt entropy",
         "nats",
         "How evenly the tokens of one prompt spread over directions: low means compressed.",
         "fewer than 2 tokens, or all tokens equal",
         "Skean et al. 2024, arXiv 2412.09563",
+        enough=100,
         main="{entropy}",
         units=_NORMALIZED,
     ),
     "curvature": Metric(
-        Tokens(curvature_variants),
+        Tokens(lambda chunk, p: curvatures(chunk.tokens_MTD, chunk.mask_MT, p.without_first)),
         "Curvature",
         "radians",
         "How sharply the path from token to token turns; 2π/3 is what unrelated tokens give.",
         "fewer than 3 tokens, or two equal neighbours",
         "Hosseini & Fedorenko 2023, arXiv 2311.04930",
+        enough=50,
         perturbed="skip",
     ),
     "mean_norm": Metric(
-        with_and_without_first(mean_norms),
+        with_and_without_first(single(mean_norms)),
         "Mean norm",
         "activation units",
         "How long the token vectors are on average: in most models it grows with depth.",
         "no token",
         "Sun et al. 2024, arXiv 2402.17762",
+        enough=50,
     ),
     "largest_coordinate": Metric(
-        with_and_without_first(largest_coordinates),
+        with_and_without_first(single(largest_coordinates)),
         "Largest coordinate",
         "activation units",
         "The largest absolute value of any feature: a sudden rise is a massive activation.",
         "no token",
         "Sun et al. 2024, arXiv 2402.17762",
+        enough=50,
     ),
     "first_token_share": Metric(
-        Tokens(lambda chunk, _: {"": first_token_shares(chunk.tokens_MTD, chunk.mask_MT)}),
+        Tokens(single(first_token_shares)),
         "First-token share",
         "share",
         "How much of a prompt's squared norm its first token holds: near 1 is an attention sink.",
         "no token, or only zeros",
         "Queipo-de-Llano et al. 2025, arXiv 2510.06477",
+        enough=100,
     ),
     "dataset_entropy": Metric(
-        Prompts(dataset_entropy_variants),
+        Prompts(lambda prompts, p: dataset_entropies(prompts, p.alphas, p.normalizations)),
         "Dataset entropy",
         "nats",
         "How evenly the prompts spread over directions: high means diverse vectors.",
         "fewer than 2 prompts, or all vectors equal",
         "Skean et al. 2025, arXiv 2502.02013",
+        enough=2,
+        enough_per_feature=2,
         main="{entropy}",
         units=_NORMALIZED,
         fewest=2,
     ),
     "effective_rank": Metric(
-        Prompts(lambda prompts, _: {"": float(effective_rank_of(prompts.spectrum(False, False)))}),
+        Prompts(lambda prompts, _: {"": float(effective_rank(prompts.spectrum(False, False)))}),
         "Effective rank",
         "directions",
         "How many directions the vectors use, each weighed by its singular value.",
         "all vectors zero",
         "Roy & Vetterli 2007, EUSIPCO",
+        enough=1,
+        enough_per_feature=4,
     ),
     "rankme": Metric(
-        Prompts(lambda prompts, _: {"": float(rankme_of(prompts.spectrum(False, False)))}),
+        Prompts(lambda prompts, _: {"": float(rankme(prompts.spectrum(False, False)))}),
         "RankMe",
         "directions",
         "The effective rank as RankMe smooths it, a label-free guess at downstream quality.",
         "all vectors zero",
         "Garrido et al. 2023, arXiv 2210.02885",
+        enough=1,
+        enough_per_feature=4,
     ),
     "participation_ratio": Metric(
-        centered_or_not(participation_ratio_of),
+        centered_or_not(participation_ratio),
         "Participation ratio",
         "directions",
         "How many directions share the variance of the vectors: 1 when one of them has it all.",
         "fewer than 2 prompts, or all vectors equal",
         "Gao et al. 2017, bioRxiv 214262",
+        enough=2,
+        enough_per_feature=4,
         main="centered",
         fewest=2,
     ),
     "stable_rank": Metric(
-        centered_or_not(stable_rank_of),
+        centered_or_not(stable_rank),
         "Stable rank",
         "directions",
         "Total variance over that of the strongest direction: 1 when one direction dominates.",
         "fewer than 2 prompts, or all vectors equal",
         "Rudelson & Vershynin 2007, arXiv math/0503442",
+        enough=2,
+        enough_per_feature=2,
         main="centered",
         fewest=2,
     ),
     "alpha_req": Metric(
-        Prompts(lambda prompts, _: {"": float(power_law_exponent(prompts.spectrum(True, False)))}),
+        Prompts(lambda prompts, _: {"": float(alpha_req(prompts.spectrum(True, False)))}),
         "alpha-ReQ",
         "exponent",
         "How fast the variance falls from one direction to the next: high means few carry it.",
         f"fewer than {FEWEST_RANKS} directions to fit, from rank {FIRST_RANK} on",
         "Agrawal et al. 2022, NeurIPS",
+        enough=800,
         fewest=FIRST_RANK + FEWEST_RANKS,
     ),
     "twonn": Metric(
@@ -199,15 +230,17 @@ METRICS: dict[str, Metric] = {
         "How many coordinates describe the vectors locally, from two nearest neighbours.",
         f"fewer than {FEWEST_POINTS} distinct vectors",
         "Facco et al. 2017, doi 10.1038/s41598-017-11873-y",
+        enough=1600,  # none is safe, but single samples scatter by 5 % from here on
         fewest=FEWEST_POINTS,
     ),
     "anisotropy": Metric(
-        Prompts(lambda prompts, _: {"": float(mean_cosine(prompts.directions))}),
+        Prompts(lambda prompts, _: {"": float(anisotropy(prompts.directions))}),
         "Anisotropy",
         "cosine",
         "Mean cosine of two different prompts: near 1 means that all point the same way.",
         "fewer than 2 vectors that are not zero",
         "Ethayarajh 2019, arXiv 1909.00512",
+        enough=400,
         fewest=2,
     ),
     "cka_previous": Metric(
@@ -217,6 +250,7 @@ METRICS: dict[str, Metric] = {
         "How alike this layer and the one before arrange the prompts: a dip is where it changes.",
         "fewer than 4 prompts, or all vectors equal",
         "Kornblith et al. 2019, arXiv 1905.00414",
+        enough=200,
         main="debiased",
         fewest=FEWEST_DEBIASED,
     ),
@@ -227,37 +261,41 @@ METRICS: dict[str, Metric] = {
         "How alike this layer and the last arrange the prompts: 1 for the same geometry.",
         "fewer than 4 prompts, or all vectors equal",
         "Kornblith et al. 2019, arXiv 1905.00414",
+        enough=200,
         main="debiased",
         fewest=FEWEST_DEBIASED,
     ),
     "infonce": Metric(
-        Views(infonce_variants),
+        Views(lambda blocks, p: infonce(blocks, p.temperature)),
         "InfoNCE",
         "nats",
         "How hard it is to tell which two augmented views are of one prompt: low is invariant.",
         "fewer than 2 prompts",
         "van den Oord et al. 2018, arXiv 1807.03748; Chen et al. 2020, arXiv 2002.05709",
+        enough=400,
         main="loss",
         fewest=2,
     ),
     "lidar": Metric(
-        Views(lidar_variants),
+        Views(lambda blocks, p: lidar(blocks, p.delta, p.alphas, p.normalizations)),
         "LiDAR",
         "nats",
         "In how many directions prompts differ more than the views of one prompt do.",
         "fewer than 2 prompts, or equal class means",
         "Thilak et al. 2023, arXiv 2312.04000",
+        enough=1000,
         main="{entropy}",
         units=(*_NORMALIZED, ("rank", "directions")),
         fewest=2,
     ),
     "dime": Metric(
-        Views(dime_variants),
+        Views(lambda blocks, p: dime(blocks, p.permutations, p.seed, p.alphas)),
         "DiME",
         "nats",
         "How much two views of the prompts share, over what a shuffled pairing would.",
         "fewer than 2 prompts",
         "Skean et al. 2023, arXiv 2301.08164",
+        enough=1000,  # none is known: the most that were measured
         main="{order}",
         fewest=2,
     ),

@@ -30,8 +30,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
 from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.entropy import SpectrumMethod, entropies, matrix_entropy
+from operators.metrics.token.entropy import entropies
 from operators.metrics.token.rows import length_chunks
 from operators.model.batching import token_budget_batches
 

@@ -15,7 +15,6 @@ from transformers import AutoModel, AutoTokenizer
 from jobs.config.run import load
 from jobs.plan.plan import plan
 from operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
-from operators.metrics.token.entropy import prompt_entropy
 from operators.model.subject import Subject, read_shape
 from operators.model.tokenise import vocabulary_of
 from operators.prompts.conditions import Condition, condition_tokens
@@ -25,6 +24,7 @@ from storage.sql import connect
 from tests.conftest import Cli, write_config
 from tests.support.planned import assert_planned
 from tests.support.tiny import BLOCKS
+from tests.support.whole import prompt_entropy
 
 pytestmark = pytest.mark.slow
 PASSES = ("random-0.30", "random-0.60", "repeat-0.50", "noise-0.20", "noise-0.30", "truncate-0.50")

@@ -236,8 +236,7 @@ def test_what_a_choice_without_labels_loses_is_a_table(finished: Finished) -> No
 
 def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> None:
     """What the stages compute over shards equals the operator on all vectors at once."""
-    from operators.metrics.linear.similarity import linear_cka
-    from operators.metrics.token.entropy import dataset_entropy, prompt_entropy
+    from tests.support.whole import dataset_entropy, linear_cka, prompt_entropy
 
     root = finished.root
     vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
@@ -263,7 +262,7 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     assert mean == [(pytest.approx(np.mean(per_prompt), abs=2e-6), 16)]
     before = read_vectors(root, require(root, CLEAN), Group(1, "final", "mean"))
     pair = torch.from_numpy(vectors.matrix_ND), torch.from_numpy(before.matrix_ND)
-    expected = float(linear_cka(*pair, debiased=True))
+    expected = float(linear_cka(*pair).debiased)
     assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
 
 

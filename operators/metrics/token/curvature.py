@@ -1,86 +1,65 @@
 """Curvature of the path that a prompt's tokens take through representation space.
 
-Shape suffixes: N prompts, T tokens (right-padded), D features; M rows, each one prompt in one
-layer, m those of one block, R their tokens one after the other, K some of those.
+Shape suffixes: T tokens (right-padded), D features; M rows, each one prompt in one layer, m those
+of one block, R their tokens one after the other, K some of those.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-from operators.metrics.token.rows import length_chunks, map_rows, token_parts
+from operators.metrics.token.rows import WITHOUT_FIRST, map_rows, token_parts
 
-UndefinedCurvature = Literal["nan", "skip"]
+# Variant -> whether angles at a zero difference are skipped, and how many tokens are left out.
+VARIANTS = {
+    "": (False, 0),
+    WITHOUT_FIRST: (False, 1),
+    "skip": (True, 0),
+    f"skip,{WITHOUT_FIRST}": (True, 1),
+}
 # Beyond this cosine an angle is taken from the unit vectors: there arccos loses digits, half of
 # them near 1.
 NEAR_STRAIGHT = 0.9
 
 
-def curvature(
-    hidden_NTD: Tensor, lengths_N: Tensor, undefined: UndefinedCurvature = "nan"
-) -> Tensor:
-    """How sharply the path from token to token turns; 0 is a straight line.
+def curvatures(
+    tokens_MTD: Tensor, mask_MT: Tensor, without_first: bool = True
+) -> dict[str, Tensor]:
+    """How sharply the path from token to token turns; 0 is a straight line. By variant, [M].
 
     Formula: mean over k of the angle between ``v_{k+1}`` and ``v_k``, with
     ``v_k = z_{k+1} - z_k`` of the raw states.
     Paper: Hosseini & Fedorenko 2023 (arXiv 2311.04930), the average curvature of a sentence.
     Range: 0 to pi, in radians; independent tokens give 2 pi / 3 on average, a regular 12-gon gives
-    pi / 6. NaN for fewer than three tokens, a non-finite token, or two equal neighbours;
-    ``undefined="skip"`` leaves out the angles that touch a zero difference and is NaN only when no
-    angle is left or a token is not finite.
+    pi / 6. NaN for fewer than three tokens, a non-finite token, or two equal neighbours; ``skip``
+    leaves out the angles that touch a zero difference and is NaN only when no angle is left or a
+    token is not finite.
     Released code: takes the angle between adjacent states, not differences (0.74 where this gives
     1.66), later of the absolute cosine, and has NaN in 24 % of its published values.
-    """
-    if undefined not in get_args(UndefinedCurvature):
-        choices = ", ".join(get_args(UndefinedCurvature))
-        raise ValueError(f"undefined = {undefined!r}: choose from {choices}")
-    values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT, _ in length_chunks([hidden_NTD], lengths_N):
-        values_N[index_n] = curvatures(tokens_nTD, mask_nT)[undefined, False]
-    return values_N
 
-
-def curvatures(
-    tokens_MTD: Tensor, mask_MT: Tensor
-) -> dict[tuple[UndefinedCurvature, bool], Tensor]:
-    """``curvature`` of each row by (undefined, whether the first token is left out).
-
-    All four come from one pass: leaving out the first token leaves out the first difference and
+    All variants come from one pass: leaving out the first token leaves out the first difference and
     the first angle. Tokens and mask are those of a ``Chunk``.
     """
-    variants = [
-        (undefined, no_first)
-        for undefined in get_args(UndefinedCurvature)
-        for no_first in (False, True)
-    ]
+    asked = {name: how for name, how in VARIANTS.items() if without_first or not how[1]}
 
-    def angles(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+    def means(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+        """Means over the angles between real differences; 0 / 0 = NaN where there is none."""
         norm_mT, angle_mT = _path(tokens_mTD)
         real_mT = mask_mT.roll(-1, dims=1)  # a difference exists where its second token does
         real_mT[:, -1] = False
-        return torch.stack(
-            [
-                _mean_angle(norm_mT[:, cut:], angle_mT[:, cut:], real_mT[:, cut:], undefined)
-                for undefined, cut in variants
-            ]
-        )
+        found = []
+        for skip, cut in asked.values():
+            # An angle exists where its second difference does.
+            counted_mT = real_mT[:, cut + 1 :]
+            if skip:
+                counted_mT = counted_mT & (norm_mT[:, cut:-1] != 0) & (norm_mT[:, cut + 1 :] != 0)
+            total_m = angle_mT[:, cut:-1].where(counted_mT, 0.0).sum(dim=1)
+            finite_m = (norm_mT[:, cut:].isfinite() | ~real_mT[:, cut:]).all(dim=1)
+            found.append((total_m / counted_mT.sum(dim=1)).where(finite_m, torch.nan))
+        return torch.stack(found)
 
-    return dict(zip(variants, map_rows(angles, tokens_MTD, mask_MT), strict=True))
-
-
-def _mean_angle(
-    norm_mT: Tensor, angle_mT: Tensor, real_mT: Tensor, undefined: UndefinedCurvature
-) -> Tensor:
-    """Mean over the angles between real differences; 0 / 0 = NaN where there is none."""
-    finite_m = (norm_mT.isfinite() | ~real_mT).all(dim=1)
-    counted_mT = real_mT[:, 1:]  # an angle exists where its second difference does
-    if undefined == "skip":
-        counted_mT = counted_mT & (norm_mT[:, :-1] != 0) & (norm_mT[:, 1:] != 0)
-    mean_m = angle_mT[:, :-1].where(counted_mT, 0.0).sum(dim=1) / counted_mT.sum(dim=1)
-    return mean_m.where(finite_m, torch.nan)
+    return dict(zip(asked, map_rows(means, tokens_MTD, mask_MT), strict=True))
 
 
 def _path(tokens_mTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,16 +82,13 @@ def _path(tokens_mTD: Tensor) -> tuple[Tensor, Tensor]:
     angle_R = cosine_R.acos()
     (near_K,) = torch.nonzero(cosine_R.abs() > NEAR_STRAIGHT, as_tuple=True)
     for part in token_parts(tokens_RD[None, : len(near_K)]):
-        angle_R[near_K[part]] = _small_angle(tokens_RD, norm_R, near_K[part])
+        # From the distance of the unit vectors, exact near 0 and pi.
+        at_K = near_K[part]
+        here_KD = tokens_RD[at_K + 1].to(torch.float64)
+        before_KD = (here_KD - tokens_RD[at_K]) / norm_R[at_K, None]
+        after_KD = (tokens_RD[at_K + 2] - here_KD) / norm_R[at_K + 1, None]
+        angle_R[at_K] = 2 * torch.atan2(
+            torch.linalg.vector_norm(after_KD - before_KD, dim=-1),
+            torch.linalg.vector_norm(after_KD + before_KD, dim=-1),
+        )
     return norm_R.view(tokens_mTD.shape[:2]), angle_R.view(tokens_mTD.shape[:2])
-
-
-def _small_angle(tokens_RD: Tensor, norm_R: Tensor, at_K: Tensor) -> Tensor:
-    """Angles from the distance of the unit vectors, exact near 0 and pi."""
-    here_KD = tokens_RD[at_K + 1].to(torch.float64)
-    before_KD = (here_KD - tokens_RD[at_K]) / norm_R[at_K, None]
-    after_KD = (tokens_RD[at_K + 2] - here_KD) / norm_R[at_K + 1, None]
-    return 2 * torch.atan2(
-        torch.linalg.vector_norm(after_KD - before_KD, dim=-1),
-        torch.linalg.vector_norm(after_KD + before_KD, dim=-1),
-    )

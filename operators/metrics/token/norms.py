@@ -1,7 +1,7 @@
 """Size of a prompt's tokens: their mean norm, the largest coordinate, and the first token's share.
 
-Shape suffixes: N prompts, T tokens (right-padded), D features; M rows, each one prompt in one
-layer.
+Shape suffixes: T tokens (right-padded), D features; M rows, each one prompt in one layer, m those
+of one block. Tokens and mask are those of a ``Chunk``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from operators.metrics.token.rows import Kernel, length_chunks, map_rows
+from operators.metrics.token.rows import map_rows
 
 
-def mean_norm(hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
+def mean_norms(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
     """How long the token vectors of a prompt are on average.
 
     Formula: mean over the tokens of ``|z_t|``, the Euclidean norm of the raw states.
@@ -20,36 +20,6 @@ def mean_norm(hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
     Range: >= 0, in units of the states. NaN for a prompt without tokens and for a non-finite token.
     Released code: none for prompts.
     """
-    return _each_prompt(mean_norms, hidden_NTD, lengths_N)
-
-
-def largest_coordinate(hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
-    """How massive the largest activation of a prompt is.
-
-    Formula: ``max |z_td|`` over the tokens and features of the raw states.
-    Paper: Sun et al. 2024 (arXiv 2402.17762), massive activations.
-    Range: >= 0, in units of the states; never above the longest token's norm. NaN for a prompt
-    without tokens and for a non-finite token.
-    Released code: the same.
-    """
-    return _each_prompt(largest_coordinates, hidden_NTD, lengths_N)
-
-
-def first_token_share(hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
-    """How much of a prompt sits in its first token, which decoders use as an attention sink.
-
-    Formula: ``|z_1|^2 / sum_t |z_t|^2`` of the raw states.
-    Paper: Queipo-de-Llano et al. 2025 (arXiv 2510.06477): attention sinks and compression valleys
-    have one cause, the massive activation of the first token.
-    Range: 0 to 1, without unit; 1 for a single token, 1 / T where all tokens are equally long. NaN
-    for a prompt without tokens, for a non-finite token, and where all tokens are zero.
-    Released code: none known.
-    """
-    return _each_prompt(first_token_shares, hidden_NTD, lengths_N)
-
-
-def mean_norms(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
-    """``mean_norm`` of each row; tokens and mask are those of a ``Chunk``."""
 
     def mean(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
         return _token_norms(tokens_mTD).sum(dim=1).div_(mask_mT.sum(dim=1))
@@ -58,7 +28,14 @@ def mean_norms(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
 
 
 def largest_coordinates(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
-    """``largest_coordinate`` of each row; tokens and mask are those of a ``Chunk``."""
+    """How massive the largest activation of a prompt is.
+
+    Formula: ``max |z_td|`` over the tokens and features of the raw states.
+    Paper: Sun et al. 2024 (arXiv 2402.17762), massive activations.
+    Range: >= 0, in units of the states; never above the longest token's norm. NaN for a prompt
+    without tokens and for a non-finite token.
+    Released code: the same.
+    """
 
     def largest(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
         largest_m: Tensor = torch.linalg.vector_norm(tokens_mTD, torch.inf, dim=(1, 2))
@@ -69,7 +46,15 @@ def largest_coordinates(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
 
 
 def first_token_shares(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
-    """``first_token_share`` of each row; tokens and mask are those of a ``Chunk``."""
+    """How much of a prompt sits in its first token, which decoders use as an attention sink.
+
+    Formula: ``|z_1|^2 / sum_t |z_t|^2`` of the raw states.
+    Paper: Queipo-de-Llano et al. 2025 (arXiv 2510.06477): attention sinks and compression valleys
+    have one cause, the massive activation of the first token.
+    Range: 0 to 1, without unit; 1 for a single token, 1 / T where all tokens are equally long. NaN
+    for a prompt without tokens, for a non-finite token, and where all tokens are zero.
+    Released code: none known.
+    """
 
     def share(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
         norm_mT = _token_norms(tokens_mTD)
@@ -83,10 +68,3 @@ def _token_norms(tokens_mTD: Tensor) -> Tensor:
     """Norms in float64, 0 in the padding; NaN for a non-finite token, so that no mean is inf."""
     norm_mT: Tensor = torch.linalg.vector_norm(tokens_mTD, dim=-1, dtype=torch.float64)
     return norm_mT.where(norm_mT.isfinite(), torch.nan)
-
-
-def _each_prompt(kernel: Kernel, hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
-    values_N = hidden_NTD.new_full(hidden_NTD.shape[:1], torch.nan, dtype=torch.float64)
-    for index_n, tokens_nTD, mask_nT, _ in length_chunks([hidden_NTD], lengths_N):
-        values_N[index_n] = kernel(tokens_nTD, mask_nT)
-    return values_N

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from operators.metrics.spectrum import ORDER_WITHOUT_SPECTRUM
+
 # Sides from which the quadrature is faster than the eigenvalues, and below the error it promises.
 SMALLEST_SIDE = 400
 BLOCK, DEPTH = 16, 4  # of the Krylov space: columns, and products with the matrix
@@ -34,18 +36,10 @@ ROUNDING = 3e-7
 DEPENDENT = 1e-5
 SEED = 0
 _DRAWN = 1024  # rows of one draw
-ORDER_WITHOUT_SPECTRUM = 2.0
-
-
-class Moments(NamedTuple):
-    """The two sums over the spectrum that cost no eigenvalue."""
-
-    trace_m: Tensor
-    square_m: Tensor
 
 
 class Measure(NamedTuple):
-    """Nodes in [0, 1] and weights, which may be negative: ``tr f = sum_x weight_x f(node_x)``."""
+    """Nodes of at least 0 and weights, maybe negative: ``tr f = sum_x weight_x f(node_x)``."""
 
     nodes_mX: Tensor
     weights_mX: Tensor
@@ -72,43 +66,34 @@ def quadrature_entropies(gram_mKK: Tensor, size_m: Tensor, alphas: Sequence[floa
     if not usable_m.all():
         gram_mKK = gram_mKK.where(usable_m[:, None, None], 0.0)
         trace_m, square_m = trace_m.where(usable_m, 1.0), square_m.where(usable_m, 1.0)
-    moments = Moments(trace_m, square_m)
-    purity_m = square_m / trace_m.square()
-    measure = _spectral_measure(gram_mKK, moments, size_m)
-    values = [
-        -purity_m.log() if alpha == ORDER_WITHOUT_SPECTRUM else _entropy(measure, alpha)
-        for alpha in alphas
-    ]
+    nodes_mX, weights_mX = _spectral_measure(gram_mKK, torch.stack([trace_m, square_m], 1), size_m)
+    nodes_mX = nodes_mX / trace_m[:, None]
+    nodes_mX = nodes_mX.masked_fill(nodes_mX < FLOOR, 0.0)
+    values = []
+    for alpha in alphas:
+        if alpha == ORDER_WITHOUT_SPECTRUM:
+            values.append(-(square_m / trace_m.square()).log())
+        elif math.isclose(alpha, 1.0):
+            values.append(-(weights_mX * torch.xlogy(nodes_mX, nodes_mX)).sum(dim=-1))
+        else:
+            powers_mX = (nodes_mX**alpha).masked_fill(nodes_mX == 0, 0.0)
+            values.append((weights_mX * powers_mX).sum(dim=-1).log() / (1 - alpha))
     return torch.stack(values).clamp(min=0).where(usable_m, torch.nan)
 
 
-def _entropy(measure: Measure, alpha: float) -> Tensor:
-    nodes_mX = measure.nodes_mX.masked_fill(measure.nodes_mX < FLOOR, 0.0)
-    if math.isclose(alpha, 1.0):
-        return -(measure.weights_mX * torch.xlogy(nodes_mX, nodes_mX)).sum(dim=-1)
-    powers_mX = (nodes_mX**alpha).masked_fill(nodes_mX == 0, 0.0)
-    return (measure.weights_mX * powers_mX).sum(dim=-1).log() / (1 - alpha)
-
-
-def _spectral_measure(gram_mKK: Tensor, moments: Moments, size_m: Tensor) -> Measure:
-    """Shares of the trace and their weights."""
-    start_mKB, probes_mKV = _draws(gram_mKK, size_m)
-    head_mB, gap_mB, basis_mKB = _head(gram_mKK, start_mKB)
-    alpha_mVS, beta_mVS = _lanczos(gram_mKK, basis_mKB, probes_mKV)
-    rank_m = basis_mKB.square().sum(dim=(1, 2)).round()
-    tail = _tail(alpha_mVS, beta_mVS, size_m - rank_m)
-    head = _coupled(head_mB, gap_mB, tail.nodes_mX.amax(dim=1, keepdim=True) / 2)
-    measure = _calibrated(head, tail, moments)
-    return Measure(measure.nodes_mX / moments.trace_m[:, None], measure.weights_mX)
-
-
-def _draws(gram_mKK: Tensor, size_m: Tensor) -> tuple[Tensor, Tensor]:
-    """First block of the Krylov space and the probes, which depend on the row alone."""
+def _spectral_measure(gram_mKK: Tensor, moments_m2: Tensor, size_m: Tensor) -> Measure:
+    """Eigenvalues and their weights; the moments are the trace and the squared Frobenius norm."""
     side = gram_mKK.shape[-1]
+    # The first block of the Krylov space and the probes depend on the row alone.
     drawn_KB = _normal_rows(-(-side // _DRAWN))[:side].to(gram_mKK)
     real_mK = torch.arange(side, device=size_m.device) < size_m[:, None]
     drawn_mKB = drawn_KB * real_mK[..., None]
-    return drawn_mKB[..., :BLOCK], drawn_mKB[..., BLOCK:]
+    head_mB, gap_mB, basis_mKB = _head(gram_mKK, drawn_mKB[..., :BLOCK])
+    alpha_mVS, beta_mVS = _lanczos(gram_mKK, basis_mKB, drawn_mKB[..., BLOCK:])
+    rank_m = basis_mKB.square().sum(dim=(1, 2)).round()
+    tail = _tail(alpha_mVS, beta_mVS, size_m - rank_m)
+    head = _coupled(head_mB, gap_mB, tail.nodes_mX.amax(dim=1, keepdim=True) / 2)
+    return _calibrated(head, tail, moments_m2)
 
 
 @cache
@@ -205,7 +190,7 @@ def _coupled(ritz_mB: Tensor, gap_mB: Tensor, rest_m1: Tensor) -> Measure:
     )
 
 
-def _calibrated(head: Measure, tail: Measure, moments: Moments) -> Measure:
+def _calibrated(head: Measure, tail: Measure, whole_m2: Tensor) -> Measure:
     """Both, with the smallest change of the tail's weights that gives the matrix's two moments.
 
     The sum of the weights, the number of eigenvalues, stays. Regression of f on the first two
@@ -215,7 +200,6 @@ def _calibrated(head: Measure, tail: Measure, moments: Moments) -> Measure:
     scale_m1 = tail.nodes_mX.amax(dim=1, keepdim=True).clamp(min=1e-30)
     orders_2 = torch.arange(1, 3, dtype=torch.float64, device=scale_m1.device)
     powers_m2X = (tail.nodes_mX / scale_m1)[:, None] ** orders_2[:, None]
-    whole_m2 = torch.stack(moments, dim=1)
     head_m2 = (head.weights_mX[:, None] * head.nodes_mX[:, None] ** orders_2[:, None]).sum(dim=2)
     tail_m2 = (powers_m2X * tail.weights_mX[:, None]).sum(dim=2)
     missing_m2 = (whole_m2 - head_m2) / scale_m1**orders_2 - tail_m2

@@ -26,6 +26,7 @@ SHORT = 32
 NOT_CONVERTED = (torch.float32, torch.float64)
 # A centred row shorter than this share of the prompt's longest equals the mean up to rounding.
 ZERO_ROW = 1e-12
+WITHOUT_FIRST = "no_first"  # variant: as if the prompt had no first token
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (tokens_mTD, mask_mT) -> values [..., m]
 
 
@@ -133,13 +134,7 @@ def _limit(elements: dict[str, int], tensor: Tensor) -> int:
     return elements[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
 
 
-def prepare_rows(
-    rows_NTD: Tensor,
-    mask_NT: Tensor,
-    center: bool,
-    unit: bool,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
+def prepare_rows(rows_NTD: Tensor, mask_NT: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Centre the rows of every prompt over its real tokens, then scale each row to unit length.
 
     Rows come as from ``length_chunks``, with zeros in the padding, which stays zero. Computed in
@@ -147,28 +142,21 @@ def prepare_rows(
     is that of the differences to the first token: tokens that are all equal then give exact zeros.
     """
     parts = token_parts(rows_NTD)
-    mean_N1D = _means(rows_NTD, mask_NT, parts) if center else rows_NTD.new_zeros(())
-    prepared_NTD = torch.empty_like(rows_NTD, dtype=dtype)
-    norm_NT1 = torch.ones_like(mask_NT, dtype=torch.float64)[..., None]
-    for part in parts:
-        part_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(mean_N1D)
-        if unit:
-            torch.linalg.vector_norm(part_NtD, dim=-1, keepdim=True, out=norm_NT1[:, part])
-            part_NtD *= norm_NT1[:, part].reciprocal()  # several times faster than to divide
-        prepared_NTD[:, part] = part_NtD
-    zero_NT1 = ~mask_NT[..., None]
-    if unit:
-        largest_N11 = norm_NT1.masked_fill(zero_NT1, 0.0).amax(dim=1, keepdim=True)
-        zero_NT1 |= norm_NT1 <= largest_N11 * (ZERO_ROW if center else 0.0)
-    return prepared_NTD.masked_fill_(zero_NT1, 0.0) if zero_NT1.any() else prepared_NTD
-
-
-def _means(rows_NTD: Tensor, mask_NT: Tensor, parts: list[slice]) -> Tensor:
-    """Mean of the real tokens of each prompt."""
     first_N1D = rows_NTD[:, :1].to(torch.float64)
     total_N1D = torch.zeros_like(first_N1D)
     weight_N1T = mask_NT[:, None].to(torch.float64)
     for part in parts:
         from_first_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(first_N1D)
         total_N1D += weight_N1T[..., part] @ from_first_NtD
-    return first_N1D + total_N1D / weight_N1T.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean_N1D = first_N1D + total_N1D / weight_N1T.sum(dim=-1, keepdim=True).clamp(min=1)
+    prepared_NTD = torch.empty_like(rows_NTD, dtype=dtype)
+    norm_NT1 = torch.ones_like(mask_NT, dtype=torch.float64)[..., None]
+    for part in parts:
+        part_NtD = rows_NTD[:, part].to(torch.float64, copy=True).sub_(mean_N1D)
+        torch.linalg.vector_norm(part_NtD, dim=-1, keepdim=True, out=norm_NT1[:, part])
+        part_NtD *= norm_NT1[:, part].reciprocal()  # several times faster than to divide
+        prepared_NTD[:, part] = part_NtD
+    zero_NT1 = ~mask_NT[..., None]
+    largest_N11 = norm_NT1.masked_fill(zero_NT1, 0.0).amax(dim=1, keepdim=True)
+    zero_NT1 |= norm_NT1 <= largest_N11 * ZERO_ROW
+    return prepared_NTD.masked_fill_(zero_NT1, 0.0) if zero_NT1.any() else prepared_NTD

@@ -10,12 +10,11 @@ from scipy.fft import dct
 from operators.analysis.correlates import (
     FEWEST_LAYERS,
     Correlation,
-    _distances,
-    _spearmans,
     correlations,
+    distance_correlation,
     sign_surrogates,
+    spearman,
 )
-from operators.analysis.correlation import distance_correlation, spearman
 
 Values = npt.NDArray[np.float64]
 
@@ -35,20 +34,15 @@ def one(values: Values, score: Values, **settings: float) -> Correlation:
     return found
 
 
-def test_rows_equal_the_plain_functions() -> None:
-    generator = np.random.default_rng(0)
-    x, y = generator.integers(0, 6, size=(2, 40, 9)).astype(np.float64)
+def test_every_row_is_measured_alone_and_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).integers(0, 6, size=(2, 40, 9)).astype(np.float64)
     x[3] = 1.0
-    for of_rows, plain in ((_spearmans, spearman), (_distances, distance_correlation)):
-        expected = [plain(a, b) for a, b in zip(x, y, strict=True)]
-        assert of_rows(x, y) == pytest.approx(expected, nan_ok=True)
-
-
-def test_chunks_of_distances_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = np.random.default_rng(0).normal(size=(2, 40, 9))
-    whole = _distances(x, y)
-    monkeypatch.setattr("operators.analysis.correlates.CHUNK_NUMBERS", 7 * 81)
-    assert _distances(x, y) == pytest.approx(whole)
+    for statistic in (spearman, distance_correlation):
+        expected = [float(statistic(a, b)) for a, b in zip(x, y, strict=True)]
+        assert statistic(x, y) == pytest.approx(expected, nan_ok=True)
+        monkeypatch.setattr("operators.analysis.correlates.CHUNK_NUMBERS", 7 * 81)
+        assert statistic(x, y) == pytest.approx(expected, nan_ok=True)
+        assert math.isnan(expected[3])
 
 
 def test_a_perfect_relation() -> None:

@@ -10,25 +10,34 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from operators.analysis.correlation import distance_correlation, spearman
-from operators.metrics.linear.anisotropy import anisotropy
-from operators.metrics.linear.rank import effective_rank, participation_ratio, rankme, stable_rank
-from operators.metrics.linear.similarity import linear_cka
-from operators.metrics.token.curvature import curvature
-from operators.metrics.token.entropy import dataset_entropy, normalize_entropy, prompt_entropy
+from operators.analysis.correlates import distance_correlation, spearman
+from operators.metrics import views
+from operators.metrics.population import direction_sums
+from operators.metrics.prompts import (
+    anisotropy,
+    effective_rank,
+    participation_ratio,
+    rankme,
+    stable_rank,
+)
+from operators.metrics.spectrum import EntropyNorm, matrix_entropy, normalize_entropy
 from operators.metrics.token.rows import prepare_rows
-from operators.metrics.views.dime import dime, dime_entropies
-from operators.metrics.views.infonce import cross_view_loss, infonce_bound, infonce_loss
-from operators.metrics.views.lidar import lda_spectrum, lidar, lidar_scatter
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
+from tests.support.whole import (
+    curvature,
+    dataset_entropy,
+    linear_cka,
+    prompt_entropy,
+    spectrum_of,
+)
 
 SMALL = (GOLDEN_FOLDER, "metrics")
 WHOLE = (SHARED / "golden", "golden")
@@ -86,17 +95,11 @@ def padded(tokens_SD: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 def prepared(hidden_NTD: Tensor, lengths_N: Tensor) -> Tensor:
     mask_NT = torch.arange(hidden_NTD.shape[1]) < lengths_N[:, None]
     clean_NTD = hidden_NTD.to(torch.float64).masked_fill(~mask_NT[..., None], 0.0)
-    return prepare_rows(clean_NTD, mask_NT, center=True, unit=True)
+    return prepare_rows(clean_NTD, mask_NT)
 
 
 def normalised(value: Tensor, n: Tensor | int, d: int) -> dict[str, Tensor]:
-    return {
-        "raw": normalize_entropy(value, n, d, "raw"),
-        "maxEntropy": normalize_entropy(value, n, d, "maxEntropy"),
-        "logN": normalize_entropy(value, n, d, "logN"),
-        "logD": normalize_entropy(value, n, d, "logD"),
-        "logNlogD": normalize_entropy(value, n, d, "logNlogD"),
-    }
+    return {how: normalize_entropy(value, n, d, how) for how in get_args(EntropyNorm)}
 
 
 def compute_prompt_entropy(inputs: Inputs, params: Params) -> dict[str, Tensor]:
@@ -111,7 +114,8 @@ def compute_curvature(inputs: Inputs, params: Params) -> dict[str, Tensor]:
     hidden_NTD, lengths_N = one_prompt(inputs[0])
     if params["on"] == "centred+unit tokens":
         hidden_NTD = prepared(hidden_NTD, lengths_N)
-    value = curvature(hidden_NTD, lengths_N, params["undefined"])[0]
+    variant = "skip" if params["undefined"] == "skip" else ""
+    value = curvature(hidden_NTD, lengths_N, variant)[0]
     return {"raw": value, "logD": value / math.log(inputs[0].shape[1])}
 
 
@@ -138,57 +142,54 @@ def compute_dataset_entropy(inputs: Inputs, params: Params) -> dict[str, Tensor]
 
 
 def compute_infonce(inputs: Inputs, params: Params) -> dict[str, Tensor]:
-    view_a, view_b = inputs
+    a_ND, b_ND = inputs
     if params["cosine"]:
-        view_a, view_b = (view / view.norm(dim=1, keepdim=True) for view in inputs)
-    n = view_a.shape[0]
+        a_ND, b_ND = (view / view.norm(dim=1, keepdim=True) for view in inputs)
+    n, temperature = len(a_ND), params["temperature"]
     if params["form"].startswith("N-way"):
-        loss = cross_view_loss(view_a, view_b, params["temperature"])
+        # Candidates are the other view only, among which no anchor stands.
+        forward = views._cross_entropy(a_ND, b_ND, [b_ND], n, temperature)
+        loss = (forward + views._cross_entropy(b_ND, a_ND, [a_ND], n, temperature)) / (2 * n)
         return {"loss": loss, "mi_bound_logN-loss": math.log(n) - loss}
-    loss = infonce_loss(view_a, view_b, params["temperature"])
-    return {"loss": loss, "mi_bound_log(2N-1)-loss": infonce_bound(loss, n)}
+    loss = views.infonce_loss(a_ND, b_ND, temperature)
+    return {"loss": loss, "mi_bound_log(2N-1)-loss": math.log(2 * n - 1) - loss}
 
 
 def compute_lidar(inputs: Inputs, params: Params) -> dict[str, Tensor]:
+    (views_NVD,) = inputs
+    spectrum_D = views.lda_spectrum(views.lidar_scatter(views_NVD), params["delta"])
     if "eps" in params:
-        spectrum_D = lda_spectrum(lidar_scatter(inputs[0]), params["delta"])
         shares_D = spectrum_D / spectrum_D.sum() + params["eps"]
         return {"score": torch.exp(-torch.xlogy(shares_D, shares_D).sum())}
-    value = lidar(inputs[0], params["delta"], params["alpha"])
-    return normalised(value, inputs[0].shape[0], inputs[0].shape[2])
+    value = matrix_entropy(spectrum_D, params["alpha"])
+    return normalised(value, views_NVD.shape[0], views_NVD.shape[2])
 
 
 def compute_dime(inputs: Inputs, params: Params) -> dict[str, Tensor]:
     view_a, view_b, permutations = inputs
     if params["kernel"] == "linear Gram DxD":
         view_a, view_b = view_a.T, view_b.T
-    joint, permuted_P = dime_entropies(view_a, view_b, permutations, params["alpha"])
-    return {
-        "dime": dime(view_a, view_b, permutations, params["alpha"]),
-        "H_joint": joint,
-        "H_perm_mean": permuted_P.mean(),
-    }
+    (joint,), (permuted_P,) = views.dime_entropies(view_a, view_b, permutations, [params["alpha"]])
+    mean = permuted_P.mean()
+    return {"dime": mean - joint, "H_joint": joint, "H_perm_mean": mean}
 
 
 def compute_rank(inputs: Inputs, params: Params) -> dict[str, Tensor]:
-    (rows_ND,) = inputs
+    raw, centred = (spectrum_of(inputs[0], center) for center in (False, True))
     return {
-        "effective_rank": effective_rank(rows_ND),
-        "rankme": rankme(rows_ND, eps=params["rankme_eps"]),
-        "participation_ratio_centered": participation_ratio(rows_ND, center=True),
-        "participation_ratio_uncentered": participation_ratio(rows_ND),
-        "stable_rank": stable_rank(rows_ND),
-        "stable_rank_centered": stable_rank(rows_ND, center=True),
-        "mean_cosine": anisotropy(rows_ND),
+        "effective_rank": effective_rank(raw),
+        "rankme": rankme(raw, eps=params["rankme_eps"]),
+        "participation_ratio_centered": participation_ratio(centred),
+        "participation_ratio_uncentered": participation_ratio(raw),
+        "stable_rank": stable_rank(raw),
+        "stable_rank_centered": stable_rank(centred),
+        "mean_cosine": anisotropy(direction_sums(inputs[0])),
     }
 
 
 def compute_cka(inputs: Inputs, _: Params) -> dict[str, Tensor]:
-    rows_ND, other_NE = inputs
-    return {
-        "linear_cka_biased": linear_cka(rows_ND, other_NE),
-        "linear_cka_unbiased": linear_cka(rows_ND, other_NE, debiased=True),
-    }
+    found = linear_cka(*inputs)
+    return {"linear_cka_biased": found.biased, "linear_cka_unbiased": found.debiased}
 
 
 def compute_statistics(inputs: Inputs, _: Params) -> dict[str, Tensor]:
@@ -213,11 +214,21 @@ COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "statistics": compute_statistics,
 }
 WITHOUT_FLOAT32 = ("prompt_entropy_mean", "curvature_mean", "statistics")
-
-RUNS = [pytest.param(metric, torch.float64, id=f"{metric}-float64") for metric in COMPUTE] + [
-    pytest.param(metric, torch.float32, id=f"{metric}-float32")
+RUNS = [
+    pytest.param(metric, dtype, id=f"{metric}-{str(dtype)[6:]}")
+    for dtype in (torch.float64, torch.float32)
     for metric in COMPUTE
-    if metric not in WITHOUT_FLOAT32
+    if dtype == torch.float64 or metric not in WITHOUT_FLOAT32
+]
+SOURCES = [
+    pytest.param(SMALL, id="copied"),
+    pytest.param(
+        WHOLE,
+        id="whole",
+        marks=pytest.mark.skipif(
+            not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout"
+        ),
+    ),
 ]
 
 
@@ -232,17 +243,11 @@ def agrees(got: float, expected: float, tolerance: float) -> bool:
     return abs(got - expected) <= tolerance * max(1.0, abs(expected))
 
 
-def failures(case: Case, inputs: Inputs, tolerance: float) -> list[str]:
-    got = COMPUTE[case.metric](inputs, case.params)
-    return [
-        f"case {case.case_id} {case.inputs[0]} {case.params} {output}: "
-        f"got {float(got[output])!r}, expected {expected!r}, tolerance {tolerance}"
-        for output, expected in zip(case.outputs, case.expected, strict=True)
-        if not agrees(float(got[output]), expected, tolerance)
-    ]
-
-
-def check(metric: str, dtype: torch.dtype, source: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("metric", "dtype"), RUNS)
+def test_values_are_those_of_the_reference(
+    metric: str, dtype: torch.dtype, source: tuple[Path, str]
+) -> None:
     cases, arrays = load(*source)
     failed: list[str] = []
     checked = 0
@@ -251,36 +256,20 @@ def check(metric: str, dtype: torch.dtype, source: tuple[Path, str]) -> None:
         if case.metric != metric or tolerance is None:
             continue
         inputs = as_inputs([arrays[name] for name in case.inputs], dtype)
-        failed += failures(case, inputs, tolerance)
+        got = COMPUTE[metric](inputs, case.params)
+        failed += [
+            f"case {case.case_id} {case.inputs[0]} {case.params} {output}: "
+            f"got {float(got[output])!r}, expected {expected!r}, tolerance {tolerance}"
+            for output, expected in zip(case.outputs, case.expected, strict=True)
+            if not agrees(float(got[output]), expected, tolerance)
+        ]
         checked += 1
     assert not failed, f"{len(failed)} values of {checked} cases:\n" + "\n".join(failed)
     assert checked, f"no {metric} case in {source[0]}"
 
 
-def check_coverage(source: tuple[Path, str]) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_metric_of_the_reference_is_compared(source: tuple[Path, str]) -> None:
     """Every case of a paper's formula is of a metric that is compared here, and none is missing."""
-    metrics = {raw["metric"] for raw in read_index(*source) if raw["impl"] in IMPLEMENTATIONS}
-    unknown = sorted(metrics - COMPUTE.keys())
-    assert not unknown, f"{source[0]}: nothing compares {', '.join(unknown)}"
-    missing = sorted(COMPUTE.keys() - metrics)
-    assert not missing, f"{source[0]}: no case of {', '.join(missing)}"
-
-
-def test_copied_cases_cover_every_metric() -> None:
-    check_coverage(SMALL)
-
-
-@pytest.mark.skipif(not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout")
-def test_every_metric_of_the_reference_set_is_compared() -> None:
-    check_coverage(WHOLE)
-
-
-@pytest.mark.parametrize(("metric", "dtype"), RUNS)
-def test_copied_cases(metric: str, dtype: torch.dtype) -> None:
-    check(metric, dtype, SMALL)
-
-
-@pytest.mark.skipif(not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout")
-@pytest.mark.parametrize(("metric", "dtype"), RUNS)
-def test_whole_reference_set(metric: str, dtype: torch.dtype) -> None:
-    check(metric, dtype, WHOLE)
+    found = {raw["metric"] for raw in read_index(*source) if raw["impl"] in IMPLEMENTATIONS}
+    assert found == COMPUTE.keys()

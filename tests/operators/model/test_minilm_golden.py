@@ -16,11 +16,8 @@ import pytest
 import torch
 import yaml
 
-from operators.metrics.linear.similarity import linear_cka
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.token.curvature import curvature
-from operators.metrics.token.entropy import prompt_entropy
 from operators.metrics.variants import Parameters, Prompts
 from operators.model.encode import Representations, TokenTap, encode, wanted_tokens
 from operators.model.load import load_model
@@ -30,6 +27,7 @@ from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli
 from tests.support.places import SHARED
+from tests.support.whole import curvature, linear_cka, prompt_entropy
 
 GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(
@@ -193,6 +191,6 @@ def test_metrics_of_whole_layers(measured: Root) -> None:
             for name, measure in of_kind(METRICS, Prompts).items()
             for variant, value in measure.compute(population, Parameters()).items()
         }
-        values["cka_last", "biased"] = float(linear_cka(layer_ND, last_ND))
+        values["cka_last", "biased"] = float(linear_cka(layer_ND, last_ND).biased)
         for key, name in OF_LAYERS.items():
             assert values[key] == pytest.approx(row[name], rel=1e-5, abs=1e-5), (key, row["layer"])

@@ -14,11 +14,9 @@ from operators.probes.classification import classification
 from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore
 from operators.probes.multilabel import multilabel_classification
-from operators.probes.pair_classification import pair_classification
+from operators.probes.pairs import pair_classification, sts
 from operators.probes.regression import regression, stratified_rows
-from operators.probes.reranking import reranking
-from operators.probes.retrieval import retrieval
-from operators.probes.sts import sts
+from operators.probes.relevance import reranking, retrieval
 
 pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")
 Matrix = npt.NDArray[np.float32]

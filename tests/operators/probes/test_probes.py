@@ -1,21 +1,21 @@
-"""Classification, clustering and retrieval: closed forms and invariances."""
+"""Probes of labelled rows, and the resamples of all: closed forms and invariances."""
 
-import math
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
-from operators.probes import MAIN_METRICS, cosine
-from operators.probes import retrieval as retrieval_module
+from operators.probes import MAIN_METRICS, multilabel
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering
-from operators.probes.fold import FoldScore, NoScoreError, finite_vectors, item_resamples, unit_rows
-from operators.probes.reranking import reranking
-from operators.probes.retrieval import ndcg, retrieval
+from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
+from operators.probes.multilabel import multilabel_classification
+from operators.probes.pairs import pair_classification, sts
+from operators.probes.regression import _bins, regression, stratified_rows
+from operators.probes.relevance import reranking, retrieval
 
 N_LABELS = 4
 Matrix = npt.NDArray[np.float32]
@@ -154,183 +154,116 @@ def test_a_collapsed_layer_scores_chance_without_a_warning() -> None:
     assert values(clustering(same, labels, documents_per_fold=80)) == [0.0] * 10
 
 
-# Query along x; documents at 0, 60 and 90 degrees, in this order of rows: 90, 0, 60.
-ANGLES = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, math.sqrt(3)]])
+# The label sets of three labels, from one to all.
+SETS = [list(chosen) for size in range(1, 4) for chosen in combinations("abc", size)]
 
 
-@pytest.mark.parametrize(
-    ("relevant", "k", "expected"),
-    [
-        ([1], 10, 1.0),
-        ([2], 10, 1 / math.log2(3)),
-        ([0], 10, 1 / math.log2(4)),
-        ([0], 2, 0.0),
-        ([0, 2], 10, (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
-        ([0, 2], 1, 0.0),
-        ([1, 2, 0], 1, 1.0),
-        ([2, 2, 2], 10, 1 / math.log2(3)),
-    ],
-)
-def test_ndcg_by_hand(relevant: list[int], k: int, expected: float) -> None:
-    query = np.array([[3.0, 0.0]])
-    (score,) = retrieval(query, ANGLES, [relevant], k=k)
-    assert score.value == pytest.approx(expected)
-    assert score.metric == f"ndcg_at_{k}"
+def label_groups(n_rows: int) -> tuple[Matrix, list[list[str]]]:
+    """Rows in seven distant groups, one for each set of labels."""
+    generator = np.random.default_rng(0)
+    group = np.arange(n_rows) % len(SETS)
+    rows = 10 * np.eye(len(SETS))[group] + 0.1 * generator.standard_normal((n_rows, len(SETS)))
+    return rows.astype(np.float32), [SETS[number] for number in group]
 
 
-def test_ndcg_agrees_with_scikit_learn() -> None:
-    generator = np.random.default_rng(3)
-    similarity = generator.standard_normal((40, 60))
-    relevance = generator.random((40, 60)) < 0.1
-    relevance[:, 0] = True
-    ranked = np.argsort(-similarity, axis=1)
-    ours = [
-        ndcg(ranked[query], np.flatnonzero(relevance[query]).astype(np.int64), 10)
-        for query in range(40)
-    ]
-    assert np.mean(ours) == pytest.approx(ndcg_score(relevance, similarity, k=10))
+def linear_values(n_rows: int, noise: float) -> tuple[Matrix, Values]:
+    generator = np.random.default_rng(1)
+    rows = generator.standard_normal((n_rows, 5)).astype(np.float32)
+    return rows, rows @ [3.0, 1.0, 0.0, -2.0, 0.5] + 7 + noise * generator.standard_normal(n_rows)
 
 
-def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(4)
-    query = generator.standard_normal((7, 33)).astype(np.float32)
-    document = np.repeat(generator.standard_normal((1, 33)), 101, axis=0).astype(np.float32)
-    relevant = [[row] for row in range(7)]
-    expected = [np.mean([1 / math.log2(row + 2) for row in range(7)])]
-    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
-    monkeypatch.setattr(retrieval_module, "BLOCK_ENTRIES", 202)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 3)
-    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
-
-
-def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = np.random.default_rng(5)
-    query = generator.standard_normal((30, 8)).astype(np.float32)
-    document = generator.standard_normal((50, 8)).astype(np.float32)
-    relevant = [generator.choice(50, size=3, replace=False) for _ in range(30)]
-    whole = retrieval(query, document, relevant)
-    monkeypatch.setattr(retrieval_module, "BLOCK_ENTRIES", 200)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 7)
-    assert retrieval(query, document, relevant) == whole
-
-
-def test_zero_vectors_are_similar_to_nothing() -> None:
-    query = np.array([[1.0, 0.0], [0.0, 0.0]])
-    document = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    # The first query: 1.0, then 0 for the zero row; the second: all equal, so row 0 is first.
-    expected = [(1 / math.log2(3) + 1.0) / 2]
-    assert values(retrieval(query, document, [[0], [0]])) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("gains", "expected"),
-    [
-        ([1, 1], (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
-        ([3, 1], (1 / math.log2(3) + 3 / math.log2(4)) / (3 + 1 / math.log2(3))),
-        ([0, 2], 1 / math.log2(3)),
-    ],
-)
-def test_graded_gains_by_hand(gains: list[int], expected: float) -> None:
-    (score,) = retrieval(np.array([[3.0, 0.0]]), ANGLES, [[0, 2]], gains=[gains])
-    assert score.value == pytest.approx(expected)
-    (turned,) = retrieval(
-        np.array([[3.0, 0.0]]), ANGLES, [[2, 0, 2]], gains=[gains[::-1] + gains[1:]]
+def test_sets_that_lie_apart_are_all_right() -> None:
+    rows, labels = label_groups(400)
+    scores = multilabel_classification(
+        rows[:200], labels[:200], rows[200:], labels[200:], samples_per_label=60
     )
-    assert turned.value == score.value
+    assert [(score.fold, score.metric, score.n_test) for score in scores] == [
+        (fold, "accuracy", 200) for fold in range(10)
+    ]
+    assert values(scores) == [1.0] * 10
+    assert len({score.n_train for score in scores}) > 1
+    few = multilabel_classification(
+        rows[:200], labels[:200], rows[200:], labels[200:], samples_per_label=60, folds=3
+    )
+    assert few == scores[:3]
 
 
-def test_graded_gains_agree_with_scikit_learn() -> None:
-    generator = np.random.default_rng(7)
-    query, document = (generator.standard_normal((n, 8)).astype(np.float32) for n in (20, 40))
-    gains = generator.integers(1, 5, size=(20, 40)) * (generator.random((20, 40)) < 0.2)
-    gains[:, 3] = 2
-    relevant = [np.flatnonzero(of_query) for of_query in gains]
-    graded = [of_query[rows] for of_query, rows in zip(gains, relevant, strict=True)]
-    (score,) = retrieval(query, document, relevant, gains=graded)
-    similarity = normalize(query) @ normalize(document).T
-    assert score.value == pytest.approx(ndcg_score(gains, similarity, k=10))
+def test_one_wrong_label_makes_the_row_wrong() -> None:
+    rows, labels = label_groups(400)
+    missing = [of_row[:-1] if len(of_row) == 3 else of_row for of_row in labels[200:]]
+    missing[:7] = [[]] * 7  # never predicted where every training row has a label
+    wrong = 7 + sum(len(of_row) == 3 for of_row in labels[207:])
+    (score,) = multilabel_classification(
+        rows[:200], labels[:200], rows[200:], missing, samples_per_label=60, folds=1
+    )
+    assert score.value == pytest.approx(1 - wrong / 200)
 
 
-def test_replicates_are_scores_of_the_resampled_queries() -> None:
-    rows, _ = blobs(60, spread=0.9)
-    relevant = [[query + 30] for query in range(30)]
-    (score,) = retrieval(rows[:30], rows, relevant, seed=5, replicates=20)
-    for replicate, count_N in zip(
-        score.replicates, item_resamples(30, seed=5, count=20), strict=True
-    ):
-        drawn = np.repeat(np.arange(30), count_N)
-        (again,) = retrieval(rows[drawn], rows, [relevant[query] for query in drawn])
+def test_rows_are_drawn_until_every_label_has_enough() -> None:
+    labels = [["a"]] * 30 + [["a", "b"]] * 30 + [["c"]] * 3 + [[]] * 10
+    folds = multilabel.few_shot_rows(labels, seed=42, folds=5, samples_per_label=4)
+    for rows in folds:
+        drawn = [label for row in rows for label in labels[row]]
+        assert min(drawn.count("a"), drawn.count("b")) >= 4
+        assert drawn.count("c") == 3
+        assert len(set(rows)) == len(rows)
+        assert max(rows) < 63
+    assert len({tuple(rows) for rows in folds}) == 5
+
+
+def test_a_linear_value_is_ordered_without_a_fault() -> None:
+    rows, numbers = linear_values(300, noise=0)
+    scores = regression(rows[:200], numbers[:200], rows[200:], -numbers[200:], samples=50)
+    assert [(score.fold, score.metric) for score in scores] == [
+        (fold, "kendalltau") for fold in range(10)
+    ]
+    assert {(score.n_train, score.n_test, score.replicates) for score in scores} == {(50, 100, ())}
+    assert values(scores) == pytest.approx([-1.0] * 10)
+
+
+@pytest.mark.parametrize("decimals", [6, 1, 0])
+def test_bins_are_those_of_pandas(decimals: int) -> None:
+    pd = pytest.importorskip("pandas")
+    numbers = np.round(np.random.default_rng(2).standard_normal(317), decimals)
+    theirs = pd.qcut(numbers, q=10, labels=False, duplicates="drop")
+    np.testing.assert_array_equal(_bins(numbers), np.unique(theirs, return_inverse=True)[1])
+
+
+def test_every_tenth_is_drawn_in_its_proportion() -> None:
+    numbers = np.random.default_rng(3).permutation(400).astype(float)
+    rows = stratified_rows(numbers, seed=42, samples=100)
+    assert len(set(rows.tolist())) == 100
+    assert np.bincount(_bins(numbers)[rows]).tolist() == [10] * 10
+    assert set(rows.tolist()) != set(stratified_rows(numbers, seed=43, samples=100).tolist())
+
+
+NOISY = blobs(60, spread=0.9)[0]
+GRADES = np.random.default_rng(1).integers(0, 6, 30).astype(float)
+NAMED = np.arange(240).reshape(30, 8) % 60  # candidates of each query, one of them relevant
+Resampled = Callable[[npt.NDArray[np.intp]], list[FoldScore]]
+SETTINGS: dict[str, int] = {"seed": 5, "replicates": 20}
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        lambda drawn: sts(NOISY[:30][drawn], NOISY[30:][drawn], GRADES[drawn], **SETTINGS),
+        lambda drawn: pair_classification(
+            NOISY[:30][drawn], NOISY[30:][drawn], GRADES[drawn] > 3, **SETTINGS
+        ),
+        lambda drawn: regression(NOISY, NOISY @ np.arange(16.0) ** 2, NOISY[:30][drawn], GRADES[drawn], **SETTINGS),
+        lambda drawn: retrieval(NOISY[:30][drawn], NOISY, drawn[:, None] + 30, **SETTINGS),
+        lambda drawn: reranking(
+            NOISY[:30][drawn], NOISY, NAMED[drawn], [[1, *[0] * 7]] * len(drawn), **SETTINGS
+        ),
+    ],
+    ids=["sts", "pair_classification", "regression", "retrieval", "reranking"],
+)
+def test_replicates_are_scores_of_the_resampled_items(probe: Resampled) -> None:
+    (score,) = probe(np.arange(30))
+    resamples = item_resamples(30, seed=5, count=20)
+    for replicate, count_N in zip(score.replicates, resamples, strict=True):
+        (again,) = probe(np.repeat(np.arange(30), count_N))
         assert replicate == pytest.approx(again.value)
+    assert np.std(score.replicates) > 0.01
     assert len(set(score.replicates)) > 10
-
-
-ROWS, LABELS = blobs(40, spread=0.5)
-BROKEN = ROWS.copy()
-BROKEN[3, :2] = np.nan
-BROKEN[5, 0] = np.inf
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: classification(BROKEN, LABELS, ROWS, LABELS), "train: 3 non-finite.* 2 of 40"),
-        (lambda: clustering(BROKEN, LABELS), "clustering: 3 non-finite entries in 2 of 40 rows"),
-        (lambda: retrieval(ROWS, BROKEN, [[0]] * 40), "documents: 3 non-finite .* 2 of 40 rows"),
-        (lambda: classification(ROWS, LABELS * 0, ROWS, LABELS), "train: 40 rows have 1 label"),
-        (lambda: classification(ROWS, LABELS, ROWS[:0], []), r"test: .* got \(0, 16\)"),
-        (lambda: classification(ROWS, LABELS[:9], ROWS, LABELS), "train: 40 rows need 40 labels"),
-        (lambda: classification(ROWS, LABELS, ROWS, LABELS, folds=0), "folds .* got 0"),
-        (lambda: clustering(ROWS, LABELS, documents_per_fold=3), "3 documents .* 4 clusters"),
-        (lambda: clustering(ROWS, LABELS, max_documents=1), "1 rows have 1 label"),
-        (lambda: clustering(ROWS, LABELS - 1), "10 of 40 rows have the label -1"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 12 + [[]] + [[0]] * 27), "query 12 has no relevant"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 39 + [[40]]), "query 39 .* 40 documents"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 39), "one list per query, got 39 for 40"),
-        (
-            lambda: classification(ROWS, LABELS, ROWS, LABELS + 2),
-            "test: 2 of 4 labels do not appear in train.*: 4, 5$",
-        ),
-        (
-            lambda: classification(ROWS, LABELS, ROWS, [f"l{row:02}" for row in range(40)]),
-            "test: 40 of 40 labels.*: 'l00', 'l01', 'l02', 'l03', 'l04', …$",
-        ),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[1]] * 39), "gains: one list per query"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[1, 2]] * 40), "1 documents and 2 gains"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[0]] * 40), "query 0 needs .* above 0"),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, gains=[[math.nan]] * 40), "finite gains"),
-        (
-            lambda: retrieval(ROWS, ROWS, [[2, 2]] * 40, gains=[[1, 2]] * 40),
-            "query 0 gives document 2 different gains",
-        ),
-        (lambda: retrieval(ROWS, ROWS, [[0]] * 40, replicates=-1), "replicates .* got -1"),
-        (lambda: retrieval(ROWS[:, :3], ROWS, [[0]] * 40), "queries 3, of documents 16"),
-    ],
-)
-def test_values_that_do_not_exist_are_errors(
-    call: Callable[[], list[FoldScore]], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-@pytest.mark.parametrize(
-    ("call", "kind"),
-    [
-        (lambda: classification(ROWS, LABELS * 0, ROWS, LABELS), NoScoreError),
-        (lambda: classification(ROWS, LABELS, ROWS, LABELS + 2), NoScoreError),
-        (lambda: clustering(ROWS[:0], []), NoScoreError),
-        (lambda: retrieval(ROWS, ROWS, [[]] * 40), NoScoreError),
-        (lambda: reranking(ROWS, ROWS, [[0]] * 40, [[0]] * 40), NoScoreError),
-        (lambda: clustering(BROKEN, LABELS), ValueError),
-        (lambda: clustering(ROWS[0], LABELS), ValueError),
-        (lambda: clustering(ROWS, LABELS[:9]), ValueError),
-        (lambda: clustering(ROWS, LABELS, documents_per_fold=3), ValueError),
-        (lambda: retrieval(ROWS[:, :3], ROWS, [[0]] * 40), ValueError),
-    ],
-)
-def test_data_without_a_score_is_told_from_a_wrong_call(
-    call: Callable[[], list[FoldScore]], kind: type[ValueError]
-) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        call()
-    assert caught.type is kind

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics.linear.moments import mean_sums, row_chunks
+from operators.metrics.population import row_chunks
 
 FEWEST_BIASED = 2  # prompts
 FEWEST_DEBIASED = 4
@@ -39,30 +39,6 @@ class Hsic(NamedTuple):
     debiased: Tensor
 
 
-def linear_cka(rows_ND: Tensor, other_NE: Tensor, debiased: bool = False) -> Tensor:
-    """How alike two layers arrange the same prompts; 1 is the same up to rotation and scale.
-
-    Formula: ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``K = X X^T``, ``L = Y Y^T`` of rows
-    centred over the prompts. The biased HSIC is ``||X^T Y||_F^2 / (N - 1)^2``, the debiased one the
-    unbiased estimator of Song et al. without the diagonals of K and L.
-    Paper: Kornblith et al. 2019 (arXiv 1905.00414), section 3; Song et al. 2012 (JMLR 13), equation
-    4, used by Nguyen et al. 2021 (arXiv 2010.15327), equation 3. Murphy et al. 2024
-    (arXiv 2405.01012) show that the biased one nears 1 for unrelated layers where D > N.
-    Range: biased 0 to 1; debiased about 0 for unrelated layers, possibly slightly below 0 or above
-    1, which is not clipped; without unit. NaN for prompts that are all equal in a layer, for fewer
-    than 2 prompts (4 debiased), for a non-finite vector, and debiased where a layer's own HSIC is
-    not above 0, as for one-hot rows.
-    Released code: the code of Skean et al. 2025 does not have it.
-    """
-    mean_D, mean_E = mean_sums(rows_ND).mean_D, mean_sums(other_NE).mean_D
-    similarity = cka(
-        hsic(hsic_sums(rows_ND, other_NE, mean_D, mean_E)),
-        hsic(hsic_sums(rows_ND, rows_ND, mean_D, mean_D)),
-        hsic(hsic_sums(other_NE, other_NE, mean_E, mean_E)),
-    )
-    return similarity.debiased if debiased else similarity.biased
-
-
 def hsic_sums(block_nD: Tensor, other_nE: Tensor, mean_D: Tensor, mean_E: Tensor) -> HsicSums:
     """Sums of one block of the same prompts in two layers; the means are over all prompts."""
     assert block_nD.shape[0] == other_nE.shape[0]
@@ -74,26 +50,16 @@ def hsic_sums(block_nD: Tensor, other_nE: Tensor, mean_D: Tensor, mean_E: Tensor
         x_nD = block_nD[start:stop].to(torch.float64) - mean_D
         y_nE = other_nE[start:stop].to(torch.float64) - mean_E
         square_x_n, square_y_n = x_nD.square().sum(dim=1), y_nE.square().sum(dim=1)
-        part = HsicSums(
-            n_prompts=stop - start,
-            cross_DE=x_nD.mT @ y_nE,
-            squares_x=square_x_n.sum(),
-            squares_y=square_y_n.sum(),
-            products=(square_x_n * square_y_n).sum(),
-        )
-        sums, start = merge_hsic(sums, part), stop
+        squares = square_x_n.sum(), square_y_n.sum(), (square_x_n * square_y_n).sum()
+        sums = merge_hsic(sums, HsicSums(stop - start, x_nD.mT @ y_nE, *squares))
+        start = stop
     return sums
 
 
 def merge_hsic(left: HsicSums, right: HsicSums) -> HsicSums:
     """Sums of two disjoint sets of prompts, centred by the same means."""
-    return HsicSums(
-        n_prompts=left.n_prompts + right.n_prompts,
-        cross_DE=left.cross_DE + right.cross_DE,
-        squares_x=left.squares_x + right.squares_x,
-        squares_y=left.squares_y + right.squares_y,
-        products=left.products + right.products,
-    )
+    sums = (one + other for one, other in zip(left[1:], right[1:], strict=True))
+    return HsicSums(left.n_prompts + right.n_prompts, *sums)
 
 
 def hsic(sums: HsicSums) -> Hsic:
@@ -121,7 +87,19 @@ def hsic(sums: HsicSums) -> Hsic:
 
 
 def cka(xy: Hsic, xx: Hsic, yy: Hsic) -> Hsic:
-    """``linear_cka`` of a pair of layers from its HSIC and that of each layer with itself."""
+    """How alike two layers arrange the same prompts; 1 is the same up to rotation and scale.
+
+    Formula: ``HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))`` with ``K = X X^T``, ``L = Y Y^T`` of rows
+    centred over the prompts, from the HSIC of the pair and that of each layer with itself.
+    Paper: Kornblith et al. 2019 (arXiv 1905.00414), section 3; Song et al. 2012 (JMLR 13), equation
+    4, used by Nguyen et al. 2021 (arXiv 2010.15327), equation 3. Murphy et al. 2024
+    (arXiv 2405.01012) show that the biased one nears 1 for unrelated layers where D > N.
+    Range: biased 0 to 1; debiased about 0 for unrelated layers, possibly slightly below 0 or above
+    1, which is not clipped; without unit. NaN for prompts that are all equal in a layer, for fewer
+    than 2 prompts (4 debiased), for a non-finite vector, and debiased where a layer's own HSIC is
+    not above 0, as for one-hot rows.
+    Released code: the code of Skean et al. 2025 does not have it.
+    """
     # Two roots: the product may leave the range of float64. 0 / 0 and roots of negatives are NaN.
     biased = xy.biased / (xx.biased.sqrt() * yy.biased.sqrt())
     debiased = xy.debiased / (xx.debiased.sqrt() * yy.debiased.sqrt())

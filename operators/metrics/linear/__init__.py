@@ -1,1 +1,0 @@
-"""Metrics of all prompts' vectors: spectra, moments, similarity of layers."""

@@ -1,1 +1,0 @@
-"""Metrics that compare views of the same prompts."""

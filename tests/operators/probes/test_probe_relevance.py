@@ -1,0 +1,172 @@
+"""Probes of relevance, retrieval and reranking: closed forms, ties, invariances."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.metrics import ndcg_score
+from sklearn.preprocessing import normalize
+
+from operators.probes import cosine, relevance
+from operators.probes.fold import FoldScore
+from operators.probes.relevance import average_precision, ndcg, reranking, retrieval
+
+Matrix = npt.NDArray[np.float32]
+
+
+def values(scores: list[FoldScore]) -> list[float]:
+    return [score.value for score in scores]
+
+
+def lists(n_queries: int) -> tuple[Matrix, Matrix, list[npt.NDArray[np.int64]], list[Matrix]]:
+    generator = np.random.default_rng(0)
+    query = generator.standard_normal((n_queries, 6)).astype(np.float32)
+    document = generator.standard_normal((50, 6)).astype(np.float32)
+    candidates = [generator.choice(50, size=8 + row % 5, replace=False) for row in range(n_queries)]
+    gains = [(rows % 4 == 0).astype(np.float32) for rows in candidates]
+    for of_query in gains:
+        of_query[0] = 1
+    return query, document, candidates, gains
+
+
+# Query along x; documents at 0, 60 and 90 degrees, in this order of rows: 90, 0, 60.
+ANGLES = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, math.sqrt(3)]])
+
+
+@pytest.mark.parametrize(
+    ("relevant", "k", "expected"),
+    [
+        ([1], 10, 1.0),
+        ([2], 10, 1 / math.log2(3)),
+        ([0], 10, 1 / math.log2(4)),
+        ([0], 2, 0.0),
+        ([0, 2], 10, (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
+        ([0, 2], 1, 0.0),
+        ([1, 2, 0], 1, 1.0),
+        ([2, 2, 2], 10, 1 / math.log2(3)),
+    ],
+)
+def test_ndcg_by_hand(relevant: list[int], k: int, expected: float) -> None:
+    query = np.array([[3.0, 0.0]])
+    (score,) = retrieval(query, ANGLES, [relevant], k=k)
+    assert score.value == pytest.approx(expected)
+    assert score.metric == f"ndcg_at_{k}"
+
+
+def test_ndcg_agrees_with_scikit_learn() -> None:
+    generator = np.random.default_rng(3)
+    similarity = generator.standard_normal((40, 60))
+    relevant = generator.random((40, 60)) < 0.1
+    relevant[:, 0] = True
+    ranked = np.argsort(-similarity, axis=1)
+    ours = [
+        ndcg(order, rows, np.ones(len(rows)), 10)
+        for order, rows in zip(ranked, map(np.flatnonzero, relevant), strict=True)
+    ]
+    assert np.mean(ours) == pytest.approx(ndcg_score(relevant, similarity, k=10))
+
+
+def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(4)
+    query = generator.standard_normal((7, 33)).astype(np.float32)
+    document = np.repeat(generator.standard_normal((1, 33)), 101, axis=0).astype(np.float32)
+    relevant = [[row] for row in range(7)]
+    expected = [np.mean([1 / math.log2(row + 2) for row in range(7)])]
+    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
+    monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 202)
+    monkeypatch.setattr(cosine, "BLOCK_ROWS", 3)
+    assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
+
+
+def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, document, relevant, _ = lists(30)
+    whole = retrieval(query, document, relevant)
+    monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 200)
+    monkeypatch.setattr(cosine, "BLOCK_ROWS", 7)
+    assert retrieval(query, document, relevant) == whole
+
+
+def test_zero_vectors_are_similar_to_nothing() -> None:
+    query = np.array([[1.0, 0.0], [0.0, 0.0]])
+    document = np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
+    # The first query: 1.0, then 0 for the zero row; the second: all equal, so row 0 is first.
+    expected = [(1 / math.log2(3) + 1.0) / 2]
+    assert values(retrieval(query, document, [[0], [0]])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ([1, 1], (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
+        ([3, 1], (1 / math.log2(3) + 3 / math.log2(4)) / (3 + 1 / math.log2(3))),
+        ([0, 2], 1 / math.log2(3)),
+    ],
+)
+def test_graded_gains_by_hand(gains: list[int], expected: float) -> None:
+    (score,) = retrieval(np.array([[3.0, 0.0]]), ANGLES, [[0, 2]], gains=[gains])
+    assert score.value == pytest.approx(expected)
+    (turned,) = retrieval(
+        np.array([[3.0, 0.0]]), ANGLES, [[2, 0, 2]], gains=[gains[::-1] + gains[1:]]
+    )
+    assert turned.value == score.value
+
+
+def test_graded_gains_agree_with_scikit_learn() -> None:
+    generator = np.random.default_rng(7)
+    query, document = (generator.standard_normal((n, 8)).astype(np.float32) for n in (20, 40))
+    gains = generator.integers(1, 5, size=(20, 40)) * (generator.random((20, 40)) < 0.2)
+    gains[:, 3] = 2
+    relevant = [np.flatnonzero(of_query) for of_query in gains]
+    graded = [of_query[rows] for of_query, rows in zip(gains, relevant, strict=True)]
+    (score,) = retrieval(query, document, relevant, gains=graded)
+    similarity = normalize(query) @ normalize(document).T
+    assert score.value == pytest.approx(ndcg_score(gains, similarity, k=10))
+
+
+# Documents at 0, 30, 60 and 90 degrees from the query.
+DEGREES = np.radians([0.0, 30.0, 60.0, 90.0])
+QUERY = np.array([[2.0, 0.0]])
+DOCUMENTS = np.stack([np.cos(DEGREES), np.sin(DEGREES)], axis=1) * [[1.0], [3.0], [0.5], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("candidates", "gains", "k", "expected"),
+    [
+        ([0, 1, 2, 3], [1, 0, 0, 0], 1000, 1.0),
+        ([3, 2, 1, 0], [1, 0, 0, 0], 1000, 1 / 4),
+        ([0, 1, 2, 3], [1, 0, 1, 0], 1000, (1 / 1 + 2 / 3) / 2),
+        ([0, 1, 2, 3], [1, 0, 5, 0], 1000, (1 / 1 + 2 / 3) / 2),
+        ([0, 1, 2, 3], [1, 0, 1, 0], 2, (1 / 1) / 2),
+        ([1, 3], [0, 1], 1000, 1 / 2),
+        ([2], [1], 1000, 1.0),
+    ],
+)
+def test_average_precision_by_hand(
+    candidates: list[int], gains: list[int], k: int, expected: float
+) -> None:
+    (score,) = reranking(QUERY, DOCUMENTS, [candidates], [gains], k=k)
+    assert score.value == pytest.approx(expected)
+    assert (score.metric, score.n_train, score.n_test) == (f"map_at_{k}", 0, 1)
+
+
+def test_equal_candidates_rank_the_irrelevant_first_in_any_order() -> None:
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        gains = np.array([1.0, 0.0, 1.0, 0.0])[order]
+        assert average_precision(np.zeros(4), gains, 1000) == pytest.approx((1 / 3 + 2 / 4) / 2)
+
+
+def test_order_and_lengths_of_candidates_do_not_matter() -> None:
+    query, document, candidates, gains = lists(20)
+    (score,) = reranking(query, document, candidates, gains)
+    turned = [rows[::-1] for rows in candidates], [of_query[::-1] for of_query in gains]
+    assert reranking(query, document, *turned) == [score]
+    lengths = np.random.default_rng(1).uniform(0.1, 9, (50, 1)).astype(np.float32)
+    assert reranking(query * 4, document * lengths, candidates, gains) == [score]
+    order = np.random.default_rng(2).permutation(20)
+    (shuffled,) = reranking(
+        query[order], document, [candidates[row] for row in order], [gains[row] for row in order]
+    )
+    assert shuffled.value == pytest.approx(score.value)
+
+
