@@ -35,11 +35,9 @@ from operators.probes.classification import classification
 from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore, NoScoreError, PairRows, unit_rows
 from operators.probes.multilabel import multilabel_classification
-from operators.probes.pair_classification import pair_classification
+from operators.probes.pairs import pair_classification, sts
 from operators.probes.regression import regression
-from operators.probes.reranking import reranking
-from operators.probes.retrieval import retrieval
-from operators.probes.sts import sts
+from operators.probes.relevance import reranking, retrieval
 from operators.prompts.seeding import prompt_id
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
@@ -216,8 +214,12 @@ class Scorer:
     def _mteb_rows(
         self, target: ScoreTarget, task: MtebTask, unit: ScoreUnit
     ) -> Iterator[dict[str, Any]]:
-        from operators.benchmark.results import META_FILE, model_meta_json, result_path  # noqa: PLC0415
-        from operators.benchmark.score import score_task  # noqa: PLC0415  (imports mteb, seconds)
+        from operators.benchmark.score import (  # noqa: PLC0415  (imports mteb, seconds)
+            META_FILE,
+            model_meta_json,
+            result_path,
+            score_task,
+        )
 
         items = read_tables(self.root, target.items.objects())
         vectors = _read(self.root, target.embeddings, unit.group, items)

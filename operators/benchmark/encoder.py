@@ -29,20 +29,6 @@ _ORGANISATION = "layerrank"
 _SHOWN_CHARACTERS = 60
 
 
-class TextTable:
-    """The lookup over vectors in memory: row i of `vectors_ND` is the vector of text i."""
-
-    def __init__(self, texts: Sequence[str], vectors_ND: Vectors) -> None:
-        if vectors_ND.ndim != 2 or len(vectors_ND) != len(texts):  # noqa: PLR2004 - a matrix
-            raise ValueError(f"{len(texts)} texts need one vector each, got {vectors_ND.shape}")
-        self._row = {text: row for row, text in enumerate(texts)}
-        self._vectors_ND = vectors_ND
-
-    def __call__(self, texts: Sequence[str]) -> Vectors:
-        """Return the vectors [N, D] of `texts`; KeyError with the first that has none."""
-        return self._vectors_ND[[self._row[text] for text in texts]]
-
-
 class Recorder:
     """A lookup that has a vector for every text, and keeps the texts in first-seen order.
 
@@ -51,16 +37,11 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self._texts: dict[str, None] = {}
-
-    @property
-    def texts(self) -> list[str]:
-        """Every text that was asked for, once."""
-        return list(self._texts)
+        self.texts: dict[str, None] = {}
 
     def __call__(self, texts: Sequence[str]) -> Vectors:
         """Note `texts` and return their vectors [N, 8]."""
-        self._texts.update(dict.fromkeys(texts))
+        self.texts.update(dict.fromkeys(texts))
         digests = b"".join(
             blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             for text in texts
@@ -104,11 +85,12 @@ class LookupEncoder:
 
     def similarity(self, first_ND: npt.ArrayLike, second_ND: npt.ArrayLike) -> object:
         """Return the cosine of every pair of a first and a second vector."""
-        return _similarities().cos_sim(first_ND, second_ND)
+        return importlib.import_module("mteb.similarity_functions").cos_sim(first_ND, second_ND)
 
     def similarity_pairwise(self, first_ND: npt.ArrayLike, second_ND: npt.ArrayLike) -> object:
         """Return the cosine of every first vector with the second one of the same row."""
-        return _similarities().pairwise_cos_sim(first_ND, second_ND)
+        library = importlib.import_module("mteb.similarity_functions")
+        return library.pairwise_cos_sim(first_ND, second_ND)
 
 
 def model_meta(model_name: str, revision: str) -> ModelMeta:
@@ -126,7 +108,3 @@ def model_meta(model_name: str, revision: str) -> ModelMeta:
         }
     )
     return meta
-
-
-def _similarities() -> Any:  # noqa: ANN401 - a module
-    return importlib.import_module("mteb.similarity_functions")

@@ -2,24 +2,28 @@
 
 Between the two, every unique text is encoded once for all layers and all tasks. Both steps run
 mteb's own evaluators on a copy of the same loaded task, so the second asks for what the first saw.
+
+Results are filed as mteb writes them, so that its own tools read one layer as if it were one model:
+`mteb.ResultCache("<root>/mteb/layer-07").load_results()` reads what lies under `result_path`.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from operators.benchmark.encoder import Lookup, LookupEncoder, Recorder, Vectors, model_meta
-from operators.benchmark.names import canonical
-from operators.benchmark.results import result_json, write_result
+from operators.benchmark.names import canonical, parse
 from operators.benchmark.tasks import load_task, mteb_library
 from operators.probes.fold import unit_rows
 
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from mteb import AbsTask, TaskResult
 
 Variant = Literal["raw", "l2"]
+META_FILE = "model_meta.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class TaskOutcome:
     mteb forms it; higher is better, 0..1 for most metrics, -1..1 for correlations. `experiments`
     are the main metric of every repetition where the task repeats (classification, regression,
     clustering), the subsets one after the other; repetition i drew the same rows for every layer.
-    `json` is the result file as mteb writes it.
+    `json` is the result file as mteb writes it: scores rounded to 6 decimals, times and versions.
     """
 
     name: str
@@ -55,47 +60,60 @@ def recorded_texts(task: str | AbsTask, modules: Sequence[str] = ()) -> list[str
     mteb's evaluators run once on pseudo-random vectors, so its sampling is followed exactly.
     """
     recorder = Recorder()
-    _evaluate(_loaded(task, modules), recorder, "layerrank/recorder", "none")
-    return recorder.texts
+    loaded = load_task(task, modules) if isinstance(task, str) else task
+    _evaluate(loaded, recorder, "layerrank/recorder", "none")
+    return list(recorder.texts)
 
 
 def score_task(
-    task: str | AbsTask,
-    lookup: Lookup,
-    *,
-    modules: Sequence[str] = (),
-    model_name: str,
-    revision: str,
-    variant: Variant = "raw",
-    results_folder: Path | None = None,
+    task: AbsTask, lookup: Lookup, *, model_name: str, revision: str, variant: Variant = "raw"
 ) -> TaskOutcome:
     """Score a task with mteb's own evaluators on vectors that `lookup` returns for its texts.
 
-    Give the task that `load_task` returned to score several layers: it is copied for each, which
-    takes milliseconds where loading takes seconds. `variant="l2"` divides every vector by its L2
-    norm, which is another model to every estimator that is not invariant to scale. Where
-    `results_folder` is given, it becomes a result cache of mteb: one folder per layer.
+    The task is what `load_task` returned, for several layers: it is copied for each, which takes
+    milliseconds where loading takes seconds. `variant="l2"` divides every vector by its L2 norm,
+    which is another model to every estimator that is not invariant to scale.
 
     A text without a vector raises ValueError with the task and the text's first characters.
     """
-    task = _loaded(task, modules)
-    vectors = lookup if variant == "raw" else _normalised(lookup)
-    result = _evaluate(task, vectors, model_name, revision)
-    outcome = _outcome(task, result)
-    if results_folder is not None:
-        write_result(results_folder, model_name, revision, outcome.name, outcome.json)
-    return outcome
 
-
-def _loaded(task: str | AbsTask, modules: Sequence[str]) -> AbsTask:
-    return load_task(task, modules) if isinstance(task, str) else task
-
-
-def _normalised(lookup: Lookup) -> Lookup:
     def unit_vectors(texts: Sequence[str]) -> Vectors:
         return unit_rows(lookup(texts))
 
-    return unit_vectors
+    result = _evaluate(task, lookup if variant == "raw" else unit_vectors, model_name, revision)
+    metric = str(task.metadata.main_score)
+    parts: list[Mapping[str, Any]] = [part for split in result.scores.values() for part in split]
+    with TemporaryDirectory() as folder:
+        # The file format is mteb's own business, and it writes only to a path.
+        path = Path(folder, "result.json")
+        result.to_disk(path)
+        text = path.read_text(encoding="utf-8")
+    return TaskOutcome(
+        name=canonical(task),
+        task_type=str(task.metadata.type),
+        main_metric=metric,
+        score=float(result.get_score()),
+        split="+".join(result.scores),
+        experiments=tuple(score for part in parts for score in _experiments(part, metric)),
+        json=text,
+    )
+
+
+def result_path(model_name: str, revision: str, layer: int, task: str) -> str:
+    """Return where a task's result of one layer goes, relative to the root of a run.
+
+    `mteb/layer-07/results/<org>__<model>/<revision>/<Task>.json`: the folder of a layer is one
+    result cache, and mteb looks below `results`. `model_meta_json` goes into `META_FILE` beside it.
+    """
+    model = model_meta(model_name, revision).model_name_as_path()
+    # A revision may be a git reference with slashes; mteb expects one folder for it.
+    path = f"{model}/{revision.replace('/', '__')}/{parse(task).task}.json"
+    return str(PurePosixPath(f"mteb/layer-{layer:02d}/results", path))
+
+
+def model_meta_json(model_name: str, revision: str) -> str:
+    """Return mteb's `model_meta.json`, without which it passes a folder of results over."""
+    return json.dumps(model_meta(model_name, revision).to_dict(), default=str, indent=4)
 
 
 def _evaluate(task: AbsTask, lookup: Lookup, model_name: str, revision: str) -> TaskResult:
@@ -136,20 +154,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if shown:
             datasets.enable_progress_bars()
-
-
-def _outcome(task: AbsTask, result: TaskResult) -> TaskOutcome:
-    metric = str(task.metadata.main_score)
-    parts: list[Mapping[str, Any]] = [part for split in result.scores.values() for part in split]
-    return TaskOutcome(
-        name=canonical(task),
-        task_type=str(task.metadata.type),
-        main_metric=metric,
-        score=float(result.get_score()),
-        split="+".join(result.scores),
-        experiments=tuple(score for part in parts for score in _experiments(part, metric)),
-        json=result_json(result),
-    )
 
 
 def _experiments(part: Mapping[str, Any], metric: str) -> list[float]:

@@ -1,25 +1,35 @@
 """mteb's tasks by name, with their data.
 
 mteb is an optional extra and takes seconds to import, so nothing here imports it before it is used.
+
+Since `datasets` 4, `dataset["label"]` is a view that decodes one row per access. mteb's evaluators
+index such columns row by row, many times, which makes classification several times slower than its
+arithmetic. Columns of a loaded task are lists, with the same values, so scores are identical.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from operators.benchmark.columns import eager_columns
+from datasets import Dataset, DatasetDict
+
 from operators.benchmark.names import LISTS, canonical, limit, parse
 
 if TYPE_CHECKING:
-    from mteb import AbsTask, Benchmark
+    from mteb import AbsTask
 
     OwnTasks = Mapping[str, type[AbsTask]]
 
 _CLOSE_NAMES = 3
+# A task's data are {subset: {split: dataset}}, for retrieval {subset: {split: {part: dataset}}}.
+# What lies deeper, such as the relevant documents of a million queries, holds no dataset.
+_DEPTH = 3
 
 
 def mteb_library() -> ModuleType:
@@ -87,28 +97,23 @@ def _expanded(name: str, own: OwnTasks) -> Iterator[str]:
     if name in LISTS:
         yield from LISTS[name]
         return
-    benchmark = None if name in own else _benchmark(name)
-    for task in benchmark.tasks if benchmark else [_named(name, own)]:
+    tasks = None
+    if name not in own:
+        with suppress(KeyError):
+            tasks = mteb_library().get_benchmark(name).tasks
+    for task in [_named(name, own)] if tasks is None else tasks:
         for part in _parts(task):
             _require_text(part)
             yield canonical(part)
 
 
-def _benchmark(name: str) -> Benchmark | None:
-    try:
-        benchmark: Benchmark = mteb_library().get_benchmark(name)
-    except KeyError:
-        return None
-    return benchmark
-
-
 def _parts(task: AbsTask) -> Iterator[AbsTask]:
     """Yield the tasks that an aggregate comes down to, or the task itself."""
     averaged = _averaged(task)
-    if not averaged:
-        yield task
     for part in averaged:
         yield from _parts(part)
+    if not averaged:
+        yield task
 
 
 def _averaged(task: AbsTask) -> list[AbsTask]:
@@ -121,31 +126,38 @@ def _named(name: str, own: OwnTasks) -> AbsTask:
     part = parse(name)
     if part.task in own:
         return limit(own[part.task](), part)
-    try:
-        task: AbsTask = mteb_library().get_task(part.task)
-    except KeyError:
-        raise ValueError(_unknown(name, part.task, own)) from None
-    return task if _averaged(task) else limit(task, part)
-
-
-def _unknown(name: str, task: str, own: OwnTasks) -> str:
     library = mteb_library()
-    registered = importlib.import_module("mteb.get_tasks").TASK_LIST
-    known = [
-        *LISTS,
-        *own,
-        *(each.metadata.name for each in registered),
-        *(benchmark.name for benchmark in library.get_benchmarks()),
-    ]
-    close = difflib.get_close_matches(task, known, n=_CLOSE_NAMES) or list(LISTS)
-    return f"unknown mteb task, benchmark or list {name!r}; close to it: {', '.join(close)}"
+    try:
+        task: AbsTask = library.get_task(part.task)
+    except KeyError:
+        registered = importlib.import_module("mteb.get_tasks").TASK_LIST
+        known = [
+            *LISTS,
+            *own,
+            *(each.metadata.name for each in registered),
+            *(benchmark.name for benchmark in library.get_benchmarks()),
+        ]
+        close = difflib.get_close_matches(part.task, known, n=_CLOSE_NAMES) or list(LISTS)
+        raise ValueError(
+            f"unknown mteb task, benchmark or list {name!r}; close to it: {', '.join(close)}"
+        ) from None
+    return task if _averaged(task) else limit(task, part)
 
 
 def _own_tasks(modules: Sequence[str]) -> OwnTasks:
     """Return the user's tasks in `modules` by name."""
     found: dict[str, type[AbsTask]] = {}
     for path in modules:
-        for value in _attributes(path):
+        base = mteb_library().AbsTask
+        try:
+            module = importlib.import_module(path)
+        except ImportError as error:
+            raise ValueError(
+                f"module {path} of own mteb tasks cannot be imported: {error}"
+            ) from error
+        for value in vars(module).values():
+            if not (isinstance(value, type) and issubclass(value, base)):
+                continue
             metadata = getattr(value, "metadata", None)
             if metadata is None or value.__module__.split(".")[0] == "mteb":
                 continue
@@ -157,17 +169,6 @@ def _own_tasks(modules: Sequence[str]) -> OwnTasks:
     return found
 
 
-def _attributes(path: str) -> Iterator[type[AbsTask]]:
-    base = mteb_library().AbsTask
-    try:
-        module = importlib.import_module(path)
-    except ImportError as error:
-        raise ValueError(f"module {path} of own mteb tasks cannot be imported: {error}") from error
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, base):
-            yield value
-
-
 def _require_text(task: AbsTask) -> None:
     modalities = list(task.metadata.modalities)
     if modalities != ["text"]:
@@ -175,3 +176,35 @@ def _require_text(task: AbsTask) -> None:
             f"mteb task {task.metadata.name} reads {', '.join(modalities)}; "
             "only tasks of text alone can be scored"
         )
+
+
+class _EagerDataset(Dataset):  # type: ignore[misc]  # datasets ships without types
+    """A dataset whose columns are read whole, and whose selections are such datasets too."""
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - what the library's own method takes
+        value = super().__getitem__(key)
+        # A formatted dataset ("numpy", "torch") has arrays for columns: those stay as they are.
+        return value[:] if isinstance(key, str) and self.format["type"] is None else value
+
+    def select(self, *args: Any, **kwargs: Any) -> Dataset:  # noqa: ANN401 - as above
+        return _eager(super().select(*args, **kwargs))
+
+
+def eager_columns(data: Any, depth: int = _DEPTH) -> Any:  # noqa: ANN401 - tasks nest data freely
+    """Return a task's data with every dataset in it reading its columns as lists.
+
+    Containers are new, the tables behind the datasets are shared. The type of the data stays.
+    """
+    if isinstance(data, Dataset):
+        return _eager(data)
+    if not isinstance(data, Mapping) or not depth:
+        return data
+    nested = {key: eager_columns(value, depth - 1) for key, value in data.items()}
+    return DatasetDict(nested) if isinstance(data, DatasetDict) else nested
+
+
+def _eager(dataset: Dataset) -> Dataset:
+    # Building one from its table would lose the row selection and the format, which are private.
+    eager = copy.copy(dataset)
+    eager.__class__ = _EagerDataset
+    return eager

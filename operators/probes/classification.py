@@ -4,7 +4,6 @@ Shapes: N rows, D dimensions.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +20,7 @@ from operators.probes.fold import (
     require_known_labels,
     require_positive,
     row_labels,
+    rows_until_enough,
 )
 
 # The protocol's iteration limit. On unscaled vectors of a middle layer it often ends the fit
@@ -38,16 +38,11 @@ def few_shot_rows(
     scores are comparable only if the rows are the same. A label with fewer rows gives what it has.
     """
     order = list(range(len(labels)))
-    rows_of_fold: list[list[int]] = []
+    rows_of_fold = []
     for _ in range(folds):
         # The legacy generator is part of the protocol: a Generator would draw other rows.
         np.random.RandomState(seed).shuffle(order)
-        taken: Counter[object] = Counter()
-        rows = []
-        for row in order:
-            if taken[labels[row]] < samples_per_label:
-                taken[labels[row]] += 1
-                rows.append(row)
+        rows = rows_until_enough(order, [(label,) for label in labels], samples_per_label)
         rows_of_fold.append(rows)
     return rows_of_fold
 

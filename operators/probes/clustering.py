@@ -23,17 +23,6 @@ from operators.probes.fold import (
 NO_LABEL = -1
 
 
-def _checked_labels(labels: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.generic]:
-    labels_N = row_labels("clustering", labels, n_rows)
-    n_unlabelled = sum(label == NO_LABEL for label in labels_N.tolist())
-    if n_unlabelled:
-        raise ValueError(
-            f"clustering: {n_unlabelled} of {n_rows} rows have the label {NO_LABEL}, which means "
-            "'not labelled' in this protocol: leave the rows out or give the label another name"
-        )
-    return labels_N
-
-
 def clustering(
     vectors_ND: Vectors,
     labels: npt.ArrayLike,
@@ -62,12 +51,19 @@ def clustering(
     2007. Range 0..1, higher is better; a random assignment scores near but above 0.
     """
     vectors_ND = finite_vectors("clustering", vectors_ND)
-    labels_N = _checked_labels(labels, len(vectors_ND))
+    n_rows = len(vectors_ND)
+    labels_N = row_labels("clustering", labels, n_rows)
+    n_unlabelled = sum(label == NO_LABEL for label in labels_N.tolist())
+    if n_unlabelled:
+        raise ValueError(
+            f"clustering: {n_unlabelled} of {n_rows} rows have the label {NO_LABEL}, which means "
+            "'not labelled' in this protocol: leave the rows out or give the label another name"
+        )
     require_positive(folds=folds, documents_per_fold=documents_per_fold, batch_size=batch_size)
     draw = random.Random(seed)
     if max_documents is not None:
         require_positive(max_documents=max_documents)
-        rows = draw.sample(range(len(labels_N)), k=min(max_documents, len(labels_N)))
+        rows = draw.sample(range(n_rows), k=min(max_documents, n_rows))
         vectors_ND, labels_N = vectors_ND[rows], labels_N[rows]
 
     n_labels = len(np.unique(labels_N))

@@ -3,7 +3,8 @@
 Shapes: N rows, M rows of a side of pairs, D dimensions, R bootstrap resamples.
 """
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,30 +98,13 @@ def finite_vectors(name: str, vectors_ND: Vectors) -> Vectors:
     return vectors_ND.astype(np.float32) if vectors_ND.dtype == np.float16 else vectors_ND
 
 
-def paired_vectors(
-    first_MD: Vectors, second_MD: Vectors, rows: PairRows | None = None
-) -> tuple[Vectors, Vectors, int]:
-    """Return the two sides of the pairs and how many pairs there are; sides that differ raise.
-
-    NoScoreError without a pair.
-    """
-    same = first_MD is second_MD
-    first_MD = finite_vectors("first", first_MD)
-    second_MD = first_MD if same else finite_vectors("second", second_MD)
-    counts = [len(side) for side in rows or (first_MD, second_MD)]
-    first, second = zip(counts, (first_MD.shape[1], second_MD.shape[1]), strict=True)
-    if first != second:
-        raise ValueError(f"pairs: both sides need one shape, got {first} and {second}")
-    if not counts[0]:
-        raise NoScoreError("pairs: there are none, as no pair has a vector on both sides")
-    return first_MD, second_MD, counts[0]
-
-
-def row_labels(name: str, labels: npt.ArrayLike, n_rows: int) -> npt.NDArray[np.generic]:
+def row_labels(
+    name: str, labels: npt.ArrayLike, n_rows: int, what: str = "labels"
+) -> npt.NDArray[np.generic]:
     """Return one label per row as an array; another count raises."""
     labels_N: npt.NDArray[np.generic] = np.asarray(labels)
     if labels_N.shape != (n_rows,):
-        raise ValueError(f"{name}: {n_rows} rows need {n_rows} labels, got shape {labels_N.shape}")
+        raise ValueError(f"{name}: {n_rows} rows need {n_rows} {what}, got shape {labels_N.shape}")
     return labels_N
 
 
@@ -129,19 +113,11 @@ def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
 
     NoScoreError for one number in all rows.
     """
-    raw_N = np.asarray(values)
-    if raw_N.shape != (n_rows,):
-        raise ValueError(f"{name}: {n_rows} rows need {n_rows} values, got shape {raw_N.shape}")
+    raw_N = row_labels(name, values, n_rows, "values")
     if raw_N.dtype.kind not in "iuf":
         items: list[object] = raw_N.tolist()
-        row = next(
-            (
-                row
-                for row, value in enumerate(items)
-                if isinstance(value, bool) or not isinstance(value, int | float)
-            ),
-            0,
-        )
+        isnt = [isinstance(each, bool) or not isinstance(each, int | float) for each in items]
+        row = isnt.index(True) if any(isnt) else 0
         raise ValueError(f"{name}: the value of row {row} is {items[row]!r}, a number is needed")
     values_N: Values = raw_N.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(values_N))
@@ -155,6 +131,22 @@ def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
             f"{name}: all {n_rows} values are {values_N[0]:g}, 2 different are needed"
         )
     return values_N
+
+
+def rows_until_enough(
+    order: Iterable[int], labels: Sequence[Iterable[object]], samples_per_label: int
+) -> list[int]:
+    """Return the rows that have a label of which fewer than `samples_per_label` were taken before.
+
+    `labels` holds those of each row; rows are taken in the given order.
+    """
+    taken: Counter[object] = Counter()
+    rows = []
+    for row in order:
+        if any(taken[label] < samples_per_label for label in labels[row]):
+            taken.update(labels[row])
+            rows.append(row)
+    return rows
 
 
 def require_known_labels(train: Collection[object], test: Collection[object]) -> None:

@@ -3,7 +3,6 @@
 Shapes: N rows, D dimensions, C labels.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from operators.probes.fold import (
     finite_vectors,
     require_known_labels,
     require_positive,
+    rows_until_enough,
 )
 
 NEIGHBOURS = 5
@@ -53,17 +53,11 @@ def few_shot_rows(
     unlike what it does for one label per row.
     """
     generator = np.random.default_rng(seed)
-    rows_of_fold: list[list[int]] = []
+    rows_of_fold = []
     for _ in range(folds):
         order = list(range(len(labels)))
         generator.shuffle(order)
-        taken: Counter[str] = Counter()
-        rows = []
-        for row in order:
-            if any(taken[label] < samples_per_label for label in labels[row]):
-                taken.update(labels[row])
-                rows.append(row)
-        rows_of_fold.append(rows)
+        rows_of_fold.append(rows_until_enough(order, labels, samples_per_label))
     return rows_of_fold
 
 

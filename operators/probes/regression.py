@@ -38,18 +38,15 @@ def _shares(
     Among equal remainders the generator chooses.
     """
     exact_B = n_draws * size_B / size_B.sum()
-    share_B = np.floor(exact_B)
+    share_B: npt.NDArray[np.int64] = np.floor(exact_B).astype(np.int64)
     left_B = exact_B - share_B
-    missing = int(n_draws - share_B.sum())
     for remainder in np.unique(left_B)[::-1]:
+        missing = int(n_draws - share_B.sum())
         if not missing:
             break
         tied = np.flatnonzero(left_B == remainder)
-        chosen = generator.choice(tied, size=min(len(tied), missing), replace=False)
-        share_B[chosen] += 1
-        missing -= len(chosen)
-    whole_B: npt.NDArray[np.int64] = share_B.astype(np.int64)
-    return whole_B
+        share_B[generator.choice(tied, size=min(len(tied), missing), replace=False)] += 1
+    return share_B
 
 
 def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[np.intp]:
@@ -80,11 +77,6 @@ def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[
     return rows
 
 
-def _kendall(test_N: Values, predicted_N: Values) -> float:
-    """Kendall's tau-b; NaN if either side has one value only."""
-    return float(kendalltau(test_N, predicted_N).statistic)
-
-
 def regression(
     train_ND: Vectors,
     train_values: npt.ArrayLike,
@@ -111,21 +103,22 @@ def regression(
     train_N = varied_values("train", train_values, len(train_ND))
     test_N = varied_values("test", test_values, len(test_ND))
     require_positive(folds=folds, samples=samples)
-    if samples >= len(train_ND):
-        predicted_N = LinearRegression().fit(train_ND, train_N).predict(test_ND)
-        resampled = []
-        for count_N in item_resamples(len(test_N), seed=seed, count=replicates):
-            rows = np.repeat(np.arange(len(test_N)), count_N)
-            resampled.append(_kendall(test_N[rows], predicted_N[rows]))
-        tau = _kendall(test_N, predicted_N)
-        scores = [FoldScore(0, "kendalltau", tau, len(train_N), len(test_N), tuple(resampled))]
-    else:
-        scores = []
-        for fold in range(folds):
-            drawn = stratified_rows(train_N, seed=seed + fold, samples=samples)
-            fitted = LinearRegression().fit(train_ND[drawn], train_N[drawn])
-            tau = _kendall(test_N, fitted.predict(test_ND))
-            scores.append(FoldScore(fold, "kendalltau", tau, samples, len(test_N)))
+    whole = samples >= len(train_ND)
+    scores = []
+    for fold in range(1 if whole else folds):
+        rows: npt.NDArray[np.intp] | slice = slice(None)
+        if not whole:
+            rows = stratified_rows(train_N, seed=seed + fold, samples=samples)
+        predicted_N = LinearRegression().fit(train_ND[rows], train_N[rows]).predict(test_ND)
+        every_N = np.arange(len(test_N))
+        resamples = item_resamples(len(test_N), seed=seed, count=replicates if whole else 0)
+        # Kendall's tau-b is NaN where either side has one value only.
+        tau, *resampled = (
+            float(kendalltau(test_N[drawn], predicted_N[drawn]).statistic)
+            for drawn in (every_N, *(np.repeat(every_N, count_N) for count_N in resamples))
+        )
+        n_train = min(samples, len(train_N))
+        scores.append(FoldScore(fold, "kendalltau", tau, n_train, len(test_N), tuple(resampled)))
     if any(np.isnan(score.value) for score in scores):
         raise NoScoreError(
             f"test: the {len(test_N)} predictions are all equal, so they have no order"

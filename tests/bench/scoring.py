@@ -152,9 +152,9 @@ def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from operators.benchmark.encoder import TextTable
     from storage.shards import read_tables
     from storage.vectors import groups, read_vectors
+    from tests.support.simulated import text_table
 
     tables, run = {}, _files_run(options, folder)
     for subject, dataset in run.pairs():
@@ -162,7 +162,7 @@ def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]
         texts, embeddings = prompts["text"].to_pylist(), run.embeddings(subject, dataset)
         for group in groups(run.root, embeddings):
             vectors = read_vectors(run.root, embeddings, group)
-            tables[dataset.name, group.layer] = TextTable(texts, vectors.matrix_ND)
+            tables[dataset.name, group.layer] = text_table(texts, vectors.matrix_ND)
     return _evaluated(options, lambda name, layer: tables[name, layer])
 
 

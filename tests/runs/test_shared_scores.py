@@ -24,7 +24,7 @@ from operators.model.tokenise import load_tokenizer, tokenise
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore, unit_rows
-from operators.probes.sts import sts
+from operators.probes.pairs import sts
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores

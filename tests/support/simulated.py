@@ -1,4 +1,6 @@
-"""Simulated scores of layers, for tests of what is made from scores."""
+"""Simulated scores of layers, and vectors from memory, for tests of what is made from them."""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,3 +15,11 @@ def peaked(n_layers: int = 13, n_tasks: int = 1, n_folds: int = 10, seed: int = 
     of_fold = generator.normal(0, 0.02, size=(1, n_tasks, n_folds))
     noise = generator.normal(0, 0.01, size=(n_layers, n_tasks, n_folds))
     return mean[:, None, None] + of_fold + noise
+
+
+def text_table(
+    texts: Sequence[str], vectors_ND: npt.NDArray[np.float32]
+) -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
+    """Return a lookup of vectors by text; KeyError with the first text that has none."""
+    row = {text: at for at, text in enumerate(texts)}
+    return lambda asked: vectors_ND[[row[text] for text in asked]]

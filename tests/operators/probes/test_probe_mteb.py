@@ -28,22 +28,22 @@ ROUNDING = 1e-6
 FIVE_DECIMALS = 6e-6
 
 
-def mteb_scores(
-    base: str, kind: str, metric: str, dataset: object, rows: Matrix, **settings: object
-) -> dict[str, Any]:
-    """Scores of mteb's own task class on texts "0", "1", … that stand for the matrix's rows."""
+def mteb_scores(kind: str, dataset: object, rows: Matrix, **settings: object) -> dict[str, Any]:
+    """Scores of mteb's own class of a probe on texts "0", "1", … for the matrix's rows."""
     import mteb
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ScoringFunction
 
+    name = "STS" if kind == "sts" else kind.title().replace("_", "")
+    base = "Retrieval" if kind == "reranking" else name
     metadata = mteb.TaskMetadata(
         name="Synthetic",
         description="rows of a matrix",
-        type=kind,
+        type=name,
         dataset={"path": "none", "revision": "none"},
         eval_splits=["test"],
         eval_langs=["eng-Latn"],
-        main_score=metric,
+        main_score=MAIN_METRICS[kind],
     )
 
     class Rows(AbsEncoder):
@@ -57,16 +57,16 @@ def mteb_scores(
         def encode(self, inputs: DataLoader[Any], **_: object) -> Matrix:
             return rows[[int(text) for text in inputs.dataset["text"]]]
 
-    task = type("Synthetic", (getattr(mteb.abstasks, base),), {"metadata": metadata, **settings})()
+    task = type(
+        "Synthetic", (getattr(mteb.abstasks, f"AbsTask{base}"),), {"metadata": metadata, **settings}
+    )()
     task.dataset = dataset
     task.data_loaded = True
     with warnings.catch_warnings():
         # Raised there for the iteration limit that is mteb's own choice.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        encode_kwargs = {"show_progress_bar": False}
-        scores: dict[str, Any] = task.evaluate(Rows(), "test", encode_kwargs=encode_kwargs)[
-            "default"
-        ]
+        found = task.evaluate(Rows(), "test", encode_kwargs={"show_progress_bar": False})
+    scores: dict[str, Any] = found["default"]
     return scores
 
 
@@ -78,6 +78,14 @@ def splits(**columns: dict[str, list[Any]]) -> object:
 
 def texts(start: int, stop: int) -> list[str]:
     return [str(row) for row in range(start, stop)]
+
+
+def train_and_test(n_train: int, column: str, given: list[Any]) -> object:
+    """Splits of labelled rows, the first ones for training."""
+    return splits(
+        train={"text": texts(0, n_train), column: given[:n_train]},
+        test={"text": texts(n_train, len(given)), column: given[n_train:]},
+    )
 
 
 def values(scores: list[FoldScore]) -> list[float]:
@@ -97,13 +105,8 @@ def test_classification_is_mtebs(samples_per_label: int) -> None:
     # Dimensions of very different sizes, as in language models: the fit ends before it converges.
     rows = (rows * np.logspace(-2, 2, 20)).astype(np.float32)
     theirs = mteb_scores(
-        "AbsTaskClassification",
-        "Classification",
-        MAIN_METRICS["classification"],
-        splits(
-            train={"text": texts(0, 300), "label": labels[:300]},
-            test={"text": texts(300, 500), "label": labels[300:]},
-        ),
+        "classification",
+        train_and_test(300, "label", labels),
         rows,
         samples_per_label=samples_per_label,
     )
@@ -118,9 +121,7 @@ def test_classification_is_mtebs(samples_per_label: int) -> None:
 def test_clustering_is_mtebs(max_documents: int | None) -> None:
     rows, labels = noisy_groups(300, 4, spread=0.4)
     theirs = mteb_scores(
-        "AbsTaskClustering",
-        "Clustering",
-        MAIN_METRICS["clustering"],
+        "clustering",
         splits(test={"sentences": texts(0, 300), "labels": labels}),
         rows,
         max_fraction_of_documents_to_embed=None,
@@ -138,14 +139,7 @@ def test_clustering_is_mtebs(max_documents: int | None) -> None:
 def test_clustering_with_its_own_defaults_is_mtebs() -> None:
     rows, labels = noisy_groups(2500, 4, spread=0.6)
     dataset = splits(test={"sentences": texts(0, 2500), "labels": labels})
-    theirs = mteb_scores(
-        "AbsTaskClustering",
-        "Clustering",
-        MAIN_METRICS["clustering"],
-        dataset,
-        rows,
-        n_clusters=2,
-    )
+    theirs = mteb_scores("clustering", dataset, rows, n_clusters=2)
     ours = clustering(rows, labels, folds=2, max_documents=int(0.04 * 2500))
     assert values(ours) == theirs["v_measures"]["Level 0"]
 
@@ -163,13 +157,8 @@ def test_multilabel_classification_is_mtebs(samples_per_label: int) -> None:
         for row, label in enumerate(first)
     ]
     theirs = mteb_scores(
-        "AbsTaskMultilabelClassification",
-        "MultilabelClassification",
-        MAIN_METRICS["multilabel_classification"],
-        splits(
-            train={"text": texts(0, 160), "label": labels[:160]},
-            test={"text": texts(160, 260), "label": labels[160:]},
-        ),
+        "multilabel_classification",
+        train_and_test(160, "label", labels),
         rows,
         samples_per_label=samples_per_label,
     )
@@ -186,13 +175,8 @@ def test_regression_is_mtebs(samples: int, decimals: int) -> None:
     noise = np.random.default_rng(11).standard_normal(300)
     number = np.round(3 * (rows[:, 0] - rows[:, 5]) + noise, decimals).astype(float).tolist()
     theirs = mteb_scores(
-        "AbsTaskRegression",
-        "Regression",
-        MAIN_METRICS["regression"],
-        splits(
-            train={"text": texts(0, 200), "value": number[:200]},
-            test={"text": texts(200, 300), "value": number[200:]},
-        ),
+        "regression",
+        train_and_test(200, "value", number),
         rows,
         n_samples=samples,
     )
@@ -230,9 +214,7 @@ def test_pair_classification_is_mtebs(scale: float) -> None:
     rows = ((scale * rows + (1 - scale)) * lengths).astype(np.float32)
     together = [int(labels[row] == labels[row + 200]) for row in range(200)]
     theirs = mteb_scores(
-        "AbsTaskPairClassification",
-        "PairClassification",
-        MAIN_METRICS["pair_classification"],
+        "pair_classification",
         splits(test={"sentence1": texts(0, 200), "sentence2": texts(200, 400), "labels": together}),
         rows,
     )
@@ -247,19 +229,8 @@ def test_sts_is_mtebs() -> None:
     scores = np.round(
         2.5 + 2 * (rows[:200] * rows[200:]).sum(axis=1) + generator.standard_normal(200), 1
     ).astype(float)
-    theirs = mteb_scores(
-        "AbsTaskSTS",
-        "STS",
-        MAIN_METRICS["sts"],
-        splits(
-            test={
-                "sentence1": texts(0, 200),
-                "sentence2": texts(200, 400),
-                "score": scores.tolist(),
-            }
-        ),
-        rows,
-    )
+    pairs = {"sentence1": texts(0, 200), "sentence2": texts(200, 400), "score": scores.tolist()}
+    theirs = mteb_scores("sts", splits(test=pairs), rows)
     ours = sts(rows[:200], rows[200:], scores)
     assert values(ours) == pytest.approx([theirs["cosine_spearman"]], abs=ROUNDING)
 
@@ -273,38 +244,19 @@ def test_retrieval_and_reranking_are_mtebs(ranked: bool) -> None:
     queries, documents = range(30), range(30, 160)
     candidates = [generator.choice(130, size=60, replace=False).tolist() for _ in queries]
     gains = [
-        [
-            int(labels[document + 30] == labels[query]) * (1 + document % 3)
-            for document in candidates[query]
-        ]
+        [int(labels[row + 30] == labels[query]) * (1 + row % 3) for row in candidates[query]]
         for query in queries
     ]
     assert all(any(of_query) for of_query in gains)
+    ids = [[f"d{row + 30}" for row in rows] for rows in candidates]
     dataset = {
         "queries": Dataset.from_dict({"id": [f"q{q}" for q in queries], "text": texts(0, 30)}),
         "corpus": Dataset.from_dict({"id": [f"d{d}" for d in documents], "text": texts(30, 160)}),
-        "relevant_docs": {
-            f"q{query}": {
-                f"d{document + 30}": gain
-                for document, gain in zip(candidates[query], gains[query], strict=True)
-            }
-            for query in queries
-        },
-        "top_ranked": {
-            f"q{query}": [f"d{document + 30}" for document in candidates[query]]
-            for query in queries
-        }
-        if ranked
-        else None,
+        "relevant_docs": {f"q{q}": dict(zip(ids[q], gains[q], strict=True)) for q in queries},
+        "top_ranked": {f"q{q}": ids[q] for q in queries} if ranked else None,
     }
     kind = "reranking" if ranked else "retrieval"
-    theirs = mteb_scores(
-        "AbsTaskRetrieval",
-        kind.capitalize(),
-        MAIN_METRICS[kind],
-        {"default": {"test": dataset}},
-        rows,
-    )
+    theirs = mteb_scores(kind, {"default": {"test": dataset}}, rows)
     if ranked:
         ours = reranking(rows[:30], rows[30:], candidates, gains)
     else:

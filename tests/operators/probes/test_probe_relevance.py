@@ -168,5 +168,3 @@ def test_order_and_lengths_of_candidates_do_not_matter() -> None:
         query[order], document, [candidates[row] for row in order], [gains[row] for row in order]
     )
     assert shuffled.value == pytest.approx(score.value)
-
-

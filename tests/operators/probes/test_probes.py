@@ -6,6 +6,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.stats import kendalltau
+from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import normalize
 
 from operators.probes import MAIN_METRICS, multilabel
@@ -166,7 +168,7 @@ def label_groups(n_rows: int) -> tuple[Matrix, list[list[str]]]:
     return rows.astype(np.float32), [SETS[number] for number in group]
 
 
-def linear_values(n_rows: int, noise: float) -> tuple[Matrix, Values]:
+def linear_values(n_rows: int, noise: float) -> tuple[Matrix, npt.NDArray[np.float64]]:
     generator = np.random.default_rng(1)
     rows = generator.standard_normal((n_rows, 5)).astype(np.float32)
     return rows, rows @ [3.0, 1.0, 0.0, -2.0, 0.5] + 7 + noise * generator.standard_normal(n_rows)
@@ -237,30 +239,43 @@ def test_every_tenth_is_drawn_in_its_proportion() -> None:
     assert set(rows.tolist()) != set(stratified_rows(numbers, seed=43, samples=100).tolist())
 
 
+def test_replicates_of_a_fit_of_all_rows_are_of_its_resampled_predictions() -> None:
+    rows, numbers = linear_values(150, noise=4)
+    (score,) = regression(
+        rows[:100], numbers[:100], rows[100:], numbers[100:], seed=5, replicates=20
+    )
+    assert (score.fold, score.n_train, score.n_test) == (0, 100, 50)
+    predicted = LinearRegression().fit(rows[:100], numbers[:100]).predict(rows[100:])
+    assert score.value == kendalltau(numbers[100:], predicted).statistic
+    resamples = item_resamples(50, seed=5, count=20)
+    for replicate, count_N in zip(score.replicates, resamples, strict=True):
+        drawn = np.repeat(np.arange(50), count_N)
+        assert replicate == kendalltau(numbers[100:][drawn], predicted[drawn]).statistic
+    assert np.std(score.replicates) > 0.01
+
+
 NOISY = blobs(60, spread=0.9)[0]
 GRADES = np.random.default_rng(1).integers(0, 6, 30).astype(float)
-NAMED = np.arange(240).reshape(30, 8) % 60  # candidates of each query, one of them relevant
-Resampled = Callable[[npt.NDArray[np.intp]], list[FoldScore]]
-SETTINGS: dict[str, int] = {"seed": 5, "replicates": 20}
+NAMED = np.arange(240).reshape(30, 8) % 60  # candidates of each query, the first one relevant
+Resampled = Callable[..., list[FoldScore]]
 
 
 @pytest.mark.parametrize(
     "probe",
     [
-        lambda drawn: sts(NOISY[:30][drawn], NOISY[30:][drawn], GRADES[drawn], **SETTINGS),
-        lambda drawn: pair_classification(
-            NOISY[:30][drawn], NOISY[30:][drawn], GRADES[drawn] > 3, **SETTINGS
+        lambda rows, **how: sts(NOISY[:30][rows], NOISY[30:][rows], GRADES[rows], **how),
+        lambda rows, **how: pair_classification(
+            NOISY[:30][rows], NOISY[30:][rows], GRADES[rows] > 3, **how
         ),
-        lambda drawn: regression(NOISY, NOISY @ np.arange(16.0) ** 2, NOISY[:30][drawn], GRADES[drawn], **SETTINGS),
-        lambda drawn: retrieval(NOISY[:30][drawn], NOISY, drawn[:, None] + 30, **SETTINGS),
-        lambda drawn: reranking(
-            NOISY[:30][drawn], NOISY, NAMED[drawn], [[1, *[0] * 7]] * len(drawn), **SETTINGS
+        lambda rows, **how: retrieval(NOISY[:30][rows], NOISY, rows[:, None] + 30, **how),
+        lambda rows, **how: reranking(
+            NOISY[:30][rows], NOISY, [*NAMED[rows]], [[1, *[0] * 7]] * len(rows), **how
         ),
     ],
-    ids=["sts", "pair_classification", "regression", "retrieval", "reranking"],
+    ids=["sts", "pair_classification", "retrieval", "reranking"],
 )
 def test_replicates_are_scores_of_the_resampled_items(probe: Resampled) -> None:
-    (score,) = probe(np.arange(30))
+    (score,) = probe(np.arange(30), seed=5, replicates=20)
     resamples = item_resamples(30, seed=5, count=20)
     for replicate, count_N in zip(score.replicates, resamples, strict=True):
         (again,) = probe(np.repeat(np.arange(30), count_N))
