@@ -6,7 +6,7 @@ fit, or the possible neighbours of one block, m the points of one block.
 ``eigenvalues`` are those of the Gram matrix of the vectors, min(N, D) of them, with exact zeros in
 the place of rounding, as ``Population.spectrum`` has them: one solve then serves all. Singular
 values of uncentred rows count down to 3e-10 of the largest, of centred ones down to 1e-6, the root
-of RELATIVE_FLOOR.
+of RELATIVE_FLOOR. Where no released code is named, that of Skean et al. 2025 has no such metric.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
     Paper: Roy & Vetterli 2007 (EUSIPCO), the effective rank of the matrix as given: uncentred.
     Range: 1 to min(N, D), in directions; NaN for rows that are all zero (all equal when centred)
     and for a non-finite row. Rows along m orthogonal axes, equally long, give m.
-    Released code: none of the paper; that of Skean et al. 2025 does not have it.
+    Released code: none of the paper.
     """
     return matrix_entropy(eigenvalues.to(torch.float64).sqrt()).exp()
 
@@ -91,7 +91,6 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
     the covariance, hence centred; ``exp`` of the entropy of order 2.
     Range: 1 to min(N, D), to min(N - 1, D) when centred, in directions; NaN as for
     ``effective_rank``.
-    Released code: that of Skean et al. 2025 does not have it.
     """
     eigenvalues = eigenvalues.to(torch.float64)
     shares = eigenvalues / eigenvalues.sum(dim=-1, keepdim=True)
@@ -104,7 +103,6 @@ def stable_rank(eigenvalues: Tensor) -> Tensor:
     Formula: ``||Z||_F^2 / ||Z||_2^2``, the sum of the eigenvalues over the largest.
     Paper: Rudelson & Vershynin 2007 (J. ACM 54, 21), section 1, there the numerical rank.
     Range: 1 to min(N, D), in directions; NaN as for ``effective_rank``.
-    Released code: that of Skean et al. 2025 does not have it.
     """
     eigenvalues = eigenvalues.to(torch.float64)
     return eigenvalues.sum(dim=-1) / eigenvalues.amax(dim=-1)
@@ -152,7 +150,6 @@ def anisotropy(sums: DirectionSums) -> Tensor:
     Range: -1 / (n - 1) to 1, without unit; 0 for vectors without a common direction. A zero vector
     has no cosine and is left out of n; NaN for fewer than two other vectors and for a non-finite
     one.
-    Released code: the code of Skean et al. 2025 does not have it.
     """
     pairs = sums.n_rows * (sums.n_rows - 1)
     if not pairs:
@@ -170,7 +167,7 @@ def twonn(rows_ND: Tensor) -> Tensor:
     Range: > 0, in dimensions; a uniform cube of d dimensions gives about d, somewhat less for large
     d. A point that occurs several times counts once, since r1 = 0 has no ratio. NaN for fewer than
     FEWEST_POINTS distinct points, for points on a grid (every mu is 1), and for a non-finite row.
-    Released code: the paper's has the same fit; the code of Skean et al. 2025 does not have it.
+    Released code: the paper's has the same fit.
     """
     undefined = rows_ND.new_full((), torch.nan, dtype=torch.float64)
     if not rows_ND.isfinite().all():

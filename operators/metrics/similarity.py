@@ -1,7 +1,7 @@
 """Linear CKA: how alike two layers arrange the same prompts.
 
 Shape suffixes: N prompts, D features of one layer, E of the other; a lower-case n is the prompts of
-one block.
+one block. The code of Skean et al. 2025 has no such metric.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ def hsic(sums: HsicSums) -> Hsic:
     Paper: Gretton et al. 2005 (biased, equation 9); Song et al. 2012 (JMLR 13, equation 4).
     Range: biased >= 0; debiased any sign, 0 on average for independent rows; in squared units of
     both layers. NaN for fewer than 2 and 4 prompts.
-    Released code: the code of Skean et al. 2025 does not have it.
     """
     n, cross = sums.n_prompts, sums.cross_DE.square().sum()
     biased = debiased = cross.new_full((), torch.nan)
@@ -98,7 +97,6 @@ def cka(xy: Hsic, xx: Hsic, yy: Hsic) -> Hsic:
     1, which is not clipped; without unit. NaN for prompts that are all equal in a layer, for fewer
     than 2 prompts (4 debiased), for a non-finite vector, and debiased where a layer's own HSIC is
     not above 0, as for one-hot rows.
-    Released code: the code of Skean et al. 2025 does not have it.
     """
     # Two roots: the product may leave the range of float64. 0 / 0 and roots of negatives are NaN.
     biased = xy.biased / (xx.biased.sqrt() * yy.biased.sqrt())

@@ -43,12 +43,8 @@ def sample_order(seed: int, prompt_ids: npt.NDArray[np.int64]) -> npt.NDArray[np
     offset = np.uint64(
         int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "little")
     )
-    keys = _mix(np.asarray(prompt_ids, dtype=np.int64).astype(np.uint64) + offset)
-    return np.argsort(keys, kind="stable")
-
-
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Spread every input bit over all output bits: the finaliser of SplitMix64, modulo 2^64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    keys = np.asarray(prompt_ids, dtype=np.int64).astype(np.uint64) + offset
+    # Spread every input bit over all output bits: the finaliser of SplitMix64, modulo 2^64.
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")

@@ -37,23 +37,14 @@ def unknown_word_shares(tokenizer: Any, texts: Sequence[str]) -> Array:  # noqa:
     text without a word.
     """
     words = [_WORD.findall(text) for text in texts]
-    known = _known_words(tokenizer, sorted({word for each in words for word in each}))
+    different = sorted({word for each in words for word in each})
+    known = set()
+    for forms in (different, [f" {word}" for word in different]) if different else ():
+        encoded = tokenizer(forms, add_special_tokens=False)["input_ids"]
+        for word, ids in zip(different, encoded, strict=True):
+            if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                known.add(word)
     return np.array(
         [1 - sum(word in known for word in each) / len(each) if each else np.nan for each in words],
         dtype=np.float64,
     )
-
-
-def _known_words(tokenizer: Any, words: Sequence[str]) -> set[str]:  # noqa: ANN401
-    """Return the words that are one token, at the start of a text or after a blank."""
-    if not words:
-        return set()
-    forms = [*words, *(f" {word}" for word in words)]
-    encoded = tokenizer(forms, add_special_tokens=False)["input_ids"]
-    single = [len(ids) == 1 and ids[0] != tokenizer.unk_token_id for ids in encoded]
-    count = len(words)
-    return {
-        word
-        for word, *is_single in zip(words, single[:count], single[count:], strict=True)
-        if any(is_single)
-    }

@@ -29,25 +29,22 @@ _N_KINDS = 3
 _N_DRAWS = 9
 
 
-def _qwerty_neighbours() -> dict[str, str]:
-    """Return the keys that touch each letter; a row sits right of the one above, as on a desk."""
-    rows = ((0.0, "qwertyuiop"), (0.25, "asdfghjkl"), (0.75, "zxcvbnm"))
-    places = {
-        letter: (left + column, row)
-        for row, (left, letters) in enumerate(rows)
-        for column, letter in enumerate(letters)
-    }
-    return {
-        key: "".join(
-            other
-            for other, (x_other, y_other) in places.items()
-            if other != key and abs(x - x_other) <= 1 and abs(y - y_other) <= 1
-        )
-        for key, (x, y) in places.items()
-    }
-
-
-_NEIGHBOURS = _qwerty_neighbours()
+# The keys that touch each letter; a row sits right of the one above, as on a desk.
+_PLACES = {
+    letter: (left + column, row)
+    for row, (left, letters) in enumerate(
+        ((0.0, "qwertyuiop"), (0.25, "asdfghjkl"), (0.75, "zxcvbnm"))
+    )
+    for column, letter in enumerate(letters)
+}
+_NEIGHBOURS = {
+    key: "".join(
+        other
+        for other, (x_other, y_other) in _PLACES.items()
+        if other != key and abs(x - x_other) <= 1 and abs(y - y_other) <= 1
+    )
+    for key, (x, y) in _PLACES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -94,38 +91,29 @@ def augment(text: str, probabilities: ViewProbabilities, generator: np.random.Ge
     draws = generator.random((len(words), _N_DRAWS))
     levels = (probabilities.keyboard, probabilities.random_char, probabilities.split)
     gates = draws[:, :_N_KINDS] < levels
-    pieces: list[str] = []
-    end = 0
+    view, end = "", 0
     for index in np.flatnonzero(gates.any(axis=1)).tolist():
         word = words[index]
-        pieces += [
-            text[end : word.start()],
-            _edit(word.group(), gates[index], draws[index, _N_KINDS:]),
-        ]
+        edited = _edit(word.group(), gates[index], draws[index, _N_KINDS:])
+        view += text[end : word.start()] + edited
         end = word.end()
-    return "".join(pieces) + text[end:]
+    return view + text[end:]
 
 
 def _edit(word: str, gates: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]) -> str:
     keyboard, random_char, split = gates.tolist()
     key_place, key, action, place, letter, cut_place = draws.tolist()
-    if keyboard:
-        word = _press_neighbour(word, key_place, key)
+    letters = [at for at, character in enumerate(word) if character.lower() in _NEIGHBOURS]
+    if keyboard and letters:
+        at = _pick(letters, key_place)
+        pressed = _pick(_NEIGHBOURS[word[at].lower()], key)
+        word = word[:at] + (pressed.upper() if word[at].isupper() else pressed) + word[at + 1 :]
     if random_char:
         word = _edit_character(word, action, place, letter)
     if split and len(word) >= _SPLIT_MIN_CHARS:
         cut = 1 + int(cut_place * (len(word) - 1))
         word = f"{word[:cut]} {word[cut:]}"
     return word
-
-
-def _press_neighbour(word: str, place: float, neighbour: float) -> str:
-    letters = [at for at, character in enumerate(word) if character.lower() in _NEIGHBOURS]
-    if not letters:
-        return word
-    at = _pick(letters, place)
-    key = _pick(_NEIGHBOURS[word[at].lower()], neighbour)
-    return word[:at] + (key.upper() if word[at].isupper() else key) + word[at + 1 :]
 
 
 def _edit_character(word: str, action: float, place: float, letter: float) -> str:
