@@ -69,17 +69,17 @@ def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> Non
 def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
     assert set(READ_AS) <= set(METRICS)
     guide = GUIDE.read_text()
-    for metric in METRICS.values():
+    for name, metric in METRICS.items():
         section = guide.split(f"\n## {metric.title}\n", 1)[1].split("\n## ", 1)[0]
         stated = re.search(r"\*\*Which way is better\*\*: (.*?)\n- ", section, re.DOTALL)
         assert stated is not None
-        name = next(name for name, other in METRICS.items() if other is metric)
-        if stated[1].startswith("neither"):
-            assert name not in READ_AS
-        if stated[1].startswith(("high", "the paper finds higher")):
-            assert READ_AS[name] == "high"
-        if stated[1].startswith(("low", "a lower")):
-            assert READ_AS[name] == "low"
+        for words, direction in (
+            ("neither", None),
+            (("high", "the paper finds higher"), "high"),
+            (("low", "a lower"), "low"),
+        ):
+            if stated[1].startswith(words):
+                assert READ_AS.get(name) == direction
 
 
 def test_regret_is_the_distance_to_the_best_single_layer() -> None:
@@ -164,11 +164,10 @@ def test_one_task_has_no_other_and_no_interval() -> None:
     assert math.isnan(found[0].regret_low)
 
 
-def test_the_verdict_names_the_layer_and_the_evidence() -> None:
+def test_without_labels_the_default_rule_chooses() -> None:
     layer, sentence = unlabelled_verdict(range(25))
     assert layer == depth_rules(range(25))[DEFAULT_RULE] == 16
-    for words in ("Layer 16 (2/3 of the depth)", "guess", "2.2 points", "1.7", "18 of 19"):
-        assert words in sentence
+    assert "Layer 16" in sentence
 
 
 def test_tables_without_meaning_are_errors() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import astuple
 
@@ -11,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.analysis.regression import SMALLEST_SCALE, has_moved, jumps, score_change
+from operators.analysis.regression import (
+    SMALLEST_SCALE,
+    ScoreChange,
+    has_moved,
+    jumps,
+    score_change,
+)
 from operators.ranking.scores import Array, Resampled, TaskScores
 
 NAN = float("nan")
@@ -22,11 +27,16 @@ def _task(folds: Sequence[float] | Array, name: str = "a", kind: Resampled = "fo
     return TaskScores(name, "classification", values.mean(axis=1), values, kind)
 
 
+def _changed(before: list[TaskScores], now: list[TaskScores], **how: int) -> ScoreChange:
+    found = score_change(before, now, **how)
+    assert found is not None
+    return found
+
+
 def test_what_is_hard_for_both_checkpoints_cancels() -> None:
     """The folds differ by 60 points among themselves, the checkpoints by exactly 2 in each."""
     folds = np.array([0.2, 0.5, 0.8, 0.35])
-    found = score_change([_task(folds)], [_task(folds - 0.02)])
-    assert found is not None
+    found = _changed([_task(folds)], [_task(folds - 0.02)])
     assert found.before == pytest.approx(folds.mean())
     assert [found.change, found.low, found.high] == pytest.approx([-0.02] * 3)
     assert found.fell_by_more_than(0.019)
@@ -35,15 +45,13 @@ def test_what_is_hard_for_both_checkpoints_cancels() -> None:
 
 def test_a_fall_whose_interval_has_0_in_it_is_none() -> None:
     """One of two folds fell by 10 points: a quarter of the draws take only the other one."""
-    found = score_change([_task([0.5, 0.5])], [_task([0.4, 0.5])])
-    assert found is not None
+    found = _changed([_task([0.5, 0.5])], [_task([0.4, 0.5])])
     assert [found.change, found.low, found.high] == pytest.approx([-0.05, -0.1, 0.0])
     assert not found.fell_by_more_than(0.01)
 
 
 def test_a_rise_is_no_fall() -> None:
-    found = score_change([_task([0.5, 0.6])], [_task([0.7, 0.8])])
-    assert found is not None
+    found = _changed([_task([0.5, 0.6])], [_task([0.7, 0.8])])
     assert found.low > 0
     assert not found.fell_by_more_than(0)
 
@@ -51,33 +59,29 @@ def test_a_rise_is_no_fall() -> None:
 def test_tasks_count_that_both_checkpoints_have_a_score_of() -> None:
     unscored = TaskScores("b", "retrieval", np.array([NAN]), np.empty((1, 0)), "replicates")
     before, now = [_task([0.5, 0.6]), _task([0.9], "b")], [_task([0.4, 0.5]), unscored]
-    found = score_change(before, [*now, _task([0.1], "c")])
-    assert found is not None
+    found = _changed(before, [*now, _task([0.1], "c")])
     assert found.before == pytest.approx(0.55)
     assert score_change(before[1:], now) is None
     assert score_change([], now) is None
 
 
-def test_without_anything_to_draw_there_is_no_interval_and_no_fall() -> None:
-    found = score_change([_task([0.9])], [_task([0.1])])
-    assert found is not None
-    assert found.change == pytest.approx(-0.8)
-    assert math.isnan(found.low)
+@pytest.mark.parametrize(
+    ("before", "now", "change"), [([0.9], [0.1], -0.8), ([0.5, 0.7], [0.2, 0.3, 0.4], -0.3)]
+)
+def test_without_pairs_to_draw_there_is_no_interval_and_no_fall(
+    before: list[float], now: list[float], change: float
+) -> None:
+    """One fold each, or folds that do not match."""
+    found = _changed([_task(before)], [_task(now)])
+    assert found.change == pytest.approx(change)
+    assert np.isnan([found.low, found.high]).all()
     assert not found.fell_by_more_than(0.01)
-
-
-def test_folds_that_do_not_match_are_not_paired() -> None:
-    found = score_change([_task([0.5, 0.7])], [_task([0.2, 0.3, 0.4])])
-    assert found is not None
-    assert found.change == pytest.approx(-0.3)
-    assert math.isnan(found.high)
 
 
 def test_several_tasks_and_replicates_are_weighed_alike() -> None:
     before = [_task([0.5, 0.7]), _task([0.3, 0.5, 0.4], "b", "replicates")]
     now = [_task([0.4, 0.6]), _task([0.1, 0.3, 0.2], "b", "replicates")]
-    found = score_change(before, now, draws=2000)
-    assert found is not None
+    found = _changed(before, now, draws=2000)
     assert found.change == pytest.approx(-(0.1 + 0.2) / 2)
     # Two tasks are drawn with replacement: twice the first, twice the second, or both.
     assert (found.low, found.high) == pytest.approx((-0.2, -0.1))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.preprocessing import normalize
 
 from operators.benchmark import tasks as tasks_module
-from operators.benchmark.encoder import LookupEncoder, Recorder, Vectors, model_meta
+from operators.benchmark.encoder import Lookup, LookupEncoder, Recorder, Vectors, model_meta
 from operators.benchmark.names import PAPER_31, PAPER_32, parse
 from operators.benchmark.score import (
     META_FILE,
@@ -31,6 +31,9 @@ from operators.benchmark.score import (
 from operators.benchmark.tasks import eager_columns, load_task, task_names
 from tests.support.places import SHARED
 from tests.support.simulated import text_table
+
+if TYPE_CHECKING:
+    from mteb import AbsTask
 
 OWN = ["tests.support.local_mteb"]
 FORMS = [
@@ -86,11 +89,14 @@ def live_scores(mteb: ModuleType, name: str, layer: int) -> dict[str, Any]:
     return scores
 
 
+def scored(task: AbsTask, lookup: Lookup, variant: Variant = "raw") -> TaskOutcome:
+    return score_task(task, lookup, model_name="toy", revision="r1", variant=variant)
+
+
 def served(name: str, layer: int) -> TaskOutcome:
     task = load_task(name, OWN)
     texts = recorded_texts(task)
-    table = text_table(texts, toy_vectors(texts, layer))
-    return score_task(task, table, model_name="toy", revision="r1")
+    return scored(task, text_table(texts, toy_vectors(texts, layer)))
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float]:  # noqa: ANN401
@@ -119,24 +125,26 @@ def test_served_scores_equal_live_encoding(name: str, mteb: ModuleType) -> None:
     assert outcomes[0].score != outcomes[1].score, "two layers were given one score"
 
 
-def test_an_outcome_has_the_repetitions_of_its_task() -> None:
-    for name, count in (
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
         ("LocalClassification", 4),
         ("LocalLanguages", 8),
         ("LocalRegression", 3),
         ("LocalClusteringFast", 3),
         ("LocalClusteringLegacy", 2),
-    ):
-        outcome = served(name, 0)
-        assert len(outcome.experiments) == count
-        assert np.mean(outcome.experiments) == pytest.approx(outcome.score)
+    ],
+)
+def test_an_outcome_has_the_repetitions_of_its_task(name: str, count: int) -> None:
+    outcome = served(name, 0)
+    assert len(outcome.experiments) == count
+    assert np.mean(outcome.experiments) == pytest.approx(outcome.score)
+
+
+def test_an_outcome_without_repetitions_has_none() -> None:
     pair = served("LocalPairs", 0)
-    assert pair.experiments == ()
-    assert (pair.task_type, pair.main_metric, pair.split) == (
-        "PairClassification",
-        "max_ap",
-        "test",
-    )
+    found = (pair.experiments, pair.task_type, pair.main_metric, pair.split)
+    assert found == ((), "PairClassification", "max_ap", "test")
 
 
 def test_a_task_draws_the_same_documents_every_time(mteb: ModuleType) -> None:
@@ -144,7 +152,7 @@ def test_a_task_draws_the_same_documents_every_time(mteb: ModuleType) -> None:
     texts = recorded_texts(task)
     assert len(texts) == 45, "half of 90 documents"
     table = text_table(texts, toy_vectors(texts, 0))
-    first, second = (score_task(task, table, model_name="t", revision="r") for _ in range(2))
+    first, second = (scored(task, table) for _ in range(2))
     assert first.experiments == second.experiments
     assert recorded_texts(task) == texts == recorded_texts("LocalClusteringFast", OWN)
 
@@ -183,18 +191,13 @@ def test_a_missing_text_raises_with_its_beginning() -> None:
     texts = recorded_texts(task)
     lost = texts.pop(7)
     with pytest.raises(ValueError, match=r"LocalSTS: no stored vector for '") as caught:
-        score_task(task, text_table(texts, toy_vectors(texts, 0)), model_name="toy", revision="r1")
+        scored(task, text_table(texts, toy_vectors(texts, 0)))
     assert repr(lost[:60]) in str(caught.value)
 
 
 def test_a_lookup_of_another_size_raises() -> None:
     with pytest.raises(ValueError, match=r"30 texts need one vector each, .* returned \(1, 3\)"):
-        score_task(
-            load_task("LocalSTS", OWN),
-            lambda _: np.ones((1, 3), np.float32),
-            model_name="toy",
-            revision="r1",
-        )
+        scored(load_task("LocalSTS", OWN), lambda _: np.ones((1, 3), np.float32))
 
 
 def test_half_precision_is_widened() -> None:
@@ -213,8 +216,7 @@ def test_the_l2_variant_scores_normalised_vectors() -> None:
     vectors = toy_vectors(texts, 0) * np.linspace(0.05, 20, len(texts), dtype=np.float32)[:, None]
 
     def experiments(vectors: Vectors, variant: Variant) -> tuple[float, ...]:
-        table = text_table(texts, vectors)
-        return score_task(task, table, model_name="toy", revision="r1", variant=variant).experiments
+        return scored(task, text_table(texts, vectors), variant).experiments
 
     assert experiments(vectors, "l2") == experiments(normalize(vectors), "raw")
     assert experiments(vectors, "l2") != experiments(vectors, "raw")
@@ -382,6 +384,5 @@ def test_the_encoder_is_one_to_mteb(mteb: ModuleType) -> None:
     first, second = toy_vectors(["wave tide", "oven", "star"], 0), toy_vectors(["x", "y", "z"], 0)
     cosine = normalize(first) @ normalize(second).T
     np.testing.assert_allclose(encoder.similarity(first, second), cosine, atol=1e-6)
-    np.testing.assert_allclose(
-        encoder.similarity_pairwise(first, second), np.diag(cosine), atol=1e-6
-    )
+    paired = encoder.similarity_pairwise(first, second)
+    np.testing.assert_allclose(paired, np.diag(cosine), atol=1e-6)

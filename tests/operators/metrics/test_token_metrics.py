@@ -40,7 +40,6 @@ from tests.support.whole import (
 )
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]
-LENGTHS = torch.tensor([5, 2, 9, 3, 1, 7])
 few = settings(max_examples=25, deadline=None)
 many = settings(max_examples=80, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -50,16 +49,6 @@ NORMS: dict[str, TokenMetric] = {
     kernel.__name__: lambda hidden, lengths, kernel=kernel: of_prompts(kernel, hidden, lengths)  # type: ignore[misc]
     for kernel in (mean_norms, largest_coordinates, first_token_shares)
 }
-TOKEN_METRICS: dict[str, TokenMetric] = {
-    "entropy": prompt_entropy,
-    "entropy-2": lambda hidden, lengths: prompt_entropy(hidden, lengths, 2.0),
-    "curvature": curvature,
-    "curvature-skip": lambda hidden, lengths: curvature(hidden, lengths, "skip"),
-    **NORMS,
-}
-each_token_metric = pytest.mark.parametrize(
-    "metric", TOKEN_METRICS.values(), ids=TOKEN_METRICS.keys()
-)
 
 
 def float64(values: list[float]) -> Tensor:
@@ -260,39 +249,14 @@ def test_undefined_curvature_is_nan_and_skip_leaves_zero_differences_out() -> No
 # --- token metrics in batches
 
 
-@each_token_metric
-def test_padding_never_matters(metric: TokenMetric) -> None:
-    hidden_NTD = draw(len(LENGTHS), 9, 4)
-    alone = [metric(*whole(row[:length])) for row, length in zip(hidden_NTD, LENGTHS, strict=True)]
-    expected_N = torch.cat(alone)
-    padding_NT = torch.arange(9) >= LENGTHS[:, None]
-    for garbage in (0.0, 1e30, math.nan, math.inf):
-        filled_NTD = hidden_NTD.masked_fill(padding_NT[..., None], garbage)
-        wider_NTD = torch.nn.functional.pad(filled_NTD, (0, 0, 0, 23), value=garbage)
-        assert same(metric(filled_NTD, LENGTHS), expected_N)
-        assert same(metric(wider_NTD, LENGTHS), expected_N)
-
-
-@each_token_metric
-def test_batch_and_order_never_matter(metric: TokenMetric, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden_NTD = draw(len(LENGTHS), 9, 4)
-    original_NTD = hidden_NTD.clone()
-    expected_N = metric(hidden_NTD, LENGTHS)
-    order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert same(metric(hidden_NTD[order], LENGTHS[order]), expected_N[order])
-    monkeypatch.setattr(rows_module, "CHUNK_ELEMENTS", {"cpu": 9 * 4})
-    assert same(metric(hidden_NTD, LENGTHS), expected_N)
-    assert torch.equal(hidden_NTD, original_NTD)
-    assert metric(hidden_NTD[:0], LENGTHS[:0]).shape == (0,)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@each_token_metric
-def test_any_float_type_is_computed_in_float64(metric: TokenMetric, dtype: torch.dtype) -> None:
-    hidden_NTD = draw(len(LENGTHS), 9, 4).to(dtype)
-    values_N = metric(hidden_NTD, LENGTHS)
-    assert values_N.dtype == torch.float64
-    assert same(values_N, metric(hidden_NTD.to(torch.float64), LENGTHS), 0.0)
+def test_any_float_type_is_computed_in_float64(dtype: torch.dtype) -> None:
+    lengths_N = torch.tensor([5, 2, 9, 3, 1, 7])
+    state_NTD = draw(6, 9, 4).to(dtype)
+    found = in_chunks([state_NTD], lengths_N)
+    assert {values.dtype for values in found.values()} == {torch.float64}
+    expected = in_chunks([state_NTD.to(torch.float64)], lengths_N)
+    assert all(same(found[name], values, 0.0) for name, values in expected.items())
 
 
 # --- any prompt
@@ -472,29 +436,39 @@ def agree(got: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return got.keys() == expected.keys() and all(same(got[key], expected[key]) for key in got)
 
 
-@few
+@many
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=7),
     dim=st.integers(1, 9),
     seed=seeds,
     sizes=st.sampled_from([(2**24, 2**21, 2**16), (1, 1, 1), (60, 30, 10), (300, 2**21, 8)]),
     ratio=st.sampled_from([0.0, 1.15, 9.0]),
+    garbage=st.sampled_from([0.0, 1e30, math.nan, math.inf]),
 )
-def test_any_cut_into_layers_chunks_blocks_and_parts_is_equal(
-    lengths: list[int], dim: int, seed: int, sizes: tuple[int, int, int], ratio: float
+def test_any_padding_and_cut_into_layers_chunks_blocks_and_parts_is_equal(
+    lengths: list[int],
+    dim: int,
+    seed: int,
+    sizes: tuple[int, int, int],
+    ratio: float,
+    garbage: float,
 ) -> None:
     lengths_N = torch.tensor(lengths)
     states = [draw(len(lengths), 9, dim, seed=seed + layer) for layer in range(3)]
     expected = alone(states, lengths_N)
     padding_NT = torch.arange(9) >= lengths_N[:, None]
-    states = [state.masked_fill(padding_NT[..., None], math.nan) for state in states]
+    states = [state.masked_fill(padding_NT[..., None], garbage) for state in states]
+    wider = [torch.nn.functional.pad(state, (0, 0, 0, 23), value=garbage) for state in states]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "CHUNK_ELEMENTS", {"cpu": sizes[0]})
-        patch.setattr(rows_module, "BLOCK_ELEMENTS", {"cpu": sizes[1]})
-        patch.setattr(rows_module, "PART_ELEMENTS", {"cpu": sizes[2]})
+        for name, size in zip(("CHUNK", "BLOCK", "PART"), sizes, strict=True):
+            patch.setattr(rows_module, f"{name}_ELEMENTS", {"cpu": size})
         patch.setattr(rows_module, "WIDTH_RATIO", ratio)
         patch.setattr(rows_module, "SHORT", int(ratio))
-        assert agree(in_chunks(states, lengths_N), expected)
+        for given_states in (states, wider):
+            before = [state.clone() for state in given_states]
+            assert agree(in_chunks(given_states, lengths_N), expected)
+            assert all(map(same, given_states, before))
+    assert list(length_chunks([states[0][:0]], lengths_N[:0])) == []
 
 
 @few

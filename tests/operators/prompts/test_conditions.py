@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import yaml
 from hypothesis import given
@@ -89,14 +90,12 @@ def test_the_level_that_changes_nothing_is_the_clean_pass() -> None:
         graded("shuffle-0.30")
 
 
-@pytest.mark.parametrize("name", ["clean", "view-00", "noise-0.50"])
-def test_what_acts_on_the_text_leaves_tokens_alone(name: str) -> None:
-    np.testing.assert_array_equal(under(name), PROMPT)
-
-
-@pytest.mark.parametrize("name", ["clean", "random-0.50", "length-16", "truncate-0.50"])
-def test_what_acts_on_tokens_leaves_the_text_alone(name: str) -> None:
-    assert condition_text("the layer of a model", name, 0, USUAL) == "the layer of a model"
+def test_what_acts_on_the_text_leaves_tokens_alone_and_the_other_way_round() -> None:
+    for name in ("clean", "view-00", "noise-0.50"):
+        np.testing.assert_array_equal(under(name), PROMPT)
+    text = "the layer of a model"
+    for name in ("clean", "random-0.50", "length-16", "truncate-0.50"):
+        assert condition_text(text, name, 0, USUAL) == text
 
 
 def test_texts_are_typed_by_view_and_by_level() -> None:
@@ -134,23 +133,23 @@ def test_a_probability_is_a_share_in_expectation(family: str) -> None:
     assert changed == pytest.approx(expected, abs=5 * np.sqrt(0.21 / len(found)))
 
 
+def assert_uniform(found: npt.ArrayLike, expected_ids: Ids) -> None:
+    """All of them, equally often: within 5 standard deviations of chi-squared."""
+    ids, counts = np.unique(found, return_counts=True)
+    np.testing.assert_array_equal(ids, expected_ids)
+    mean, freedom = counts.mean(), len(ids) - 1
+    assert ((counts - mean) ** 2 / mean).sum() < freedom + 5 * np.sqrt(2 * freedom)
+
+
 def test_random_tokens_are_uniform_over_the_vocabulary() -> None:
     found = np.concatenate([under("random-1.00", each)[~PLACES] for each in range(500)])
-    ids, counts = np.unique(found, return_counts=True)
-    np.testing.assert_array_equal(ids, VOCABULARY.ordinary)
-    expected = len(found) / len(VOCABULARY.ordinary)
-    assert ((counts - expected) ** 2 / expected).sum() < 99 + 5 * np.sqrt(2 * 99)
+    assert_uniform(found, VOCABULARY.ordinary)
 
 
 def test_repetition_is_of_one_token_of_the_prompt_and_each_is_as_likely() -> None:
-    repeated = []
-    for each in range(2000):
-        (one,) = np.unique(under("repeat-1.00", each)[~PLACES])
-        repeated.append(one)
-    ids, counts = np.unique(repeated, return_counts=True)
-    np.testing.assert_array_equal(ids, PROMPT[~PLACES])
-    expected = len(repeated) / ORDINARY
-    assert ((counts - expected) ** 2 / expected).sum() < 79 + 5 * np.sqrt(2 * 79)
+    repeated = [np.unique(under("repeat-1.00", each)[~PLACES]) for each in range(2000)]
+    assert {len(each) for each in repeated} == {1}
+    assert_uniform(repeated, PROMPT[~PLACES])
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (0.1, 8), (0.5, 40), (0.99, 79)])
