@@ -212,7 +212,9 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
 
 
 def _rank_scores(arguments: argparse.Namespace) -> int:
-    from jobs.rank.elsewhere import rank_scores  # noqa: PLC0415
+    from jobs.rank.ranking import Settings  # noqa: PLC0415
+    from jobs.rank.score_file import rank_file  # noqa: PLC0415
+    from jobs.report.page import publish_scores  # noqa: PLC0415
 
     if arguments.config:
         raise ConfigError(f"give {arguments.config} or --scores, not both")
@@ -220,7 +222,8 @@ def _rank_scores(arguments: argparse.Namespace) -> int:
     if arguments.output:
         root = Root(arguments.output)
         root.check_writable()
-    rank_scores(arguments.scores, root, policy=arguments.policy)
+    ranked = rank_file(arguments.scores, Settings(policy=arguments.policy))
+    publish_scores(arguments.scores, root, ranked)
     return DONE
 
 

@@ -1,33 +1,44 @@
-"""Numbers in words: scores in points (100 x score), shares, intervals, counts."""
+"""Numbers in words: scores in points (100 x score), shares, intervals, counts.
+
+A value that does not exist, None or NaN, is a dash.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeGuard
 
 from operators.ranking.scores import TIE
 
 NOTHING = "-"
 _DIGITS = 3
+Value = float | None
 
 
-def points(value: float | None) -> str:
+def known(value: Value) -> TypeGuard[float]:
+    """Whether a value exists: neither None nor NaN."""
+    return value is not None and not math.isnan(value)
+
+
+def points(value: Value) -> str:
     """Return a score in points, one decimal."""
-    return NOTHING if value is None else f"{round(100 * value, 1) + 0.0:.1f}"
+    return f"{round(100 * value, 1) + 0.0:.1f}" if known(value) else NOTHING
 
 
-def signed(value: float | None) -> str:
+def signed(value: Value) -> str:
     """Return a gain in points with its sign."""
-    return f"+{points(value)}" if value is not None and round(100 * value, 1) > 0 else points(value)
+    return f"+{points(value)}" if known(value) and round(100 * value, 1) > 0 else points(value)
 
 
-def span(low: float | None, high: float | None) -> str:
+def span(low: Value, high: Value) -> str:
     """Return an interval in points."""
-    return NOTHING if low is None or high is None else f"{points(low)} to {points(high)}"
+    return f"{points(low)} to {points(high)}" if known(low) and known(high) else NOTHING
 
 
-def share(value: float | None) -> str:
+def share(value: Value) -> str:
     """Return a share as a percentage; only 0 is shown as 0 %, only 1 as 100 %."""
-    if value is None:
+    if not known(value):
         return NOTHING
     percent = f"{100 * value:.0f}"
     if percent == "0" and value > 0:
@@ -35,44 +46,34 @@ def share(value: float | None) -> str:
     return ">99 %" if percent == "100" and value < 1 - TIE else f"{percent} %"
 
 
-def p_value(value: float | None) -> str:
+def p_value(value: Value) -> str:
     """Return a p-value with two digits."""
-    return NOTHING if value is None else f"{value:.2g}"
+    return f"{value:.2g}" if known(value) else NOTHING
 
 
-def number(value: float | None) -> str:
+def number(value: Value) -> str:
     """Return a metric's value with four digits."""
-    return NOTHING if value is None else f"{value:#.4g}".rstrip(".")
+    return f"{value:#.4g}".rstrip(".") if known(value) else NOTHING
 
 
-def decimal(value: float | None) -> str:
+def decimal(value: Value) -> str:
     """Return a number with one decimal."""
-    return NOTHING if value is None else f"{value:.1f}"
+    return f"{value:.1f}" if known(value) else NOTHING
 
 
-def correlation(value: float | None) -> str:
-    """Return a correlation with two decimals."""
-    return NOTHING if value is None else f"{round(value, 2) + 0.0:.2f}"
+def hundredths(value: Value) -> str:
+    """Return a correlation or a relative depth with two decimals."""
+    return f"{round(value, 2) + 0.0:.2f}" if known(value) else NOTHING
 
 
-def correlation_span(low: float | None, high: float | None) -> str:
-    """Return an interval of a correlation."""
-    if low is None or high is None:
-        return NOTHING
-    return f"{correlation(low)} to {correlation(high)}"
-
-
-def size(value: float) -> str:
+def size(value: Value) -> str:
     """Return a size with three digits and separators, never as a power of ten."""
+    if not known(value):
+        return NOTHING
     if not value:
         return "0"
     decimals = max(_DIGITS - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{decimals}f}"
-
-
-def millions(value: float) -> str:
-    """Return how many millions a number is."""
-    return size(value / 1e6)
 
 
 def count(value: float) -> str:
@@ -83,3 +84,13 @@ def count(value: float) -> str:
 def counted(amount: int, noun: str) -> str:
     """Return a count with its noun, plural unless it is one."""
     return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return parts as a sentence lists them: a, b and c."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def capital(text: str) -> str:
+    """Return a text with its first letter as a capital, the others as they are."""
+    return text[:1].upper() + text[1:]

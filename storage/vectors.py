@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage import schema
 from storage.manifest import Manifest
@@ -133,3 +134,12 @@ def _placed(shards: Iterable[LayerVectors], wanted: Ids) -> LayerVectors:
 
 
 _NOTHING = LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+
+
+def features(root: Root, embeddings: Manifest) -> int:
+    """Return the length D of the vectors of a partition; 0 if it holds none."""
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if receipt.rows:
+            with root.reader(key) as stream:
+                return int(pq.read_schema(stream).field("vector").type.list_size)
+    return 0

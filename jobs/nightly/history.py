@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 
-from jobs.rank.choices import ByLayer, main_metrics
-from jobs.rank.stage import ranking_settings
+from jobs.rank.ranking import Checkpoint
+from jobs.rank.stage import main_metrics, ranking_settings
 from jobs.run import Run, ranking_partition
 from jobs.subjects import by_step
 from operators.model.subject import Subject
@@ -16,34 +14,6 @@ from storage.manifest import digest_of
 from storage.partition import Partition, partitions
 
 _READERS = 16
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A ranked checkpoint: the rows of its ranking by layer, and the main variant of each metric.
-
-    `metrics` is keyed by dataset and metric, in the order of the config and of the registry.
-    """
-
-    model: str
-    revision: str
-    ranking: list[dict[str, Any]]
-    metrics: dict[tuple[str, str], ByLayer]
-
-    @property
-    def layers(self) -> list[int]:
-        """The layers that were ranked."""
-        return [row["layer"] for row in self.ranking]
-
-    @property
-    def recommended(self) -> int:
-        """The layer that the ranking recommends."""
-        layer: int = next(row["layer"] for row in self.ranking if row["recommended"])
-        return layer
-
-    def row(self, layer: int) -> dict[str, Any]:
-        """Return the row of a layer."""
-        return next(row for row in self.ranking if row["layer"] == layer)
 
 
 def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:

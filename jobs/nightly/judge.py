@@ -10,9 +10,9 @@ import numpy as np
 
 from jobs import words
 from jobs.nightly.alerts import Broken
-from jobs.nightly.history import Checkpoint
+from jobs.rank.ranking import Checkpoint
 from jobs.rank.stage import ranked_tasks
-from jobs.report import wording
+from jobs.report.facts import title
 from jobs.run import Run
 from operators.analysis.regression import Jump, ScoreChange, has_moved, jumps, score_change
 from operators.model.subject import Subject
@@ -117,7 +117,7 @@ def _broken_metric(dataset: str, metric: str, found: Sequence[Jump], limit: floa
         rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         where = f"layers {named}{rest}, most in {where}:"
     says = (
-        f"{wording.title(metric)} on {dataset} jumped in {where} "
+        f"{title(metric)} on {dataset} jumped in {where} "
         f"from {words.number(most.before)} to "
         f"{words.number(most.now)}, {most.deviations:,.0f} median absolute deviations from its "
         f"usual change (limit {limit:g})."

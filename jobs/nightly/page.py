@@ -1,4 +1,4 @@
-"""The trend page of a run: what its checkpoints show over training, as HTML and as JSON.
+"""The trend page of a run: its checkpoints over training and their alerts, as HTML and as JSON.
 
 Everything is from the tables of the root, rendered before the first write, and the page comes last.
 Nothing in it depends on the time or the machine, so the same tables give the same bytes.
@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, replace
+from typing import Any
 from urllib.parse import quote
 
 from jobs.cluster.console import say
-from jobs.nightly import trends
-from jobs.nightly.history import Checkpoint
-from jobs.nightly.trends import Trend, trend_of
-from jobs.report import wording
-from jobs.report.page import page_templates
+from jobs.config.metrics import parameters
+from jobs.nightly.alerts import Alert, read_alerts
+from jobs.rank.ranking import Checkpoint
+from jobs.report import guide, made, section
+from jobs.report.page import guide_page, units_of
+from jobs.report.section import Section, Table
+from jobs.report.sections import training
 from jobs.run import Run
-from operators.metrics.registry import METRICS
+from jobs.subjects import by_step, step_of
+from jobs.words import counted
 from operators.model.subject import Subject
 
 FOLDER = "trend"
 DATA, PAGE = "trend.json", "index.html"
+SCHEMA_VERSION = 1
 
 
 def address(run: Run) -> str:
@@ -42,34 +47,126 @@ def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
 
 def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, str]) -> None:
     """Write the trend page of ranked checkpoints, in order, and of those that could not be."""
-    for name, content in render(trend_of(run.root, run.config, history, failed)).items():
+    units = units_of(parameters(run.config))
+    sections, data = [], []
+    for name in sorted({each.model for each in history} | {each.name for each in failed}):
+        checkpoints = [each for each in history if each.model == name]
+        ranked = [each.revision for each in checkpoints]
+        alerts = read_alerts(run.root, run.config.name, name)
+        own = [alerts[revision] for revision in ranked if revision in alerts]
+        unranked = {
+            each.revision: reason
+            for each, reason in failed.items()
+            if each.name == name and each.revision not in ranked
+        }
+        unranked = {revision: unranked[revision] for revision in sorted(unranked, key=by_step)}
+        sections.append(_section(name, checkpoints, run.config.rank.level, units, own, unranked))
+        data.append(_data(name, checkpoints, units, own, unranked))
+    trend = {"schema_version": SCHEMA_VERSION, "run": run.config.name}
+    whole = {**trend, "level": run.config.rank.level, "models": data}
+    version = made.versions()["layerrank"] or ""
+    files = {
+        DATA: section.json_bytes(whole),
+        guide.PAGE: guide_page(version),
+        PAGE: section.page(
+            "page.html.j2",
+            title=f"{', '.join(each['model'] for each in data)}: layers over training",
+            about=f"Run {run.config.name}; {counted(len(history), 'checkpoint')}.",
+            before=sections,
+            models=[],
+            after=[],
+            version=version,
+            forms={"JSON": DATA},
+        ),
+    }
+    for name, content in files.items():
         run.root.write(_key(run, name), content)
     say(f"  trend: {address(run)}")
 
 
-def render(trend: Trend) -> dict[str, bytes]:
-    """Return the files, in the order in which they are to be written."""
-    content = json.dumps(trend.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
-    page = page_templates().get_template("trend.html.j2")
+def _section(
+    name: str,
+    checkpoints: Sequence[Checkpoint],
+    level: float,
+    units: Mapping[str, str],
+    alerts: Sequence[Alert],
+    unranked: Mapping[str, str],
+) -> Section:
+    """Return the training section of a model, then its alerts and what has no ranking."""
+    rules = {
+        alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
+        for alert in alerts
+    }
+    parts = [
+        Section(
+            f"Alert at {alert.revision}, compared with {alert.previous}",
+            says=[each.says for each in alert.rules],
+        )
+        for alert in reversed(alerts)
+    ]
+    if unranked:
+        rows = [list(pair) for pair in unranked.items()]
+        table = Table("Checkpoints without a ranking", ["Checkpoint", "Why"], rows, words=(0, 1))
+        parts.append(
+            Section("Without a ranking", says=["Tried again every night."], tables=[table])
+        )
+    anchor = f"m-{quote(name, safe='').lower()}"
+    if not checkpoints:
+        return Section(f"{name} over training", anchor, parts=parts)
+    told = training.section(checkpoints, level, units, rules)
+    return replace(told, anchor=anchor, parts=[*parts, *told.parts])
+
+
+def _data(
+    name: str,
+    checkpoints: Sequence[Checkpoint],
+    units: Mapping[str, str],
+    alerts: Sequence[Alert],
+    unranked: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what trend.json holds of a model."""
+
+    def score(each: Checkpoint, layer: int) -> dict[str, Any]:
+        row = each.row(layer)
+        return {
+            "layer": layer,
+            "score": row["score"],
+            "low": row["score_low"],
+            "high": row["score_high"],
+        }
+
+    ranked = [
+        {
+            "revision": each.revision,
+            "step": step_of(each.revision),
+            "verdict": each.ranking[0]["verdict"],
+            "recommended": score(each, each.recommended),
+            "best": None if each.best is None else score(each, each.best),
+            "last": score(each, max(each.layers)),
+        }
+        for each in checkpoints
+    ]
+    named = dict.fromkeys(key for each in checkpoints for key in each.metrics)
+    metrics = [
+        {
+            "dataset": key[0],
+            "metric": key[1],
+            "unit": units[key[1]],
+            "recommended": [
+                each.metrics.get(key, {}).get(each.recommended) for each in checkpoints
+            ],
+            "last": [each.metrics.get(key, {}).get(max(each.layers)) for each in checkpoints],
+        }
+        for key in named
+    ]
     return {
-        DATA: (content + "\n").encode(),
-        PAGE: page.render(
-            trend=trend,
-            wording=wording,
-            trending=trends,
-            plots=trends,
-            known=METRICS,
-            version=_version(),
-        ).encode(),
+        "model": name,
+        "checkpoints": ranked,
+        "metrics": metrics,
+        "alerts": [asdict(alert) for alert in alerts],
+        "unranked": [{"revision": each, "reason": reason} for each, reason in unranked.items()],
     }
 
 
 def _key(run: Run, name: str) -> str:
     return f"{FOLDER}/{quote(run.config.name, safe='')}/{name}"
-
-
-def _version() -> str:
-    try:
-        return version("layerrank")
-    except PackageNotFoundError:
-        return ""

@@ -18,13 +18,13 @@ from jobs.extract.stage import extract
 from jobs.measure.stage import measure
 from jobs.nightly import alerts
 from jobs.nightly.alerts import Alert
-from jobs.nightly.history import Checkpoint, before, in_order, ranked, without_ranking
+from jobs.nightly.history import before, in_order, ranked, without_ranking
 from jobs.nightly.judge import change_at, judge
 from jobs.nightly.page import address, is_stale, publish
 from jobs.prepare.stage import prepare
 from jobs.probe.stage import probe, require_scores
-from jobs.rank.choices import main_metrics
-from jobs.rank.stage import rank_subject, subject_rows, write_subject
+from jobs.rank.ranking import Checkpoint, checkpoint_of
+from jobs.rank.stage import rank_subject, write_subject
 from jobs.run import Run
 from jobs.subjects import check, require_lengths, resolve
 from jobs.words import counted, points, signed
@@ -87,9 +87,8 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
         stage(run)
     require_scores(run)
     ranking = rank_subject(run, subject)
-    metrics = main_metrics(run, subject.name, subject.revision)
-    new = Checkpoint(subject.name, subject.revision, subject_rows(run, ranking), metrics)
-    say(f"  {ranking.verdict.sentence}")
+    new = replace(checkpoint_of(ranking), tasks={})  # as every checkpoint of the history is
+    say(f"  {ranking.sentence}")
     lock.check()
     _judge(run, before(history, new.model, new.revision), new, night)
     write_subject(run, ranking)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from jobs.config.blocks import ConfigError
+from jobs.rank.ranking import ELSEWHERE, RankedTask, Ranking, Settings, Vectors, ranking_of
 from jobs.rank.score_rows import ScoreRow, read_mteb, read_table
-from operators.ranking.evidence import Evidence, weigh
-from operators.ranking.policy import Policy, Verdict, recommend
+from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
-from operators.ranking.sentences import not_counted
 from storage.root import resolve
 
 _Cells = dict[int, dict[str, float]]  # layer -> fold -> score
@@ -62,28 +61,30 @@ def read_scores(path: str | Path) -> list[Scored]:
     ]
 
 
-def rank_file(
-    path: str | Path,
-    *,
-    draws: int = 10_000,
-    level: float = 0.95,
-    policy: Policy = "cheapest_equal",
-    seed: int = 0,
-) -> list[tuple[Scored, Evidence, Verdict]]:
+def rank_file(path: str | Path, settings: Settings | None = None) -> list[Ranking]:
     """Rank the layers of every model in a file of scores; errors are those of `read_scores`.
 
     The cost of a layer is its number over the last one's: the share of the blocks that must run.
     """
     ranked = []
     for scored in read_scores(path):
-        evidence = weigh(scored.tasks, layers=scored.layers, seed=seed, draws=draws, level=level)
         last = max(scored.layers)
-        costs = [layer / last if last else 1.0 for layer in scored.layers]
-        verdict = recommend(evidence, costs, policy)
-        if scored.left_out:
-            sentence = f"{verdict.sentence} {not_counted(scored.left_out)}"
-            verdict = replace(verdict, sentence=sentence)
-        ranked.append((scored, evidence, verdict))
+        cost_L = np.array([layer / last if last else 1.0 for layer in scored.layers])
+        tasks = [
+            RankedTask(each.task, each.task, "", "", max(each.resampled_LR.shape[1], 1), each)
+            for each in scored.tasks
+        ]
+        ranking = ranking_of(
+            Subject(scored.model, scored.revision, scored.model),
+            Vectors(ELSEWHERE, ELSEWHERE, "raw"),
+            tasks,
+            scored.layers,
+            cost_L,
+            settings or Settings(),
+            left_out=scored.left_out,
+            notes=scored.notes,
+        )
+        ranked.append(ranking)
     return ranked
 
 

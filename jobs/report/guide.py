@@ -44,7 +44,7 @@ def article(markdown: str) -> Markup:
         elif token.type == "th_open":
             token.attrSet("scope", "col")
     html = reader.renderer.render(tokens, reader.options, {})
-    html = html.replace("<table>", '<div class="scroll" tabindex="0"><table class="text">')
+    html = html.replace("<table>", '<div class="scroll" tabindex="0"><table>')
     return Markup(html.replace("</table>", "</table></div>"))
 
 

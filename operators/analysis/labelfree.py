@@ -194,26 +194,6 @@ def task_regrets(
     return sorted(found, key=_order)
 
 
-def unlabelled_verdict(layers: Sequence[int]) -> tuple[int, str]:
-    """Layer of `DEFAULT_RULE` and a sentence that says how weak the evidence for it is.
-
-    The figures are `task_regrets` on the scores of 32 tasks that the authors of arXiv 2502.02013
-    released, and how often the best single layer beats the last in 19 models and checkpoints. On
-    Pythia-410M alone the rule loses 2.7 points and the labels of other tasks 1.5. On its
-    checkpoints the rule loses 2.7 to 4.2 from step 4000 on and 10.6 to 17.6 before, where layer 0
-    is the best.
-    """
-    layer = depth_rules(layers)[DEFAULT_RULE]
-    return layer, (
-        f"Layer {layer} (2/3 of the depth) is a guess, because nothing is labelled. On the "
-        "published scores of Pythia-160M and 410M this rule loses 2.2 points to the best layer of "
-        "each task, less than any metric's choice; the labels of other tasks lose 1.7. On "
-        "checkpoints from the first 1,000 steps it loses 11 to 18. The best single layer beat the "
-        "last in 18 of 19 published models and checkpoints, so the last is no safe choice either. "
-        "A small labelled task would decide."
-    )
-
-
 def _check_layers(layers: Sequence[int]) -> None:
     if not len(layers):
         raise ValueError("there are no layers to choose from")

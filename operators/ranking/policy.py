@@ -1,4 +1,4 @@
-"""From evidence to advice: which layer to use, what it saves, and one sentence that says why."""
+"""From evidence to advice: which layer to use, what it saves, and why."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,30 +7,45 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking import sentences
 from operators.ranking.evidence import Evidence, LayerEvidence
 from operators.ranking.scores import TIE, Array
 
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Kind = Literal["use_layer", "keep_last", "not_enough_evidence", "no_labels"]
+Reason = Literal[
+    "no_labels",
+    "no_score",
+    "single_score",
+    "highest",
+    "highest_and_cheapest",
+    "none_cheaper_as_good",
+    "as_good_as_best",
+    "none_higher",
+    "proven",
+    "unproven",
+]
 Costs = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do: the layer that the policy takes, and a sentence that says why.
+    """What to do: the layer that the policy takes, and why.
 
     `kind` says how it was found: `use_layer` a layer below the last; `keep_last` the last one;
     `not_enough_evidence` when nothing shows that the layer that leads is really better: then
     `layer` is a guess, or the last layer if the policy asks for proof; `no_labels` without any
-    labelled task. `saved` is the share of the last layer's compute that is not spent, 0..1. The
-    sentence gives scores and differences in points, 100 x score.
+    labelled task. `saved` is the share of the last layer's compute that is not spent, 0..1.
+
+    `reason` is what decided: no labelled task; no layer with a score on every task; a single score,
+    which has no interval; the highest score, alone, at the lowest cost, or with no cheaper layer
+    within one standard error; a cheaper layer within one standard error of the best; no other layer
+    higher than the last; a gain that is proven, or is not.
     """
 
     kind: Kind
     layer: int
     saved: float
-    sentence: str
+    reason: Reason
 
 
 def recommend(
@@ -53,13 +68,15 @@ def recommend(
     costs = _checked(evidence, cost_L)
     if policy not in get_args(Policy):
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(get_args(Policy))}")
-    last, best = evidence.last, _best(evidence, costs)
+    last = evidence.last
+    highest = [row for row in evidence.layers if row.rank == 1 and not np.isnan(row.score)]
+    best = min(highest, key=lambda row: (costs[row.layer], row.layer), default=None)
     if not evidence.tasks and not evidence.unscored:
-        return Verdict("no_labels", last.layer, 0.0, sentences.no_labels(last))
+        return Verdict("no_labels", last.layer, 0.0, "no_labels")
     if best is None:
-        return Verdict("not_enough_evidence", last.layer, 0.0, sentences.no_score(evidence))
-    kind, layer, sentence = _POLICIES[policy](evidence, costs, best)
-    return Verdict(kind, layer, 1 - costs[layer], sentence)
+        return Verdict("not_enough_evidence", last.layer, 0.0, "no_score")
+    kind, taken, reason = _POLICIES[policy](evidence, costs, best)
+    return Verdict(kind, taken.layer, 1 - costs[taken.layer], reason)
 
 
 def pareto(
@@ -96,59 +113,41 @@ def _checked(evidence: Evidence, cost_L: Sequence[float] | Array) -> Costs:
     return {layer: float(cost) for layer, cost in zip(layers, costs, strict=True)}
 
 
-def _best(evidence: Evidence, costs: Costs) -> LayerEvidence | None:
-    """Return the cheapest of the layers that score highest."""
-    best = [row for row in evidence.layers if row.rank == 1 and not np.isnan(row.score)]
-    return min(best, key=lambda row: (costs[row.layer], row.layer), default=None)
+_Taken = tuple[Kind, LayerEvidence, Reason]
 
 
-def _take_best(evidence: Evidence, costs: Costs, best: LayerEvidence) -> tuple[Kind, int, str]:
+def _take_best(evidence: Evidence, _: Costs, best: LayerEvidence) -> _Taken:
     if best.layer == evidence.last.layer:
-        return "keep_last", best.layer, sentences.keep_last(evidence, "no other layer scores more")
+        return "keep_last", best, "none_higher"
     if np.isnan(best.score_low):
-        return "not_enough_evidence", best.layer, sentences.guess(evidence, best)
-    why = sentences.highest(evidence, best)
-    return "use_layer", best.layer, sentences.use(evidence, best, why, 1 - costs[best.layer])
+        return "not_enough_evidence", best, "single_score"
+    return "use_layer", best, "highest"
 
 
-def _take_cheapest_equal(
-    evidence: Evidence, costs: Costs, best: LayerEvidence
-) -> tuple[Kind, int, str]:
+def _take_cheapest_equal(evidence: Evidence, costs: Costs, best: LayerEvidence) -> _Taken:
     if np.isnan(best.shortfall_se):
         return _take_best(evidence, costs, best)
     equal = [row for row in evidence.layers if row.shortfall <= row.shortfall_se + TIE]
     # A tied best layer has a shortfall of 0, so `equal` has at least the best.
     taken = min(equal, key=lambda row: (costs[row.layer], row.rank, row.layer))
     if taken.layer == evidence.last.layer:
-        why = "it scores highest, and no cheaper layer comes within one standard error of it"
-        return "keep_last", taken.layer, sentences.keep_last(evidence, why)
+        return "keep_last", taken, "none_cheaper_as_good"
     if taken.rank > 1:
-        why = sentences.cannot_be_told(evidence, taken, best)
-    elif costs[taken.layer] == min(costs.values()):
-        why = f"{sentences.highest(evidence, taken)} at the lowest cost"
-    else:
-        why = (
-            f"{sentences.highest(evidence, taken)}, and no cheaper layer comes within one standard "
-            "error of it"
-        )
-    return "use_layer", taken.layer, sentences.use(evidence, taken, why, 1 - costs[taken.layer])
+        return "use_layer", taken, "as_good_as_best"
+    is_cheapest = costs[taken.layer] == min(costs.values())
+    return "use_layer", taken, "highest_and_cheapest" if is_cheapest else "none_cheaper_as_good"
 
 
-def _take_last_unless_significant(
-    evidence: Evidence, costs: Costs, best: LayerEvidence
-) -> tuple[Kind, int, str]:
+def _take_last_unless_significant(evidence: Evidence, _: Costs, best: LayerEvidence) -> _Taken:
     last = evidence.last
     if last.rank == 1 and not np.isnan(last.score):
-        return "keep_last", last.layer, sentences.keep_last(evidence, "no other layer scores more")
+        return "keep_last", last, "none_higher"
     if best.gain_low > 0 and best.p_holm < 1 - evidence.level:
-        sentence = sentences.use(
-            evidence, best, sentences.proven(evidence, best), 1 - costs[best.layer]
-        )
-        return "use_layer", best.layer, sentence
-    return "not_enough_evidence", last.layer, sentences.unproven(evidence, best)
+        return "use_layer", best, "proven"
+    return "not_enough_evidence", last, "unproven"
 
 
-_POLICIES: dict[Policy, Callable[[Evidence, Costs, LayerEvidence], tuple[Kind, int, str]]] = {
+_POLICIES: dict[Policy, Callable[[Evidence, Costs, LayerEvidence], _Taken]] = {
     "best": _take_best,
     "cheapest_equal": _take_cheapest_equal,
     "last_unless_significant": _take_last_unless_significant,

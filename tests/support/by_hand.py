@@ -1,193 +1,190 @@
-"""Findings made by hand, for tests of what a report says about them."""
+"""Rankings and rows of tables made by hand, for tests of what a report says about them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jobs.report.findings import (
-    AssociationFinding,
-    ChoiceFinding,
-    CorrelationFinding,
-    Curve,
-    CurveFinding,
-    DatasetFinding,
-    Findings,
-    LayerFinding,
-    LevelFinding,
-    ResponseFinding,
-    SlopeFinding,
-    SubjectFinding,
-    TaskFinding,
-)
-from operators.ranking.policy import Kind, Verdict
+import numpy as np
 
+from jobs.rank.ranking import RankedTask, Ranking, Settings, Vectors
+from jobs.report.facts import Facts
+from jobs.report.section import Cell, Table
+from jobs.report.sections.conditions import Level, Response
+from jobs.report.sections.curves import Curves, Score
+from operators.model.subject import Subject
+from operators.ranking.evidence import Evidence, LayerEvidence
+from operators.ranking.policy import Kind, Reason, Verdict
+from operators.ranking.scores import TaskScores
+
+NAN = math.nan
 SCORES = (0.40, 0.47, 0.60, 0.52)
 TASKS = ("topic", "find")
-NO_VALUE = AssociationFinding(None, None, None, None, None)
+HOSTILE = '<script>alert(1)</script>|"&`x`'
+REASONS: dict[Kind, Reason] = {
+    "use_layer": "highest",
+    "keep_last": "none_higher",
+    "not_enough_evidence": "unproven",
+    "no_labels": "no_labels",
+}
 
 
-def layer(number: int, score: float | None, *, of: int = 3, **other: Any) -> LayerFinding:  # noqa: ANN401
+def rows(table: Table) -> list[list[str]]:
+    """Return the rows of a table as text, small words in brackets."""
+    return [[_text(cell) for cell in row] for row in table.rows]
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def layer(number: int, scores: Sequence[float], **other: Any) -> LayerEvidence:  # noqa: ANN401
     """Return a layer whose evidence is derived from its score: a standard error of 5 points."""
-    known = score is not None
-    row = LayerFinding(
+    score, last = scores[number], scores[-1]
+    gain = score - last
+    is_last, known = number == len(scores) - 1, not math.isnan(score)
+    row = LayerEvidence(
         layer=number,
         score=score,
-        score_low=score - 0.05 if score is not None else None,
-        score_high=score + 0.05 if score is not None else None,
-        rank=number + 1 if known else None,
-        gain=score - SCORES[-1] if score is not None else None,
-        gain_low=score - SCORES[-1] - 0.02 if score is not None else None,
-        gain_high=score - SCORES[-1] + 0.02 if score is not None else None,
-        mean_rank=2.5 if known else None,
-        won=0.5 if known else None,
-        p_value=0.01 if known and number != of else None,
-        p_holm=0.03 if known and number != of else None,
-        p_best=0.25 if known else None,
-        shortfall=max(SCORES) - score if score is not None else None,
-        shortfall_se=0.05 if known else None,
-        cost=number / of,
-        front=known,
-        parameters=5_000_000 + 1_000_000 * number,
-        flops_per_token=2.5e6 * number,
-        latency_ms=0.5 + 4.0 * number,
-        tasks=dict.fromkeys(TASKS, score),
+        score_low=score - 0.05,
+        score_high=score + 0.05,
+        rank=1 + sum(each > score for each in scores),
+        gain=gain,
+        gain_low=gain - 0.02,
+        gain_high=gain + 0.02,
+        mean_rank=2.5 if known else NAN,
+        won=0.5 if known else NAN,
+        p_value=NAN if is_last or not known else 0.01,
+        p_holm=NAN if is_last or not known else 0.03,
+        p_best=0.25 if known else NAN,
+        shortfall=np.nanmax(scores) - score if known else NAN,
+        shortfall_se=0.05 if known else NAN,
     )
     return replace(row, **other)
 
 
-def verdict(kind: Kind = "use_layer", number: int = 2, saved: float = 1 / 3) -> Verdict:
-    """Return a verdict with a sentence of its own."""
-    return Verdict(kind, number, saved, f"The sentence of {kind}.")
+def ranking(
+    scores: Sequence[float] = SCORES,
+    kind: Kind = "use_layer",
+    number: int = 2,
+    *,
+    tasks: Mapping[str, Sequence[float]] | None = None,
+    folds: int = 10,
+    rows: Sequence[LayerEvidence] | None = None,
+    **other: Any,  # noqa: ANN401
+) -> Ranking:
+    """Return a ranking of as many layers as scores, whose tasks all have these scores."""
+    last = len(scores) - 1
+    given = dict.fromkeys(TASKS, scores) if tasks is None else tasks
+    found = [task(label, each, folds) for label, each in given.items()]
+    cost_L = np.array([n / last for n in range(last + 1)])
+    evidence = Evidence(
+        level=0.95,
+        layers=list(rows or (layer(n, scores) for n in range(last + 1))),
+        oracle=0.63 if found else NAN,
+        tasks=[each.label for each in found],
+        unscored=[],
+    )
+    whole = Ranking(
+        subject=Subject("someone/model", "step1", "someone/model"),
+        vectors=Vectors("final", "mean", "raw"),
+        settings=Settings(),
+        tasks=found,
+        evidence=evidence,
+        verdict=Verdict(kind, number, 1 - cost_L[number], REASONS[kind]),
+        cost_L=cost_L,
+        draws_LB=np.empty((last + 1, 0)),
+        costs={n: cost(n) for n in range(last + 1)},
+    )
+    return replace(whole, **other)
 
 
-def task(label: str, folds: int = 10) -> TaskFinding:
+def task(label: str, scores: Sequence[float], folds: int = 10) -> RankedTask:
     """Return a classification task."""
-    return TaskFinding(label, label, "texts", "classification", "accuracy", folds)
+    of_task = TaskScores(
+        label, "classification", np.array(scores), np.empty((len(scores), 0)), "folds"
+    )
+    return RankedTask(label, label, "texts", "accuracy", folds, of_task)
 
 
-def curve(number: int, x: Sequence[float], score: Sequence[float | None]) -> Curve:
-    """Return a curve with a spread of one point wherever there is a score."""
-    return Curve(number, list(x), list(score), [None if y is None else 0.01 for y in score])
+def cost(number: int, **other: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return the cost of a layer as `layer_costs` has it, with a tenth of a ms of spread."""
+    time = 0.5 + 4.0 * number
+    known = {
+        "layer": number,
+        "parameters": 5_000_000 + 1_000_000 * number,
+        "flops_per_token": 2.5e6 * number,
+        "latency_ms": time,
+        "latency_low_ms": time - 0.05,
+        "latency_high_ms": time + 0.05,
+        "tokens": 128,
+        "device": "cpu",
+    }
+    return {**known, **other}
 
 
-def curves(kind: str = "examples", label: str = "topic") -> CurveFinding:
+def facts(*given: Any, **other: Any) -> Facts:  # noqa: ANN401
+    """Return the facts of a ranking made by hand."""
+    return Facts(ranking(*given, **other))
+
+
+def unlabelled() -> Facts:
+    """Return the facts of a model without any task."""
+    return facts([NAN] * 4, "no_labels", 2, tasks={})
+
+
+def curves(kind: str = "examples", label: str = "topic") -> Curves:
     """Return curves of four layers: layer 2 leads by 10 points at first, the last by 2 at the end.
 
     Values: 2, 4 and 8 examples per label, or noise 0, 0.1 and 0.3.
     """
     x = (2.0, 4.0, 8.0) if kind == "examples" else (0.0, 0.1, 0.3)
-    found = [
-        curve(0, x, (0.20, 0.25, 0.30)),
-        curve(1, x, (0.22, None, 0.33)),
-        curve(2, x, (0.40, 0.45, 0.50)),
-        curve(3, x, (0.30, 0.41, 0.52)),
-    ]
-    return CurveFinding(label, kind, "accuracy", found)
-
-
-def choice(rule: str, number: int | None, regret: float | None = 0.08) -> ChoiceFinding:
-    """Return a choice whose regret lies in an interval two points to either side."""
-    if regret is None:
-        return ChoiceFinding(rule, number, None, None, None, None)
-    return ChoiceFinding(rule, number, 0.6 - regret, regret, regret - 0.02, regret + 0.02)
-
-
-def correlation(metric: str, value: float, level: float, reason: str = "") -> CorrelationFinding:
-    """Return a correlation whose Spearman is `value` against `level`, the other one far below."""
-    if reason:
-        return CorrelationFinding("texts", metric, 3, NO_VALUE, NO_VALUE, reason)
-    spearman = AssociationFinding(value, -0.5, 0.9, 0.3, level)
-    distance = AssociationFinding(0.11, 0.1, 0.8, 0.3, 0.95)
-    return CorrelationFinding("texts", metric, 4, spearman, distance, "")
+    found = [(0.20, 0.25, 0.30), (0.22, NAN, 0.33), (0.40, 0.45, 0.50), (0.30, 0.41, 0.52)]
+    at = {
+        number: dict(zip(x, (Score(y, 0.01) for y in each), strict=True))
+        for number, each in enumerate(found)
+    }
+    return Curves(label, "examples" if kind == "examples" else "noise", "accuracy", at)
 
 
 def response(
-    family: str = "random", metric: str = "prompt_entropy", slopes: Sequence[float | None] = (1, -2)
-) -> ResponseFinding:
+    family: str = "random", metric: str = "prompt_entropy", slopes: Sequence[float] = (1, -2)
+) -> Response:
     """Return a metric at three levels in as many layers as slopes, clean first.
 
     An interval of half a unit to either side, except of metrics of all prompts together.
     """
     of_tokens = metric in ("prompt_entropy", "curvature")
-    layers = list(range(len(slopes)))
     levels = [
-        LevelFinding(
+        Level(
             f"{family}-{level:.2f}" if level else "clean",
             level,
-            [None if slope is None else 3 + slope * level for slope in slopes],
-            40 - undefined,
-            undefined,
+            {
+                n: {
+                    "value": 3 + slope * level,
+                    "n_prompts": 40 - undefined,
+                    "n_undefined": undefined,
+                }
+                for n, slope in enumerate(slopes)
+            },
         )
         for level, undefined in ((0.0, 0), (0.3, 0), (0.6, 7))
     ]
-    found = [
-        SlopeFinding(
-            layer,
-            slope,
-            slope - 0.5 if of_tokens and slope is not None else None,
-            slope + 0.5 if of_tokens and slope is not None else None,
-            "no value" if slope is None else None,
-            33,
-            7,
-        )
-        for layer, slope in zip(layers, slopes, strict=True)
-    ]
-    norm, pooling = ("none", "tokens") if of_tokens else ("final", "mean")
-    return ResponseFinding("texts", family, metric, "", norm, pooling, layers, levels, found)
-
-
-def subject(scores: Sequence[float | None] = SCORES, **other: Any) -> SubjectFinding:  # noqa: ANN401
-    """Return a subject of as many layers as scores, without curves and correlations."""
-    last = len(scores) - 1
-    found = SubjectFinding(
-        name="someone/model",
-        revision="step1",
-        model="someone/model",
-        blocks=last,
-        norm="final",
-        pooling="mean",
-        variant="raw",
-        policy="cheapest_equal",
-        verdict=verdict(),
-        oracle=0.63,
-        search_share=None,
-        tasks=[task(label) for label in TASKS],
-        layers=[layer(number, score, of=last) for number, score in enumerate(scores)],
-        measured_on="one prompt of 128 tokens on a CPU",
-        choices=[choice("last layer", 3), choice("2/3 depth", 2, 0.0), choice("rankme", 1, 0.13)],
-        correlations=[],
-        curves=[],
-        encoded=[],
-        metrics=[],
-        unmeasured=[],
-    )
-    return replace(found, **other)
-
-
-def unlabelled(**other: Any) -> SubjectFinding:  # noqa: ANN401
-    """Return a subject without any task."""
-    given: dict[str, Any] = {
-        "verdict": verdict("no_labels"),
-        "oracle": None,
-        "tasks": [],
-        "choices": [choice("last layer", 3, None), choice("2/3 depth", 2, None)],
+    half = 0.5 if of_tokens else NAN
+    found = {
+        n: {
+            "slope": slope,
+            "slope_low": slope - half,
+            "slope_high": slope + half,
+            "reason": "no value" if math.isnan(slope) else None,
+            "n_prompts": 33,
+            "n_undefined": 7,
+        }
+        for n, slope in enumerate(slopes)
     }
-    bare = subject([None] * 4, **{**given, **other})
-    return replace(bare, layers=[replace(row, tasks={}) for row in bare.layers])
-
-
-def findings(*subjects: SubjectFinding) -> Findings:
-    """Return a run of these subjects on one dataset."""
-    return Findings(
-        schema_version=3,
-        run="small",
-        level=0.95,
-        draws=10_000,
-        seeds={"run": 0, "probe": 42},
-        versions={"layerrank": "1.0"},
-        settings={"extract": {"max_tokens": 128}},
-        datasets=[DatasetFinding("texts", 40, 1, {"null": 0}, 0)],
-        subjects=list(subjects),
-    )
+    norm, pooling = ("none", "tokens") if of_tokens else ("final", "mean")
+    return Response("texts", family, metric, "", norm, pooling, levels, found)

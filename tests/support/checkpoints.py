@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from jobs.cluster.cluster import Cluster
 from jobs.config.run import RunConfig
-from jobs.rank.stage import ranking_rows, ranking_settings
+from jobs.rank.ranking import RankedTask, Settings, Vectors, ranking_of
+from jobs.rank.stage import ranking_settings
 from jobs.run import Run, ranking_partition
-from operators.ranking.evidence import weigh
-from operators.ranking.policy import recommend
+from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage import schema
 from storage.manifest import digest_of, publish
@@ -114,10 +114,13 @@ def _store_ranking(run: Run, revision: str, scores: Sequence[float], model: str 
         np.array([[score + spread for spread in SPREAD] for score in scores]),
         "folds",
     )
-    evidence = weigh([task], layers=range(LAYERS), draws=200)
-    costs = np.array([layer / (LAYERS - 1) for layer in range(LAYERS)])
-    rows = ranking_rows(
-        evidence, recommend(evidence, costs, "best"), costs, {"norm": "final", "pooling": "mean"}
+    ranking = ranking_of(
+        Subject(model, revision, model),
+        Vectors("final", "mean", "raw"),
+        [RankedTask("t", "t", "texts", "accuracy", len(SPREAD), task)],
+        range(LAYERS),
+        np.array([layer / (LAYERS - 1) for layer in range(LAYERS)]),
+        Settings("best", draws=200),
     )
     where = ranking_partition(run.config.name, model, revision)
-    run.write(where, ranking_settings(run.config), rows)
+    run.write(where, ranking_settings(run.config), ranking.table)

@@ -2,137 +2,149 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.rank.choices import ON
-from jobs.report.findings import (
-    AssociationFinding,
-    ChoiceFinding,
-    CorrelationFinding,
-    SubjectFinding,
-)
-from jobs.report.sections.ranking import counting
-from jobs.report.wording import title
-from jobs.run import Run, ranking_partition
-from jobs.words import counted
-from operators.analysis.labelfree import (
-    DEFAULT_RULE,
-    DEPTHS,
-    OTHER_TASKS,
-    READ_AS,
-)
-from operators.model.subject import Subject
-
-
-def choices(run: Run, subject: Subject) -> list[ChoiceFinding]:
-    """Return what every rule without labels chooses, from the table `choices`."""
-    where = ranking_partition(run.config.name, subject.name, subject.revision, "choices")
-    numbers = ("score", "regret", "regret_low", "regret_high")
-    return [
-        ChoiceFinding(row["rule"], row["layer"], *(_defined(row[name]) for name in numbers))
-        for row in run.rows(where)
-    ]
-
-
-def metric_correlations(run: Run, subject: Subject) -> list[CorrelationFinding]:
-    """Return how every metric goes with the score, from the table `correlations`."""
-    where = ranking_partition(run.config.name, subject.name, subject.revision, "correlations")
-    return [
-        CorrelationFinding(
-            row["dataset"],
-            row["metric"],
-            row["layers"],
-            _association(row, "spearman"),
-            _association(row, "distance"),
-            row["reason"] or "",
-        )
-        for row in run.rows(where)
-    ]
-
-
-def _association(row: Mapping[str, Any], name: str) -> AssociationFinding:
-    ends = ("", "_low", "_high", "_permuted", "_smooth")
-    return AssociationFinding(*(_defined(row[f"{name}{end}"]) for end in ends))
-
-
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
+from jobs.rank.choices import ON, choice_rows
+from jobs.rank.ranking import Row
+from jobs.report.facts import Facts, title
+from jobs.report.section import Cell, Section, Table
+from jobs.run import ranking_partition
+from jobs.words import capital, counted, hundredths, known, points, share, span
+from operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS
 
 _ROUNDING = 1e-9  # of the curves that a null level is made from
 
 
-def is_default(choice: ChoiceFinding) -> bool:
-    """Whether a choice is the one of an unlabelled run."""
-    return choice.rule == DEFAULT_RULE
+def section(facts: Facts) -> Section:
+    """Return what rules without labels choose and lose, and the correlations of metrics."""
+    choices, correlations = _rows(facts, "choices"), _rows(facts, "correlations")
+    return Section(
+        "Choosing without labels",
+        "choices",
+        says=[*([] if facts.ranking.scored else [facts.ranking.sentence]), _says(facts, choices)],
+        tables=[_choices(facts, choices)],
+        parts=[correlated(facts, correlations)] if correlations else [],
+        folded=bool(facts.ranking.scored),
+        data={"choices": choices, "correlations": [_data(row) for row in correlations]},
+    )
 
 
-def rule(choice: ChoiceFinding) -> str:
+def _rows(facts: Facts, table: str) -> list[dict[str, Any]]:
+    """Return the rows of a table that rank wrote beside the ranking."""
+    subject = facts.ranking.subject
+    if facts.run is None:
+        return choice_rows(facts.ranking) if table == "choices" else []
+    group = facts.run.config.name
+    return facts.run.rows(ranking_partition(group, subject.name, subject.revision, table))
+
+
+def rule(name: str) -> str:
     """Return a rule in words: a depth, or a metric with what it is read as, and its dataset."""
-    if choice.rule in DEPTHS or choice.rule == OTHER_TASKS:
-        return choice.rule[0].upper() + choice.rule[1:]
-    metric, among, dataset = choice.rule.partition(ON)
+    if name in DEPTHS or name == OTHER_TASKS:
+        return capital(name)
+    metric, among, dataset = name.partition(ON)
     read = f", {READ_AS[metric]}est" if metric in READ_AS else ""
     return f"{title(metric)}{read}{among}{dataset}"
 
 
-def cost(subject: SubjectFinding, choice: ChoiceFinding) -> float | None:
-    """Return the cost of the layer that a rule chooses; None if it has no layer of its own."""
-    return next((row.cost for row in subject.layers if row.layer == choice.layer), None)
-
-
-def regret_says(subject: SubjectFinding) -> str:
-    """Return what the regrets below mean, and how little they say about other models."""
-    if not subject.is_scored:
+def _says(facts: Facts, choices: list[dict[str, Any]]) -> str:
+    """Return what the regrets mean, and how little they say about other models."""
+    if not facts.ranking.scored:
         return (
             "Nothing is labelled, so nothing here says which of these rules is right. They are "
             "what each would take; the marked one is the default."
         )
-    if len(counting(subject)) > 1:
-        what = "the points that the best layer of each task scores more, mean over tasks"
-    else:
-        what = "the points that the best layer scores more"
-    return (
-        f"Regret is what a rule loses that sees no labels of these tasks: {what}. It is known only "
-        "because this run has labels, and a rule that wins here can lose on the next model. On the "
-        "published scores of Pythia-160M and 410M (arXiv 2502.02013) the default, 2/3 of the "
-        "depth, loses 2.2 points, less than any metric's choice, and labels of other tasks lose "
-        "1.7; on checkpoints from the first 1,000 steps the default loses 11 to 18."
+    several = len(facts.ranking.counting) > 1
+    of_each = " of each task scores more, mean over tasks" if several else " scores more"
+    told = (
+        f"Regret is what a rule loses that sees no labels of these tasks: the points that the best "
+        f"layer{of_each}. It is known only because this run has labels, and a rule that wins here "
+        "can lose on the next model. On the published scores of Pythia-160M and 410M (arXiv "
+        "2502.02013) the default, 2/3 of the depth, loses 2.2 points, less than any metric's "
+        "choice, and labels of other tasks lose 1.7; on checkpoints from the first 1,000 steps the "
+        "default loses 11 to 18."
+    )
+    if all(known(row["regret"]) for row in choices):
+        return told
+    return f"{told} A rule that chooses a layer without a score has no regret."
+
+
+def _choices(facts: Facts, choices: list[dict[str, Any]]) -> Table:
+    scored = bool(facts.ranking.scored)
+    costs = {row["layer"]: row["cost"] for row in facts.ranking.rows}
+    rows: list[list[Cell]] = []
+    for row in choices:
+        regret = [
+            points(row["score"]),
+            points(row["regret"]),
+            span(row["regret_low"], row["regret_high"]),
+        ]
+        layer = "per task" if row["layer"] is None else str(row["layer"])
+        default = "default" if row["rule"] == DEFAULT_RULE else ""
+        cost = share(costs.get(row["layer"]))
+        rows.append([(rule(row["rule"]), default), layer, *(regret if scored else []), cost])
+    of_regret = [("Score", "points"), ("Regret", "points"), (facts.interval, "of the regret")]
+    return Table(
+        "What rules without labels choose",
+        ["Rule", "Layer", *(of_regret if scored else []), ("Cost", "of compute")],
+        rows,
+        marked={n for n, row in enumerate(choices) if row["rule"] == DEFAULT_RULE},
     )
 
 
-def without_regret(subject: SubjectFinding) -> str:
-    """Return why a rule has no regret although there are labels; nothing if all have one."""
-    if not subject.is_scored or all(each.regret is not None for each in subject.choices):
-        return ""
-    return "A rule that chooses a layer without a score has no regret."
-
-
-def is_above(association: AssociationFinding) -> bool:
+def is_above(row: Row, statistic: str) -> bool:
     """Whether a correlation is larger than an unrelated, equally smooth curve reaches."""
-    value, level = association.value, association.smooth
-    return value is not None and level is not None and abs(value) > level + _ROUNDING
+    return bool(abs(row[statistic]) > row[f"{statistic}_smooth"] + _ROUNDING)
 
 
-def correlations_say(correlations: Sequence[CorrelationFinding], level: float) -> str:
-    """Return how many correlations are above their level, and how little few layers say."""
-    known = [each for each in correlations if not each.reason]
-    if not known:
-        return "No metric has a correlation with the score; the reasons are below."
-    above = [
-        sum(is_above(found) for found in kind)
-        for kind in zip(*((each.spearman, each.distance) for each in known), strict=True)
-    ]
-    layers = counted(max(each.layers for each in known), "layer")
-    return (
-        f"Above the null level by Spearman: {above[0]} of {counted(len(known), 'metric')}, by "
-        f"distance correlation: {above[1]}. Of as many unrelated ones about "
-        f"{(1 - level) * len(known):.1f} would be, and metrics that resemble each other count "
-        "together. The null level is what an unrelated curve that changes as gradually with depth "
-        f"stays below in {100 * level:g} % of the cases. All of this rests on {layers}, and the "
-        "intervals are too narrow: in simulations with 7 to 49 layers, 95 % ones held the truth "
-        "in 75 to 95 % of the cases, and with 7 they span most of the range. That of the distance "
-        "correlation lies too high."
+def correlated(facts: Facts, correlations: list[dict[str, Any]]) -> Section:
+    """Return how metrics go with the score over the layers, and how little few layers say."""
+    level = facts.ranking.settings.level
+    defined = [row for row in correlations if not row["reason"]]
+    said = "No metric has a correlation with the score; the reasons are below."
+    if defined:
+        above = [sum(is_above(row, name) for row in defined) for name in ("spearman", "distance")]
+        layers = counted(max(row["layers"] for row in defined), "layer")
+        said = (
+            f"Above the null level by Spearman: {above[0]} of {counted(len(defined), 'metric')}, "
+            f"by distance correlation: {above[1]}. Of as many unrelated ones about "
+            f"{(1 - level) * len(defined):.1f} would be, and metrics that resemble each other "
+            "count together. The null level is what an unrelated curve that changes as gradually "
+            f"with depth stays below in {100 * level:g} % of the cases. All of this rests on "
+            f"{layers}, and the intervals are too narrow: in simulations with 7 to 49 layers, 95 % "
+            "ones held the truth in 75 to 95 % of the cases, and with 7 they span most of the "
+            "range. That of the distance correlation lies too high."
+        )
+    rows: list[list[Cell]] = []
+    strong = set()
+    for number, row in enumerate(correlations):
+        metric = title(row["metric"])
+        name = f"{metric} on {row['dataset']}" if facts.several_datasets else metric
+        cells: list[str] = []
+        for statistic in ("spearman", "distance"):
+            if is_above(row, statistic):
+                strong.add((number, 2 + len(cells)))
+            low, high = (hundredths(row[f"{statistic}{end}"]) for end in ("_low", "_high"))
+            ends = f"{low} to {high}" if known(row[f"{statistic}_low"]) else "-"
+            cells += [hundredths(row[statistic]), ends, hundredths(row[f"{statistic}_smooth"])]
+        rows.append([(name, row["reason"] or ""), str(row["layers"]), *cells])
+    values = ("Value", facts.interval, "Null level")
+    table = Table(
+        "Correlation of metrics with the score",
+        ["Metric", "Layers", *((value, of) for of in ("Spearman", "distance") for value in values)],
+        rows,
+        strong=strong,
+        note="Coloured: above its null level. The lower level that a plain permutation of the "
+        "layers gives is in report.json.",
     )
+    return Section("How metrics go with the score", "correlations", [said], tables=[table])
+
+
+def _data(row: Row) -> dict[str, Any]:
+    ends = ("low", "high", "permuted", "smooth")
+    statistics = {
+        name: {"value": row[name], **{end: row[f"{name}_{end}"] for end in ends}}
+        for name in ("spearman", "distance")
+    }
+    plain = {name: row[name] for name in ("dataset", "metric", "layers")}
+    return {**plain, **statistics, "reason": row["reason"] or ""}

@@ -4,300 +4,208 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
 
-from jobs.rank.stage import RankedTask, SubjectRanking, ranked_rows
-from jobs.report.charts import (
-    ACCENT,
-    BAND,
-    INK,
-    MUTED,
-    Line,
-    Size,
-    drawing,
-    finish,
-    label_ends,
-    new_axes,
-    show_ticks,
-    to_svg,
-)
-from jobs.report.findings import Curve, CurveFinding, SubjectFinding
-from jobs.report.findings import Curve as LayerCurve
-from jobs.report.wording import nearest
-from jobs.run import Run, score_partition
+from jobs.rank.stage import labelled_tasks, ranked_rows
+from jobs.report.charts import Lines, Look, in_points
+from jobs.report.facts import Facts, layer_cell
+from jobs.report.section import Cell, Chart, Section, Table
+from jobs.run import score_partition
 from jobs.tasks.types import ClassificationTask, FittedTask
-from jobs.words import NOTHING, points
+from jobs.words import capital, known, listed, points
 from operators.prompts.conditions import Condition
 
-_Points = dict[int, dict[float, list[float]]]  # layer -> x -> the values of the folds
+CurveKind = Literal["examples", "noise"]
 
 
-def curves(run: Run, ranking: SubjectRanking) -> list[CurveFinding]:
+class _Kind(NamedTuple):
+    """How a kind of curve is called, what its scores are, its axis, and a place on it."""
+
+    title: str
+    fitted: str
+    axis: str
+    at: str
+    place: Callable[[float], float]
+
+
+_KINDS: dict[CurveKind, _Kind] = {
+    "examples": _Kind(
+        "few labelled examples",
+        "fitted on fewer training examples",
+        "training examples per label",
+        "at {x:g} per label",
+        math.log2,  # examples are doubled from step to step
+    ),
+    "noise": _Kind(
+        "noisy text",
+        "fitted on clean texts, tested on texts with typos",
+        "typos of each kind, probability per word",
+        "at noise {x:g}",
+        float,
+    ),
+}
+
+
+class Score(NamedTuple):
+    """A score, mean over folds, and its standard deviation over them."""
+
+    mean: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of every layer in one task: layer -> place on the axis -> score."""
+
+    label: str
+    kind: CurveKind
+    metric: str
+    scores: dict[int, dict[float, Score]]
+
+    @property
+    def places(self) -> list[float]:
+        """Every place that some layer has."""
+        return sorted({x for at in self.scores.values() for x in at})
+
+    def at(self, x: float) -> str:
+        """Return a place on the axis; noise 0 is the clean text."""
+        return "clean" if self.kind == "noise" and not x else f"{x:g}"
+
+
+def section(facts: Facts) -> Section:
+    """Say how the layer to take compares with the other that matters, at both ends of a curve."""
+    found = curves(facts)
+    kinds = list(dict.fromkeys(_KINDS[each.kind].title for each in found))
+    return Section(
+        f"With {listed(kinds)}",
+        "curves",
+        charts=[_chart(facts, each) for each in found],
+        notes=["Bands: one standard deviation over folds. Faint: all other layers."] * bool(found),
+        tables=[_table(facts, each) for each in found],
+        data={"curves": [_data(each) for each in found]},
+    )
+
+
+def curves(facts: Facts) -> list[Curves]:
     """Return the learning and the robustness curves of every task that has them."""
-    config, found = run.config.curves, []
-    for task in ranking.tasks:
-        if isinstance(task.task, ClassificationTask) and config.examples:
-            where = score_partition(
-                ranking.subject, task.dataset, task.task, table="learning_curves"
+    run, found = facts.run, []
+    if run is None:
+        return []
+    metrics = {task.label: task.metric for task in facts.ranking.tasks}
+    subject, asked = facts.ranking.subject, run.config.curves
+    for label, dataset, task in labelled_tasks(run.config):
+        if isinstance(task, ClassificationTask) and asked.examples:
+            where = score_partition(subject, dataset, task, table="learning_curves")
+            rows = ((row["examples"], row) for row in ranked_rows(run, where))
+            found.append(curves_of(label, "examples", metrics[label], rows))
+        if isinstance(task, FittedTask) and asked.noise:
+            noisy = (
+                (level, row)
+                for level in (0.0, *asked.noise)
+                for row in ranked_rows(
+                    run, score_partition(subject, dataset, task, Condition("noise", level).name)
+                )
             )
-            rows = ranked_rows(run, where)
-            found.append(_curves(task, "examples", _points((r["examples"], r) for r in rows)))
-        if isinstance(task.task, FittedTask) and config.noise:
-            found.append(_curves(task, "noise", _points(_noise_rows(run, ranking, task))))
+            found.append(curves_of(label, "noise", metrics[label], noisy))
     return found
 
 
-def _noise_rows(
-    run: Run, ranking: SubjectRanking, task: RankedTask
-) -> Iterable[tuple[float, Mapping[str, Any]]]:
-    """Yield the scores of a task under every level of noise; 0 is the clean text."""
-    for level in (0.0, *run.config.curves.noise):
-        condition = Condition("noise", level).name
-        where = score_partition(ranking.subject, task.dataset, task.task, condition)
-        for row in ranked_rows(run, where):
-            yield level, row
-
-
-def _points(rows: Iterable[tuple[float, Mapping[str, Any]]]) -> _Points:
-    points: _Points = defaultdict(lambda: defaultdict(list))
+def curves_of(
+    label: str, kind: CurveKind, metric: str, rows: Iterator[tuple[float, dict[str, float]]]
+) -> Curves:
+    """Return the curves of a task from the rows of its scores, each with its place."""
+    values: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for x, row in rows:
-        points[row["layer"]][float(x)].append(row["value"])
-    return points
+        values[int(row["layer"])][float(x)].append(row["value"])
+    scores = {
+        layer: {
+            x: Score(float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else math.nan)
+            for x, v in sorted(at.items())
+        }
+        for layer, at in sorted(values.items())
+    }
+    return Curves(label, kind, metric, scores)
 
 
-def _curves(task: RankedTask, kind: str, points: _Points) -> CurveFinding:
-    found = []
-    for layer, at in sorted(points.items()):
-        folds = [at[x] for x in sorted(at)]
-        scores = [_defined(float(np.mean(values))) for values in folds]
-        spread = [
-            _defined(float(np.std(values, ddof=1))) if len(values) > 1 else None for values in folds
-        ]
-        found.append(Curve(layer, sorted(at), scores, spread))
-    return CurveFinding(task.label, kind, task.metric, found)
-
-
-def _defined(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-_KINDS = {"examples": "few labelled examples", "noise": "noisy text"}
-_FITTED = {
-    "examples": "fitted on fewer training examples",
-    "noise": "fitted on clean texts, tested on texts with typos",
-}
-_AXES = {
-    "examples": "training examples per label",
-    "noise": "typos of each kind, probability per word",
-}
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two layers whose curves matter: `first` is the one to take, and how both are called."""
-
-    first: int
-    second: int
-    says: str
-
-
-def axis(kind: str) -> str:
-    """Return what a curve is drawn against."""
-    return _AXES.get(kind, kind)
-
-
-def heading(subject: SubjectFinding) -> str:
-    """Return what the curves of a subject are about."""
-    kinds = dict.fromkeys(_KINDS.get(each.kind, each.kind) for each in subject.curves)
-    return f"With {' and '.join(kinds)}"
-
-
-def title(finding: CurveFinding) -> str:
-    """Return the task of a curve, and what it is about."""
-    return f"{finding.label}: {_KINDS.get(finding.kind, finding.kind)}"
-
-
-def source(finding: CurveFinding) -> str:
-    """Return what the scores of a curve are."""
-    metric = finding.metric.replace("_", " ")
-    how = _FITTED.get(finding.kind, "")
-    return f"{metric[0].upper()}{metric[1:]}{f', {how}' if how else ''}."
-
-
-def at(kind: str, x: float) -> str:
-    """Return a place on the axis of a curve; noise 0 is the clean text."""
-    return "clean" if kind == "noise" and not x else f"{x:g}"
-
-
-def compared(subject: SubjectFinding) -> Compared | None:
-    """Return the verdict's layer and the last; where they are the same, the next best and it."""
-    last, verdict = subject.last, subject.verdict
+def compared(facts: Facts) -> tuple[int, int, str] | None:
+    """Return the layer to take, the other that matters, and how both are called."""
+    last, verdict, nearest = facts.ranking.last, facts.ranking.verdict, facts.ranking.nearest
     if verdict.layer != last:
-        name = f"Layer {verdict.layer} against the last ({last})"
-        return Compared(verdict.layer, last, name)
-    other = nearest(subject)
-    if other is None:
+        return verdict.layer, last, f"Layer {verdict.layer} against the last ({last})"
+    if nearest is None:
         return None
     if verdict.kind == "keep_last":
-        return Compared(last, other, f"Layer {last}, the last, against layer {other}, the next")
-    return Compared(other, last, f"Layer {other}, the highest below it, against the last ({last})")
+        return last, nearest, f"Layer {last}, the last, against layer {nearest}, the next"
+    return nearest, last, f"Layer {nearest}, the highest below it, against the last ({last})"
 
 
-def curve_of(finding: CurveFinding, layer: int) -> Curve | None:
-    """Return the curve of a layer; None if it has none."""
-    return next((each for each in finding.curves if each.layer == layer), None)
-
-
-def lead(subject: SubjectFinding, finding: CurveFinding) -> str:
+def lead(facts: Facts, each: Curves) -> str:
     """Return by how much the layer to take leads at both ends; nothing without two curves."""
-    pair = compared(subject)
+    pair = compared(facts)
     if pair is None:
         return ""
-    first, second = (_scores(finding, layer) for layer in (pair.first, pair.second))
-    gaps = {x: first[x] - second[x] for x in first if x in second}
-    if not gaps:
-        return ""
-    ends = dict.fromkeys((min(gaps), max(gaps)))
-    return f"{pair.says}: {', '.join(_gap(finding.kind, x, gaps[x]) for x in ends)}."
+    first, second = (each.scores.get(layer, {}) for layer in pair[:2])
+    gaps = {x: gap for x in first if x in second and known(gap := first[x].mean - second[x].mean)}
+    said = []
+    for x in dict.fromkeys((min(gaps, default=0), max(gaps, default=0))) if gaps else ():
+        clean = each.kind == "noise" and not x
+        where = "on clean text" if clean else _KINDS[each.kind].at.format(x=x)
+        size = points(abs(gaps[x]))
+        by = f"{size} points {'ahead' if gaps[x] > 0 else 'behind'}" if float(size) else "level"
+        said.append(f"{by} {where}")
+    return f"{pair[2]}: {', '.join(said)}." if said else ""
 
 
-def _scores(finding: CurveFinding, layer: int) -> dict[float, float]:
-    """Return the scores of a layer by place, as far as there are any."""
-    curve = curve_of(finding, layer)
-    pairs = zip(curve.x, curve.score, strict=True) if curve else ()
-    return {x: score for x, score in pairs if score is not None}
+def _chart(facts: Facts, each: Curves) -> Chart:
+    kind, pair = _KINDS[each.kind], compared(facts)
+    looks: dict[int, Look] = {pair[0]: "strong", pair[1]: "second"} if pair else {}
+    lines = []
+    for layer, at in each.scores.items():
+        x = [kind.place(place) for place in at]
+        mean, spread = (np.array(column) for column in zip(*at.values(), strict=True))
+        ends = (mean - spread, mean + spread) if layer in looks else ((), ())
+        name = f"layer {layer}{', last' if layer == facts.ranking.last else ''}"
+        look = looks.get(layer, "faint")
+        lines.append(in_points(name, x, mean.tolist(), look, ends, at_end=layer in looks))
+    lines.sort(key=lambda line: line.look != "faint")
+    some = any(line.points for line in lines)
+    ticks = [(kind.place(x), each.at(x)) for x in each.places]
+    metric = capital(each.metric.replace("_", " "))
+    return Chart(
+        f"{each.label}: {kind.title}",
+        Lines(lines, kind.axis, "score, points", ticks) if some else None,
+        says=lead(facts, each),
+        source=f"{metric}, {kind.fitted}.",
+    )
 
 
-def _gap(kind: str, x: float, gap: float) -> str:
-    where = {"examples": f"at {x:g} per label", "noise": f"at noise {x:g}"}.get(kind, f"at {x:g}")
-    if kind == "noise" and not x:
-        where = "on clean text"
-    size = points(abs(gap))
-    if not float(size):
-        return f"level {where}"
-    return f"{size} points {'ahead' if gap > 0 else 'behind'} {where}"
+def _table(facts: Facts, each: Curves) -> Table:
+    kind = _KINDS[each.kind]
+    rows = []
+    for layer, at in each.scores.items():
+        cells: list[Cell] = [layer_cell(layer, facts.ranking)]
+        for x in each.places:
+            mean, spread = at.get(x, (math.nan, math.nan))
+            wide = known(mean) and known(spread)
+            cells.append(f"{points(mean)} ± {points(spread)}" if wide else points(mean))
+        rows.append(cells)
+    note = f"Points ± one standard deviation over folds, by {kind.axis}."
+    label = f"All values of {each.label}: {kind.title}"
+    return Table(label, ["Layer", *map(each.at, each.places)], rows, note=note, folded=True)
 
 
-def value(curve: Curve, x: float) -> str:
-    """Return the score of a curve at a place, with its spread over folds."""
-    rows = zip(curve.x, curve.score, curve.spread, strict=True)
-    score, spread = next((pair for place, *pair in rows if place == x), (None, None))
-    if score is None:
-        return NOTHING
-    return points(score) if spread is None else f"{points(score)} ± {points(spread)}"
-
-
-def levels_of(finding: CurveFinding) -> list[float]:
-    """Return every x that some layer has."""
-    return sorted({x for curve in finding.curves for x in curve.x})
-
-
-_SIZE = Size(340, 240)
-_TICKS_APART = 34  # pixels from one number on the axis to the next
-
-
-@dataclass(frozen=True)
-class CurvePlot:
-    """The curves of one task as the page shows them; no drawing where no layer has a value."""
-
-    title: str
-    says: str
-    source: str
-    svg: Markup | None
-
-
-def curve_plots(subject: SubjectFinding, name: str) -> list[CurvePlot]:
-    """Return the curves of a subject, task by task; ids in them begin with `name`."""
-    return [
-        CurvePlot(
-            title=title(finding),
-            says=lead(subject, finding),
-            source=source(finding),
-            svg=_draw(subject, finding, f"{name}-{index}") if _has_values(finding) else None,
-        )
-        for index, finding in enumerate(subject.curves)
+def _data(each: Curves) -> dict[str, object]:
+    found = [
+        {
+            "layer": layer,
+            "x": list(at),
+            "score": [score.mean for score in at.values()],
+            "spread": [score.spread for score in at.values()],
+        }
+        for layer, at in each.scores.items()
     ]
-
-
-def _has_values(finding: CurveFinding) -> bool:
-    return any(value is not None for each in finding.curves for value in each.score)
-
-
-@drawing()
-def _draw(subject: SubjectFinding, finding: CurveFinding, name: str) -> Markup:
-    """Draw every layer faintly, and over them the two that are compared, with their spread."""
-    pair = compared(subject)
-    styles = {pair.second: (INK, (0, (4, 2))), pair.first: (ACCENT, "-")} if pair else {}
-    matter = {layer: curve for layer in styles if (curve := curve_of(finding, layer))}
-    named = [_line(finding, curve, _called(subject, layer)) for layer, curve in matter.items()]
-    figure, axes = new_axes(_SIZE, named)
-    for curve in finding.curves:
-        if curve.layer not in matter:
-            line = _line(finding, curve, "")
-            axes.plot(line.x, line.y, color=MUTED, linewidth=1, alpha=0.4, zorder=2)
-    for line, (layer, curve) in zip(named, matter.items(), strict=True):
-        colour, dashes = styles[layer]
-        _draw_spread(axes, line, curve, BAND if colour == ACCENT else MUTED)
-        axes.plot(
-            line.x,
-            line.y,
-            color=colour,
-            linestyle=dashes,
-            linewidth=2,
-            marker="o",
-            markersize=4,
-            zorder=4,
-        )
-    axes.set_ylabel("score, points")
-    _finish(axes, finding)
-    label_ends(axes, named, _SIZE)
-    title = f"{finding.label}: score against {axis(finding.kind)}"
-    return to_svg(figure, name, title, _words(finding, subject, matter))
-
-
-def _place(kind: str, x: float) -> float:
-    """Return where a value lies on the axis: examples are doubled from step to step."""
-    return float(np.log2(x)) if kind == "examples" else x
-
-
-def _line(finding: CurveFinding, curve: LayerCurve, name: str) -> Line:
-    x = [_place(finding.kind, each) for each in curve.x]
-    return Line(name, x, [float("nan") if y is None else 100 * y for y in curve.score])
-
-
-def _called(subject: SubjectFinding, layer: int) -> str:
-    return f"layer {layer}, last" if layer == subject.last else f"layer {layer}"
-
-
-def _draw_spread(axes: Axes, line: Line, curve: LayerCurve, colour: str) -> None:
-    spread = np.array([float("nan") if each is None else 100 * each for each in curve.spread])
-    y, alpha = np.array(line.y), 1.0 if colour == BAND else 0.18
-    axes.fill_between(line.x, y - spread, y + spread, color=colour, alpha=alpha, lw=0, zorder=1)
-
-
-def _finish(axes: Axes, finding: CurveFinding) -> None:
-    """Give the axes ticks where there are values, as many as fit beside one another."""
-    values = levels_of(finding)
-    places = [_place(finding.kind, x) for x in values]
-    finish(axes, places, axis(finding.kind))
-    labels = [at(finding.kind, x) for x in values]
-    show_ticks(axes, places, labels, _TICKS_APART)
-
-
-def _words(finding: CurveFinding, subject: SubjectFinding, curves: Mapping[int, LayerCurve]) -> str:
-    """Return the compared curves in words, point by point."""
-    parts = []
-    for layer, curve in curves.items():
-        each = "; ".join(
-            f"{at(finding.kind, x)}: {100 * y:.1f}"
-            for x, y in zip(curve.x, curve.score, strict=True)
-            if y is not None
-        )
-        parts.append(f"{_called(subject, layer)}, in points: {each}.")
-    return " ".join(parts)
+    return {"label": each.label, "kind": each.kind, "metric": each.metric, "curves": found}

@@ -1,115 +1,199 @@
-"""What a report says about what was read, what it took, and what has no value."""
+"""What was read, what it took, and what was left out or has no value."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
-from jobs.report.findings import Encoded, Series, SubjectFinding
-from jobs.report.wording import title
-from jobs.words import counted
+from jobs.config.run import graded_conditions
+from jobs.prepare.records import SKIPPED
+from jobs.rank.ranking import Row
+from jobs.report.facts import Facts, title
+from jobs.report.section import Cell, Section, Table
+from jobs.report.sections.metrics import Series, series
+from jobs.run import Run, partition
+from jobs.words import count, counted, known, listed
 from operators.metrics.registry import METRICS
 from operators.prompts.conditions import graded
+from operators.prompts.views import view_name
 from storage.partition import CLEAN
 
+_SUMMED = ("prompts", "shards", "tokens", "truncated", "skipped_no_tokens", "model_seconds")
 _FROM_SEARCH = "dropped early by the search, else undefined for the reason in probe_scores"
 _FROM_TASK = "undefined, for the reason in probe_scores"
 
 
-@dataclass(frozen=True)
-class Undefined:
-    """Values that do not exist: which, how many, and why."""
+def section(facts: Facts) -> Section:
+    """Return what went through the model, and every value that does not exist."""
+    if facts.run is None:
+        return Section("What was read", "inputs", data={"encoded": []})
+    encoded = list(_encoded(facts, facts.run))
+    missing = undefined(
+        facts, [each for d in facts.run.config.datasets for each in series(facts, d.name)]
+    )
+    rows = totals(encoded)
+    tables = [_table("What went through the model", rows, facts.run)]
+    if len(encoded) > len(rows):
+        tables.append(_table("Every condition", encoded, facts.run, folded=True))
+    if missing:
+        head = ["Value", "Where", "Why"]
+        tables.append(Table("Undefined values", head, missing, words=(0, 1, 2)))
+    of_none = "No score and no metric is undefined."
+    return Section(
+        f"What was read, and what was left out{f': {len(missing)} undefined' if missing else ''}",
+        "inputs",
+        says=[f"{model_time(encoded)} {'' if missing else of_none}".strip()],
+        tables=tables,
+        folded=True,
+        data={"encoded": encoded},
+    )
 
-    what: str
-    count: str
-    reason: str
+
+def datasets(run: Run) -> tuple[Table, list[dict[str, Any]]]:
+    """Return the corpora as they were prepared, as a table and as data."""
+    found: list[dict[str, Any]] = []
+    for dataset in run.config.datasets:
+        manifest = run.prompts(dataset)
+        facts = manifest.facts()
+        found.append(
+            {
+                "name": dataset.name,
+                "prompts": manifest.rows,
+                "shards": len(manifest.receipts),
+                "skipped": {reason: int(facts[f"skipped_{reason}"]) for reason in SKIPPED},
+                "duplicates": int(facts["duplicates"]),
+            }
+        )
+    plain = ("prompts", "shards", "duplicates")
+    rows = [
+        [
+            each["name"],
+            *(count(each[name]) for name in plain),
+            *map(count, each["skipped"].values()),
+        ]
+        for each in found
+    ]
+    left_out: list[Cell] = [(reason.replace("_", " "), "left out") for reason in SKIPPED]
+    head: list[Cell] = [
+        "Dataset",
+        "Unique prompts",
+        "Shards",
+        ("Repeated", "encoded once"),
+        *left_out,
+    ]
+    return Table("Prompts of every dataset", head, rows), found
 
 
-def totals(encoded: Sequence[Encoded]) -> list[Encoded]:
+def _encoded(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
+    """Yield what went through the model: one dataset in one condition each."""
+    for dataset in run.config.datasets:
+        views = map(view_name, range(run.config.views.count))
+        conditions = (each.name for each in graded_conditions(run.config, dataset))
+        for condition in (CLEAN, *views, *conditions):
+            where = partition("embeddings", facts.ranking.subject, dataset, condition)
+            manifest = run.manifests.load(where)
+            if manifest is not None:
+                found = manifest.facts()
+                plain = ("prompts", "tokens", "truncated", "skipped_no_tokens")
+                yield {
+                    "dataset": dataset.name,
+                    "condition": condition,
+                    **{name: int(found[name]) for name in plain},
+                    "shards": len(manifest.receipts),
+                    "model_seconds": round(float(found["model_seconds"]), 3),
+                }
+
+
+def totals(encoded: Sequence[Row]) -> list[Row]:
     """Return one row per dataset for its clean texts, one for its views and one for conditions."""
-    rows = []
-    for (_, kind), group in groupby(encoded, key=lambda each: (each.dataset, _kind(each))):
+
+    def kind(each: Row) -> tuple[str, str]:
+        if each["condition"] == CLEAN:
+            return each["dataset"], CLEAN
+        return each["dataset"], "conditions" if graded(each["condition"]) else "views"
+
+    rows: list[Row] = []
+    for (_, name), group in groupby(encoded, key=kind):
         same = list(group)
-        shown = same[0].condition if len(same) == 1 else f"{len(same)} {kind}"
-        rows.append(_sum(same, shown))
+        shown = same[0]["condition"] if len(same) == 1 else f"{len(same)} {name}"
+        sums = {column: sum(each[column] for each in same) for column in _SUMMED}
+        rows.append({**same[0], **sums, "condition": shown})
     return rows
 
 
-def _kind(each: Encoded) -> str:
-    if each.condition == CLEAN:
-        return CLEAN
-    return "conditions" if graded(each.condition) else "views"
-
-
-def _sum(encoded: Sequence[Encoded], condition: str) -> Encoded:
-    return replace(
-        encoded[0],
-        condition=condition,
-        prompts=sum(each.prompts for each in encoded),
-        shards=sum(each.shards for each in encoded),
-        tokens=sum(each.tokens for each in encoded),
-        truncated=sum(each.truncated for each in encoded),
-        skipped_no_tokens=sum(each.skipped_no_tokens for each in encoded),
-        model_seconds=sum(each.model_seconds for each in encoded),
-    )
-
-
-def model_time(subject: SubjectFinding) -> str:
-    """Return what the forward passes of a subject took."""
-    tokens = sum(each.tokens for each in subject.encoded)
-    seconds = sum(each.model_seconds for each in subject.encoded)
+def model_time(encoded: Sequence[Row]) -> str:
+    """Return what the forward passes of a model took."""
+    tokens, seconds = (sum(each[name] for each in encoded) for name in ("tokens", "model_seconds"))
     rate = f", {tokens / seconds:,.0f} tokens a second" if seconds else ""
     return (
-        f"{tokens:,} tokens went through the model in {seconds:,.0f} seconds of model time, "
-        f"summed over its workers{rate}."
+        f"{tokens:,} tokens went through the model in {seconds:,.0f} seconds of model time, summed "
+        f"over its workers{rate}. Every layer, metric and task was made from these passes."
     )
 
 
-def undefined(subject: SubjectFinding) -> list[Undefined]:
-    """Return what has no value, in how many places, and why: one entry per metric and reason."""
+def undefined(facts: Facts, measured: Sequence[Series]) -> list[list[str]]:
+    """Return what has no value, in how many places, and why: a row per metric and reason."""
     together: dict[tuple[str, str], list[Series]] = {}
-    for series in subject.metrics:
-        for reason in _reasons(series):
-            together.setdefault((series.metric, reason), []).append(series)
+    for each in measured:
+        reasons = [r["reason"] or "undefined" for r in each.rows if not known(r["value"])]
+        if any(row["n_undefined"] for row in each.rows):
+            metric = METRICS.get(each.metric)
+            reasons.append(metric.undefined if metric else "undefined")
+        for reason in dict.fromkeys(reasons):
+            together.setdefault((each.metric, reason), []).append(each)
     found = [
-        Undefined(title(metric), _extent(series, reason), reason)
-        for (metric, reason), series in together.items()
+        [title(metric), _extent(same, reason), reason]
+        for (metric, reason), same in together.items()
     ]
-    reason = _FROM_TASK if subject.search_share is None else _FROM_SEARCH
-    for task in subject.tasks:
-        layers = [row.layer for row in subject.layers if row.tasks[task.label] is None]
+    searched = facts.ranking.search_share is not None
+    for task in facts.ranking.tasks:
+        rows = facts.ranking.rows
+        layers = [row["layer"] for row in rows if not known(row["tasks"][task.label])]
         if layers:
-            where = _layers(layers, len(subject.layers))
-            found.append(Undefined(f"Task {task.label}", where, reason))
+            where = _layers(layers, len(rows))
+            found.append([f"Task {task.label}", where, _FROM_SEARCH if searched else _FROM_TASK])
     return found
 
 
-def _reasons(series: Series) -> list[str]:
-    """Return why values of a series, or of prompts in it, do not exist."""
-    reasons = [each.reason or "undefined" for each in series.values if each.value is None]
-    if any(each.n_undefined for each in series.values):
-        known = METRICS.get(series.metric)
-        reasons.append(known.undefined if known else "undefined")
-    return list(dict.fromkeys(reasons))
-
-
-def _extent(series: Sequence[Series], reason: str) -> str:
+def _extent(same: Sequence[Series], reason: str) -> str:
     """Return how many values are missing for a reason, and from how many prompts at most."""
-    values = [value for each in series for value in each.values]
-    missing = [each.layer for each in values if each.value is None and each.reason == reason]
-    worst = max(values, key=lambda each: each.n_undefined)
+    rows = [row for each in same for row in each.rows]
+    missing = [
+        row["layer"]
+        for row in rows
+        if not known(row["value"]) and (row["reason"] or "undefined") == reason
+    ]
+    worst = max(rows, key=lambda row: int(row["n_undefined"]))
     parts = []
     if missing:
-        where = _layers(sorted(set(missing)), len({each.layer for each in values}))
-        parts.append(f"{len(missing):,} of {counted(len(values), 'value')}, in {where}")
-    if worst.n_undefined:
-        total = worst.n_prompts + worst.n_undefined
-        parts.append(f"{worst.n_undefined:,} of {total:,} prompts, at most in one layer")
+        where = _layers(sorted(set(missing)), len({row["layer"] for row in rows}))
+        parts.append(f"{len(missing):,} of {counted(len(rows), 'value')}, in {where}")
+    if worst["n_undefined"]:
+        total = worst["n_prompts"] + worst["n_undefined"]
+        parts.append(f"{worst['n_undefined']:,} of {total:,} prompts, at most in one layer")
     return "; ".join(parts)
 
 
 def _layers(layers: Sequence[int], of: int) -> str:
     if len(layers) == of:
         return "every layer"
-    return f"layer{'' if len(layers) == 1 else 's'} {', '.join(map(str, layers))}"
+    return f"layer{'' if len(layers) == 1 else 's'} {listed([*map(str, layers)])}"
+
+
+def _table(label: str, encoded: Sequence[Row], run: Run, *, folded: bool = False) -> Table:
+    columns = ("prompts", "tokens", "truncated", "skipped_no_tokens", "model_seconds")
+    rows = [
+        [each["dataset"], each["condition"], *(count(each[name]) for name in columns)]
+        for each in encoded
+    ]
+    head: list[Cell] = [
+        "Dataset",
+        "Condition",
+        "Prompts",
+        "Tokens",
+        ("Truncated", f"at {run.config.extract.max_tokens} tokens"),
+        ("No token", "left out"),
+        ("Model time", "seconds"),
+    ]
+    return Table(label, head, rows, words=(0, 1), folded=folded)

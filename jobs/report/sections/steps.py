@@ -1,174 +1,168 @@
-"""The three steps of choosing a layer, in words: compare on a task, check stability, weigh cost."""
+"""Choosing a layer in three steps: compare on the tasks, check stability, weigh the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from jobs.report.findings import CurveFinding, LayerFinding, SubjectFinding
-from jobs.report.gallery import drawn
-from jobs.report.sections.curves import curve_of
-from jobs.report.wording import is_equal, nearest, scored, title, value_at
-from jobs.words import counted, number, points, share, size
+from jobs.rank.ranking import Row, as_good_as_best
+from jobs.report.facts import Facts, layer_cell, title
+from jobs.report.section import Cell, Section, Step, Table
+from jobs.report.sections.cost import has_latency, spread
+from jobs.report.sections.curves import Curves, curves
+from jobs.report.sections.metrics import drawn, from_few, series
+from jobs.words import counted, known, listed, number, points, share
 from operators.analysis.labelfree import READ_AS
 
+# How people read each metric of stability, which proves nothing.
 METRICS = {
     "infonce": "low: typos ignored",
     "lidar": "high: texts apart",
     "prompt_entropy": "low: compressed",
 }
-_NOISE = "noise"
-_MOST = 5
+_MOST = 5  # candidates
 
 
-@dataclass(frozen=True)
-class Falls:
+class Fall(NamedTuple):
     """Mean score of a layer over the tasks with noise: on clean texts, and at the highest level."""
 
-    layer: int
     clean: float
     noisy: float
 
 
-def apply(subject: SubjectFinding) -> bool:
-    """Whether a subject has what the steps need: two scored layers, and scores under noise."""
-    return len(scored(subject)) > 1 and bool(falls(subject))
+def section(facts: Facts) -> Section:
+    """Return the three steps with what each found, and a table of the layers to choose between."""
+    return section_of(facts, [each for each in curves(facts) if each.kind == "noise"])
 
 
-def candidates(subject: SubjectFinding) -> list[LayerFinding]:
-    """Return the layers between which to choose: those equal to the best, the next, the last."""
-    rows = scored(subject)
-    best_first = sorted(rows, key=lambda row: (-(row.score or 0.0), row.layer))
-    kept = [row.layer for row in best_first if is_equal(row)][: _MOST - 2] or [best_first[0].layer]
-    kept += [layer for layer in (nearest(subject), subject.last) if layer is not None]
-    kept.append(subject.verdict.layer)
-    return [row for row in rows if row.layer in kept]
-
-
-def compare(subject: SubjectFinding) -> str:
-    """Return what the first step found: the layers on the task."""
-    rows = sorted(scored(subject), key=lambda row: (-(row.score or 0.0), row.layer))
-    tasks = ", ".join(f"“{task.label}”" for task in subject.tasks)
-    prompts = max((each.prompts for each in subject.encoded), default=0)
-    best, last = rows[0], next((row for row in rows if row.layer == subject.last), None)
-    other, called = (rows[1], "the next") if best is last or last is None else (last, "the last")
-    return (
-        f"{counted(len(rows), 'layer')} of {counted(prompts, 'prompt')}, from one pass of the "
-        f"model, were compared on {tasks}. Layer {best.layer} scores highest, "
-        f"{points(best.score)} points; {called}, layer {other.layer}, {points(other.score)}."
+def section_of(facts: Facts, noise: list[Curves]) -> Section:
+    """Return the three steps of a model, whose robustness curves are `noise`."""
+    if not facts.ranking.scored:
+        return Section("In three steps", "steps")
+    chosen = candidates(facts)
+    found = falls(noise, [row["layer"] for row in chosen])
+    stable = "curves" if found else "metrics" if facts.run else "ranking"
+    return Section(
+        "In three steps",
+        "steps",
+        steps=[
+            Step("Compare the layers on the tasks.", "ranking", _compared(facts)),
+            Step("Check how stable they are.", stable, _stability(facts, noise, found)),
+            Step("Choose by cost.", "cost", _cost(facts, chosen)),
+        ],
+        tables=[_table(facts, chosen, found)],
     )
 
 
-def stability(subject: SubjectFinding) -> str:
-    """Return what the second step found: how each candidate holds when words have typos."""
-    found = [each for each in falls(subject) if each.layer in _layers(subject)]
-    level = max(x for each in _noise(subject) for curve in each.curves for x in curve.x)
-    parts = [
-        f"layer {each.layer} goes from {points(each.clean)} to {points(each.noisy)} points"
-        for each in found
-    ]
-    said = f"With typos (of each kind in {share(level)} of the words) {'; '.join(parts)}."
-    if len(found) > 1:
-        least = min(found, key=lambda each: (each.clean - each.noisy, each.layer)).layer
-        most = max(found, key=lambda each: (each.noisy, -each.layer)).layer
-        if least == most:
-            said += f" Layer {least} loses least and scores most."
-        else:
-            said += f" Layer {least} loses least, layer {most} scores most."
-    return " ".join([said, *_of_metrics(subject)])
+def candidates(facts: Facts) -> list[Row]:
+    """Return the layers between which to choose: those equal to the best, the next, the last."""
+    ranking = facts.ranking
+    equal = [row["layer"] for row in ranking.best_first if as_good_as_best(row)]
+    kept = {*(equal[: _MOST - 2] or [ranking.best_first[0]["layer"]]), ranking.nearest}
+    kept |= {ranking.last, ranking.verdict.layer}
+    return [row for row in ranking.scored if row["layer"] in kept]
 
 
-def cost(subject: SubjectFinding) -> str:
-    """Return what the third step found: what each candidate takes."""
-    parts = [
-        f"layer {row.layer} takes {share(row.cost)} of the compute and "
-        f"{size(row.latency_ms)} ms a prompt"
-        for row in candidates(subject)
-    ]
-    said = f"{'; '.join(parts)}."
-    chosen = subject.verdict.layer
-    if subject.verdict.kind == "use_layer":
-        end = (
-            f"Layer {chosen} is the choice, and it saves {share(subject.verdict.saved)} of the "
-            "compute."
-        )
-    elif subject.verdict.kind == "keep_last":
-        end = f"The last layer ({chosen}) is the choice, and it saves nothing."
-    else:
-        end = "The scores do not decide between them."
-    return f"{said[0].upper()}{said[1:]} {end}"
-
-
-def metric(subject: SubjectFinding, name: str, layer: int) -> str:
-    """Return a stability metric of a layer, on the first dataset that has it."""
-    return number(_value(subject, name, layer))
-
-
-def better(name: str) -> str:
-    """Return how people read a metric."""
-    return METRICS[name]
-
-
-def measured(subject: SubjectFinding) -> list[str]:
-    """Return which stability metrics were measured."""
-    return [
-        name
-        for name in METRICS
-        if any(_value(subject, name, layer) is not None for layer in _layers(subject))
-    ]
-
-
-def falls(subject: SubjectFinding) -> list[Falls]:
-    """Return how far the score of every layer falls under noise, mean over the tasks with both."""
-    found = []
-    for row in subject.layers:
-        ends = [
-            (curve.score[0], curve.score[-1])
-            for each in _noise(subject)
-            if (curve := curve_of(each, row.layer)) is not None and len(curve.x) > 1
-        ]
-        known = [(a, b) for a, b in ends if a is not None and b is not None]
-        if known:
-            clean, noisy = (sum(side) / len(known) for side in zip(*known, strict=True))
-            found.append(Falls(row.layer, clean, noisy))
+def falls(noise: list[Curves], layers: list[int]) -> dict[int, Fall]:
+    """Return how far the score of each layer falls under noise, mean over the tasks with both."""
+    found = {}
+    for layer in layers:
+        ends = []
+        for each in noise:
+            at = each.scores.get(layer, {})
+            if len(at) > 1:
+                ends.append((at[min(at)].mean, at[max(at)].mean))
+        pairs = [(clean, noisy) for clean, noisy in ends if known(clean) and known(noisy)]
+        if pairs:
+            sides = zip(*pairs, strict=True)
+            found[layer] = Fall(*(sum(side) / len(pairs) for side in sides))
     return found
 
 
-def fall_of(subject: SubjectFinding, layer: int) -> Falls | None:
-    """Return how far a layer falls under noise; None if it was not tested."""
-    return next((each for each in falls(subject) if each.layer == layer), None)
+def _compared(facts: Facts) -> str:
+    ranking, best_first = facts.ranking, facts.ranking.best_first
+    tasks = counted(len(ranking.counting), "task")
+    said = f"{counted(len(best_first), 'layer')}, {tasks}, one pass of the model: layer "
+    said = said if facts.run else f"{counted(len(best_first), 'layer')}, {tasks}: layer "
+    best = best_first[0]
+    said += f"{best['layer']} scores highest, {points(best['score'])} points"
+    if len(best_first) == 1:
+        return f"{said}."
+    last = next((row for row in best_first if row["layer"] == ranking.last), best)
+    other, called = (best_first[1], "the next") if last is best else (last, "the last")
+    return f"{said}; {called}, layer {other['layer']}, {points(other['score'])}."
 
 
-def _noise(subject: SubjectFinding) -> list[CurveFinding]:
-    return [each for each in subject.curves if each.kind == _NOISE]
-
-
-def _layers(subject: SubjectFinding) -> list[int]:
-    return [row.layer for row in candidates(subject)]
-
-
-def _of_metrics(subject: SubjectFinding) -> list[str]:
-    """Say where each metric reads best among the candidates, which is no proof of anything."""
+def _stability(facts: Facts, noise: list[Curves], found: dict[int, Fall]) -> str:
+    said = []
+    if found:
+        level = max(x for each in noise for at in each.scores.values() for x in at)
+        parts = [f"layer {n} to {points(fall.noisy)}" for n, fall in found.items()]
+        said.append(f"With typos in {share(level)} of the words scores fall: {listed(parts)}.")
     best: dict[int, list[str]] = {}
-    for name in measured(subject):
-        values = {
-            layer: value
-            for layer in _layers(subject)
-            if (value := _value(subject, name, layer)) is not None
-        }
+    layers = [row["layer"] for row in candidates(facts)]
+    for name in _measured(facts):
+        values = {n: v for n in layers if known(v := facts.ranking.metric(name).get(n))}
         choose = min if READ_AS[name] == "low" else max
         best.setdefault(choose(values, key=values.__getitem__), []).append(title(name))
-    said = [f"layer {layer} by {_joined(names)}" for layer, names in sorted(best.items())]
-    return [f"Most stable is {_joined(said)}, which describe and do not decide."] if said else []
+    if best:
+        parts = [f"layer {layer} by {listed(names)}" for layer, names in sorted(best.items())]
+        said.append(f"Most stable is {listed(parts)}, which describe and do not decide.")
+    return " ".join(said) or "Nothing was measured that tells: no typos (curves.noise), no metrics."
 
 
-def _value(subject: SubjectFinding, name: str, layer: int) -> float | None:
-    for dataset in dict.fromkeys(each.dataset for each in subject.metrics):
-        for each in drawn(subject, dataset):
-            if each.metric == name:
-                return value_at(each, layer)
-    return None
+def _cost(facts: Facts, chosen: list[Row]) -> str:
+    verdict = facts.ranking.verdict
+    parts = [f"layer {row['layer']} takes {share(row['cost'])} of the compute" for row in chosen]
+    end = "the scores do not decide between them"
+    if verdict.kind == "use_layer":
+        end = f"layer {verdict.layer} is the choice, and saves {share(verdict.saved)}"
+    elif verdict.kind == "keep_last":
+        end = "the last layer is the choice, and saves nothing"
+    return f"{listed(parts).capitalize()}; {end}."
 
 
-def _joined(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _measured(facts: Facts) -> list[str]:
+    """Return which metrics of stability have a value in some candidate."""
+    layers = [row["layer"] for row in candidates(facts)]
+    return [
+        name for name in METRICS if any(known(facts.ranking.metric(name).get(n)) for n in layers)
+    ]
+
+
+def _table(facts: Facts, chosen: list[Row], found: dict[int, Fall]) -> Table:
+    ranking, measured = facts.ranking, _measured(facts)
+    timed = has_latency(ranking)
+    head: list[Cell] = ["Candidate", ("Score", "points")]
+    head += [("With typos", "points")] if found else []
+    head += [(title(name), METRICS[name]) for name in measured]
+    head += [("Compute", "of the model"), *([("Latency", "ms, middle half")] if timed else [])]
+    rows: list[list[Cell]] = []
+    for row in chosen:
+        layer = row["layer"]
+        noisy = [points(found[layer].noisy if layer in found else None)] if found else []
+        values = [number(ranking.metric(name).get(layer)) for name in measured]
+        time = [spread(ranking, layer)] if timed else []
+        cells = [points(row["score"]), *noisy, *values, share(row["cost"]), *time]
+        rows.append([layer_cell(layer, ranking), *cells])
+    best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
+    note = "Candidates: the layers within one standard error of the best, the next, and the last."
+    few = _from_few(facts)
+    pale = [2 + bool(found) + at for at, name in enumerate(measured) if name in few]
+    if pale:
+        note += " Grey: from too few prompts."
+    marked = best if ranking.is_certain else set()
+    grey = {(row, column) for row in range(len(rows)) for column in pale}
+    return Table("Candidates", head, rows, marked=marked, grey=grey, note=note)
+
+
+def _from_few(facts: Facts) -> set[str]:
+    """Return the metrics whose shown values are from too few prompts."""
+    if facts.run is None:
+        return set()
+    datasets = {metric: dataset for dataset, metric in reversed([*facts.ranking.metrics])}
+    return {
+        each.metric
+        for dataset in dict.fromkeys(datasets.values())
+        for each in drawn(facts.ranking, series(facts, dataset))
+        if datasets[each.metric] == dataset and from_few(facts, each)
+    }

@@ -1,39 +1,22 @@
-"""The checkpoints of a model over training: gathered, said, and drawn as layer by step."""
+"""The checkpoints of a model over training: of a sweep, and of the nights of a nightly."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.patches import PathPatch
-from matplotlib.path import Path
 
-from jobs import words
-from jobs.report import wording
-from jobs.report.charts import (
-    ACCENT,
-    CHAR_WIDTH,
-    INK,
-    LINE_HEIGHT,
-    MUTED,
-    PAPER,
-    Size,
-    drawing,
-    new_axes,
-    to_svg,
-)
-from jobs.report.findings import Findings, OvertakingFinding, Series, SubjectFinding, SweepFinding
-from jobs.report.gallery import drawn
+from jobs.rank.ranking import Checkpoint, Row
+from jobs.report.charts import HeatMap, Lines, Look, Mark, in_points
+from jobs.report.facts import title
 from jobs.report.guide import link_to
-from jobs.report.wording import gain_span
+from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.sections.ranking import gain_span
 from jobs.subjects import step_of
-from jobs.words import NOTHING, counted, points, signed
-from operators.metrics.registry import METRICS, unit_of
+from jobs.words import NOTHING, counted, known, points, signed, span
+from operators.metrics.registry import METRICS
 from operators.ranking.overtaking import overtakings
 
 _VERDICTS = {
@@ -42,6 +25,41 @@ _VERDICTS = {
     "not_enough_evidence": "not enough evidence, layer {}",
     "no_labels": "no labels, layer {}",
 }
+
+
+def section(
+    checkpoints: Sequence[Checkpoint],
+    level: float,
+    units: Mapping[str, str],
+    alerts: Mapping[str, str] | None = None,
+) -> Section:
+    """Return what the checkpoints of a model show, the oldest first.
+
+    `units` are those of the metrics, and `alerts` the rules that checkpoints broke, by revision.
+    """
+    newest, rows = checkpoints[-1], overtaken(checkpoints)
+    interval = f"{100 * level:g} % interval"
+    told = sweep_sentence(checkpoints, rows, level)
+    scored = any(known(row["score"]) for each in checkpoints for row in each.ranking)
+    return Section(
+        headline(checkpoints),
+        "training",
+        says=[told],
+        figures=figures(checkpoints, interval),
+        charts=_score_charts(checkpoints, interval, alerts or {}) if scored else [],
+        tables=[
+            *([_overtakings(checkpoints, rows, interval)] if scored else []),
+            _verdicts(checkpoints, interval, alerts),
+        ],
+        parts=_maps(checkpoints, units),
+        data={
+            "name": newest.model,
+            "revisions": [each.revision for each in checkpoints],
+            "steps": [step_of(each.revision) for each in checkpoints],
+            "overtakings": rows,
+            "sentence": told,
+        },
+    )
 
 
 def place(revision: str | None) -> str:
@@ -57,413 +75,265 @@ def at(revision: str) -> str:
     return f"checkpoint {revision}" if step_of(revision) is None else f"step {place(revision)}"
 
 
-def axis(revisions: Sequence[str]) -> str:
+def axis(checkpoints: Sequence[Checkpoint]) -> str:
     """Return what the columns of a map are."""
-    return "checkpoint" if any(step_of(each) is None for each in revisions) else "training step"
+    named = any(step_of(each.revision) is None for each in checkpoints)
+    return "checkpoint" if named else "training step"
 
 
-def sweep_sentence(
-    checkpoints: Sequence[SubjectFinding], rows: Sequence[OvertakingFinding], level: float
-) -> str:
-    """Return which layers came to score above the last one, and from when on."""
+def headline(checkpoints: Sequence[Checkpoint]) -> str:
+    """Return what the newest checkpoint recommends."""
     newest = checkpoints[-1]
-    if not newest.is_scored:
-        return f"No layer is scored at {at(newest.revision)}: nothing tells when one overtook."
-    above = [row for row in rows if row.stays_above is not None]
-    if not above:
-        return f"At {at(newest.revision)} no layer scores above the last one, layer {newest.last}."
-    order = [each.revision for each in checkpoints]
-    since = min(order.index(str(row.stays_above)) for row in above)
-    longest = [row.layer for row in above if row.stays_above == order[since]]
-    who = f"layer {longest[0]}" if len(longest) == 1 else f"{len(longest)} of them"
-    score = "scores" if len(above) == 1 else "score"
-    says = (
-        f"At {at(newest.revision)}, {len(above)} of the {counted(len(rows), 'layer')} below the "
-        f"last {score} above it, {who} "
-        f"{f'since {at(order[since])}' if since else 'in every checkpoint'}"
-    )
-    interval = f"{100 * level:g} % interval of the gain"
-    clear = [row for row in above if row.clearly_above is not None]
-    if not clear:
-        return f"{says}. Of none of them does the {interval} ever lie above 0."
-    soonest = min(clear, key=lambda row: order.index(str(row.clearly_above)))
-    return (
-        f"{says}. The {interval} lies above 0 for the first time at "
-        f"{at(str(soonest.clearly_above))}, for layer {soonest.layer}."
-    )
+    verdict = _VERDICTS[newest.ranking[0]["verdict"]].format(newest.recommended)
+    return f"{newest.model} at {at(newest.revision)}: {verdict}"
 
 
-def overtaking_rows(
-    sweep: SweepFinding, newest: SubjectFinding
-) -> list[tuple[str, str, str, str, str]]:
-    """Return layer, since when above, since when clearly, and the newest gain with its interval."""
-    gains = {row.layer: row.gain for row in newest.layers}
-    return [
-        (
-            str(row.layer),
-            place(row.stays_above),
-            place(row.clearly_above),
-            signed(gains[row.layer]),
-            gain_span(newest, row.layer),
-        )
-        for row in sweep.overtakings
-    ]
-
-
-def verdict_rows(checkpoints: Sequence[SubjectFinding]) -> list[tuple[str, ...]]:
-    """Return step, last score, best layer with score, gain and interval, and the verdict."""
-    return [_verdict_row(each) for each in checkpoints]
-
-
-def _verdict_row(subject: SubjectFinding) -> tuple[str, ...]:
-    rows = {row.layer: row for row in subject.layers}
-    best = min((row.layer for row in subject.layers if row.rank == 1), default=None)
-    found = rows[best] if best is not None else None
-    return (
-        place(subject.revision),
-        points(rows[subject.last].score),
-        NOTHING if found is None else str(found.layer),
-        NOTHING if found is None else points(found.score),
-        NOTHING if found is None else signed(found.gain),
-        NOTHING if found is None else gain_span(subject, found.layer),
-        _VERDICTS[subject.verdict.kind].format(subject.verdict.layer),
-    )
-
-
-def relative(value: float | None) -> str:
-    """Return a relative depth with two decimals."""
-    return NOTHING if value is None else f"{value:.2f}"
-
-
-def ranked_alike(findings: Findings) -> str:
-    """Return what the models have in common."""
-    tasks = len({label for each in findings.subjects for label in [t.label for t in each.tasks]})
-    same = f", scored on the same {counted(tasks, 'task')}" if tasks else ""
-    return (
-        f"{counted(len(findings.side_by_side), 'model')} read the same texts{same}. Depth is "
-        "layer / last layer, so that models of different sizes lie on one axis: 0 is the input of "
-        "the first block, 1 the last layer."
-    )
-
-
-def sweeps(subjects: Sequence[SubjectFinding], level: float) -> list[SweepFinding]:
-    """Return every sweep of the run, with when each layer overtook the last one."""
-    return [_sweep(checkpoints, level) for checkpoints in _trajectories(subjects)]
-
-
-def in_full(findings: Findings) -> list[SubjectFinding]:
-    """Return the subjects that a report shows in full: of every sweep the newest checkpoint."""
-    newest = {sweep.name: sweep.revisions[-1] for sweep in findings.sweeps}
-    return [
-        each for each in findings.subjects if newest.get(each.name, each.revision) == each.revision
-    ]
-
-
-def checkpoints(findings: Findings, sweep: SweepFinding) -> list[SubjectFinding]:
-    """Return the subjects of a sweep, the oldest first."""
-    found = {each.revision: each for each in findings.subjects if each.name == sweep.name}
-    return [found[revision] for revision in sweep.revisions]
-
-
-def depth(layer: int, last: int) -> float:
-    """Return the relative depth of a layer, 0..1; a model without blocks is all of it."""
-    return layer / last if last else 1.0
-
-
-def _trajectories(subjects: Sequence[SubjectFinding]) -> list[list[SubjectFinding]]:
-    """Return the checkpoints of every model that has two or more, the oldest first.
-
-    In the order of their steps; where one has no step in its revision, as they were given.
-    """
-    together: dict[str, list[SubjectFinding]] = {}
-    for subject in subjects:
-        together.setdefault(subject.name, []).append(subject)
-    return [_by_step(same) for same in together.values() if len(same) > 1]
-
-
-def _by_step(subjects: Sequence[SubjectFinding]) -> list[SubjectFinding]:
-    steps = {id(each): step_of(each.revision) for each in subjects}
-    if None in steps.values():
-        return list(subjects)
-    return sorted(subjects, key=lambda each: steps[id(each)] or 0)
-
-
-def _sweep(checkpoints: Sequence[SubjectFinding], level: float) -> SweepFinding:
+def figures(checkpoints: Sequence[Checkpoint], interval: str) -> list[tuple[str, str]]:
+    """Return the gain over the last layer, its interval, and the change since earlier ones."""
     newest = checkpoints[-1]
-    layers = [row.layer for row in newest.layers]
-    # The layers of a checkpoint with another depth are not those of the newest.
-    columns = [
-        {row.layer: row for row in each.layers} if each.last == newest.last else {}
-        for each in checkpoints
-    ]
-    rows_SL = [[column.get(layer) for layer in layers] for column in columns]
-    gain_SL = [[_known(row.gain if row else None) for row in rows] for rows in rows_SL]
-    low_SL = [[_known(row.gain_low if row else None) for row in rows] for rows in rows_SL]
-    revisions = [each.revision for each in checkpoints]
-    found = [
-        OvertakingFinding(
-            each.layer,
-            None if each.stays_above is None else revisions[each.stays_above],
-            None if each.clearly_above is None else revisions[each.clearly_above],
-        )
-        for each in overtakings(gain_SL, low_SL, layers=layers)
-        if each.layer != newest.last
-    ]
-    steps = [step_of(revision) for revision in revisions]
-    sentence = sweep_sentence(checkpoints, found, level)
-    return SweepFinding(newest.name, revisions, steps, found, sentence)
-
-
-def _known(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-WIDE = Size(1040, 330, left=48, right=84)
-NARROW = Size(368, 280, right=64)
-_SMALL = Size(320, 220, left=44, right=66)
-_LEVELS = 12
-_FAINTEST = 0.07
-_LOGARITHMIC = 100  # from the lowest to the highest value; more would show one colour only
-_BAR = 12  # pixels of the scale's width, and half of that from the map
-_APART = 8  # pixels between the labels of two columns
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """A map as the page shows it; no drawing where no checkpoint has a value."""
-
-    title: str
-    link: str
-    says: str
-    source: str
-    svg: Markup | None
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """What a map shows: values [L, S], NaN where there is none; `best` marks each column's."""
-
-    title: str
-    unit: str
-    revisions: list[str]
-    values_LS: npt.NDArray[np.float64]
-    best: bool = False
-
-    @property
-    def range(self) -> tuple[float, float]:
-        return float(np.nanmin(self.values_LS)), float(np.nanmax(self.values_LS))
-
-    @property
-    def is_logarithmic(self) -> bool:
-        low, high = self.range
-        return low > 0 and high / low > _LOGARITHMIC
-
-    def level(self, value: float) -> int:
-        """Return the strength of a value's colour, 0 for the lowest."""
-        low, high = self.range
-        if high <= low:
-            return _LEVELS - 1
-        if self.is_logarithmic:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return min(int(_LEVELS * (value - low) / (high - low)), _LEVELS - 1)
-
-    def at(self, share: float) -> float:
-        """Return the value at a share of the scale, 0..1."""
-        low, high = self.range
-        if self.is_logarithmic:
-            return float(low * (high / low) ** share)
-        return low + share * (high - low)
-
-
-def score_maps(checkpoints: Sequence[SubjectFinding], name: str) -> dict[str, Markup]:
-    """Return the map of the mean score for wide and for narrow windows; {} without scores."""
-    grid = _score_grid(checkpoints, None)
-    if np.isnan(grid.values_LS).all():
-        return {}
-    return {
-        "wide": _draw(grid, f"{name}-wide", WIDE),
-        "narrow": _draw(grid, f"{name}-narrow", NARROW),
-    }
-
-
-def task_maps(checkpoints: Sequence[SubjectFinding], name: str) -> list[HeatMap]:
-    """Return a map of every task's score; none for one task, whose score is the mean."""
-    tasks = checkpoints[-1].tasks
-    if len(tasks) < 2:  # noqa: PLR2004
-        return []
-    return [
-        _map(
-            _score_grid(checkpoints, task.label),
-            f"{name}-{index}",
-            source=f"{task.type.replace('_', ' ')} on {task.dataset}, {task.metric}.",
-        )
-        for index, task in enumerate(tasks)
-    ]
-
-
-def metric_maps(checkpoints: Sequence[SubjectFinding], dataset: str, name: str) -> list[HeatMap]:
-    """Return a map of every metric's main variant on a dataset."""
-    newest = checkpoints[-1]
-    found = []
-    for index, series in enumerate(drawn(newest, dataset)):
-        metric = METRICS[series.metric]
-        values_LS = _columns(
-            [_series_values(each, series) for each in checkpoints], [r.layer for r in newest.layers]
-        )
-        unit = unit_of(series.metric, series.variant)
-        grid = _Grid(metric.title, unit, [each.revision for each in checkpoints], values_LS)
-        how = wording.vectors_of(series.norm, series.pooling)
-        found.append(
-            _map(
-                grid,
-                f"{name}-{index}",
-                link=link_to(metric.title),
-                says=metric.says,
-                source=f"{how[0].upper()}{how[1:]}.",
-            )
-        )
+    row = newest.row(newest.recommended)
+    found = [(f"{signed(row['gain'])} points", f"over the last layer, {max(newest.layers)}")]
+    if row["layer"] == max(newest.layers):
+        found = [(f"{points(row['score'])} points", f"score of layer {row['layer']}, the last")]
+    elif known(row["gain_low"]):
+        found.append((span(row["gain_low"], row["gain_high"]), f"{interval} of that"))
+    earlier = {"the checkpoint before": checkpoints[-2:-1], "the first": checkpoints[:-2][:1]}
+    for text, before in earlier.items():
+        for each in before:
+            change = row["score"] - each.row(each.recommended)["score"]
+            found.append((signed(change), f"points since {text}, {place(each.revision)}"))
     return found
 
 
-def _map(grid: _Grid, name: str, *, source: str, link: str = "", says: str = "") -> HeatMap:
-    if np.isnan(grid.values_LS).all():
-        return HeatMap(grid.title, link, says, source, None)
-    notes = ["Logarithmic colours."] if grid.is_logarithmic else []
-    notes += ["Blank: no value."] if np.isnan(grid.values_LS).any() else []
-    source = " ".join([source, *notes])
-    return HeatMap(grid.title, link, says, source, _draw(grid, name, _SMALL))
-
-
-def _score_grid(checkpoints: Sequence[SubjectFinding], task: str | None) -> _Grid:
-    columns = [
-        {row.layer: row.score if task is None else row.tasks.get(task) for row in each.layers}
+def overtaken(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
+    """Return from which checkpoint on each layer stays above the last, and is so clearly."""
+    newest, revisions = checkpoints[-1], [each.revision for each in checkpoints]
+    layers, last = newest.layers, max(newest.layers)
+    # The layers of a checkpoint with another depth are not those of the newest.
+    by_layer: list[dict[int, Row]] = [
+        {row["layer"]: row for row in each.ranking} if max(each.layers) == last else {}
         for each in checkpoints
     ]
-    values_LS = 100 * _columns(columns, [row.layer for row in checkpoints[-1].layers])
-    revisions = [each.revision for each in checkpoints]
-    return _Grid("Score" if task is None else task, "points", revisions, values_LS, best=True)
-
-
-def _series_values(subject: SubjectFinding, like: Series) -> dict[int, float | None]:
-    wanted = (like.dataset, like.metric, like.variant, like.norm, like.pooling)
-    for each in subject.metrics:
-        if (each.dataset, each.metric, each.variant, each.norm, each.pooling) == wanted:
-            return {value.layer: value.value for value in each.values}
-    return {}
-
-
-def _columns(
-    columns: Sequence[dict[int, float | None]], layers: Sequence[int]
-) -> npt.NDArray[np.float64]:
-    rows = [[column.get(layer) for column in columns] for layer in layers]
-    return np.array(rows, dtype=np.float64)
-
-
-@drawing()
-def _draw(grid: _Grid, name: str, size: Size) -> Markup:
-    figure, axes = new_axes(size, [])
-    layers, checkpoints = grid.values_LS.shape
-    for level in range(_LEVELS):
-        cells = [
-            (float(s), float(k))
-            for k, s in np.argwhere(~np.isnan(grid.values_LS))
-            if grid.level(grid.values_LS[k, s]) == level
-        ]
-        _paint(axes, cells, level)
-    if grid.best:
-        _mark_best(axes, grid)
-    axes.set_xlim(-0.5, checkpoints - 0.5)
-    axes.set_ylim(-0.5, layers - 0.5)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelcolor=MUTED, pad=6)
-    _label_columns(axes, grid, size)
-    shown = _thinned(layers, (size.height - size.top - size.bottom) / layers, LINE_HEIGHT)
-    axes.set_yticks(shown, labels=[str(layer) for layer in shown])
-    axes.set_xlabel(axis(grid.revisions), color=MUTED)
-    axes.set_ylabel("layer", color=MUTED)
-    _draw_scale(axes, grid, size)
-    title = f"{grid.title} of every layer at every checkpoint"
-    return to_svg(figure, name, title, _words(grid))
-
-
-def _paint(axes: Axes, cells: Sequence[tuple[float, float]], level: int) -> None:
-    """Paint the unit squares around some places in the colour of a level."""
-    if not cells:
-        return
-    corners = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)]
-    vertices = [(x + dx, y + dy) for x, y in cells for dx, dy in corners]
-    one = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
-    path = Path(vertices, one * len(cells))
-    axes.add_patch(
-        PathPatch(path, facecolor=ACCENT, alpha=_alpha(level), linewidth=0, antialiased=False)
+    gain_SL, low_SL = (
+        [[rows[n][name] if n in rows else math.nan for n in layers] for rows in by_layer]
+        for name in ("gain", "gain_low")
     )
 
+    def named(index: int | None) -> str | None:
+        return None if index is None else revisions[index]
 
-def _alpha(level: int) -> float:
-    return round(_FAINTEST + (1 - _FAINTEST) * level / (_LEVELS - 1), 3)
-
-
-def _mark_best(axes: Axes, grid: _Grid) -> None:
-    """Put a dot on the highest value of each column, the lowest layer of equals."""
-    columns = [s for s in range(len(grid.revisions)) if not np.isnan(grid.values_LS[:, s]).all()]
-    best = [int(np.nanargmax(grid.values_LS[:, s])) for s in columns]
-    axes.scatter(columns, best, s=22, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=4)
-
-
-def _label_columns(axes: Axes, grid: _Grid, size: Size) -> None:
-    """Name as many columns as fit beside one another, the newest among them."""
-    labels = [place(revision) for revision in grid.revisions]
-    width = (size.width - size.left - size.right) / len(labels)
-    half = [len(label) * CHAR_WIDTH / 2 for label in labels]
-    shown: list[int] = []
-    for index in reversed(range(len(labels))):
-        free = not shown or (shown[-1] - index) * width >= half[index] + half[shown[-1]] + _APART
-        if free:
-            shown.append(index)
-    axes.set_xticks(shown, labels=[labels[index] for index in shown])
+    return [
+        {
+            "layer": each.layer,
+            "stays_above": named(each.stays_above),
+            "clearly_above": named(each.clearly_above),
+        }
+        for each in overtakings(gain_SL, low_SL, layers=layers)
+        if each.layer != last
+    ]
 
 
-def _thinned(count: int, width: float, needed: float) -> list[int]:
-    """Return which of evenly spaced places get a label, the last among them."""
-    every = max(math.ceil(needed / width), 1)
-    return list(range(count - 1, -1, -every))
-
-
-def _draw_scale(axes: Axes, grid: _Grid, size: Size) -> None:
-    """Draw the colours from the lowest to the highest value at the right, with numbers."""
-    across = _BAR / (size.width - size.left - size.right)
-    scale = axes.inset_axes((1 + across / 2, 0, across, 1))
-    scale.set_xlim(-0.5, 0.5)
-    scale.set_ylim(-0.5, _LEVELS - 0.5)
-    scale.patch.set_alpha(0)
-    scale.spines[:].set_visible(False)
-    scale.set_xticks([])
-    scale.yaxis.tick_right()
-    scale.tick_params(length=0, labelcolor=MUTED, pad=4)
-    low, high = grid.range
-    shares = (0.0, 0.5, 1.0) if high > low else (1.0,)
-    for level in range(_LEVELS) if high > low else (_LEVELS - 1,):
-        _paint(scale, [(0.0, float(level))], level)
-    form = words.decimal if grid.unit == "points" else words.number
-    scale.set_yticks(
-        [share * _LEVELS - 0.5 for share in shares],
-        labels=[form(grid.at(share)) for share in shares],
+def sweep_sentence(
+    checkpoints: Sequence[Checkpoint], rows: Sequence[Mapping[str, Any]], level: float
+) -> str:
+    """Return which layers came to score above the last one, and from when on."""
+    newest, order = checkpoints[-1], [each.revision for each in checkpoints]
+    if not any(known(row["score"]) for row in newest.ranking):
+        return f"No layer is scored at {at(newest.revision)}: nothing tells when one overtook."
+    above = [row for row in rows if row["stays_above"] is not None]
+    if not above:
+        last = max(newest.layers)
+        return f"At {at(newest.revision)} no layer scores above the last one, layer {last}."
+    since = min(order.index(row["stays_above"]) for row in above)
+    longest = [row["layer"] for row in above if row["stays_above"] == order[since]]
+    who = f"layer {longest[0]}" if len(longest) == 1 else f"{len(longest)} of them"
+    says = (
+        f"At {at(newest.revision)}, {len(above)} of the {counted(len(rows), 'layer')} below the "
+        f"last {'scores' if len(above) == 1 else 'score'} above it, {who} "
+        f"{f'since {at(order[since])}' if since else 'in every checkpoint'}"
     )
-
-
-def _words(grid: _Grid) -> str:
-    low, high = grid.range
-    newest = "; ".join(
-        f"layer {layer}: {value:.4g}"
-        for layer, value in enumerate(grid.values_LS[:, -1])
-        if not np.isnan(value)
-    )
+    interval = f"{100 * level:g} % interval of the gain"
+    clear = [row for row in above if row["clearly_above"] is not None]
+    if not clear:
+        return f"{says}. Of none of them does the {interval} ever lie above 0."
+    soonest = min(clear, key=lambda row: order.index(row["clearly_above"]))
     return (
-        f"In {grid.unit}: lowest {low:.4g} {_where(grid, low)}, highest {high:.4g} "
-        f"{_where(grid, high)}. At {at(grid.revisions[-1])}: {newest or 'no value'}."
+        f"{says}. The {interval} lies above 0 for the first time at "
+        f"{at(soonest['clearly_above'])}, for layer {soonest['layer']}."
     )
 
 
-def _where(grid: _Grid, value: float) -> str:
-    layer, column = np.argwhere(grid.values_LS == value)[0]
-    return f"in layer {layer} at {at(grid.revisions[column])}"
+def _score_charts(
+    checkpoints: Sequence[Checkpoint], interval: str, alerts: Mapping[str, str]
+) -> list[Chart]:
+    ticks = [(float(n), place(each.revision)) for n, each in enumerate(checkpoints)]
+    x = [n for n, _ in ticks]
+    rows: dict[str, list[Row | None]] = {
+        "recommended": [each.row(each.recommended) for each in checkpoints],
+        "best": [None if each.best is None else each.row(each.best) for each in checkpoints],
+        "last": [each.row(max(each.layers)) for each in checkpoints],
+    }
+
+    def scores(name: str, column: str) -> list[float]:
+        return [math.nan if row is None else row[column] for row in rows[name]]
+
+    looks: dict[str, Look] = {"last": "plain", "best": "second", "recommended": "strong"}
+    ends = scores("recommended", "score_low"), scores("recommended", "score_high")
+    lines = [
+        in_points(
+            name,
+            x,
+            scores(name, "score"),
+            look,
+            ends if look == "strong" else ((), ()),
+            at_end=True,
+        )
+        for name, look in looks.items()
+    ]
+    marks = [Mark(n) for n, each in enumerate(checkpoints) if each.revision in alerts]
+    dotted = " Dotted: a checkpoint with an alert." if marks else ""
+    name = checkpoints[-1].model
+    score = Chart(
+        f"Score of the recommended, the best and the last layer of {name} over training",
+        Lines(lines, axis(checkpoints), "score, points", ticks, marks),
+        "wide",
+        source=f"Band: {interval} of the recommended layer's score. Best: the highest score of any "
+        f"layer.{dotted} Checkpoints stand at equal distances.",
+    )
+    by_layer = [{row["layer"]: row["score"] for row in each.ranking} for each in checkpoints]
+    whole = _map(checkpoints, by_layer, "Score of every layer at every checkpoint", best=True)
+    told = "Mean over tasks, in points. Dot: the best layer of a checkpoint, ring: the recommended."
+    return [score, Chart(whole.title, whole.plot, "wide", source=told)]
+
+
+def _overtakings(
+    checkpoints: Sequence[Checkpoint], rows: Sequence[Mapping[str, Any]], interval: str
+) -> Table:
+    newest = checkpoints[-1]
+    cells = []
+    for row in rows:
+        now = newest.row(row["layer"])
+        gain = signed(now["gain"]), gain_span(now, max(newest.layers))
+        since = place(row["stays_above"]), place(row["clearly_above"])
+        cells.append([str(row["layer"]), *gain, *since])
+    return Table(
+        "When each layer overtook the last one",
+        [
+            "Layer",
+            ("Gain", f"at {at(newest.revision)}"),
+            interval,
+            ("Above the last", "ever since"),
+            ("Interval above 0", "for the first time"),
+        ],
+        cells,
+        note=f"From which {axis(checkpoints)} on a layer scores above the last one in every later "
+        f"checkpoint, and the first one at which the {interval} of its gain lies above 0. Many "
+        "layers and checkpoints are compared, each with an interval of its own: a few of them lie "
+        "above 0 by chance.",
+        folded=True,
+    )
+
+
+def _verdicts(
+    checkpoints: Sequence[Checkpoint], interval: str, alerts: Mapping[str, str] | None
+) -> Table:
+    """Return every checkpoint, the newest first; a nightly's with the rules that it broke."""
+    rows = []
+    for each in reversed(checkpoints):
+        last, used = each.row(max(each.layers)), each.row(each.recommended)
+        best = None if each.best is None else each.row(each.best)
+        of_best = [NOTHING] * 4
+        if best is not None:
+            gain = [signed(best["gain"]), gain_span(best, max(each.layers))]
+            of_best = [str(best["layer"]), points(best["score"]), *gain]
+        cells = [
+            place(each.revision),
+            str(used["layer"]),
+            points(used["score"]),
+            span(used["score_low"], used["score_high"]),
+            *of_best,
+            points(last["score"]),
+            _VERDICTS[used["verdict"]].format(used["layer"]),
+        ]
+        rows.append([*cells, *([] if alerts is None else [alerts.get(each.revision, "")])])
+    head: list[Cell] = [
+        axis(checkpoints).capitalize(),
+        ("Recommended", "layer"),
+        ("Score", "points"),
+        (interval, "of the score"),
+        ("Best", "layer"),
+        ("Score", "points"),
+        ("Gain", "over the last"),
+        (interval, "of the gain"),
+        ("Last", "score"),
+        "Verdict",
+        *([] if alerts is None else ["Alert"]),
+    ]
+    return Table("Every checkpoint", head, rows, words=(0, 9, 10), marked={0})
+
+
+def _map(
+    checkpoints: Sequence[Checkpoint],
+    columns: Sequence[Mapping[int, float]],
+    name: str,
+    *,
+    best: bool = False,
+    unit: str = "points",
+    **told: Any,  # noqa: ANN401  (the other fields of Chart)
+) -> Chart:
+    """Return a map of layers and checkpoints; `best` marks the best and the recommended layer."""
+    layers = checkpoints[-1].layers
+    scale = 100 if unit == "points" else 1
+    values_LS = np.array([[scale * each.get(n, math.nan) for each in columns] for n in layers])
+    values_LS[~np.isfinite(values_LS)] = np.nan
+    if np.isnan(values_LS).all():
+        return Chart(name, None, **told)
+    dots: list[int | None] = []
+    for column in values_LS.T if best else ():
+        dots.append(None if np.isnan(column).all() else layers[int(np.nanargmax(column))])
+    plot = HeatMap(
+        values_LS,
+        layers,
+        [place(each.revision) for each in checkpoints],
+        axis(checkpoints),
+        unit,
+        dots=dots,
+        rings=[each.recommended for each in checkpoints] if best else [],
+        form=".1f" if unit == "points" else ".4g",
+    )
+    notes = [told.pop("source", "")]
+    notes += ["Logarithmic colours."] * plot.is_logarithmic + ["Blank: no value."] * bool(
+        np.isnan(values_LS).any()
+    )
+    return Chart(name, plot, source=" ".join(filter(None, notes)), **told)
+
+
+def _maps(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> list[Section]:
+    """Return the maps of every task, and of every metric at every layer."""
+
+    newest = checkpoints[-1]
+    parts = []
+    if len(newest.tasks) > 1:
+        maps = [
+            _map(checkpoints, [each.tasks.get(task, {}) for each in checkpoints], task)
+            for task in newest.tasks
+        ]
+        parts.append(Section("Score of every task over training", charts=maps, folded=True))
+    datasets = list(dict.fromkeys(dataset for dataset, _ in newest.metrics))
+    for dataset in datasets:
+        maps = [
+            _map(
+                checkpoints,
+                [each.metrics.get((dataset, metric), {}) for each in checkpoints],
+                title(metric),
+                unit=units[metric],
+                says=METRICS[metric].says,
+                source=METRICS[metric].paper,
+                link=link_to(title(metric)),
+            )
+            for of, metric in newest.metrics
+            if of == dataset
+        ]
+        among = f" of {dataset}" if len(datasets) > 1 else ""
+        parts.append(Section(f"Metrics{among} over training", charts=maps, folded=True))
+    return parts

@@ -16,7 +16,8 @@ from jobs.cluster.cluster import Cluster
 from jobs.cluster.pool import Work
 from jobs.config.run import RunConfig
 from jobs.measure import modes
-from jobs.report.sections.modes import modes_of as collected
+from jobs.report.facts import Facts
+from jobs.report.sections import modes as modes_section
 from jobs.run import Run, Seen, modes_partition, partition
 from operators.analysis.modes import UNDEFINED
 from operators.metrics.registry import METRICS
@@ -27,6 +28,7 @@ from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
+from tests.support import by_hand
 from tests.support.here import Here
 
 SHORT = [f"sea {n}" for n in range(40)]
@@ -155,20 +157,25 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
 
 def test_examples_are_of_their_group_and_their_texts_are_found(run: Run) -> None:
     modes.measure_modes(run, run.subjects[0], _measured(run))
-    found = collected(run, run.subjects[0])
-    assert found is not None
-    assert [each.bimodal for each in found.layers] == [False, True, False]
-    assert (found.layers[0].examples, found.layers[0].traits) == ([], [])
-    (layer,) = found.bimodal
-    low, high = ([each for each in layer.examples if each.mode == mode] for mode in ("low", "high"))
+    found = _data(run)
+    assert [each["bimodal"] for each in found["layers"]] == [False, True, False]
+    assert (found["layers"][0]["examples"], found["layers"][0]["traits"]) == ([], [])
+    layer = found["layers"][1]
+    low, high = (
+        [each for each in layer["examples"] if each["mode"] == mode] for mode in ("low", "high")
+    )
     assert len(low) == len(high) == 3
-    assert {each.text for each in low} <= set(SHORT)
-    assert all(" ".join(each.text.split()[:3]) == "the layer of" for each in high)
-    for each in layer.examples:
-        place = layer.mode_low if each.mode == "low" else layer.mode_high
-        assert place is not None
-        assert abs(each.value - place) <= 0.05
-        assert each.prompt_id in {prompt_id(text) for text in SHORT + LONG}
+    assert {each["text"] for each in low} <= set(SHORT)
+    assert all(" ".join(each["text"].split()[:3]) == "the layer of" for each in high)
+    for each in layer["examples"]:
+        assert abs(each["value"] - layer[f"mode_{each['mode']}"]) <= 0.05
+        assert each["prompt_id"] in {prompt_id(text) for text in SHORT + LONG}
+
+
+def _data(run: Run) -> Any:  # noqa: ANN401  (what report.json holds)
+    """Return what a report says of the modes of a run."""
+    facts = Facts(by_hand.ranking(subject=run.subjects[0]), run)
+    return modes_section.section(facts).data["modes"]
 
 
 def test_the_order_of_the_rows_and_of_the_layers_does_not_matter(
@@ -249,6 +256,6 @@ def test_a_sample_takes_leading_prompts_in_proportion() -> None:
 def test_a_run_without_entropies_tests_nothing(tmp_path: Path, checkpoint: Path) -> None:
     other = _run(tmp_path, checkpoint, metrics=["curvature"])
     modes.measure_modes(other, other.subjects[0], _measured(other))
-    assert collected(other, other.subjects[0]) is None
+    assert _data(other) is None
     modes.measure_modes(_run(tmp_path, checkpoint), other.subjects[0], {})
-    assert collected(other, other.subjects[0]) is None
+    assert _data(other) is None

@@ -17,6 +17,7 @@ import pytest
 
 from jobs.cli import main
 from jobs.config.blocks import ConfigError
+from jobs.rank.ranking import Settings
 from jobs.rank.score_file import rank_file, read_scores
 from storage.manifest import require
 from storage.partition import Partition
@@ -62,17 +63,17 @@ def same(one: object, other: object) -> bool:
 
 
 def test_the_published_scores_of_pythia_410m_rank_as_published() -> None:
-    ((scored, evidence, verdict),) = rank_file(GOLDEN)
-    assert (scored.model, scored.revision) == ("Pythia-410m", "main")
-    assert scored.layers == list(range(25))
-    assert len(scored.tasks) == 32
-    assert {task.task_type for task in scored.tasks} == {
+    (found,) = rank_file(GOLDEN)
+    assert (found.subject.name, found.subject.revision) == ("Pythia-410m", "main")
+    assert found.layers == list(range(25))
+    assert len(found.tasks) == 32
+    assert {task.scores.task_type for task in found.tasks} == {
         "Classification", "Clustering", "PairClassification", "Reranking", "STS"
     }  # fmt: skip
-    assert not scored.notes
-    assert evidence.oracle == pytest.approx(0.534, abs=5e-4)
-    assert (verdict.kind, verdict.layer) == ("use_layer", 17)
-    assert verdict.saved == pytest.approx(7 / 24)
+    assert not found.notes
+    assert found.evidence.oracle == pytest.approx(0.534, abs=5e-4)
+    assert (found.verdict.kind, found.verdict.layer) == ("use_layer", 17)
+    assert found.verdict.saved == pytest.approx(7 / 24)
 
 
 def test_the_command_tells_and_stores_the_ranking_of_a_file(
@@ -81,14 +82,12 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     command = ["rank", "--scores", str(GOLDEN)]
     assert main([*command, "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "Pythia-410m at main: 32 tasks" in told
-    chosen = [line.split() for line in told.splitlines() if line.startswith(">")]
+    (chosen,) = [line.split() for line in told.splitlines() if line.startswith(">")]
     mean_rank, p_holm = 5.6875, pytest.approx(24 * 2 / 10_001)  # 24 tests, the least p each
-    assert [row[1:8] for row in chosen] == [["17", "51.9", "45.9", "to", "57.7", "1", "5.7"]]
-    assert chosen[0][8:12] == ["5.1", "3.8", "to", "6.4"]
-    assert "the share of the blocks, as no model was measured" in told
-    assert "best layer of each task: 53.4 on average" in told
-    assert "Use layer 17: the highest score" in told
+    assert chosen[1:9] == ["17", "51.9", "+5.1", "71", "%", "3.8", "to", "6.4"]
+    for number in ("53.4 points", "Use layer 17", "saves 29 %"):
+        assert number in told
+    assert (tmp_path / "report" / "index.html").exists()
 
     where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
     rows = {row["layer"]: row for row in stored_rows(tmp_path, where)}
@@ -114,12 +113,12 @@ def stored_rows(folder: Path, where: Partition) -> list[dict[str, Any]]:
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
 def test_every_published_step_is_ranked() -> None:
-    ranked = rank_file(PUBLISHED, draws=200, policy="best")
+    ranked = rank_file(PUBLISHED, Settings("best", draws=200))
     assert len(ranked) == 11
-    for scored, evidence, verdict in ranked:
-        assert len(scored.tasks) == 32
-        assert evidence.best is not None
-        assert verdict.layer == evidence.best.layer != 24
+    for found in ranked:
+        assert len(found.tasks) == 32
+        assert found.evidence.best is not None
+        assert found.verdict.layer == found.evidence.best.layer != 24
 
 
 def test_csv_and_parquet_in_any_order_are_the_same(tmp_path: Path) -> None:
@@ -154,23 +153,19 @@ def test_only_the_needed_columns_and_several_models(tmp_path: Path) -> None:
     ranked = rank_file(
         written(tmp_path, [*lines, "b,10,pairs,", "b,2,pairs,0.3"], "model,layer,task,score")
     )
-    assert [(scored.model, scored.revision) for scored, _, _ in ranked] == [("a", ""), ("b", "")]
-    for scored, evidence, verdict in ranked:
-        assert scored.layers == [0, 2, 10]
-        (task,) = scored.tasks
-        assert task.resampled_LR.shape == (3, 0)
-        assert math.isnan(evidence.layers[0].gain_low)
-        assert (verdict.kind, verdict.layer) == ("keep_last", 10)
-    assert ranked[0][0].notes == []
-    assert ranked[1][0].notes == [
-        "task pairs is left out: it has a score in 1 of 3 layers, not in layers 0, 10"
-    ]
-    assert ranked[1][0].left_out == {
-        "pairs": "it has a score in 1 of 3 layers, not in layers 0, 10"
-    }
-    sentences = [verdict.sentence for _, _, verdict in ranked]
-    assert "not in the ranking" not in sentences[0]
-    assert " Task pairs is not in the ranking: it has a score in 1 of 3 layers" in sentences[1]
+    assert [(each.subject.name, each.subject.revision) for each in ranked] == [("a", ""), ("b", "")]
+    for found in ranked:
+        assert found.layers == [0, 2, 10]
+        (task,) = found.tasks
+        assert task.scores.resampled_LR.shape == (3, 0)
+        assert math.isnan(found.evidence.layers[0].gain_low)
+        assert (found.verdict.kind, found.verdict.layer) == ("keep_last", 10)
+    first, second = ranked
+    assert (first.notes, first.gaps) == ([], [])
+    why = "it has a score in 1 of 3 layers, not in layers 0, 10"
+    assert second.notes == [f"task pairs is left out: {why}"]
+    assert second.left_out == {"pairs": why}
+    assert why in second.sentence
 
 
 def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) -> None:
@@ -202,12 +197,11 @@ def test_folds_sort_by_number(tmp_path: Path) -> None:
 
 def test_a_model_without_a_complete_task_says_so(tmp_path: Path) -> None:
     lines = ["m,0,a,0.5", "m,1,b,0.5"]
-    ((scored, evidence, verdict),) = rank_file(written(tmp_path, lines, "model,layer,task,score"))
-    assert scored.tasks == []
-    assert len(scored.notes) == 2
-    assert evidence.best is None
-    assert (verdict.kind, verdict.layer) == ("no_labels", 1)
-    assert "2 tasks are not in the ranking: a, because" in verdict.sentence
+    (found,) = rank_file(written(tmp_path, lines, "model,layer,task,score"))
+    assert (found.tasks, found.evidence.best) == ([], None)
+    assert len(found.notes) == 2
+    assert found.verdict.kind == "no_labels"
+    assert "2 tasks are not in the ranking: a, because" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -278,7 +272,7 @@ def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
         result(tmp_path, name, "Sparse", {"test": subsets(None if layer == 1 else 0.5)})
         (tmp_path / name / "org__tiny" / "main" / "model_meta.json").write_text("{}")
     (tmp_path / "summary.json").write_text("not a result")
-    ((scored, _, verdict),) = rank_file(tmp_path, draws=100)
+    (scored,) = read_scores(tmp_path)
     assert (scored.model, scored.revision, scored.layers) == ("org/tiny", "main", [0, 1, 2])
     assert [task.task for task in scored.tasks] == ["Emotion", "STS22"]
     assert scored.tasks[0].score_L == pytest.approx([0.4, 0.45, 0.5])
@@ -287,7 +281,8 @@ def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
         "task STS22 has no test split: dev was read",
         "task Sparse is left out: it has a score in 2 of 3 layers, not in layer 1",
     ]
-    assert verdict.layer == 2
+    (found,) = rank_file(tmp_path, Settings(draws=100))
+    assert found.verdict.layer == 2
 
 
 @pytest.mark.parametrize(

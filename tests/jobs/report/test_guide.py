@@ -40,7 +40,7 @@ def _sections() -> dict[str, str]:
 @cache
 def _page() -> str:
     """Return the guide as it is published."""
-    return report.guide_page("1.2.3")
+    return report.guide_page("1.2.3").decode()
 
 
 @cache

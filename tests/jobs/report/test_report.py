@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,17 +16,23 @@ import pytest
 from jobs.cluster.cluster import Cluster
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
+from jobs.rank.score_file import rank_file
 from jobs.rank.stage import rank
+from jobs.report import made
 from jobs.report import page as report
-from jobs.report.collect import collect
+from jobs.report.charts import Lines
+from jobs.report.facts import Facts
+from jobs.report.section import COLUMNS
+from jobs.report.sections import metrics, ranking
 from jobs.run import Run, partition
 from operators.metrics.registry import METRICS
 from operators.prompts.views import view_name
 from storage import schema
 from storage.manifest import digest_of, publish
-from storage.partition import CLEAN, Partition
+from storage.partition import CLEAN, Partition, partitions
 from storage.root import Root
 from storage.shards import Receipt, vector_column, write_shard
+from tests.support.by_hand import facts, rows
 from tests.support.here import Here
 
 LAYERS = 4
@@ -276,31 +280,39 @@ def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_path: Path) -> None:
-    files = _publish(_run(tmp_path, _config()))
-    (subject,) = _strict(files["report.json"])["subjects"]
-    drawn = {(each["metric"], each["variant"]) for each in subject["metrics"] if each["main"]}
+    run = _run(tmp_path, _config())
+    (ranking,) = rank(run)
+    found = metrics.section(Facts(ranking, run))
+    drawn = {(each["metric"], each["variant"]) for each in found.data["metrics"] if each["main"]}
     assert drawn == {("curvature", ""), ("lidar", "alpha=1"), ("cka_last", "debiased")}
-    figures = re.findall(r"<figure>\n<h5>.*?</figure>", files["index.html"], flags=re.DOTALL)
-    assert [figure.count("without first token</text>") for figure in figures] == [1, 0, 0]
-    assert "stroke-dasharray" in figures[0]
-    for figure, name in zip(figures, ("curvature", "cka_last", "lidar"), strict=True):
-        assert METRICS[name].says in html.unescape(figure)
-        assert METRICS[name].paper in html.unescape(figure)
-    groups = re.findall(r'<h4 class="group">(.*?)</h4>', files["index.html"])
-    assert groups == ["Tokens of a prompt", "Other layers", "Augmented views of a prompt"]
-
-
-def test_every_variant_is_in_the_table_of_the_page_and_the_main_ones_in_the_text(
-    tmp_path: Path,
-) -> None:
-    files = _publish(_run(tmp_path, _config()))
-    table = files["index.html"].partition('<table class="values">')[2].partition("</table>")[0]
-    for shown in ("plain", "no_first", "skip", "alpha=1", "rank", "debiased"):
-        assert f">{shown}</th>" in table
-    assert "148.4" in table
-    text = files["report.md"].partition("# Settings")[0]
-    assert "| LiDAR | mean pooling, final norm | - | 3.000 | 4.000 | 5.000 |" in text
-    assert "148.4" not in text
+    *groups, every = found.parts
+    assert [group.title for group in groups] == [
+        "Tokens of a prompt",
+        "Other layers",
+        "Augmented views of a prompt",
+    ]
+    charts = [chart for group in groups for chart in group.charts]
+    for chart, name in zip(charts, ("curvature", "cka_last", "lidar"), strict=True):
+        assert isinstance(chart.plot, Lines)
+        looks = [line.look for line in chart.plot.lines]
+        assert looks == ["beside", "plain"] if name == "curvature" else ["plain"]  # of few prompts
+        assert chart.says == METRICS[name].says
+        assert METRICS[name].paper in chart.source
+    (values,) = every.tables
+    assert rows(values)[:2] == [
+        [
+            "Curvature (main)",
+            "plain",
+            "token by token, raw output",
+            "1.900",
+            "1.800",
+            "1.700",
+            "1.800",
+        ],
+        ["Curvature", "no_first", "token by token, raw output", "2.000", "1.900", "1.900", "1.950"],
+    ]
+    assert rows(values)[-1][-1] == "148.4"
+    assert (0, 3) in values.grey
 
 
 def test_the_plots_link_to_sections_of_the_guide_beside_them(tmp_path: Path) -> None:
@@ -328,8 +340,7 @@ def test_a_run_without_tasks_and_without_metrics_says_so(
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         told = " ".join(text.split())
-        assert "Layer 2 (2/3 of the depth) is a guess, because nothing is labelled." in told
-        assert "A small labelled task would decide." in told
+        assert "Layer 2 (2/3 of the depth) is a guess" in told
     for name in ("report.md", "index.html"):
         assert "Not measured: texts" in files[name]
 
@@ -362,11 +373,7 @@ def test_a_task_without_any_score_is_named_everywhere(
     assert subject["verdict"]["sentence"].endswith(said)
     for text in (files["report.md"], files["index.html"], told):
         assert said in " ".join(text.split())
-        assert text.count("not counted") == (1 if text == told else 2)
-    assert [line.split()[-2:] for line in told.splitlines() if line.startswith("  layer")] == [
-        ["topic", "find*"]
-    ]
-    assert "* not counted, as no layer has a score: find" in told
+        assert ("not counted" in text) == (text != told)
     assert "not counted" not in whole["report.md"] + whole["index.html"]
 
 
@@ -381,8 +388,8 @@ def test_a_search_and_an_undefined_score_each_leave_layers_out(tmp_path: Path) -
         facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
         _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
     (found,) = rank(run)
-    assert "The search dropped layer 1 early" in found.verdict.sentence
-    assert "Layer 0 is not in the ranking: task find has" in found.verdict.sentence
+    assert "The search dropped layer 1 early" in found.sentence
+    assert "Layer 0 is not in the ranking: task find has" in found.sentence
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -401,13 +408,17 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     files = _publish(_run(tmp_path, hostile, scores, metrics=rows))
     assert "<script" not in files["index.html"]
     assert "&lt;script&gt;" in files["index.html"]
-    told = files["report.md"].partition("# Settings")[0]
-    assert "<script" not in told
-    # A bar in a name ends no cell: every row of the ranking has its eleven cells.
-    ranking = told.partition("## Ranking")[2].partition("\n- ")[0]
-    lines = [line for line in ranking.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + LAYERS
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in lines} == {12}
+    assert "<script" not in files["report.md"]
+    # A bar in a name ends no cell: every row of a table has as many cells as its head.
+    tables: list[list[str]] = [[]]
+    for line in files["report.md"].splitlines():
+        if line.startswith("|"):
+            tables[-1].append(line)
+        elif tables[-1]:
+            tables.append([])
+    bars = [{len(re.findall(r"(?<!\\)\|", row)) for row in table} for table in tables if table]
+    assert len(bars) >= 8
+    assert all(len(each) == 1 for each in bars)
 
 
 def test_the_page_loads_nothing(tmp_path: Path) -> None:
@@ -427,7 +438,7 @@ def test_the_page_is_accessible(tmp_path: Path) -> None:
     assert '<html lang="en">' in page
     assert 'name="viewport"' in page
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(plots) == 6 + 3  # score, gain and cost for two widths, three metrics
+    assert len(plots) == 2 * 4 + 3  # score, gain, tasks and cost for two widths, three metrics
     for plot in plots:
         root = ElementTree.fromstring(re.sub(r"xlink:href", "href", plot))
         assert root.get("role") == "img"
@@ -472,7 +483,9 @@ def test_nothing_is_written_when_a_page_cannot_be_made(
 
 def test_the_page_is_written_last(tmp_path: Path) -> None:
     run = _run(tmp_path, _config())
-    assert list(report.render(collect(run, rank(run))))[-1] == "index.html"
+    models = [Facts(each, run) for each in rank(run)]
+    found = report.Report("small", models, made.section(run), {})
+    assert list(report.render(found))[-1] == "index.html"
 
 
 def test_the_story_is_an_aligned_table_and_a_verdict(
@@ -481,39 +494,30 @@ def test_the_story_is_an_aligned_table_and_a_verdict(
     run = _run(tmp_path, _config())
     _publish(run)
     lines = capsys.readouterr().out.splitlines()
-    head = next(line for line in lines if line.strip().startswith("layer"))
-    rows = lines[lines.index(head) + 1 :][:LAYERS]
-    assert {len(row) for row in rows} == {len(head)}
-    assert [row[0] for row in rows] == [" ", " ", ">", " "]
-    assert rows[2].split()[:3] == [">", "2", "71.2"]
-    assert "+15.5" in rows[2]
-    assert "100 %" in rows[2]
-    assert rows[2].split()[-2:] == ["80.2", "62.2"]
-    assert "baseline" in rows[3]
-    assert all(len(line) <= report.COLUMNS for line in lines if "report:" not in line)
-    assert rows[2].split()[-5:-2] == ["%", "67", "%"]
+    head = next(line for line in lines if line.strip().startswith("Layer"))
+    table = lines[lines.index(head) + 1 :][:LAYERS]
+    assert {len(row) for row in table} == {len(head)}
+    assert [row[0] for row in table] == [" ", " ", ">", " "]
+    assert table[2].split()[:6] == [">", "2", "71.2", "+15.5", "67", "%"]
+    assert table[2].split()[-4:] == ["100", "%", "80.2", "62.2"]
+    assert "baseline" in table[3]
+    assert all(len(line) <= COLUMNS for line in lines if "report:" not in line)
     told = " ".join(line.strip() for line in lines)
-    assert "Use layer 2: the highest score" in told
-    assert "scores 15.5 points more than the last layer" in told
-    assert "saves 33 % of the compute." in told
+    for number in ("Use layer 2", "15.5 points more", "saves 33 %"):
+        assert number in told
     assert lines[-1] == f"  report: {tmp_path}/report/index.html"
 
 
-def test_columns_that_do_not_fit_are_counted(tmp_path: Path) -> None:
-    run = _run(tmp_path, _config())
-    found = collect(run, rank(run)).subjects[0]
-    names = [f"a-rather-long-task-{number}" for number in range(8)]
-    many = replace(
-        found,
-        tasks=[replace(found.tasks[0], label=name) for name in names],
-        layers=[replace(row, tasks=dict.fromkeys(names, 0.5)) for row in found.layers],
-    )
-    lines = report.story(many, 0.95)
-    assert max(map(len, lines)) <= report.COLUMNS
-    head = next(line for line in lines if "layer " in line and "score" in line)
-    shown = head.count("a-rather-long..")
-    assert shown
-    assert f"  {8 - shown} more tasks in the report" in lines
+def test_columns_that_do_not_fit_are_counted() -> None:
+    scores = {f"a-rather-long-task-{number}": (0.4, 0.5) for number in range(8)}
+    lines = ranking.table(facts((0.4, 0.5), number=1, tasks=scores)).aligned()
+    assert max(map(len, lines)) <= COLUMNS
+    shown = lines[0].count("a-rather-long-task")
+    assert 0 < shown < 8
+    assert lines[-1].split()[0] == str(8 - shown)
+    long = ranking.table(facts(np.linspace(0.01, 1.0, 60).tolist(), number=30)).aligned()
+    assert len(long) == 61
+    assert max(map(len, long)) <= COLUMNS
 
 
 def test_two_tasks_of_one_name_keep_both_scores(tmp_path: Path) -> None:
@@ -547,10 +551,33 @@ def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
     (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
     assert (curves["label"], curves["kind"]) == ("topic", "examples")
     assert curves["curves"][2]["score"] == pytest.approx([0.502, 0.602])
-    lead = "Layer 2 against the last (3): 20.0 points ahead at 2 per label, 10.0 points ahead at 4"
     for name in ("report.md", "index.html"):
-        assert lead in files[name]
+        assert "20.0 points ahead at 2 per label, 10.0 points ahead at 4" in files[name]
         assert "50.2 ± 0.2" in files[name]
+
+
+def test_scores_of_a_file_give_the_same_page(tmp_path: Path) -> None:
+    file = tmp_path / "scores.csv"
+    lines = [
+        f"org/a,{revision},{layer},{task},{0.1 * layer + bonus}"
+        for revision, bonus in (("step1", 0.0), ("step20", 0.05))
+        for layer in range(LAYERS)
+        for task in ("one", "two")
+    ]
+    file.write_text("\n".join(["model,revision,layer,task,score", *lines]))
+    root = Root(str(tmp_path / "out"))
+    report.publish_scores(str(file), root, rank_file(str(file)))
+    files = {name: root.read(f"report/{name}").decode() for name in root.sizes("report")}
+    assert set(files) == FILES
+    found = _strict(files["report.json"])
+    assert [each["verdict"]["layer"] for each in found["subjects"]] == [3, 3]
+    assert found["sweeps"][0]["steps"] == [1, 20]
+    assert found["subjects"][0]["layers"][1]["tasks"] == pytest.approx({"one": 0.1, "two": 0.1})
+    assert found["subjects"][0]["choices"][0]["rule"] == "last layer"
+    for title in ("In three steps", "Ranking", "Score against cost", "Choosing without labels"):
+        assert title in files["index.html"]
+    tables = {each.table for name in ("ranking", "choices") for each in partitions(root, name)}
+    assert tables == {"ranking", "choices"}
 
 
 def test_a_searched_run_says_what_was_scored(

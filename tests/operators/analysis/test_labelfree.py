@@ -20,7 +20,6 @@ from operators.analysis.labelfree import (
     other_tasks_layers,
     regrets,
     task_regrets,
-    unlabelled_verdict,
 )
 from operators.metrics.registry import METRICS
 from tests.support.places import PROJECT, SHARED
@@ -165,9 +164,7 @@ def test_one_task_has_no_other_and_no_interval() -> None:
 
 
 def test_without_labels_the_default_rule_chooses() -> None:
-    layer, sentence = unlabelled_verdict(range(25))
-    assert layer == depth_rules(range(25))[DEFAULT_RULE] == 16
-    assert "Layer 16" in sentence
+    assert depth_rules(range(25))[DEFAULT_RULE] == 16
 
 
 def test_tables_without_meaning_are_errors() -> None:

@@ -1,0 +1,273 @@
+"""The layers of a model, ranked: what a report and a nightly read, from a run or from elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from jobs.rank import sentences
+from jobs.rank.sentences import Gap
+from jobs.words import known
+from operators.analysis.labelfree import DEFAULT_RULE, depth_rules
+from operators.model.subject import Subject
+from operators.ranking.bootstrap import draw_scores
+from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.policy import Policy, Verdict, pareto, recommend
+from operators.ranking.scores import TIE, TaskScores, scored
+
+Array = npt.NDArray[np.float64]
+Row = Mapping[str, Any]  # of a table, by column; NaN where a number does not exist
+ByLayer = dict[int, float]  # layer -> value, NaN where it is undefined
+Metrics = Mapping[tuple[str, str], ByLayer]  # the main variants, by dataset and metric
+ELSEWHERE = "elsewhere"  # norm and pooling of vectors that this tool did not make
+
+
+class Vectors(NamedTuple):
+    """Which vectors of a model are ranked."""
+
+    norm: str
+    pooling: str
+    variant: str
+
+
+@dataclass(frozen=True)
+class RankedTask:
+    """A task and its scores; `label` is its name, with the dataset if two share it.
+
+    `undefined` says of the layers that were scored and have no score why they have none.
+    """
+
+    label: str
+    name: str
+    dataset: str
+    metric: str
+    folds: int
+    scores: TaskScores
+    undefined: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a ranking is made: `rank` of a config, and the seed of the run."""
+
+    policy: Policy = "cheapest_equal"
+    draws: int = 10_000
+    level: float = 0.95
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The ranking of one model's layers.
+
+    `cost_L` is the compute of a token relative to the whole model, `draws_LB` the bootstrap draws
+    of the mean score. Of a run, `costs` has the measured cost of each layer, `features` the length
+    of a vector, and `search_share` the share of a full sweep that a search scored, `dropped` the
+    layers that it left. `left_out` says why tasks are not among `tasks`, `notes` what else differs
+    from what was given.
+    """
+
+    subject: Subject
+    vectors: Vectors
+    settings: Settings
+    tasks: Sequence[RankedTask]
+    evidence: Evidence
+    verdict: Verdict
+    cost_L: Array
+    draws_LB: Array
+    costs: Mapping[int, Row] = field(default_factory=dict)
+    features: int = 0
+    metrics: Metrics = field(default_factory=dict)
+    search_share: float | None = None
+    dropped: Sequence[int] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    @property
+    def layers(self) -> list[int]:
+        """The numbers of the layers."""
+        return [row.layer for row in self.evidence.layers]
+
+    @property
+    def last(self) -> int:
+        """The last layer, which every gain is over."""
+        return max(self.layers)
+
+    @property
+    def scores_LT(self) -> Array:
+        """The main score of every layer and task, NaN where there is none."""
+        columns = [task.scores.score_L for task in self.tasks]
+        return np.array(columns, dtype=np.float64).reshape(-1, len(self.layers)).T
+
+    @cached_property
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of the table `ranking`, layer by layer."""
+        front_L = pareto([row.score for row in self.evidence.layers], self.cost_L)
+        return [
+            {
+                **asdict(row),
+                "norm": self.vectors.norm,
+                "pooling": self.vectors.pooling,
+                "rank": row.rank if known(row.score) else None,
+                "cost": float(cost),
+                "pareto": bool(on_front),
+                "verdict": self.verdict.kind,
+                "recommended": row.layer == self.verdict.layer,
+            }
+            for row, cost, on_front in zip(self.evidence.layers, self.cost_L, front_L, strict=True)
+        ]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the table with the measured cost and the score of each task, by layer."""
+        labels = [task.label for task in self.tasks]
+        found: list[Row] = []
+        for row, scores_T in zip(self.table, self.scores_LT.tolist(), strict=True):
+            tasks = dict(zip(labels, scores_T if labels else [], strict=True))
+            found.append({**row, **self.costs.get(row["layer"], {}), "tasks": tasks})
+        return found
+
+    @property
+    def scored(self) -> list[Row]:
+        """The rows of the layers that have a score."""
+        return [row for row in self.rows if known(row["score"])]
+
+    @property
+    def best_first(self) -> list[Row]:
+        """The rows of the layers that have a score, the highest first, of equals the lowest."""
+        return sorted(self.scored, key=lambda row: (-row["score"], row["layer"]))
+
+    @property
+    def nearest(self) -> int | None:
+        """The layer below the last that scores highest; None if none has a score."""
+        others = [row["layer"] for row in self.best_first if row["layer"] != self.last]
+        return others[0] if others else None
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the verdict is advice and no guess."""
+        return self.verdict.kind in ("use_layer", "keep_last")
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there was something to draw intervals from."""
+        return any(known(row["score_low"]) for row in self.rows)
+
+    @property
+    def counting(self) -> list[RankedTask]:
+        """The tasks that have a score in some layer; no mean contains the others."""
+        return [task for task in self.tasks if not np.isnan(task.scores.score_L).all()]
+
+    def metric(self, name: str) -> ByLayer:
+        """Return a metric by layer, on the first dataset that has it."""
+        return next((self.metrics[key] for key in self.metrics if key[1] == name), {})
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, and what is not in the ranking."""
+        return " ".join([sentences.sentence(self.evidence, self.verdict), *self.gaps])
+
+    @property
+    def gaps(self) -> list[str]:
+        """What is not in the ranking, in sentences: layers, and tasks in every layer or in some."""
+        counting = self.counting
+        gaps = [
+            (task, Gap(task.label, sorted(task.undefined), task.undefined[min(task.undefined)]))
+            for task in self.tasks
+            if task.undefined
+        ]
+        never = {
+            gap.task: f"it has no score in any layer{gap.because}"
+            for task, gap in gaps
+            if task not in counting
+        }
+        partly = [gap for task, gap in gaps if task in counting]
+        never.update(self.left_out)
+        return [
+            *([sentences.dropped(self.dropped)] if self.dropped else []),
+            *([sentences.not_counted(never)] if never else []),
+            *([sentences.not_compared(partly)] if partly else []),
+        ]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A ranked checkpoint: the rows of its table `ranking` by layer, and its metrics.
+
+    `tasks` has the score of each task by layer, as far as they were read.
+    """
+
+    model: str
+    revision: str
+    ranking: Sequence[Row]
+    metrics: Metrics
+    tasks: Mapping[str, ByLayer] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were ranked."""
+        return [row["layer"] for row in self.ranking]
+
+    @property
+    def recommended(self) -> int:
+        """The layer that the ranking recommends."""
+        layer: int = next(row["layer"] for row in self.ranking if row["recommended"])
+        return layer
+
+    @property
+    def best(self) -> int | None:
+        """The layer that scores highest, the lowest of equals; None if none has a score."""
+        return min((row["layer"] for row in self.ranking if row["rank"] == 1), default=None)
+
+    def row(self, layer: int) -> Row:
+        """Return the row of a layer."""
+        return next(row for row in self.ranking if row["layer"] == layer)
+
+
+def ranking_of(
+    subject: Subject,
+    vectors: Vectors,
+    tasks: Sequence[RankedTask],
+    layers: Sequence[int],
+    cost_L: Array,
+    settings: Settings,
+    **told: Any,  # noqa: ANN401  (the other fields of Ranking)
+) -> Ranking:
+    """Rank the layers of a model by the scores of its tasks; without any it takes the default."""
+    found = [task.scores for task in tasks]
+    drawn = {"seed": settings.seed, "draws": settings.draws}
+    evidence = weigh(found, layers=layers, level=settings.level, **drawn)
+    verdict = recommend(evidence, cost_L, settings.policy)
+    if verdict.kind == "no_labels":
+        layer = depth_rules(layers)[DEFAULT_RULE]
+        saved = float(1 - cost_L[list(layers).index(layer)])
+        verdict = Verdict("no_labels", layer, saved, "no_labels")
+    draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
+    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, draws_LB, **told)
+
+
+def as_good_as_best(row: Row) -> bool:
+    """Whether a layer is within one standard error of the best, itself among them."""
+    return bool(row["shortfall"] <= row["shortfall_se"] + TIE)
+
+
+def checkpoint_of(ranking: Ranking) -> Checkpoint:
+    """Return a ranking as a checkpoint among others."""
+    tasks = {
+        task.label: dict(zip(ranking.layers, task.scores.score_L.tolist(), strict=True))
+        for task in ranking.tasks
+    }
+    name, revision = ranking.subject.name, ranking.subject.revision
+    return Checkpoint(name, revision, ranking.table, ranking.metrics, tasks)
+
+
+def at_layers(values: ByLayer, layers: Sequence[int]) -> Array:
+    """Return the values of some layers in their order, NaN where there is no finite one."""
+    found = np.array([values.get(layer, math.nan) for layer in layers])
+    return np.where(np.isfinite(found), found, math.nan)

@@ -1,0 +1,111 @@
+"""How a report was made: what ran each stage, the settings and seeds, the versions."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+
+from jobs.report.section import Section, Table
+from jobs.report.sections.inputs import datasets
+from jobs.run import TABLES, Run, partition, prompts_partition, score_partition
+
+_PACKAGES = (
+    "layerrank",
+    "torch",
+    "transformers",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "scikit-learn",
+    "datasets",
+)
+# Addresses of sources may carry a password before the host, or a signature after the path.
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+_SIGNATURE = re.compile(r"(?<=\S)\?\S*")
+
+
+def section(run: Run) -> Section:
+    """Return how the report of a run was made."""
+    config, made = run.config, _made(run)
+    table, corpora = datasets(run)
+    seeds = {"run": config.seed, "probe": config.probe.seed}
+    found = section_of(
+        without_passwords(config.model_dump(mode="json", exclude={"storage"})),
+        f"Seed of the run {seeds['run']}, of the probes {seeds['probe']}.",
+        [f"{stage}: {'; '.join(by)}." for stage, by in made.items()],
+        [table],
+    )
+    told = {"made": made, "datasets": corpora, "seeds": seeds}
+    return replace(found, data={**found.data, **told})
+
+
+def section_of(
+    settings: Mapping[str, Any], seeds: str, made: list[str], tables: list[Table] | None = None
+) -> Section:
+    """Return how a report was made from its settings, seeds, and what ran the work."""
+    packages = versions()
+    lines = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True).splitlines()
+    listed = [[name, each or "not installed"] for name, each in packages.items()]
+    return Section(
+        "How this was made",
+        "made",
+        says=[*made, seeds],
+        tables=[
+            *(tables or []),
+            Table("Settings", ["Setting"], [[line] for line in lines], folded=True),
+            Table(
+                "Versions, of the machine that wrote this report",
+                ["Package", "Version"],
+                listed,
+                words=(0, 1),
+                folded=True,
+            ),
+        ],
+        folded=True,
+        data={"versions": packages, "settings": settings},
+    )
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python and of the packages; None for what is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return a value without what may be secret in addresses."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_passwords(each) for each in value]
+    if isinstance(value, str) and "://" in value:
+        value = _PASSWORD.sub("***@", value)
+        # A ? in a bucket's address is a glob pattern; only web addresses have a query.
+        return _SIGNATURE.sub("?***", value) if value.startswith("http") else value
+    return value
+
+
+def _made(run: Run) -> dict[str, list[str]]:
+    """Return what ran the work of each stage, as its tables say; several after a resumed run."""
+    tables = [prompts_partition(dataset.name) for dataset in run.config.datasets]
+    for subject, dataset in run.pairs():
+        tables += [partition(name, subject, dataset) for name in ("embeddings", "layer_metrics")]
+        tables += [score_partition(subject, dataset, task) for task in dataset.tasks]
+    found: dict[str, list[str]] = {}
+    for where in tables:
+        manifest = run.manifests.load(where)
+        known = found.setdefault(TABLES[where.table].stage, [])
+        if manifest and manifest.made and manifest.made not in known:
+            known.append(manifest.made)
+    return {stage: made for stage, made in found.items() if made}

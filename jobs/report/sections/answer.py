@@ -1,0 +1,106 @@
+"""The first screen: what to do, what it wins, how sure that is, what it saves, and the scores."""
+
+from __future__ import annotations
+
+import math
+
+from jobs.rank import sentences
+from jobs.rank.ranking import Ranking, at_layers
+from jobs.report.charts import Line, Lines, Mark, in_points
+from jobs.report.facts import Facts, title
+from jobs.report.section import Chart, Section
+from jobs.words import NOTHING, capital, counted, known, listed, share, signed, span
+
+# How compressed, how straight and how invariant a layer is: one line each beside the score.
+BESIDE = ("prompt_entropy", "curvature", "infonce")
+
+
+def section(facts: Facts) -> Section:
+    """Return the answer of a model with its three figures and the plot of its layers."""
+    ranking = facts.ranking
+    won = _won(facts)
+    figures = [*won, (share(ranking.verdict.saved), "of the compute saved")]
+    return Section(
+        sentences.answer(ranking.evidence, ranking.verdict),
+        "answer",
+        says=[_small_print(facts)],
+        figures=figures,
+        charts=[_chart(facts)],
+    )
+
+
+def _won(facts: Facts) -> list[tuple[str, str]]:
+    """Return the points won by the verdict's layer, and how sure that is."""
+    ranking = facts.ranking
+    rows = {row["layer"]: row for row in ranking.rows}
+    row, over = rows[ranking.verdict.layer], f"over the last layer, {ranking.last}"
+    if row["layer"] == ranking.last and ranking.nearest is not None:
+        row, over = rows[ranking.nearest], f"layer {ranking.nearest} over the last"
+    gain, low, high = row["gain"], row["gain_low"], row["gain_high"]
+    if ranking.verdict.kind == "keep_last":
+        gain, low, high = -gain, -high, -low
+        over = f"over the nearest layer, {ranking.nearest}"
+    if not known(gain):
+        return [
+            (NOTHING, "points: there is no score to compare"),
+            (NOTHING, "nothing says how sure"),
+        ]
+    sure = (span(low, high), f"{facts.interval} of that")
+    return [
+        (f"{signed(gain)} points", over),
+        sure if known(low) else (NOTHING, "a single score has no interval"),
+    ]
+
+
+def _small_print(facts: Facts) -> str:
+    """Return in one sentence why, from how much, and of which vectors."""
+    ranking = facts.ranking
+    tasks = ranking.counting
+    folds = sorted({task.folds for task in tasks})
+    of_folds = ""
+    if folds and folds != [1]:
+        each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
+        of_folds = f" of {each} folds"
+    why = sentences.why(ranking.evidence, ranking.verdict)
+    return f"{capital(why)}; {counted(len(tasks), 'task')}{of_folds}; {facts.vectors}."
+
+
+def _chart(facts: Facts) -> Chart:
+    ranking = facts.ranking
+    rows = ranking.rows
+    layers = [row["layer"] for row in rows]
+    lines = [in_points("score", layers, [row["score"] for row in rows], band=band(facts, "score"))]
+    beside = []
+    for metric in BESIDE:
+        y = at_layers(ranking.metric(metric), layers).tolist()
+        if not all(map(math.isnan, y)):
+            beside.append(title(metric))
+            lines.append(Line(beside[-1], layers, y, "thin", at_end=True))
+    ends = f", with its {facts.interval}" if ranking.has_intervals else ""
+    score = f"Score, mean of the tasks{ends}."
+    if not ranking.scored:
+        score, lines = "", lines[1:]
+    thin = f"Thin: {listed(beside)}, each on its own scale." if beside else ""
+    return Chart(
+        f"Score of every layer of {ranking.subject.name}",
+        Lines(lines, y="score, points" if score else "", marks=marks(ranking)) if lines else None,
+        "wide",
+        source=f"{score} {thin} Layer 0 is the first block's input.".strip(),
+    )
+
+
+def band(facts: Facts, of: str) -> tuple[list[float], list[float]]:
+    """Return the ends of the intervals of every layer's score or gain, where there are any."""
+    rows = facts.ranking.rows if facts.ranking.has_intervals else []
+    return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]
+
+
+def marks(ranking: Ranking) -> list[Mark]:
+    """Return rules at the layers that matter: the last and the verdict's."""
+    use, last, kind = ranking.verdict.layer, ranking.last, ranking.verdict.kind
+    if use == last:
+        keep = kind == "keep_last"
+        return [Mark(last, f"keep layer {last}, the last" if keep else f"last layer {last}", keep)]
+    sure = kind == "use_layer"
+    words = f"use layer {use}" if sure else f"a guess: layer {use}"
+    return [Mark(last, f"last layer {last}"), Mark(use, words, sure)]

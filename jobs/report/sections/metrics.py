@@ -1,0 +1,216 @@
+"""The metrics without labels: one plot for each, under what it is measured on, and every value.
+
+Of each metric the main variant is drawn, of the ranked vectors where those were measured, and
+beside it the same without the first token where that was measured too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from jobs.config.metrics import parameters, shown_vectors
+from jobs.config.run import RunConfig
+from jobs.rank.ranking import Ranking, Row
+from jobs.report.charts import Line, Lines, Look
+from jobs.report.facts import Facts, title, vectors_of
+from jobs.report.guide import link_to
+from jobs.report.section import Cell, Chart, Section, Table
+from jobs.run import partition
+from jobs.words import capital, counted, known, number
+from operators.metrics.registry import METRICS, enough_prompts, main_variant, unit_of
+from operators.metrics.token.rows import WITHOUT_FIRST
+from operators.metrics.variants import Layers, Prompts, Tokens, Views
+
+_MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
+    Tokens: "Tokens of a prompt",
+    Prompts: "Prompts of the dataset",
+    Layers: "Other layers",
+    Views: "Augmented views of a prompt",
+}
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric in one variant, of one kind of vectors: its rows of `layer_metrics` by layer."""
+
+    dataset: str
+    metric: str
+    variant: str
+    norm: str
+    pooling: str
+    main: bool
+    rows: Sequence[Row]
+
+    @property
+    def prompts(self) -> int:
+        """The largest number of prompts that a value is from."""
+        return max(int(row["n_prompts"]) for row in self.rows)
+
+    def at(self, layer: int) -> float:
+        """Return the value of a layer."""
+        return next((row["value"] for row in self.rows if row["layer"] == layer), math.nan)
+
+
+def section(facts: Facts) -> Section:
+    """Return the plots and the values of every dataset; nothing of what was not measured."""
+    if facts.run is None:
+        return Section("Metrics without labels", "metrics", data={"metrics": [], "unmeasured": []})
+    found = {dataset.name: series(facts, dataset.name) for dataset in facts.run.config.datasets}
+    unmeasured = [name for name, of in found.items() if not of]
+    measured = {name: of for name, of in found.items() if of}
+    says = []
+    if measured:
+        says.append(
+            "What the vectors of each layer look like. These describe the layers and do not enter "
+            "the ranking: on the published scores of 32 tasks no such metric chose layers reliably."
+        )
+    if unmeasured:
+        names = ", ".join(unmeasured)
+        says.append(f"Not measured: {names}. The stage “measure” was not run.")
+    return Section(
+        "Metrics without labels",
+        "metrics",
+        says=says,
+        parts=[
+            part
+            for name, of in measured.items()
+            for part in _parts(facts, of, f" of {name}" if facts.several_datasets else "")
+        ],
+        link="metrics.html",
+        folded=True,
+        data={
+            "metrics": [_data(each) for of in measured.values() for each in of],
+            "unmeasured": unmeasured,
+        },
+    )
+
+
+def series(facts: Facts, dataset: str) -> list[Series]:
+    """Return the measured metrics of a dataset in the registry's order."""
+    assert facts.run is not None
+    config = facts.run.config
+    (where,) = [
+        partition("layer_metrics", facts.ranking.subject, each)
+        for each in config.datasets
+        if each.name == dataset
+    ]
+    return series_of(dataset, facts.run.rows_if_any(where), config)
+
+
+def series_of(dataset: str, rows: Iterable[Row], config: RunConfig) -> list[Series]:
+    """Return the rows of a dataset's `layer_metrics` by metric, variant and vectors."""
+    found: dict[tuple[str, str, str, str], list[Row]] = {}
+    for row in rows:
+        name = (row["metric"], row["variant"], row["norm"], row["pooling"])
+        found.setdefault(name, []).append(row)
+    known_metrics, asked = list(METRICS), parameters(config)
+
+    def place(name: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
+        return known_metrics.index(name[0]) if name[0] in METRICS else len(METRICS), name
+
+    return [
+        Series(
+            dataset,
+            *name,
+            main=name[0] in METRICS and name[1] == main_variant(name[0], asked),
+            rows=sorted(found[name], key=lambda row: row["layer"]),
+        )
+        for name in sorted(found, key=place)
+    ]
+
+
+def drawn(ranking: Ranking, of: Sequence[Series]) -> list[Series]:
+    """Return the series that stand for the metrics of a dataset, one of each metric."""
+    ranked, found = (ranking.vectors.norm, ranking.vectors.pooling), []
+    for _, same in groupby((each for each in of if each.main), key=lambda each: each.metric):
+        alike = list(same)
+        shown = shown_vectors(((each.norm, each.pooling) for each in alike), ranked)
+        found.append(next(each for each in alike if (each.norm, each.pooling) == shown))
+    return found
+
+
+def chart(name: str, plot: Lines | None, norm: str, pooling: str, prompts: int = 0) -> Chart:
+    """Return the chart of a metric with what it says, its source and its paper."""
+    metric = METRICS[name]
+    how = capital(vectors_of(norm, pooling))
+    of = f"; {counted(prompts, 'prompt')}" if prompts else ""
+    return Chart(
+        metric.title,
+        plot,
+        says=metric.says,
+        source=f"{how}{of}. {metric.paper}.",
+        link=link_to(metric.title),
+    )
+
+
+def _parts(facts: Facts, of: Sequence[Series], among: str) -> list[Section]:
+    groups = groupby(drawn(facts.ranking, of), key=lambda each: type(METRICS[each.metric].measured))
+    parts = [
+        Section(f"{_MEASURED_ON[kind]}{among}", charts=[_chart(facts, each, of) for each in same])
+        for kind, same in groups
+    ]
+    return [*parts, Section(f"Every variant{among}", tables=[_values(facts, of)])]
+
+
+def from_few(facts: Facts, each: Series) -> bool:
+    """Whether values are from fewer prompts than the guide says that a usable one wants."""
+    return each.prompts < enough_prompts(each.metric, facts.ranking.features)
+
+
+def _chart(facts: Facts, each: Series, of: Sequence[Series]) -> Chart:
+    variant = ",".join(word for word in (each.variant, WITHOUT_FIRST) if word)
+    wanted = (each.metric, variant, each.norm, each.pooling)
+    beside = [s for s in of if (s.metric, s.variant, s.norm, s.pooling) == wanted]
+    unit, few = unit_of(each.metric, each.variant), from_few(facts, each)
+    main: Look = "plain" if few else "strong"
+    named: list[tuple[Series, str, Look]] = [
+        *((found, "without first token", "beside") for found in beside),
+        (each, METRICS[each.metric].title, main),
+    ]
+    lines = [
+        Line(name, [row["layer"] for row in s.rows], [row["value"] for row in s.rows], look)
+        for s, name, look in named
+    ]
+    some = any(line.points for line in lines)
+    plot = Lines(lines, y=unit) if some else None
+    found = chart(each.metric, plot, each.norm, each.pooling, each.prompts)
+    dashed = " Dashed: without the first token." if beside else ""
+    grey = " Grey: from too few prompts." if few else ""
+    return replace(found, source=f"{found.source}{dashed}{grey}")
+
+
+def _values(facts: Facts, of: Sequence[Series]) -> Table:
+    layers = sorted({row["layer"] for each in of for row in each.rows})
+    rows: list[list[Cell]] = []
+    grey = set()
+    for at, each in enumerate(of):
+        name = (title(each.metric), "main" if each.main else "")
+        values = [number(each.at(layer)) for layer in layers]
+        rows.append([name, each.variant or "plain", vectors_of(each.norm, each.pooling), *values])
+        if each.metric in METRICS and from_few(facts, each):
+            grey |= {(at, column) for column in range(3, 3 + len(layers))}
+    return Table(
+        "Metric values",
+        ["Metric", "Variant", "Vectors", *(f"layer {layer}" for layer in layers)],
+        rows,
+        words=(0, 1, 2),
+        grey=grey,
+        note="Grey: from fewer prompts than a usable value wants, as the guide says."
+        if grey
+        else "",
+        folded=True,
+    )
+
+
+def _data(each: Series) -> dict[str, Any]:
+    names = ("layer", "value", "reason", "n_prompts", "n_undefined")
+    values = []
+    for row in each.rows:
+        reason = None if known(row["value"]) else row["reason"] or "undefined"
+        values.append({**{name: row[name] for name in names}, "reason": reason})
+    plain = ("dataset", "metric", "variant", "norm", "pooling", "main")
+    return {**{name: getattr(each, name) for name in plain}, "values": values}
