@@ -12,7 +12,7 @@ from jobs import words
 from jobs.nightly.alerts import Broken
 from jobs.rank.ranking import Checkpoint
 from jobs.rank.stage import ranked_tasks
-from jobs.report.facts import title
+from jobs.report.wording import title
 from jobs.run import Run
 from operators.analysis.regression import Jump, ScoreChange, has_moved, jumps, score_change
 from operators.model.subject import Subject

@@ -17,9 +17,9 @@ from jobs.config.metrics import parameters
 from jobs.nightly.alerts import Alert, read_alerts
 from jobs.rank.ranking import Checkpoint
 from jobs.report import guide, made, section
-from jobs.report.page import guide_page, units_of
 from jobs.report.section import Section, Table
 from jobs.report.sections import training
+from jobs.report.wording import units_of
 from jobs.run import Run
 from jobs.subjects import by_step, step_of
 from jobs.words import counted
@@ -67,7 +67,7 @@ def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, st
     version = made.versions()["layerrank"] or ""
     files = {
         DATA: section.json_bytes(whole),
-        guide.PAGE: guide_page(version),
+        guide.PAGE: guide.page(version),
         PAGE: section.page(
             "page.html.j2",
             title=f"{', '.join(each['model'] for each in data)}: layers over training",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.rank.ranking import Ranking
+from jobs.report.charts import Mark
+from jobs.report.wording import vectors_of
 from jobs.run import Run
 from jobs.words import counted
-from operators.metrics.registry import METRICS
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,19 @@ class Facts:
         """How deep the model is, and which vectors were ranked."""
         return f"{counted(self.ranking.last, 'block')}, {self.vectors}"
 
+    @property
+    def marks(self) -> list[Mark]:
+        """Rules at the layers that matter, with words: the last and the verdict's."""
+        verdict, last = self.ranking.verdict, self.ranking.last
+        if verdict.layer == last:
+            keep = verdict.kind == "keep_last"
+            said = f"keep layer {last}, the last" if keep else f"last layer {last}"
+            return [Mark(last, said, keep)]
+        sure = verdict.kind == "use_layer"
+        said = f"use layer {verdict.layer}" if sure else f"a guess: layer {verdict.layer}"
+        return [Mark(last, f"last layer {last}"), Mark(verdict.layer, said, sure)]
 
-def vectors_of(norm: str, pooling: str) -> str:
-    """Return a norm and a pooling in words."""
-    state = "final norm" if norm == "final" else "raw output"
-    how = "token by token" if pooling == "tokens" else f"{pooling.replace('_', ' ')} pooling"
-    return f"{how}, {state}"
-
-
-def title(metric: str) -> str:
-    """Return a metric's title; its name if no title is known."""
-    return METRICS[metric].title if metric in METRICS else metric
-
-
-def layer_cell(layer: int, ranking: Ranking) -> tuple[str, str]:
-    """Return the number of a layer as a table begins its row, the last one marked."""
-    return str(layer), "last" if layer == ranking.last else ""
+    def band(self, of: str) -> tuple[list[float], list[float]]:
+        """Return the ends of the intervals of every layer's score or gain, where there are any."""
+        rows = self.ranking.rows if self.ranking.has_intervals else []
+        return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]

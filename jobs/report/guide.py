@@ -14,6 +14,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from jobs.report import section
+
 PAGE = "metrics.html"
 _NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
 
@@ -32,6 +34,11 @@ def source() -> str:
     """Return the guide as Markdown."""
     file = resources.files("jobs.report") / "templates" / "metrics.md"
     return file.read_text(encoding="utf-8")
+
+
+def page(version: str) -> bytes:
+    """Return the guide as a page, which needs no findings."""
+    return section.page("metrics.html.j2", article=article(source()), version=version)
 
 
 def article(markdown: str) -> Markup:

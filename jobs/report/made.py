@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from jobs.report.section import Section, Table
-from jobs.report.sections.inputs import datasets
+from jobs.prepare.records import SKIPPED
+from jobs.report.section import Cell, Section, Table
 from jobs.run import TABLES, Run, partition, prompts_partition, score_partition
+from jobs.words import count
 
 _PACKAGES = (
     "layerrank",
@@ -33,7 +34,7 @@ _SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 def section(run: Run) -> Section:
     """Return how the report of a run was made."""
     config, made = run.config, _made(run)
-    table, corpora = datasets(run)
+    table, corpora = _datasets(run)
     seeds = {"run": config.seed, "probe": config.probe.seed}
     found = section_of(
         without_passwords(config.model_dump(mode="json", exclude={"storage"})),
@@ -70,6 +71,41 @@ def section_of(
         folded=True,
         data={"versions": packages, "settings": settings},
     )
+
+
+def _datasets(run: Run) -> tuple[Table, list[dict[str, Any]]]:
+    """Return the corpora as they were prepared, as a table and as data."""
+    found: list[dict[str, Any]] = []
+    for dataset in run.config.datasets:
+        manifest = run.prompts(dataset)
+        facts = manifest.facts()
+        found.append(
+            {
+                "name": dataset.name,
+                "prompts": manifest.rows,
+                "shards": len(manifest.receipts),
+                "skipped": {reason: int(facts[f"skipped_{reason}"]) for reason in SKIPPED},
+                "duplicates": int(facts["duplicates"]),
+            }
+        )
+    plain = ("prompts", "shards", "duplicates")
+    rows = [
+        [
+            each["name"],
+            *(count(each[name]) for name in plain),
+            *map(count, each["skipped"].values()),
+        ]
+        for each in found
+    ]
+    left_out: list[Cell] = [(reason.replace("_", " "), "left out") for reason in SKIPPED]
+    head: list[Cell] = [
+        "Dataset",
+        "Unique prompts",
+        "Shards",
+        ("Repeated", "encoded once"),
+        *left_out,
+    ]
+    return Table("Prompts of every dataset", head, rows), found
 
 
 def versions() -> dict[str, str | None]:

@@ -33,11 +33,10 @@ from jobs.report.sections import (
     steps,
     training,
 )
+from jobs.report.wording import units_of
 from jobs.run import Run, ranking_partition, write_table
 from jobs.subjects import step_of
 from jobs.words import counted
-from operators.metrics.registry import METRICS, main_variant, unit_of
-from operators.metrics.variants import Parameters
 from storage.manifest import Manifests
 from storage.root import Root
 
@@ -129,11 +128,6 @@ def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) ->
     tell(Report(file.stem, [Facts(each) for each in rankings], told, {}), root)
 
 
-def units_of(asked: Parameters) -> dict[str, str]:
-    """Return the unit of each metric's main variant."""
-    return {name: unit_of(name, main_variant(name, asked)) for name in METRICS}
-
-
 def tell(report: Report, root: Root | None) -> None:
     """Say what a report found, and write its files if there is a root."""
     files = render(report) if root else {}
@@ -168,14 +162,9 @@ def render(report: Report) -> dict[str, bytes]:
     return {
         "report.json": section.json_bytes(_data(report, sections, of_all)),
         "report.md": _markdown(several, [*of_all, report.made]).encode(),
-        guide.PAGE: guide_page(version),
+        guide.PAGE: guide.page(version),
         "index.html": _page(report, several, of_all, version),
     }
-
-
-def guide_page(version: str) -> bytes:
-    """Return the reading guide of the metrics as a page, which needs no findings."""
-    return section.page("metrics.html.j2", article=guide.article(guide.source()), version=version)
 
 
 def _data(

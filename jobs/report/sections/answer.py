@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 from jobs.rank import sentences
-from jobs.rank.ranking import Ranking, at_layers
-from jobs.report.charts import Line, Lines, Mark, in_points
-from jobs.report.facts import Facts, title
+from jobs.rank.ranking import at_layers
+from jobs.report.charts import Line, Lines, in_points
+from jobs.report.facts import Facts
 from jobs.report.section import Chart, Section
+from jobs.report.wording import title
 from jobs.words import NOTHING, capital, counted, known, listed, share, signed, span
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
@@ -69,7 +70,7 @@ def _chart(facts: Facts) -> Chart:
     ranking = facts.ranking
     rows = ranking.rows
     layers = [row["layer"] for row in rows]
-    lines = [in_points("score", layers, [row["score"] for row in rows], band=band(facts, "score"))]
+    lines = [in_points("score", layers, [row["score"] for row in rows], band=facts.band("score"))]
     beside = []
     for metric in BESIDE:
         y = at_layers(ranking.metric(metric), layers).tolist()
@@ -83,24 +84,7 @@ def _chart(facts: Facts) -> Chart:
     thin = f"Thin: {listed(beside)}, each on its own scale." if beside else ""
     return Chart(
         f"Score of every layer of {ranking.subject.name}",
-        Lines(lines, y="score, points" if score else "", marks=marks(ranking)) if lines else None,
+        Lines(lines, y="score, points" if score else "", marks=facts.marks) if lines else None,
         "wide",
         source=f"{score} {thin} Layer 0 is the first block's input.".strip(),
     )
-
-
-def band(facts: Facts, of: str) -> tuple[list[float], list[float]]:
-    """Return the ends of the intervals of every layer's score or gain, where there are any."""
-    rows = facts.ranking.rows if facts.ranking.has_intervals else []
-    return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]
-
-
-def marks(ranking: Ranking) -> list[Mark]:
-    """Return rules at the layers that matter: the last and the verdict's."""
-    use, last, kind = ranking.verdict.layer, ranking.last, ranking.verdict.kind
-    if use == last:
-        keep = kind == "keep_last"
-        return [Mark(last, f"keep layer {last}, the last" if keep else f"last layer {last}", keep)]
-    sure = kind == "use_layer"
-    words = f"use layer {use}" if sure else f"a guess: layer {use}"
-    return [Mark(last, f"last layer {last}"), Mark(use, words, sure)]

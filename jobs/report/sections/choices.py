@@ -6,8 +6,9 @@ from typing import Any
 
 from jobs.rank.choices import ON, choice_rows
 from jobs.rank.ranking import Row
-from jobs.report.facts import Facts, title
+from jobs.report.facts import Facts
 from jobs.report.section import Cell, Section, Table
+from jobs.report.wording import title
 from jobs.run import ranking_partition
 from jobs.words import capital, counted, hundredths, known, points, share, span
 from operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS

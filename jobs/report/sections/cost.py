@@ -6,9 +6,9 @@ import math
 
 from jobs.rank.ranking import Ranking
 from jobs.report.charts import Point, Scatter
-from jobs.report.facts import Facts, layer_cell
+from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
-from jobs.report.sections.answer import marks
+from jobs.report.wording import layer_cell
 from jobs.words import known, share, size
 
 
@@ -72,7 +72,7 @@ def spread(ranking: Ranking, layer: int) -> str:
 
 def _chart(facts: Facts) -> Chart:
     ranking = facts.ranking
-    words = {mark.x: mark.text for mark in marks(ranking)}
+    words = {mark.x: mark.text for mark in facts.marks}
     points = [
         Point(
             100 * row["cost"],

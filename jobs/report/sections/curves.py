@@ -12,8 +12,9 @@ import numpy as np
 
 from jobs.rank.stage import labelled_tasks, ranked_rows
 from jobs.report.charts import Lines, Look, in_points
-from jobs.report.facts import Facts, layer_cell
+from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.wording import layer_cell
 from jobs.run import score_partition
 from jobs.tasks.types import ClassificationTask, FittedTask
 from jobs.words import capital, known, listed, points

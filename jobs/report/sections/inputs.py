@@ -7,11 +7,11 @@ from itertools import groupby
 from typing import Any
 
 from jobs.config.run import graded_conditions
-from jobs.prepare.records import SKIPPED
 from jobs.rank.ranking import Row
-from jobs.report.facts import Facts, title
+from jobs.report.facts import Facts
 from jobs.report.section import Cell, Section, Table
 from jobs.report.sections.metrics import Series, series
+from jobs.report.wording import title
 from jobs.run import Run, partition
 from jobs.words import count, counted, known, listed
 from operators.metrics.registry import METRICS
@@ -48,41 +48,6 @@ def section(facts: Facts) -> Section:
         folded=True,
         data={"encoded": encoded},
     )
-
-
-def datasets(run: Run) -> tuple[Table, list[dict[str, Any]]]:
-    """Return the corpora as they were prepared, as a table and as data."""
-    found: list[dict[str, Any]] = []
-    for dataset in run.config.datasets:
-        manifest = run.prompts(dataset)
-        facts = manifest.facts()
-        found.append(
-            {
-                "name": dataset.name,
-                "prompts": manifest.rows,
-                "shards": len(manifest.receipts),
-                "skipped": {reason: int(facts[f"skipped_{reason}"]) for reason in SKIPPED},
-                "duplicates": int(facts["duplicates"]),
-            }
-        )
-    plain = ("prompts", "shards", "duplicates")
-    rows = [
-        [
-            each["name"],
-            *(count(each[name]) for name in plain),
-            *map(count, each["skipped"].values()),
-        ]
-        for each in found
-    ]
-    left_out: list[Cell] = [(reason.replace("_", " "), "left out") for reason in SKIPPED]
-    head: list[Cell] = [
-        "Dataset",
-        "Unique prompts",
-        "Shards",
-        ("Repeated", "encoded once"),
-        *left_out,
-    ]
-    return Table("Prompts of every dataset", head, rows), found
 
 
 def _encoded(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:

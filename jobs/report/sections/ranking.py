@@ -5,9 +5,9 @@ from __future__ import annotations
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.rank.sentences import FEW_TASKS
 from jobs.report.charts import Lines, Mark, in_points
-from jobs.report.facts import Facts, layer_cell
+from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
-from jobs.report.sections.answer import band, marks
+from jobs.report.wording import gain_span, layer_cell
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.ranking.policy import Policy
 from operators.ranking.scores import TIE
@@ -117,13 +117,6 @@ def table(facts: Facts) -> Table:
     return Table("Ranking of the layers", head, rows, marked=marked, strong=strong)
 
 
-def gain_span(row: Row, last: int) -> str:
-    """Return the interval of a layer's gain; the last layer is what gains are over."""
-    if row["layer"] == last:
-        return "baseline" if known(row["score"]) else NOTHING
-    return span(row["gain_low"], row["gain_high"])
-
-
 def _numbered(facts: Facts, row: Row) -> Cell:
     ranking, layer = facts.ranking, row["layer"]
     if layer == ranking.verdict.layer and ranking.is_certain:
@@ -163,9 +156,9 @@ def _oracle(facts: Facts) -> str:
 def _gains(facts: Facts) -> Chart:
     ranking = facts.ranking
     layers = [row["layer"] for row in ranking.rows]
-    gains, ends = [row["gain"] for row in ranking.rows], band(facts, "gain")
+    gains, ends = [row["gain"] for row in ranking.rows], facts.band("gain")
     line = in_points("gain", layers, gains, band=ends)
-    rules = [Mark(mark.x, strong=mark.strong) for mark in marks(ranking)]
+    rules = [Mark(mark.x, strong=mark.strong) for mark in facts.marks]
     beats = f", with its paired {facts.interval}: a layer beats the last where it lies above 0"
     return Chart(
         f"Gain of every layer of {ranking.subject.name} over the last",
@@ -241,7 +234,7 @@ def _tasks(facts: Facts) -> Chart:
         for task in ranking.tasks
     ]
     mean = in_points("mean", layers, [row["score"] for row in ranking.rows])
-    drawn = Lines([*lines, mean], y="score, points", marks=marks(ranking))
+    drawn = Lines([*lines, mean], y="score, points", marks=facts.marks)
     return Chart(
         "Score of every task", drawn, "wide", source="Faint: each task. Strong: their mean."
     )

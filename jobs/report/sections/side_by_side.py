@@ -11,7 +11,7 @@ from jobs.report.charts import Line, Lines, in_points
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table, model_swatch
 from jobs.report.sections.metrics import chart, drawn, series
-from jobs.report.sections.ranking import gain_span
+from jobs.report.wording import gain_span
 from jobs.words import NOTHING, counted, hundredths, points, signed
 from operators.metrics.registry import METRICS, unit_of
 

@@ -13,7 +13,6 @@ import torch
 from jobs.config.run import RunConfig, load
 from jobs.config.settings import EntropyNorm, MeasureConfig
 from jobs.report import guide
-from jobs.report import page as report
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, unit_of
 from operators.metrics.token.tokens import token_metrics
@@ -40,7 +39,7 @@ def _sections() -> dict[str, str]:
 @cache
 def _page() -> str:
     """Return the guide as it is published."""
-    return report.guide_page("1.2.3").decode()
+    return guide.page("1.2.3").decode()
 
 
 @cache
