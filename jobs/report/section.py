@@ -165,8 +165,7 @@ def console(sections: Iterable[Section]) -> list[str]:
     """Return the first table, the notes and what is said of each section as lines of text."""
     lines = []
     for section in sections:
-        tables = [table for table in section.tables if not table.folded][:1]
-        for table in tables:
+        for table in section.tables[:1]:
             lines += ["", *table.aligned(), ""]
         for text in (*section.notes, *section.says):
             lines += [*wrapped(text), ""]

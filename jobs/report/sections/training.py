@@ -47,8 +47,8 @@ def section(
         figures=figures(checkpoints, interval),
         charts=_score_charts(checkpoints, interval, alerts or {}) if scored else [],
         tables=[
-            *([_overtakings(checkpoints, rows, interval)] if scored else []),
             _verdicts(checkpoints, interval, alerts),
+            *([_overtakings(checkpoints, rows, interval)] if scored else []),
         ],
         parts=_maps(checkpoints, units),
         data={
@@ -268,7 +268,8 @@ def _verdicts(
         "Verdict",
         *([] if alerts is None else ["Alert"]),
     ]
-    return Table("Every checkpoint", head, rows, words=(0, 9, 10), marked={0})
+    label, folded = "Every checkpoint", alerts is None
+    return Table(label, head, rows, words=(0, 9, 10), marked={0}, folded=folded)
 
 
 def _map(

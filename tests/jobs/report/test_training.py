@@ -65,7 +65,7 @@ def test_a_sweep_says_when_each_layer_overtook_the_last_one() -> None:
     assert since == [(0, None, "step8"), (1, None, None), (2, "step64", "step1000")]
     for number in ("1 of the 3", "layer 2 since step 64", "first time at step 1,000, for layer 2"):
         assert number in found.data["sentence"]
-    overtaken, verdicts = found.tables
+    verdicts, overtaken = found.tables
     assert rows(overtaken) == [
         ["0", "-5.0", "-7.0 to -3.0", "-", "8"],
         ["1", "-1.0", "-3.0 to 1.0", "-", "-"],
