@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from operators.probes import cosine
-from operators.probes.fold import FoldScore, item_resamples
+from operators.probes.fold import FoldScore, item_resamples, paired_cosines
 from operators.probes.pairs import Ranking, pair_classification, sts
 
 Matrix = npt.NDArray[np.float64]
@@ -96,7 +95,7 @@ def test_ties_with_scipy() -> None:
     first, second, scores = noisy_pairs(200)
     second[20:60] = second[20:21]
     first[20:60] = first[20:21]
-    likeness = cosine.paired_cosines(first, second)
+    likeness = paired_cosines(first, second)
     assert len(np.unique(likeness)) == 161
     (score,) = sts(first, second, scores)
     assert score.value == pytest.approx(spearmanr(likeness, scores).statistic)
@@ -122,7 +121,7 @@ def test_order_sides_and_blocks_do_not_matter(
     (shuffled,) = probe(first[order], second[order], given[order])
     assert shuffled.value == pytest.approx(score.value, abs=1e-14)
     assert probe(second, first, given) == [score]
-    for module in ("cosine", "pairs"):
+    for module in ("fold", "pairs"):
         monkeypatch.setattr(f"operators.probes.{module}.BLOCK_ROWS", 7)
     assert probe(first, second, given) == [score]
 

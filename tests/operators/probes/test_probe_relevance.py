@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
-from operators.probes import cosine, relevance
+from operators.probes import fold, relevance
 from operators.probes.fold import FoldScore
 from operators.probes.relevance import average_precision, ndcg, reranking, retrieval
 
@@ -75,7 +75,7 @@ def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.Mo
     expected = [np.mean([1 / math.log2(row + 2) for row in range(7)])]
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
     monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 202)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(fold, "BLOCK_ROWS", 3)
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
 
 
@@ -83,7 +83,7 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     query, document, relevant, _ = lists(30)
     whole = retrieval(query, document, relevant)
     monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 200)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(fold, "BLOCK_ROWS", 7)
     assert retrieval(query, document, relevant) == whole
 
 
