@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
+from operators.probes import MAIN_METRICS
 from operators.probes.fold import FoldScore, item_resamples, paired_cosines
 from operators.probes.pairs import Ranking, pair_classification, sts
 
 Matrix = npt.NDArray[np.float64]
+Probe = Callable[..., list[FoldScore]]
+PROBES = pytest.mark.parametrize("probe", [sts, pair_classification])
 
 
 def at_angles(*degrees: float) -> tuple[Matrix, Matrix]:
@@ -33,32 +36,21 @@ def noisy_pairs(n_pairs: int) -> tuple[Matrix, Matrix, Matrix]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"),
+    ("probe", "given", "expected"),
     [
-        ([5, 4, 2, 1], 1.0),
-        ([1, 2, 4, 5], -1.0),
-        ([5, 4, 1, 2], 0.8),  # 1 - 6 sum d^2 / (n (n^2 - 1)) with d^2 = 0, 0, 1, 1
-        ([5, 1, 5, 1], 1 / np.sqrt(5)),  # ranks 3.5, 1.5, 3.5, 1.5
+        (sts, [5, 4, 2, 1], 1.0),
+        (sts, [1, 2, 4, 5], -1.0),
+        (sts, [5, 4, 1, 2], 0.8),  # 1 - 6 sum d^2 / (n (n^2 - 1)) with d^2 = 0, 0, 1, 1
+        (sts, [5, 1, 5, 1], 1 / np.sqrt(5)),  # ranks 3.5, 1.5, 3.5, 1.5
+        (pair_classification, [1, 1, 0, 0], 1.0),
+        (pair_classification, [0, 1, 0, 1], (1 / 2 + 2 / 4) / 2),
+        (pair_classification, [1, 0, 0, 1], (1 + 2 / 4) / 2),
     ],
 )
-def test_spearman_by_hand(scores: list[int], expected: float) -> None:
-    (score,) = sts(*at_angles(0, 20, 50, 90), scores)
+def test_scores_by_hand(probe: Probe, given: list[int], expected: float) -> None:
+    (score,) = probe(*at_angles(0, 20, 50, 90), given)
     assert score.value == pytest.approx(expected)
-    assert (score.metric, score.n_train, score.n_test) == ("cosine_spearman", 0, 4)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ([1, 1, 0, 0], 1.0),
-        ([0, 1, 0, 1], (1 / 2 + 2 / 4) / 2),
-        ([1, 0, 0, 1], (1 + 2 / 4) / 2),
-    ],
-)
-def test_average_precision_by_hand(labels: list[int], expected: float) -> None:
-    (score,) = pair_classification(*at_angles(0, 20, 50, 90), labels)
-    assert score.value == pytest.approx(expected)
-    assert (score.metric, score.n_train, score.n_test) == ("max_ap", 0, 4)
+    assert (score.metric, score.n_train, score.n_test) == (MAIN_METRICS[probe.__name__], 0, 4)
 
 
 def test_the_best_similarity_counts() -> None:
@@ -99,10 +91,6 @@ def test_ties_with_scipy() -> None:
     assert len(np.unique(likeness)) == 161
     (score,) = sts(first, second, scores)
     assert score.value == pytest.approx(spearmanr(likeness, scores).statistic)
-
-
-Probe = Callable[..., list[FoldScore]]
-PROBES = pytest.mark.parametrize("probe", [sts, pair_classification])
 
 
 def judged(probe: Probe, scores: Matrix) -> Matrix:
