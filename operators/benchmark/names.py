@@ -102,8 +102,15 @@ def limit(task: AbsTask, part: TaskName) -> AbsTask:
     if part.subsets is not None:
         subsets = every if part.subsets == (_EVERY,) else list(part.subsets)
     splits = splits if part.splits is None else list(part.splits)
-    _require_known(part.task, "subset", subsets, every)
-    _require_known(part.task, "evaluation split", splits, list(task.metadata.eval_splits))
+    for what, wanted, known in (
+        ("subset", subsets, every),
+        ("evaluation split", splits, list(task.metadata.eval_splits)),
+    ):
+        unknown = [item for item in wanted if item not in known]
+        if unknown:
+            raise ValueError(
+                f"mteb task {part.task} has no {what} {unknown[0]!r}; it has {', '.join(known)}"
+            )
     return task.filter_eval_splits(splits).filter_languages(None, hf_subsets=subsets)
 
 
@@ -128,11 +135,3 @@ def usual_part(metadata: TaskMetadata) -> tuple[list[str], list[str]]:
 
 def _listed(part: str | None) -> tuple[str, ...] | None:
     return None if part is None else tuple(item.strip() for item in part.split(","))
-
-
-def _require_known(task: str, what: str, wanted: list[str], known: list[str]) -> None:
-    unknown = [item for item in wanted if item not in known]
-    if unknown:
-        raise ValueError(
-            f"mteb task {task} has no {what} {unknown[0]!r}; it has {', '.join(known)}"
-        )

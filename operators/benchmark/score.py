@@ -12,8 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -119,27 +118,6 @@ def model_meta_json(model_name: str, revision: str) -> str:
 def _evaluate(task: AbsTask, lookup: Lookup, model_name: str, revision: str) -> TaskResult:
     mteb = mteb_library()
     encoder = LookupEncoder(canonical(task), lookup, model_meta(model_name, revision))
-    with _quiet():
-        results = mteb.evaluate(
-            encoder,
-            # Its random state moves on with every evaluation; tables are shared, not copied.
-            copy.deepcopy(task),
-            # The default cache is keyed by name and revision: a second layer would be given the
-            # first one's scores.
-            cache=None,
-            co2_tracker=False,
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": 32, "show_progress_bar": False},
-        )
-    if not results.task_results:
-        raise ValueError(f"mteb task {canonical(task)} has no result: {results.exceptions}")
-    result: TaskResult = results.task_results[0]
-    return result
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what mteb's protocols cause by design, and the progress bars of `datasets`."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -150,10 +128,24 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore", UndefinedMetricWarning)
             # The task was chosen by name; that a newer version exists is no reason to change it.
             warnings.filterwarnings("ignore", message="The task .* is superseded by")
-            yield
+            results = mteb.evaluate(
+                encoder,
+                # Its random state moves on with every evaluation; tables are shared, not copied.
+                copy.deepcopy(task),
+                # The default cache is keyed by name and revision: a second layer would be given the
+                # first one's scores.
+                cache=None,
+                co2_tracker=False,
+                show_progress_bar=False,
+                encode_kwargs={"batch_size": 32, "show_progress_bar": False},
+            )
     finally:
         if shown:
             datasets.enable_progress_bars()
+    if not results.task_results:
+        raise ValueError(f"mteb task {canonical(task)} has no result: {results.exceptions}")
+    result: TaskResult = results.task_results[0]
+    return result
 
 
 def _experiments(part: Mapping[str, Any], metric: str) -> list[float]:

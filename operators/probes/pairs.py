@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.cosine import BLOCK_ROWS, pair_blocks, paired_cosines
 from operators.probes.fold import (
+    BLOCK_ROWS,
     FoldScore,
     NoScoreError,
     PairRows,
@@ -18,6 +18,8 @@ from operators.probes.fold import (
     Vectors,
     finite_vectors,
     item_resamples,
+    pair_blocks,
+    paired_cosines,
     row_labels,
     varied_values,
 )

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.cosine import cosines
 from operators.probes.fold import (
     FoldScore,
     NoScoreError,
     Values,
     Vectors,
+    cosines,
     finite_vectors,
     mean_score,
     require_positive,

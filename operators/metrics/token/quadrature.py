@@ -92,7 +92,14 @@ def _spectral_measure(gram_mKK: Tensor, moments_m2: Tensor, size_m: Tensor) -> M
     alpha_mVS, beta_mVS = _lanczos(gram_mKK, basis_mKB, drawn_mKB[..., BLOCK:])
     rank_m = basis_mKB.square().sum(dim=(1, 2)).round()
     tail = _tail(alpha_mVS, beta_mVS, size_m - rank_m)
-    head = _coupled(head_mB, gap_mB, tail.nodes_mX.amax(dim=1, keepdim=True) / 2)
+    # A Ritz vector is not quite an eigenvector: its residual couples it to the rest of the matrix.
+    # The nodes are of ``[[ritz, gap], [gap, rest]]`` less one at rest, which stands in the tail.
+    rest_mB = (tail.nodes_mX.amax(dim=1, keepdim=True) / 2).expand_as(head_mB)
+    middle_mB = (head_mB + rest_mB) / 2
+    radius_mB = torch.hypot((head_mB - rest_mB) / 2, gap_mB)
+    nodes_mX = torch.cat([middle_mB + radius_mB, middle_mB - radius_mB, rest_mB], dim=-1)
+    one_mB = torch.ones_like(head_mB)
+    head = Measure(nodes_mX, torch.cat([one_mB, one_mB, -one_mB], dim=-1))
     return _calibrated(head, tail, moments_m2)
 
 
@@ -173,21 +180,6 @@ def _tail(alpha_mVS: Tensor, beta_mVS: Tensor, dimension_m: Tensor) -> Measure:
 def _rule(tridiagonal_mVSS: Tensor) -> tuple[Tensor, Tensor]:
     nodes_mVS, vectors_mVSS = torch.linalg.eigh(tridiagonal_mVSS)
     return nodes_mVS.clamp(min=0), vectors_mVSS[..., 0, :].square()
-
-
-def _coupled(ritz_mB: Tensor, gap_mB: Tensor, rest_m1: Tensor) -> Measure:
-    """Nodes of ``[[ritz, gap], [gap, rest]]`` less a node at rest, which stands in the tail.
-
-    A Ritz vector is not quite an eigenvector: its residual couples it to the rest of the spectrum.
-    """
-    rest_mB = rest_m1.expand_as(ritz_mB)
-    middle_mB = (ritz_mB + rest_mB) / 2
-    radius_mB = torch.hypot((ritz_mB - rest_mB) / 2, gap_mB)
-    one_mB = torch.ones_like(ritz_mB)
-    return Measure(
-        torch.cat([middle_mB + radius_mB, middle_mB - radius_mB, rest_mB], dim=-1),
-        torch.cat([one_mB, one_mB, -one_mB], dim=-1),
-    )
 
 
 def _calibrated(head: Measure, tail: Measure, whole_m2: Tensor) -> Measure:

@@ -134,9 +134,6 @@ def test_nothing_to_test_has_no_value(values: list[float]) -> None:
     found = find_modes(np.array(values))
     assert found is NOTHING
     assert np.isnan([found.dip, found.p_value, found.split]).all()
-
-
-def test_the_fewest_values_have_one() -> None:
     assert np.isfinite(find_modes(np.arange(float(FEWEST))).dip)
 
 
@@ -158,22 +155,17 @@ def test_the_nearest_values_come_in_order_and_ties_by_id() -> None:
     assert nearest(values, ids, 2.0, 99).tolist() == [4, 2, 1, 3, 0]
 
 
-def test_cliffs_delta_of_groups_that_are_known() -> None:
-    low, high = np.array([1.0, 2, 3]), np.array([4.0, 5])
-    assert cliffs_delta(low, high) == 1
-    assert cliffs_delta(high, low) == -1
-    assert cliffs_delta(low, low) == 0
-    assert cliffs_delta(np.zeros(4), np.zeros(7)) == 0
-    assert np.isnan(cliffs_delta(np.empty(0), high))
-
-
 def test_cliffs_delta_is_the_share_of_pairs() -> None:
     g = np.random.default_rng(0)
     low, high = g.integers(0, 6, 40).astype(float), g.integers(2, 8, 25).astype(float)
-    signs = np.sign(high[None, :] - low[:, None])
-    assert cliffs_delta(low, high) == pytest.approx(signs.mean(), abs=1e-12)
-    assert cliffs_delta(np.exp(low), np.exp(high)) == pytest.approx(signs.mean(), abs=1e-12)
-    assert cliffs_delta(high, low) == pytest.approx(-signs.mean(), abs=1e-12)
+    three, four = np.array([1.0, 2, 3]), np.array([4.0, 5])
+    for a, b in ((low, high), (high, low), (three, four), (four, three), (three, three)):
+        signs = np.sign(b[None, :] - a[:, None])
+        assert cliffs_delta(a, b) == pytest.approx(signs.mean(), abs=1e-12)
+        assert cliffs_delta(np.exp(a), np.exp(b)) == pytest.approx(signs.mean(), abs=1e-12)
+    assert (cliffs_delta(three, four), cliffs_delta(four, three)) == (1, -1)
+    assert cliffs_delta(np.zeros(4), np.zeros(7)) == 0
+    assert np.isnan(cliffs_delta(np.empty(0), four))
 
 
 def test_cramers_v_of_tables_that_are_known() -> None:

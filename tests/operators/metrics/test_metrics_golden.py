@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -43,41 +43,25 @@ SMALL = (GOLDEN_FOLDER, "metrics")
 WHOLE = (SHARED / "golden", "golden")
 IMPLEMENTATIONS = ("paper", "lidar_paper")
 
+Case = dict[str, Any]
 Params = dict[str, Any]
 Inputs = list[Tensor]
 
 
-class Case(NamedTuple):
-    case_id: int
-    metric: str
-    impl: str
-    inputs: list[str]
-    params: Params
-    outputs: list[str]
-    expected: list[float]
-    tol: float
-    tol32: float | None
-
-
-def read_index(folder: Path, stem: str) -> list[dict[str, Any]]:
+def read_index(folder: Path, stem: str) -> list[Case]:
     index = folder / ("golden_index.json" if stem == "golden" else f"{stem}.json")
-    cases: list[dict[str, Any]] = json.loads(index.read_text())["cases"]
+    cases: list[Case] = json.loads(index.read_text())["cases"]
     return cases
 
 
 @cache
 def load(folder: Path, stem: str) -> tuple[list[Case], dict[str, np.ndarray]]:
+    index = read_index(folder, stem)
     cases = [
-        Case(
-            case_id=raw["id"],
-            expected=[float(value) for value in raw["expected"]],
-            **{name: raw[name] for name in Case._fields if name not in ("case_id", "expected")},
-        )
-        for raw in read_index(folder, stem)
-        if raw["impl"] in IMPLEMENTATIONS and raw["metric"] in COMPUTE
+        case for case in index if case["impl"] in IMPLEMENTATIONS and case["metric"] in COMPUTE
     ]
     with np.load(folder / f"{stem}.npz") as arrays:
-        return cases, {name: arrays[name] for case in cases for name in case.inputs}
+        return cases, {name: arrays[name] for case in cases for name in case["inputs"]}
 
 
 def one_prompt(tokens_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,17 +236,15 @@ def test_values_are_those_of_the_reference(
     failed: list[str] = []
     checked = 0
     for case in cases:
-        tolerance = case.tol if dtype == torch.float64 else case.tol32
-        if case.metric != metric or tolerance is None:
+        tolerance = case["tol" if dtype == torch.float64 else "tol32"]
+        if case["metric"] != metric or tolerance is None:
             continue
-        inputs = as_inputs([arrays[name] for name in case.inputs], dtype)
-        got = COMPUTE[metric](inputs, case.params)
-        failed += [
-            f"case {case.case_id} {case.inputs[0]} {case.params} {output}: "
-            f"got {float(got[output])!r}, expected {expected!r}, tolerance {tolerance}"
-            for output, expected in zip(case.outputs, case.expected, strict=True)
-            if not agrees(float(got[output]), expected, tolerance)
-        ]
+        got = COMPUTE[metric](as_inputs([arrays[n] for n in case["inputs"]], dtype), case["params"])
+        for output, raw in zip(case["outputs"], case["expected"], strict=True):
+            value, expected = float(got[output]), float(raw)
+            if not agrees(value, expected, tolerance):
+                where = f"case {case['id']} {case['inputs'][0]} {case['params']} {output}"
+                failed.append(f"{where}: got {value!r}, expected {expected!r}, within {tolerance}")
         checked += 1
     assert not failed, f"{len(failed)} values of {checked} cases:\n" + "\n".join(failed)
     assert checked, f"no {metric} case in {source[0]}"

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from operators.probes import cosine
-from operators.probes.fold import FoldScore, item_resamples
+from operators.probes import MAIN_METRICS
+from operators.probes.fold import FoldScore, item_resamples, paired_cosines
 from operators.probes.pairs import Ranking, pair_classification, sts
 
 Matrix = npt.NDArray[np.float64]
+Probe = Callable[..., list[FoldScore]]
+PROBES = pytest.mark.parametrize("probe", [sts, pair_classification])
 
 
 def at_angles(*degrees: float) -> tuple[Matrix, Matrix]:
@@ -34,32 +36,21 @@ def noisy_pairs(n_pairs: int) -> tuple[Matrix, Matrix, Matrix]:
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"),
+    ("probe", "given", "expected"),
     [
-        ([5, 4, 2, 1], 1.0),
-        ([1, 2, 4, 5], -1.0),
-        ([5, 4, 1, 2], 0.8),  # 1 - 6 sum d^2 / (n (n^2 - 1)) with d^2 = 0, 0, 1, 1
-        ([5, 1, 5, 1], 1 / np.sqrt(5)),  # ranks 3.5, 1.5, 3.5, 1.5
+        (sts, [5, 4, 2, 1], 1.0),
+        (sts, [1, 2, 4, 5], -1.0),
+        (sts, [5, 4, 1, 2], 0.8),  # 1 - 6 sum d^2 / (n (n^2 - 1)) with d^2 = 0, 0, 1, 1
+        (sts, [5, 1, 5, 1], 1 / np.sqrt(5)),  # ranks 3.5, 1.5, 3.5, 1.5
+        (pair_classification, [1, 1, 0, 0], 1.0),
+        (pair_classification, [0, 1, 0, 1], (1 / 2 + 2 / 4) / 2),
+        (pair_classification, [1, 0, 0, 1], (1 + 2 / 4) / 2),
     ],
 )
-def test_spearman_by_hand(scores: list[int], expected: float) -> None:
-    (score,) = sts(*at_angles(0, 20, 50, 90), scores)
+def test_scores_by_hand(probe: Probe, given: list[int], expected: float) -> None:
+    (score,) = probe(*at_angles(0, 20, 50, 90), given)
     assert score.value == pytest.approx(expected)
-    assert (score.metric, score.n_train, score.n_test) == ("cosine_spearman", 0, 4)
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        ([1, 1, 0, 0], 1.0),
-        ([0, 1, 0, 1], (1 / 2 + 2 / 4) / 2),
-        ([1, 0, 0, 1], (1 + 2 / 4) / 2),
-    ],
-)
-def test_average_precision_by_hand(labels: list[int], expected: float) -> None:
-    (score,) = pair_classification(*at_angles(0, 20, 50, 90), labels)
-    assert score.value == pytest.approx(expected)
-    assert (score.metric, score.n_train, score.n_test) == ("max_ap", 0, 4)
+    assert (score.metric, score.n_train, score.n_test) == (MAIN_METRICS[probe.__name__], 0, 4)
 
 
 def test_the_best_similarity_counts() -> None:
@@ -96,14 +87,10 @@ def test_ties_with_scipy() -> None:
     first, second, scores = noisy_pairs(200)
     second[20:60] = second[20:21]
     first[20:60] = first[20:21]
-    likeness = cosine.paired_cosines(first, second)
+    likeness = paired_cosines(first, second)
     assert len(np.unique(likeness)) == 161
     (score,) = sts(first, second, scores)
     assert score.value == pytest.approx(spearmanr(likeness, scores).statistic)
-
-
-Probe = Callable[..., list[FoldScore]]
-PROBES = pytest.mark.parametrize("probe", [sts, pair_classification])
 
 
 def judged(probe: Probe, scores: Matrix) -> Matrix:
@@ -122,7 +109,7 @@ def test_order_sides_and_blocks_do_not_matter(
     (shuffled,) = probe(first[order], second[order], given[order])
     assert shuffled.value == pytest.approx(score.value, abs=1e-14)
     assert probe(second, first, given) == [score]
-    for module in ("cosine", "pairs"):
+    for module in ("fold", "pairs"):
         monkeypatch.setattr(f"operators.probes.{module}.BLOCK_ROWS", 7)
     assert probe(first, second, given) == [score]
 

@@ -8,9 +8,9 @@ import pytest
 from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
-from operators.probes import cosine, relevance
+from operators.probes import fold, relevance
 from operators.probes.fold import FoldScore
-from operators.probes.relevance import average_precision, ndcg, reranking, retrieval
+from operators.probes.relevance import average_precision, reranking, retrieval
 
 Matrix = npt.NDArray[np.float32]
 
@@ -34,37 +34,48 @@ def lists(n_queries: int) -> tuple[Matrix, Matrix, list[npt.NDArray[np.int64]], 
 ANGLES = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, math.sqrt(3)]])
 
 
+SECOND, THIRD = 1 / math.log2(3), 1 / math.log2(4)  # discounts of the ranks
+
+
 @pytest.mark.parametrize(
-    ("relevant", "k", "expected"),
+    ("relevant", "gains", "k", "expected"),
     [
-        ([1], 10, 1.0),
-        ([2], 10, 1 / math.log2(3)),
-        ([0], 10, 1 / math.log2(4)),
-        ([0], 2, 0.0),
-        ([0, 2], 10, (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
-        ([0, 2], 1, 0.0),
-        ([1, 2, 0], 1, 1.0),
-        ([2, 2, 2], 10, 1 / math.log2(3)),
+        ([1], None, 10, 1.0),
+        ([2], None, 10, SECOND),
+        ([0], None, 10, THIRD),
+        ([0], None, 2, 0.0),
+        ([0, 2], None, 10, (SECOND + THIRD) / (1 + SECOND)),
+        ([0, 2], None, 1, 0.0),
+        ([1, 2, 0], None, 1, 1.0),
+        ([2, 2, 2], None, 10, SECOND),
+        ([0, 2], [1, 1], 10, (SECOND + THIRD) / (1 + SECOND)),
+        ([0, 2], [3, 1], 10, (SECOND + 3 * THIRD) / (3 + SECOND)),
+        ([2, 0, 2], [1, 3, 1], 10, (SECOND + 3 * THIRD) / (3 + SECOND)),
+        ([0, 2], [0, 2], 10, SECOND),
     ],
 )
-def test_ndcg_by_hand(relevant: list[int], k: int, expected: float) -> None:
-    query = np.array([[3.0, 0.0]])
-    (score,) = retrieval(query, ANGLES, [relevant], k=k)
+def test_ndcg_by_hand(
+    relevant: list[int], gains: list[int] | None, k: int, expected: float
+) -> None:
+    (score,) = retrieval(
+        np.array([[3.0, 0.0]]), ANGLES, [relevant], gains=None if gains is None else [gains], k=k
+    )
     assert score.value == pytest.approx(expected)
     assert score.metric == f"ndcg_at_{k}"
 
 
-def test_ndcg_agrees_with_scikit_learn() -> None:
-    generator = np.random.default_rng(3)
-    similarity = generator.standard_normal((40, 60))
-    relevant = generator.random((40, 60)) < 0.1
-    relevant[:, 0] = True
-    ranked = np.argsort(-similarity, axis=1)
-    ours = [
-        ndcg(order, rows, np.ones(len(rows)), 10)
-        for order, rows in zip(ranked, map(np.flatnonzero, relevant), strict=True)
-    ]
-    assert np.mean(ours) == pytest.approx(ndcg_score(relevant, similarity, k=10))
+@pytest.mark.parametrize("graded", [False, True])
+def test_ndcg_agrees_with_scikit_learn(graded: bool) -> None:
+    generator = np.random.default_rng(7)
+    query, document = (generator.standard_normal((n, 8)).astype(np.float32) for n in (20, 40))
+    gains = generator.integers(1, 5, size=(20, 40)) * (generator.random((20, 40)) < 0.2)
+    gains[:, 3] = 2
+    relevant = [np.flatnonzero(of_query) for of_query in gains]
+    of_relevant = [of_query[rows] for of_query, rows in zip(gains, relevant, strict=True)]
+    (score,) = retrieval(query, document, relevant, gains=of_relevant if graded else None)
+    similarity = normalize(query) @ normalize(document).T
+    expected = ndcg_score(gains if graded else gains > 0, similarity, k=10)
+    assert score.value == pytest.approx(expected)
 
 
 def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +86,7 @@ def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.Mo
     expected = [np.mean([1 / math.log2(row + 2) for row in range(7)])]
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
     monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 202)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(fold, "BLOCK_ROWS", 3)
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
 
 
@@ -83,7 +94,7 @@ def test_blocks_do_not_change_the_scores(monkeypatch: pytest.MonkeyPatch) -> Non
     query, document, relevant, _ = lists(30)
     whole = retrieval(query, document, relevant)
     monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 200)
-    monkeypatch.setattr(cosine, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(fold, "BLOCK_ROWS", 7)
     assert retrieval(query, document, relevant) == whole
 
 
@@ -93,35 +104,6 @@ def test_zero_vectors_are_similar_to_nothing() -> None:
     # The first query: 1.0, then 0 for the zero row; the second: all equal, so row 0 is first.
     expected = [(1 / math.log2(3) + 1.0) / 2]
     assert values(retrieval(query, document, [[0], [0]])) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("gains", "expected"),
-    [
-        ([1, 1], (1 / math.log2(3) + 1 / math.log2(4)) / (1 + 1 / math.log2(3))),
-        ([3, 1], (1 / math.log2(3) + 3 / math.log2(4)) / (3 + 1 / math.log2(3))),
-        ([0, 2], 1 / math.log2(3)),
-    ],
-)
-def test_graded_gains_by_hand(gains: list[int], expected: float) -> None:
-    (score,) = retrieval(np.array([[3.0, 0.0]]), ANGLES, [[0, 2]], gains=[gains])
-    assert score.value == pytest.approx(expected)
-    (turned,) = retrieval(
-        np.array([[3.0, 0.0]]), ANGLES, [[2, 0, 2]], gains=[gains[::-1] + gains[1:]]
-    )
-    assert turned.value == score.value
-
-
-def test_graded_gains_agree_with_scikit_learn() -> None:
-    generator = np.random.default_rng(7)
-    query, document = (generator.standard_normal((n, 8)).astype(np.float32) for n in (20, 40))
-    gains = generator.integers(1, 5, size=(20, 40)) * (generator.random((20, 40)) < 0.2)
-    gains[:, 3] = 2
-    relevant = [np.flatnonzero(of_query) for of_query in gains]
-    graded = [of_query[rows] for of_query, rows in zip(gains, relevant, strict=True)]
-    (score,) = retrieval(query, document, relevant, gains=graded)
-    similarity = normalize(query) @ normalize(document).T
-    assert score.value == pytest.approx(ndcg_score(gains, similarity, k=10))
 
 
 # Documents at 0, 30, 60 and 90 degrees from the query.
