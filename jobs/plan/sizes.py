@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.config.metrics import TokenPlan, parameters, token_metrics, token_plan
+from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
 from jobs.config.run import RunConfig, noise_conditions
 from jobs.extract.targets import Pass, Sources, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
-from jobs.plan.sampling import Corpus
-from jobs.plan.weight import Weight, partition_weight, weight
+from jobs.plan.sampling import Corpus, Weight, partition_weight, weight
 from jobs.run import leading
 from jobs.tasks.types import (
     ClassificationTask,
@@ -55,30 +54,26 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A subject, its sizes, and the revisions of all checkpoints like it, its own first."""
+    """A subject, its sizes, and how many checkpoints there are like it."""
 
     subject: Subject
     shape: ModelShape
-    revisions: tuple[str, ...]
+    checkpoints: int
     is_read: bool = True  # whether its tokenizer is at hand
-
-    @property
-    def checkpoints(self) -> int:
-        """How many checkpoints there are."""
-        return len(self.revisions)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A subject over a dataset: what is known of it before it is run.
 
-    `lengths` are tokens per prompt, of a sample or the most there can be.
+    `lengths` are tokens per prompt of a sample, by pass; none without texts or a tokenizer, and
+    then every prompt has the most tokens that there can be.
     """
 
     config: RunConfig
     model: Model
     corpus: Corpus
-    lengths: Lengths
+    lengths: Sequence[Lengths] = ()
 
     @property
     def layers(self) -> int:
@@ -93,13 +88,41 @@ class Pair:
 
     @cached_property
     def passes(self) -> list[Pass]:
-        """The passes of the subject over the dataset, as extraction plans them."""
-        return passes_of(self.config, self.model.subject, self.model.shape, self.corpus)
+        """The passes of the subject, as extraction plans them; its files' content plays no part."""
+        model, corpus = self.model, self.corpus
+        sources = Sources({"files": "0" * 32, "dtype": model.subject.dtype}, model.shape)
+        return [*passes(self.config, model.subject, sources, corpus.dataset, corpus.prompts)]
+
+    @property
+    def forward(self) -> int:
+        """Forward passes of one prompt, of all checkpoints."""
+        of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
+        return of_one * self.model.checkpoints
+
+    @property
+    def mean_lengths(self) -> list[float]:
+        """The mean tokens of a prompt in every pass, or the most that it can have."""
+        if self.lengths:
+            return [float(each.mean()) for each in self.lengths]
+        most = self.config.extract.max_tokens
+        return [float(min(most, self.model.shape.max_tokens or most))] * len(self.passes)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens through the model, of all checkpoints."""
+        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
+        pairs = zip(counts, self.mean_lengths, strict=True)
+        return self.model.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
-    def tokens(self) -> TokenPlan:
+    def states(self) -> TokenPlan:
         """What becomes of token states."""
         return token_plan(self.config, self.model.shape, self.corpus.prompts.rows)
+
+    @property
+    def every_state_bytes(self) -> int:
+        """Bytes of the token states of every prompt, at most."""
+        return self.corpus.prompts.rows * state_bytes(self.config, self.model.shape)
 
     @cached_property
     def variants(self) -> int:
@@ -112,21 +135,20 @@ class Pair:
     def metric_targets(self) -> list[Target]:
         """Every partition of `prompt_metrics`, the clean one first."""
         targets = [each.prompt_metrics for each in self.passes if each.prompt_metrics]
-        if self.variants and not self.tokens.fused:
+        if self.variants and not self.states.fused:
             targets += [each.tokens for each in self.passes if each.tokens]
         return targets
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the values of every prompt are tested for groups."""
+        return MODES_METRIC in self.config.measure.metrics
 
     def layer_rows(self, *, views: bool) -> float:
         """Return the rows of `layer_metrics` under one condition."""
         own = set(self.config.measure.metrics) - set(of_kind(self.config.measure.metrics, Tokens))
         own -= set() if views else set(of_kind(self.config.measure.metrics, Views))
         return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
-
-
-def passes_of(config: RunConfig, subject: Subject, shape: ModelShape, corpus: Corpus) -> list[Pass]:
-    """Return the passes of a subject over a dataset; the content of its files plays no part."""
-    sources = Sources({"files": "0" * 32, "dtype": subject.dtype}, shape)
-    return [*passes(config, subject, sources, corpus.dataset, corpus.prompts)]
 
 
 def _embeddings(pair: Pair) -> Iterator[Weight]:
@@ -138,7 +160,7 @@ def _embeddings(pair: Pair) -> Iterator[Weight]:
 
 def _tokens(pair: Pair) -> Iterator[Weight]:
     item = _ITEM_BYTES[pair.config.tokens.dtype] * pair.model.shape.hidden_size
-    row, group = float(pair.lengths.mean()) * item + 24, 1000
+    row, group = pair.mean_lengths[0] * item + 24, 1000
     for each in pair.passes:
         shares = each.tokens.shares.values() if each.tokens else ()
         yield partition_weight([pair.layers * (share * row + group) for share in shares])
@@ -152,7 +174,7 @@ def _prompt_metrics(pair: Pair) -> Iterator[Weight]:
 
 
 def _prompt_traits(pair: Pair) -> Iterator[Weight]:
-    for target in pair.metric_targets[:1] if _has_modes(pair) else ():
+    for target in pair.metric_targets[:1] if pair.has_modes else ():
         shares = leading(target.shares, pair.config.measure.mode_sample)
         yield partition_weight([2700 + 16.5 * share for share in shares.values()])
 
@@ -178,7 +200,9 @@ def _probe_scores(pair: Pair) -> Iterator[Weight]:
         different = variants if isinstance(task, PairClassificationTask) else 1
         values = pair.groups * different * drawn
         yield partition_weight([4000 + 10 * rows + 8 * values])
-        noisy = noise_conditions(config, pair.corpus.dataset) if _is_fitted(task) else ()
+        noisy = (
+            noise_conditions(config, pair.corpus.dataset) if isinstance(task, FittedTask) else ()
+        )
         for _ in noisy:
             yield partition_weight([4200 + 10 * pair.layers * _folds(task)])
 
@@ -203,54 +227,33 @@ TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
 }
 
 
-def _layer_costs(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([2780 + 24 * pair.layers])
-
-
-def _modes(pair: Pair) -> Iterator[Weight]:
-    if _has_modes(pair) and pair.metric_targets:
-        yield partition_weight([10_500 + 450 * pair.layers])
-
-
-def _choices(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([3_000 + 50 * len(pair.config.measure.metrics)])
-
-
-def _correlations(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([6_000 + 90 * len(pair.config.measure.metrics)])
-
-
-def _ranking(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([7600 + 75 * pair.layers])
-
-
-# Table -> its partitions of a subject, whatever the datasets.
-OF_SUBJECT: dict[str, Callable[[Pair], Iterator[Weight]]] = {
-    "layer_costs": _layer_costs,
-    "modes": _modes,
-    "choices": _choices,
-    "correlations": _correlations,
-    "ranking": _ranking,
+# Table -> bytes of its only object of a subject, whatever the datasets; 0: none.
+OF_SUBJECT: dict[str, Callable[[Pair], float]] = {
+    "layer_costs": lambda pair: 2780 + 24 * pair.layers,
+    "modes": lambda pair: (
+        10_500 + 450 * pair.layers if pair.has_modes and pair.metric_targets else 0
+    ),
+    "choices": lambda pair: 3_000 + 50 * len(pair.config.measure.metrics),
+    "correlations": lambda pair: 6_000 + 90 * len(pair.config.measure.metrics),
+    "ranking": lambda pair: 7600 + 75 * pair.layers,
 }
 
 
 def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, Weight]]:
     """Yield where a run writes and how much that is, for every table and the report."""
-    corpora = {pair.corpus.dataset.name: pair.corpus for pair in pairs}
-    for name, corpus in corpora.items():
+    for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
         for table, found in corpus.weights.items():
             yield Place("", name, table), found
-    models = {pair.model.subject.name: pair for pair in pairs}
     for pair in pairs:
+        place = Place(pair.model.subject.name, pair.corpus.dataset.name, "")
         for table, weigh in TABLES.items():
             for each in weigh(pair):
-                place = Place(pair.model.subject.name, pair.corpus.dataset.name, table)
                 if each.objects:
-                    yield place, each.times(pair.model.checkpoints)
-    for name, pair in models.items():
-        for table, weigh in OF_SUBJECT.items():
-            for each in weigh(pair):
-                yield Place(name, "", table), each.times(pair.model.checkpoints)
+                    yield place._replace(table=table), each.times(pair.model.checkpoints)
+    for name, pair in {pair.model.subject.name: pair for pair in pairs}.items():
+        for table, bytes_of in OF_SUBJECT.items():
+            if size := bytes_of(pair):
+                yield Place(name, "", table), partition_weight([size]).times(pair.model.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
 
@@ -266,7 +269,8 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         views = len(of_kind(config.measure.metrics, Views))
         responses = len(config.conditions.families()) * (metrics - views)
         curves = sum(1 for _ in _learning_curves(pair)) + sum(
-            _is_fitted(task) and bool(config.curves.noise) for task in pair.corpus.dataset.tasks
+            isinstance(task, FittedTask) and bool(config.curves.noise)
+            for task in pair.corpus.dataset.tasks
         )
         page += plot * (metrics + 2.1 * responses + 1.1 * curves)
         page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)
@@ -279,14 +283,6 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += 6 * (8_300 + 850 * pair.layers) * scored + 3_500 * pair.layers
         facts += 20_000 * pair.model.checkpoints
     return weight([page, 69_500.0, 0.04 * page, facts])
-
-
-def _has_modes(pair: Pair) -> bool:
-    return MODES_METRIC in pair.config.measure.metrics
-
-
-def _is_fitted(task: Task) -> bool:
-    return isinstance(task, FittedTask)
 
 
 def _folds(task: Task) -> int:

@@ -22,9 +22,9 @@ from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
 from jobs.plan.limits import Guard, Limits, parse_bytes, size
-from jobs.plan.plan import PairPlan, look, plan
-from jobs.plan.sizes import OF_SUBJECT, TABLES
-from jobs.plan.weight import scratch
+from jobs.plan.plan import plan
+from jobs.plan.sampling import scratch
+from jobs.plan.sizes import OF_SUBJECT, TABLES, Pair
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN
@@ -34,6 +34,7 @@ from storage.partition import KEYS, Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
 
+DEMO_BYTES = 68_100_000  # that a run of it wrote
 SHAPE = {"layers": 3, "hidden_size": 8}
 
 
@@ -66,8 +67,9 @@ def write_run(**changes: Any) -> str:  # noqa: ANN401
     return "run.yaml"
 
 
-def pairs_of(output: Root | None = None, **changes: Any) -> list[PairPlan]:  # noqa: ANN401
-    return look(configs.load(write_run(**changes)), output).pairs
+def pair_of(output: Root | None = None, **changes: Any) -> Pair:  # noqa: ANN401
+    (found,) = plan(configs.load(write_run(**changes)), output).pairs
+    return found
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -103,29 +105,23 @@ def test_the_demo_is_planned_from_what_is_installed() -> None:
     demo = configs.load("demo")
     source = demo.datasets[0].source
     assert isinstance(source, BuiltinSource)
-    (found,) = look(demo, None).pairs
+    planned = plan(demo, None)
+    (found,) = planned.pairs
     texts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
-    assert 0.9 * texts < found.prompts <= texts
-    assert found.passes == found.prompts + 16 * demo.views.sample
-    assert found.counted
+    assert found.corpus.prompts.rows == pytest.approx(texts, rel=0.05)
+    assert found.forward == found.corpus.prompts.rows + 16 * demo.views.sample
+    assert found.lengths
+    assert planned.total.bytes == pytest.approx(DEMO_BYTES, rel=0.1)
 
 
 def test_every_number_of_a_plan_follows_from_the_config() -> None:
-    assert pairs_of(extract={"max_tokens": 10, "norms": ["none", "final"]}) == [
-        PairPlan(
-            subject="org/model",
-            dataset="data",
-            layers=4,
-            checkpoints=1,
-            prompts=100,
-            conditions=3,
-            passes=100 + 2 * 30,
-            tokens=160 * 10,
-            counted=False,
-            token_plan=TokenPlan(fused=False, stored=20),
-            every_token_bytes=100 * 4 * 10 * 8 * 2,
-        )
-    ]
+    found = pair_of(extract={"max_tokens": 10, "norms": ["none", "final"]})
+    assert (found.model.subject.name, found.corpus.dataset.name) == ("org/model", "data")
+    assert (found.layers, found.model.checkpoints, len(found.passes)) == (4, 1, 3)
+    assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
+    assert (found.tokens, found.lengths) == (160 * 10, [])
+    assert found.states == TokenPlan(fused=False, stored=20)
+    assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
 
 
 @pytest.mark.parametrize(
@@ -142,14 +138,14 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
 def test_a_plan_knows_where_token_metrics_are_computed(
     measure: dict[str, Any], sample: int, fused: bool, stored: int
 ) -> None:
-    (found,) = pairs_of(measure=measure, tokens={"sample": sample})
-    assert found.token_plan == TokenPlan(fused=fused, stored=stored)
+    found = pair_of(measure=measure, tokens={"sample": sample})
+    assert found.states == TokenPlan(fused=fused, stored=stored)
 
 
 def test_samples_are_no_larger_than_the_corpus() -> None:
     source = {"hub": "org/data"}
-    (found,) = pairs_of(datasets=[{"name": "data", "source": source, "limit": 10}])
-    assert (found.prompts, found.passes, found.token_plan.stored) == (10, 30, 10)
+    found = pair_of(datasets=[{"name": "data", "source": source, "limit": 10}])
+    assert (found.corpus.prompts.rows, found.forward, found.states.stored) == (10, 30, 10)
 
 
 def test_every_text_column_can_be_a_prompt() -> None:
@@ -163,13 +159,13 @@ def test_every_text_column_can_be_a_prompt() -> None:
             "tasks": [task],
         }
     ]
-    (found,) = look(configs.load(write_run(datasets=datasets)), None).corpora
-    assert (found.prompts.rows, len(found.prompts.receipts)) == (200, 7)
+    found = pair_of(datasets=datasets).corpus.prompts
+    assert (found.rows, len(found.receipts)) == (200, 7)
 
 
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
-    assert 45 <= pairs_of(datasets=datasets)[0].prompts <= 50
+    assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
 
 
 def test_what_is_prepared_is_counted() -> None:
@@ -184,9 +180,10 @@ def test_what_is_prepared_is_counted() -> None:
         receipts.append(write_shard(root, where.shard(blank.name), [table], schema.PROMPTS, blank))
     publish(root, where, settings, receipts)
     datasets = [{"name": "data", "source": {"hub": "org/data"}}]
-    known = look(configs.load(write_run(datasets=datasets)), root)
-    (corpus,), (found,) = known.corpora, known.pairs
-    assert (found.prompts, len(corpus.prompts.receipts), found.passes) == (75, 3, 75 + 2 * 30)
+    found = pair_of(root, datasets=datasets)
+    corpus = found.corpus
+    assert (corpus.prompts.rows, len(corpus.prompts.receipts)) == (75, 3)
+    assert found.forward == 75 + 2 * 30
     assert corpus.basis == "prepared"
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
@@ -226,9 +223,7 @@ def write_rows(path: str, texts: list[str]) -> dict[str, Any]:
 def test_a_source_is_sampled_through_the_filters_of_prepare() -> None:
     texts = [f"text {n}" for n in range(90)]
     dataset = write_rows("rows.jsonl", [*texts, "x", "", "text 0", "text 1"])
-    (corpus,) = look(
-        configs.load(write_run(datasets=[{**dataset, "shard_prompts": 24}])), None
-    ).corpora
+    corpus = pair_of(datasets=[{**dataset, "shard_prompts": 24}]).corpus
     assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == ("counted", 90, 4)
     assert sorted(corpus.texts["text"].to_pylist()) == sorted(texts)
 
@@ -237,17 +232,12 @@ def test_a_large_source_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sampling, "_ROWS", 400)
     dataset = write_rows("rows.jsonl", [f"text {n // 2}" for n in range(4000)])
     config = configs.load(write_run(datasets=[{**dataset, "shard_prompts": 100}]))
-    (corpus,) = look(config, None).corpora
-    assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == (
-        "sampled",
-        2000,
-        40,
-    )
-    whole = sampling.read_corpus(config, config.datasets[0], None)
+    some = sampling.read_corpus(config, config.datasets[0], None)
+    assert (some.basis, some.prompts.rows, len(some.prompts.receipts)) == ("sampled", 2000, 40)
     monkeypatch.setattr(sampling, "_ROWS", 4000)
     exact = sampling.read_corpus(config, config.datasets[0], None)
     assert (exact.basis, exact.prompts.rows) == ("counted", 2000)
-    assert whole.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
+    assert some.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
 
 
 def test_rows_of_a_large_file_are_estimated_from_its_first_lines(
@@ -256,8 +246,7 @@ def test_rows_of_a_large_file_are_estimated_from_its_first_lines(
     dataset = write_rows("rows.jsonl", [f"text {n:04d}" for n in range(4000)])
     monkeypatch.setattr(sampling, "_COUNTED_BYTES", 1000)
     monkeypatch.setattr(files, "_DENSITY_BYTES", 2000)
-    (found,) = pairs_of(datasets=[dataset])
-    assert found.prompts == pytest.approx(4000, rel=0.01)
+    assert pair_of(datasets=[dataset]).corpus.prompts.rows == pytest.approx(4000, rel=0.01)
 
 
 def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
