@@ -18,11 +18,12 @@ from jobs.subjects import resolve, shape_of, subject_identity
 from jobs.tasks.types import Task
 from operators.model.subject import ModelShape, Subject
 from storage import schema
-from storage.manifest import Manifest, Manifests, Settings
+from storage.manifest import Manifest, Manifests, Settings, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Facts, Receipt
-from storage.tables import Row, read_rows, write_rows
+from storage.shards import Facts, Receipt, read_table, write_shard
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ class Run:
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
         """The models of the run; what a sweep's `revisions` stand for is looked up once."""
-        return resolve(self.config) if self.chosen is None else self.chosen
+        if self.chosen is not None:
+            return self.chosen
+        return resolve(self.config.subjects, self.config.storage)
 
     @cached_property
     def manifests(self) -> Manifests:
@@ -141,12 +144,13 @@ class Run:
 
     def rows(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; FileNotFoundError if it is not there."""
-        return read_rows(self.root, self.manifests.require(where))
+        (key,) = self.manifests.require(where).objects()
+        rows: list[dict[str, Any]] = read_table(self.root, key).to_pylist()
+        return rows
 
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; [] if it is not there."""
-        manifest = self.manifests.load(where)
-        return read_rows(self.root, manifest) if manifest else []
+        return self.rows(where) if self.manifests.load(where) else []
 
     def make(
         self,
@@ -193,9 +197,10 @@ def write_table(
     """Write a table of one object and make it visible; `made` says what ran the work."""
     table = TABLES[where.table]
     assert table.columns is not None, where
-    receipt = write_rows(
-        manifests.root, where, table.object, rows, table.columns, settings, facts or {}
-    )
+    blank = Receipt(table.object, 0, digest_of(settings), "", facts=facts or {})
+    content = [pa.Table.from_pylist([*rows], table.columns)]
+    key = where.shard(table.object)
+    receipt = write_shard(manifests.root, key, content, table.columns, blank)
     return manifests.publish(where, settings, [receipt], made=made)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -74,7 +75,7 @@ class Checkpoint:
                 f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
                 "set allow_pickle: true if you trust it"
             )
-        raise CheckpointError(f"it has no weights: no {_PLAIN} among {_some(sizes)}")
+        raise CheckpointError(f"it has no weights: no {_PLAIN} among {some(sorted(sizes))}")
 
     def fetch(self, *, weights: bool = True) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
@@ -111,7 +112,7 @@ class Checkpoint:
         sizes = self.root.sizes("")
         if not sizes:
             folders = self.root.folders("")
-            inside = f", only folders ({_some(folders)}): give revisions" if folders else ""
+            inside = f", only folders ({some(folders)}): give revisions" if folders else ""
             raise FileNotFoundError(f"there are no files in {self.root.place()}{inside}")
         return sizes
 
@@ -129,7 +130,7 @@ class Checkpoint:
         if absent or not names:
             raise CheckpointError(
                 f"it lacks {len(absent)} of the {len(names)} weight files of {index}: "
-                f"{_some(absent)}"
+                f"{some(absent)}"
             )
         return names
 
@@ -175,7 +176,7 @@ def _truncated(name: str, size: int, stated: int) -> str:
     return f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
 
 
-def _some(names: Any, most: int = 6) -> str:  # noqa: ANN401  (any sized collection of names)
-    listed = sorted(names)
-    shown = ", ".join(listed[:most])
-    return f"{shown} and {len(listed) - most} more" if len(listed) > most else shown
+def some(names: Sequence[str], most: int = 8) -> str:
+    """Return the first of some names, and how many more there are."""
+    shown = ", ".join(names[:most]) or "none"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

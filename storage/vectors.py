@@ -100,13 +100,9 @@ def read_vectors(
         for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True)
         if receipt.rows
     )
-    return _gathered(shards) if wanted is None else _placed(shards, np.unique(wanted))
-
-
-def _gathered(shards: Iterable[LayerVectors]) -> LayerVectors:
-    found = list(shards)
-    if not found:
-        return _NOTHING
+    if wanted is not None:
+        return _placed(shards, np.unique(wanted))
+    found = [*shards] or [_NOTHING]
     ids = np.concatenate([each.prompt_ids for each in found])
     order = np.argsort(ids, kind="stable")
     return LayerVectors(ids[order], np.concatenate([each.matrix_ND for each in found])[order])

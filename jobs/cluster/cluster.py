@@ -8,17 +8,29 @@ of them, or methods of dataclasses. How they travel is the business of the side 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write, plan_pool
+from jobs.cluster.pool import (
+    TASK_CPUS,
+    CannotScheduleError,
+    Feed,
+    Make,
+    Pool,
+    Runner,
+    Split,
+    TorchDevice,
+    Work,
+    Write,
+)
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import ClusterConfig, Device, Engine
 
 # Tokens through models, at most, of a run that is small: an hour or so of two cores.
 SMALL_TOKENS = 20_000_000
+_ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
 
 
 class Side(Protocol):
@@ -32,8 +44,8 @@ class Side(Protocol):
     def may_grow(self) -> bool:
         """Whether there may be more machines later."""
 
-    def resources(self, device: Device) -> dict[str, float]:
-        """Return the CPUs and GPUs, as Ray names them."""
+    def resources(self, *, gpu: bool) -> dict[str, float]:
+        """Return the CPUs and GPUs, as Ray names them; a `gpu` is waited for where one may come."""
 
     def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
         """Return how many units run at once, at most, and say where."""
@@ -99,7 +111,7 @@ class Cluster:
         CannotScheduleError if the device is not there or the plan could never be scheduled.
         """
         return plan_pool(
-            self.side.resources(device),
+            self.side.resources(gpu=device == "cuda"),
             device,
             units,
             workers=workers,
@@ -124,16 +136,14 @@ class Cluster:
         if not units:
             return iter(())
         self._tell(stage, *self.side.describe_tasks(len(units), device))
-        self._open = self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
-        return self._open
+        return self._begin(self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda")))
 
     def actors(
         self, stage: str, units: Sequence[Any], make: Make, pool: Pool, *, feed: Feed
     ) -> Iterator[Any]:
         """Yield `worker(feed(unit))` of every unit; `make` builds a worker once in each process."""
         self._tell(stage, *self.side.describe_actors(pool))
-        self._open = self.side.actors(units, make, feed, pool)
-        return self._open
+        return self._begin(self.side.actors(units, make, feed, pool))
 
     def shuffle(
         self,
@@ -150,8 +160,11 @@ class Cluster:
         `split(unit)` yields tables; their rows meet in no order that means anything.
         """
         self._tell(stage, *self.side.describe_tasks(groups, "cpu"))
-        self._open = self.side.shuffle(units, split, write, key=key, groups=groups)
-        return self._open
+        return self._begin(self.side.shuffle(units, split, write, key=key, groups=groups))
+
+    def _begin(self, results: Iterator[Any]) -> Iterator[Any]:
+        self._open = results
+        return results
 
     def _tell(self, stage: str, width: int, how: str) -> None:
         """Say what runs a stage, and again if a later plan of it is wider."""
@@ -161,9 +174,48 @@ class Cluster:
             self.say(f"  {stage}: {how}")
 
 
+def plan_pool(
+    resources: Mapping[str, float],
+    device: Device,
+    units: int,
+    *,
+    workers: int | None = None,
+    threads: int | None = None,
+    may_grow: bool = False,
+) -> Pool:
+    """Return the actor pool for `units` pieces of work on a cluster with `resources`.
+
+    CannotScheduleError if the device is not there, or if the wanted actors would leave no CPU for
+    the tasks that feed them. A cluster that `may_grow` gets what fits now at first, and more later.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if device == "cuda" and gpus < 1:
+        raise CannotScheduleError(
+            f"device is cuda, but the cluster has no GPU (it has {cpus:g} CPUs); "
+            "use device: cpu or auto, or a cluster with GPUs"
+        )
+    on_gpu = device != "cpu" and gpus >= 1
+    per_actor = threads or 1
+    share = _ACTOR_CPU_SHARE * (1 if on_gpu else per_actor)
+    fitting = max(int(min(gpus, (cpus - TASK_CPUS) // share) if on_gpu else cpus // per_actor), 1)
+    # A growing GPU cluster gets an actor per unit at most; its own limits say how many nodes start.
+    wanted = max(min(workers or (units if may_grow and on_gpu else fitting), units), 1)
+    size = min(wanted, fitting) if may_grow else wanted
+    pool = Pool(size, wanted, share, float(on_gpu), per_actor)
+    needed = pool.size * pool.num_cpus + TASK_CPUS
+    if needed > cpus or pool.size * pool.num_gpus > gpus:
+        raise CannotScheduleError(
+            f"{pool.size} model actors with {pool.num_cpus:g} CPUs and {pool.num_gpus:g} GPUs each "
+            f"need {needed:g} CPUs and {pool.size * pool.num_gpus:g} GPUs with the tasks that feed "
+            f"them, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: it would wait for ever. "
+            "Lower extract.workers or extract.threads"
+        )
+    return pool
+
+
 def choose(
     address: str | None, asked: Engine, tokens: Callable[[], float | None]
-) -> tuple[Literal["process", "ray"], str]:
+) -> tuple[Runner, str]:
     """Return the engine of a run and why: `asked`, unless that is auto.
 
     `tokens` says how many tokens the models read at most, None if that is unknown beforehand.
@@ -193,7 +245,7 @@ def choose(
 
 
 def open_cluster(
-    engine: Literal["process", "ray"],
+    engine: Runner,
     *,
     address: str | None,
     config: ClusterConfig,

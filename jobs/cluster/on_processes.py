@@ -36,7 +36,6 @@ from joblib import cpu_count
 
 from jobs.cluster.errors import InWorkerError, WorkerDiedError
 from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, Work, Write
-from jobs.config.settings import Device
 
 _ATTEMPTS = 3  # of a unit whose worker died
 _HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
@@ -63,9 +62,9 @@ class Processes:
         self._shuffles = itertools.count(1)
         self._is_busy = False
 
-    def resources(self, device: Device) -> dict[str, float]:
+    def resources(self, *, gpu: bool) -> dict[str, float]:
         """Return the CPUs of this machine: its GPUs are Ray's to share out."""
-        del device
+        del gpu
         return {"CPU": float(self._size)}
 
     def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
@@ -97,12 +96,11 @@ class Processes:
         """
         folder = Path(self._temporary()) / f"shuffle-{next(self._shuffles)}"
         folder.mkdir()
-        buckets = _Buckets(str(folder), key, min(groups, MOST_BUCKETS))
+        buckets = _Buckets(folder, key, min(groups, MOST_BUCKETS), split, write)
         try:
-            spread, gather = partial(_spread, buckets, split), partial(_gather, buckets, write)
-            for _ in self._run([*enumerate(units)], partial(_same, spread), self._size):
+            for _ in self._run([*enumerate(units)], buckets.spreading, self._size):
                 pass
-            for results in self._run([*range(buckets.count)], partial(_same, gather), self._size):
+            for results in self._run(range(buckets.count), buckets.gathering, self._size):
                 yield from results
         finally:
             shutil.rmtree(folder)
@@ -129,7 +127,8 @@ class Processes:
                     if waiting:
                         busy[worker] = waiting.popleft()
                         worker.send(number, plan, busy[worker][1])
-                for worker in _ready(busy):
+                of_connection: dict[Any, _Worker] = {each.connection: each for each in busy}
+                for worker in [of_connection[each] for each in wait([*of_connection])]:
                     index, unit = busy.pop(worker)
                     answer = worker.answer()
                     if answer is None:
@@ -219,11 +218,6 @@ class _Worker:
         self.connection.close()
 
 
-def _ready(busy: dict[_Worker, tuple[int, Any]]) -> list[_Worker]:
-    of_connection = {worker.connection: worker for worker in busy}
-    return [of_connection[each] for each in wait([*of_connection])]  # type: ignore[index]
-
-
 def _start_server() -> None:
     """Start the process that imports and forks, if there is none: with one thread for BLAS."""
     # What Python finds in the folder that it is started in is the user's, and not ours to import;
@@ -280,34 +274,23 @@ def _serve(
             plan, unit = pickle.loads(message)
             if plan is not None:
                 work = None  # frees what the plan before held, a model for one
-                _one_thread()
+                if torch := sys.modules.get("torch"):
+                    torch.set_num_threads(1)  # again, whatever the plan before asked for
                 work = pickle.loads(plan)()
             assert work is not None
             answer = pickle.dumps((work(unit), None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = _as_answer(error)
         connection.send_bytes(answer)
-    _clean_up(folder)
-
-
-def _one_thread() -> None:
-    """Give torch one thread again, whatever the plan before asked for."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_with_driver(folder: str) -> None:
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
-    _clean_up(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # the driver ended without doing so
     os._exit(1)
-
-
-def _clean_up(folder: str) -> None:
-    """Remove the temporary files of a driver that ended without doing so."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _redirect(printed: str) -> None:
@@ -350,33 +333,38 @@ def _fed_unit(worker: Work, feed: Feed, unit: object) -> object:
 class _Buckets:
     """Files in which rows meet: one folder per bucket of keys, one file per unit in it."""
 
-    folder: str
+    folder: Path
     key: str
     count: int
+    split: Split
+    write: Write
 
-    def path(self, bucket: int) -> Path:
-        return Path(self.folder) / f"{bucket:05d}"
+    def spreading(self) -> Work:
+        """Return what writes the rows that a unit is split into to the buckets of their keys."""
+        return self._spread
 
+    def gathering(self) -> Work:
+        """Return what makes a result of the rows of every key of a bucket."""
+        return self._gather
 
-def _spread(buckets: _Buckets, split: Split, numbered: tuple[int, Any]) -> None:
-    """Write the rows that a unit is split into to the buckets of their keys."""
-    number, unit = numbered
-    for part, table in enumerate(split(unit)):
-        of_row = pc.bit_wise_and(table[buckets.key], 0x7FFFFFFF).to_numpy() % buckets.count
-        for bucket in sorted(set(of_row.tolist())):
-            folder = buckets.path(bucket)
-            folder.mkdir(exist_ok=True)
-            rows = table.filter(pa.array(of_row == bucket))
-            path = str(folder / f"{number:08d}-{part:08d}")
-            with pa.OSFile(path, "wb") as stream, pa.ipc.new_file(stream, rows.schema) as writer:
-                writer.write_table(rows)
+    def _spread(self, numbered: tuple[int, Any]) -> None:
+        number, unit = numbered
+        for part, table in enumerate(self.split(unit)):
+            of_row = pc.bit_wise_and(table[self.key], 0x7FFFFFFF).to_numpy() % self.count
+            for bucket in sorted(set(of_row.tolist())):
+                folder = self.folder / f"{bucket:05d}"
+                folder.mkdir(exist_ok=True)
+                rows = table.filter(pa.array(of_row == bucket))
+                path = str(folder / f"{number:08d}-{part:08d}")
+                with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+                    writer.write_table(rows)
 
-
-def _gather(buckets: _Buckets, write: Write, bucket: int) -> list[Any]:
-    """Return what `write` makes of the rows of every key of a bucket."""
-    files = sorted(buckets.path(bucket).glob("*"))
-    if not files:
-        return []
-    rows = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files)
-    keys = sorted(pc.unique(rows[buckets.key]).to_pylist())
-    return [write(rows.filter(pc.equal(rows[buckets.key], key))) for key in keys]
+    def _gather(self, bucket: int) -> list[Any]:
+        files = sorted((self.folder / f"{bucket:05d}").glob("*"))
+        if not files:
+            return []
+        rows = pa.concat_tables(
+            pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files
+        )
+        keys = sorted(pc.unique(rows[self.key]).to_pylist())
+        return [self.write(rows.filter(pc.equal(rows[self.key], key))) for key in keys]

@@ -98,7 +98,7 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
 
 
 def _model(config: RunConfig, given: SubjectConfig) -> Model:
-    checkpoints = resolve(config.model_copy(update={"subjects": (given,)}))
+    checkpoints = resolve([given], config.storage)
     first = checkpoints[0]
     if given.shape is None:
         return Model(first, shape_of(first, config.storage), len(checkpoints))

@@ -66,24 +66,28 @@ def _config(storage: StorageConfig, **subject: Any) -> RunConfig:  # noqa: ANN40
     )
 
 
+def _resolve(config: RunConfig) -> tuple[Subject, ...]:
+    return resolve(config.subjects, config.storage)
+
+
 def test_a_sweep_in_object_storage_is_listed_and_loads(sweep: str, storage: StorageConfig) -> None:
     config = _config(storage, model=sweep, revisions="step*")
-    found = resolve(config)
+    found = _resolve(config)
     assert [str(each) for each in found] == ["neox at step8", "neox at step64"]
     assert [each.model for each in found] == [f"{sweep}/step8", f"{sweep}/step64"]
     assert SECRET not in repr(found) + repr(config)
     here = local(found[0], storage)
     assert load_model(here, torch.device("cpu")).layers == BLOCKS
     with pytest.raises(ConfigError, match=r"no folder matches revisions 'epoch\*'; it has step64"):
-        resolve(_config(storage, model=sweep, revisions="epoch*"))
+        _resolve(_config(storage, model=sweep, revisions="epoch*"))
     with pytest.raises(ConfigError, match="has no folder step7; it has step64, step8"):
-        resolve(_config(storage, model=sweep, revisions=["step7"]))
+        _resolve(_config(storage, model=sweep, revisions=["step7"]))
 
 
 def test_the_shape_and_the_tokenizer_need_no_weights(
     sweep: str, storage: StorageConfig, cache: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8/"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8/"))
     assert str(one) == "step8 at remote"
     assert shape_of(one, storage).layers == BLOCKS
     assert load_tokenizer(local(one, storage, weights=False))("a text")["input_ids"]
@@ -94,7 +98,7 @@ def test_the_shape_and_the_tokenizer_need_no_weights(
 def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
     sweep: str, storage: StorageConfig, tmp_path: Path, checkpoint: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     identity, folder = subject_identity(one, storage), local(one, storage).folder
     # The same files are the same model, wherever they lie, and are fetched once.
     assert identity == subject_identity(Subject(str(checkpoint), "local", "tiny"), storage)
@@ -111,7 +115,7 @@ def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
 def test_many_fetch_at_once_and_each_file_is_whole(
     sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     fetched: list[str] = []
     filesystem = Root(one.model, storage.options()).filesystem
     get = filesystem.get_file
@@ -140,7 +144,7 @@ def test_many_fetch_at_once_and_each_file_is_whole(
 def test_a_killed_fetch_leaves_no_file(
     sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     filesystem = Root(one.model, storage.options()).filesystem
 
     def cut_off(_: str, to: str) -> None:
@@ -174,7 +178,7 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
         {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": SECRET}
     )
     with pytest.raises(ConfigError, match="cannot list its checkpoints") as listed:
-        resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
+        _resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
     one = Subject(f"{s3.uri}/x/step8", "step8", "x")
     with pytest.raises(ModelUnavailableError, match="s3://layers/x/step8 at revision s") as read:
         check(one, wrong)
@@ -246,7 +250,7 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
 ) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
     given = {"model": str(folder.parent), "revisions": "step*"}
-    (one,) = resolve(_config(StorageConfig(), **given))
+    (one,) = _resolve(_config(StorageConfig(), **given))
     assert check(one, StorageConfig()).layers == BLOCKS
     break_it(folder)
     with pytest.raises(ModelUnavailableError, match=says) as caught:
@@ -257,7 +261,7 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
 
 def test_a_revision_that_vanished_is_named(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
-    (one,) = resolve(_config(StorageConfig(), model=str(folder.parent), revisions="step*"))
+    (one,) = _resolve(_config(StorageConfig(), model=str(folder.parent), revisions="step*"))
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ModelUnavailableError, match=r"at revision step8: there are no files in"):
         check(one, StorageConfig())

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cluster import console
+from jobs.cluster.cluster import plan_pool
 from jobs.cluster.console import Progress, say
-from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool, plan_pool
+from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import Device
 
