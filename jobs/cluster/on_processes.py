@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from joblib import cpu_count
 
 from jobs.cluster.errors import InWorkerError, WorkerDiedError
-from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, Work, Write
+from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 _ATTEMPTS = 3  # of a unit whose worker died
 _HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
@@ -67,16 +67,14 @@ class Processes:
         del gpu
         return {"CPU": float(self._size)}
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return how many units run at once, and say where."""
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        """Return how many processes run at once, at most; and that they feed themselves."""
         del device
-        count = min(units, self._size)
-        return count, f"{count} process{'' if count == 1 else 'es'} of this machine"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return how many processes hold the model, and say that they read for themselves."""
-        count = min(pool.size, self._size)
-        return count, f"{count} process{'' if count == 1 else 'es'} on CPU, each reads for itself"
+        count = min(work if isinstance(work, int) else work.size, self._size)
+        processes = f"{count} process{'' if count == 1 else 'es'}"
+        if isinstance(work, int):
+            return count, f"{processes} of this machine"
+        return count, f"{processes} on CPU, each reads for itself"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish."""
@@ -162,11 +160,8 @@ class Processes:
         self._workers.remove(worker)
         if self._is_verbose:
             return ""
-        return (
-            (Path(self._temporary()) / _PRINTED)
-            .read_bytes()[-_SHOWN_BYTES:]
-            .decode(errors="replace")
-        )
+        printed = Path(self._temporary(), _PRINTED).read_bytes()
+        return printed[-_SHOWN_BYTES:].decode(errors="replace")
 
     def _temporary(self) -> str:
         """Return the folder of temporary files, made if it is not there."""
@@ -174,7 +169,7 @@ class Processes:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="layerrank-", ignore_cleanup_errors=True
             )
-            (Path(self._folder.name) / _PRINTED).touch()
+            Path(self._folder.name, _PRINTED).touch()
         return self._folder.name
 
 
@@ -222,10 +217,9 @@ def _start_server() -> None:
     """Start the process that imports and forks, if there is none: with one thread for BLAS."""
     # What Python finds in the folder that it is started in is the user's, and not ours to import;
     # the server takes our packages from where the driver has them.
-    known = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([_HOME, *([known] if known else [])])
+    path = os.pathsep.join(filter(None, [_HOME, os.environ.get("PYTHONPATH")]))
     own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
-    before = {name: os.environ.get(name) for name in own}
+    before = {name: os.environ.pop(name) for name in own if name in os.environ}
     os.environ.update(own)
     resource_tracker.ensure_running()  # which lets Ctrl-C through again when it has started
     # Ctrl-C is the driver's alone, also while the server imports.
@@ -235,11 +229,9 @@ def _start_server() -> None:
             ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in own:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from jobs.cluster.pool import (
     Make,
     Pool,
     Split,
+    TorchDevice,
     Work,
     Write,
 )
@@ -68,15 +69,14 @@ class RayCluster:
         self._start()
         return self._await(gpu=gpu)
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return how many units run at once, at most, and say where."""
-        return units, f"{units} task{'' if units == 1 else 's'} on {_shown(device)}"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return how many actors hold the model, and say what feeds them."""
-        return pool.size, (
-            f"{pool.size} actor{'' if pool.size == 1 else 's'} on {_shown(pool.device)}, fed by "
-            f"{pool.readers} reader{'' if pool.readers == 1 else 's'}"
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        """Return how many tasks or actors run at once, at most; where, and what feeds them."""
+        where = "GPU" if device == "cuda" else "CPU"
+        if isinstance(work, int):
+            return work, f"{work} task{'' if work == 1 else 's'} on {where}"
+        return work.size, (
+            f"{work.size} actor{'' if work.size == 1 else 's'} on {where}, fed by "
+            f"{work.readers} reader{'' if work.readers == 1 else 's'}"
         )
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
@@ -236,10 +236,6 @@ class _Actor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _of_unit(self._worker, batch)
-
-
-def _shown(device: str) -> str:
-    return "GPU" if device == "cuda" else "CPU"
 
 
 class _WorkerPath(list[str]):

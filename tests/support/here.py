@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.pool import Feed, Make, Pool, Split, Work, Write
+from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 
 class Here:
@@ -21,12 +21,8 @@ class Here:
         del gpu
         return {"CPU": 1.0}
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        del units, device
-        return 1, "this process"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        del pool
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        del work, device
         return 1, "this process"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:

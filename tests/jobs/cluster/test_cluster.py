@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import io
 import time
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.cluster import console
-from jobs.cluster.cluster import plan_pool
+from jobs.cluster.cluster import Cluster
 from jobs.cluster.console import Progress, say
 from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import Device
+from tests.support.here import Here
 
 
 def machine(cpus: float, gpus: float = 0) -> dict[str, float]:
     """Return the resources as Ray states them: what is not there has no key."""
     return {"CPU": cpus, "memory": 1e9, **({"GPU": gpus} if gpus else {})}
+
+
+@dataclass
+class Stated(Here):
+    """A side that has what it is said to have."""
+
+    stated: dict[str, float]
+    may_grow: bool = False
+
+    def resources(self, *, gpu: bool) -> dict[str, float]:
+        del gpu
+        return self.stated
+
+
+def plan_pool(
+    resources: dict[str, float],
+    device: Device,
+    units: int,
+    *,
+    may_grow: bool = False,
+    **wanted: int | None,
+) -> Pool:
+    return Cluster(Stated(resources, may_grow)).pool(device, units, **wanted)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +101,10 @@ def test_cuda_without_a_gpu_says_what_the_cluster_has() -> None:
     ],
 )
 def test_a_plan_that_can_never_be_scheduled_is_refused_with_its_numbers(
-    resources: dict[str, float], options: dict[str, int], words: list[str]
+    resources: dict[str, float], options: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(CannotScheduleError) as caught:
-        plan_pool(
-            resources, "auto", 99, workers=options.get("workers"), threads=options.get("threads")
-        )
+        plan_pool(resources, "auto", 99, **options)
     for word in [*words, "wait for ever", "Lower extract.workers or extract.threads"]:
         assert word in str(caught.value)
 
