@@ -19,7 +19,7 @@ from jobs.tasks.types import Task
 from operators.model.subject import ModelShape, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of
-from storage.partition import CLEAN, Partition
+from storage.partition import CLEAN, KEYS, Partition, TableName
 from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
 
@@ -43,7 +43,7 @@ class Table:
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
 # lie `report/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
 # `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), `locks/` (while a nightly runs).
-TABLES: dict[str, Table] = {
+TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
     "embeddings": Table("extract", "when a condition of a subject and dataset has all its shards"),
@@ -136,7 +136,7 @@ class Run:
 
     def prompts(self, dataset: DatasetConfig) -> Manifest:
         """Return the prompts of a dataset; FileNotFoundError if they are not prepared."""
-        return self.manifests.require(prompts_partition(dataset.name))
+        return self.manifests.require(partition("prompts", dataset))
 
     def embeddings(self, each: Subject, dataset: DatasetConfig) -> Manifest:
         """Return the clean embeddings of a subject; FileNotFoundError if not extracted."""
@@ -216,60 +216,20 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     return root
 
 
-def prompts_partition(dataset: str) -> Partition:
-    """Return where the prompts of a dataset lie."""
-    return Partition("prompts", (dataset,))
+def partition(table: TableName, *of: Subject | DatasetConfig | Task | RunConfig | str) -> Partition:
+    """Return a partition of a table by what its keys stand for, in the order of KEYS.
 
-
-def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
-    """Return where the items of a task lie."""
-    return Partition("tasks", (task.name, dataset.name))
-
-
-def named_partition(
-    table: str, model: str, revision: str, dataset: str, condition: str = CLEAN
-) -> Partition:
-    """Return a partition of one of the tables that belong to a subject under a condition."""
-    return Partition(table, (model, revision, dataset, condition))
-
-
-def partition(
-    table: str, each: Subject, dataset: DatasetConfig, condition: str = CLEAN
-) -> Partition:
-    """Return a partition of one of the tables that belong to a subject under a condition."""
-    return named_partition(table, each.name, each.revision, dataset.name, condition)
-
-
-def costs_partition(subject: Subject) -> Partition:
-    """Return where the costs of a subject's layers lie."""
-    return Partition("layer_costs", (subject.name, subject.revision))
-
-
-def sensitivity_partition(subject: Subject, dataset: DatasetConfig, family: str) -> Partition:
-    """Return where the slopes of a family lie."""
-    return Partition("sensitivity", (subject.name, subject.revision, dataset.name, family))
-
-
-def modes_partition(config: RunConfig, subject: Subject) -> Partition:
-    """Return the partition of `modes` that a run makes of a subject."""
-    return Partition("modes", (subject.name, subject.revision, config.name))
-
-
-def score_partition(
-    subject: Subject,
-    dataset: DatasetConfig,
-    task: Task,
-    condition: str = CLEAN,
-    table: str = "probe_scores",
-) -> Partition:
-    """Return where the scores of a task lie."""
-    values = partition("embeddings", subject, dataset, condition).values
-    return Partition(table, (*values, task.name))
-
-
-def ranking_partition(group: str, model: str, revision: str, table: str = "ranking") -> Partition:
-    """Return where a run's ranking of a model at a revision lies, or a table beside it."""
-    return Partition(table, (model, revision, group))
+    A subject is model and revision, anything else its name; without a condition it is the clean.
+    """
+    keys, values = KEYS[table], list[str]()
+    for each in of:
+        if isinstance(each, Subject):
+            values += each.name, each.revision
+        else:
+            values.append(each if isinstance(each, str) else each.name)
+    if "condition" in keys and len(values) == len(keys) - 1:
+        values.insert(keys.index("condition"), CLEAN)
+    return Partition(table, tuple(values))
 
 
 def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:

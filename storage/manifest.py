@@ -91,36 +91,6 @@ def require(root: Root, partition: Partition) -> Manifest:
     return Manifests(root).require(partition)
 
 
-def publish(
-    root: Root,
-    partition: Partition,
-    settings: Settings,
-    receipts: Iterable[Receipt],
-    *,
-    made: str = "",
-) -> Manifest:
-    """Make a partition visible: remove what does not belong to it, then write its manifest."""
-    ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
-    digest = digest_of(settings)
-    strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
-    assert not strangers, f"{partition}: {strangers} were made with other settings than {digest}"
-    for name in missing(list(root.sizes(partition.path)), [r.name for r in ordered] + [MANIFEST]):
-        root.delete(partition.shard(name))
-    manifest = Manifest(partition, settings, ordered, made)
-    content = {
-        "format": FORMAT,
-        "table": partition.table,
-        "partition": partition.keys,
-        "digest": digest,
-        "rows": manifest.rows,
-        "made": made,
-        "settings": dict(settings),
-        "shards": [asdict(receipt) for receipt in ordered],
-    }
-    root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
-    return manifest
-
-
 class Manifests:
     """The manifests of a root as one run sees them: each is read once, changes are its own."""
 
@@ -191,8 +161,28 @@ class Manifests:
         *,
         made: str = "",
     ) -> Manifest:
-        """Make a partition visible, as `publish` does."""
-        manifest = publish(self.root, partition, settings, receipts, made=made)
+        """Make a partition visible: remove what does not belong to it, then write its manifest."""
+        ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
+        digest = digest_of(settings)
+        strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
+        assert not strangers, (
+            f"{partition}: {strangers} were made with other settings than {digest}"
+        )
+        kept = [*(receipt.name for receipt in ordered), MANIFEST]
+        for name in missing(list(self.root.sizes(partition.path)), kept):
+            self.root.delete(partition.shard(name))
+        manifest = Manifest(partition, settings, ordered, made)
+        content = {
+            "format": FORMAT,
+            "table": partition.table,
+            "partition": partition.keys,
+            "digest": digest,
+            "rows": manifest.rows,
+            "made": made,
+            "settings": dict(settings),
+            "shards": [asdict(receipt) for receipt in ordered],
+        }
+        self.root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
         self._known[partition] = manifest
         return manifest
 

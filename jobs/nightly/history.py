@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.rank.choices import ByLayer, main_metrics
 from jobs.rank.stage import ranking_settings
-from jobs.run import Run, ranking_partition
+from jobs.run import Run, partition
 from jobs.subjects import by_step
 from operators.model.subject import Subject
 from storage.manifest import digest_of
@@ -57,7 +57,7 @@ def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
         each
         for each in sorted(subjects, key=lambda each: (each.name, by_step(each.revision)))
         if run.manifests.current(
-            ranking_partition(run.config.name, each.name, each.revision),
+            partition("ranking", each.name, each.revision, run.config.name),
             settings,
             overwrite=run.overwrite,
         )

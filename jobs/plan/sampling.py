@@ -23,7 +23,7 @@ from jobs.config.run import RunConfig
 from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
 from jobs.prepare.records import PROMPT, Rows, items_of, prompts_of, records_of
-from jobs.run import prompts_partition, task_partition
+from jobs.run import partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
 from storage.partition import MANIFEST, Partition, shard_name
@@ -120,20 +120,18 @@ def read_corpus(config: RunConfig, dataset: DatasetConfig, root: Root | None) ->
 
 def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
     """Return the corpus as it lies in the root; None if prompts or tasks are not there."""
-    where = [
-        prompts_partition(dataset.name),
-        *(task_partition(dataset, task) for task in dataset.tasks),
-    ]
-    found = [manifest for each in where if (manifest := load(root, each)) is not None]
-    if len(found) < len(where):
+    tasks = [partition("tasks", task, dataset) for task in dataset.tasks]
+    found = [load(root, each) for each in (partition("prompts", dataset), *tasks)]
+    present = [each for each in found if each is not None]
+    if len(present) < len(found):
         return None
     weights: dict[str, Weight] = {}
-    for manifest in found:
+    for manifest in present:
         table = manifest.partition.table
         own = len(root.read(manifest.partition.shard(MANIFEST)))
         sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
         weights[table] = weights.get(table, Weight()) + weight(sizes)
-    prompts = found[0]
+    prompts = present[0]
     filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
     texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()
     return Corpus(dataset, "prepared", prompts, texts, weights)
@@ -165,7 +163,10 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     texts = pa.concat_tables([each[0] for each in prompts[:_SHARDS]])[:_TEXTS]
     weights = {"prompts": _weigh(manifest.partition, prompts, sum(counts), manifest)}
     for task in dataset.tasks:
-        where, items = task_partition(dataset, task), [items_of(each, task) for each in of_shard]
+        where, items = (
+            partition("tasks", task, dataset),
+            [items_of(each, task) for each in of_shard],
+        )
         more = _weigh(where, items, sum(counts), manifest)
         weights["tasks"] = weights.get("tasks", Weight()) + more
     return Corpus(dataset, "counted" if everything else "sampled", manifest, texts, weights)
@@ -255,4 +256,4 @@ def _manifest(dataset: DatasetConfig, prompts: int, rows: int) -> Manifest:
         Receipt(shard_name(n), (prompts + shards - 1 - n) // shards, digest_of(settings), "")
         for n in range(shards)
     )
-    return Manifest(prompts_partition(dataset.name), settings, tuple(receipts))
+    return Manifest(partition("prompts", dataset.name), settings, tuple(receipts))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.config.run import RunConfig
-from jobs.run import Run, named_partition
+from jobs.run import Run, partition
 from operators.analysis.correlates import Association, correlations
 from operators.analysis.labelfree import Choice, depth_rules, metric_rules, regrets, task_regrets
 from operators.metrics.registry import METRICS, main_variant
@@ -35,7 +35,7 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
     """
     found: dict[tuple[str, str], ByLayer] = {}
     for dataset in run.config.datasets:
-        rows = run.rows_if_any(named_partition("layer_metrics", model, revision, dataset.name))
+        rows = run.rows_if_any(partition("layer_metrics", model, revision, dataset.name))
         for metric in METRICS if rows else ():
             values = _main_values(run.config, metric, rows)
             if values:

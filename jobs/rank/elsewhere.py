@@ -11,7 +11,7 @@ import numpy as np
 from jobs.cluster.console import say
 from jobs.rank.score_file import Scored, rank_file
 from jobs.rank.stage import ranking_rows
-from jobs.run import ranking_partition, write_table
+from jobs.run import partition, write_table
 from operators.ranking.evidence import Evidence
 from operators.ranking.policy import Policy, Verdict
 from storage.manifest import Manifests
@@ -92,7 +92,7 @@ def _write(root: Root, path: str, scored: Scored, evidence: Evidence, verdict: V
     cost_L = np.array([layer / last if last else 1.0 for layer in scored.layers])
     rows = ranking_rows(evidence, verdict, cost_L, {"norm": _UNKNOWN, "pooling": _UNKNOWN})
     group = PurePosixPath(path).stem
-    where = ranking_partition(group, scored.model, scored.revision)
+    where = partition("ranking", scored.model, scored.revision, group)
     settings = {
         "scores": PurePosixPath(path).name,
         "tasks": evidence.tasks,

@@ -17,7 +17,7 @@ from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from jobs.measure.costs import LayerCost, read_costs
 from jobs.rank.choices import choice_rows, correlation_rows, main_metrics
-from jobs.run import Run, ranking_partition, score_partition
+from jobs.run import Run, partition
 from jobs.tasks.types import Task
 from operators.analysis.labelfree import unlabelled_verdict
 from operators.model.subject import Subject
@@ -26,7 +26,7 @@ from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend
 from operators.ranking.scores import TaskScores, scored
 from operators.ranking.sentences import Gap, not_compared, not_counted
-from storage.partition import Partition
+from storage.partition import Partition, TableName
 from storage.vectors import groups
 
 Array = npt.NDArray[np.float64]
@@ -112,7 +112,9 @@ def _dropped(
 ) -> list[int]:
     """Return the layers that a search left without a score."""
     for task in tasks:
-        manifest = run.manifests.require(score_partition(subject, task.dataset, task.task))
+        manifest = run.manifests.require(
+            partition("probe_scores", subject, task.dataset, task.task)
+        )
         survivors = manifest.receipts[0].facts.get("survivors")
         if survivors is not None:
             kept = {int(layer) for layer in str(survivors).split(",")}
@@ -162,7 +164,7 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
     """Return the tasks with their scores in some layers, by dataset, then as configured."""
     found = []
     for label, dataset, task in _labelled_tasks(run.config):
-        rows = ranked_rows(run, score_partition(subject, dataset, task))
+        rows = ranked_rows(run, partition("probe_scores", subject, dataset, task))
         scores = _task_scores(label, rows, layers)
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         found.append(RankedTask(label, dataset, task, rows[0]["metric"], scores, undefined))
@@ -225,13 +227,13 @@ def write_subject(run: Run, ranking: SubjectRanking) -> None:
     name, revision = ranking.subject.name, ranking.subject.revision
     metrics, evidence = main_metrics(run, name, revision), ranking.evidence
     drawn = ranking.scores_LT, ranking.draws_LB
-    rows = {
+    rows: dict[TableName, list[dict[str, Any]]] = {
         "choices": choice_rows(run.config, metrics, evidence, *drawn),
         "correlations": correlation_rows(run.config, metrics, evidence),
         "ranking": subject_rows(run, ranking),
     }
     for table, found in rows.items():
-        where = ranking_partition(run.config.name, name, revision, table)
+        where = partition(table, name, revision, run.config.name)
         run.write(where, ranking_settings(run.config), found)
 
 

@@ -32,7 +32,7 @@ from jobs.report.sections.curves import curves
 from jobs.report.sections.modes import modes_of
 from jobs.report.sections.side_by_side import side_by_side
 from jobs.report.sections.training import sweeps
-from jobs.run import TABLES, Run, partition, prompts_partition, score_partition
+from jobs.run import TABLES, Run, partition
 from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
@@ -75,10 +75,10 @@ def collect(run: Run, rankings: Sequence[SubjectRanking]) -> Findings:
 
 def _made(run: Run) -> dict[str, list[str]]:
     """Return what ran the work of each stage, as its tables say; several after a resumed run."""
-    tables = [prompts_partition(dataset.name) for dataset in run.config.datasets]
+    tables = [partition("prompts", dataset.name) for dataset in run.config.datasets]
     for subject, dataset in run.pairs():
         tables += [partition(name, subject, dataset) for name in ("embeddings", "layer_metrics")]
-        tables += [score_partition(subject, dataset, task) for task in dataset.tasks]
+        tables += [partition("probe_scores", subject, dataset, task) for task in dataset.tasks]
     found: dict[str, list[str]] = {}
     for where in tables:
         manifest = run.manifests.load(where)
@@ -153,7 +153,7 @@ def _subject(run: Run, ranking: SubjectRanking) -> SubjectFinding:
 
 
 def _task(run: Run, ranking: SubjectRanking, task: RankedTask) -> TaskFinding:
-    rows = ranked_rows(run, score_partition(ranking.subject, task.dataset, task.task))
+    rows = ranked_rows(run, partition("probe_scores", ranking.subject, task.dataset, task.task))
     folds = len({row["fold"] for row in rows})
     name, kind = task.task.name, task.scores.task_type
     return TaskFinding(task.label, name, task.dataset.name, kind, task.metric, folds)
@@ -162,7 +162,9 @@ def _task(run: Run, ranking: SubjectRanking, task: RankedTask) -> TaskFinding:
 def _search_share(run: Run, ranking: SubjectRanking) -> float | None:
     """Return the share of a full sweep that a search scored; None if there was none."""
     for task in ranking.tasks:
-        manifest = run.manifests.require(score_partition(ranking.subject, task.dataset, task.task))
+        manifest = run.manifests.require(
+            partition("probe_scores", ranking.subject, task.dataset, task.task)
+        )
         share = manifest.receipts[0].facts.get("search_share")
         if share is not None:
             return float(share)

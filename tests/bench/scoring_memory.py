@@ -22,7 +22,7 @@ from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import Task
 from operators.model.subject import Subject
 from storage import schema
-from storage.manifest import Manifest, Settings, digest_of, publish, require
+from storage.manifest import Manifest, Manifests, Settings, digest_of, require
 from storage.partition import CLEAN, Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -121,7 +121,7 @@ def _write_vectors(root: Root, rows: int, features: int) -> None:
         key = (GROUP.layer, GROUP.norm, GROUP.pooling)
         table = embeddings_table(key, ids, lengths, vectors_ND)
         receipts.append(_shard(root, VECTORS, number, table, settings))
-    publish(root, VECTORS, settings, receipts)
+    Manifests(root).publish(VECTORS, settings, receipts)
 
 
 def _shard(
@@ -161,7 +161,7 @@ def _write_items(root: Root, name: str, rows: int) -> Manifest:
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
     where, settings = _items_of(name), {"rows": rows}
     table = pa.Table.from_arrays(arrays, schema=own)
-    return publish(root, where, settings, [_shard(root, where, 0, table, settings)])
+    return Manifests(root).publish(where, settings, [_shard(root, where, 0, table, settings)])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN
 from storage import schema
-from storage.manifest import Manifests, digest_of, publish
+from storage.manifest import Manifests, digest_of
 from storage.partition import KEYS, Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -178,7 +178,7 @@ def test_what_is_prepared_is_counted() -> None:
         rows = [{"prompt_id": 25 * number + n, "text": "a", "shard": number} for n in range(25)]
         table = pa.Table.from_pylist(rows, schema.PROMPTS)
         receipts.append(write_shard(root, where.shard(blank.name), [table], schema.PROMPTS, blank))
-    publish(root, where, settings, receipts)
+    Manifests(root).publish(where, settings, receipts)
     datasets = [{"name": "data", "source": {"hub": "org/data"}}]
     found = pair_of(root, datasets=datasets)
     corpus = found.corpus

@@ -15,7 +15,7 @@ from jobs.cli import main
 from jobs.run import TABLES
 from storage.checkpoint import Checkpoint
 from storage.manifest import require
-from storage.partition import KEYS, MANIFEST, partitions
+from storage.partition import KEYS, MANIFEST, TableName, partitions
 from storage.root import Root
 from tests.conftest import Cli, write_config
 
@@ -66,13 +66,15 @@ def _content(root: Root) -> dict[str, Any]:
     }
 
 
-def _lose(finished: Finished, *tables: str) -> None:
+def _lose(finished: Finished, *tables: TableName) -> None:
     for table in tables:
         shutil.rmtree(Path(finished.root.uri) / table)
 
 
 @pytest.mark.parametrize("tables", [*((table,) for table in KEYS), *PAIRS], ids="-".join)
-def test_what_is_lost_is_made_again(finished: Finished, cli: Cli, tables: tuple[str, ...]) -> None:
+def test_what_is_lost_is_made_again(
+    finished: Finished, cli: Cli, tables: tuple[TableName, ...]
+) -> None:
     assert partitions(finished.root, tables[0])
     _lose(finished, *tables)
     cli("run", str(finished.config), "--output", finished.root.uri)

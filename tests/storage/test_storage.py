@@ -22,7 +22,6 @@ from storage.manifest import (
     digest_of,
     load,
     missing,
-    publish,
     require,
 )
 from storage.partition import Partition, all_partitions, partitions, shard_name
@@ -139,7 +138,7 @@ def test_partition_is_visible_only_through_its_manifest(root: Root) -> None:
     assert all_partitions(root, "embeddings") == [(WHERE, False)]
     with pytest.raises(FileNotFoundError, match="no complete embeddings of model org/mödel 1"):
         require(root, WHERE)
-    publish(root, WHERE, SETTINGS, reversed(receipts))
+    Manifests(root).publish(WHERE, SETTINGS, reversed(receipts))
     manifest = require(root, WHERE)
     assert manifest.rows == 12
     assert manifest.facts()["tokens"] == 42
@@ -160,7 +159,7 @@ def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
 
 
 def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> None:
-    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     with pytest.raises(SettingsConflictError, match=r"seed: 1 there, 2 here.*--overwrite"):
         Manifests(root).survey(WHERE, {"seed": 2})
     assert require(root, WHERE).settings == SETTINGS
@@ -169,7 +168,7 @@ def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> Non
 
 
 def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root) -> None:
-    manifest = publish(root, WHERE, SETTINGS, [_write(root, n) for n in range(2)])
+    manifest = Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(2)])
     assert groups(root, manifest) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
     found = read_vectors(root, manifest, Group(1, "none", "mean"))
     assert found.prompt_ids.tolist() == [0, 1, 2, 10, 11, 12]
@@ -182,7 +181,7 @@ def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root)
 def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None:
     with pytest.raises(FileNotFoundError, match="no complete table"):
         connect(root)
-    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     unfinished = Partition("embeddings", ("org/mödel 1", "step=6", "data", "clean"))
     root.write(unfinished.shard(shard_name(0)), root.read(WHERE.shard(shard_name(0))))
     with connect(root) as connection:

@@ -13,12 +13,12 @@ import pyarrow as pa
 from jobs.cluster.cluster import Cluster
 from jobs.config.run import RunConfig
 from jobs.rank.stage import ranking_rows, ranking_settings
-from jobs.run import Run, ranking_partition
+from jobs.run import Run, partition
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores
 from storage import schema
-from storage.manifest import digest_of, publish
+from storage.manifest import Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -57,8 +57,8 @@ def _store(root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa
     settings = {"made": "by hand"}
     blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "")
     table = pa.Table.from_pylist(rows, columns)
-    publish(
-        root, where, settings, [write_shard(root, where.shard(blank.name), [table], columns, blank)]
+    Manifests(root).publish(
+        where, settings, [write_shard(root, where.shard(blank.name), [table], columns, blank)]
     )
 
 
@@ -119,5 +119,5 @@ def _store_ranking(run: Run, revision: str, scores: Sequence[float], model: str 
     rows = ranking_rows(
         evidence, recommend(evidence, costs, "best"), costs, {"norm": "final", "pooling": "mean"}
     )
-    where = ranking_partition(run.config.name, model, revision)
+    where = partition("ranking", model, revision, run.config.name)
     run.write(where, ranking_settings(run.config), rows)

@@ -15,7 +15,7 @@ from jobs.report.findings import (
 )
 from jobs.report.sections.ranking import counting
 from jobs.report.wording import title
-from jobs.run import Run, ranking_partition
+from jobs.run import Run, partition
 from jobs.words import counted
 from operators.analysis.labelfree import (
     DEFAULT_RULE,
@@ -28,7 +28,7 @@ from operators.model.subject import Subject
 
 def choices(run: Run, subject: Subject) -> list[ChoiceFinding]:
     """Return what every rule without labels chooses, from the table `choices`."""
-    where = ranking_partition(run.config.name, subject.name, subject.revision, "choices")
+    where = partition("choices", subject.name, subject.revision, run.config.name)
     numbers = ("score", "regret", "regret_low", "regret_high")
     return [
         ChoiceFinding(row["rule"], row["layer"], *(_defined(row[name]) for name in numbers))
@@ -38,7 +38,7 @@ def choices(run: Run, subject: Subject) -> list[ChoiceFinding]:
 
 def metric_correlations(run: Run, subject: Subject) -> list[CorrelationFinding]:
     """Return how every metric goes with the score, from the table `correlations`."""
-    where = ranking_partition(run.config.name, subject.name, subject.revision, "correlations")
+    where = partition("correlations", subject.name, subject.revision, run.config.name)
     return [
         CorrelationFinding(
             row["dataset"],

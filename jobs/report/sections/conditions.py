@@ -30,7 +30,7 @@ from jobs.report.charts import (
 from jobs.report.findings import LevelFinding, ResponseFinding, SlopeFinding, SubjectFinding
 from jobs.report.guide import link_to
 from jobs.report.wording import title, vectors_of
-from jobs.run import Run, partition, sensitivity_partition
+from jobs.run import Run, partition
 from jobs.words import NOTHING, counted, size
 from operators.metrics.registry import METRICS, main_variant, of_kind, unit_of
 from operators.metrics.variants import Tokens, Views
@@ -61,7 +61,7 @@ def _family(
     ]
     if not all(levels):
         return
-    slopes = run.rows_if_any(sensitivity_partition(subject, dataset, family))
+    slopes = run.rows_if_any(partition("sensitivity", subject, dataset, family))
     for metric in of_metrics(run.config.measure.metrics):
         variant = standing_for(metric, run)
         wanted = [[row for row in rows if _is(row, metric, variant)] for rows in levels]

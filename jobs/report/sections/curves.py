@@ -30,7 +30,7 @@ from jobs.report.charts import (
 from jobs.report.findings import Curve, CurveFinding, SubjectFinding
 from jobs.report.findings import Curve as LayerCurve
 from jobs.report.wording import nearest
-from jobs.run import Run, score_partition
+from jobs.run import Run, partition
 from jobs.tasks.types import ClassificationTask, FittedTask
 from jobs.words import NOTHING, points
 from operators.prompts.conditions import Condition
@@ -43,9 +43,7 @@ def curves(run: Run, ranking: SubjectRanking) -> list[CurveFinding]:
     config, found = run.config.curves, []
     for task in ranking.tasks:
         if isinstance(task.task, ClassificationTask) and config.examples:
-            where = score_partition(
-                ranking.subject, task.dataset, task.task, table="learning_curves"
-            )
+            where = partition("learning_curves", ranking.subject, task.dataset, task.task)
             rows = ranked_rows(run, where)
             found.append(_curves(task, "examples", _points((r["examples"], r) for r in rows)))
         if isinstance(task.task, FittedTask) and config.noise:
@@ -59,7 +57,7 @@ def _noise_rows(
     """Yield the scores of a task under every level of noise; 0 is the clean text."""
     for level in (0.0, *run.config.curves.noise):
         condition = Condition("noise", level).name
-        where = score_partition(ranking.subject, task.dataset, task.task, condition)
+        where = partition("probe_scores", ranking.subject, task.dataset, condition, task.task)
         for row in ranked_rows(run, where):
             yield level, row
 

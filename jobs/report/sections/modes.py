@@ -15,7 +15,7 @@ from markupsafe import Markup
 from jobs.measure.traits import prompt_texts
 from jobs.report.charts import ACCENT, BAND, INK, MUTED, RULE, Size, drawing, new_axes, to_svg
 from jobs.report.findings import ExampleFinding, LayerModesFinding, ModesFinding, TraitFinding
-from jobs.run import Run, modes_partition
+from jobs.run import Run, partition
 from jobs.words import NOTHING, counted, number, share
 from operators.analysis.effects import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
@@ -30,7 +30,7 @@ def modes_of(run: Run, subject: Subject) -> ModesFinding | None:
 
     Of layers that are bimodal at the run's level the examples are looked up: a few texts each.
     """
-    rows = run.rows_if_any(modes_partition(run.config, subject))
+    rows = run.rows_if_any(partition("modes", subject, run.config))
     if not rows:
         return None
     bimodal = {row["layer"] for row in rows if row["p_holm"] <= 1 - run.config.rank.level}
