@@ -78,9 +78,8 @@ def explained_files(subject: Subject) -> Iterator[None]:
     try:
         yield
     except (OSError, BotoCoreError, CheckpointError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
         raise ModelUnavailableError(
-            f"cannot load model {subject.model} at revision {subject.revision}: {reason}"
+            f"cannot load model {subject.model} at revision {subject.revision}: {_reason(error)}"
         ) from error
 
 
@@ -225,8 +224,9 @@ def _folders(parent: Root) -> list[str]:
     try:
         return parent.folders("")
     except (OSError, BotoCoreError, ImportError, ValueError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise ConfigError(f"model {parent.uri}: cannot list its checkpoints: {reason}") from error
+        raise ConfigError(
+            f"model {parent.uri}: cannot list its checkpoints: {_reason(error)}"
+        ) from error
 
 
 def _branches(model: str) -> list[str]:
@@ -239,3 +239,7 @@ def _branches(model: str) -> list[str]:
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"model {model}: cannot list its branches: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

@@ -18,10 +18,9 @@ import tempfile
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -79,11 +78,11 @@ class Processes:
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish."""
         del cpus, gpus
-        return self._run(units, partial(_same, work), self._size)
+        return self._run(units, work, self._size)
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
         """Yield the result of every unit from workers that `make` builds once in each process."""
-        return self._run(units, partial(_fed, make, feed), min(pool.size, self._size))
+        return self._run(units, feed, min(pool.size, self._size), make)
 
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
@@ -96,9 +95,9 @@ class Processes:
         folder.mkdir()
         buckets = _Buckets(folder, key, min(groups, MOST_BUCKETS), split, write)
         try:
-            for _ in self._run([*enumerate(units)], buckets.spreading, self._size):
+            for _ in self._run([*enumerate(units)], buckets.spread, self._size):
                 pass
-            for results in self._run(range(buckets.count), buckets.gathering, self._size):
+            for results in self._run(range(buckets.count), buckets.gather, self._size):
                 yield from results
         finally:
             shutil.rmtree(folder)
@@ -112,9 +111,12 @@ class Processes:
             self._folder.cleanup()
             self._folder = None
 
-    def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
+    def _run(
+        self, units: Sequence[Any], read: Work, at_once: int, make: Make | None = None
+    ) -> Iterator[Any]:
+        """Yield the result of every unit as it is read, or as the workers make it of that."""
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
-        plan, number = pickle.dumps(build), next(self._plans)
+        plan, number = pickle.dumps((read, make)), next(self._plans)
         self._is_busy = True
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
@@ -256,7 +258,8 @@ def _serve(
     os.environ.update({**environment, **_ONE_THREAD})
     if not is_verbose:
         _redirect(f"{folder}/{_PRINTED}")
-    work: Work | None = None
+    read: Work | None = None
+    worker: Work | None = None
     while True:
         try:
             message = connection.recv_bytes()
@@ -265,12 +268,14 @@ def _serve(
         try:
             plan, unit = pickle.loads(message)
             if plan is not None:
-                work = None  # frees what the plan before held, a model for one
+                worker = None  # frees what the plan before held, a model for one
                 if torch := sys.modules.get("torch"):
                     torch.set_num_threads(1)  # again, whatever the plan before asked for
-                work = pickle.loads(plan)()
-            assert work is not None
-            answer = pickle.dumps((work(unit), None))
+                read, make = pickle.loads(plan)
+                worker = make() if make else None
+            assert read is not None
+            found = read(unit)
+            answer = pickle.dumps((worker(found) if worker else found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = _as_answer(error)
         connection.send_bytes(answer)
@@ -308,19 +313,6 @@ def _as_answer(error: Exception) -> bytes:
     return answer
 
 
-def _same(work: Work) -> Work:
-    return work
-
-
-def _fed(make: Make, feed: Feed) -> Work:
-    """Return a worker that reads its own units."""
-    return partial(_fed_unit, make(), feed)
-
-
-def _fed_unit(worker: Work, feed: Feed, unit: object) -> object:
-    return worker(feed(unit))
-
-
 @dataclass(frozen=True)
 class _Buckets:
     """Files in which rows meet: one folder per bucket of keys, one file per unit in it."""
@@ -331,15 +323,8 @@ class _Buckets:
     split: Split
     write: Write
 
-    def spreading(self) -> Work:
-        """Return what writes the rows that a unit is split into to the buckets of their keys."""
-        return self._spread
-
-    def gathering(self) -> Work:
-        """Return what makes a result of the rows of every key of a bucket."""
-        return self._gather
-
-    def _spread(self, numbered: tuple[int, Any]) -> None:
+    def spread(self, numbered: tuple[int, Any]) -> None:
+        """Write the rows that a unit is split into to the buckets of their keys."""
         number, unit = numbered
         for part, table in enumerate(self.split(unit)):
             of_row = pc.bit_wise_and(table[self.key], 0x7FFFFFFF).to_numpy() % self.count
@@ -351,7 +336,8 @@ class _Buckets:
                 with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
                     writer.write_table(rows)
 
-    def _gather(self, bucket: int) -> list[Any]:
+    def gather(self, bucket: int) -> list[Any]:
+        """Return what `write` makes of the rows of every key of a bucket."""
         files = sorted((self.folder / f"{bucket:05d}").glob("*"))
         if not files:
             return []

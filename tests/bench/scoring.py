@@ -159,9 +159,10 @@ def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]
     tables, run = {}, _files_run(options, folder)
     for subject, dataset in run.pairs():
         prompts = read_tables(run.root, run.prompts(dataset).objects()).sort_by("prompt_id")
-        texts, embeddings = prompts["text"].to_pylist(), run.embeddings(subject, dataset)
+        texts, ids = prompts["text"].to_pylist(), prompts["prompt_id"].to_numpy()
+        embeddings = run.embeddings(subject, dataset)
         for group in groups(run.root, embeddings):
-            vectors = read_vectors(run.root, embeddings, group)
+            vectors = read_vectors(run.root, embeddings, group, ids)
             tables[dataset.name, group.layer] = TextTable(texts, vectors.matrix_ND)
     return _evaluated(options, lambda name, layer: tables[name, layer])
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def storage(s3: S3) -> StorageConfig:
-    return StorageConfig.model_validate(
-        {
-            "endpoint_url": s3.endpoint,
-            "region": s3.environment["AWS_DEFAULT_REGION"],
-            "key": s3.environment["AWS_ACCESS_KEY_ID"],
-            "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        }
-    )
+    names = {"region": "DEFAULT_REGION", "key": "ACCESS_KEY_ID", "secret": "SECRET_ACCESS_KEY"}
+    given = {key: s3.environment[f"AWS_{name}"] for key, name in names.items()}
+    return StorageConfig.model_validate({"endpoint_url": s3.endpoint, **given})
 
 
 @pytest.fixture
@@ -125,17 +120,9 @@ def test_many_fetch_at_once_and_each_file_is_whole(
         get(path, to)
 
     monkeypatch.setattr(filesystem, "get_file", counted)
-    folders: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: folders.append(local(one, storage).folder))
-        for _ in range(4)
-    ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    with ThreadPoolExecutor(4) as pool:
+        folders = [*pool.map(lambda _: local(one, storage).folder, range(4))]
     assert len(set(folders)) == 1
-    assert len(folders) == len(threads)
     assert len(fetched) == len(set(fetched))
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
@@ -187,72 +174,53 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
         assert SECRET not in str(caught.value)
 
 
-def _truncate(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
+PARTS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
 
 
-def _garble(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    content = bytearray(file.read_bytes())
+def _cut(weights: Path, end: int) -> None:
+    weights.write_bytes(weights.read_bytes()[:end])
+
+
+def _garble(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
     content[8:12] = b"\xff\xff\xff\xff"
-    file.write_bytes(content)
+    weights.write_bytes(content)
 
 
-def _text(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-
-
-def _header_alone(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-
-
-def _no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def _pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def _half_indexed(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-
-
-def _bad_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": ')
-
-
-def _emptied(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
+def _half_indexed(weights: Path) -> None:
+    weights.rename(weights.with_name(PARTS["a"]))
+    index = weights.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": PARTS}))
 
 
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        (_truncate, r"its model\.safetensors is cut off: [\d,]+ bytes, and its header says"),
-        (_header_alone, r"its model\.safetensors is cut off: 100 bytes, and its header says"),
+        (lambda file: _cut(file, -1), r"its model\.safetensors is cut off: [\d,]+ bytes, and its"),
+        (lambda file: _cut(file, 100), r"its model\.safetensors is cut off: 100 bytes, and its"),
         (_garble, r"the header of its model\.safetensors cannot be read"),
-        (_text, r"its model\.safetensors is not a safetensors file"),
-        (_no_weights, r"it has no weights: no model\.safetensors among config\.json"),
-        (_pickled, r"only pickled weights \(pytorch_model\.bin\).* set allow_pickle: true"),
+        (lambda file: file.write_text("version https://git-lfs"), r"is not a safetensors file"),
+        (Path.unlink, r"it has no weights: no model\.safetensors among config\.json"),
+        (
+            lambda file: file.rename(file.with_name("pytorch_model.bin")),
+            r"only pickled weights \(pytorch_model\.bin\).* set allow_pickle: true",
+        ),
         (_half_indexed, r"it lacks 1 of the 2 weight files .*: model-00002-of-00002"),
-        (_bad_config, r"not a valid JSON file"),
-        (_emptied, r"there are no files in .*step8"),
+        (
+            lambda file: file.with_name("config.json").write_text('{"model_type": '),
+            r"not a valid JSON file",
+        ),
+        (lambda file: [each.unlink() for each in file.parent.iterdir()], r"no files in .*step8"),
     ],
 )
 def test_a_broken_checkpoint_is_named_with_what_is_wrong(
-    tmp_path: Path, break_it: Callable[[Path], None], says: str
+    tmp_path: Path, break_it: Callable[[Path], object], says: str
 ) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
     given = {"model": str(folder.parent), "revisions": "step*"}
     (one,) = _resolve(_config(StorageConfig(), **given))
     assert check(one, StorageConfig()).layers == BLOCKS
-    break_it(folder)
+    break_it(folder / "model.safetensors")
     with pytest.raises(ModelUnavailableError, match=says) as caught:
         check(one, StorageConfig())
     assert str(caught.value).startswith(f"cannot load model {folder} at revision step8: ")
@@ -269,7 +237,7 @@ def test_a_revision_that_vanished_is_named(tmp_path: Path) -> None:
 
 def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox")
-    _truncate(folder)
+    _cut(folder / "model.safetensors", -1)
     one = subject(_config(StorageConfig(), model=str(folder)).subjects[0])
     with pytest.raises(ModelUnavailableError, match=r"cannot load model .*neox at rev") as caught:
         load_model(one, torch.device("cpu"))

@@ -51,12 +51,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
     if request.param == "local":
         return Root(str(tmp_path / "out"))
     s3: S3 = request.getfixturevalue("s3")
-    options = {
-        "key": "testing",
-        "secret": "not-a-real-secret",
-        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
-    return Root(f"{s3.uri}/{tmp_path.name}", options)
+    return s3.root(tmp_path.name)
 
 
 def _write(root: Root, number: int, rows: int = 3, settings: dict[str, int] = SETTINGS) -> Receipt:
@@ -170,10 +165,10 @@ def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> Non
 def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root) -> None:
     manifest = Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(2)])
     assert groups(root, manifest) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
-    found = read_vectors(root, manifest, Group(1, "none", "mean"))
+    found = read_vectors(root, manifest, Group(1, "none", "mean"), np.arange(99))
     assert found.prompt_ids.tolist() == [0, 1, 2, 10, 11, 12]
     assert found.matrix_ND[:, 0].tolist() == [2, 1, 0, 102, 101, 100]
-    some = read_vectors(root, manifest, Group(0, "none", "mean"), wanted=np.array([11, 1, 99]))
+    some = read_vectors(root, manifest, Group(0, "none", "mean"), np.array([11, 1, 99]))
     assert some.prompt_ids.tolist() == [1, 11]
     assert some.rows_of(np.array([11, 5, 1])).tolist() == [1, -1, 0]
 
