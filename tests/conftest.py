@@ -125,7 +125,7 @@ def s3() -> Iterator[S3]:
         "AWS_ENDPOINT_URL": endpoint,
     }
     found = S3("s3://layers", endpoint, {**offline_environment(), **access})
-    found.root("").filesystem.mkdir("layers")
+    found.root("").filesystem.call_s3("create_bucket", Bucket="layers")
     yield found
     server.stop()
 

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jobs.cluster.console import say
 from tests.support.shared_data import LAYERS, SCORES, TASKS, run_config
 
 if TYPE_CHECKING:
@@ -54,20 +55,20 @@ def main() -> None:
         sys.stdout.write("\n" + json.dumps(SIDES[options.side](options, Path(options.folder))))
         return
     if not SCORES.exists():
-        _say(f"no {SCORES}: nothing to compare with")
+        say(f"no {SCORES}: nothing to compare with")
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in options.sides:
             found[side], scores = _in_a_process(side, folder)
             parts = ", ".join(f"{name} {value:.1f}" for name, value in found[side].items())
-            _say(f"{side}: {parts} s; {_distance(scores)}")
+            say(f"{side}: {parts} s; {_distance(scores)}")
     scale = len(LAYERS) / len(options.layers)
     for mine, part, theirs, whole, aim in RATIOS:
         if mine in found and theirs in found:
             alone = 1 if mine != "operators" else scale
             ratio = alone * found[mine][part] / (scale * found[theirs][whole])
-            _say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
+            say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
 
 
 def _options() -> argparse.Namespace:
@@ -233,11 +234,6 @@ def _timed(seconds: Seconds, name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 SIDES: dict[str, Side] = {

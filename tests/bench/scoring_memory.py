@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from jobs.cluster.console import say
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import Task
 from operators.model.subject import Subject
@@ -70,11 +71,10 @@ def main() -> None:
             )
             added = json.loads(done.stdout)
             layer = 4 * options.rows * options.features
-            sys.stdout.write(
+            say(
                 f"{name}: {added / layer:.2f} times the {layer / _KIB**2:,.0f} MiB of "
-                f"{options.rows:,} vectors (aim: at most 3)\n"
+                f"{options.rows:,} vectors (aim: at most 3)"
             )
-            sys.stdout.flush()
 
 
 def _measured(name: str, root: Root) -> int:

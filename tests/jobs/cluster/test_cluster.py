@@ -72,12 +72,6 @@ def test_a_pool_takes_the_machine_but_no_more_actors_than_units(
     assert pool.device == ("cuda" if pool.num_gpus else "cpu")
 
 
-def test_two_actors_on_two_cpus_leave_room_for_the_tasks_that_feed_them() -> None:
-    pool = plan_pool(machine(2), "auto", 9)
-    assert pool.size == 2
-    assert 2 - pool.size * pool.num_cpus >= TASK_CPUS > 0
-
-
 def test_workers_and_threads_of_the_config_are_followed() -> None:
     assert plan_pool(machine(64), "cpu", 999, workers=3).size == 3
     pool = plan_pool(machine(64), "cpu", 999, threads=8)

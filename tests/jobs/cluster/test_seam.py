@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -24,6 +24,7 @@ from jobs.cluster.on_processes import Processes
 from jobs.cluster.on_ray import RayCluster
 from jobs.cluster.pool import TASK_CPUS, Pool
 from jobs.config.blocks import ConfigError
+from jobs.config.settings import Engine
 from operators.model.subject import ModelUnavailableError
 from tests.support.here import Here
 from tests.support.installed import users_folder
@@ -54,27 +55,35 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "engine"),
-    [(0.0, "process"), (SMALL_TOKENS, "process"), (SMALL_TOKENS + 1.0, "ray"), (None, "ray")],
+    ("address", "asked", "tokens", "environment", "gpu", "engine"),
+    [
+        (None, "auto", 0.0, {}, False, "process"),
+        (None, "auto", SMALL_TOKENS, {}, False, "process"),
+        (None, "auto", SMALL_TOKENS + 1.0, {}, False, "ray"),
+        (None, "auto", None, {}, False, "ray"),
+        ("auto", "auto", 1, {}, False, "ray"),
+        (None, "auto", 1, {"RAY_ADDRESS": "10.0.0.1:6379"}, False, "ray"),
+        (None, "auto", 1, {}, True, "ray"),
+        (None, "ray", 1, {}, False, "ray"),
+        (None, "process", None, {}, False, "process"),
+    ],
 )
-def test_what_is_small_runs_in_processes(tokens: float | None, engine: str) -> None:
-    assert choose(None, "auto", lambda: tokens)[0] == engine
+def test_what_is_small_runs_in_processes_unless_a_cluster_a_gpu_or_a_wish_says_otherwise(
+    address: str | None,
+    asked: Engine,
+    tokens: float | None,
+    environment: dict[str, str],
+    gpu: bool,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(seam, "_has_gpu", lambda: gpu)
+    assert choose(address, asked, lambda: tokens)[0] == engine
 
 
-def test_a_cluster_or_a_gpu_is_rays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("auto", "auto", lambda: 1)[0] == "ray"
-    with monkeypatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-        assert choose(None, "auto", lambda: 1)[0] == "ray"
-    with monkeypatch.context() as patch:
-        patch.setattr(seam, "_has_gpu", lambda: True)
-        assert choose(None, "auto", lambda: 1)[0] == "ray"
-    assert choose(None, "auto", lambda: 1)[0] == "process"
-
-
-def test_what_is_asked_for_is_taken_unless_it_contradicts_itself() -> None:
-    assert choose(None, "ray", lambda: 1)[0] == "ray"
-    assert choose(None, "process", lambda: None)[0] == "process"
+def test_an_address_and_this_machine_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379"):
         choose("10.0.0.1:6379", "process", lambda: 1)
 
@@ -88,17 +97,12 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def map_batches(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("map_batches", {"work": work, **options}))
-        return self
+    def __getattr__(self, name: str) -> Callable[..., Recorder]:
+        def ask(first: object, **options: object) -> Recorder:
+            self.asked.append((name, {"first": first, **options}))
+            return self
 
-    def groupby(self, key: str, **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("groupby", {"key": key, **options}))
-        return self
-
-    def map_groups(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("map_groups", {"work": work, **options}))
-        return self
+        return ask
 
     def iter_rows(self) -> Iterator[dict[str, Any]]:
         return iter(())
@@ -117,7 +121,7 @@ def on_a_cluster(address: str | None = None) -> RayCluster:
 
 def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (name, {key: value for key, value in options.items() if key != "work"})
+        (name, {key: value for key, value in options.items() if not callable(value)})
         for name, options in recorder.asked
     ]
 
@@ -130,7 +134,7 @@ def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -
     cluster = Cluster(on_a_cluster())
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
-    work = recorder.asked[0][1]["work"]
+    work = recorder.asked[0][1]["first"]
     (result,) = on_ray._results(Rows(work(on_ray._packed(5, "unit"))))  # type: ignore[arg-type]
     assert result == 25
 
@@ -171,7 +175,7 @@ def test_a_shuffle_groups_by_its_key(recorder: Recorder) -> None:
     assert list(found) == []
     assert asked(recorder) == [
         ("map_batches", {**ONE, "num_cpus": 1}),
-        ("groupby", {"key": "shard", "num_partitions": 64}),
+        ("groupby", {"first": "shard", "num_partitions": 64}),
         ("map_groups", {"batch_format": "pyarrow", "num_cpus": 1}),
     ]
 
