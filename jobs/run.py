@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
 
 Row = Mapping[str, Any]
+Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Table:
     manifest is written last, and readers take a partition only through it.
     """
 
-    stage: str
+    stage: Stage
     visible: str
     object: str = ""
     columns: pa.Schema | None = None
@@ -171,7 +172,7 @@ class Run:
         return self.write(where, settings, rows()), True
 
     def publish(
-        self, where: Partition, settings: Settings, receipts: Iterable[Receipt], stage: str
+        self, where: Partition, settings: Settings, receipts: Iterable[Receipt], stage: Stage
     ) -> Manifest:
         """Make a partition visible whose shards the workers of a stage have written."""
         made = self.cluster.made.get(stage, "")

@@ -68,7 +68,7 @@ def weight(sizes: Sequence[float]) -> Weight:
 
 def partition_weight(shards: Sequence[float]) -> Weight:
     """Return the weight of a partition: shards of these bytes, and its manifest."""
-    return weight([*shards, _MANIFEST + _RECEIPT * len(shards)]) if shards else Weight()
+    return weight([*shards, _MANIFEST + _RECEIPT * len(shards)])
 
 
 @contextmanager

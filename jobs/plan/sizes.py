@@ -9,7 +9,7 @@ it was fitted on. A new table is one entry of TABLES or of OF_SUBJECT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -37,8 +37,10 @@ from operators.metrics.registry import of_kind
 from operators.metrics.token.tokens import token_metrics as measure_tokens
 from operators.metrics.variants import Tokens, Views
 from operators.model.subject import ModelShape, Subject
+from storage.partition import TableName
 
 Lengths = npt.NDArray[np.int32]
+Shards = list[float]  # bytes of each
 REPORT = "report"
 _ITEM_BYTES = {"float32": 4, "float16": 2}
 _PER_METRIC = 2.0  # variants of a metric that is not of tokens, on average
@@ -151,71 +153,70 @@ class Pair:
         return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
 
 
-def _embeddings(pair: Pair) -> Iterator[Weight]:
-    row, group = 4 * pair.model.shape.hidden_size + 16.6, 1130
-    for each in pair.passes:
-        shares = each.embeddings.shares.values()
-        yield partition_weight([pair.groups * (share * row + group) for share in shares])
+def _shards(target: Target | None, groups: int, row: float, group: float) -> Shards:
+    """Return the bytes of shards of so many row groups, of what a row and a group take."""
+    return [groups * (share * row + group) for share in target.shares.values()] if target else []
 
 
-def _tokens(pair: Pair) -> Iterator[Weight]:
+def _embeddings(pair: Pair) -> Iterator[Shards]:
+    row = 4 * pair.model.shape.hidden_size + 16.6
+    yield from (_shards(each.embeddings, pair.groups, row, 1130) for each in pair.passes)
+
+
+def _tokens(pair: Pair) -> Iterator[Shards]:
     item = _ITEM_BYTES[pair.config.tokens.dtype] * pair.model.shape.hidden_size
-    row, group = pair.mean_lengths[0] * item + 24, 1000
-    for each in pair.passes:
-        shares = each.tokens.shares.values() if each.tokens else ()
-        yield partition_weight([pair.layers * (share * row + group) for share in shares])
+    row = pair.mean_lengths[0] * item + 24
+    yield from (_shards(each.tokens, pair.layers, row, 1000) for each in pair.passes)
 
 
-def _prompt_metrics(pair: Pair) -> Iterator[Weight]:
-    row, group = 8.9 * pair.variants, 1500
-    for target in pair.metric_targets:
-        shares = target.shares.values()
-        yield partition_weight([pair.layers * (share * row + group) for share in shares])
+def _prompt_metrics(pair: Pair) -> Iterator[Shards]:
+    row = 8.9 * pair.variants
+    yield from (_shards(target, pair.layers, row, 1500) for target in pair.metric_targets)
 
 
-def _prompt_traits(pair: Pair) -> Iterator[Weight]:
+def _prompt_traits(pair: Pair) -> Iterator[Shards]:
     for target in pair.metric_targets[:1] if pair.has_modes else ():
         shares = leading(target.shares, pair.config.measure.mode_sample)
-        yield partition_weight([2700 + 16.5 * share for share in shares.values()])
+        yield [2700 + 16.5 * share for share in shares.values()]
 
 
-def _layer_metrics(pair: Pair) -> Iterator[Weight]:
+def _layer_metrics(pair: Pair) -> Iterator[Shards]:
     for condition in range(1 + len(pair.config.conditions.passes())):
-        yield partition_weight([4300 + 9.5 * pair.layer_rows(views=not condition)])
+        yield [4300 + 9.5 * pair.layer_rows(views=not condition)]
 
 
-def _sensitivity(pair: Pair) -> Iterator[Weight]:
+def _sensitivity(pair: Pair) -> Iterator[Shards]:
     for levels in pair.config.conditions.families().values():
         if len(levels) >= FEWEST_LEVELS:
-            yield partition_weight([5600 + 17 * pair.layer_rows(views=False)])
+            yield [5600 + 17 * pair.layer_rows(views=False)]
 
 
-def _probe_scores(pair: Pair) -> Iterator[Weight]:
-    config = pair.config
+def _probe_scores(pair: Pair) -> Iterator[Shards]:
+    config, variants = pair.config, len(pair.config.probe.variants)
     for task in pair.corpus.dataset.tasks:
-        variants = len(config.probe.variants)
-        rows = pair.groups * variants * _folds(task)
         # Tasks without folds are resampled; directions alone have one score for both variants.
         drawn = 0 if _folds(task) > 1 or isinstance(task, MtebTask) else config.probe.replicates
         different = variants if isinstance(task, PairClassificationTask) else 1
-        values = pair.groups * different * drawn
-        yield partition_weight([4000 + 10 * rows + 8 * values])
-        noisy = (
-            noise_conditions(config, pair.corpus.dataset) if isinstance(task, FittedTask) else ()
-        )
-        for _ in noisy:
-            yield partition_weight([4200 + 10 * pair.layers * _folds(task)])
+        yield [4000 + pair.groups * (10 * variants * _folds(task) + 8 * different * drawn)]
+        if isinstance(task, FittedTask):
+            for _ in noise_conditions(config, pair.corpus.dataset):
+                yield [4200 + 10 * pair.layers * _folds(task)]
 
 
-def _learning_curves(pair: Pair) -> Iterator[Weight]:
+def _learning_curves(pair: Pair) -> Iterator[Shards]:
     examples = len(pair.config.curves.examples)
     for task in pair.corpus.dataset.tasks if examples else ():
         if isinstance(task, ClassificationTask):
-            yield partition_weight([4900 + 8 * pair.layers * _folds(task) * examples])
+            yield [4900 + 8 * pair.layers * _folds(task) * examples]
 
 
-# Table -> its partitions of a subject over a dataset.
-TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
+def _modes(pair: Pair) -> Iterator[Shards]:
+    if pair.has_modes and pair.metric_targets:
+        yield [10_500 + 450 * pair.layers]
+
+
+# Table -> the bytes of the shards of its partitions of a subject over a dataset.
+TABLES: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
     "embeddings": _embeddings,
     "tokens": _tokens,
     "prompt_metrics": _prompt_metrics,
@@ -225,17 +226,13 @@ TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
     "probe_scores": _probe_scores,
     "learning_curves": _learning_curves,
 }
-
-
-# Table -> bytes of its only object of a subject, whatever the datasets; 0: none.
-OF_SUBJECT: dict[str, Callable[[Pair], float]] = {
-    "layer_costs": lambda pair: 2780 + 24 * pair.layers,
-    "modes": lambda pair: (
-        10_500 + 450 * pair.layers if pair.has_modes and pair.metric_targets else 0
-    ),
-    "choices": lambda pair: 3_000 + 50 * len(pair.config.measure.metrics),
-    "correlations": lambda pair: 6_000 + 90 * len(pair.config.measure.metrics),
-    "ranking": lambda pair: 7600 + 75 * pair.layers,
+# Table -> those of a subject, whatever the datasets.
+OF_SUBJECT: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
+    "layer_costs": lambda pair: [[2780 + 24 * pair.layers]],
+    "modes": _modes,
+    "choices": lambda pair: [[3_000 + 50 * len(pair.config.measure.metrics)]],
+    "correlations": lambda pair: [[6_000 + 90 * len(pair.config.measure.metrics)]],
+    "ranking": lambda pair: [[7600 + 75 * pair.layers]],
 }
 
 
@@ -244,16 +241,13 @@ def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, W
     for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
         for table, found in corpus.weights.items():
             yield Place("", name, table), found
-    for pair in pairs:
-        place = Place(pair.model.subject.name, pair.corpus.dataset.name, "")
-        for table, weigh in TABLES.items():
-            for each in weigh(pair):
-                if each.objects:
-                    yield place._replace(table=table), each.times(pair.model.checkpoints)
-    for name, pair in {pair.model.subject.name: pair for pair in pairs}.items():
-        for table, bytes_of in OF_SUBJECT.items():
-            if size := bytes_of(pair):
-                yield Place(name, "", table), partition_weight([size]).times(pair.model.checkpoints)
+    of_subject = {pair.model.subject.name: pair for pair in pairs}.values()
+    tables = [(pair, pair.corpus.dataset.name, TABLES) for pair in pairs]
+    for pair, dataset, weighed in [*tables, *((pair, "", OF_SUBJECT) for pair in of_subject)]:
+        for table, shards_of in weighed.items():
+            place = Place(pair.model.subject.name, dataset, table)
+            for shards in filter(None, shards_of(pair)):
+                yield place, partition_weight(shards).times(pair.model.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
 
