@@ -18,11 +18,10 @@ from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores
 from storage import schema
-from storage.manifest import Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Receipt, write_shard
 from tests.support.here import Here
+from tests.support.stored import store
 
 MODEL = "org/model"
 LAYERS = 4
@@ -54,12 +53,7 @@ def make_run(
 
 
 def _store(root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
-    settings = {"made": "by hand"}
-    blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "")
-    table = pa.Table.from_pylist(rows, columns)
-    Manifests(root).publish(
-        where, settings, [write_shard(root, where.shard(blank.name), [table], columns, blank)]
-    )
+    store(root, where, [pa.Table.from_pylist(rows, columns)], {"made": "by hand"})
 
 
 def store_checkpoint(
@@ -68,21 +62,12 @@ def store_checkpoint(
     """Store what a night leaves of a checkpoint: scores, one metric, and the ranking."""
     nan = math.isnan(scores[0])
     folds = [[score + spread for spread in SPREAD] for score in scores]
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": layer,
-            "norm": "final",
-            "pooling": "mean",
-            "variant": "raw",
-            "task_type": "classification",
-            "fold": fold,
-            "metric": "accuracy",
-            "value": value,
-            "reason": "undefined" if nan else None,
-            "n_train": 8,
-            "n_test": 32,
-            "replicates": [],
-        }
+    of_fold: dict[str, Any] = {"norm": "final", "pooling": "mean", "variant": "raw"}
+    of_fold |= {"task_type": "classification", "metric": "accuracy"}
+    of_fold |= {"reason": "undefined" if nan else None}
+    counts = {"n_train": 8, "n_test": 32, "replicates": []}
+    rows = [
+        {**of_fold, **counts, "layer": layer, "fold": fold, "value": value}
         for layer, values in enumerate(folds)
         for fold, value in enumerate(values)
     ]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from storage.manifest import Manifest, require
-from storage.partition import KEYS, partitions
+import pyarrow as pa
+
+from storage.manifest import Manifest, Manifests, Settings, digest_of, require
+from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
+from storage.shards import Receipt, write_shard
 from storage.sql import connect
+
+
+def store(root: Root, where: Partition, shards: Sequence[pa.Table], settings: Settings) -> Manifest:
+    """Store a partition, a shard a table, as a stage leaves it."""
+    receipts = []
+    for number, table in enumerate(shards):
+        blank = Receipt(shard_name(number), 0, digest_of(settings), "")
+        key = where.shard(blank.name)
+        receipts.append(write_shard(root, key, [table], table.schema, blank))
+    return Manifests(root).publish(where, settings, receipts)
 
 
 def manifests(root: Root) -> list[Manifest]:
