@@ -1,6 +1,7 @@
 """The built-in corpus: rules on a package written for the purpose, invariants on installed ones."""
 
 import ast
+import gc
 import subprocess
 import sys
 from collections import Counter
@@ -243,6 +244,7 @@ def test_some_files_tell_how_many_passages_there_are(
     some, count = sample_library("numpy", 20)
     assert (len(some), count) == (20, 20)
     assert sample_library("networkx", 280)[1] == len(corpus) - 280
+    assert gc.isenabled()  # it is not while files are parsed
 
 
 def test_reading_does_not_import_the_library() -> None:
