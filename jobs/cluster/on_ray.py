@@ -83,11 +83,7 @@ class RayCluster:
         """Yield the result of every unit, as they finish; anywhere in the cluster."""
         self._start()
         plan = _from_units(units).map_batches(
-            partial(_of_unit, work),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=cpus,
-            num_gpus=gpus,
+            partial(_of_unit, work), **_ONE, num_cpus=cpus, num_gpus=gpus
         )
         return _results(plan)
 

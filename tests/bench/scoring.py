@@ -2,16 +2,16 @@
 
 files: our stages on the data files as a user has them; every text of every file is encoded, once.
 names: our stages on the same tasks by their names in mteb; the texts that mteb reads are encoded
-once, and its own evaluators score the shards. operators: the units of `files` scored once more in
-one process, without Ray. live: mteb encodes the texts anew for each layer. served: mteb is given
-the vectors of `files` from memory, and is otherwise as it is. Raw vectors alone on every side.
+once, and its own evaluators score the shards. live: mteb encodes the texts anew for each layer.
+served: mteb is given the vectors of `files` from memory, and is otherwise as it is. Raw vectors
+alone on every side.
 
 Each side is a process of its own. `all` counts from its start, with its imports; our `probe` is the
 stage alone, and so is mteb's `scoring`, the sum over its evaluations. Torch has two threads on each
 side (ours: an actor per core with one, so that two cores are fair), BLAS and OpenMP one in each
 process: ours scores in a process per core, and mteb's small fits gain nothing from a second one.
-Each side imports only what it needs. `--layers` restricts mteb and `operators`; their seconds are
-scaled to all layers in the ratios. Needs ../shared/data and the extras demo and mteb.
+Each side imports only what it needs. `--layers` restricts mteb, whose seconds are scaled to all
+layers in the ratios. Needs ../shared/data and the extras demo and mteb.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ def main() -> None:
     scale = len(LAYERS) / len(options.layers)
     for mine, part, theirs, whole, aim in RATIOS:
         if mine in found and theirs in found:
-            alone = 1 if mine != "operators" else scale
-            ratio = alone * found[mine][part] / (scale * found[theirs][whole])
+            ratio = found[mine][part] / (scale * found[theirs][whole])
             say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
 
 
@@ -121,26 +120,6 @@ def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
     config = run_config([{"name": "mteb", "source": source}])
     seconds, rows = _stages(_run(config, folder / "names"))
     return seconds, _means((file_of[row["task"]], row["layer"], row["value"]) for row in rows)
-
-
-def _operators(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from jobs.probe.stage import score_targets
-    from jobs.probe.worker import Scorer, ScoreUnit
-    from storage.vectors import groups
-
-    seconds, rows, run = Seconds(), [], _files_run(options, folder)
-    targets = score_targets(run)
-    scorer = Scorer(run.root, tuple(targets), run.config.probe.seed, run.config.probe.replicates)
-    for index, target in enumerate(targets):
-        for group in groups(run.root, target.embeddings):
-            if group.layer in options.layers:
-                unit = ScoreUnit(index, group, 0, target.folds)
-                with _timed(seconds, "scoring"):
-                    _, found, why = scorer(unit)
-                assert why is None, why
-                name = target.partition.keys["dataset"]
-                rows += [(name, row["layer"], row["value"]) for row in found]
-    return seconds, _means(rows)
 
 
 def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
@@ -239,7 +218,6 @@ def _timed(seconds: Seconds, name: str) -> Iterator[None]:
 SIDES: dict[str, Side] = {
     "files": _files,
     "names": _names,
-    "operators": _operators,
     "live": _live,
     "served": _served,
 }
@@ -248,7 +226,6 @@ RATIOS = (
     ("names", "all", "live", "all", "1/5"),
     ("files", "probe", "served", "scoring", "1/3"),
     ("names", "probe", "served", "scoring", "1/3"),
-    ("operators", "scoring", "served", "scoring", "1/3"),
 )
 
 if __name__ == "__main__":
