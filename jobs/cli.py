@@ -153,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     with _opened(arguments, "LayerRank", each_checkpoint=True) as run:
         for each in run.subjects:
             check(each, run.config.storage)
-            require_lengths(run.config, each)
+            require_lengths(run.config.conditions, each, run.config.storage)
         _require_before(wanted[0], run)
         guard.check(run.config, run.root, say)
         for number, stage in enumerate(wanted, 1):
@@ -177,7 +177,7 @@ def _opened(arguments: argparse.Namespace, title: str, *, each_checkpoint: bool)
 
     config, seen = _config(arguments), Seen()
     root = open_root(config, arguments.output)
-    chosen = resolve(config) if each_checkpoint else None
+    chosen = resolve(config.subjects, config.storage) if each_checkpoint else None
     manifests = Manifests(root, seen.manifests)
     asked = arguments.engine or config.cluster.engine
     engine, why = choose(

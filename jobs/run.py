@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -18,11 +18,13 @@ from jobs.subjects import resolve, shape_of, subject_identity
 from jobs.tasks.types import Task
 from operators.model.subject import ModelShape, Subject
 from storage import schema
-from storage.manifest import Manifest, Manifests, Settings
-from storage.partition import CLEAN, Partition
+from storage.manifest import Manifest, Manifests, Settings, digest_of
+from storage.partition import CLEAN, KEYS, Partition, TableName
 from storage.root import Root
-from storage.shards import Facts, Receipt
-from storage.tables import Row, read_rows, write_rows
+from storage.shards import Facts, Receipt, read_table, write_shard
+
+Row = Mapping[str, Any]
+Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Table:
     manifest is written last, and readers take a partition only through it.
     """
 
-    stage: str
+    stage: Stage
     visible: str
     object: str = ""
     columns: pa.Schema | None = None
@@ -42,7 +44,7 @@ class Table:
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
 # lie `report/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
 # `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), `locks/` (while a nightly runs).
-TABLES: dict[str, Table] = {
+TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
     "embeddings": Table("extract", "when a condition of a subject and dataset has all its shards"),
@@ -106,7 +108,9 @@ class Run:
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
         """The models of the run; what a sweep's `revisions` stand for is looked up once."""
-        return resolve(self.config) if self.chosen is None else self.chosen
+        if self.chosen is not None:
+            return self.chosen
+        return resolve(self.config.subjects, self.config.storage)
 
     @cached_property
     def manifests(self) -> Manifests:
@@ -133,7 +137,7 @@ class Run:
 
     def prompts(self, dataset: DatasetConfig) -> Manifest:
         """Return the prompts of a dataset; FileNotFoundError if they are not prepared."""
-        return self.manifests.require(prompts_partition(dataset.name))
+        return self.manifests.require(partition("prompts", dataset))
 
     def embeddings(self, each: Subject, dataset: DatasetConfig) -> Manifest:
         """Return the clean embeddings of a subject; FileNotFoundError if not extracted."""
@@ -141,12 +145,13 @@ class Run:
 
     def rows(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; FileNotFoundError if it is not there."""
-        return read_rows(self.root, self.manifests.require(where))
+        (key,) = self.manifests.require(where).objects()
+        rows: list[dict[str, Any]] = read_table(self.root, key).to_pylist()
+        return rows
 
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; [] if it is not there."""
-        manifest = self.manifests.load(where)
-        return read_rows(self.root, manifest) if manifest else []
+        return self.rows(where) if self.manifests.load(where) else []
 
     def make(
         self,
@@ -167,7 +172,7 @@ class Run:
         return self.write(where, settings, rows()), True
 
     def publish(
-        self, where: Partition, settings: Settings, receipts: Iterable[Receipt], stage: str
+        self, where: Partition, settings: Settings, receipts: Iterable[Receipt], stage: Stage
     ) -> Manifest:
         """Make a partition visible whose shards the workers of a stage have written."""
         made = self.cluster.made.get(stage, "")
@@ -193,9 +198,10 @@ def write_table(
     """Write a table of one object and make it visible; `made` says what ran the work."""
     table = TABLES[where.table]
     assert table.columns is not None, where
-    receipt = write_rows(
-        manifests.root, where, table.object, rows, table.columns, settings, facts or {}
-    )
+    blank = Receipt(table.object, 0, digest_of(settings), "", facts=facts or {})
+    content = [pa.Table.from_pylist([*rows], table.columns)]
+    key = where.shard(table.object)
+    receipt = write_shard(manifests.root, key, content, table.columns, blank)
     return manifests.publish(where, settings, [receipt], made=made)
 
 
@@ -211,60 +217,20 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     return root
 
 
-def prompts_partition(dataset: str) -> Partition:
-    """Return where the prompts of a dataset lie."""
-    return Partition("prompts", (dataset,))
+def partition(table: TableName, *of: Subject | DatasetConfig | Task | RunConfig | str) -> Partition:
+    """Return a partition of a table by what its keys stand for, in the order of KEYS.
 
-
-def task_partition(dataset: DatasetConfig, task: Task) -> Partition:
-    """Return where the items of a task lie."""
-    return Partition("tasks", (task.name, dataset.name))
-
-
-def named_partition(
-    table: str, model: str, revision: str, dataset: str, condition: str = CLEAN
-) -> Partition:
-    """Return a partition of one of the tables that belong to a subject under a condition."""
-    return Partition(table, (model, revision, dataset, condition))
-
-
-def partition(
-    table: str, each: Subject, dataset: DatasetConfig, condition: str = CLEAN
-) -> Partition:
-    """Return a partition of one of the tables that belong to a subject under a condition."""
-    return named_partition(table, each.name, each.revision, dataset.name, condition)
-
-
-def costs_partition(subject: Subject) -> Partition:
-    """Return where the costs of a subject's layers lie."""
-    return Partition("layer_costs", (subject.name, subject.revision))
-
-
-def sensitivity_partition(subject: Subject, dataset: DatasetConfig, family: str) -> Partition:
-    """Return where the slopes of a family lie."""
-    return Partition("sensitivity", (subject.name, subject.revision, dataset.name, family))
-
-
-def modes_partition(config: RunConfig, subject: Subject) -> Partition:
-    """Return the partition of `modes` that a run makes of a subject."""
-    return Partition("modes", (subject.name, subject.revision, config.name))
-
-
-def score_partition(
-    subject: Subject,
-    dataset: DatasetConfig,
-    task: Task,
-    condition: str = CLEAN,
-    table: str = "probe_scores",
-) -> Partition:
-    """Return where the scores of a task lie."""
-    values = partition("embeddings", subject, dataset, condition).values
-    return Partition(table, (*values, task.name))
-
-
-def ranking_partition(group: str, model: str, revision: str, table: str = "ranking") -> Partition:
-    """Return where a run's ranking of a model at a revision lies, or a table beside it."""
-    return Partition(table, (model, revision, group))
+    A subject is model and revision, anything else its name; without a condition it is the clean.
+    """
+    keys, values = KEYS[table], list[str]()
+    for each in of:
+        if isinstance(each, Subject):
+            values += each.name, each.revision
+        else:
+            values.append(each if isinstance(each, str) else each.name)
+    if "condition" in keys and len(values) == len(keys) - 1:
+        values.insert(keys.index("condition"), CLEAN)
+    return Partition(table, tuple(values))
 
 
 def leading(prompts: Mapping[str, int], sample: int) -> dict[str, int]:

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig
+from jobs.config.conditions import ConditionsConfig
 from jobs.config.settings import StorageConfig, SubjectConfig
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from operators.prompts.conditions import Vocabulary
-from storage.checkpoint import Checkpoint, CheckpointError
+from storage.checkpoint import Checkpoint, CheckpointError, some
 from storage.root import Root
 
 
@@ -48,7 +48,8 @@ def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> 
     if not is_remote(subject.model):
         return subject
     with explained_files(subject):
-        checkpoint = Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
+        checkpoint = checkpoint_of(subject, storage)
+        assert checkpoint is not None
         return replace(subject, folder=str(checkpoint.fetch(weights=weights)))
 
 
@@ -77,9 +78,8 @@ def explained_files(subject: Subject) -> Iterator[None]:
     try:
         yield
     except (OSError, BotoCoreError, CheckpointError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
         raise ModelUnavailableError(
-            f"cannot load model {subject.model} at revision {subject.revision}: {reason}"
+            f"cannot load model {subject.model} at revision {subject.revision}: {_reason(error)}"
         ) from error
 
 
@@ -103,19 +103,27 @@ def tokenizer_of(subject: Subject, max_tokens: int, storage: StorageConfig) -> T
     return TextReader(tokenizer, limit, vocabulary_of(tokenizer, shape))
 
 
-_NUMBER = re.compile(r"\d+")
+def require_lengths(conditions: ConditionsConfig, subject: Subject, storage: StorageConfig) -> None:
+    """ConfigError if a length is more than the model reads, or less than its tokenizer frames."""
+    if not conditions.length:
+        return
+    _, most, vocabulary = tokenizer_of(subject, max(conditions.length), storage)
+    try:
+        conditions.require_within(most, f"model {subject}", vocabulary.shortest)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
-def resolve(config: RunConfig, *, keep_gone: bool = False) -> tuple[Subject, ...]:
+def resolve(
+    configs: Sequence[SubjectConfig], storage: StorageConfig, *, keep_gone: bool = False
+) -> tuple[Subject, ...]:
     """Return every model of a run, the checkpoints of a sweep in the order of their steps.
 
     ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions. A
     listed checkpoint whose folder is gone is a ConfigError too, unless it is to be kept: then it
     fails when it is loaded, and the others do not.
     """
-    found = [
-        each for given in config.subjects for each in _checkpoints(given, config.storage, keep_gone)
-    ]
+    found = [each for given in configs for each in _checkpoints(given, storage, keep_gone)]
     names = [str(each) for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -125,7 +133,7 @@ def resolve(config: RunConfig, *, keep_gone: bool = False) -> tuple[Subject, ...
 
 def step_of(revision: str) -> int | None:
     """Return the training step that a revision names: its last number; None if it has none."""
-    numbers = _NUMBER.findall(revision)
+    numbers = re.findall(r"\d+", revision)
     return int(numbers[-1]) if numbers else None
 
 
@@ -176,11 +184,18 @@ def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subje
 def _checkpoints(
     config: SubjectConfig, storage: StorageConfig, keep_gone: bool
 ) -> Iterator[Subject]:
-    """Yield the checkpoints that `revisions` names, or the one subject if it names none."""
+    """Yield the checkpoints that `revisions` names, or the one subject if it names none.
+
+    They lie side by side in a folder or a prefix, or are branches of a repository of the hub.
+    """
     if config.revisions is None:
         yield subject(config)
         return
-    parent = _parent(config.model, storage)
+    parent = None
+    if is_remote(config.model):
+        parent = Root(config.model, storage.options())
+    elif Path(config.model).is_dir():
+        parent = Root(str(Path(config.model).resolve()))
     there = _folders(parent) if parent else []
     if isinstance(config.revisions, str):
         known = there if parent else _branches(config.model)
@@ -188,16 +203,14 @@ def _checkpoints(
         if not wanted:
             raise ConfigError(
                 f"model {config.model}: no {'folder' if parent else 'branch'} matches revisions "
-                f"{config.revisions!r}; it has {_some(known)}"
+                f"{config.revisions!r}; it has {some(known)}"
             )
         wanted.sort(key=by_step)
     else:
         wanted = list(config.revisions)
         gone = [name for name in wanted if parent and name not in there]
         if gone and not keep_gone:
-            raise ConfigError(
-                f"model {config.model} has no folder {gone[0]}; it has {_some(there)}"
-            )
+            raise ConfigError(f"model {config.model} has no folder {gone[0]}; it has {some(there)}")
     for name in wanted:
         if parent:
             last = parent.place().rstrip("/").rpartition("/")[2]
@@ -206,20 +219,14 @@ def _checkpoints(
             yield _named(config, config.model, name, config.name)
 
 
-def _parent(model: str, storage: StorageConfig) -> Root | None:
-    """Return where the checkpoints of a sweep lie side by side; None if they are on the hub."""
-    if is_remote(model):
-        return Root(model, storage.options())
-    return Root(str(Path(model).resolve())) if Path(model).is_dir() else None
-
-
 def _folders(parent: Root) -> list[str]:
     """Return the folders in a place; ConfigError if they cannot be listed."""
     try:
         return parent.folders("")
     except (OSError, BotoCoreError, ImportError, ValueError) as error:
-        reason = " ".join((str(error) or type(error).__name__).split())
-        raise ConfigError(f"model {parent.uri}: cannot list its checkpoints: {reason}") from error
+        raise ConfigError(
+            f"model {parent.uri}: cannot list its checkpoints: {_reason(error)}"
+        ) from error
 
 
 def _branches(model: str) -> list[str]:
@@ -234,22 +241,5 @@ def _branches(model: str) -> list[str]:
         raise ConfigError(f"model {model}: cannot list its branches: {reason}") from error
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most]) or "none"
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
-
-
-def require_lengths(config: RunConfig, subject: Subject) -> None:
-    """ConfigError if a length is more than the model reads, or less than its tokenizer frames."""
-    if not config.conditions.length:
-        return
-    from operators.model.tokenise import load_tokenizer, token_limit, vocabulary_of  # noqa: PLC0415
-
-    here = local(subject, config.storage, weights=False)
-    tokenizer, shape = load_tokenizer(here), read_shape(here)
-    most = token_limit(tokenizer, shape, max(config.conditions.length))
-    fewest = vocabulary_of(tokenizer, shape).shortest
-    try:
-        config.conditions.require_within(most, f"model {subject}", fewest)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+def _reason(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())

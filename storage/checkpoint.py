@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -74,7 +75,7 @@ class Checkpoint:
                 f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
                 "set allow_pickle: true if you trust it"
             )
-        raise CheckpointError(f"it has no weights: no {_PLAIN} among {_some(sizes)}")
+        raise CheckpointError(f"it has no weights: no {_PLAIN} among {some(sorted(sizes))}")
 
     def fetch(self, *, weights: bool = True) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
@@ -85,7 +86,9 @@ class Checkpoint:
         sizes = self._sizes()
         wanted = [name for name in sizes if _matches(name, _BESIDE_WEIGHTS)]
         wanted += self.weight_files() if weights else []
-        folder = cache_folder() / self._state()
+        # Another state of the files has another name, by their listing alone.
+        listed = json.dumps([self.root.place(), sorted(self.root.versions("").items())])
+        folder = cache_folder() / blake2b(listed.encode(), digest_size=16).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         absent = [name for name in wanted if not (folder / name).is_file()]
         needed, free = sum(sizes[name] for name in absent), shutil.disk_usage(folder).free
@@ -111,14 +114,9 @@ class Checkpoint:
         sizes = self.root.sizes("")
         if not sizes:
             folders = self.root.folders("")
-            inside = f", only folders ({_some(folders)}): give revisions" if folders else ""
+            inside = f", only folders ({some(folders)}): give revisions" if folders else ""
             raise FileNotFoundError(f"there are no files in {self.root.place()}{inside}")
         return sizes
-
-    def _state(self) -> str:
-        """Return a name for the present state of the files, from their listing alone."""
-        listed = json.dumps([self.root.place(), sorted(self.root.versions("").items())])
-        return blake2b(listed.encode(), digest_size=16).hexdigest()
 
     def _indexed(self, index: str, sizes: dict[str, int]) -> list[str]:
         try:
@@ -129,31 +127,29 @@ class Checkpoint:
         if absent or not names:
             raise CheckpointError(
                 f"it lacks {len(absent)} of the {len(names)} weight files of {index}: "
-                f"{_some(absent)}"
+                f"{some(absent)}"
             )
         return names
 
     def _check_safetensors(self, name: str, size: int) -> None:
-        length = int.from_bytes(self._bytes(name, 0, _LENGTH_BYTES), "little")
-        start = _LENGTH_BYTES + length
+        read, path = self.root.filesystem.cat_file, self.root.path(name)
+        length = int.from_bytes(read(path, start=0, end=_LENGTH_BYTES), "little")
+        stated = start = _LENGTH_BYTES + length
         if size < _LENGTH_BYTES or length > _LONGEST_HEADER:
             raise CheckpointError(f"its {name} is not a safetensors file")
-        if start > size:
-            raise CheckpointError(_truncated(name, size, start))
-        try:
-            header: dict[str, Any] = json.loads(self._bytes(name, _LENGTH_BYTES, start))
-            tensors = [each for key, each in header.items() if key != "__metadata__"]
-            stated = start + max((int(each["data_offsets"][1]) for each in tensors), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise CheckpointError(f"the header of its {name} cannot be read") from error
-        if not tensors:
-            raise CheckpointError(f"its {name} holds no tensors")
+        if start <= size:
+            try:
+                header: dict[str, Any] = json.loads(read(path, start=_LENGTH_BYTES, end=start))
+                tensors = [each for key, each in header.items() if key != "__metadata__"]
+                stated += max((int(each["data_offsets"][1]) for each in tensors), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise CheckpointError(f"the header of its {name} cannot be read") from error
+            if not tensors:
+                raise CheckpointError(f"its {name} holds no tensors")
         if size < stated:
-            raise CheckpointError(_truncated(name, size, stated))
-
-    def _bytes(self, name: str, start: int, end: int) -> bytes:
-        found: bytes = self.root.filesystem.cat_file(self.root.path(name), start=start, end=end)
-        return found
+            raise CheckpointError(
+                f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
+            )
 
     def _fetch_file(self, name: str, target: Path, size: int) -> None:
         # The lock ends with its holder, whose part of a file the next one writes anew.
@@ -171,11 +167,7 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _truncated(name: str, size: int, stated: int) -> str:
-    return f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
-
-
-def _some(names: Any, most: int = 6) -> str:  # noqa: ANN401  (any sized collection of names)
-    listed = sorted(names)
-    shown = ", ".join(listed[:most])
-    return f"{shown} and {len(listed) - most} more" if len(listed) > most else shown
+def some(names: Sequence[str], most: int = 8) -> str:
+    """Return the first of some names, and how many more there are."""
+    shown = ", ".join(names[:most]) or "none"
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

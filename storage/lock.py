@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from storage.root import Root
@@ -57,44 +57,33 @@ class Lease:
         return self.released or now >= self.until
 
 
+@dataclass(eq=False)
 class Lock:
     """The lock `name` of a root, held for `seconds` from each renewal on."""
 
-    def __init__(
-        self,
-        root: Root,
-        name: str,
-        seconds: float,
-        *,
-        clock: Callable[[], float] = time.time,
-        holder: str | None = None,
-    ) -> None:
-        self._root, self._name, self._seconds = root, name, seconds
-        self._clock = clock
-        self._holder = holder or f"process {os.getpid()} on {socket.gethostname()}"
-        self._number = 0
-        self._lease: Lease | None = None
-        self._writing = threading.Lock()
-
-    @property
-    def seconds(self) -> float:
-        """The length of the lease."""
-        return self._seconds
+    root: Root
+    name: str
+    seconds: float
+    clock: Callable[[], float] = time.time
+    holder: str = field(default_factory=lambda: f"process {os.getpid()} on {socket.gethostname()}")
+    _number: int = 0
+    _lease: Lease | None = None
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def acquire(self) -> None:
         """Take the lock; LockHeldError that says who holds it, since when and until when."""
         for _ in range(_ATTEMPTS):
             number, held = self._highest()
-            if held is not None and not held.is_free(self._clock()):
+            if held is not None and not held.is_free(self.clock()):
                 raise LockHeldError(
-                    f"another {self._name} is running on {self._root.uri}: {held.holder}, since "
+                    f"another {self.name} is running on {self.root.uri}: {held.holder}, since "
                     f"{_clock_time(held.since)}; its lease runs until {_clock_time(held.until)}, "
                     "unless it goes on and renews it"
                 )
             if self._create(number + 1):
                 return
         raise LockHeldError(
-            f"another {self._name} takes the lock of {self._root.uri} again and again"
+            f"another {self.name} takes the lock of {self.root.uri} again and again"
         )
 
     def renew(self) -> None:
@@ -102,8 +91,8 @@ class Lock:
         with self._writing:
             lease = self._owned()
             self.check()
-            renewed = replace(lease, until=self._clock() + self._seconds)
-            self._root.write(self._key(self._number), _encoded(renewed))
+            renewed = replace(lease, until=self.clock() + self.seconds)
+            self.root.write(self._key(self._number), _encoded(renewed))
             self._lease = renewed
         self.check()
 
@@ -111,9 +100,9 @@ class Lock:
         """Raise LeaseLostError if the lease ran out or the lock was taken over."""
         lease = self._owned()
         highest = max(self._numbers(), default=0)
-        if highest > self._number or self._clock() >= lease.until:
+        if highest > self._number or self.clock() >= lease.until:
             raise LeaseLostError(
-                f"the lock of {self._name} on {self._root.uri} was lost: held until "
+                f"the lock of {self.name} on {self.root.uri} was lost: held until "
                 f"{_clock_time(lease.until)} and not renewed in time; nothing more is published"
             )
 
@@ -122,19 +111,19 @@ class Lock:
         with self._writing:
             if self._lease is not None:
                 released = replace(self._lease, released=True)
-                self._root.write(self._key(self._number), _encoded(released))
+                self.root.write(self._key(self._number), _encoded(released))
             self._lease = None
 
     def _owned(self) -> Lease:
         if self._lease is None:
-            raise LeaseLostError(f"the lock of {self._name} on {self._root.uri} is not held")
+            raise LeaseLostError(f"the lock of {self.name} on {self.root.uri} is not held")
         return self._lease
 
     def _create(self, number: int) -> bool:
         """Create a numbered object and return whether that made it the lock, and ours."""
-        now = self._clock()
-        lease = Lease(self._holder, uuid.uuid4().hex, now, now + self._seconds)
-        self._root.create(self._key(number), _encoded(lease))
+        now = self.clock()
+        lease = Lease(self.holder, uuid.uuid4().hex, now, now + self.seconds)
+        self.root.create(self._key(number), _encoded(lease))
         # The object is what counts, not the answer: a write that was repeated after a lost answer
         # finds its own object there. And the number may be one that a later holder had deleted.
         mine = self._read(number)
@@ -142,12 +131,12 @@ class Lock:
             return False
         numbers = self._numbers()
         if max(numbers, default=0) > number:
-            self._root.delete(self._key(number))
+            self.root.delete(self._key(number))
             return False
         self._number, self._lease = number, lease
         for old in numbers:
             if old < number:
-                self._root.delete(self._key(old))
+                self.root.delete(self._key(old))
         return True
 
     def _highest(self) -> tuple[int, Lease | None]:
@@ -156,18 +145,18 @@ class Lock:
         return number, self._read(number) if number else None
 
     def _numbers(self) -> list[int]:
-        pattern = re.compile(rf"{re.escape(self._name)}-(\d+)\.json")
-        matches = map(pattern.fullmatch, self._root.sizes(FOLDER))
+        pattern = re.compile(rf"{re.escape(self.name)}-(\d+)\.json")
+        matches = map(pattern.fullmatch, self.root.sizes(FOLDER))
         return [int(match[1]) for match in matches if match]
 
     def _read(self, number: int) -> Lease | None:
         try:
-            return Lease(**json.loads(self._root.read(self._key(number))))
+            return Lease(**json.loads(self.root.read(self._key(number))))
         except FileNotFoundError:  # deleted since it was listed: there is a higher one
             return None
 
     def _key(self, number: int) -> str:
-        return f"{FOLDER}/{self._name}-{number:06d}.json"
+        return f"{FOLDER}/{self.name}-{number:06d}.json"
 
 
 @contextmanager

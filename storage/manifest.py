@@ -11,7 +11,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from storage.partition import MANIFEST, Partition
@@ -63,16 +64,10 @@ class Manifest:
 
     def facts(self) -> Counter[str]:
         """Return the numeric facts of the receipts, summed over shards."""
-        return total_facts(self.receipts)
-
-
-def total_facts(receipts: Iterable[Receipt]) -> Counter[str]:
-    """Sum the numeric facts of `receipts`."""
-    total: Counter[str] = Counter()
-    for receipt in receipts:
-        numbers = {k: v for k, v in receipt.facts.items() if isinstance(v, (int, float))}
-        total.update(numbers)
-    return total
+        total: Counter[str] = Counter()
+        for receipt in self.receipts:
+            total.update({k: v for k, v in receipt.facts.items() if isinstance(v, (int, float))})
+        return total
 
 
 def missing(expected: Sequence[str], done: Iterable[str]) -> list[str]:
@@ -87,46 +82,13 @@ def load(root: Root, partition: Partition) -> Manifest | None:
         values = json.loads(root.read(partition.shard(MANIFEST)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    receipts = tuple(Receipt.from_json(receipt) for receipt in values["shards"])
+    receipts = tuple(Receipt(**receipt) for receipt in values["shards"])
     return Manifest(partition, values["settings"], receipts, values.get("made", ""))
 
 
 def require(root: Root, partition: Partition) -> Manifest:
     """Return the manifest of a partition; FileNotFoundError that names it if it is not complete."""
-    manifest = load(root, partition)
-    if manifest is None:
-        raise _absent(root, partition)
-    return manifest
-
-
-def publish(
-    root: Root,
-    partition: Partition,
-    settings: Settings,
-    receipts: Iterable[Receipt],
-    *,
-    made: str = "",
-) -> Manifest:
-    """Make a partition visible: remove what does not belong to it, then write its manifest."""
-    ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
-    digest = digest_of(settings)
-    strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
-    assert not strangers, f"{partition}: {strangers} were made with other settings than {digest}"
-    for name in missing(list(root.sizes(partition.path)), [r.name for r in ordered] + [MANIFEST]):
-        root.delete(partition.shard(name))
-    manifest = Manifest(partition, settings, ordered, made)
-    content = {
-        "format": FORMAT,
-        "table": partition.table,
-        "partition": partition.keys,
-        "digest": digest,
-        "rows": manifest.rows,
-        "made": made,
-        "settings": dict(settings),
-        "shards": [receipt.to_json() for receipt in ordered],
-    }
-    root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
-    return manifest
+    return Manifests(root).require(partition)
 
 
 class Manifests:
@@ -146,7 +108,7 @@ class Manifests:
         """Return the manifest of a partition; FileNotFoundError naming it if it is not complete."""
         manifest = self.load(partition)
         if manifest is None:
-            raise _absent(self.root, partition)
+            raise FileNotFoundError(f"there is no complete {partition} under {self.root.uri}")
         return manifest
 
     def survey(
@@ -167,7 +129,15 @@ class Manifests:
                 known = manifest.digest, manifest.settings
                 raise _conflict(self.root, partition, settings, *known)
             self.withdraw(partition)
-        found = _read_receipts(self.root, partition)
+        listed = {
+            name: size
+            for name, size in self.root.sizes(partition.path).items()
+            if name.endswith(".parquet")
+        }
+        with ThreadPoolExecutor(_FOOTER_READERS) as pool:
+            keys = map(partition.shard, listed)
+            read = pool.map(partial(read_receipt, self.root), keys, listed.values())
+            found = dict(zip(listed, read, strict=True))
         other = [receipt for receipt in found.values() if receipt.digest != digest]
         if other and not overwrite:
             raise _conflict(self.root, partition, settings, other[0].digest, None)
@@ -191,8 +161,28 @@ class Manifests:
         *,
         made: str = "",
     ) -> Manifest:
-        """Make a partition visible, as `publish` does."""
-        manifest = publish(self.root, partition, settings, receipts, made=made)
+        """Make a partition visible: remove what does not belong to it, then write its manifest."""
+        ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
+        digest = digest_of(settings)
+        strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
+        assert not strangers, (
+            f"{partition}: {strangers} were made with other settings than {digest}"
+        )
+        kept = [*(receipt.name for receipt in ordered), MANIFEST]
+        for name in missing(list(self.root.sizes(partition.path)), kept):
+            self.root.delete(partition.shard(name))
+        manifest = Manifest(partition, settings, ordered, made)
+        content = {
+            "format": FORMAT,
+            "table": partition.table,
+            "partition": partition.keys,
+            "digest": digest,
+            "rows": manifest.rows,
+            "made": made,
+            "settings": dict(settings),
+            "shards": [asdict(receipt) for receipt in ordered],
+        }
+        self.root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
         self._known[partition] = manifest
         return manifest
 
@@ -200,19 +190,6 @@ class Manifests:
         """Make a partition invisible; its shards stay."""
         self.root.delete(partition.shard(MANIFEST))
         self._known[partition] = None
-
-
-def _absent(root: Root, partition: Partition) -> FileNotFoundError:
-    return FileNotFoundError(f"there is no complete {partition} under {root.uri}")
-
-
-def _read_receipts(root: Root, partition: Partition) -> dict[str, Receipt]:
-    listed = {n: size for n, size in root.sizes(partition.path).items() if n.endswith(".parquet")}
-    with ThreadPoolExecutor(_FOOTER_READERS) as pool:
-        receipts = pool.map(
-            lambda item: read_receipt(root, partition.shard(item[0]), item[1]), listed.items()
-        )
-        return dict(zip(listed, receipts, strict=True))
 
 
 def _conflict(

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import quote, unquote
 
 from storage.root import Root
 
+TableName = Literal[
+    "prompts",
+    "tasks",
+    "embeddings",
+    "tokens",
+    "prompt_metrics",
+    "layer_metrics",
+    "sensitivity",
+    "prompt_traits",
+    "modes",
+    "probe_scores",
+    "learning_curves",
+    "layer_costs",
+    "choices",
+    "correlations",
+    "ranking",
+]
 SUBJECT_KEYS = ("model", "revision", "dataset", "condition")
-KEYS: dict[str, tuple[str, ...]] = {
+KEYS: dict[TableName, tuple[str, ...]] = {
     "prompts": ("dataset",),
     "tasks": ("task", "dataset"),
     "embeddings": SUBJECT_KEYS,
@@ -33,7 +51,7 @@ CLEAN = "clean"
 class Partition:
     """One partition of one table: the unit that has a manifest and is visible as a whole."""
 
-    table: str
+    table: TableName
     values: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -57,7 +75,7 @@ class Partition:
         """Return the key of the object `name` in this partition."""
         return f"{self.path}/{name}"
 
-    def sibling(self, table: str) -> Partition:
+    def sibling(self, table: TableName) -> Partition:
         """Return the partition with the same keys in another table of the same subject."""
         return Partition(table, self.values)
 
@@ -67,7 +85,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.parquet"
 
 
-def partitions(root: Root, table: str) -> list[Partition]:
+def partitions(root: Root, table: TableName) -> list[Partition]:
     """Return the partitions of `table` that a manifest makes visible, sorted.
 
     Walks the partition folders level by level, so the number of shards in them does not matter.
@@ -75,7 +93,7 @@ def partitions(root: Root, table: str) -> list[Partition]:
     return [each for each, complete in all_partitions(root, table) if complete]
 
 
-def all_partitions(root: Root, table: str) -> list[tuple[Partition, bool]]:
+def all_partitions(root: Root, table: TableName) -> list[tuple[Partition, bool]]:
     """Return the partitions of `table` that have a folder, and whether each has its manifest."""
     found: list[tuple[str, tuple[str, ...]]] = [(table, ())]
     for key in KEYS[table]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -89,18 +89,26 @@ class Root:
         taken, and on S3 a conditional write (`If-None-Match: *`).
         """
         path = self.path(key)
-        if not self.is_local:
-            return _put_new(self.filesystem, path, content)
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        if self.is_local:
+            target, temporary = _beside(path)
+            try:
+                temporary.write_bytes(content)
+                target.hardlink_to(temporary)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            return True
         try:
-            temporary.write_bytes(content)
-            target.hardlink_to(temporary)
+            self.filesystem.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink(missing_ok=True)
+        except OSError as error:
+            # Not every server says which precondition failed, and without that s3fs cannot tell.
+            response = getattr(error.__cause__, "response", {})
+            if response.get("Error", {}).get("Code") not in _TAKEN:
+                raise
+            return False
         return True
 
     @contextmanager
@@ -112,27 +120,18 @@ class Root:
     @contextmanager
     def writer(self, key: str) -> Iterator[IO[bytes]]:
         """Open an object for writing; it appears at `key` only if the block ends well."""
-        write = self._write_local if self.is_local else self._write_remote
-        with write(self.path(key)) as stream:
-            yield stream
-
-    @contextmanager
-    def _write_local(self, path: str) -> Iterator[IO[bytes]]:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @contextmanager
-    def _write_remote(self, path: str) -> Iterator[IO[bytes]]:
-        stream = self.filesystem.open(path, "wb", autocommit=False)
+        if self.is_local:
+            target, temporary = _beside(self.path(key))
+            try:
+                with temporary.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        stream = self.filesystem.open(self.path(key), "wb", autocommit=False)
         try:
             yield stream
             stream.close()
@@ -143,14 +142,8 @@ class Root:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return name -> bytes of the objects directly under `prefix`; empty if there are none."""
-        try:
-            entries = self.filesystem.ls(self.path(prefix), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
         return {
-            entry["name"].rsplit("/", 1)[1]: int(entry["size"] or 0)
-            for entry in entries
-            if entry["type"] == "file" and not entry["name"].endswith("/")
+            name: int(entry["size"] or 0) for name, entry in self._entries(prefix, "file").items()
         }
 
     def versions(self, prefix: str) -> dict[str, str]:
@@ -158,27 +151,28 @@ class Root:
 
         From the listing alone: the ETag of object storage, else size and time of change.
         """
-        try:
-            entries = self.filesystem.ls(self.path(prefix), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+        keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated")
         return {
-            entry["name"].rsplit("/", 1)[1]: f"{entry['size']} {_changed(entry)}"
-            for entry in entries
-            if entry["type"] == "file" and not entry["name"].endswith("/")
+            name: f"{entry['size']} {next((entry[key] for key in keys if key in entry), '')}"
+            for name, entry in self._entries(prefix, "file").items()
         }
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders directly under `prefix`."""
+        return sorted(self._entries(prefix, "directory"))
+
+    def _entries(self, prefix: str, kind: Literal["file", "directory"]) -> dict[str, Any]:
+        """Return name -> what the filesystem says of the entries directly under `prefix`."""
         try:
             entries = self.filesystem.ls(self.path(prefix), detail=True)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(
-            entry["name"].rstrip("/").rsplit("/", 1)[1]
+            return {}
+        # An object whose name ends with / stands for its folder.
+        return {
+            entry["name"].rstrip("/").rsplit("/", 1)[1]: entry
             for entry in entries
-            if entry["type"] == "directory"
-        )
+            if entry["type"] == kind and (kind == "directory" or not entry["name"].endswith("/"))
+        }
 
     def delete(self, key: str) -> None:
         """Delete one object; nothing happens if it is already gone."""
@@ -198,23 +192,11 @@ class Root:
             ) from error
 
 
-def _changed(entry: Mapping[str, Any]) -> object:
-    keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated")
-    return next((entry[key] for key in keys if key in entry), "")
-
-
-def _put_new(filesystem: Any, path: str, content: bytes) -> bool:  # noqa: ANN401
-    try:
-        filesystem.pipe_file(path, content, mode="create")
-    except FileExistsError:
-        return False
-    except OSError as error:
-        # Not every server says which precondition failed, and without that s3fs cannot tell.
-        response = getattr(error.__cause__, "response", {})
-        if response.get("Error", {}).get("Code") not in _TAKEN:
-            raise
-        return False
-    return True
+def _beside(path: str) -> tuple[Path, Path]:
+    """Return a local file and a temporary one in its folder, which is made."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
 
 def fingerprint(uri: str, options: Mapping[str, Any], whole: int = _HASHED_WHOLE) -> str:

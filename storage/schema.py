@@ -25,6 +25,8 @@ _LAYER = _column("layer", pa.int16(), "0 = input of the first block, k = output 
 _NORM = _column("norm", pa.string(), "none = raw output, final = the model's final norm applied")
 _POOLING = _column("pooling", pa.string(), "mean, last, first or weighted_mean over real tokens")
 _N_TOKENS = _column("n_tokens", pa.int32(), "tokens, special ones included, after truncation")
+_METRIC = _column("metric", pa.string(), "name in the metric registry")
+_PARAMETERS = _column("variant", pa.string(), "parameters of the metric")
 _ROW = _column("row", pa.int64(), "source order: file or slice index * 2^32 + row within it")
 _SPLIT = _column("split", pa.string(), "train or test")
 _VALUE = _column("value", pa.float64(), "unit of the metric; NaN when undefined")
@@ -97,8 +99,8 @@ PROMPT_METRICS = _table(
     _PROMPT_ID,
     _LAYER,
     _NORM,
-    _column("metric", pa.string(), "name in the metric registry"),
-    _column("variant", pa.string(), "parameters of the metric"),
+    _METRIC,
+    _PARAMETERS,
     _VALUE,
     _REASON,
     _N_TOKENS,
@@ -109,8 +111,8 @@ LAYER_METRICS = _table(
     _LAYER,
     _NORM,
     _column("pooling", pa.string(), "pooling measured, or tokens for means of prompt metrics"),
-    _column("metric", pa.string(), "name in the metric registry"),
-    _column("variant", pa.string(), "parameters of the metric"),
+    _METRIC,
+    _PARAMETERS,
     _VALUE,
     _REASON,
     _column("n_prompts", pa.int64(), "prompts the value is made from"),
@@ -128,24 +130,22 @@ PROMPT_TRAITS = _table(
 
 _TRAIT = pa.struct(
     [
-        pa.field("trait", pa.string(), nullable=False),
-        pa.field("measure", pa.string(), nullable=False),
-        pa.field("effect", pa.float64(), nullable=False),
-        pa.field("low", pa.float64(), nullable=False),
-        pa.field("high", pa.float64(), nullable=False),
+        *(pa.field(name, pa.string(), nullable=False) for name in ("trait", "measure")),
+        *(pa.field(name, pa.float64(), nullable=False) for name in ("effect", "low", "high")),
         pa.field("n_prompts", pa.int64(), nullable=False),
         pa.field("reason", pa.string()),
     ]
 )
 _EXAMPLE = pa.struct(
-    [
-        pa.field("mode", pa.string(), nullable=False),
-        pa.field("prompt_id", pa.int64(), nullable=False),
-        pa.field("dataset", pa.string(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("n_tokens", pa.int32(), nullable=False),
-    ]
+    pa.field(name, kind, nullable=False)
+    for name, kind in {
+        "mode": pa.string(),
+        "prompt_id": pa.int64(),
+        "dataset": pa.string(),
+        "shard": pa.string(),
+        "value": pa.float64(),
+        "n_tokens": pa.int32(),
+    }.items()
 )
 
 MODES = _table(
@@ -153,7 +153,7 @@ MODES = _table(
     _LAYER,
     _NORM,
     _column("metric", pa.string(), "whose values per prompt are tested"),
-    _column("variant", pa.string(), "parameters of the metric"),
+    _PARAMETERS,
     _column("n_prompts", pa.int64(), "prompts with a value, of all datasets together"),
     _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
     _column("dip", pa.float64(), "Hartigan's dip, 0..1/4; NaN when undefined, like all below"),
@@ -176,8 +176,8 @@ SENSITIVITY = _table(
     _LAYER,
     _NORM,
     _column("pooling", pa.string(), "pooling measured, or tokens for slopes of prompt metrics"),
-    _column("metric", pa.string(), "name in the metric registry"),
-    _column("variant", pa.string(), "parameters of the metric"),
+    _METRIC,
+    _PARAMETERS,
     _column(
         "slope",
         pa.float64(),

@@ -21,10 +21,8 @@ from storage.root import Root
 
 _RECEIPT = b"layerrank.receipt"
 _FOOTER_TAIL = 8  # 4 bytes of footer length, then the magic
-_OPAQUE = (
-    "vector",
-    "states",
-)  # statistics, dictionaries and compression cost time and gain nothing
+# Of these, statistics, dictionaries and compression cost time and gain nothing.
+_OPAQUE = ("vector", "states")
 Facts = Mapping[str, int | float | str]
 
 
@@ -42,15 +40,6 @@ class Receipt:
     checksum: str
     bytes: int = 0
     facts: Facts = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Receipt:
-        """Return the receipt that `to_json` gave."""
-        return cls(**values)
 
 
 class _HashingStream:
@@ -101,7 +90,7 @@ def write_shard(
                 rows += group.num_rows
                 writer.write_table(group.cast(schema), row_group_size=max(group.num_rows, 1))
             receipt = replace(receipt, rows=rows, checksum=hashing.digest.hexdigest())
-            writer.add_key_value_metadata({_RECEIPT: json.dumps(receipt.to_json())})
+            writer.add_key_value_metadata({_RECEIPT: json.dumps(asdict(receipt))})
         return replace(receipt, bytes=hashing.position)
 
 
@@ -113,7 +102,7 @@ def read_receipt(root: Root, key: str, size: int) -> Receipt:
         raise ValueError(
             f"{root.place(key)} was not written by LayerRank: its footer has no receipt"
         )
-    return replace(Receipt.from_json(json.loads(footer[_RECEIPT])), bytes=size)
+    return Receipt(**{**json.loads(footer[_RECEIPT]), "bytes": size})
 
 
 def verify(root: Root, key: str, receipt: Receipt) -> bool:
@@ -144,7 +133,11 @@ def read_group(root: Root, key: str, match: Mapping[str, int | str]) -> pa.Table
     """
     with root.reader(key) as stream:
         file = pq.ParquetFile(stream, pre_buffer=True)
-        wanted = [i for i in range(file.num_row_groups) if _group_has(file, i, match)]
+        wanted = []
+        for index in range(file.num_row_groups):
+            found = _statistics(file.metadata.row_group(index))
+            if all(found[name].min == value == found[name].max for name, value in match.items()):
+                wanted.append(index)
         if not wanted:
             raise ValueError(f"{root.place(key)} holds no rows with {dict(match)}")
         return file.read_row_groups(wanted)
@@ -154,21 +147,14 @@ def group_values(root: Root, key: str, columns: Sequence[str]) -> list[tuple[int
     """Return the values of `columns` in each row group of an object, from its footer alone."""
     with root.reader(key) as stream:
         metadata = pq.ParquetFile(stream).metadata
-    found = []
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        named = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-        found.append(tuple(named[column].statistics.min for column in columns))
-    return found
+    groups = (_statistics(metadata.row_group(index)) for index in range(metadata.num_row_groups))
+    return [tuple(found[column].min for column in columns) for found in groups]
 
 
-def _group_has(file: pq.ParquetFile, index: int, match: Mapping[str, int | str]) -> bool:
-    group = file.metadata.row_group(index)
-    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-    return all(
-        columns[name].statistics.min == value == columns[name].statistics.max
-        for name, value in match.items()
-    )
+def _statistics(group: pq.RowGroupMetaData) -> dict[str, Any]:
+    """Return column -> its smallest and largest value in a row group; None without statistics."""
+    columns = map(group.column, range(group.num_columns))
+    return {column.path_in_schema: column.statistics for column in columns}
 
 
 def vectors(table: pa.Table) -> npt.NDArray[np.float32]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import IO
 
 import numpy as np
@@ -37,12 +36,7 @@ class TokenSpool:
     def __enter__(self) -> TokenSpool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def add(
@@ -71,12 +65,10 @@ class TokenSpool:
     def groups(self, norm: str) -> Iterator[pa.Table]:
         """Yield one table per layer, in layer order."""
         for layer in sorted(self._files):
-            rows = self._order[layer]
-            lengths = [self._lengths[row] for row in rows]
-            stream = self._files[layer]
-            stream.seek(0)
+            rows, stream = self._order[layer], self._files[layer]
+            lengths, count = [self._lengths[row] for row in rows], len(rows)
             width = self._dim * self._dtype.itemsize
-            count = len(rows)
+            stream.seek(0)
             yield pa.table(
                 {
                     "prompt_id": self._prompt_ids[rows],

@@ -20,7 +20,9 @@ def connect(root: Root) -> duckdb.DuckDBPyConnection:
         connection.register_filesystem(root.filesystem)
     views = 0
     for table in KEYS:
-        files = _files(root, table)
+        manifests = [load(root, partition) for partition in partitions(root, table)]
+        keys = [key for manifest in manifests if manifest for key in manifest.objects()]
+        files = [root.place(key) for key in keys]
         if files:
             listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
             connection.execute(
@@ -31,8 +33,3 @@ def connect(root: Root) -> duckdb.DuckDBPyConnection:
     if not views:
         raise FileNotFoundError(f"no complete table under {root.uri}: run `layerrank run` first")
     return connection
-
-
-def _files(root: Root, table: str) -> list[str]:
-    manifests = [load(root, partition) for partition in partitions(root, table)]
-    return [root.place(key) for manifest in manifests if manifest for key in manifest.objects()]

@@ -5,7 +5,6 @@ Shapes: N prompts, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,52 +87,30 @@ def shard_vectors(root: Root, key: str, group: Group) -> LayerVectors:
     return LayerVectors(ids[order], matrix_ND[order])
 
 
-def read_vectors(
-    root: Root, embeddings: Manifest, group: Group, *, wanted: Ids | None = None
-) -> LayerVectors:
-    """Read the vectors of a group: of the `wanted` prompts, or of all.
+def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) -> LayerVectors:
+    """Read the vectors of the `wanted` prompts in a group: one row group per shard.
 
-    One row group per shard is read. Of `wanted` prompts each shard's vectors go straight to their
-    place: no more than the result and one shard are in memory at a time.
+    Each shard's go straight to their place: no more than the result and a shard are in memory.
     """
-    shards = (
-        shard_vectors(root, key, group)
-        for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True)
-        if receipt.rows
-    )
-    return _gathered(shards) if wanted is None else _placed(shards, np.unique(wanted))
-
-
-def _gathered(shards: Iterable[LayerVectors]) -> LayerVectors:
-    found = list(shards)
-    if not found:
-        return _NOTHING
-    ids = np.concatenate([each.prompt_ids for each in found])
-    order = np.argsort(ids, kind="stable")
-    return LayerVectors(ids[order], np.concatenate([each.matrix_ND for each in found])[order])
-
-
-def _placed(shards: Iterable[LayerVectors], wanted: Ids) -> LayerVectors:
-    if not len(wanted):
-        return _NOTHING
-    matrix_ND: npt.NDArray[np.float32] | None = None
+    wanted = np.unique(wanted)
+    matrix_ND = np.empty((0, 0), np.float32)
     present_N = np.zeros(len(wanted), dtype=bool)
-    for shard in shards:
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if not receipt.rows or not len(wanted):
+            continue
+        shard = shard_vectors(root, key, group)
+        if not len(matrix_ND):
+            matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
         place = np.searchsorted(wanted, shard.prompt_ids)
         place[place == len(wanted)] = 0
         keep = wanted[place] == shard.prompt_ids
-        if matrix_ND is None:
-            matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
         matrix_ND[place[keep]] = shard.matrix_ND[keep]
         present_N[place[keep]] = True
-    if matrix_ND is None or not present_N.any():
-        return _NOTHING
     if present_N.all():
         return LayerVectors(wanted, matrix_ND)
+    if not present_N.any():
+        return LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
     return LayerVectors(wanted[present_N], matrix_ND[present_N])
-
-
-_NOTHING = LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
 
 
 def features(root: Root, embeddings: Manifest) -> int:

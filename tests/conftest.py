@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import hypothesis
 import pytest
 import yaml
 
+from storage.root import Root
 from tests.support.living import Living, Told
 from tests.support.places import PROJECT
 from tests.support.tiny import save_tiny
@@ -95,6 +97,18 @@ class S3:
     endpoint: str
     environment: dict[str, str]
 
+    def root(self, prefix: str) -> Root:
+        """Return a prefix of the bucket, with what reaches it."""
+        options = {
+            "key": self.environment["AWS_ACCESS_KEY_ID"],
+            "secret": self.environment["AWS_SECRET_ACCESS_KEY"],
+            "client_kwargs": {
+                "endpoint_url": self.endpoint,
+                "region_name": self.environment["AWS_DEFAULT_REGION"],
+            },
+        }
+        return Root(f"{self.uri}/{prefix}", options)
+
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
@@ -110,16 +124,9 @@ def s3() -> Iterator[S3]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": endpoint,
     }
-    import boto3
-
-    boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=access["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=access["AWS_SECRET_ACCESS_KEY"],
-        region_name=access["AWS_DEFAULT_REGION"],
-    ).create_bucket(Bucket="layers")
-    yield S3("s3://layers", endpoint, {**offline_environment(), **access})
+    found = S3("s3://layers", endpoint, {**offline_environment(), **access})
+    found.root("").filesystem.call_s3("create_bucket", Bucket="layers")
+    yield found
     server.stop()
 
 
@@ -157,89 +164,52 @@ def write_texts(path: Path, count: int = 60) -> Path:
     return path
 
 
-@pytest.fixture
-def make_config(tmp_path: Path, checkpoint: Path) -> Callable[..., Path]:
-    """Write a small run config; keyword arguments replace whole top-level keys."""
-    return lambda **changes: write_config(tmp_path, checkpoint, **changes)
-
-
 # The types of task that the small config leaves out, on the same texts.
-MORE_TASKS: list[dict[str, Any]] = [
-    {
-        "name": "tags",
-        "type": "classification",
-        "multi_label": True,
-        "label_column": "tags",
-        "split_column": "part",
-        "samples_per_label": 4,
-        "folds": 3,
-    },
-    {
-        "name": "length",
-        "type": "regression",
-        "value_column": "length",
-        "split_column": "part",
-        "samples": 20,
-        "folds": 3,
-    },
-    {
-        "name": "pairs",
-        "type": "pair_classification",
-        "first_column": "text",
-        "second_column": "other",
-        "label_column": "same",
-    },
-    {
-        "name": "alike",
-        "type": "sts",
-        "first_column": "text",
-        "second_column": "other",
-        "score_column": "length",
-    },
-    {
-        "name": "order",
-        "type": "reranking",
-        "query_column": "other",
-        "candidate_column": "text",
-        "relevance_column": "relevance",
-    },
-]
+MORE_TASKS: list[dict[str, Any]] = yaml.safe_load("""
+- {name: tags, type: classification, multi_label: true, label_column: tags, split_column: part,
+   samples_per_label: 4, folds: 3}
+- {name: length, type: regression, value_column: length, split_column: part, samples: 20, folds: 3}
+- {name: pairs, type: pair_classification, first_column: text, second_column: other,
+   label_column: same}
+- {name: alike, type: sts, first_column: text, second_column: other, score_column: length}
+- {name: order, type: reranking, query_column: other, candidate_column: text,
+   relevance_column: relevance}
+""")
+_SMALL = """
+name: small
+subjects:
+- {model: CHECKPOINT, name: tiny}
+datasets:
+- name: topics
+  source: {files: TEXTS}
+  shard_prompts: 32
+  tasks:
+  - {name: topic, type: classification, label_column: topic, split_column: part,
+     samples_per_label: 4, folds: 3}
+  - {name: groups, type: clustering, label_column: topic, folds: 3}
+  - {name: find, type: retrieval, query_column: query}
+# To start another worker costs more than it saves.
+extract: {norms: [none, final], poolings: [mean, last], max_tokens: 64, workers: 1}
+views: {count: 4, sample: 24}
+tokens: {sample: 16}
+measure: {token_metrics: stored}
+rank: {draws: 500}
+"""
 
 
 def write_config(folder: Path, checkpoint: Path, **changes: Any) -> Path:  # noqa: ANN401
-    config: dict[str, Any] = {
-        "name": "small",
-        "subjects": [{"model": str(checkpoint), "name": "tiny"}],
-        "datasets": [
-            {
-                "name": "topics",
-                "source": {"files": str(write_texts(folder / "texts.jsonl"))},
-                "shard_prompts": 32,
-                "tasks": [
-                    {
-                        "name": "topic",
-                        "type": "classification",
-                        "label_column": "topic",
-                        "split_column": "part",
-                        "samples_per_label": 4,
-                        "folds": 3,
-                    },
-                    {"name": "groups", "type": "clustering", "label_column": "topic", "folds": 3},
-                    {"name": "find", "type": "retrieval", "query_column": "query"},
-                ],
-            }
-        ],
-        "extract": {
-            "norms": ["none", "final"],
-            "poolings": ["mean", "last"],
-            "max_tokens": 64,
-            "workers": 1,  # to start another costs more than it saves
-        },
-        "views": {"count": 4, "sample": 24},
-        "tokens": {"sample": 16},
-        "measure": {"token_metrics": "stored"},
-        "rank": {"draws": 500},
-    }
+    """Write a small run config; keyword arguments replace whole top-level keys."""
+    config = yaml.safe_load(_SMALL)
+    config["subjects"][0]["model"] = str(checkpoint)
+    config["datasets"][0]["source"]["files"] = str(write_texts(folder / "texts.jsonl"))
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump({**config, **changes}), encoding="utf-8")
     return path
+
+
+@contextmanager
+def edited(config: Path, other: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Give the values of a config to change, and write it again, or as another."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    yield values
+    (other or config).write_text(yaml.safe_dump(values), encoding="utf-8")

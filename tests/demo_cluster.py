@@ -12,14 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from storage.manifest import require
-from storage.partition import KEYS, partitions
+from jobs.cluster.console import say
 from storage.root import Root
 from tests.support.local_cluster import local_cluster
 from tests.support.places import PROJECT
+from tests.support.stored import content
 
 DEMO, SUBMITTED = PROJECT / "layerrank-demo", PROJECT / "layerrank-demo-cluster"
-_MEASURED = ("layer_costs",)  # latencies, which no two runs share
 
 
 def main() -> int:
@@ -40,21 +39,7 @@ def main() -> int:
     if result.returncode:
         sys.stderr.write(result.stderr)
         return 1
-    return _compare(_content(Root(str(DEMO))), _content(Root(str(SUBMITTED))))
-
-
-def _content(root: Root) -> dict[str, tuple[int, str]]:
-    """Return rows and checksum of every shard."""
-    found = (require(root, where) for table in KEYS for where in partitions(root, table))
-    return {
-        each.partition.shard(receipt.name): (receipt.rows, receipt.checksum)
-        for each in found
-        if each.partition.table not in _MEASURED
-        for receipt in each.receipts
-    }
-
-
-def _compare(demo: dict[str, tuple[int, str]], submitted: dict[str, tuple[int, str]]) -> int:
+    demo, submitted = _shards(DEMO), _shards(SUBMITTED)
     other = sorted(name for name in {*demo, *submitted} if demo.get(name) != submitted.get(name))
     if other or not demo:
         _say(f"{len(other)} of {len(demo)} shards differ, first {other[:1]}")
@@ -64,9 +49,13 @@ def _compare(demo: dict[str, tuple[int, str]], submitted: dict[str, tuple[int, s
     return 0
 
 
+def _shards(folder: Path) -> dict[str, tuple[int, str]]:
+    found = content(Root(str(folder)))
+    return {f"{where}/{name}": each for where in found for name, each in found[where].items()}
+
+
 def _say(line: str) -> None:
-    sys.stdout.write(f"demo-cluster: {line}\n")
-    sys.stdout.flush()
+    say(f"demo-cluster: {line}")
 
 
 if __name__ == "__main__":

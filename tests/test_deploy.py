@@ -18,46 +18,33 @@ DEPLOY = PROJECT / "deploy"
 KUBERNETES = "1.37"
 # The fields of RayJob and RayCluster (ray.io/v1) that a manifest may use, and their types. Of
 # KubeRay's definitions, release 1.6.
-RAY_JOB: dict[str, type] = {
-    "activeDeadlineSeconds": int,
-    "backoffLimit": int,
-    "clusterSelector": dict,
-    "deletionStrategy": dict,
-    "entrypoint": str,
-    "entrypointNumCpus": float,
-    "entrypointNumGpus": float,
-    "entrypointResources": str,
-    "jobId": str,
-    "managedBy": str,
-    "metadata": dict,
-    "rayClusterSpec": dict,
-    "runtimeEnvYAML": str,
-    "shutdownAfterJobFinishes": bool,
-    "submissionMode": str,
-    "submitterConfig": dict,
-    "submitterPodTemplate": dict,
-    "suspend": bool,
-    "ttlSecondsAfterFinished": int,
-}
-RAY_CLUSTER: dict[str, type] = {
-    "authOptions": dict,
-    "autoscalerOptions": dict,
-    "enableInTreeAutoscaling": bool,
-    "headGroupSpec": dict,
-    "rayVersion": str,
-    "workerGroupSpecs": list,
-}
-HEAD: dict[str, type] = {"rayStartParams": dict, "serviceType": str, "template": dict}
-WORKER: dict[str, type] = {
-    "groupName": str,
-    "idleTimeoutSeconds": int,
-    "maxReplicas": int,
-    "minReplicas": int,
-    "numOfHosts": int,
-    "rayStartParams": dict,
-    "replicas": int,
-    "template": dict,
-}
+_TYPES = {"text": str, "whole": int, "number": float, "switch": bool, "block": dict, "list": list}
+
+
+def _fields(**of_type: str) -> dict[str, type]:
+    return {name: _TYPES[kind] for kind, names in of_type.items() for name in names.split()}
+
+
+RAY_JOB = _fields(
+    whole="activeDeadlineSeconds backoffLimit ttlSecondsAfterFinished",
+    number="entrypointNumCpus entrypointNumGpus",
+    text="entrypoint entrypointResources jobId managedBy runtimeEnvYAML submissionMode",
+    switch="shutdownAfterJobFinishes suspend",
+    block="clusterSelector deletionStrategy metadata rayClusterSpec submitterConfig "
+    "submitterPodTemplate",
+)
+RAY_CLUSTER = _fields(
+    text="rayVersion",
+    switch="enableInTreeAutoscaling",
+    block="authOptions autoscalerOptions headGroupSpec",
+    list="workerGroupSpecs",
+)
+HEAD = _fields(text="serviceType", block="rayStartParams template")
+WORKER = _fields(
+    text="groupName",
+    whole="idleTimeoutSeconds maxReplicas minReplicas numOfHosts replicas",
+    block="rayStartParams template",
+)
 # Field of cron -> its smallest and largest value.
 CRON = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
 

@@ -10,15 +10,26 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write, plan_pool
+from jobs.cluster.pool import (
+    TASK_CPUS,
+    CannotScheduleError,
+    Feed,
+    Make,
+    Pool,
+    Runner,
+    Split,
+    TorchDevice,
+    Work,
+    Write,
+)
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import ClusterConfig, Device, Engine
 
 # Tokens through models, at most, of a run that is small: an hour or so of two cores.
 SMALL_TOKENS = 20_000_000
+_ACTOR_CPU_SHARE = 0.75  # of each thread of a CPU actor: the rest feeds it
 
 
 class Side(Protocol):
@@ -32,14 +43,11 @@ class Side(Protocol):
     def may_grow(self) -> bool:
         """Whether there may be more machines later."""
 
-    def resources(self, device: Device) -> dict[str, float]:
-        """Return the CPUs and GPUs, as Ray names them."""
+    def resources(self, *, gpu: bool) -> dict[str, float]:
+        """Return the CPUs and GPUs, as Ray names them; a `gpu` is waited for where one may come."""
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return how many units run at once, at most, and say where."""
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return how many workers hold the model, and say what they are and what feeds them."""
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        """Return how many tasks or workers of a pool run at once, at most; and what they are."""
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit."""
@@ -72,12 +80,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abandon()
         self.side.close()
 
@@ -96,16 +99,36 @@ class Cluster:
     ) -> Pool:
         """Return the workers that `units` pieces of work get here.
 
-        CannotScheduleError if the device is not there or the plan could never be scheduled.
+        CannotScheduleError if the device is not there, or if the wanted workers would leave no CPU
+        for the tasks that feed them. A cluster that may grow gets what fits now at first, and more
+        later.
         """
-        return plan_pool(
-            self.side.resources(device),
-            device,
-            units,
-            workers=workers,
-            threads=threads,
-            may_grow=self.side.may_grow,
+        resources, may_grow = self.side.resources(gpu=device == "cuda"), self.side.may_grow
+        cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        if device == "cuda" and gpus < 1:
+            raise CannotScheduleError(
+                f"device is cuda, but the cluster has no GPU (it has {cpus:g} CPUs); "
+                "use device: cpu or auto, or a cluster with GPUs"
+            )
+        on_gpu = device != "cpu" and gpus >= 1
+        of_each = threads or 1
+        share = _ACTOR_CPU_SHARE * (1 if on_gpu else of_each)
+        most = min(gpus, (cpus - TASK_CPUS) // share) if on_gpu else cpus // of_each
+        fitting = max(int(most), 1)
+        # A growing GPU cluster gets an actor per unit at most; its own limits say how many nodes.
+        wanted = max(min(workers or (units if may_grow and on_gpu else fitting), units), 1)
+        pool = Pool(
+            min(wanted, fitting) if may_grow else wanted, wanted, share, float(on_gpu), of_each
         )
+        needed = pool.size * pool.num_cpus + TASK_CPUS
+        if needed > cpus or pool.size * pool.num_gpus > gpus:
+            raise CannotScheduleError(
+                f"{pool.size} model actors with {pool.num_cpus:g} CPUs and {pool.num_gpus:g} GPUs "
+                f"each need {needed:g} CPUs and {pool.size * pool.num_gpus:g} GPUs with the tasks "
+                f"that feed them, but the cluster has {cpus:g} CPUs and {gpus:g} GPUs: it would "
+                "wait for ever. Lower extract.workers or extract.threads"
+            )
+        return pool
 
     def device(self, wanted: Device) -> TorchDevice:
         """Return the device that a task gets; CannotScheduleError if it is not there."""
@@ -123,7 +146,7 @@ class Cluster:
         """Yield `work(unit)` of every unit as they finish, in any order."""
         if not units:
             return iter(())
-        self._tell(stage, *self.side.describe_tasks(len(units), device))
+        self._tell(stage, len(units), device)
         self._open = self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
         return self._open
 
@@ -131,7 +154,7 @@ class Cluster:
         self, stage: str, units: Sequence[Any], make: Make, pool: Pool, *, feed: Feed
     ) -> Iterator[Any]:
         """Yield `worker(feed(unit))` of every unit; `make` builds a worker once in each process."""
-        self._tell(stage, *self.side.describe_actors(pool))
+        self._tell(stage, pool, pool.device)
         self._open = self.side.actors(units, make, feed, pool)
         return self._open
 
@@ -149,12 +172,13 @@ class Cluster:
 
         `split(unit)` yields tables; their rows meet in no order that means anything.
         """
-        self._tell(stage, *self.side.describe_tasks(groups, "cpu"))
+        self._tell(stage, groups, "cpu")
         self._open = self.side.shuffle(units, split, write, key=key, groups=groups)
         return self._open
 
-    def _tell(self, stage: str, width: int, how: str) -> None:
+    def _tell(self, stage: str, work: int | Pool, device: TorchDevice) -> None:
         """Say what runs a stage, and again if a later plan of it is wider."""
+        width, how = self.side.describe(work, device)
         if width > self._widest.get(stage, 0):
             self._widest[stage] = width
             self.made[stage] = f"{how} (engine {self.side.name})"
@@ -163,7 +187,7 @@ class Cluster:
 
 def choose(
     address: str | None, asked: Engine, tokens: Callable[[], float | None]
-) -> tuple[Literal["process", "ray"], str]:
+) -> tuple[Runner, str]:
     """Return the engine of a run and why: `asked`, unless that is auto.
 
     `tokens` says how many tokens the models read at most, None if that is unknown beforehand.
@@ -193,7 +217,7 @@ def choose(
 
 
 def open_cluster(
-    engine: Literal["process", "ray"],
+    engine: Runner,
     *,
     address: str | None,
     config: ClusterConfig,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -31,7 +30,7 @@ class Progress:
     def __init__(self, stage: str, total: int, unit: str, stream: TextIO | None = None) -> None:
         self._stage, self._total, self._unit = stage, total, unit
         self._stream = stream or sys.stderr
-        self._done, self._tokens = 0, 0
+        self._done, self.tokens = 0, 0
         self._began = time.monotonic()
         self._stopped = threading.Event()
         self._bar: tqdm[Any] | None = None
@@ -45,12 +44,7 @@ class Progress:
         self._watch.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._watch.join()
         if self._bar is not None:
@@ -59,16 +53,10 @@ class Progress:
     def add(self, done: int, tokens: int = 0) -> None:
         """Count `done` more units, and the tokens that went through the model for them."""
         self._done += done
-        self._tokens += tokens
+        self.tokens += tokens
         if self._bar is not None:
-            if self._tokens:
-                self._bar.set_postfix_str(f"{self._token_rate():,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(self._rate(), refresh=False)
             self._bar.update(done)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens counted so far."""
-        return self._tokens
 
     @property
     def seconds(self) -> float:
@@ -77,16 +65,14 @@ class Progress:
 
     def line(self) -> str:
         """Return the state as one line of text."""
-        parts = [f"  {self._stage}: {self._done:,} of {self._total:,} {self._unit}"]
-        if self._tokens:
-            parts.append(f"{self._token_rate():,.0f} tokens/s")
+        parts = [f"  {self._stage}: {self._done:,} of {self._total:,} {self._unit}", self._rate()]
         if 0 < self._done < self._total:
             left = self.seconds / self._done * (self._total - self._done)
             parts.append(f"about {left:.0f} s left")
-        return ", ".join(parts)
+        return ", ".join(filter(None, parts))
 
-    def _token_rate(self) -> float:
-        return self._tokens / max(self.seconds, 1e-9)
+    def _rate(self) -> str:
+        return f"{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s" if self.tokens else ""
 
     def _keep_showing(self) -> None:
         wait = _REDRAW_SECONDS if self._bar is not None else _LOG_SECONDS

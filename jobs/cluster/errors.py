@@ -38,21 +38,15 @@ _OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """Return an error as one line of text, and the exit code of a command that ends with it."""
-    kind, message, code = _explain(error)
-    return f"{kind}{' '.join(message.split())}", code
-
-
-def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str, int]:
-    """Return a prefix, the message and the exit code of an error, wherever it was raised.
+def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]:
+    """Return an error as one line of text, and the exit code of a command that ends with it.
 
     What a worker raised comes wrapped by Ray: the error itself is the cause or, where the cause is
     one of Ray's own or an actor died of it, the last other error of the traceback in the text.
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException) and not _is_of_ray(cause):
-        return _explain(cause, in_worker=True)
+        return explain(cause, in_worker=True)
     name, message = type(error).__name__, str(error)
     if _is_of_ray(error):
         raised = re.findall(
@@ -61,12 +55,13 @@ def _explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, str
         name, message = raised[-1] if raised else (name, message)
     # Ray adds a paragraph of its own advice to what a worker raised.
     message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
+    line = " ".join(message.split())
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
-        return "", message, USAGE
+        return line, USAGE
     known = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
     for_people = (known or name in ("ValueError", "RuntimeError")) and message
-    return "" if for_people else f"{name}: ", message, FAILED
+    return line if for_people else f"{name}: {line}", FAILED
 
 
 def _is_of_ray(error: BaseException) -> bool:

@@ -18,10 +18,9 @@ import tempfile
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -35,8 +34,7 @@ import pyarrow.compute as pc
 from joblib import cpu_count
 
 from jobs.cluster.errors import InWorkerError, WorkerDiedError
-from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, Work, Write
-from jobs.config.settings import Device
+from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 _ATTEMPTS = 3  # of a unit whose worker died
 _HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
@@ -63,30 +61,28 @@ class Processes:
         self._shuffles = itertools.count(1)
         self._is_busy = False
 
-    def resources(self, device: Device) -> dict[str, float]:
+    def resources(self, *, gpu: bool) -> dict[str, float]:
         """Return the CPUs of this machine: its GPUs are Ray's to share out."""
-        del device
+        del gpu
         return {"CPU": float(self._size)}
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return how many units run at once, and say where."""
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        """Return how many processes run at once, at most; and that they feed themselves."""
         del device
-        count = min(units, self._size)
-        return count, f"{count} process{'' if count == 1 else 'es'} of this machine"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return how many processes hold the model, and say that they read for themselves."""
-        count = min(pool.size, self._size)
-        return count, f"{count} process{'' if count == 1 else 'es'} on CPU, each reads for itself"
+        count = min(work if isinstance(work, int) else work.size, self._size)
+        processes = f"{count} process{'' if count == 1 else 'es'}"
+        if isinstance(work, int):
+            return count, f"{processes} of this machine"
+        return count, f"{processes} on CPU, each reads for itself"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish."""
         del cpus, gpus
-        return self._run(units, partial(_same, work), self._size)
+        return self._run(units, work, self._size)
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
         """Yield the result of every unit from workers that `make` builds once in each process."""
-        return self._run(units, partial(_fed, make, feed), min(pool.size, self._size))
+        return self._run(units, feed, min(pool.size, self._size), make)
 
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
@@ -97,12 +93,11 @@ class Processes:
         """
         folder = Path(self._temporary()) / f"shuffle-{next(self._shuffles)}"
         folder.mkdir()
-        buckets = _Buckets(str(folder), key, min(groups, MOST_BUCKETS))
+        buckets = _Buckets(folder, key, min(groups, MOST_BUCKETS), split, write)
         try:
-            spread, gather = partial(_spread, buckets, split), partial(_gather, buckets, write)
-            for _ in self._run([*enumerate(units)], partial(_same, spread), self._size):
+            for _ in self._run([*enumerate(units)], buckets.spread, self._size):
                 pass
-            for results in self._run([*range(buckets.count)], partial(_same, gather), self._size):
+            for results in self._run(range(buckets.count), buckets.gather, self._size):
                 yield from results
         finally:
             shutil.rmtree(folder)
@@ -116,9 +111,12 @@ class Processes:
             self._folder.cleanup()
             self._folder = None
 
-    def _run(self, units: Sequence[Any], build: Callable[[], Work], at_once: int) -> Iterator[Any]:
+    def _run(
+        self, units: Sequence[Any], read: Work, at_once: int, make: Make | None = None
+    ) -> Iterator[Any]:
+        """Yield the result of every unit as it is read, or as the workers make it of that."""
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
-        plan, number = pickle.dumps(build), next(self._plans)
+        plan, number = pickle.dumps((read, make)), next(self._plans)
         self._is_busy = True
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
@@ -129,7 +127,8 @@ class Processes:
                     if waiting:
                         busy[worker] = waiting.popleft()
                         worker.send(number, plan, busy[worker][1])
-                for worker in _ready(busy):
+                of_connection: dict[Any, _Worker] = {each.connection: each for each in busy}
+                for worker in [of_connection[each] for each in wait([*of_connection])]:
                     index, unit = busy.pop(worker)
                     answer = worker.answer()
                     if answer is None:
@@ -163,11 +162,8 @@ class Processes:
         self._workers.remove(worker)
         if self._is_verbose:
             return ""
-        return (
-            (Path(self._temporary()) / _PRINTED)
-            .read_bytes()[-_SHOWN_BYTES:]
-            .decode(errors="replace")
-        )
+        printed = Path(self._temporary(), _PRINTED).read_bytes()
+        return printed[-_SHOWN_BYTES:].decode(errors="replace")
 
     def _temporary(self) -> str:
         """Return the folder of temporary files, made if it is not there."""
@@ -175,7 +171,7 @@ class Processes:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="layerrank-", ignore_cleanup_errors=True
             )
-            (Path(self._folder.name) / _PRINTED).touch()
+            Path(self._folder.name, _PRINTED).touch()
         return self._folder.name
 
 
@@ -219,19 +215,13 @@ class _Worker:
         self.connection.close()
 
 
-def _ready(busy: dict[_Worker, tuple[int, Any]]) -> list[_Worker]:
-    of_connection = {worker.connection: worker for worker in busy}
-    return [of_connection[each] for each in wait([*of_connection])]  # type: ignore[index]
-
-
 def _start_server() -> None:
     """Start the process that imports and forks, if there is none: with one thread for BLAS."""
     # What Python finds in the folder that it is started in is the user's, and not ours to import;
     # the server takes our packages from where the driver has them.
-    known = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([_HOME, *([known] if known else [])])
+    path = os.pathsep.join(filter(None, [_HOME, os.environ.get("PYTHONPATH")]))
     own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
-    before = {name: os.environ.get(name) for name in own}
+    before = {name: os.environ.pop(name) for name in own if name in os.environ}
     os.environ.update(own)
     resource_tracker.ensure_running()  # which lets Ctrl-C through again when it has started
     # Ctrl-C is the driver's alone, also while the server imports.
@@ -241,11 +231,9 @@ def _start_server() -> None:
             ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in own:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextmanager
@@ -270,7 +258,8 @@ def _serve(
     os.environ.update({**environment, **_ONE_THREAD})
     if not is_verbose:
         _redirect(f"{folder}/{_PRINTED}")
-    work: Work | None = None
+    read: Work | None = None
+    worker: Work | None = None
     while True:
         try:
             message = connection.recv_bytes()
@@ -279,35 +268,26 @@ def _serve(
         try:
             plan, unit = pickle.loads(message)
             if plan is not None:
-                work = None  # frees what the plan before held, a model for one
-                _one_thread()
-                work = pickle.loads(plan)()
-            assert work is not None
-            answer = pickle.dumps((work(unit), None))
+                worker = None  # frees what the plan before held, a model for one
+                if torch := sys.modules.get("torch"):
+                    torch.set_num_threads(1)  # again, whatever the plan before asked for
+                read, make = pickle.loads(plan)
+                worker = make() if make else None
+            assert read is not None
+            found = read(unit)
+            answer = pickle.dumps((worker(found) if worker else found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = _as_answer(error)
         connection.send_bytes(answer)
-    _clean_up(folder)
-
-
-def _one_thread() -> None:
-    """Give torch one thread again, whatever the plan before asked for."""
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_with_driver(folder: str) -> None:
     driver = multiprocessing.parent_process()
     assert driver is not None
     driver.join()
-    _clean_up(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # the driver ended without doing so
     os._exit(1)
-
-
-def _clean_up(folder: str) -> None:
-    """Remove the temporary files of a driver that ended without doing so."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _redirect(printed: str) -> None:
@@ -333,50 +313,36 @@ def _as_answer(error: Exception) -> bytes:
     return answer
 
 
-def _same(work: Work) -> Work:
-    return work
-
-
-def _fed(make: Make, feed: Feed) -> Work:
-    """Return a worker that reads its own units."""
-    return partial(_fed_unit, make(), feed)
-
-
-def _fed_unit(worker: Work, feed: Feed, unit: object) -> object:
-    return worker(feed(unit))
-
-
 @dataclass(frozen=True)
 class _Buckets:
     """Files in which rows meet: one folder per bucket of keys, one file per unit in it."""
 
-    folder: str
+    folder: Path
     key: str
     count: int
+    split: Split
+    write: Write
 
-    def path(self, bucket: int) -> Path:
-        return Path(self.folder) / f"{bucket:05d}"
+    def spread(self, numbered: tuple[int, Any]) -> None:
+        """Write the rows that a unit is split into to the buckets of their keys."""
+        number, unit = numbered
+        for part, table in enumerate(self.split(unit)):
+            of_row = pc.bit_wise_and(table[self.key], 0x7FFFFFFF).to_numpy() % self.count
+            for bucket in sorted(set(of_row.tolist())):
+                folder = self.folder / f"{bucket:05d}"
+                folder.mkdir(exist_ok=True)
+                rows = table.filter(pa.array(of_row == bucket))
+                path = str(folder / f"{number:08d}-{part:08d}")
+                with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+                    writer.write_table(rows)
 
-
-def _spread(buckets: _Buckets, split: Split, numbered: tuple[int, Any]) -> None:
-    """Write the rows that a unit is split into to the buckets of their keys."""
-    number, unit = numbered
-    for part, table in enumerate(split(unit)):
-        of_row = pc.bit_wise_and(table[buckets.key], 0x7FFFFFFF).to_numpy() % buckets.count
-        for bucket in sorted(set(of_row.tolist())):
-            folder = buckets.path(bucket)
-            folder.mkdir(exist_ok=True)
-            rows = table.filter(pa.array(of_row == bucket))
-            path = str(folder / f"{number:08d}-{part:08d}")
-            with pa.OSFile(path, "wb") as stream, pa.ipc.new_file(stream, rows.schema) as writer:
-                writer.write_table(rows)
-
-
-def _gather(buckets: _Buckets, write: Write, bucket: int) -> list[Any]:
-    """Return what `write` makes of the rows of every key of a bucket."""
-    files = sorted(buckets.path(bucket).glob("*"))
-    if not files:
-        return []
-    rows = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files)
-    keys = sorted(pc.unique(rows[buckets.key]).to_pylist())
-    return [write(rows.filter(pc.equal(rows[buckets.key], key))) for key in keys]
+    def gather(self, bucket: int) -> list[Any]:
+        """Return what `write` makes of the rows of every key of a bucket."""
+        files = sorted((self.folder / f"{bucket:05d}").glob("*"))
+        if not files:
+            return []
+        rows = pa.concat_tables(
+            pa.ipc.open_file(pa.memory_map(str(file))).read_all() for file in files
+        )
+        keys = sorted(pc.unique(rows[self.key]).to_pylist())
+        return [self.write(rows.filter(pc.equal(rows[self.key], key))) for key in keys]

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
-import jobs
 from jobs.cluster.pool import (
     MOST_BUCKETS,
     TASK_CPUS,
@@ -33,14 +33,16 @@ from jobs.cluster.pool import (
     Make,
     Pool,
     Split,
+    TorchDevice,
     Work,
     Write,
 )
 from jobs.config.blocks import ConfigError
-from jobs.config.settings import Device
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
+_ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
+_HOME = Path(__file__).resolve().parents[2]  # the folder that our packages lie in
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
 _CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
@@ -62,27 +64,26 @@ class RayCluster:
         """Whether this is somebody's cluster, which may start more nodes, and not this machine."""
         return bool(self.address)
 
-    def resources(self, device: Device) -> dict[str, float]:
+    def resources(self, *, gpu: bool) -> dict[str, float]:
         """Return the cluster's total resources, waiting for a GPU worker that has yet to start."""
         self._start()
-        return self._await(device)
+        return self._await(gpu=gpu)
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return how many units run at once, at most, and say where."""
-        return units, f"{units} task{'' if units == 1 else 's'} on {_shown(device)}"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return how many actors hold the model, and say what feeds them."""
-        return pool.size, (
-            f"{pool.size} actor{'' if pool.size == 1 else 's'} on {_shown(pool.device)}, fed by "
-            f"{pool.readers} reader{'' if pool.readers == 1 else 's'}"
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        """Return how many tasks or actors run at once, at most; where, and what feeds them."""
+        where = "GPU" if device == "cuda" else "CPU"
+        if isinstance(work, int):
+            return work, f"{work} task{'' if work == 1 else 's'} on {where}"
+        return work.size, (
+            f"{work.size} actor{'' if work.size == 1 else 's'} on {where}, fed by "
+            f"{work.readers} reader{'' if work.readers == 1 else 's'}"
         )
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish; anywhere in the cluster."""
         self._start()
         plan = _from_units(units).map_batches(
-            _Task(work).run, batch_size=1, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus
+            partial(_of_unit, work), **_ONE, num_cpus=cpus, num_gpus=gpus
         )
         return _results(plan)
 
@@ -92,17 +93,15 @@ class RayCluster:
         plan = (
             _from_units(units)
             .map_batches(
-                _Task(feed).run,
-                batch_size=1,
-                batch_format="pyarrow",
+                partial(_of_unit, feed),
+                **_ONE,
                 num_cpus=TASK_CPUS,
                 compute=ray.data.TaskPoolStrategy(size=pool.readers),
             )
             .map_batches(
                 _Actor,
                 fn_constructor_args=(make,),
-                batch_size=1,
-                batch_format="pyarrow",
+                **_ONE,
                 num_cpus=pool.num_cpus,
                 num_gpus=pool.num_gpus,
                 compute=ray.data.ActorPoolStrategy(
@@ -123,9 +122,9 @@ class RayCluster:
         self._start()
         plan = (
             _from_units(units)
-            .map_batches(_Task(split).tables, batch_size=1, batch_format="pyarrow", num_cpus=1)
+            .map_batches(partial(_rows_of_unit, split), **_ONE, num_cpus=1)
             .groupby(key, num_partitions=min(groups, MOST_BUCKETS))
-            .map_groups(_Group(write).run, batch_format="pyarrow", num_cpus=1)
+            .map_groups(partial(_of_rows, write), batch_format="pyarrow", num_cpus=1)
         )
         return _results(plan)
 
@@ -143,32 +142,34 @@ class RayCluster:
         options: dict[str, Any] = {
             "logging_level": logging.INFO if self.verbose else logging.ERROR,
             "log_to_driver": self.verbose,
-            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_home())])),
+            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_HOME)])),
         }
         if self.address is None:
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-            options["runtime_env"] = {"py_modules": _own_packages()}
+            # Workers need no installed wheel.
+            packages = ("jobs", "operators", "storage")
+            options["runtime_env"] = {"py_modules": [str(_HOME / name) for name in packages]}
         try:
             with _stderr_held_back(self.verbose):
                 ray.init(address=self.address or "local", **options)
         except ConnectionError as error:
             raise ConfigError(f"cannot reach the Ray cluster at {self.address}: {error}") from error
         self._started = True
-        self._await("cpu")
+        self._await(gpu=False)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = self.verbose
         context.print_on_execution_start = self.verbose
         # The hash shuffles start a pool of aggregators: 8 s more for a small corpus (2 cores).
         context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
 
-    def _await(self, device: Device) -> dict[str, float]:
-        """Wait until the cluster has a CPU, and a GPU if the device is cuda.
+    def _await(self, *, gpu: bool) -> dict[str, float]:
+        """Wait until the cluster has a CPU, and a `gpu` if one is wanted.
 
         An autoscaling cluster shows only its head at first: what is missing is asked for and
         awaited for `cluster.wait_seconds`, saying so every few seconds, then asked for no longer.
         """
-        needed = {"CPU": 1, **({"GPU": 1} if device == "cuda" else {})}
+        needed = {"CPU": 1, **({"GPU": 1} if gpu else {})}
         deadline = time.monotonic() + (self.wait_seconds if self.may_grow else 0)
         asked = False
         try:
@@ -211,27 +212,16 @@ def _unit(batch: pa.Table) -> Any:  # noqa: ANN401  (any unit)
     return pickle.loads(column[0].as_py())
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A function of one unit, as a function of a batch of one row."""
-
-    work: Work
-
-    def run(self, batch: pa.Table) -> pa.Table:
-        return _packed(self.work(_unit(batch)), "result")
-
-    def tables(self, batch: pa.Table) -> Iterator[pa.Table]:
-        yield from self.work(_unit(batch))
+def _of_unit(work: Work, batch: pa.Table) -> pa.Table:
+    return _packed(work(_unit(batch)), "result")
 
 
-@dataclass(frozen=True)
-class _Group:
-    """A function of the rows of one key."""
+def _rows_of_unit(split: Split, batch: pa.Table) -> Iterator[pa.Table]:
+    yield from split(_unit(batch))
 
-    write: Write
 
-    def run(self, rows: pa.Table) -> pa.Table:
-        return _packed(self.write(rows), "result")
+def _of_rows(write: Write, rows: pa.Table) -> pa.Table:
+    return _packed(write(rows), "result")
 
 
 class _Actor:
@@ -241,11 +231,7 @@ class _Actor:
         self._worker = make()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _packed(self._worker(_unit(batch)), "result")
-
-
-def _shown(device: str) -> str:
-    return "GPU" if device == "cuda" else "CPU"
+        return _of_unit(self._worker, batch)
 
 
 class _WorkerPath(list[str]):
@@ -257,16 +243,6 @@ class _WorkerPath(list[str]):
 
     def extend(self, _folders: Iterable[str]) -> None:
         """Add nothing."""
-
-
-def _home() -> Path:
-    """Return the folder that our three packages lie in."""
-    return Path(jobs.__file__).resolve().parents[1]
-
-
-def _own_packages() -> list[str]:
-    """Return the folders of our three packages, so that workers need no installed wheel."""
-    return [str(_home() / name) for name in ("jobs", "operators", "storage")]
 
 
 @contextmanager

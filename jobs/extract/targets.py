@@ -165,7 +165,7 @@ def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Recei
         target.partition.table: set(missing(target.expected, done[target.partition.path]))
         for target in each.targets
     }
-    digests = {target.partition.table: target.digest for target in each.targets}
+    digests: dict[str, str] = {target.partition.table: target.digest for target in each.targets}
     shares = each.embeddings.shares
     states = each.tokens.shares if each.tokens else {}
     found = []

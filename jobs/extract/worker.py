@@ -17,7 +17,7 @@ from jobs.config.metrics import REASONS, parameters
 from jobs.config.run import RunConfig
 from jobs.config.settings import StorageConfig
 from jobs.extract.targets import Unit
-from jobs.run import named_partition, prompts_partition
+from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Parameters
@@ -31,7 +31,7 @@ from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
 from storage.metrics import prompt_metrics_table
-from storage.partition import shard_name
+from storage.partition import TableName, shard_name
 from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
 from storage.spool import TokenSpool
@@ -72,7 +72,7 @@ class Reader:
 
     def read(self, unit: Unit) -> Batch:
         """Return the unit with its prompt ids in sample order, and their token ids."""
-        where = prompts_partition(unit.dataset).shard(shard_name(unit.shard))
+        where = partition("prompts", unit.dataset).shard(shard_name(unit.shard))
         prompts = read_table(self.root, where, ["prompt_id", "text"])
         ids = prompts["prompt_id"].to_numpy()
         order = sample_order(self.seed, ids)[: unit.take]
@@ -226,7 +226,7 @@ class Extractor:
     def _write(
         self,
         work: _Work,
-        table: str,
+        table: TableName,
         groups: Iterable[pa.Table],
         columns: pa.Schema,
         facts: Facts,
@@ -235,6 +235,6 @@ class Extractor:
         """Write the unit's shard of a table and add its receipt by the partition's path."""
         unit, name = work.unit, shard_name(work.unit.shard)
         subject = self._subject
-        where = named_partition(table, subject.name, subject.revision, unit.dataset, unit.condition)
+        where = partition(table, subject, unit.dataset, unit.condition)
         blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
         receipts[where.path] = write_shard(self._root, where.shard(name), groups, columns, blank)

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.cluster.console import say
 from jobs.cluster.pool import TorchDevice
 from jobs.config.settings import StorageConfig
-from jobs.run import Run, costs_partition
+from jobs.run import Run, partition
 from jobs.subjects import local
 from operators.model.subject import Subject
 
@@ -38,7 +38,7 @@ def measure_costs(run: Run) -> None:
             "device": run.config.extract.device,
         }
         manifest, made = run.make(
-            costs_partition(subject), settings, partial(_measured, run, subject)
+            partition("layer_costs", subject), settings, partial(_measured, run, subject)
         )
         if made:
             last = max(read_costs(run, subject).values(), key=lambda cost: cost.layer)
@@ -47,7 +47,7 @@ def measure_costs(run: Run) -> None:
 
 def read_costs(run: Run, subject: Subject) -> dict[int, LayerCost]:
     """Return the measured cost of each layer; FileNotFoundError if it was not measured."""
-    return {row["layer"]: LayerCost(**row) for row in run.rows(costs_partition(subject))}
+    return {row["layer"]: LayerCost(**row) for row in run.rows(partition("layer_costs", subject))}
 
 
 def _measured(run: Run, subject: Subject) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from jobs.cluster.console import Progress, say
 from jobs.config.metrics import parameters
 from jobs.measure.traits import prompt_traits
-from jobs.run import Run, leading, modes_partition
+from jobs.run import Run, leading, partition
 from operators.analysis.effects import separations
 from operators.analysis.modes import (
     NOTHING,
@@ -163,7 +163,7 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
         return
     # Like the ranking it is of all that the run has: made anew when a dataset joins.
     manifest, made = run.make(
-        modes_partition(run.config, subject),
+        partition("modes", subject, run.config),
         _settings(parts, rows),
         partial(_tested, run, parts, rows),
         overwrite=True,

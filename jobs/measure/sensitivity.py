@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import TOKENS, token_metrics
-from jobs.run import Run, partition, sensitivity_partition
+from jobs.run import Run, partition
 from operators.analysis.sensitivity import (
     FEWEST_LEVELS,
     NO_SLOPES,
@@ -104,7 +104,7 @@ def _family_tables(
     ]
     wanted = layers if token_metrics(run.config) else []
     prompts = [run.manifests.require(each.partition.sibling("prompt_metrics")) for each in wanted]
-    where = sensitivity_partition(subject, dataset, conditions[0].family)
+    where = partition("sensitivity", subject, dataset, conditions[0].family)
     return FamilyTables(where, tuple(conditions), tuple(layers), tuple(prompts))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.run import Run, prompts_partition
+from jobs.run import Run, partition
 from jobs.subjects import TextReader, tokenizer_of
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
@@ -94,7 +94,7 @@ def prompt_texts(
     root: Root, dataset: str, name: str, prompt_ids: pa.Array | pa.ChunkedArray
 ) -> list[str]:
     """Return the texts of some prompts of one shard; ValueError naming it if one is not there."""
-    key = prompts_partition(dataset).shard(name)
+    key = partition("prompts", dataset).shard(name)
     table = read_table(root, key, ["prompt_id", "text"])
     rows = pc.index_in(prompt_ids, value_set=table["prompt_id"])
     if rows.null_count:

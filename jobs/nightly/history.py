@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jobs.rank.ranking import Checkpoint
 from jobs.rank.stage import main_metrics, ranking_settings
-from jobs.run import Run, ranking_partition
+from jobs.run import Run, partition
 from jobs.subjects import by_step
 from operators.model.subject import Subject
 from storage.manifest import digest_of
@@ -27,7 +27,7 @@ def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
         each
         for each in sorted(subjects, key=lambda each: (each.name, by_step(each.revision)))
         if run.manifests.current(
-            ranking_partition(run.config.name, each.name, each.revision),
+            partition("ranking", each, run.config),
             settings,
             overwrite=run.overwrite,
         )

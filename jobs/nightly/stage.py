@@ -51,7 +51,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
     night = Night()
     with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
         run.seen.manifests.clear()  # another night may have ended before this one had the lock
-        found = resolve(run.config, keep_gone=True)
+        found = resolve(run.config.subjects, run.config.storage, keep_gone=True)
         new = without_ranking(run, found)
         say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
         history = ranked(run)
@@ -81,7 +81,7 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
     """Take one checkpoint through the stages, judge it, and return the history with it."""
     (subject,) = run.subjects
     check(subject, run.config.storage)
-    require_lengths(run.config, subject)
+    require_lengths(run.config.conditions, subject, run.config.storage)
     for stage in _STAGES:
         lock.check()
         stage(run)

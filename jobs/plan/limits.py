@@ -142,7 +142,8 @@ def require_within(plan: Plan, limits: Limits) -> None:
     if limits.gpu_hours is not None and hours > limits.gpu_hours:
         pairs = sorted(plan.pairs, key=lambda each: -each.tokens)
         parts = (
-            f"{each.subject} over {each.dataset} {each.tokens / rate / 3600:,.2f}"
+            f"{each.model.subject.name} over {each.corpus.dataset.name} "
+            f"{each.tokens / rate / 3600:,.2f}"
             for each in pairs[:_BIGGEST]
         )
         raise ConfigError(
@@ -170,7 +171,7 @@ class Guard:
         from jobs.plan.plan import plan  # noqa: PLC0415  (imports torch, seconds)
 
         found = plan(config, root)
-        self._decided = prepared or not any(each.basis == "bound" for each in found.datasets)
+        self._decided = prepared or not any(each.basis == "bound" for each in found.corpora)
         try:
             require_within(found, self.limits)
         except ConfigError as error:

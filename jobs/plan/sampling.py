@@ -8,33 +8,78 @@ part, texts that repeat one outside the sample are counted as prompts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import s3fs
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource, DatasetConfig, FolderSource, HubSource, MtebSource
 from jobs.config.run import RunConfig
-from jobs.plan.weight import Weight, partition_weight, scratch, weight
-from jobs.prepare import sources
+from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
 from jobs.prepare.records import PROMPT, Rows, items_of, prompts_of, records_of
-from jobs.run import prompts_partition, task_partition
+from jobs.run import partition
 from storage import schema
-from storage.manifest import Manifest, digest_of, load, publish
+from storage.manifest import Manifest, digest_of, load
 from storage.partition import MANIFEST, Partition, shard_name
 from storage.root import Root
+from storage.schema import ROW_BITS
 from storage.shards import Receipt, read_table, write_shard
 
 Basis = Literal["prepared", "counted", "sampled", "bound"]
 _ROWS = 20_000  # source rows that are read
 _SHARDS = 8  # shards of them that are written to be weighed
 _FILES = 32  # files, evenly spaced, that are opened to count and to sample
-_LIBRARIES = 3  # of the built-in corpus: parsing one takes a second
 _COUNTED_BYTES = 1 << 26  # of a file without a footer; the lines of a longer one are estimated
 _TEXTS = 1024  # that the tokenizer sees
+_MANIFEST, _RECEIPT = 500, 370  # bytes of a manifest, and of what it says of a shard
+_PART_BYTES: int = s3fs.S3FileSystem.default_block_size
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Objects, their bytes, and the requests that put them into object storage."""
+
+    objects: int = 0
+    bytes: float = 0.0
+    puts: int = 0
+
+    def __add__(self, other: Weight) -> Weight:
+        return Weight(
+            self.objects + other.objects, self.bytes + other.bytes, self.puts + other.puts
+        )
+
+    def times(self, count: int) -> Weight:
+        """Return the weight of the same `count` times."""
+        return Weight(self.objects * count, self.bytes * count, self.puts * count)
+
+
+def weight(sizes: Sequence[float]) -> Weight:
+    """Return the weight of objects of these sizes in bytes."""
+    # A large one is put in parts, with two requests around them.
+    puts = (1 if size <= _PART_BYTES else -int(-size // _PART_BYTES) + 2 for size in sizes)
+    return Weight(len(sizes), sum(sizes), sum(puts))
+
+
+def partition_weight(shards: Sequence[float]) -> Weight:
+    """Return the weight of a partition: shards of these bytes, and its manifest."""
+    return weight([*shards, _MANIFEST + _RECEIPT * len(shards)])
+
+
+@contextmanager
+def scratch() -> Iterator[Root]:
+    """Give an empty root in the memory of this process."""
+    root = Root(f"memory://layerrank-{uuid4().hex}")
+    try:
+        yield root
+    finally:
+        if root.exists(""):
+            root.filesystem.rm(root.path(), recursive=True)
 
 
 @dataclass(frozen=True)
@@ -62,61 +107,45 @@ def read_corpus(config: RunConfig, dataset: DatasetConfig, root: Root | None) ->
             f"dataset {dataset.name}: which texts mteb's tasks encode is unknown before they are "
             "enumerated; run `layerrank prepare` first"
         )
-    if isinstance(dataset.source, HubSource):
-        return _bound(dataset)
-    return _sampled(config, dataset)
-
-
-def publish_corpus(corpus: Corpus, root: Root) -> None:
-    """Make the corpus stand in `root` as prepared, its first shard with some of its texts."""
-    first = corpus.prompts.receipts[0]
-    key = corpus.prompts.partition.shard(first.name)
-    write_shard(root, key, [corpus.texts], schema.PROMPTS, first)
-    publish(root, corpus.prompts.partition, corpus.prompts.settings, corpus.prompts.receipts)
-    for task in corpus.dataset.tasks:
-        publish(root, task_partition(corpus.dataset, task), {"task": task.name}, [])
-
-
-def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
-    """Return the corpus as it lies in the root; None if prompts or tasks are not there."""
-    where = [
-        prompts_partition(dataset.name),
-        *(task_partition(dataset, task) for task in dataset.tasks),
-    ]
-    found = [manifest for each in where if (manifest := load(root, each)) is not None]
-    if len(found) < len(where):
-        return None
-    weights: dict[str, Weight] = {}
-    for manifest in found:
-        table = manifest.partition.table
-        own = len(root.read(manifest.partition.shard(MANIFEST)))
-        sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
-        weights[table] = weights.get(table, Weight()) + weight(sizes)
-    prompts = found[0]
-    filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
-    texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()
-    return Corpus(dataset, "prepared", prompts, texts, weights)
-
-
-def _bound(dataset: DatasetConfig) -> Corpus:
+    if not isinstance(dataset.source, HubSource):
+        return _sampled(config, dataset)
     if dataset.limit is None:
         raise ConfigError(
             f"dataset {dataset.name}: the number of rows is unknown before it is read; "
             "set limit, or run `layerrank prepare` first"
         )
-    prompts = dataset.limit * len(dataset.text_columns)
-    manifest = _estimated(dataset, prompts, _shards(dataset, dataset.limit))
-    return Corpus(dataset, "bound", manifest, schema.PROMPTS.empty_table(), {})
+    most = _manifest(dataset, dataset.limit * len(dataset.text_columns), dataset.limit)
+    return Corpus(dataset, "bound", most, schema.PROMPTS.empty_table(), {})
+
+
+def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
+    """Return the corpus as it lies in the root; None if prompts or tasks are not there."""
+    tasks = [partition("tasks", task, dataset) for task in dataset.tasks]
+    found = [load(root, each) for each in (partition("prompts", dataset), *tasks)]
+    present = [each for each in found if each is not None]
+    if len(present) < len(found):
+        return None
+    weights: dict[str, Weight] = {}
+    for manifest in present:
+        table = manifest.partition.table
+        own = len(root.read(manifest.partition.shard(MANIFEST)))
+        sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
+        weights[table] = weights.get(table, Weight()) + weight(sizes)
+    prompts = present[0]
+    filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
+    texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()
+    return Corpus(dataset, "prepared", prompts, texts, weights)
 
 
 def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
-    options = config.storage.options()
-    fragments = sources.discover(dataset, options)
-    parts, total = sources.cut(fragments, _lengths(dataset, fragments, options), dataset.limit)
+    """Return the corpus as a sample of its rows has it, prepared in memory."""
+    if isinstance(dataset.source, BuiltinSource):
+        rows, total = _passages(dataset, dataset.source)
+    else:
+        rows, total = _rows(dataset, config.storage.options())
     if not total:
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
     shards = _shards(dataset, total)
-    rows = [*_read(dataset, parts, options)]
     read = sum(table.num_rows for table in rows)
     everything = read == total
     small = shards if everything else max(round(shards * read / total), 1)
@@ -124,25 +153,76 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     gathered = pa.concat_tables(records) if records else None
     if gathered is None or PROMPT not in gathered["kind"].unique().to_pylist():
         raise ConfigError(f"dataset {dataset.name}: no prompt is left of {read:,} sampled rows")
-    prompts = [prompts_of(_of_shard(gathered, n), n) for n in range(small)]
-    unique = sum(each[0].num_rows for each in prompts)
+    of_shard = [gathered.filter(pc.equal(gathered["shard"], number)) for number in range(small)]
+    prompts = [prompts_of(each, number) for number, each in enumerate(of_shard)]
+    counts = [each[0].num_rows for each in prompts]
+    manifest = _manifest(dataset, max(round(sum(counts) * total / read), 1), total)
     if everything:
-        counts = [each[0].num_rows for each in prompts]
-        manifest = _manifest(dataset, counts)
-    else:
-        manifest = _estimated(dataset, max(round(unique * total / read), 1), shards)
+        receipts = zip(manifest.receipts, counts, strict=True)
+        manifest = replace(manifest, receipts=tuple(replace(r, rows=n) for r, n in receipts))
     texts = pa.concat_tables([each[0] for each in prompts[:_SHARDS]])[:_TEXTS]
-    weights = {"prompts": _weigh(manifest.partition, prompts, unique, manifest)}
+    weights = {"prompts": _weigh(manifest.partition, prompts, sum(counts), manifest)}
     for task in dataset.tasks:
-        items = [items_of(_of_shard(gathered, n), task) for n in range(small)]
-        where = task_partition(dataset, task)
-        weights["tasks"] = weights.get("tasks", Weight()) + _weigh(where, items, unique, manifest)
+        where, items = (
+            partition("tasks", task, dataset),
+            [items_of(each, task) for each in of_shard],
+        )
+        more = _weigh(where, items, sum(counts), manifest)
+        weights["tasks"] = weights.get("tasks", Weight()) + more
     return Corpus(dataset, "counted" if everything else "sampled", manifest, texts, weights)
 
 
-def _of_shard(records: pa.Table, number: int) -> pa.Table:
-    """Return the records of a shard."""
-    return records.filter(pc.equal(records["shard"], number))
+def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Table], int]:
+    """Return rows of the built-in corpus, and how many a run reads of it."""
+    tables, total = [], 0
+    for index, (_, library) in enumerate(docstrings.LIBRARIES):
+        left = source.per_library if dataset.limit is None else dataset.limit - total
+        found, count = docstrings.sample_library(library, min(source.per_library, left))
+        rows = [{**asdict(each), "row": index << ROW_BITS | at} for at, each in enumerate(found)]
+        tables.append(pa.Table.from_pylist(rows))
+        total += count
+        if total == dataset.limit:
+            break
+    return tables, total
+
+
+def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int]:
+    """Return the first rows of some files, of each in proportion to its length, and all there are.
+
+    Rows are counted where that is quick; elsewhere a byte holds as many as in the other files.
+    """
+    fragments = sources.discover(dataset, options)
+    if isinstance(dataset.source, FolderSource):
+        lengths = [sources.inspect(fragment, options)[0] for fragment in fragments]
+    else:
+        looked: dict[int, int] = {}
+        for fragment in _spread(fragments):
+            if fragment.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
+                looked[fragment.index] = estimate_rows(fragment.file, options)
+                continue
+            looked[fragment.index], columns = sources.inspect(fragment, options)
+            if looked[fragment.index]:
+                sources.require_columns(dataset, fragment, columns)
+        lengths = [*looked.values()]
+        if len(looked) < len(fragments):
+            sizes = [size(fragment.file, options) for fragment in fragments]
+            density = sum(lengths) / max(sum(sizes[index] for index in looked), 1)
+            lengths = [looked.get(n, round(each * density)) for n, each in enumerate(sizes)]
+    parts, total = sources.cut(fragments, lengths, dataset.limit)
+    some = _spread(parts)
+    taken = sum((part.stop or 0) - part.start for part in some)
+    tables: list[pa.Table] = []
+    for part in some:
+        take = -(-((part.stop or 0) - part.start) * _ROWS // max(taken, _ROWS))
+        first = replace(part, stop=part.start + take)
+        tables += sources.read(first, dataset.columns, options)
+    return tables, total
+
+
+def _spread(fragments: Sequence[sources.Fragment]) -> list[sources.Fragment]:
+    """Return some of the fragments, evenly spaced, or all of few."""
+    count = min(_FILES, len(fragments))
+    return [fragments[index * len(fragments) // count] for index in range(count)]
 
 
 def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manifest) -> Weight:
@@ -162,65 +242,18 @@ def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manif
     count = len(prompts.receipts)
     # As many rows per shard as in the sample, up to the rounding of the sample's shards.
     larger = (prompts.rows / count) / max(unique / len(shards), 1e-9)
-    sizes = [mean * larger] * count
-    return partition_weight(sizes)
-
-
-def _read(
-    dataset: DatasetConfig,
-    parts: Sequence[sources.Fragment],
-    options: Options,
-) -> Iterator[pa.Table]:
-    """Yield the first rows of some parts, of each in proportion to its length."""
-    some = _spread(dataset, parts)
-    lengths = [(part.stop or 0) - part.start for part in some]
-    for part, length in zip(some, lengths, strict=True):
-        take = -(-length * _ROWS // max(sum(lengths), _ROWS))
-        yield from sources.read(replace(part, stop=part.start + take), dataset.columns, options)
-
-
-def _lengths(
-    dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: Options
-) -> list[int]:
-    """Return the rows of each fragment: counted, or of the same share of its bytes as elsewhere."""
-    if isinstance(dataset.source, (BuiltinSource, FolderSource)):
-        return [sources.inspect(fragment, options)[0] for fragment in fragments]
-    looked: dict[int, int] = {}
-    for fragment in _spread(dataset, fragments):
-        if fragment.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
-            looked[fragment.index] = estimate_rows(fragment.file, options)
-            continue
-        rows, columns = sources.inspect(fragment, options)
-        if rows:
-            sources.require_columns(dataset, fragment, columns)
-        looked[fragment.index] = rows
-    if len(looked) == len(fragments):
-        return [*looked.values()]
-    sizes = [size(fragment.file, options) for fragment in fragments]
-    density = sum(looked.values()) / max(sum(sizes[index] for index in looked), 1)
-    return [looked.get(index, round(each * density)) for index, each in enumerate(sizes)]
-
-
-def _spread(
-    dataset: DatasetConfig, fragments: Sequence[sources.Fragment]
-) -> list[sources.Fragment]:
-    """Return some of the fragments, evenly spaced, or all of few."""
-    most = _LIBRARIES if isinstance(dataset.source, BuiltinSource) else _FILES
-    count = min(most, len(fragments))
-    return [fragments[index * len(fragments) // count] for index in range(count)]
+    return partition_weight([mean * larger] * count)
 
 
 def _shards(dataset: DatasetConfig, rows: int) -> int:
     return max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
 
 
-def _estimated(dataset: DatasetConfig, prompts: int, shards: int) -> Manifest:
-    """Return the prompts of a dataset spread evenly over its shards."""
-    return _manifest(dataset, [(prompts + shards - 1 - n) // shards for n in range(shards)])
-
-
-def _manifest(dataset: DatasetConfig, counts: Sequence[int]) -> Manifest:
-    settings: dict[str, Any] = {"planned": dataset.name}
-    digest = digest_of(settings)
-    receipts = (Receipt(shard_name(n), rows, digest, "") for n, rows in enumerate(counts))
-    return Manifest(prompts_partition(dataset.name), settings, tuple(receipts))
+def _manifest(dataset: DatasetConfig, prompts: int, rows: int) -> Manifest:
+    """Return the prompts of so many rows of a dataset, spread evenly over its shards."""
+    shards, settings = _shards(dataset, rows), {"planned": dataset.name}
+    receipts = (
+        Receipt(shard_name(n), (prompts + shards - 1 - n) // shards, digest_of(settings), "")
+        for n in range(shards)
+    )
+    return Manifest(partition("prompts", dataset.name), settings, tuple(receipts))

@@ -9,7 +9,7 @@ it was fitted on. A new table is one entry of TABLES or of OF_SUBJECT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.config.metrics import TokenPlan, parameters, token_metrics, token_plan
+from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
 from jobs.config.run import RunConfig, noise_conditions
 from jobs.extract.targets import Pass, Sources, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
-from jobs.plan.sampling import Corpus
-from jobs.plan.weight import Weight, partition_weight, weight
+from jobs.plan.sampling import Corpus, Weight, partition_weight, weight
 from jobs.run import leading
 from jobs.tasks.types import (
     ClassificationTask,
@@ -38,8 +37,10 @@ from operators.metrics.registry import of_kind
 from operators.metrics.token.tokens import token_metrics as measure_tokens
 from operators.metrics.variants import Tokens, Views
 from operators.model.subject import ModelShape, Subject
+from storage.partition import TableName
 
 Lengths = npt.NDArray[np.int32]
+Shards = list[float]  # bytes of each
 REPORT = "report"
 _ITEM_BYTES = {"float32": 4, "float16": 2}
 _PER_METRIC = 2.0  # variants of a metric that is not of tokens, on average
@@ -55,30 +56,26 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A subject, its sizes, and the revisions of all checkpoints like it, its own first."""
+    """A subject, its sizes, and how many checkpoints there are like it."""
 
     subject: Subject
     shape: ModelShape
-    revisions: tuple[str, ...]
+    checkpoints: int
     is_read: bool = True  # whether its tokenizer is at hand
-
-    @property
-    def checkpoints(self) -> int:
-        """How many checkpoints there are."""
-        return len(self.revisions)
 
 
 @dataclass(frozen=True)
 class Pair:
     """A subject over a dataset: what is known of it before it is run.
 
-    `lengths` are tokens per prompt, of a sample or the most there can be.
+    `lengths` are tokens per prompt of a sample, by pass; none without texts or a tokenizer, and
+    then every prompt has the most tokens that there can be.
     """
 
     config: RunConfig
     model: Model
     corpus: Corpus
-    lengths: Lengths
+    lengths: Sequence[Lengths] = ()
 
     @property
     def layers(self) -> int:
@@ -93,13 +90,41 @@ class Pair:
 
     @cached_property
     def passes(self) -> list[Pass]:
-        """The passes of the subject over the dataset, as extraction plans them."""
-        return passes_of(self.config, self.model.subject, self.model.shape, self.corpus)
+        """The passes of the subject, as extraction plans them; its files' content plays no part."""
+        model, corpus = self.model, self.corpus
+        sources = Sources({"files": "0" * 32, "dtype": model.subject.dtype}, model.shape)
+        return [*passes(self.config, model.subject, sources, corpus.dataset, corpus.prompts)]
+
+    @property
+    def forward(self) -> int:
+        """Forward passes of one prompt, of all checkpoints."""
+        of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
+        return of_one * self.model.checkpoints
+
+    @property
+    def mean_lengths(self) -> list[float]:
+        """The mean tokens of a prompt in every pass, or the most that it can have."""
+        if self.lengths:
+            return [float(each.mean()) for each in self.lengths]
+        most = self.config.extract.max_tokens
+        return [float(min(most, self.model.shape.max_tokens or most))] * len(self.passes)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens through the model, of all checkpoints."""
+        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
+        pairs = zip(counts, self.mean_lengths, strict=True)
+        return self.model.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
-    def tokens(self) -> TokenPlan:
+    def states(self) -> TokenPlan:
         """What becomes of token states."""
         return token_plan(self.config, self.model.shape, self.corpus.prompts.rows)
+
+    @property
+    def every_state_bytes(self) -> int:
+        """Bytes of the token states of every prompt, at most."""
+        return self.corpus.prompts.rows * state_bytes(self.config, self.model.shape)
 
     @cached_property
     def variants(self) -> int:
@@ -112,9 +137,14 @@ class Pair:
     def metric_targets(self) -> list[Target]:
         """Every partition of `prompt_metrics`, the clean one first."""
         targets = [each.prompt_metrics for each in self.passes if each.prompt_metrics]
-        if self.variants and not self.tokens.fused:
+        if self.variants and not self.states.fused:
             targets += [each.tokens for each in self.passes if each.tokens]
         return targets
+
+    @property
+    def has_modes(self) -> bool:
+        """Whether the values of every prompt are tested for groups."""
+        return MODES_METRIC in self.config.measure.metrics
 
     def layer_rows(self, *, views: bool) -> float:
         """Return the rows of `layer_metrics` under one condition."""
@@ -123,75 +153,70 @@ class Pair:
         return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
 
 
-def passes_of(config: RunConfig, subject: Subject, shape: ModelShape, corpus: Corpus) -> list[Pass]:
-    """Return the passes of a subject over a dataset; the content of its files plays no part."""
-    sources = Sources({"files": "0" * 32, "dtype": subject.dtype}, shape)
-    return [*passes(config, subject, sources, corpus.dataset, corpus.prompts)]
+def _shards(target: Target | None, groups: int, row: float, group: float) -> Shards:
+    """Return the bytes of shards of so many row groups, of what a row and a group take."""
+    return [groups * (share * row + group) for share in target.shares.values()] if target else []
 
 
-def _embeddings(pair: Pair) -> Iterator[Weight]:
-    row, group = 4 * pair.model.shape.hidden_size + 16.6, 1130
-    for each in pair.passes:
-        shares = each.embeddings.shares.values()
-        yield partition_weight([pair.groups * (share * row + group) for share in shares])
+def _embeddings(pair: Pair) -> Iterator[Shards]:
+    row = 4 * pair.model.shape.hidden_size + 16.6
+    yield from (_shards(each.embeddings, pair.groups, row, 1130) for each in pair.passes)
 
 
-def _tokens(pair: Pair) -> Iterator[Weight]:
+def _tokens(pair: Pair) -> Iterator[Shards]:
     item = _ITEM_BYTES[pair.config.tokens.dtype] * pair.model.shape.hidden_size
-    row, group = float(pair.lengths.mean()) * item + 24, 1000
-    for each in pair.passes:
-        shares = each.tokens.shares.values() if each.tokens else ()
-        yield partition_weight([pair.layers * (share * row + group) for share in shares])
+    row = pair.mean_lengths[0] * item + 24
+    yield from (_shards(each.tokens, pair.layers, row, 1000) for each in pair.passes)
 
 
-def _prompt_metrics(pair: Pair) -> Iterator[Weight]:
-    row, group = 8.9 * pair.variants, 1500
-    for target in pair.metric_targets:
-        shares = target.shares.values()
-        yield partition_weight([pair.layers * (share * row + group) for share in shares])
+def _prompt_metrics(pair: Pair) -> Iterator[Shards]:
+    row = 8.9 * pair.variants
+    yield from (_shards(target, pair.layers, row, 1500) for target in pair.metric_targets)
 
 
-def _prompt_traits(pair: Pair) -> Iterator[Weight]:
-    for target in pair.metric_targets[:1] if _has_modes(pair) else ():
+def _prompt_traits(pair: Pair) -> Iterator[Shards]:
+    for target in pair.metric_targets[:1] if pair.has_modes else ():
         shares = leading(target.shares, pair.config.measure.mode_sample)
-        yield partition_weight([2700 + 16.5 * share for share in shares.values()])
+        yield [2700 + 16.5 * share for share in shares.values()]
 
 
-def _layer_metrics(pair: Pair) -> Iterator[Weight]:
+def _layer_metrics(pair: Pair) -> Iterator[Shards]:
     for condition in range(1 + len(pair.config.conditions.passes())):
-        yield partition_weight([4300 + 9.5 * pair.layer_rows(views=not condition)])
+        yield [4300 + 9.5 * pair.layer_rows(views=not condition)]
 
 
-def _sensitivity(pair: Pair) -> Iterator[Weight]:
+def _sensitivity(pair: Pair) -> Iterator[Shards]:
     for levels in pair.config.conditions.families().values():
         if len(levels) >= FEWEST_LEVELS:
-            yield partition_weight([5600 + 17 * pair.layer_rows(views=False)])
+            yield [5600 + 17 * pair.layer_rows(views=False)]
 
 
-def _probe_scores(pair: Pair) -> Iterator[Weight]:
-    config = pair.config
+def _probe_scores(pair: Pair) -> Iterator[Shards]:
+    config, variants = pair.config, len(pair.config.probe.variants)
     for task in pair.corpus.dataset.tasks:
-        variants = len(config.probe.variants)
-        rows = pair.groups * variants * _folds(task)
         # Tasks without folds are resampled; directions alone have one score for both variants.
         drawn = 0 if _folds(task) > 1 or isinstance(task, MtebTask) else config.probe.replicates
         different = variants if isinstance(task, PairClassificationTask) else 1
-        values = pair.groups * different * drawn
-        yield partition_weight([4000 + 10 * rows + 8 * values])
-        noisy = noise_conditions(config, pair.corpus.dataset) if _is_fitted(task) else ()
-        for _ in noisy:
-            yield partition_weight([4200 + 10 * pair.layers * _folds(task)])
+        yield [4000 + pair.groups * (10 * variants * _folds(task) + 8 * different * drawn)]
+        if isinstance(task, FittedTask):
+            for _ in noise_conditions(config, pair.corpus.dataset):
+                yield [4200 + 10 * pair.layers * _folds(task)]
 
 
-def _learning_curves(pair: Pair) -> Iterator[Weight]:
+def _learning_curves(pair: Pair) -> Iterator[Shards]:
     examples = len(pair.config.curves.examples)
     for task in pair.corpus.dataset.tasks if examples else ():
         if isinstance(task, ClassificationTask):
-            yield partition_weight([4900 + 8 * pair.layers * _folds(task) * examples])
+            yield [4900 + 8 * pair.layers * _folds(task) * examples]
 
 
-# Table -> its partitions of a subject over a dataset.
-TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
+def _modes(pair: Pair) -> Iterator[Shards]:
+    if pair.has_modes and pair.metric_targets:
+        yield [10_500 + 450 * pair.layers]
+
+
+# Table -> the bytes of the shards of its partitions of a subject over a dataset.
+TABLES: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
     "embeddings": _embeddings,
     "tokens": _tokens,
     "prompt_metrics": _prompt_metrics,
@@ -201,56 +226,28 @@ TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
     "probe_scores": _probe_scores,
     "learning_curves": _learning_curves,
 }
-
-
-def _layer_costs(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([2780 + 24 * pair.layers])
-
-
-def _modes(pair: Pair) -> Iterator[Weight]:
-    if _has_modes(pair) and pair.metric_targets:
-        yield partition_weight([10_500 + 450 * pair.layers])
-
-
-def _choices(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([3_000 + 50 * len(pair.config.measure.metrics)])
-
-
-def _correlations(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([6_000 + 90 * len(pair.config.measure.metrics)])
-
-
-def _ranking(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([7600 + 75 * pair.layers])
-
-
-# Table -> its partitions of a subject, whatever the datasets.
-OF_SUBJECT: dict[str, Callable[[Pair], Iterator[Weight]]] = {
-    "layer_costs": _layer_costs,
+# Table -> those of a subject, whatever the datasets.
+OF_SUBJECT: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
+    "layer_costs": lambda pair: [[2780 + 24 * pair.layers]],
     "modes": _modes,
-    "choices": _choices,
-    "correlations": _correlations,
-    "ranking": _ranking,
+    "choices": lambda pair: [[3_000 + 50 * len(pair.config.measure.metrics)]],
+    "correlations": lambda pair: [[6_000 + 90 * len(pair.config.measure.metrics)]],
+    "ranking": lambda pair: [[7600 + 75 * pair.layers]],
 }
 
 
 def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, Weight]]:
     """Yield where a run writes and how much that is, for every table and the report."""
-    corpora = {pair.corpus.dataset.name: pair.corpus for pair in pairs}
-    for name, corpus in corpora.items():
+    for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
         for table, found in corpus.weights.items():
             yield Place("", name, table), found
-    models = {pair.model.subject.name: pair for pair in pairs}
-    for pair in pairs:
-        for table, weigh in TABLES.items():
-            for each in weigh(pair):
-                place = Place(pair.model.subject.name, pair.corpus.dataset.name, table)
-                if each.objects:
-                    yield place, each.times(pair.model.checkpoints)
-    for name, pair in models.items():
-        for table, weigh in OF_SUBJECT.items():
-            for each in weigh(pair):
-                yield Place(name, "", table), each.times(pair.model.checkpoints)
+    of_subject = {pair.model.subject.name: pair for pair in pairs}.values()
+    tables = [(pair, pair.corpus.dataset.name, TABLES) for pair in pairs]
+    for pair, dataset, weighed in [*tables, *((pair, "", OF_SUBJECT) for pair in of_subject)]:
+        for table, shards_of in weighed.items():
+            place = Place(pair.model.subject.name, dataset, table)
+            for shards in filter(None, shards_of(pair)):
+                yield place, partition_weight(shards).times(pair.model.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
 
@@ -266,7 +263,8 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         views = len(of_kind(config.measure.metrics, Views))
         responses = len(config.conditions.families()) * (metrics - views)
         curves = sum(1 for _ in _learning_curves(pair)) + sum(
-            _is_fitted(task) and bool(config.curves.noise) for task in pair.corpus.dataset.tasks
+            isinstance(task, FittedTask) and bool(config.curves.noise)
+            for task in pair.corpus.dataset.tasks
         )
         page += plot * (metrics + 2.1 * responses + 1.1 * curves)
         page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)
@@ -279,14 +277,6 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += 6 * (8_300 + 850 * pair.layers) * scored + 3_500 * pair.layers
         facts += 20_000 * pair.model.checkpoints
     return weight([page, 69_500.0, 0.04 * page, facts])
-
-
-def _has_modes(pair: Pair) -> bool:
-    return MODES_METRIC in pair.config.measure.metrics
-
-
-def _is_fitted(task: Task) -> bool:
-    return isinstance(task, FittedTask)
 
 
 def _folds(task: Task) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from jobs.config.metrics import FUSED_ABOVE
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Rates, size, speed
-from jobs.plan.plan import DatasetPlan, PairPlan, Plan
+from jobs.plan.plan import Plan
+from jobs.plan.sampling import Corpus
+from jobs.plan.sizes import Pair, Place
 from jobs.words import counted
 
 _GIB = 1 << 30
@@ -22,55 +24,45 @@ def told(plan: Plan, rates: Rates) -> Iterator[str]:
     """Yield the lines of a plan."""
     kind = "some of it upper bounds, as said" if plan.is_bound else "estimates"
     yield f"plan of {plan.run} ({kind})"
-    for dataset in plan.datasets:
+    for corpus in plan.corpora:
         yield ""
-        yield from _dataset(plan, dataset)
-    for subject in dict.fromkeys(each.subject for each in plan.pairs):
+        yield from _dataset(plan, corpus)
+    for subject in dict.fromkeys(each.model.subject.name for each in plan.pairs):
         yield ""
         yield from _model(plan, subject)
     yield ""
     yield from _totals(plan, rates)
 
 
-def _dataset(plan: Plan, dataset: DatasetPlan) -> Iterator[str]:
+def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
+    name, prompts = corpus.dataset.name, corpus.prompts
     yield (
-        f"  {dataset.name}: {counted(dataset.prompts, 'prompt')} in "
-        f"{counted(dataset.shards, 'shard')} ({_BASES[dataset.basis]})"
+        f"  {name}: {counted(prompts.rows, 'prompt')} in "
+        f"{counted(len(prompts.receipts), 'shard')} ({_BASES[corpus.basis]})"
     )
-    found = {
-        place.table: each
-        for place, each in plan.weights.items()
-        if (place.subject, place.dataset) == ("", dataset.name)
-    }
-    if dataset.basis == "bound":
+    if corpus.basis == "bound":
         yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
-    yield from _aligned([(name, each.objects, each.bytes) for name, each in found.items()])
+    yield from _tables(plan, lambda place: (place.subject, place.dataset) == ("", name))
 
 
 def _model(plan: Plan, subject: str) -> Iterator[str]:
-    pairs = [each for each in plan.pairs if each.subject == subject]
-    many = pairs[0].checkpoints > 1
+    pairs = [each for each in plan.pairs if each.model.subject.name == subject]
+    checkpoints = pairs[0].model.checkpoints
     yield f"  {subject}: {pairs[0].layers} layers" + (
-        f", {pairs[0].checkpoints} checkpoints" if many else ""
+        f", {checkpoints} checkpoints" if checkpoints > 1 else ""
     )
     for each in pairs:
-        most = "" if each.counted else " at most"
         yield (
-            f"    over {each.dataset}: {each.passes:,} forward passes in "
-            f"{counted(each.conditions, 'condition')}, {_tokens(each.tokens)} tokens{most}"
+            f"    over {each.corpus.dataset.name}: {each.forward:,} forward passes in "
+            f"{counted(len(each.passes), 'condition')}, {_tokens(each.tokens)} tokens"
+            f"{'' if each.lengths else ' at most'}"
         )
         yield f"      token metrics {_token_metrics(each)}"
-        every = size(each.every_token_bytes)
         yield (
-            f"      (every prompt's states: at most {every}; fused by default above "
-            f"{size(FUSED_ABOVE)})"
+            f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
+            f"default above {size(FUSED_ABOVE)})"
         )
-    tables: dict[str, tuple[int, float]] = {}
-    for place, found in plan.weights.items():
-        if place.subject == subject:
-            objects, total = tables.get(place.table, (0, 0.0))
-            tables[place.table] = objects + found.objects, total + found.bytes
-    yield from _aligned([(name, *found) for name, found in tables.items()])
+    yield from _tables(plan, lambda place: place.subject == subject)
 
 
 def _totals(plan: Plan, rates: Rates) -> Iterator[str]:
@@ -99,20 +91,21 @@ def _totals(plan: Plan, rates: Rates) -> Iterator[str]:
     )
 
 
-def _token_metrics(each: PairPlan) -> str:
+def _token_metrics(pair: Pair) -> str:
     """Say where the token metrics of a plan are computed, and from how many token states."""
-    stored = counted(each.token_plan.stored, "prompt")
+    stored = counted(pair.states.stored, "prompt")
     return {
         (False, False): "not measured",
         (False, True): f"from the stored states of {stored}",
         (True, False): "fused into the model actors, no token states stored",
         (True, True): f"fused into the model actors; states of {stored} stored",
-    }[each.token_plan.fused, each.token_plan.stored > 0]
+    }[pair.states.fused, pair.states.stored > 0]
 
 
-def _aligned(rows: Sequence[tuple[str, int, float]]) -> Iterator[str]:
-    """Yield a line per table: its name, objects and bytes."""
-    cells = [(name, f"{objects:,}", size(total)) for name, objects, total in rows]
+def _tables(plan: Plan, among: Callable[[Place], bool]) -> Iterator[str]:
+    """Yield an aligned line per table of some places: its name, objects and bytes."""
+    found = plan.tables(among)
+    cells = [(name, f"{each.objects:,}", size(each.bytes)) for name, each in found.items()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, objects, total in cells:
         noun = "object" if objects == "1" else "objects"

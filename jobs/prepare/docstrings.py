@@ -11,15 +11,17 @@ structure: which library it is from, which module, and which summary belongs to 
 from __future__ import annotations
 
 import ast
+import gc
 import inspect
 import re
 import warnings
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib import metadata, util
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 # Distribution name, import name.
@@ -52,6 +54,7 @@ _NOT_HIDDEN = frozenset({"_core", "__init__"})
 _CONTAINERS = frozenset({"pandas.core", "networkx.algorithms"})
 _TEXT_CHARS = (120, 400)
 _SUMMARY_CHARS = (20, 160)
+_SAMPLED = 0.3  # of a library's bytes: 260 passages of each are told within 3 % by any of 40 hashes
 _MODULE_PASSAGES = 10  # a smaller module is too small to be a cluster
 _MIN_WORDS = 4  # of a sentence
 _MIN_LETTERS = 0.85  # share of letters and spaces in a sentence; code and tables have fewer
@@ -87,7 +90,13 @@ class Passage:
 
 def versions() -> dict[str, str]:
     """Return the installed version of every library by import name."""
-    return {name: _version(distribution, name) for distribution, name in LIBRARIES}
+    found = {}
+    for distribution, library in LIBRARIES:
+        try:
+            found[library] = metadata.version(distribution)
+        except metadata.PackageNotFoundError as error:
+            raise _missing(library) from error
+    return found
 
 
 def read_library(library: str, limit: int) -> list[Passage]:
@@ -96,41 +105,94 @@ def read_library(library: str, limit: int) -> list[Passage]:
     Summaries are distinct, and no two texts open with the same sentence. ValueError for a library
     that is unknown or not installed.
     """
-    known = {name: distribution for distribution, name in LIBRARIES}
-    if library not in known:
-        raise ValueError(f"unknown library {library!r}; known: {', '.join(known)}")
+    root, files = _files(library)
+    return _passages(root, files, limit)
+
+
+def sample_library(library: str, limit: int) -> tuple[list[Passage], int]:
+    """Return some of what `read_library` finds, and about how many passages it returns.
+
+    A hash of their names chooses files with a share of the library's bytes, and these alone are
+    parsed. Passages that repeat one of another file are counted.
+    """
+    root, files = _files(library)
+    files.sort(key=lambda file: _rank(file.relative_to(root).as_posix()))
+    sizes = [file.stat().st_size for file in files]
+    reached = list(accumulate(sizes))
+    some = 1 + bisect_left(reached, _SAMPLED * reached[-1])
+    found = _passages(root, files[:some], limit)
+    return found, min(round(len(found) * reached[-1] / reached[some - 1]), limit)
+
+
+def _files(library: str) -> tuple[Path, list[Path]]:
+    """Return the folder of a library, and its files that document it, as their paths tell."""
+    if library not in dict(LIBRARIES).values():
+        known = ", ".join(name for _, name in LIBRARIES)
+        raise ValueError(f"unknown library {library!r}; known: {known}")
     spec = util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
-        raise _missing(known[library], library)
+        raise _missing(library)
     root = Path(next(iter(spec.submodule_search_locations)))
-    entries = sorted(_docstrings(root), key=lambda entry: (_rank(entry[0]), entry))
+    files = []
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        # Most libraries define public functions in private files, torch in public ones alone.
+        hidden = parts if library == "torch" else parts[:-1]
+        if (
+            not any(_SKIPPED.match(part) for part in parts)
+            and not any(part.startswith("_") and part not in _NOT_HIDDEN for part in hidden)
+            and parts[0] in _SUBPACKAGES.get(library, parts[0]).split()
+        ):
+            files.append(path)
+    return root, files
+
+
+def _missing(library: str) -> ValueError:
+    (distribution,) = (name for name, imported in LIBRARIES if imported == library)
+    return ValueError(
+        f"the built-in corpus needs library {library!r}, which is not installed: "
+        f"pip install {distribution}"
+    )
+
+
+def _passages(root: Path, files: Iterable[Path], limit: int) -> list[Passage]:
+    """Return the first passages of some files in the order of the hashes of their names."""
+    entries: list[tuple[str, str]] = []
+    # Trees have no circles; where torch is imported, looking for some takes two thirds of the time.
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        for path in files:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in docstrings are theirs to mend
+                tree = ast.parse(path.read_bytes())
+            parts = path.relative_to(root).with_suffix("").parts
+            entries += _definitions(tree, ".".join((root.name, *parts)).removesuffix(".__init__"))
+    finally:
+        if looked:
+            gc.enable()
     passages: list[Passage] = []
     seen: set[str] = set()
-    for name, docstring in entries:
+    for name, docstring in sorted(entries, key=lambda entry: (_rank(entry[0]), entry)):
         if len(passages) >= limit:
             break
-        passage = _passage(name, docstring, library)
+        passage = _passage(name, docstring, root.name)
         if passage is None:
             continue
         keys = {_letters(passage.summary), _letters(_SENTENCE_END.split(passage.text)[0])}
         if not keys & seen:
             passages.append(passage)
             seen |= keys
-    return _merge_small_modules(passages)
-
-
-def _version(distribution: str, library: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError as error:
-        raise _missing(distribution, library) from error
-
-
-def _missing(distribution: str, library: str) -> ValueError:
-    return ValueError(
-        f"the built-in corpus needs library {library!r}, which is not installed: "
-        f"pip install {distribution}"
-    )
+    # Passages of a small module count as its parent's, from the deepest level up.
+    for dots in (2, 1):
+        sizes = Counter(passage.module for passage in passages)
+        passages = [
+            replace(passage, module=passage.module.rpartition(".")[0])
+            if passage.module.count(".") == dots and sizes[passage.module] < _MODULE_PASSAGES
+            else passage
+            for passage in passages
+        ]
+    return passages
 
 
 def _rank(name: str) -> bytes:
@@ -140,30 +202,6 @@ def _rank(name: str) -> bytes:
 def _letters(text: str) -> str:
     """Return the letters alone, so that "1-D" and "2-D" versions of a text count as one."""
     return re.sub(r"[\W\d_]+", "", text.lower())
-
-
-def _docstrings(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield the qualified name and docstring of every public class, function and method."""
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        if not _is_documentation(root.name, parts):
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in docstrings are theirs to mend
-            tree = ast.parse(path.read_bytes())
-        module = ".".join((root.name, *parts)).removesuffix(".__init__")
-        yield from _definitions(tree, module)
-
-
-def _is_documentation(library: str, parts: tuple[str, ...]) -> bool:
-    """Tell by its path whether a file documents its library."""
-    if any(_SKIPPED.match(part) for part in parts):
-        return False
-    # Most libraries define public functions in private files, torch in public ones alone.
-    hidden = parts if library == "torch" else parts[:-1]
-    if any(part.startswith("_") and part not in _NOT_HIDDEN for part in hidden):
-        return False
-    return library not in _SUBPACKAGES or parts[0] in _SUBPACKAGES[library].split()
 
 
 def _definitions(parent: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple[str, str]]:
@@ -180,46 +218,26 @@ def _definitions(parent: ast.Module | ast.ClassDef, name: str) -> Iterator[tuple
 
 
 def _passage(name: str, docstring: str, library: str) -> Passage | None:
+    """Return the passage of a docstring; None if its summary or its text is not one."""
     first, _, rest = inspect.cleandoc(docstring).partition("\n\n")
     summary = _plain(first)
-    if not _is_summary(summary):
+    if (
+        not _SUMMARY_CHARS[0] <= len(summary) <= _SUMMARY_CHARS[1]
+        or not (summary[0].isupper() and summary.endswith("."))
+        or _NOT_PROSE.search(summary)
+    ):
         return None
-    sentences = [s for block in _paragraphs(rest) for s in _sentences(_plain(block))]
-    text = _cut(sentences)
-    low, _ = _TEXT_CHARS
-    if len(text) < low or not text[0].isupper() or summary[:-1].lower() in text.lower():
+    text = ""
+    for sentence in (s for block in _paragraphs(rest) for s in _sentences(_plain(block))):
+        longer = f"{text} {sentence}".lstrip()
+        if len(longer) > _TEXT_CHARS[1]:
+            break
+        text = longer
+    if len(text) < _TEXT_CHARS[0] or not text[0].isupper() or summary[:-1].lower() in text.lower():
         return None
-    return Passage(text, summary, library, _module(name), name)
-
-
-def _module(name: str) -> str:
-    """Return the public part of a qualified name, down to the subpackage."""
     public = list(takewhile(lambda part: not part.startswith("_"), name.split(".")[:-1]))
     depth = 3 if ".".join(public[:2]) in _CONTAINERS else 2
-    return ".".join(public[:depth])
-
-
-def _merge_small_modules(passages: list[Passage]) -> list[Passage]:
-    """Count passages of a small module as its parent's, from the deepest level up."""
-    for dots in (2, 1):
-        sizes = Counter(passage.module for passage in passages)
-        passages = [
-            replace(passage, module=passage.module.rpartition(".")[0])
-            if passage.module.count(".") == dots and sizes[passage.module] < _MODULE_PASSAGES
-            else passage
-            for passage in passages
-        ]
-    return passages
-
-
-def _is_summary(summary: str) -> bool:
-    low, high = _SUMMARY_CHARS
-    return (
-        low <= len(summary) <= high
-        and summary[0].isupper()
-        and summary.endswith(".")
-        and not _NOT_PROSE.search(summary)
-    )
+    return Passage(text, summary, library, ".".join(public[:depth]), name)
 
 
 def _paragraphs(docstring: str) -> Iterator[str]:
@@ -253,14 +271,3 @@ def _sentences(paragraph: str) -> Iterator[str]:
             and not _NOT_PROSE.search(sentence)
         ):
             yield sentence
-
-
-def _cut(sentences: list[str]) -> str:
-    """Join as many sentences as fit."""
-    text = ""
-    for sentence in sentences:
-        longer = f"{text} {sentence}".lstrip()
-        if len(longer) > _TEXT_CHARS[1]:
-            break
-        text = longer
-    return text

@@ -30,7 +30,7 @@ from jobs.prepare.records import (
     prompts_of,
     records_of,
 )
-from jobs.run import Run, prompts_partition, task_partition
+from jobs.run import Run, partition
 from jobs.tasks.items import check_items
 from jobs.tasks.types import PROTOCOL, ClassificationTask, RegressionTask, Task
 from storage.manifest import Manifest, Manifests, digest_of
@@ -70,7 +70,7 @@ def most_tokens(config: RunConfig, manifests: Manifests, checkpoints: int) -> fl
     """
     total, options = 0, config.storage.options()
     for dataset in config.datasets:
-        known = manifests.load(prompts_partition(dataset.name))
+        known = manifests.load(partition("prompts", dataset.name))
         rows = None if known else sources.most_rows(dataset, options)
         if known is None and rows is None:
             return None
@@ -112,12 +112,12 @@ def _targets(run: Run, dataset: DatasetConfig, options: Options) -> dict[str, _T
         "id_column": dataset.id_column,
         "shard_prompts": dataset.shard_prompts,
     }
-    targets: dict[str, _Target] = {PROMPT: _Target(prompts_partition(dataset.name), source)}
+    targets: dict[str, _Target] = {PROMPT: _Target(partition("prompts", dataset.name), source)}
     for task in dataset.tasks:
         settings = {**source, **task.model_dump(exclude=PROTOCOL)}
         if isinstance(task, (ClassificationTask, RegressionTask)) and task.split_column is None:
             settings |= {"seed": run.config.seed, "test_fraction": task.test_fraction}
-        targets[task.name] = _Target(task_partition(dataset, task), settings)
+        targets[task.name] = _Target(partition("tasks", task, dataset), settings)
     return targets
 
 

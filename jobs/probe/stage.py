@@ -18,7 +18,7 @@ from jobs.config.datasets import DatasetConfig, MtebSource
 from jobs.config.run import noise_conditions
 from jobs.probe.search import Ranked, Searched, group_of, search
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.run import Run, partition, score_partition, task_partition
+from jobs.run import Run, partition
 from jobs.tasks.types import ClassificationTask, FittedTask, Task
 from operators.model.subject import Subject
 from storage.manifest import Manifest
@@ -114,7 +114,7 @@ def _task_targets(
     run: Run, subject: Subject, dataset: DatasetConfig, task: Task
 ) -> Iterator[ScoreTarget]:
     config = run.config
-    items = run.manifests.require(task_partition(dataset, task))
+    items = run.manifests.require(partition("tasks", task, dataset))
     clean = run.embeddings(subject, dataset)
     settings = {
         "items": items.content,
@@ -133,16 +133,16 @@ def _task_targets(
     variants: Row = {"variants": list(config.probe.variants), "search": config.rank.search}
     if config.rank.search == "halving":
         variants["searched"] = ranked
-    where = score_partition(subject, dataset, task)
+    where = partition("probe_scores", subject, dataset, task)
     yield target(where, variants, variants=config.probe.variants)
     if isinstance(task, ClassificationTask) and config.curves.examples:
         examples = config.curves.examples
-        where = score_partition(subject, dataset, task, table="learning_curves")
+        where = partition("learning_curves", subject, dataset, task)
         own = {**ranked, "examples": list(examples)}
         yield target(where, own, variants=(config.rank.variant,), examples=examples)
     for condition in noise_conditions(config, dataset) if isinstance(task, FittedTask) else ():
         noisy = run.manifests.require(partition("embeddings", subject, dataset, condition.name))
-        where = score_partition(subject, dataset, task, condition.name)
+        where = partition("probe_scores", subject, dataset, condition.name, task)
         own = {**ranked, "noisy": noisy.content}
         yield target(where, own, variants=(config.rank.variant,), noisy=noisy)
 

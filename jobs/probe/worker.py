@@ -287,7 +287,7 @@ def _read(root: Root, embeddings: Manifest, group: Group, items: pa.Table) -> La
     """Read the vectors of a task's texts."""
     columns = [name for name in items.column_names if name.endswith("_id")]
     wanted = np.concatenate([items[name].to_numpy() for name in columns])
-    return read_vectors(root, embeddings, group, wanted=wanted)
+    return read_vectors(root, embeddings, group, wanted)
 
 
 def _normalised(vectors: LayerVectors) -> LayerVectors:

@@ -27,12 +27,12 @@ from jobs.rank.ranking import (
     Vectors,
     ranking_of,
 )
-from jobs.run import Run, named_partition, ranking_partition, score_partition
+from jobs.run import Run, partition
 from jobs.tasks.types import Task
 from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
-from storage.partition import Partition
+from storage.partition import Partition, TableName
 from storage.vectors import features, groups
 
 
@@ -76,7 +76,8 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
 def _search_facts(run: Run, subject: Subject) -> Mapping[str, Any]:
     """Return what a search of the layers noted beside the scores; {} if there was none."""
     for _, dataset, task in labelled_tasks(run.config):
-        facts = run.manifests.require(score_partition(subject, dataset, task)).receipts[0].facts
+        where = partition("probe_scores", subject, dataset, task)
+        facts = run.manifests.require(where).receipts[0].facts
         if "survivors" in facts or "search_share" in facts:
             return facts
     return {}
@@ -95,7 +96,7 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
     """Return the tasks with their scores in some layers, by dataset, then as configured."""
     found = []
     for label, dataset, task in labelled_tasks(run.config):
-        rows = ranked_rows(run, score_partition(subject, dataset, task))
+        rows = ranked_rows(run, partition("probe_scores", subject, dataset, task))
         scores = _task_scores(label, rows, layers)
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         folds = len({row["fold"] for row in rows})
@@ -148,7 +149,7 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
     ranked, asked = (run.config.rank.norm, run.config.rank.pooling), parameters(run.config)
     found: dict[tuple[str, str], ByLayer] = {}
     for dataset in run.config.datasets:
-        rows = run.rows_if_any(named_partition("layer_metrics", model, revision, dataset.name))
+        rows = run.rows_if_any(partition("layer_metrics", model, revision, dataset))
         for metric in METRICS if rows else ():
             main = main_variant(metric, asked)
             same = [row for row in rows if (row["metric"], row["variant"]) == (metric, main)]
@@ -170,12 +171,11 @@ def ranking_settings(config: RunConfig) -> dict[str, Any]:
 
 def write_subject(run: Run, ranking: Ranking) -> None:
     """Write the ranking of one subject, after what is told beside it."""
-    rows = {
+    rows: dict[TableName, list[dict[str, Any]]] = {
         "choices": choice_rows(ranking),
         "correlations": correlation_rows(ranking),
         "ranking": ranking.table,
     }
-    name, revision = ranking.subject.name, ranking.subject.revision
     for table, found in rows.items():
-        where = ranking_partition(run.config.name, name, revision, table)
+        where = partition(table, ranking.subject, run.config)
         run.write(where, ranking_settings(run.config), found)

@@ -13,7 +13,7 @@ import yaml
 
 from jobs.prepare.records import SKIPPED
 from jobs.report.section import Cell, Section, Table
-from jobs.run import TABLES, Run, partition, prompts_partition, score_partition
+from jobs.run import TABLES, Run, partition
 from jobs.words import count
 
 _PACKAGES = (
@@ -134,10 +134,11 @@ def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
 
 def _made(run: Run) -> dict[str, list[str]]:
     """Return what ran the work of each stage, as its tables say; several after a resumed run."""
-    tables = [prompts_partition(dataset.name) for dataset in run.config.datasets]
+    tables = [partition("prompts", dataset) for dataset in run.config.datasets]
     for subject, dataset in run.pairs():
-        tables += [partition(name, subject, dataset) for name in ("embeddings", "layer_metrics")]
-        tables += [score_partition(subject, dataset, task) for task in dataset.tasks]
+        tables.append(partition("embeddings", subject, dataset))
+        tables.append(partition("layer_metrics", subject, dataset))
+        tables += [partition("probe_scores", subject, dataset, task) for task in dataset.tasks]
     found: dict[str, list[str]] = {}
     for where in tables:
         manifest = run.manifests.load(where)

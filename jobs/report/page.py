@@ -34,10 +34,11 @@ from jobs.report.sections import (
     training,
 )
 from jobs.report.wording import units_of
-from jobs.run import Run, ranking_partition, write_table
+from jobs.run import Run, partition, write_table
 from jobs.subjects import step_of
 from jobs.words import counted
 from storage.manifest import Manifests
+from storage.partition import TableName
 from storage.root import Root
 
 FOLDER = "report"
@@ -122,8 +123,10 @@ def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) ->
     for each in rankings if root else ():
         assert root is not None
         written = {"scores": file.name, "tasks": each.evidence.tasks, "level": each.evidence.level}
-        for table, rows in (("choices", choice_rows(each)), ("ranking", each.table)):
-            where = ranking_partition(file.stem, each.subject.name, each.subject.revision, table)
+        tables: dict[TableName, list[dict[str, Any]]]
+        tables = {"choices": choice_rows(each), "ranking": each.table}
+        for table, rows in tables.items():
+            where = partition(table, each.subject, file.stem)
             write_table(Manifests(root), where, written, rows)
     tell(Report(file.stem, [Facts(each) for each in rankings], told, {}), root)
 

@@ -6,6 +6,8 @@ import argparse
 import subprocess
 import sys
 
+from jobs.cluster.console import say
+
 PROGRAMS = ("extraction", "spectrum", "memory", "scoring", "scoring_memory", "demo")
 
 
@@ -20,8 +22,7 @@ def main() -> int:
     if unknown := set(names).difference(PROGRAMS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PROGRAMS)}")
     for name in names or PROGRAMS:
-        sys.stdout.write(f"== {name}\n")
-        sys.stdout.flush()
+        say(f"== {name}")
         subprocess.run([sys.executable, "-m", f"tests.bench.{name}"], check=True)
     return 0
 

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import time
 
+from jobs.cluster.console import say
+
 
 def main() -> None:
     """Print both times."""
@@ -19,8 +21,7 @@ def main() -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            sys.stdout.write(f"demo, {name}: {time.perf_counter() - began:.0f} s\n")
-            sys.stdout.flush()
+            say(f"demo, {name}: {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

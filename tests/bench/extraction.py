@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from jobs.cluster.console import say
 from jobs.prepare.docstrings import LIBRARIES, read_library
 from operators.model.batching import Ids, pad, token_budget_batches
 from operators.model.encode import Representations, encode
@@ -83,10 +83,10 @@ def _compare(name: str, plain: nn.Module, model: LayerModel, ids: Sequence[Ids])
             bare.append(tokens / _bare(plain, model.device, ids, budget))
             ours.append(tokens / _ours(model, ids, keep, root))
     ratio = statistics.median(b / a for a, b in zip(bare, ours, strict=True))
-    sys.stdout.write(
+    say(
         f"{name}: {tokens:,} tokens, bare {statistics.median(bare):,.0f} tokens/s, "
         f"extraction {statistics.median(ours):,.0f} tokens/s, ratio {ratio:.2f} "
-        f"(median of {ROUNDS})\n"
+        f"(median of {ROUNDS})"
     )
 
 

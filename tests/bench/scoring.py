@@ -2,16 +2,16 @@
 
 files: our stages on the data files as a user has them; every text of every file is encoded, once.
 names: our stages on the same tasks by their names in mteb; the texts that mteb reads are encoded
-once, and its own evaluators score the shards. operators: the units of `files` scored once more in
-one process, without Ray. live: mteb encodes the texts anew for each layer. served: mteb is given
-the vectors of `files` from memory, and is otherwise as it is. Raw vectors alone on every side.
+once, and its own evaluators score the shards. live: mteb encodes the texts anew for each layer.
+served: mteb is given the vectors of `files` from memory, and is otherwise as it is. Raw vectors
+alone on every side.
 
 Each side is a process of its own. `all` counts from its start, with its imports; our `probe` is the
 stage alone, and so is mteb's `scoring`, the sum over its evaluations. Torch has two threads on each
 side (ours: an actor per core with one, so that two cores are fair), BLAS and OpenMP one in each
 process: ours scores in a process per core, and mteb's small fits gain nothing from a second one.
-Each side imports only what it needs. `--layers` restricts mteb and `operators`; their seconds are
-scaled to all layers in the ratios. Needs ../shared/data and the extras demo and mteb.
+Each side imports only what it needs. `--layers` restricts mteb, whose seconds are scaled to all
+layers in the ratios. Needs ../shared/data and the extras demo and mteb.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from jobs.cluster.console import say
 from tests.support.shared_data import LAYERS, SCORES, TASKS, run_config
 
 if TYPE_CHECKING:
@@ -54,20 +55,19 @@ def main() -> None:
         sys.stdout.write("\n" + json.dumps(SIDES[options.side](options, Path(options.folder))))
         return
     if not SCORES.exists():
-        _say(f"no {SCORES}: nothing to compare with")
+        say(f"no {SCORES}: nothing to compare with")
         return
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for side in options.sides:
             found[side], scores = _in_a_process(side, folder)
             parts = ", ".join(f"{name} {value:.1f}" for name, value in found[side].items())
-            _say(f"{side}: {parts} s; {_distance(scores)}")
+            say(f"{side}: {parts} s; {_distance(scores)}")
     scale = len(LAYERS) / len(options.layers)
     for mine, part, theirs, whole, aim in RATIOS:
         if mine in found and theirs in found:
-            alone = 1 if mine != "operators" else scale
-            ratio = alone * found[mine][part] / (scale * found[theirs][whole])
-            _say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
+            ratio = found[mine][part] / (scale * found[theirs][whole])
+            say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
 
 
 def _options() -> argparse.Namespace:
@@ -122,26 +122,6 @@ def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
     return seconds, _means((file_of[row["task"]], row["layer"], row["value"]) for row in rows)
 
 
-def _operators(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from jobs.probe.stage import score_targets
-    from jobs.probe.worker import Scorer, ScoreUnit
-    from storage.vectors import groups
-
-    seconds, rows, run = Seconds(), [], _files_run(options, folder)
-    targets = score_targets(run)
-    scorer = Scorer(run.root, tuple(targets), run.config.probe.seed, run.config.probe.replicates)
-    for index, target in enumerate(targets):
-        for group in groups(run.root, target.embeddings):
-            if group.layer in options.layers:
-                unit = ScoreUnit(index, group, 0, target.folds)
-                with _timed(seconds, "scoring"):
-                    _, found, why = scorer(unit)
-                assert why is None, why
-                name = target.partition.keys["dataset"]
-                rows += [(name, row["layer"], row["value"]) for row in found]
-    return seconds, _means(rows)
-
-
 def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
     from tests.bench.mteb_sides import Live
 
@@ -159,9 +139,10 @@ def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]
     tables, run = {}, _files_run(options, folder)
     for subject, dataset in run.pairs():
         prompts = read_tables(run.root, run.prompts(dataset).objects()).sort_by("prompt_id")
-        texts, embeddings = prompts["text"].to_pylist(), run.embeddings(subject, dataset)
+        texts, ids = prompts["text"].to_pylist(), prompts["prompt_id"].to_numpy()
+        embeddings = run.embeddings(subject, dataset)
         for group in groups(run.root, embeddings):
-            vectors = read_vectors(run.root, embeddings, group)
+            vectors = read_vectors(run.root, embeddings, group, ids)
             tables[dataset.name, group.layer] = text_table(texts, vectors.matrix_ND)
     return _evaluated(options, lambda name, layer: tables[name, layer])
 
@@ -234,15 +215,9 @@ def _timed(seconds: Seconds, name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 SIDES: dict[str, Side] = {
     "files": _files,
     "names": _names,
-    "operators": _operators,
     "live": _live,
     "served": _served,
 }
@@ -251,7 +226,6 @@ RATIOS = (
     ("names", "all", "live", "all", "1/5"),
     ("files", "probe", "served", "scoring", "1/3"),
     ("names", "probe", "served", "scoring", "1/3"),
-    ("operators", "scoring", "served", "scoring", "1/3"),
 )
 
 if __name__ == "__main__":

@@ -18,15 +18,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from jobs.cluster.console import say
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import Task
 from operators.model.subject import Subject
 from storage import schema
-from storage.manifest import Manifest, Settings, digest_of, publish, require
-from storage.partition import CLEAN, Partition, shard_name
+from storage.manifest import Manifest, require
+from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Receipt, write_shard
 from storage.vectors import Group, embeddings_table
+from tests.support.stored import store
 
 SHARDS, QUERIES, CLASSES = 10, 1000, 20
 SEED, REPLICATES = 42, 200
@@ -70,11 +71,10 @@ def main() -> None:
             )
             added = json.loads(done.stdout)
             layer = 4 * options.rows * options.features
-            sys.stdout.write(
+            say(
                 f"{name}: {added / layer:.2f} times the {layer / _KIB**2:,.0f} MiB of "
-                f"{options.rows:,} vectors (aim: at most 3)\n"
+                f"{options.rows:,} vectors (aim: at most 3)"
             )
-            sys.stdout.flush()
 
 
 def _measured(name: str, root: Root) -> int:
@@ -113,23 +113,14 @@ def _write_vectors(root: Root, rows: int, features: int) -> None:
     """Write one layer: rows around the direction of their class, ids in order."""
     draw = np.random.default_rng(0)
     centres_CD = draw.standard_normal((CLASSES, features), dtype=np.float32)
-    settings, receipts = {"rows": rows, "features": features}, []
-    for number, ids in enumerate(np.array_split(np.arange(rows), SHARDS)):
+    tables = []
+    for ids in np.array_split(np.arange(rows), SHARDS):
         noise_ND = draw.standard_normal((len(ids), features), dtype=np.float32)
         vectors_ND = centres_CD[ids % CLASSES] + 3 * noise_ND
         lengths = np.full(len(ids), 8, dtype=np.int32)
         key = (GROUP.layer, GROUP.norm, GROUP.pooling)
-        table = embeddings_table(key, ids, lengths, vectors_ND)
-        receipts.append(_shard(root, VECTORS, number, table, settings))
-    publish(root, VECTORS, settings, receipts)
-
-
-def _shard(
-    root: Root, where: Partition, number: int, table: pa.Table, settings: Settings
-) -> Receipt:
-    name = shard_name(number)
-    blank = Receipt(name, 0, digest_of(settings), "")
-    return write_shard(root, where.shard(name), [table], table.schema, blank)
+        tables.append(embeddings_table(key, ids, lengths, vectors_ND))
+    store(root, VECTORS, tables, {"rows": rows, "features": features})
 
 
 def _write_items(root: Root, name: str, rows: int) -> Manifest:
@@ -159,9 +150,8 @@ def _write_items(root: Root, name: str, rows: int) -> Manifest:
     count = len(next(iter(columns.values())))
     columns = {"row": np.arange(count), **columns}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
-    where, settings = _items_of(name), {"rows": rows}
     table = pa.Table.from_arrays(arrays, schema=own)
-    return publish(root, where, settings, [_shard(root, where, 0, table, settings)])
+    return store(root, _items_of(name), [table], {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import math
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jobs.cluster.console import say
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
 from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import entropies
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--layers", type=int, default=LAYERS)
     options = parser.parse_args()
-    _say(
+    say(
         f"{options.prompts} prompts of {SHORTEST} to {LONGEST:,} tokens x {options.layers} layers "
         f"x {FEATURES:,} features, {options.device}"
     )
@@ -69,7 +69,7 @@ def main() -> None:
         seconds[name] = max(share.seconds for share in shares)
         found = {number: one for share in shares for number, one in share.values.items()}
         values[name] = [value for number in sorted(found) for value in found[number]]
-        _say(
+        say(
             f"{name}: {seconds[name]:.1f} s, "
             f"{1e3 * seconds[name] / len(values[name]):.1f} ms a prompt and layer"
         )
@@ -105,11 +105,11 @@ def _share(name: str, options: argparse.Namespace, index: int, processes: int) -
 def _report(seconds: dict[str, float], values: dict[str, Values]) -> None:
     for loop in ("straightforward loop", "stricter loop"):
         for ours in ("exact", "approximate"):
-            _say(f"{ours} against the {loop}: {seconds[loop] / seconds[ours]:.1f} times as fast")
+            say(f"{ours} against the {loop}: {seconds[loop] / seconds[ours]:.1f} times as fast")
     for ours in ("exact", "approximate"):
         pairs = zip(values[ours], values["straightforward loop"], strict=True)
         errors = [abs(got / expected - 1) for got, expected in pairs]
-        _say(
+        say(
             f"relative error of the {ours} entropy over {len(errors):,} values: "
             f"median {statistics.median(errors):.1e}, largest {max(errors):.1e}"
         )
@@ -207,11 +207,6 @@ PROGRAMS: dict[str, Program] = {
 def _wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -22,18 +22,21 @@ from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
 from jobs.plan.limits import Guard, Limits, parse_bytes, size
-from jobs.plan.plan import PairPlan, look, plan
-from jobs.plan.sizes import OF_SUBJECT, TABLES
-from jobs.plan.weight import scratch
+from jobs.plan.plan import Plan, plan
+from jobs.plan.sampling import scratch
+from jobs.plan.sizes import OF_SUBJECT, TABLES, Pair
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN
 from storage import schema
-from storage.manifest import Manifests, digest_of, publish
-from storage.partition import KEYS, Partition, shard_name
+from storage.manifest import Manifests
+from storage.partition import KEYS, Partition
 from storage.root import Root
-from storage.shards import Receipt, write_shard
+from tests.support.stored import store
 
+DEMO_BYTES = 68_100_000  # that a run of it wrote
+HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
+FORTY = [f"text {n}" for n in range(40)]
 SHAPE = {"layers": 3, "hidden_size": 8}
 
 
@@ -55,7 +58,7 @@ def write_run(**changes: Any) -> str:  # noqa: ANN401
     config = {
         "name": "small",
         "subjects": [{"model": "org/model", "shape": SHAPE}],
-        "datasets": [{"name": "data", "source": {"hub": "org/data"}, "limit": 100}],
+        "datasets": [HUB],
         "extract": {"max_tokens": 10},
         "views": {"count": 2, "sample": 30},
         "tokens": {"sample": 20, "dtype": "float16"},
@@ -66,8 +69,23 @@ def write_run(**changes: Any) -> str:  # noqa: ANN401
     return "run.yaml"
 
 
-def pairs_of(output: Root | None = None, **changes: Any) -> list[PairPlan]:  # noqa: ANN401
-    return look(configs.load(write_run(**changes)), output).pairs
+def plan_of(output: Root | None = None, **changes: Any) -> Plan:  # noqa: ANN401
+    return plan(configs.load(write_run(**changes)), output)
+
+
+def pair_of(output: Root | None = None, **changes: Any) -> Pair:  # noqa: ANN401
+    (found,) = plan_of(output, **changes).pairs
+    return found
+
+
+def out() -> Root:
+    return Root(str(Path("out").resolve()))
+
+
+def write_rows(texts: list[str]) -> dict[str, Any]:
+    """Write a file of texts, and return the dataset that it is."""
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return {"name": "data", "source": {"files": "rows.jsonl"}, "min_chars": 2}
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -103,29 +121,23 @@ def test_the_demo_is_planned_from_what_is_installed() -> None:
     demo = configs.load("demo")
     source = demo.datasets[0].source
     assert isinstance(source, BuiltinSource)
-    (found,) = look(demo, None).pairs
+    planned = plan(demo, None)
+    (found,) = planned.pairs
     texts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
-    assert 0.9 * texts < found.prompts <= texts
-    assert found.passes == found.prompts + 16 * demo.views.sample
-    assert found.counted
+    assert found.corpus.prompts.rows == pytest.approx(texts, rel=0.05)
+    assert found.forward == found.corpus.prompts.rows + 16 * demo.views.sample
+    assert found.lengths
+    assert planned.total.bytes == pytest.approx(DEMO_BYTES, rel=0.1)
 
 
 def test_every_number_of_a_plan_follows_from_the_config() -> None:
-    assert pairs_of(extract={"max_tokens": 10, "norms": ["none", "final"]}) == [
-        PairPlan(
-            subject="org/model",
-            dataset="data",
-            layers=4,
-            checkpoints=1,
-            prompts=100,
-            conditions=3,
-            passes=100 + 2 * 30,
-            tokens=160 * 10,
-            counted=False,
-            token_plan=TokenPlan(fused=False, stored=20),
-            every_token_bytes=100 * 4 * 10 * 8 * 2,
-        )
-    ]
+    found = pair_of(extract={"max_tokens": 10, "norms": ["none", "final"]})
+    assert (found.model.subject.name, found.corpus.dataset.name) == ("org/model", "data")
+    assert (found.layers, found.model.checkpoints, len(found.passes)) == (4, 1, 3)
+    assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
+    assert (found.tokens, found.lengths) == (160 * 10, [])
+    assert found.states == TokenPlan(fused=False, stored=20)
+    assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
 
 
 @pytest.mark.parametrize(
@@ -142,51 +154,37 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
 def test_a_plan_knows_where_token_metrics_are_computed(
     measure: dict[str, Any], sample: int, fused: bool, stored: int
 ) -> None:
-    (found,) = pairs_of(measure=measure, tokens={"sample": sample})
-    assert found.token_plan == TokenPlan(fused=fused, stored=stored)
+    found = pair_of(measure=measure, tokens={"sample": sample})
+    assert found.states == TokenPlan(fused=fused, stored=stored)
 
 
 def test_samples_are_no_larger_than_the_corpus() -> None:
-    source = {"hub": "org/data"}
-    (found,) = pairs_of(datasets=[{"name": "data", "source": source, "limit": 10}])
-    assert (found.prompts, found.passes, found.token_plan.stored) == (10, 30, 10)
+    found = pair_of(datasets=[{**HUB, "limit": 10}])
+    assert (found.corpus.prompts.rows, found.forward, found.states.stored) == (10, 30, 10)
 
 
 def test_every_text_column_can_be_a_prompt() -> None:
     task = {"name": "find", "type": "retrieval", "query_column": "query"}
-    datasets = [
-        {
-            "name": "data",
-            "source": {"hub": "org/data"},
-            "limit": 100,
-            "shard_prompts": 30,
-            "tasks": [task],
-        }
-    ]
-    (found,) = look(configs.load(write_run(datasets=datasets)), None).corpora
-    assert (found.prompts.rows, len(found.prompts.receipts)) == (200, 7)
+    found = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
+    assert (found.rows, len(found.receipts)) == (200, 7)
 
 
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
-    assert 45 <= pairs_of(datasets=datasets)[0].prompts <= 50
+    assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
 
 
 def test_what_is_prepared_is_counted() -> None:
-    root = Root(str(Path("out").resolve()))
-    settings = {"any": "settings"}
-    where = Partition("prompts", ("data",))
-    receipts = []
-    for number in range(3):
-        blank = Receipt(shard_name(number), 0, digest_of(settings), "")
-        rows = [{"prompt_id": 25 * number + n, "text": "a", "shard": number} for n in range(25)]
-        table = pa.Table.from_pylist(rows, schema.PROMPTS)
-        receipts.append(write_shard(root, where.shard(blank.name), [table], schema.PROMPTS, blank))
-    publish(root, where, settings, receipts)
-    datasets = [{"name": "data", "source": {"hub": "org/data"}}]
-    known = look(configs.load(write_run(datasets=datasets)), root)
-    (corpus,), (found,) = known.corpora, known.pairs
-    assert (found.prompts, len(corpus.prompts.receipts), found.passes) == (75, 3, 75 + 2 * 30)
+    root, where = out(), Partition("prompts", ("data",))
+    rows = [
+        [{"prompt_id": 25 * shard + n, "text": "a", "shard": shard} for n in range(25)]
+        for shard in range(3)
+    ]
+    store(root, where, [pa.Table.from_pylist(each, schema.PROMPTS) for each in rows], {})
+    found = pair_of(root, datasets=[{"name": "data", "source": {"hub": "org/data"}}])
+    corpus = found.corpus
+    assert (corpus.prompts.rows, len(corpus.prompts.receipts)) == (75, 3)
+    assert found.forward == 75 + 2 * 30
     assert corpus.basis == "prepared"
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
@@ -195,18 +193,16 @@ def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows x passes x tokens: of a clean pass, of views of a sample, and of conditions."""
-    root = Root(str(Path("out").resolve()))
+    root = out()
 
     def most(**changes: Any) -> float | None:  # noqa: ANN401
         return most_tokens(configs.load(write_run(**changes)), Manifests(root), 1)
 
-    limited = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
-    assert most(datasets=[limited]) == (100 + 2 * 30) * 10
-    unlimited = {key: value for key, value in limited.items() if key != "limit"}
-    assert most(datasets=[unlimited]) is None
+    assert most(datasets=[HUB]) == (100 + 2 * 30) * 10
+    assert most(datasets=[{**HUB, "limit": None}]) is None
     more = {"conditions": {"random": [0, 0.5]}, "measure": {"token_metrics": "fused"}}
-    assert most(datasets=[limited], **more) == (2 * 100 + 2 * 30) * 10
-    lines = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    assert most(datasets=[HUB], **more) == (2 * 100 + 2 * 30) * 10
+    lines = write_rows(FORTY)
     assert most(datasets=[lines]) == pytest.approx((40 + 2 * 30) * 10, rel=0.02)
     with monkeypatch.context() as patch:  # what is large is not read for this
         patch.setattr(sources, "_LINES_LOOKED_AT", 100)
@@ -218,58 +214,42 @@ def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
     assert most_tokens(config, Manifests(root), 3) == 3 * (50 + 2 * 30) * 10
 
 
-def write_rows(path: str, texts: list[str]) -> dict[str, Any]:
-    Path(path).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return {"name": "data", "source": {"files": path}, "min_chars": 2}
-
-
 def test_a_source_is_sampled_through_the_filters_of_prepare() -> None:
     texts = [f"text {n}" for n in range(90)]
-    dataset = write_rows("rows.jsonl", [*texts, "x", "", "text 0", "text 1"])
-    (corpus,) = look(
-        configs.load(write_run(datasets=[{**dataset, "shard_prompts": 24}])), None
-    ).corpora
+    dataset = write_rows([*texts, "x", "", "text 0", "text 1"])
+    corpus = pair_of(datasets=[{**dataset, "shard_prompts": 24}]).corpus
     assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == ("counted", 90, 4)
     assert sorted(corpus.texts["text"].to_pylist()) == sorted(texts)
 
 
 def test_a_large_source_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_ROWS", 400)
-    dataset = write_rows("rows.jsonl", [f"text {n // 2}" for n in range(4000)])
+    dataset = write_rows([f"text {n // 2}" for n in range(4000)])
     config = configs.load(write_run(datasets=[{**dataset, "shard_prompts": 100}]))
-    (corpus,) = look(config, None).corpora
-    assert (corpus.basis, corpus.prompts.rows, len(corpus.prompts.receipts)) == (
-        "sampled",
-        2000,
-        40,
-    )
-    whole = sampling.read_corpus(config, config.datasets[0], None)
+    some = sampling.read_corpus(config, config.datasets[0], None)
+    assert (some.basis, some.prompts.rows, len(some.prompts.receipts)) == ("sampled", 2000, 40)
     monkeypatch.setattr(sampling, "_ROWS", 4000)
     exact = sampling.read_corpus(config, config.datasets[0], None)
     assert (exact.basis, exact.prompts.rows) == ("counted", 2000)
-    assert whole.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
+    assert some.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
 
 
 def test_rows_of_a_large_file_are_estimated_from_its_first_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dataset = write_rows("rows.jsonl", [f"text {n:04d}" for n in range(4000)])
+    dataset = write_rows([f"text {n:04d}" for n in range(4000)])
     monkeypatch.setattr(sampling, "_COUNTED_BYTES", 1000)
     monkeypatch.setattr(files, "_DENSITY_BYTES", 2000)
-    (found,) = pairs_of(datasets=[dataset])
-    assert found.prompts == pytest.approx(4000, rel=0.01)
+    assert pair_of(datasets=[dataset]).corpus.prompts.rows == pytest.approx(4000, rel=0.01)
 
 
 def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
     for step in (10, 20, 30):
         shutil.copytree(checkpoint, Path("sweep") / f"step{step}")
-    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
-    one = plan(
-        configs.load(write_run(subjects=[{"model": "sweep/step10"}], datasets=[dataset])), None
-    )
+    dataset = write_rows(FORTY)
+    one = plan_of(subjects=[{"model": "sweep/step10"}], datasets=[dataset])
     sweep = [{"model": "sweep", "revisions": "step*"}]
-    path = write_run(subjects=sweep, datasets=[dataset])
-    all_three = plan(configs.load(path), None)
+    all_three = plan_of(subjects=sweep, datasets=[dataset])
     assert (all_three.passes, all_three.tokens) == (3 * one.passes, 3 * one.tokens)
     tables, once = all_three.tables(), one.tables()
     for table in set(tables) - {"report", "prompts", "tasks"}:
@@ -317,7 +297,7 @@ def test_sizes_are_shown_in_binary_units() -> None:
 def test_a_run_beyond_its_bounds_does_not_start(
     command: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    dataset = write_rows(FORTY)
     path = write_run(subjects=[{"model": str(checkpoint), "name": "tiny"}], datasets=[dataset])
     message = failure(capsys, command, path, "--output", "out", "--max-bytes", "300KiB")
     assert re.search(
@@ -337,7 +317,7 @@ def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
     said: list[str] = []
     config = configs.load(write_run())
     guard = Guard(Limits(bytes=10))
-    root = Root(str(Path("out").resolve()))
+    root = out()
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")
@@ -348,7 +328,7 @@ def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
 def test_prices_and_a_measured_speed_are_reckoned_with(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = write_rows("rows.jsonl", [f"text {n}" for n in range(40)])
+    dataset = write_rows(FORTY)
     path = write_run(subjects=[{"model": str(checkpoint)}], datasets=[dataset])
     prices = ["--price-gb-month", "1000", "--price-1000-puts", "100"]
     assert cli.main(["plan", path, "--measure", *prices]) == 0
@@ -373,34 +353,28 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
     assert not root.exists("a/b")
 
 
-def test_a_dataset_of_unknown_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_run(datasets=[{"name": "endless", "source": {"hub": "org/data"}}])
-    message = failure(capsys, "plan", path)
-    assert "dataset endless: the number of rows is unknown" in message
-    assert "set limit, or run `layerrank prepare` first" in message
-
-
-def test_a_model_without_a_stated_shape_that_cannot_be_read_is_named(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("command", "changes", "words"),
+    [
+        ("plan", {"datasets": [{**HUB, "limit": None}]}, "data: the number of rows is unknown"),
+        ("plan", {"datasets": [{**HUB, "limit": None}]}, "or run `layerrank prepare` first"),
+        ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
+        ("run", {}, "no output: give --output"),
+        *(
+            (command, {"extrct": {}}, "run.yaml: unknown key extrct; known keys: cluster, cond")
+            for command in ("run", "extract", "plan")
+        ),
+    ],
+)
+def test_a_config_that_cannot_be_run_or_planned_is_one_line(
+    command: str, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty-model").mkdir()
-    message = failure(capsys, "plan", write_run(subjects=[{"model": "empty-model"}]))
-    assert f"cannot load model {Path('empty-model').resolve()} at revision local" in message
+    assert words in failure(capsys, command, write_run(**changes))
 
 
 def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "unknown recipe 'nope'" in failure(capsys, "plan", "nope")
-
-
-@pytest.mark.parametrize("command", ["run", "extract", "plan"])
-def test_an_unknown_key_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    message = failure(capsys, command, write_run(extrct={"device": "cpu"}))
-    known = "cluster, conditions, curves, datasets, extract"
-    assert f"run.yaml: unknown key extrct; known keys: {known}" in message
-
-
-def test_a_run_needs_an_output(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no output: give --output" in failure(capsys, "run", write_run())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"]])

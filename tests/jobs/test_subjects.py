@@ -13,11 +13,16 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig
 from jobs.subjects import resolve, step_of
+from operators.model.subject import Subject
 
 
 def _config(*subjects: dict[str, Any]) -> RunConfig:
     datasets = [{"name": "texts", "source": {"files": "texts.jsonl"}}]
     return RunConfig.model_validate({"name": "r", "subjects": [*subjects], "datasets": datasets})
+
+
+def _resolve(config: RunConfig) -> tuple[Subject, ...]:
+    return resolve(config.subjects, config.storage)
 
 
 @pytest.fixture
@@ -28,26 +33,26 @@ def ladder(tmp_path: Path) -> Path:
 
 
 def test_a_pattern_takes_matching_folders_in_the_order_of_their_steps(ladder: Path) -> None:
-    found = resolve(_config({"model": str(ladder), "revisions": "step*"}))
+    found = _resolve(_config({"model": str(ladder), "revisions": "step*"}))
     assert [each.revision for each in found] == ["step0", "step64", "step1000"]
     assert {each.name for each in found} == {"neox"}
     assert [each.model for each in found] == [str(ladder / each.revision) for each in found]
 
 
 def test_a_list_keeps_its_order_and_every_name_must_be_there(ladder: Path) -> None:
-    found = resolve(_config({"model": str(ladder), "revisions": ["step64", "step0"]}))
+    found = _resolve(_config({"model": str(ladder), "revisions": ["step64", "step0"]}))
     assert [each.revision for each in found] == ["step64", "step0"]
     with pytest.raises(ConfigError, match="has no folder step7; it has notes, step0"):
-        resolve(_config({"model": str(ladder), "revisions": ["step7"]}))
+        _resolve(_config({"model": str(ladder), "revisions": ["step7"]}))
     with pytest.raises(ConfigError, match="no folder matches revisions 'epoch"):
-        resolve(_config({"model": str(ladder), "revisions": "epoch*"}))
+        _resolve(_config({"model": str(ladder), "revisions": "epoch*"}))
 
 
 def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
     branches = [SimpleNamespace(name=name) for name in ("main", "step2000", "step512")]
     refs = SimpleNamespace(branches=branches)
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", lambda _: refs)
-    found = resolve(_config({"model": "org/model", "revisions": "step*"}))
+    found = _resolve(_config({"model": "org/model", "revisions": "step*"}))
     assert [str(each) for each in found] == ["org/model at step512", "org/model at step2000"]
 
     def offline(_: str) -> None:
@@ -55,7 +60,7 @@ def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", offline)
     with pytest.raises(ConfigError, match=r"org/model: cannot list its branches: the hub"):
-        resolve(_config({"model": "org/model", "revisions": "step*"}))
+        _resolve(_config({"model": "org/model", "revisions": "step*"}))
 
 
 def test_revision_and_revisions_exclude_each_other() -> None:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModel
 
 from jobs.cluster.cluster import Cluster
 from jobs.config.run import load
 from jobs.prepare import stage as prepare
 from jobs.run import Run
+from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from storage.manifest import Manifest, SettingsConflictError, digest_of, require
+from storage.manifest import SettingsConflictError, digest_of, require
 from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
-from storage.sql import connect
-from tests.conftest import Cli, write_config
+from tests.conftest import Cli, edited, write_config
 from tests.support.here import Here
+from tests.support.stored import ask, manifests
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -38,26 +38,10 @@ NO_VIEWS: dict[str, Any] = {
     },
 }
 EXTRACTED = ("embeddings", "tokens")
-# Metric -> every value NaN, every reason given, layers, for a corpus of one prompt.
-ONE_PROMPT = {
-    "alpha_req": (True, True, 2),
-    "anisotropy": (True, True, 2),
-    "cka_last": (True, True, 2),
-    "cka_previous": (True, True, 1),
-    "curvature": (False, False, 2),
-    "dataset_entropy": (True, True, 2),
-    "dime": (True, True, 2),
-    "effective_rank": (False, False, 2),
-    "first_token_share": (False, False, 2),
-    "infonce": (True, True, 2),
-    "largest_coordinate": (False, False, 2),
-    "lidar": (True, True, 2),
-    "mean_norm": (False, False, 2),
-    "participation_ratio": (True, True, 2),
-    "prompt_entropy": (False, False, 2),
-    "rankme": (False, False, 2),
-    "stable_rank": (True, True, 2),
-    "twonn": (True, True, 2),
+# Of a corpus of one prompt these have values; the others are NaN for a reason, in every layer.
+OF_ONE_PROMPT = {
+    *("curvature", "effective_rank", "first_token_share", "largest_coordinate", "mean_norm"),
+    *("prompt_entropy", "rankme"),
 }
 
 
@@ -244,14 +228,12 @@ def test_what_was_refused_is_mended_and_runs_without_overwrite(
         assert with_shards == set(done.published)
 
 
-def test_shards_without_a_manifest_are_no_conflict(
-    tmp_path: Path, make_config: Callable[..., Path]
-) -> None:
-    root, where = Root(str(tmp_path)), Partition("prompts", ("odd",))
+def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path, checkpoint: Path) -> None:
+    root, where = Root(str(tmp_path / "out")), Partition("prompts", ("odd",))
     target = prepare._Target(where, {"source": "mended"})
     blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
     receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
-    run = Run(load(str(make_config())), root, Cluster(Here()))
+    run = Run(load(str(write_config(tmp_path, checkpoint))), root, Cluster(Here()))
     assert not prepare._is_complete(run, target)
     run.manifests.publish(where, {"source": "refused"}, [receipt])
     with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
@@ -264,13 +246,12 @@ def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
     tmp_path: Path, checkpoint: Path, fresh_cli: Cli, engine: str
 ) -> None:
     config = write_config(tmp_path, checkpoint)
-    values = yaml.safe_load(config.read_text())
     lines = (tmp_path / "texts.jsonl").read_text().splitlines(keepends=True)
     for number in range(8):
         (tmp_path / f"part-{number}.jsonl").write_text("".join(lines))
     (tmp_path / "part-0.jsonl").write_text('{"text": "a text without a topic"}\n')
-    values["datasets"][0]["source"]["files"] = str(tmp_path / "part-*.jsonl")
-    config.write_text(yaml.safe_dump(values))
+    with edited(config) as values:
+        values["datasets"][0]["source"]["files"] = str(tmp_path / "part-*.jsonl")
     output = ("--output", str(tmp_path / "out"), "--engine", engine)
     refused = fresh_cli("run", str(config), *output, expect=2)
     assert refused.stderr.startswith("layerrank: dataset topics: ")
@@ -331,15 +312,15 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
     output = tmp_path / "out"
     cli("run", str(config), "--output", str(output))
     root = Root(str(output))
-    with connect(root) as sql:
-        assert sql.sql("SELECT count(*) FROM prompts").fetchall() == [(6,)]
-        texts = sql.sql("SELECT text FROM prompts").fetchall()
-        longest = sql.sql("SELECT max(n_tokens) FROM embeddings").fetchall()
-        undefined = sql.sql(
-            "SELECT metric, reason FROM prompt_metrics WHERE isnan(value) AND n_tokens = 1 "
-            "AND NOT contains(variant, 'no_first') "
-            "GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
+    assert ask(root, "SELECT count(*) FROM prompts") == [(6,)]
+    texts = ask(root, "SELECT text FROM prompts")
+    longest = ask(root, "SELECT max(n_tokens) FROM embeddings")
+    undefined = ask(
+        root,
+        "SELECT metric, reason FROM prompt_metrics WHERE isnan(value) AND n_tokens = 1 "
+        "AND NOT contains(variant, 'no_first') "
+        "GROUP BY ALL ORDER BY ALL",
+    )
     assert {text for (text,) in texts} == set(good)
     assert longest == [(64,)]
     assert [metric for metric, _ in undefined] == ["curvature", "prompt_entropy"]
@@ -362,19 +343,20 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     root = Root(str(tmp_path / "out"))
     absent = [table for table in KEYS if not partitions(root, table)]
     assert absent == ["sensitivity", "learning_curves"]
-    with connect(root) as sql:
-        rows = sql.sql(
-            "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "
-            "count(DISTINCT layer) FROM layer_metrics GROUP BY metric ORDER BY metric"
-        ).fetchall()
-        scores = sql.sql(
-            "SELECT bool_and(value = 1), bool_and(reason IS NULL) FROM probe_scores"
-        ).fetchall()
-    assert {row[0]: row[1:] for row in rows} == ONE_PROMPT
+    rows = ask(
+        root,
+        "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "
+        "count(DISTINCT layer) FROM layer_metrics GROUP BY metric ORDER BY metric",
+    )
+    scores = ask(root, "SELECT bool_and(value = 1), bool_and(reason IS NULL) FROM probe_scores")
+    layers = {name: 1 if name == "cka_previous" else 2 for name in METRICS}
+    assert rows == [
+        (name, *[name not in OF_ONE_PROMPT] * 2, layers[name]) for name in sorted(METRICS)
+    ]
     assert scores == [(True, True)]
 
     # Other settings, asked for by name, replace the extraction and everything made from it.
-    before = {m.partition: m.digest for m in _manifests(root)}
+    before = {m.partition: m.digest for m in manifests(root)}
     config = write_config(
         tmp_path,
         folder,
@@ -383,14 +365,9 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
         views={"count": 2},
     )
     cli("run", str(config), "--output", str(tmp_path / "out"), "--overwrite")
-    after = {m.partition: m.digest for m in _manifests(root)}
+    after = {m.partition: m.digest for m in manifests(root)}
     changed = {where.table for where, digest in before.items() if after[where] != digest}
     measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
     assert changed == {*EXTRACTED, *measured, "probe_scores"}
-    with connect(root) as sql:
-        longest = sql.sql("SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
-        assert longest.fetchall() == [(3,)]
-
-
-def _manifests(root: Root) -> list[Manifest]:
-    return [require(root, where) for table in KEYS for where in partitions(root, table)]
+    longest = ask(root, "SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
+    assert longest == [(3,)]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from jobs.config.run import load
@@ -20,9 +18,9 @@ from operators.model.tokenise import vocabulary_of
 from operators.prompts.conditions import Condition, condition_tokens
 from operators.prompts.seeding import prompt_id
 from storage.root import Root
-from storage.sql import connect
-from tests.conftest import Cli, write_config
+from tests.conftest import Cli, edited, write_config
 from tests.support.planned import assert_planned
+from tests.support.stored import ask
 from tests.support.tiny import BLOCKS
 from tests.support.whole import prompt_entropy
 
@@ -36,71 +34,70 @@ COUNT = 40
 def run(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> tuple[Path, Root]:
     folder = tmp_path_factory.mktemp("conditions")
     config = write_config(folder, checkpoint)
-    values: dict[str, Any] = yaml.safe_load(config.read_text())
-    values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 25}
-    values["datasets"][0]["tasks"] = values["datasets"][0]["tasks"][:1]
-    values["extract"] = {"max_tokens": 64, "workers": 1}
-    values["views"]["count"] = 2
-    metrics = ["prompt_entropy", "curvature", "rankme", "cka_last", "infonce"]
-    values["measure"] = {"metrics": metrics}
-    values["curves"] = {"noise": [0.2]}
-    values["conditions"] = {
-        "random": [0, 0.3, 0.6],
-        "repeat": [0.5],
-        "noise": [0.2, 0.3],
-        "truncate": [0.5, 1],
-        "length": [8, 32],
-    }
-    config.write_text(yaml.safe_dump(values))
+    with edited(config) as values:
+        values["datasets"][0] |= {"limit": COUNT, "shard_prompts": 25}
+        values["datasets"][0]["tasks"] = values["datasets"][0]["tasks"][:1]
+        values["extract"] = {"max_tokens": 64, "workers": 1}
+        values["views"]["count"] = 2
+        metrics = ["prompt_entropy", "curvature", "rankme", "cka_last", "infonce"]
+        values["measure"] = {"metrics": metrics}
+        values["curves"] = {"noise": [0.2]}
+        values["conditions"] = {
+            "random": [0, 0.3, 0.6],
+            "repeat": [0.5],
+            "noise": [0.2, 0.3],
+            "truncate": [0.5, 1],
+            "length": [8, 32],
+        }
     cli("run", str(config), "--output", str(folder / "out"))
     return config, Root(str(folder / "out"))
 
 
 def test_every_condition_is_measured_on_the_very_same_prompts(run: tuple[Path, Root]) -> None:
-    with connect(run[1]) as sql:
-        embedded = sql.sql(
-            "SELECT condition, count(DISTINCT prompt_id) FROM embeddings GROUP BY ALL ORDER BY 1"
-        ).fetchall()
-        measured = sql.sql(
-            "SELECT condition, count(DISTINCT prompt_id), count(DISTINCT layer), "
-            "max(n_tokens) FROM prompt_metrics GROUP BY ALL ORDER BY 1"
-        ).fetchall()
-        metrics = dict(
-            sql.sql(
-                "SELECT condition, list(DISTINCT metric ORDER BY metric) FROM layer_metrics "
-                "GROUP BY ALL"
-            ).fetchall()
-        )
-        others = sql.sql(
-            "SELECT count(*) FROM prompt_metrics p ANTI JOIN prompt_metrics c ON "
-            "c.condition = 'clean' AND p.prompt_id = c.prompt_id"
-        ).fetchall()
-        scored = sql.sql("SELECT DISTINCT condition FROM probe_scores ORDER BY 1").fetchall()
+    root = run[1]
+    embedded = ask(root, "SELECT condition, count(DISTINCT prompt_id) FROM embeddings GROUP BY ALL")
+    measured = ask(
+        root,
+        "SELECT condition, count(DISTINCT prompt_id), count(DISTINCT layer), "
+        "max(n_tokens) FROM prompt_metrics GROUP BY ALL ORDER BY 1",
+    )
+    metrics = ask(
+        root,
+        "SELECT condition, list(DISTINCT metric ORDER BY metric) FROM layer_metrics GROUP BY ALL",
+    )
+    others = ask(
+        root,
+        "SELECT count(*) FROM prompt_metrics p ANTI JOIN prompt_metrics c ON "
+        "c.condition = 'clean' AND p.prompt_id = c.prompt_id",
+    )
+    scored = ask(root, "SELECT DISTINCT condition FROM probe_scores ORDER BY 1")
     graded = {"clean", *PASSES, *LENGTHS}
     assert dict(embedded) == {**dict.fromkeys(graded, COUNT), "view-00": 24, "view-01": 24}
     assert {row[:3] for row in measured} == {(each, COUNT, BLOCKS + 1) for each in graded}
     assert [row[3] for row in measured if row[0] in LENGTHS] == [32, 8]  # sorted by name
     assert others == [(0,)]
     under = ["cka_last", "curvature", "prompt_entropy", "rankme"]
-    assert metrics == {**dict.fromkeys(graded, under), "clean": sorted([*under, "infonce"])}
+    assert dict(metrics) == {**dict.fromkeys(graded, under), "clean": sorted([*under, "infonce"])}
     assert scored == [("clean",), ("noise-0.20",)]
 
 
 def test_slopes_are_those_of_every_prompt_by_hand(run: tuple[Path, Root], checkpoint: Path) -> None:
     """One text at a time through the library gives the slope and the interval that were stored."""
     root, layer = run[1], 2
-    with connect(root) as sql:
-        texts = [text for (text,) in sql.sql("SELECT text FROM prompts").fetchall()]
-        (stored,) = sql.sql(
-            "SELECT slope, slope_low, slope_high, levels, n_prompts, n_undefined FROM sensitivity "
-            f"WHERE family = 'random' AND metric = 'prompt_entropy' AND layer = {layer} "
-            "AND variant = 'alpha=1'"
-        ).fetchall()
-        families = sql.sql(
-            "SELECT family, count(DISTINCT layer), bool_or(isnan(slope) <> (reason IS NOT NULL)), "
-            "bool_or(isnan(slope_low) <> (pooling <> 'tokens')) FROM sensitivity "
-            "WHERE metric <> 'curvature' GROUP BY ALL ORDER BY 1"
-        ).fetchall()
+    texts = [text for (text,) in ask(root, "SELECT text FROM prompts")]
+    (stored,) = ask(
+        root,
+        "SELECT slope, slope_low, slope_high, levels, n_prompts, n_undefined FROM sensitivity "
+        "WHERE family = 'random' AND metric = 'prompt_entropy' AND layer = ? "
+        "AND variant = 'alpha=1'",
+        layer,
+    )
+    families = ask(
+        root,
+        "SELECT family, count(DISTINCT layer), bool_or(isnan(slope) <> (reason IS NOT NULL)), "
+        "bool_or(isnan(slope_low) <> (pooling <> 'tokens')) FROM sensitivity "
+        "WHERE metric <> 'curvature' GROUP BY ALL ORDER BY 1",
+    )
     subject = Subject(str(checkpoint), "local", "tiny")
     tokenizer, library = (
         AutoTokenizer.from_pretrained(checkpoint),

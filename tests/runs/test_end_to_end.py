@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,15 @@ from jobs.config.run import parse
 from jobs.plan.plan import plan
 from jobs.run import TABLES
 from operators.metrics.registry import METRICS
-from storage.manifest import Manifest, load, require
-from storage.partition import KEYS, MANIFEST, Partition, all_partitions, partitions, shard_name
+from storage.manifest import load, require
+from storage.partition import KEYS, MANIFEST, Partition, all_partitions, shard_name
 from storage.root import Root
 from storage.shards import read_table
-from storage.sql import connect
-from storage.vectors import Group, read_vectors
-from tests.conftest import MORE_TASKS, Cli, write_config, write_texts
+from storage.vectors import Group, LayerVectors, read_vectors
+from tests.conftest import MORE_TASKS, Cli, edited, write_config, write_texts
 from tests.support.places import PROJECT
 from tests.support.planned import assert_planned
+from tests.support.stored import ask, content, manifests
 from tests.support.tiny import BLOCKS, save_tiny
 
 pytestmark = pytest.mark.slow
@@ -56,28 +55,33 @@ def finished(
 ) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, checkpoint)
-    values = yaml.safe_load(config.read_text())
-    values["datasets"][0]["tasks"] += MORE_TASKS
-    values["curves"] = {"examples": [2, 4], "noise": [0.2]}
-    values["extract"]["workers"] = 2
-    config.write_text(yaml.safe_dump(values))
+    with edited(config) as values:
+        values["datasets"][0]["tasks"] += MORE_TASKS
+        values["curves"] = {"examples": [2, 4], "noise": [0.2]}
+        values["extract"]["workers"] = 2
     result = fresh_cli("run", str(config), "--output", str(folder / "out"), "--engine", "ray")
     return Finished(config, Root(str(folder / "out")), result.stdout)
 
 
-def _manifests(root: Root) -> Iterator[Manifest]:
-    for table in KEYS:
-        for partition in partitions(root, table):
-            yield require(root, partition)
+def vectors_of(root: Root, layer: int, norm: str) -> LayerVectors:
+    """Return the mean vectors of every prompt in a layer."""
+    ids = np.array(ask(root, "SELECT prompt_id FROM prompts")).flatten()
+    return read_vectors(root, require(root, CLEAN), Group(layer, norm, "mean"), ids)
 
 
-def _content(root: Root) -> dict[str, Any]:
-    """Return partition -> shard -> checksum: equal for two roots with equal rows."""
-    return {
-        manifest.partition.path: {r.name: (r.rows, r.checksum) for r in manifest.receipts}
-        for manifest in _manifests(root)
-        if manifest.partition.table != "layer_costs"  # latencies are measured
-    }
+def texts_of(root: Root, count: int) -> list[tuple[np.ndarray[Any, Any], str]]:
+    """Return the ids and texts of some prompts, each id as an array of one."""
+    rows = ask(root, f"SELECT prompt_id, text FROM prompts ORDER BY prompt_id LIMIT {count}")
+    return [(np.array([prompt_id]), text) for prompt_id, text in rows]
+
+
+def states_of(folder: Path, text: str) -> tuple[torch.Tensor, ...]:
+    """Return the states of a text as the library has them, from the embeddings on."""
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        encoded = tokenizer(text, return_tensors="pt")
+        found: tuple[torch.Tensor, ...] = model(**encoded, output_hidden_states=True).hidden_states
+    return found
 
 
 def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
@@ -86,47 +90,35 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
         states = all_partitions(root, table)
         assert states, table
         assert all(complete for _, complete in states), table
-    with connect(root) as sql:
-        prompts = sql.sql("SELECT count(*), count(DISTINCT prompt_id) FROM prompts").fetchall()
-        assert prompts == [(120, 120)]
-        per_layer = sql.sql(
-            "SELECT layer, norm, pooling, count(*), count(DISTINCT prompt_id) FROM embeddings "
-            "WHERE condition = 'clean' GROUP BY ALL"
-        ).fetchall()
-        assert len(per_layer) == (BLOCKS + 1) * 2 * 2
-        assert {row[3:] for row in per_layer} == {(120, 120)}
-        views = sql.sql(
-            "SELECT condition, count(DISTINCT prompt_id) FROM embeddings "
-            "WHERE condition <> 'clean' GROUP BY ALL ORDER BY 1"
-        ).fetchall()
-        assert views == [("noise-0.20", 120), *((f"view-{n:02d}", 24) for n in range(4))]
-        assert sql.sql("SELECT count(DISTINCT prompt_id) FROM tokens").fetchall() == [(16,)]
+    prompts = ask(root, "SELECT count(*), count(DISTINCT prompt_id) FROM prompts")
+    assert prompts == [(120, 120)]
+    per_layer = ask(
+        root,
+        "SELECT layer, norm, pooling, count(*), count(DISTINCT prompt_id) FROM embeddings "
+        "WHERE condition = 'clean' GROUP BY ALL",
+    )
+    assert len(per_layer) == (BLOCKS + 1) * 2 * 2
+    assert {row[3:] for row in per_layer} == {(120, 120)}
+    views = ask(
+        root,
+        "SELECT condition, count(DISTINCT prompt_id) FROM embeddings "
+        "WHERE condition <> 'clean' GROUP BY ALL ORDER BY 1",
+    )
+    assert views == [("noise-0.20", 120), *((f"view-{n:02d}", 24) for n in range(4))]
+    assert ask(root, "SELECT count(DISTINCT prompt_id) FROM tokens") == [(16,)]
 
 
 def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
     """The sharded, padded, batched pipeline gives what a user computes by hand."""
     root = finished.root
-    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
-    model, tokenizer = (
-        AutoModel.from_pretrained(checkpoint),
-        AutoTokenizer.from_pretrained(checkpoint),
-    )
     found = {
-        norm: [
-            read_vectors(root, require(root, CLEAN), Group(layer, norm, "mean"))
-            for layer in range(BLOCKS + 1)
-        ]
+        norm: [vectors_of(root, layer, norm) for layer in range(BLOCKS + 1)]
         for norm in ("none", "final")
     }
-    for row in prompts.to_pylist()[:8]:
-        with torch.inference_mode():
-            encoded = tokenizer(row["text"], return_tensors="pt")
-            output = model(**encoded, output_hidden_states=True)
-        ids = np.array([row["prompt_id"]])
+    for ids, text in texts_of(root, 8):
         # The library: entries 0..L-1 are raw states, the last is the final norm of layer L.
-        for layer, state in enumerate(output.hidden_states):
-            norm = "none" if layer < BLOCKS else "final"
-            vectors = found[norm][layer]
+        for layer, state in enumerate(states_of(checkpoint, text)):
+            vectors = found["none" if layer < BLOCKS else "final"][layer]
             got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
             np.testing.assert_allclose(got, state[0].mean(dim=0).numpy(), atol=1e-5)
 
@@ -137,99 +129,95 @@ def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None
     config = write_config(tmp_path, model_folder, views={"count": 2, "sample": 12})
     root = Root(str(tmp_path / "out"))
     cli("run", str(config), "--output", root.uri)
-    model, tokenizer = (
-        AutoModel.from_pretrained(model_folder),
-        AutoTokenizer.from_pretrained(model_folder),
-    )
-    prompts = read_table(root, require(root, Partition("prompts", ("topics",))).objects()[0])
-    for row in prompts.to_pylist()[:4]:
-        with torch.inference_mode():
-            encoded = tokenizer(row["text"], return_tensors="pt")
-            states = model(**encoded, output_hidden_states=True).hidden_states
-        ids = np.array([row["prompt_id"]])
-        for layer in range(1, BLOCKS):
-            vectors = read_vectors(root, require(root, CLEAN), Group(layer, "none", "mean"))
+    found = {layer: vectors_of(root, layer, "none") for layer in range(1, BLOCKS)}
+    for ids, text in texts_of(root, 4):
+        states = states_of(model_folder, text)
+        for layer, vectors in found.items():
             got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
             expected = states[layer - 1][0].mean(dim=0).numpy()
             np.testing.assert_allclose(got, expected, atol=1e-5)
-    with connect(root) as sql:
-        ranked = sql.sql("SELECT layer, score > 0 FROM ranking ORDER BY layer").fetchall()
+    ranked = ask(root, "SELECT layer, score > 0 FROM ranking ORDER BY layer")
     assert ranked == [(layer, True) for layer in range(BLOCKS + 1)]
 
 
 def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:
-    with connect(finished.root) as sql:
-        scores = sql.sql(
-            "SELECT task, task_type, metric, count(*), count(DISTINCT layer), "
-            "count(DISTINCT variant), max(len(replicates)), "
-            "bool_and(isnan(value) OR abs(value) <= 1) FROM probe_scores "
-            "WHERE condition = 'clean' GROUP BY ALL ORDER BY task"
-        ).fetchall()
-        once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
-        rest = (BLOCKS + 1, 2)
-        # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
-        # two norms and two variants there is one undefined row instead of three folds.
-        assert scores == [
-            ("alike", "sts", "cosine_spearman", once, *rest, 200, True),
-            ("find", "retrieval", "ndcg_at_10", once, *rest, 200, True),
-            ("groups", "clustering", "v_measure", 3 * once, *rest, 0, True),
-            ("length", "regression", "kendalltau", 3 * once - 8, *rest, 0, True),
-            ("order", "reranking", "map_at_1000", once, *rest, 200, True),
-            ("pairs", "pair_classification", "max_ap", once, *rest, 200, True),
-            ("tags", "classification", "accuracy", 3 * once, *rest, 0, True),
-            ("topic", "classification", "accuracy", 3 * once, *rest, 0, True),
-        ]
-        curves = sql.sql(
-            "SELECT task, examples, count(*), avg(n_train) FROM learning_curves GROUP BY ALL "
-            "ORDER BY ALL"
-        ).fetchall()
-        per_layer = (BLOCKS + 1) * 3
-        assert [row[:3] for row in curves] == [
-            (task, examples, per_layer) for task in ("tags", "topic") for examples in (2, 4)
-        ]
-        assert [row[3] for row in curves[2:]] == [2 * 3, 4 * 3]
-        noisy = sql.sql(
-            "SELECT task, count(*) FROM probe_scores WHERE condition = 'noise-0.20' GROUP BY ALL "
-            "ORDER BY 1"
-        ).fetchall()
-        assert noisy == [(task, per_layer) for task in ("length", "tags", "topic")]
-        costs = sql.sql(
-            "SELECT layer, parameters, flops_per_token, latency_ms > 0 FROM layer_costs ORDER BY 1"
-        ).fetchall()
-        assert [row[0] for row in costs] == list(range(BLOCKS + 1))
-        assert all(a[1] < b[1] and a[2] < b[2] for a, b in itertools.pairwise(costs))
-        metrics = sql.sql(
-            "SELECT metric, count(DISTINCT layer), bool_or(isnan(value)) FROM layer_metrics "
-            "WHERE pooling IN ('mean', 'tokens') GROUP BY ALL ORDER BY 1"
-        ).fetchall()
-        # The first layer has no previous one, and equal neighbours have equal embeddings.
-        layers = {name: BLOCKS + (name != "cka_previous") for name in METRICS}
-        assert metrics == [(n, layers[n], n == "curvature") for n in sorted(METRICS)]
-        ranking = sql.sql(
-            "SELECT layer, rank, cost, recommended FROM ranking ORDER BY layer"
-        ).fetchall()
-        assert [row[0] for row in ranking] == list(range(BLOCKS + 1))
-        assert ranking[-1][2] == 1.0
-        assert sum(row[3] for row in ranking) == 1
-        evidence = sql.sql("SELECT sum(p_best), sum(won), min(shortfall) FROM ranking").fetchall()
-        assert evidence == [(pytest.approx(1), pytest.approx(1), 0)]
+    scores = ask(
+        finished.root,
+        "SELECT task, task_type, metric, count(*), count(DISTINCT layer), "
+        "count(DISTINCT variant), max(len(replicates)), "
+        "bool_and(isnan(value) OR abs(value) <= 1) FROM probe_scores "
+        "WHERE condition = 'clean' GROUP BY ALL ORDER BY task",
+    )
+    once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
+    rest = (BLOCKS + 1, 2)
+    # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
+    # two norms and two variants there is one undefined row instead of three folds.
+    assert scores == [
+        ("alike", "sts", "cosine_spearman", once, *rest, 200, True),
+        ("find", "retrieval", "ndcg_at_10", once, *rest, 200, True),
+        ("groups", "clustering", "v_measure", 3 * once, *rest, 0, True),
+        ("length", "regression", "kendalltau", 3 * once - 8, *rest, 0, True),
+        ("order", "reranking", "map_at_1000", once, *rest, 200, True),
+        ("pairs", "pair_classification", "max_ap", once, *rest, 200, True),
+        ("tags", "classification", "accuracy", 3 * once, *rest, 0, True),
+        ("topic", "classification", "accuracy", 3 * once, *rest, 0, True),
+    ]
+    curves = ask(
+        finished.root,
+        "SELECT task, examples, count(*), avg(n_train) FROM learning_curves GROUP BY ALL "
+        "ORDER BY ALL",
+    )
+    per_layer = (BLOCKS + 1) * 3
+    assert [row[:3] for row in curves] == [
+        (task, examples, per_layer) for task in ("tags", "topic") for examples in (2, 4)
+    ]
+    assert [row[3] for row in curves[2:]] == [2 * 3, 4 * 3]
+    noisy = ask(
+        finished.root,
+        "SELECT task, count(*) FROM probe_scores WHERE condition = 'noise-0.20' GROUP BY ALL "
+        "ORDER BY 1",
+    )
+    assert noisy == [(task, per_layer) for task in ("length", "tags", "topic")]
+    costs = ask(
+        finished.root,
+        "SELECT layer, parameters, flops_per_token, latency_ms > 0 FROM layer_costs ORDER BY 1",
+    )
+    assert [row[0] for row in costs] == list(range(BLOCKS + 1))
+    assert all(a[1] < b[1] and a[2] < b[2] for a, b in itertools.pairwise(costs))
+    metrics = ask(
+        finished.root,
+        "SELECT metric, count(DISTINCT layer), bool_or(isnan(value)) FROM layer_metrics "
+        "WHERE pooling IN ('mean', 'tokens') GROUP BY ALL ORDER BY 1",
+    )
+    # The first layer has no previous one, and equal neighbours have equal embeddings.
+    layers = {name: BLOCKS + (name != "cka_previous") for name in METRICS}
+    assert metrics == [(n, layers[n], n == "curvature") for n in sorted(METRICS)]
+    ranking = ask(
+        finished.root, "SELECT layer, rank, cost, recommended FROM ranking ORDER BY layer"
+    )
+    assert [row[0] for row in ranking] == list(range(BLOCKS + 1))
+    assert ranking[-1][2] == 1.0
+    assert sum(row[3] for row in ranking) == 1
+    evidence = ask(finished.root, "SELECT sum(p_best), sum(won), min(shortfall) FROM ranking")
+    assert evidence == [(pytest.approx(1), pytest.approx(1), 0)]
 
 
 def test_what_a_choice_without_labels_loses_is_a_table(finished: Finished) -> None:
     """The mean over tasks of what the chosen layer scores less than the best one of the task."""
-    with connect(finished.root) as sql:
-        regrets = sql.sql(
-            "WITH s AS (SELECT task, layer, avg(value) AS score FROM probe_scores "
-            "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' "
-            "AND variant = 'raw' GROUP BY ALL), "
-            "l AS (SELECT task, max(score) - arg_max(score, layer) AS lost FROM s GROUP BY task) "
-            "SELECT (SELECT avg(lost) FROM l), regret, regret_low <= regret, regret <= regret_high "
-            f"FROM choices WHERE rule = 'last layer' AND layer = {BLOCKS}"
-        ).fetchall()
-        associated = sql.sql(
-            "SELECT count(*), count(DISTINCT metric), bool_and(isnan(spearman) = (reason IS NOT "
-            "NULL)), bool_and(isnan(spearman) OR abs(spearman) <= 1) FROM correlations"
-        ).fetchall()
+    regrets = ask(
+        finished.root,
+        "WITH s AS (SELECT task, layer, avg(value) AS score FROM probe_scores "
+        "WHERE condition = 'clean' AND norm = 'final' AND pooling = 'mean' "
+        "AND variant = 'raw' GROUP BY ALL), "
+        "l AS (SELECT task, max(score) - arg_max(score, layer) AS lost FROM s GROUP BY task) "
+        "SELECT (SELECT avg(lost) FROM l), regret, regret_low <= regret, regret <= regret_high "
+        f"FROM choices WHERE rule = 'last layer' AND layer = {BLOCKS}",
+    )
+    associated = ask(
+        finished.root,
+        "SELECT count(*), count(DISTINCT metric), bool_and(isnan(spearman) = (reason IS NOT "
+        "NULL)), bool_and(isnan(spearman) OR abs(spearman) <= 1) FROM correlations",
+    )
     assert regrets == [(pytest.approx(regrets[0][0]), pytest.approx(regrets[0][0]), True, True)]
     assert associated == [(len(METRICS), len(METRICS), True, True)]
 
@@ -239,28 +227,22 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     from tests.support.whole import dataset_entropy, linear_cka, prompt_entropy
 
     root = finished.root
-    vectors = read_vectors(root, require(root, CLEAN), Group(2, "final", "mean"))
+    vectors = vectors_of(root, 2, "final")
     tokens = read_table(root, require(root, CLEAN.sibling("tokens")).objects()[0])
     per_prompt = []
     for row in tokens.filter(pa.compute.equal(tokens["layer"], 2)).to_pylist():
         states = np.frombuffer(row["states"], np.float32).reshape(1, row["n_tokens"], row["dim"])
         value = prompt_entropy(torch.from_numpy(states.copy()), torch.tensor([row["n_tokens"]]))
         per_prompt.append(float(value))
-    with connect(root) as sql:
-        query = "SELECT value, n_prompts FROM layer_metrics WHERE layer = 2 AND metric = ? {}"
-        whole = sql.execute(
-            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'alpha=1'"),
-            ["dataset_entropy"],
-        ).fetchall()
-        similar = sql.execute(
-            query.format("AND norm = 'final' AND pooling = 'mean' AND variant = 'debiased'"),
-            ["cka_previous"],
-        ).fetchall()
-        mean = sql.execute(query.format("AND variant = 'alpha=1'"), ["prompt_entropy"]).fetchall()
+    query = "SELECT value, n_prompts FROM layer_metrics WHERE layer = 2 AND metric = ? "
+    pooled = query + "AND norm = 'final' AND pooling = 'mean' AND variant = ?"
+    whole = ask(root, pooled, "dataset_entropy", "alpha=1")
+    similar = ask(root, pooled, "cka_previous", "debiased")
+    mean = ask(root, query + "AND variant = 'alpha=1'", "prompt_entropy")
     expected = float(dataset_entropy(torch.from_numpy(vectors.matrix_ND)))
     assert whole == [(pytest.approx(expected, abs=1e-9), 120)]
     assert mean == [(pytest.approx(np.mean(per_prompt), abs=2e-6), 16)]
-    before = read_vectors(root, require(root, CLEAN), Group(1, "final", "mean"))
+    before = vectors_of(root, 1, "final")
     pair = torch.from_numpy(vectors.matrix_ND), torch.from_numpy(before.matrix_ND)
     expected = float(linear_cka(*pair).debiased)
     assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
@@ -269,18 +251,17 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
 def test_modes_are_the_operator_on_the_prompt_metrics(finished: Finished) -> None:
     from operators.analysis.modes import find_modes
 
-    with connect(finished.root) as sql:
-        rows = sql.sql(
-            "SELECT layer, n_prompts, dip, p_holm, split FROM modes ORDER BY 1"
-        ).fetchall()
-        values = sql.sql(
-            "SELECT layer, list(round(value, 6)) FROM prompt_metrics "
-            "WHERE metric = 'prompt_entropy' AND variant = 'alpha=1' GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-        traits = sql.sql(
-            "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
-            "USING (prompt_id, n_tokens) WHERE layer = 0"
-        ).fetchall()
+    rows = ask(finished.root, "SELECT layer, n_prompts, dip, p_holm, split FROM modes ORDER BY 1")
+    values = ask(
+        finished.root,
+        "SELECT layer, list(round(value, 6)) FROM prompt_metrics "
+        "WHERE metric = 'prompt_entropy' AND variant = 'alpha=1' GROUP BY 1 ORDER BY 1",
+    )
+    traits = ask(
+        finished.root,
+        "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
+        "USING (prompt_id, n_tokens) WHERE layer = 0",
+    )
     expected = [find_modes(np.array(each)) for _, each in values]
     assert [row[:2] for row in rows] == [(layer, 16) for layer in range(BLOCKS + 1)]
     assert [row[2] for row in rows] == pytest.approx([each.dip for each in expected])
@@ -297,10 +278,9 @@ def test_fused_metrics_are_those_of_the_stored_states(
     both = Root(str(tmp_path / "both"))
     cli("prepare", str(config), "--output", both.uri)
     cli("extract", str(config), "--output", both.uri)
-    with connect(both) as sql:
-        counted = "SELECT count(DISTINCT prompt_id) FROM "
-        assert sql.sql(counted + "tokens").fetchall() == [(16,)]
-        assert sql.sql(counted + "prompt_metrics").fetchall() == [(120,)]
+    counted = "SELECT count(DISTINCT prompt_id) FROM "
+    assert ask(both, counted + "tokens") == [(16,)]
+    assert ask(both, counted + "prompt_metrics") == [(120,)]
     key = ["prompt_id", "layer", "norm", "metric", "variant"]
     fused, stored = (
         pa.concat_tables(
@@ -332,7 +312,7 @@ def test_processes_of_this_machine_give_the_same_tables_to_the_bit(
     assert "engine process" in told.splitlines()[0]
     assert "engine ray" in finished.printed.splitlines()[0]
     assert "extract: 2 actors on CPU, fed by 1 reader" in finished.printed
-    assert _content(other) == _content(finished.root)
+    assert content(other) == content(finished.root)
 
 
 def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:
@@ -346,7 +326,7 @@ def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> N
 def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_cli: Cli) -> None:
     before = {
         key: (finished.root.path(key), Path(finished.root.path(key)).stat().st_mtime_ns)
-        for manifest in _manifests(finished.root)
+        for manifest in manifests(finished.root)
         if TABLES[manifest.partition.table].stage != "rank"  # which is made anew by every run
         for key in [*manifest.objects(), manifest.partition.shard(MANIFEST)]
     }
@@ -359,15 +339,14 @@ def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_
 def test_other_settings_are_refused_and_change_nothing(
     finished: Finished, cli: Cli, tmp_path: Path
 ) -> None:
-    values = yaml.safe_load(finished.config.read_text())
-    values["extract"]["max_tokens"] = 12
     changed = tmp_path / "changed.yaml"
-    changed.write_text(yaml.safe_dump(values))
-    before = _content(finished.root)
+    with edited(finished.config, changed) as values:
+        values["extract"]["max_tokens"] = 12
+    before = content(finished.root)
     refused = cli("run", str(changed), "--output", finished.root.uri, expect=2)
     assert "max_tokens: 64 there, 12 here" in refused.stderr
     assert refused.stderr.count("\n") == 1
-    assert _content(finished.root) == before
+    assert content(finished.root) == before
 
 
 def test_status_and_query(finished: Finished, cli: Cli) -> None:
@@ -427,14 +406,14 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
 
     for stage in ("prepare", "extract"):
         cli(stage, str(config), "--output", undisturbed.uri)
-    expected_content, content = _content(undisturbed), _content(killed)
+    expected_content, found = content(undisturbed), content(killed)
     assert {path.split("/")[0] for path in expected_content} >= {"embeddings", "prompt_metrics"}
-    assert {path: content[path] for path in expected_content} == expected_content
-    with connect(killed) as sql:
-        counted = sql.sql(
-            "SELECT count(*), count(DISTINCT prompt_id) FROM embeddings "
-            "WHERE condition = 'clean' AND layer = 1 AND norm = 'none' AND pooling = 'mean'"
-        ).fetchall()
+    assert {path: found[path] for path in expected_content} == expected_content
+    counted = ask(
+        killed,
+        "SELECT count(*), count(DISTINCT prompt_id) FROM embeddings "
+        "WHERE condition = 'clean' AND layer = 1 AND norm = 'none' AND pooling = 'mean'",
+    )
     assert counted == [(600, 600)]
     leftovers = [p for p in Path(killed.path(CLEAN.path)).iterdir() if ".tmp" in p.name]
     assert leftovers == []
@@ -459,9 +438,8 @@ def test_the_readmes_sql_works(finished: Finished) -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     queries = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
     assert len(queries) == 3
-    with connect(finished.root) as sql:
-        for query in queries:
-            assert sql.sql(query).fetchall(), query
+    for query in queries:
+        assert ask(finished.root, query), query
 
 
 def test_the_readmes_configs_are_valid() -> None:
@@ -477,10 +455,9 @@ def test_a_single_stage_refuses_what_was_made_with_other_settings(
     finished: Finished, cli: Cli, tmp_path: Path
 ) -> None:
     cli("rank", str(finished.config), "--output", finished.root.uri)
-    values = yaml.safe_load(finished.config.read_text())
-    values["views"]["keyboard"] = 0.5
     changed = tmp_path / "changed.yaml"
-    changed.write_text(yaml.safe_dump(values))
+    with edited(finished.config, changed) as values:
+        values["views"]["keyboard"] = 0.5
     for stage in ("measure", "rank"):
         refused = cli(stage, str(changed), "--output", finished.root.uri, "--overwrite", expect=2)
         assert "keyboard: 0.1 there, 0.5 here" in refused.stderr

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
 
@@ -23,35 +22,11 @@ from tests.support.places import PROJECT
 pytestmark = pytest.mark.slow
 
 
-def _root(s3: S3, prefix: str) -> Root:
-    options = {
-        "key": s3.environment["AWS_ACCESS_KEY_ID"],
-        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        "client_kwargs": {"endpoint_url": s3.endpoint},
-    }
-    return Root(f"{s3.uri}/{prefix}", options)
-
-
 def _assert_complete(root: Root) -> None:
     for table in set(KEYS) - {"sensitivity"}:  # of conditions, which the demo has not
         states = all_partitions(root, table)
         assert states, table
         assert all(complete for _, complete in states), table
-
-
-def _objects(s3: S3, prefix: str) -> Iterator[tuple[str, bytes]]:
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint,
-        aws_access_key_id=s3.environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=s3.environment["AWS_SECRET_ACCESS_KEY"],
-        region_name=s3.environment["AWS_DEFAULT_REGION"],
-    )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket="layers", Prefix=prefix)
-    keys = [item["Key"] for page in pages for item in page["Contents"]]
-    assert keys
-    for key in keys:
-        yield key, client.get_object(Bucket="layers", Key=key)["Body"].read()
 
 
 @dataclass(frozen=True)
@@ -102,12 +77,14 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
-    root = _root(s3, "demo")
+    root = s3.root("demo")
     _assert_complete(root)
     assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in result.stdout + result.stderr
-    assert not [key for key, content in _objects(s3, "demo/") if secret.encode() in content]
+    objects = root.filesystem.find(root.path())
+    assert objects
+    assert not [key for key in objects if secret.encode() in root.filesystem.cat_file(key)]
 
     cli = Cli(s3.environment)
     assert "all-MiniLM-L6-v2" in cli("query", output, "SELECT model FROM ranking").stdout

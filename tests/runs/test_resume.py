@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.cli import main
 from jobs.run import TABLES
 from storage.checkpoint import Checkpoint
-from storage.manifest import require
-from storage.partition import KEYS, MANIFEST, partitions
+from storage.partition import KEYS, MANIFEST, TableName, partitions
 from storage.root import Root
-from tests.conftest import Cli, write_config
+from tests.conftest import Cli, edited, write_config
+from tests.support.stored import content
 
 pytestmark = pytest.mark.slow
 PAIRS = [
@@ -42,41 +41,32 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli) -> Finished:
     folder = tmp_path_factory.mktemp("resumed")
     config = write_config(folder, checkpoint)
-    values: dict[str, Any] = yaml.safe_load(config.read_text())
-    values["datasets"][0] |= {"limit": 40, "tasks": values["datasets"][0]["tasks"][:2]}
-    values["extract"] = {"max_tokens": 32, "workers": 1}
-    values["views"] = {"count": 2, "sample": 12}
-    values["tokens"] = {"sample": 8}
-    values["measure"] = {"metrics": ["prompt_entropy", "rankme", "infonce"]}
-    values["conditions"] = {"random": [0, 0.5]}
-    values["curves"] = {"examples": [2], "noise": [0.2]}
-    config.write_text(yaml.safe_dump(values))
+    with edited(config) as values:
+        values["datasets"][0] |= {"limit": 40, "tasks": values["datasets"][0]["tasks"][:2]}
+        values["extract"] = {"max_tokens": 32, "workers": 1}
+        values["views"] = {"count": 2, "sample": 12}
+        values["tokens"] = {"sample": 8}
+        values["measure"] = {"metrics": ["prompt_entropy", "rankme", "infonce"]}
+        values["conditions"] = {"random": [0, 0.5]}
+        values["curves"] = {"examples": [2], "noise": [0.2]}
     root = Root(str(folder / "out"))
     cli("run", str(config), "--output", root.uri)
-    return Finished(config, root, _content(root))
+    return Finished(config, root, content(root))
 
 
-def _content(root: Root) -> dict[str, Any]:
-    """Return partition -> shard -> rows and checksum; latencies are measured anew."""
-    found = [require(root, where) for table in KEYS for where in partitions(root, table)]
-    return {
-        each.partition.path: {r.name: (r.rows, r.checksum) for r in each.receipts}
-        for each in found
-        if each.partition.table != "layer_costs"
-    }
-
-
-def _lose(finished: Finished, *tables: str) -> None:
+def _lose(finished: Finished, *tables: TableName) -> None:
     for table in tables:
         shutil.rmtree(Path(finished.root.uri) / table)
 
 
 @pytest.mark.parametrize("tables", [*((table,) for table in KEYS), *PAIRS], ids="-".join)
-def test_what_is_lost_is_made_again(finished: Finished, cli: Cli, tables: tuple[str, ...]) -> None:
+def test_what_is_lost_is_made_again(
+    finished: Finished, cli: Cli, tables: tuple[TableName, ...]
+) -> None:
     assert partitions(finished.root, tables[0])
     _lose(finished, *tables)
     cli("run", str(finished.config), "--output", finished.root.uri)
-    assert _content(finished.root) == finished.content
+    assert content(finished.root) == finished.content
     assert partitions(finished.root, "layer_costs")
 
 
@@ -86,7 +76,7 @@ def test_the_stages_after_extraction_start_their_own_cluster(
     """Nothing before them has work, so nobody has started one for them."""
     _lose(finished, "modes", "prompt_traits", "sensitivity")
     fresh_cli("run", str(finished.config), "--output", finished.root.uri, "--engine", "ray")
-    assert _content(finished.root) == finished.content
+    assert content(finished.root) == finished.content
 
 
 def test_a_warm_run_reads_each_manifest_once_and_a_models_files_once(

@@ -17,8 +17,8 @@ from storage.manifest import require
 from storage.partition import Partition, partitions
 from storage.root import Root
 from storage.shards import read_table
-from storage.sql import connect
-from tests.conftest import Cli, write_config
+from tests.conftest import Cli, edited, write_config
+from tests.support.stored import ask
 from tests.support.tiny import BLOCKS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # minutes of commands, on a busy machine
@@ -58,9 +58,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: C
         measure={"metrics": ["dataset_entropy"]},
         cluster={"engine": "process"},  # how much mteb's tasks hold is not known beforehand
     )
-    values = yaml.safe_load(config.read_text())
-    values["datasets"][0]["shard_prompts"] = 500
-    config.write_text(yaml.safe_dump(values))
+    with edited(config) as values:
+        values["datasets"][0]["shard_prompts"] = 500
     for stage in ("prepare", "extract", "measure"):
         cli(stage, str(config), "--output", str(folder / "out"))
     return Extracted(config, Root(str(folder / "out")))
@@ -90,11 +89,11 @@ def test_tasks_of_mteb_are_ranked_and_written_as_mteb_writes_them(
 ) -> None:
     root = extracted.root
     cli("run", str(extracted.config), "--output", root.uri)
-    with connect(root) as sql:
-        found = sql.sql(
-            "SELECT task, layer, avg(value) FROM probe_scores WHERE variant = 'raw' AND dataset = "
-            "'mteb' GROUP BY ALL"
-        ).fetchall()
+    found = ask(
+        root,
+        "SELECT task, layer, avg(value) FROM probe_scores WHERE variant = 'raw' AND dataset = "
+        "'mteb' GROUP BY ALL",
+    )
     scores = {(task, layer): value for task, layer, value in found}
     assert set(scores) == {(task, layer) for task in MTEB_TASKS for layer in range(BLOCKS + 1)}
     for (task, layer), value in scores.items():
@@ -161,12 +160,12 @@ def test_the_recommended_layer_is_exported_with_its_evidence(
     out = tmp_path / "cut"
     model = ("--subject", str(checkpoint), "--name", "tiny", "--max-tokens", "64")
     cli("export", str(out), *model, "--ranking", root.uri)
-    with connect(root) as sql:
-        layer, score = sql.sql("SELECT layer, score FROM ranking WHERE recommended").fetchall()[0]
-        texts = sql.sql(
-            "SELECT text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) WHERE "
-            f"dataset = 'topics' AND layer = {layer} AND norm = 'final' ORDER BY text LIMIT 5"
-        ).fetchall()
+    layer, score = ask(root, "SELECT layer, score FROM ranking WHERE recommended")[0]
+    texts = ask(
+        root,
+        "SELECT text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) WHERE "
+        f"dataset = 'topics' AND layer = {layer} AND norm = 'final' ORDER BY text LIMIT 5",
+    )
     assert f"{score:.4f}" in (out / "README.md").read_text()
     exported = SentenceTransformer(str(out), device="cpu", local_files_only=True)
     found_ND = exported.encode([text for text, _ in texts], show_progress_bar=False)

@@ -35,12 +35,7 @@ class Swept:
 @pytest.fixture(scope="module")
 def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("sweep")
-    options = {
-        "key": s3.environment["AWS_ACCESS_KEY_ID"],
-        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        "client_kwargs": {"endpoint_url": s3.endpoint},
-    }
-    remote = Root(f"{s3.uri}/swept/neox", options)
+    remote = s3.root("swept/neox")
     for index, step in enumerate(STEPS):
         model = tiny_model("gpt_neox", blocks=2)
         with torch.no_grad():

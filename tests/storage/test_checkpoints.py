@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def storage(s3: S3) -> StorageConfig:
-    return StorageConfig.model_validate(
-        {
-            "endpoint_url": s3.endpoint,
-            "region": s3.environment["AWS_DEFAULT_REGION"],
-            "key": s3.environment["AWS_ACCESS_KEY_ID"],
-            "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        }
-    )
+    names = {"region": "DEFAULT_REGION", "key": "ACCESS_KEY_ID", "secret": "SECRET_ACCESS_KEY"}
+    given = {key: s3.environment[f"AWS_{name}"] for key, name in names.items()}
+    return StorageConfig.model_validate({"endpoint_url": s3.endpoint, **given})
 
 
 @pytest.fixture
@@ -66,24 +61,28 @@ def _config(storage: StorageConfig, **subject: Any) -> RunConfig:  # noqa: ANN40
     )
 
 
+def _resolve(config: RunConfig) -> tuple[Subject, ...]:
+    return resolve(config.subjects, config.storage)
+
+
 def test_a_sweep_in_object_storage_is_listed_and_loads(sweep: str, storage: StorageConfig) -> None:
     config = _config(storage, model=sweep, revisions="step*")
-    found = resolve(config)
+    found = _resolve(config)
     assert [str(each) for each in found] == ["neox at step8", "neox at step64"]
     assert [each.model for each in found] == [f"{sweep}/step8", f"{sweep}/step64"]
     assert SECRET not in repr(found) + repr(config)
     here = local(found[0], storage)
     assert load_model(here, torch.device("cpu")).layers == BLOCKS
     with pytest.raises(ConfigError, match=r"no folder matches revisions 'epoch\*'; it has step64"):
-        resolve(_config(storage, model=sweep, revisions="epoch*"))
+        _resolve(_config(storage, model=sweep, revisions="epoch*"))
     with pytest.raises(ConfigError, match="has no folder step7; it has step64, step8"):
-        resolve(_config(storage, model=sweep, revisions=["step7"]))
+        _resolve(_config(storage, model=sweep, revisions=["step7"]))
 
 
 def test_the_shape_and_the_tokenizer_need_no_weights(
     sweep: str, storage: StorageConfig, cache: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8/"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8/"))
     assert str(one) == "step8 at remote"
     assert shape_of(one, storage).layers == BLOCKS
     assert load_tokenizer(local(one, storage, weights=False))("a text")["input_ids"]
@@ -94,7 +93,7 @@ def test_the_shape_and_the_tokenizer_need_no_weights(
 def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
     sweep: str, storage: StorageConfig, tmp_path: Path, checkpoint: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     identity, folder = subject_identity(one, storage), local(one, storage).folder
     # The same files are the same model, wherever they lie, and are fetched once.
     assert identity == subject_identity(Subject(str(checkpoint), "local", "tiny"), storage)
@@ -111,7 +110,7 @@ def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
 def test_many_fetch_at_once_and_each_file_is_whole(
     sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     fetched: list[str] = []
     filesystem = Root(one.model, storage.options()).filesystem
     get = filesystem.get_file
@@ -121,17 +120,9 @@ def test_many_fetch_at_once_and_each_file_is_whole(
         get(path, to)
 
     monkeypatch.setattr(filesystem, "get_file", counted)
-    folders: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: folders.append(local(one, storage).folder))
-        for _ in range(4)
-    ]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    with ThreadPoolExecutor(4) as pool:
+        folders = [*pool.map(lambda _: local(one, storage).folder, range(4))]
     assert len(set(folders)) == 1
-    assert len(folders) == len(threads)
     assert len(fetched) == len(set(fetched))
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
@@ -140,7 +131,7 @@ def test_many_fetch_at_once_and_each_file_is_whole(
 def test_a_killed_fetch_leaves_no_file(
     sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    (one,) = resolve(_config(storage, model=f"{sweep}/step8"))
+    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     filesystem = Root(one.model, storage.options()).filesystem
 
     def cut_off(_: str, to: str) -> None:
@@ -174,7 +165,7 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
         {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": SECRET}
     )
     with pytest.raises(ConfigError, match="cannot list its checkpoints") as listed:
-        resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
+        _resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
     one = Subject(f"{s3.uri}/x/step8", "step8", "x")
     with pytest.raises(ModelUnavailableError, match="s3://layers/x/step8 at revision s") as read:
         check(one, wrong)
@@ -183,72 +174,53 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
         assert SECRET not in str(caught.value)
 
 
-def _truncate(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1])
+PARTS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
 
 
-def _garble(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    content = bytearray(file.read_bytes())
+def _cut(weights: Path, end: int) -> None:
+    weights.write_bytes(weights.read_bytes()[:end])
+
+
+def _garble(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
     content[8:12] = b"\xff\xff\xff\xff"
-    file.write_bytes(content)
+    weights.write_bytes(content)
 
 
-def _text(folder: Path) -> None:
-    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-
-
-def _header_alone(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-
-
-def _no_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-
-
-def _pickled(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def _half_indexed(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-
-
-def _bad_config(folder: Path) -> None:
-    (folder / "config.json").write_text('{"model_type": ')
-
-
-def _emptied(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
+def _half_indexed(weights: Path) -> None:
+    weights.rename(weights.with_name(PARTS["a"]))
+    index = weights.with_name("model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": PARTS}))
 
 
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        (_truncate, r"its model\.safetensors is cut off: [\d,]+ bytes, and its header says"),
-        (_header_alone, r"its model\.safetensors is cut off: 100 bytes, and its header says"),
+        (lambda file: _cut(file, -1), r"its model\.safetensors is cut off: [\d,]+ bytes, and its"),
+        (lambda file: _cut(file, 100), r"its model\.safetensors is cut off: 100 bytes, and its"),
         (_garble, r"the header of its model\.safetensors cannot be read"),
-        (_text, r"its model\.safetensors is not a safetensors file"),
-        (_no_weights, r"it has no weights: no model\.safetensors among config\.json"),
-        (_pickled, r"only pickled weights \(pytorch_model\.bin\).* set allow_pickle: true"),
+        (lambda file: file.write_text("version https://git-lfs"), r"is not a safetensors file"),
+        (Path.unlink, r"it has no weights: no model\.safetensors among config\.json"),
+        (
+            lambda file: file.rename(file.with_name("pytorch_model.bin")),
+            r"only pickled weights \(pytorch_model\.bin\).* set allow_pickle: true",
+        ),
         (_half_indexed, r"it lacks 1 of the 2 weight files .*: model-00002-of-00002"),
-        (_bad_config, r"not a valid JSON file"),
-        (_emptied, r"there are no files in .*step8"),
+        (
+            lambda file: file.with_name("config.json").write_text('{"model_type": '),
+            r"not a valid JSON file",
+        ),
+        (lambda file: [each.unlink() for each in file.parent.iterdir()], r"no files in .*step8"),
     ],
 )
 def test_a_broken_checkpoint_is_named_with_what_is_wrong(
-    tmp_path: Path, break_it: Callable[[Path], None], says: str
+    tmp_path: Path, break_it: Callable[[Path], object], says: str
 ) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
     given = {"model": str(folder.parent), "revisions": "step*"}
-    (one,) = resolve(_config(StorageConfig(), **given))
+    (one,) = _resolve(_config(StorageConfig(), **given))
     assert check(one, StorageConfig()).layers == BLOCKS
-    break_it(folder)
+    break_it(folder / "model.safetensors")
     with pytest.raises(ModelUnavailableError, match=says) as caught:
         check(one, StorageConfig())
     assert str(caught.value).startswith(f"cannot load model {folder} at revision step8: ")
@@ -257,7 +229,7 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
 
 def test_a_revision_that_vanished_is_named(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
-    (one,) = resolve(_config(StorageConfig(), model=str(folder.parent), revisions="step*"))
+    (one,) = _resolve(_config(StorageConfig(), model=str(folder.parent), revisions="step*"))
     folder.rename(tmp_path / "elsewhere")
     with pytest.raises(ModelUnavailableError, match=r"at revision step8: there are no files in"):
         check(one, StorageConfig())
@@ -265,7 +237,7 @@ def test_a_revision_that_vanished_is_named(tmp_path: Path) -> None:
 
 def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox")
-    _truncate(folder)
+    _cut(folder / "model.safetensors", -1)
     one = subject(_config(StorageConfig(), model=str(folder)).subjects[0])
     with pytest.raises(ModelUnavailableError, match=r"cannot load model .*neox at rev") as caught:
         load_model(one, torch.device("cpu"))

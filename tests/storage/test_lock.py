@@ -31,21 +31,12 @@ class Clock:
         return self.now
 
 
-def _root(where: str, folder: Path, request: pytest.FixtureRequest) -> Root:
-    if where == "disk":
-        return Root(str(folder))
-    s3: S3 = request.getfixturevalue("s3")
-    options = {
-        "key": s3.environment["AWS_ACCESS_KEY_ID"],
-        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        "client_kwargs": {"endpoint_url": s3.endpoint},
-    }
-    return Root(f"{s3.uri}/{folder.name}", options)
-
-
 @pytest.fixture(params=["disk", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    return _root(request.param, tmp_path, request)
+    if request.param == "disk":
+        return Root(str(tmp_path))
+    s3: S3 = request.getfixturevalue("s3")
+    return s3.root(tmp_path.name)
 
 
 def _objects(root: Root) -> list[str]:

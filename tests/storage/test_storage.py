@@ -22,7 +22,6 @@ from storage.manifest import (
     digest_of,
     load,
     missing,
-    publish,
     require,
 )
 from storage.partition import Partition, all_partitions, partitions, shard_name
@@ -52,12 +51,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
     if request.param == "local":
         return Root(str(tmp_path / "out"))
     s3: S3 = request.getfixturevalue("s3")
-    options = {
-        "key": "testing",
-        "secret": "not-a-real-secret",
-        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
-    return Root(f"{s3.uri}/{tmp_path.name}", options)
+    return s3.root(tmp_path.name)
 
 
 def _write(root: Root, number: int, rows: int = 3, settings: dict[str, int] = SETTINGS) -> Receipt:
@@ -139,7 +133,7 @@ def test_partition_is_visible_only_through_its_manifest(root: Root) -> None:
     assert all_partitions(root, "embeddings") == [(WHERE, False)]
     with pytest.raises(FileNotFoundError, match="no complete embeddings of model org/mödel 1"):
         require(root, WHERE)
-    publish(root, WHERE, SETTINGS, reversed(receipts))
+    Manifests(root).publish(WHERE, SETTINGS, reversed(receipts))
     manifest = require(root, WHERE)
     assert manifest.rows == 12
     assert manifest.facts()["tokens"] == 42
@@ -160,7 +154,7 @@ def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
 
 
 def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> None:
-    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     with pytest.raises(SettingsConflictError, match=r"seed: 1 there, 2 here.*--overwrite"):
         Manifests(root).survey(WHERE, {"seed": 2})
     assert require(root, WHERE).settings == SETTINGS
@@ -169,12 +163,12 @@ def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> Non
 
 
 def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root) -> None:
-    manifest = publish(root, WHERE, SETTINGS, [_write(root, n) for n in range(2)])
+    manifest = Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(2)])
     assert groups(root, manifest) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
-    found = read_vectors(root, manifest, Group(1, "none", "mean"))
+    found = read_vectors(root, manifest, Group(1, "none", "mean"), np.arange(99))
     assert found.prompt_ids.tolist() == [0, 1, 2, 10, 11, 12]
     assert found.matrix_ND[:, 0].tolist() == [2, 1, 0, 102, 101, 100]
-    some = read_vectors(root, manifest, Group(0, "none", "mean"), wanted=np.array([11, 1, 99]))
+    some = read_vectors(root, manifest, Group(0, "none", "mean"), np.array([11, 1, 99]))
     assert some.prompt_ids.tolist() == [1, 11]
     assert some.rows_of(np.array([11, 5, 1])).tolist() == [1, -1, 0]
 
@@ -182,7 +176,7 @@ def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root)
 def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None:
     with pytest.raises(FileNotFoundError, match="no complete table"):
         connect(root)
-    publish(root, WHERE, SETTINGS, [_write(root, 0)])
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     unfinished = Partition("embeddings", ("org/mödel 1", "step=6", "data", "clean"))
     root.write(unfinished.shard(shard_name(0)), root.read(WHERE.shard(shard_name(0))))
     with connect(root) as connection:

@@ -14,15 +14,14 @@ from jobs.cluster.cluster import Cluster
 from jobs.config.run import RunConfig
 from jobs.rank.ranking import RankedTask, Settings, Vectors, ranking_of
 from jobs.rank.stage import ranking_settings
-from jobs.run import Run, ranking_partition
+from jobs.run import Run, partition
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage import schema
-from storage.manifest import digest_of, publish
 from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Receipt, write_shard
 from tests.support.here import Here
+from tests.support.stored import store
 
 MODEL = "org/model"
 LAYERS = 4
@@ -54,12 +53,7 @@ def make_run(
 
 
 def _store(root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
-    settings = {"made": "by hand"}
-    blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "")
-    table = pa.Table.from_pylist(rows, columns)
-    publish(
-        root, where, settings, [write_shard(root, where.shard(blank.name), [table], columns, blank)]
-    )
+    store(root, where, [pa.Table.from_pylist(rows, columns)], {"made": "by hand"})
 
 
 def store_checkpoint(
@@ -68,21 +62,12 @@ def store_checkpoint(
     """Store what a night leaves of a checkpoint: scores, one metric, and the ranking."""
     nan = math.isnan(scores[0])
     folds = [[score + spread for spread in SPREAD] for score in scores]
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": layer,
-            "norm": "final",
-            "pooling": "mean",
-            "variant": "raw",
-            "task_type": "classification",
-            "fold": fold,
-            "metric": "accuracy",
-            "value": value,
-            "reason": "undefined" if nan else None,
-            "n_train": 8,
-            "n_test": 32,
-            "replicates": [],
-        }
+    of_fold: dict[str, Any] = {"norm": "final", "pooling": "mean", "variant": "raw"}
+    of_fold |= {"task_type": "classification", "metric": "accuracy"}
+    of_fold |= {"reason": "undefined" if nan else None}
+    counts = {"n_train": 8, "n_test": 32, "replicates": []}
+    rows = [
+        {**of_fold, **counts, "layer": layer, "fold": fold, "value": value}
         for layer, values in enumerate(folds)
         for fold, value in enumerate(values)
     ]
@@ -122,5 +107,5 @@ def _store_ranking(run: Run, revision: str, scores: Sequence[float], model: str 
         np.array([layer / (LAYERS - 1) for layer in range(LAYERS)]),
         Settings("best", draws=200),
     )
-    where = ranking_partition(run.config.name, model, revision)
+    where = partition("ranking", model, revision, run.config)
     run.write(where, ranking_settings(run.config), ranking.table)

@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.pool import Feed, Make, Pool, Split, Work, Write
-from jobs.config.settings import Device
+from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 
 class Here:
@@ -18,28 +17,19 @@ class Here:
     name = "here"
     may_grow = False
 
-    def resources(self, device: Device) -> dict[str, float]:
-        """Return one CPU."""
-        del device
+    def resources(self, *, gpu: bool) -> dict[str, float]:
+        del gpu
         return {"CPU": 1.0}
 
-    def describe_tasks(self, units: int, device: str) -> tuple[int, str]:
-        """Return that one unit runs at once, and say where."""
-        del units, device
-        return 1, "this process"
-
-    def describe_actors(self, pool: Pool) -> tuple[int, str]:
-        """Return that there is one worker, and say what holds the model."""
-        del pool
+    def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
+        del work, device
         return 1, "this process"
 
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
-        """Yield the result of every unit, in order."""
         del cpus, gpus
         return map(work, units)
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
-        """Yield the result of every unit, in order, from one worker."""
         del pool
         worker = make()
         return (worker(feed(unit)) for unit in units)
@@ -47,7 +37,6 @@ class Here:
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
     ) -> Iterator[Any]:
-        """Yield what `write` returns for the rows of every value of `key`."""
         del groups
         rows = pa.concat_tables(table for unit in units for table in split(unit))
         for value in sorted(pc.unique(rows[key]).to_pylist()):

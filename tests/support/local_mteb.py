@@ -44,7 +44,7 @@ def labelled(seed: int, count: int) -> dict[str, list[Any]]:
     return {"text": [sentence(draw, label) for label in labels], "label": labels}
 
 
-def metadata(name: str, kind: str, main_score: str, **changes: object) -> TaskMetadata:
+def metadata_of(name: str, kind: str, main_score: str, **changes: object) -> TaskMetadata:
     fields: dict[str, Any] = {
         "name": name,
         "description": "Texts made by a test.",
@@ -75,7 +75,7 @@ class Made:
 
 
 class LocalClassification(Made, AbsTaskClassification):
-    metadata = metadata("LocalClassification", "Classification", "accuracy")
+    metadata = metadata_of("LocalClassification", "Classification", "accuracy")
     samples_per_label = 4
     n_experiments = 4
 
@@ -88,7 +88,7 @@ class LocalClassification(Made, AbsTaskClassification):
 class LocalLanguages(LocalClassification):
     """Two subsets and two splits; its `load_data` does not say that it is done."""
 
-    metadata = metadata(
+    metadata = metadata_of(
         "LocalLanguages",
         "Classification",
         "accuracy",
@@ -111,7 +111,7 @@ class LocalLanguages(LocalClassification):
 
 
 class LocalMultilabel(Made, AbsTaskMultilabelClassification):
-    metadata = metadata("LocalMultilabel", "MultilabelClassification", "accuracy")
+    metadata = metadata_of("LocalMultilabel", "MultilabelClassification", "accuracy")
     samples_per_label = 6
     n_experiments = 3
 
@@ -127,7 +127,7 @@ class LocalMultilabel(Made, AbsTaskMultilabelClassification):
 
 
 class LocalRegression(Made, AbsTaskRegression):
-    metadata = metadata("LocalRegression", "Regression", "kendalltau")
+    metadata = metadata_of("LocalRegression", "Regression", "kendalltau")
     n_experiments = 3
     n_samples = 30
 
@@ -145,7 +145,7 @@ class LocalRegression(Made, AbsTaskRegression):
 class LocalClusteringFast(Made, AbsTaskClustering):
     """Embeds half of its documents, drawn from the task's own random state."""
 
-    metadata = metadata("LocalClusteringFast", "Clustering", "v_measure")
+    metadata = metadata_of("LocalClusteringFast", "Clustering", "v_measure")
     max_fraction_of_documents_to_embed = 0.5
     max_documents_per_cluster = 40
     n_clusters = 3
@@ -158,7 +158,7 @@ class LocalClusteringFast(Made, AbsTaskClustering):
 
 
 class LocalClusteringLegacy(Made, AbsTaskClusteringLegacy):
-    metadata = metadata("LocalClusteringLegacy", "Clustering", "v_measure")
+    metadata = metadata_of("LocalClusteringLegacy", "Clustering", "v_measure")
 
     def made(self) -> Data:
         sets = [labelled(seed, 30) for seed in (60, 61)]
@@ -185,7 +185,7 @@ def pairs(seed: int, count: int) -> tuple[list[str], list[str], list[int]]:
 
 
 class LocalPairs(Made, AbsTaskPairClassification):
-    metadata = metadata("LocalPairs", "PairClassification", "max_ap")
+    metadata = metadata_of("LocalPairs", "PairClassification", "max_ap")
 
     def made(self) -> Data:
         first, second, same = pairs(70, 30)
@@ -194,7 +194,7 @@ class LocalPairs(Made, AbsTaskPairClassification):
 
 
 class LocalSTS(Made, AbsTaskSTS):
-    metadata = metadata("LocalSTS", "STS", "cosine_spearman")
+    metadata = metadata_of("LocalSTS", "STS", "cosine_spearman")
 
     def made(self) -> Data:
         first, second, same = pairs(80, 30)
@@ -231,21 +231,21 @@ def search(seed: int, *, ranked: bool) -> dict[str, Any]:
 
 
 class LocalRetrieval(Made, AbsTaskRetrieval):
-    metadata = metadata("LocalRetrieval", "Retrieval", "ndcg_at_10")
+    metadata = metadata_of("LocalRetrieval", "Retrieval", "ndcg_at_10")
 
     def made(self) -> Data:
         return {"default": {"test": search(90, ranked=False)}}
 
 
 class LocalReranking(Made, AbsTaskRetrieval):
-    metadata = metadata("LocalReranking", "Reranking", "map_at_1000")
+    metadata = metadata_of("LocalReranking", "Reranking", "map_at_1000")
 
     def made(self) -> Data:
         return {"default": {"test": search(91, ranked=True)}}
 
 
 class LocalBroken(LocalClassification):
-    metadata = metadata("LocalBroken", "Classification", "accuracy")
+    metadata = metadata_of("LocalBroken", "Classification", "accuracy")
 
     def made(self) -> Data:
         raise FileNotFoundError("no such folder: texts")

@@ -10,24 +10,10 @@ from typing import ClassVar
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
-from mteb import TaskMetadata
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskClustering, AbsTaskSTS
 
+from tests.support.local_mteb import metadata_of
 from tests.support.shared_data import FOLDER, TASKS
-
-
-def described(name: str, kind: str, main_score: str) -> TaskMetadata:
-    return TaskMetadata(
-        name=name,
-        description="Data beside the checkout.",
-        dataset={"path": "local/none", "revision": "1"},
-        type=kind,
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score=main_score,
-        modalities=["text"],
-    )
 
 
 class SharedFile:
@@ -50,28 +36,28 @@ class SharedFile:
 
 
 class SharedBanking77(SharedFile, AbsTaskClassification):
-    metadata = described("SharedBanking77", "Classification", "accuracy")
+    metadata = metadata_of("SharedBanking77", "Classification", "accuracy")
     file, splits = "banking77", ("train", "test")
     columns: ClassVar = {"text": "text", "label": "label"}
     samples_per_label = TASKS["banking77"].config["samples_per_label"]
 
 
 class SharedEmotion(SharedFile, AbsTaskClassification):
-    metadata = described("SharedEmotion", "Classification", "accuracy")
+    metadata = metadata_of("SharedEmotion", "Classification", "accuracy")
     file, splits = "tweeteval_emotion", ("train", "test")
     columns: ClassVar = {"text": "text", "label": "label"}
     samples_per_label = TASKS["tweeteval_emotion"].config["samples_per_label"]
 
 
 class SharedSTS(SharedFile, AbsTaskSTS):
-    metadata = described("SharedSTS", "STS", "cosine_spearman")
+    metadata = metadata_of("SharedSTS", "STS", "cosine_spearman")
     file = "stsbenchmark"
     columns: ClassVar = {"sentence1": "sentence1", "sentence2": "sentence2", "score": "score"}
     min_score, max_score = 0, 5
 
 
 class SharedTitles(SharedFile, AbsTaskClustering):
-    metadata = described("SharedTitles", "Clustering", "v_measure")
+    metadata = metadata_of("SharedTitles", "Clustering", "v_measure")
     file = "stackoverflow_titles"
     columns: ClassVar = {"text": "sentences", "label": "labels"}
     max_fraction_of_documents_to_embed = None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
@@ -15,52 +16,24 @@ VOCABULARY = 300
 
 _COMMON = {"num_hidden_layers": BLOCKS, "hidden_size": WIDTH, "vocab_size": VOCABULARY}
 _ATTENTION = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}
+_OWN: dict[str, dict[str, Any]] = yaml.safe_load("""
+gpt_neox: {}
+llama: {num_key_value_heads: 2}
+qwen2: {num_key_value_heads: 2}
+opt: {ffn_dim: 64, word_embed_proj_dim: 32}
+gpt2: {}
+bert: {}
+mamba: {state_size: 8}
+mamba2: {state_size: 8, num_heads: 8, head_dim: 8, n_groups: 2}
+jamba: {num_key_value_heads: 2, attn_layer_period: 2, attn_layer_offset: 1, expert_layer_period: 2,
+  expert_layer_offset: 1, num_experts: 2, num_experts_per_tok: 1, mamba_d_state: 8,
+  mamba_dt_rank: 4}
+zamba2: {layers_block_type: [mamba, hybrid, mamba], attention_head_dim: 16, adapter_rank: 4,
+  mamba_d_state: 8, n_mamba_heads: 8, mamba_ngroups: 1, num_mem_blocks: 1, chunk_size: 8}
+""")
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt_neox": {**_COMMON, **_ATTENTION},
-    "llama": {**_COMMON, **_ATTENTION, "num_key_value_heads": 2},
-    "qwen2": {**_COMMON, **_ATTENTION, "num_key_value_heads": 2},
-    "opt": {
-        **_COMMON,
-        "num_attention_heads": 4,
-        "ffn_dim": 64,
-        "max_position_embeddings": 128,
-        "word_embed_proj_dim": WIDTH,
-    },
-    "gpt2": {
-        "n_layer": BLOCKS,
-        "n_embd": WIDTH,
-        "vocab_size": VOCABULARY,
-        "n_head": 4,
-        "n_positions": 128,
-    },
-    "bert": {**_COMMON, **_ATTENTION},
-    "mamba": {**_COMMON, "state_size": 8},
-    "mamba2": {**_COMMON, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 2},
-    "jamba": {
-        **_COMMON,
-        **_ATTENTION,
-        "num_key_value_heads": 2,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "num_experts": 2,
-        "num_experts_per_tok": 1,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4,
-    },
-    "zamba2": {
-        **_COMMON,
-        **_ATTENTION,
-        "layers_block_type": ["mamba", "hybrid", "mamba"],
-        "attention_head_dim": 16,
-        "adapter_rank": 4,
-        "mamba_d_state": 8,
-        "n_mamba_heads": 8,
-        "mamba_ngroups": 1,
-        "num_mem_blocks": 1,
-        "chunk_size": 8,
-    },
+    name: {**_COMMON, **({} if name in ("mamba", "mamba2") else _ATTENTION), **own}
+    for name, own in _OWN.items()
 }
 
 

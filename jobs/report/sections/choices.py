@@ -9,9 +9,10 @@ from jobs.rank.ranking import Row
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Section, Table
 from jobs.report.wording import title
-from jobs.run import ranking_partition
+from jobs.run import partition
 from jobs.words import capital, counted, hundredths, known, points, share, span
 from operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS
+from storage.partition import TableName
 
 _ROUNDING = 1e-9  # of the curves that a null level is made from
 
@@ -30,13 +31,12 @@ def section(facts: Facts) -> Section:
     )
 
 
-def _rows(facts: Facts, table: str) -> list[dict[str, Any]]:
+def _rows(facts: Facts, table: TableName) -> list[dict[str, Any]]:
     """Return the rows of a table that rank wrote beside the ranking."""
     subject = facts.ranking.subject
     if facts.run is None:
         return choice_rows(facts.ranking) if table == "choices" else []
-    group = facts.run.config.name
-    return facts.run.rows(ranking_partition(group, subject.name, subject.revision, table))
+    return facts.run.rows(partition(table, subject, facts.run.config))
 
 
 def rule(name: str) -> str:

@@ -17,7 +17,7 @@ from jobs.report.facts import Facts
 from jobs.report.guide import link_to
 from jobs.report.section import Chart, Section, Table, level_swatch
 from jobs.report.wording import title, vectors_of
-from jobs.run import Run, partition, sensitivity_partition
+from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, counted, known, size
 from operators.metrics.registry import METRICS, main_variant, of_kind, unit_of
 from operators.metrics.variants import Tokens, Views
@@ -190,7 +190,7 @@ def _measured(
     ]
     if not all(levels):
         return []
-    slopes = run.rows_if_any(sensitivity_partition(subject, dataset, family))
+    slopes = run.rows_if_any(partition("sensitivity", subject, dataset, family))
     found, asked = [], parameters(run.config)
     for metric in of_metrics(run.config.measure.metrics):
         variant = METRICS[metric].perturbed or main_variant(metric, asked)

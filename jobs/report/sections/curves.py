@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jobs.rank.ranking import Row
 from jobs.rank.stage import labelled_tasks, ranked_rows
 from jobs.report.charts import Lines, Look, in_points
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.wording import layer_cell
-from jobs.run import score_partition
+from jobs.run import partition
 from jobs.tasks.types import ClassificationTask, FittedTask
 from jobs.words import capital, known, listed, points
 from operators.prompts.conditions import Condition
@@ -100,23 +101,21 @@ def curves(facts: Facts) -> list[Curves]:
     subject, asked = facts.ranking.subject, run.config.curves
     for label, dataset, task in labelled_tasks(run.config):
         if isinstance(task, ClassificationTask) and asked.examples:
-            where = score_partition(subject, dataset, task, table="learning_curves")
+            where = partition("learning_curves", subject, dataset, task)
             rows = ((row["examples"], row) for row in ranked_rows(run, where))
             found.append(curves_of(label, "examples", metrics[label], rows))
         if isinstance(task, FittedTask) and asked.noise:
-            noisy = (
-                (level, row)
-                for level in (0.0, *asked.noise)
-                for row in ranked_rows(
-                    run, score_partition(subject, dataset, task, Condition("noise", level).name)
-                )
-            )
+            noisy = []
+            for level in (0.0, *asked.noise):
+                condition = Condition("noise", level).name
+                where = partition("probe_scores", subject, dataset, condition, task)
+                noisy += [(level, row) for row in ranked_rows(run, where)]
             found.append(curves_of(label, "noise", metrics[label], noisy))
     return found
 
 
 def curves_of(
-    label: str, kind: CurveKind, metric: str, rows: Iterator[tuple[float, dict[str, float]]]
+    label: str, kind: CurveKind, metric: str, rows: Iterable[tuple[float, Row]]
 ) -> Curves:
     """Return the curves of a task from the rows of its scores, each with its place."""
     values: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -14,7 +14,7 @@ from jobs.rank.ranking import Row
 from jobs.report.charts import Histogram
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
-from jobs.run import Run, modes_partition
+from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, count, known, listed, number, share
 from operators.analysis.effects import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
@@ -38,7 +38,7 @@ _GROUPS = {"low": "lower", "high": "upper"}
 def section(facts: Facts) -> Section:
     """Return the tested layers of a model, and of bimodal ones what separates the groups."""
     run, subject = facts.run, facts.ranking.subject
-    rows = run.rows_if_any(modes_partition(run.config, subject)) if run else []
+    rows = run.rows_if_any(partition("modes", subject, run.config)) if run else []
     level = facts.ranking.settings.level
     texts = _texts(run, bimodal(rows, level)) if run else {}
     return section_of(rows, level, texts)

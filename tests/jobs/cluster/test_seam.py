@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
@@ -24,6 +25,7 @@ from jobs.cluster.on_processes import Processes
 from jobs.cluster.on_ray import RayCluster
 from jobs.cluster.pool import TASK_CPUS, Pool
 from jobs.config.blocks import ConfigError
+from jobs.config.settings import Engine
 from operators.model.subject import ModelUnavailableError
 from tests.support.here import Here
 from tests.support.installed import users_folder
@@ -54,27 +56,35 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "engine"),
-    [(0.0, "process"), (SMALL_TOKENS, "process"), (SMALL_TOKENS + 1.0, "ray"), (None, "ray")],
+    ("address", "asked", "tokens", "environment", "gpu", "engine"),
+    [
+        (None, "auto", 0.0, {}, False, "process"),
+        (None, "auto", SMALL_TOKENS, {}, False, "process"),
+        (None, "auto", SMALL_TOKENS + 1.0, {}, False, "ray"),
+        (None, "auto", None, {}, False, "ray"),
+        ("auto", "auto", 1, {}, False, "ray"),
+        (None, "auto", 1, {"RAY_ADDRESS": "10.0.0.1:6379"}, False, "ray"),
+        (None, "auto", 1, {}, True, "ray"),
+        (None, "ray", 1, {}, False, "ray"),
+        (None, "process", None, {}, False, "process"),
+    ],
 )
-def test_what_is_small_runs_in_processes(tokens: float | None, engine: str) -> None:
-    assert choose(None, "auto", lambda: tokens)[0] == engine
+def test_what_is_small_runs_in_processes_unless_a_cluster_a_gpu_or_a_wish_says_otherwise(
+    address: str | None,
+    asked: Engine,
+    tokens: float | None,
+    environment: dict[str, str],
+    gpu: bool,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(seam, "_has_gpu", lambda: gpu)
+    assert choose(address, asked, lambda: tokens)[0] == engine
 
 
-def test_a_cluster_or_a_gpu_is_rays(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose("auto", "auto", lambda: 1)[0] == "ray"
-    with monkeypatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-        assert choose(None, "auto", lambda: 1)[0] == "ray"
-    with monkeypatch.context() as patch:
-        patch.setattr(seam, "_has_gpu", lambda: True)
-        assert choose(None, "auto", lambda: 1)[0] == "ray"
-    assert choose(None, "auto", lambda: 1)[0] == "process"
-
-
-def test_what_is_asked_for_is_taken_unless_it_contradicts_itself() -> None:
-    assert choose(None, "ray", lambda: 1)[0] == "ray"
-    assert choose(None, "process", lambda: None)[0] == "process"
+def test_an_address_and_this_machine_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379"):
         choose("10.0.0.1:6379", "process", lambda: 1)
 
@@ -88,17 +98,12 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def map_batches(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("map_batches", {"work": work, **options}))
-        return self
+    def __getattr__(self, name: str) -> Callable[..., Recorder]:
+        def ask(first: object, **options: object) -> Recorder:
+            self.asked.append((name, {"first": first, **options}))
+            return self
 
-    def groupby(self, key: str, **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("groupby", {"key": key, **options}))
-        return self
-
-    def map_groups(self, work: Callable[..., Any], **options: Any) -> Self:  # noqa: ANN401
-        self.asked.append(("map_groups", {"work": work, **options}))
-        return self
+        return ask
 
     def iter_rows(self) -> Iterator[dict[str, Any]]:
         return iter(())
@@ -117,7 +122,7 @@ def on_a_cluster(address: str | None = None) -> RayCluster:
 
 def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (name, {key: value for key, value in options.items() if key != "work"})
+        (name, {key: value for key, value in options.items() if not callable(value)})
         for name, options in recorder.asked
     ]
 
@@ -130,7 +135,7 @@ def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -
     cluster = Cluster(on_a_cluster())
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
-    work = recorder.asked[0][1]["work"]
+    work = recorder.asked[0][1]["first"]
     (result,) = on_ray._results(Rows(work(on_ray._packed(5, "unit"))))  # type: ignore[arg-type]
     assert result == 25
 
@@ -171,7 +176,7 @@ def test_a_shuffle_groups_by_its_key(recorder: Recorder) -> None:
     assert list(found) == []
     assert asked(recorder) == [
         ("map_batches", {**ONE, "num_cpus": 1}),
-        ("groupby", {"key": "shard", "num_partitions": 64}),
+        ("groupby", {"first": "shard", "num_partitions": 64}),
         ("map_groups", {"batch_format": "pyarrow", "num_cpus": 1}),
     ]
 
@@ -192,9 +197,12 @@ def processes() -> Iterator[Processes]:
     found.close()
 
 
+def each(side: Side, work: Callable[[int], Any]) -> Iterator[Any]:
+    return side.each(UNITS, work, cpus=1, gpus=0)
+
+
 def test_every_unit_has_its_result(processes: Processes) -> None:
-    found = list(processes.each(UNITS, square, cpus=1, gpus=0))
-    assert sorted(found) == [unit * unit for unit in UNITS]
+    assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
 
 
 def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
@@ -205,9 +213,9 @@ def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
         make = partial(Counting, add)
         found = list(processes.actors(UNITS, make, doubled, pool))
         assert sorted(value for value, _, _ in found) == [2 * unit + add for unit in UNITS]
-        of_process = {process: [] for _, process, _ in found}  # type: ignore[var-annotated]
+        of_process: dict[int, list[int]] = {}
         for _, process, had in found:
-            of_process[process].append(had)
+            of_process.setdefault(process, []).append(had)
         assert 1 <= len(of_process) <= 2
         for counts in of_process.values():
             assert counts == list(range(1, len(counts) + 1))
@@ -215,7 +223,7 @@ def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
 
 def test_processes_live_through_plans(processes: Processes) -> None:
     pids = {worker._process.pid for worker in processes._workers}
-    list(processes.each(UNITS, square, cpus=1, gpus=0))
+    list(each(processes, square))
     assert pids == {worker._process.pid for worker in processes._workers}
 
 
@@ -223,11 +231,9 @@ def test_processes_live_through_plans(processes: Processes) -> None:
 def test_rows_meet_by_their_key(side: Side) -> None:
     with Cluster(side) as cluster:
         found = dict(cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3))
-    expected: dict[int, list[str]] = {0: [], 1: [], 2: []}
-    for unit in UNITS:
-        expected[unit % 3].append(f"a {unit}")
-        expected[2].append(f"b {unit}")
-        expected[0].append(f"c {unit}")
+    expected = {shard: [f"a {unit}" for unit in UNITS if unit % 3 == shard] for shard in range(3)}
+    expected[2] += [f"b {unit}" for unit in UNITS]
+    expected[0] += [f"c {unit}" for unit in UNITS]
     assert found == {shard: sorted(texts) for shard, texts in expected.items()}
 
 
@@ -244,23 +250,23 @@ def test_an_error_travels_and_ends_the_plan(
     processes: Processes, error: Exception, code: int
 ) -> None:
     with pytest.raises(InWorkerError) as caught:
-        list(processes.each(UNITS, partial(refuse, error), cpus=1, gpus=0))
+        list(each(processes, partial(refuse, error)))
     message, found = explain(caught.value)
     assert found == code
     assert str(error) in message
     assert "refuse" in caught.value.cause.__notes__[0]  # where in the worker it was raised
-    assert sorted(processes.each(UNITS, square, cpus=1, gpus=0))[-1] == 36
+    assert sorted(each(processes, square))[-1] == 36
 
 
 def test_an_error_that_cannot_travel_is_told_all_the_same(processes: Processes) -> None:
     with pytest.raises(InWorkerError, match="Unpicklable: what it says"):
-        list(processes.each(UNITS, refuse_oddly, cpus=1, gpus=0))
+        list(each(processes, refuse_oddly))
 
 
 def test_a_process_that_dies_is_replaced_and_its_unit_tried_again(
     processes: Processes, tmp_path: Path
 ) -> None:
-    assert sorted(processes.each(UNITS, partial(die_once, tmp_path), cpus=1, gpus=0)) == UNITS
+    assert sorted(each(processes, partial(die_once, tmp_path))) == UNITS
     assert (tmp_path / "died").exists()
 
 
@@ -268,13 +274,13 @@ def test_a_unit_that_kills_every_process_ends_the_run_with_what_was_said_last(
     processes: Processes,
 ) -> None:
     with pytest.raises(WorkerDiedError, match=r"3 times.*exit code 7.*unit \d is too much"):
-        list(processes.each(UNITS, die, cpus=1, gpus=0))
+        list(each(processes, die))
 
 
 def test_a_plan_that_is_abandoned_leaves_the_pool_to_the_next(processes: Processes) -> None:
-    for _ in processes.each(UNITS, square, cpus=1, gpus=0):
+    for _ in each(processes, square):
         break
-    assert len(list(processes.each(UNITS, square, cpus=1, gpus=0))) == len(UNITS)
+    assert len(list(each(processes, square))) == len(UNITS)
 
 
 def test_an_error_of_the_stage_ends_its_plan_with_the_run() -> None:
@@ -347,21 +353,18 @@ def test_processes_end_with_a_driver_that_is_killed() -> None:
 # what is told
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_stage_says_once_what_runs_it() -> None:
     told: list[str] = []
     cluster = Cluster(on_a_cluster(), told.append)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_ray, "_from_units", lambda _: Recorder())
-        for _ in range(2):
-            pool = Pool(2, 2, 0.75, 0, 1)
-            cluster.actors("extract", UNITS, partial(Counting, 1), pool, feed=doubled)
+    for _ in range(2):
+        pool = Pool(2, 2, 0.75, 0, 1)
+        cluster.actors("extract", UNITS, partial(Counting, 1), pool, feed=doubled)
     assert told == ["  extract: 2 actors on CPU, fed by 1 reader"]
     assert cluster.made == {"extract": "2 actors on CPU, fed by 1 reader (engine ray)"}
 
 
 def test_no_work_starts_nothing() -> None:
-    class Nothing(Here):
-        def each(self, units: Sequence[Any], *_: object, **__: object) -> Iterator[Any]:
-            raise AssertionError(units)
-
-    assert list(Cluster(Nothing()).each("measure", [], square)) == []
+    side = Mock(spec=Here)
+    assert list(Cluster(side).each("measure", [], square)) == []
+    assert not side.mock_calls

@@ -48,10 +48,14 @@ def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path
     for step in ("step8", "step64", "notes"):
         (tmp_path / "neox" / step).mkdir(parents=True)
     config = _given(RECIPE, "--subject", str(tmp_path / "neox"), "--revisions", "step*")
-    assert [str(each) for each in resolve(config)] == ["neox at step8", "neox at step64"]
+    assert [str(each) for each in resolve(config.subjects, config.storage)] == [
+        "neox at step8",
+        "neox at step64",
+    ]
     narrowed = _given(_config({"model": "org/m", "revision": "main"}), "--revisions", "step1*")
     assert (narrowed.subjects[0].revision, narrowed.subjects[0].revisions) == ("", "step1*")
-    (parent,) = resolve(_given(RECIPE, "--subject", str(tmp_path / "neox")))
+    given = _given(RECIPE, "--subject", str(tmp_path / "neox"))
+    (parent,) = resolve(given.subjects, given.storage)
     with pytest.raises(ModelUnavailableError, match=r"only folders \(notes, step64, step8\): give"):
         check(parent, StorageConfig())
 

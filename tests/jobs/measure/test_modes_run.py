@@ -18,12 +18,12 @@ from jobs.config.run import RunConfig
 from jobs.measure import modes
 from jobs.report.facts import Facts
 from jobs.report.sections import modes as modes_section
-from jobs.run import Run, Seen, modes_partition, partition
+from jobs.run import Run, Seen, partition
 from operators.analysis.modes import UNDEFINED
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from storage.manifest import Manifest, SettingsConflictError, digest_of, publish
+from storage.manifest import Manifest, Manifests, SettingsConflictError, digest_of
 from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
 from storage.root import Root
@@ -95,8 +95,8 @@ def _measured(run: Run, *, only: str = "") -> dict[str, Manifest]:
             stored[0].append(_store(run, prompts, number, [table], len(texts)))
             groups = [_layer(layer, ids, texts, only) for layer in range(3)]
             stored[1].append(_store(run, where, number, groups, len(texts)))
-        publish(run.root, prompts, {}, stored[0])
-        found[name] = publish(run.root, where, {}, stored[1])
+        Manifests(run.root).publish(prompts, {}, stored[0])
+        found[name] = Manifests(run.root).publish(where, {}, stored[1])
     return found
 
 
@@ -122,7 +122,7 @@ def _position(text: str) -> float:
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
-    return run.rows(modes_partition(run.config, run.subjects[0]))
+    return run.rows(partition("modes", run.subjects[0], run.config))
 
 
 def test_the_stage_finds_what_was_put_in(run: Run) -> None:
@@ -229,7 +229,7 @@ def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
     where = measured["a"].partition.sibling("prompt_traits")
     for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
         run.root.delete(key)
-    run.root.delete(modes_partition(run.config, run.subjects[0]).shard("manifest.json"))
+    run.root.delete(partition("modes", run.subjects[0], run.config).shard("manifest.json"))
     _units(run).clear()
     modes.measure_modes(replace(run, seen=Seen()), run.subjects[0], measured)
     assert _units(run) == [(shard_name(1), 30), 2, 1, 0]

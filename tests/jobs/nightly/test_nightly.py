@@ -273,5 +273,6 @@ def test_a_listed_checkpoint_whose_folder_is_gone_fails_alone(tmp_path: Path) ->
     (folder / "step1").mkdir(parents=True)
     values = run.config.model_dump()
     values["subjects"][0]["model"] = str(folder)
-    found = resolve(type(run.config).model_validate(values), keep_gone=True)
+    config = type(run.config).model_validate(values)
+    found = resolve(config.subjects, config.storage, keep_gone=True)
     assert [each.revision for each in found] == ["step0", "step1"]

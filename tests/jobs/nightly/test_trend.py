@@ -50,7 +50,7 @@ def test_checkpoints_come_in_the_order_of_their_steps_and_outlive_their_files(
     assert [each.revision for each in history] == ["step0", "step16", "step64"]
     assert [each.revision for each in before(history, MODEL, "step64")] == ["step0", "step16"]
     assert before(history, MODEL, "step0") == before(history, "other", "step64") == []
-    new = without_ranking(run, resolve(run.config))
+    new = without_ranking(run, resolve(run.config.subjects, run.config.storage))
     assert [each.revision for each in new] == ["step4", "step1000"]
 
 
@@ -63,7 +63,7 @@ def test_rankings_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     changed = RunConfig.model_validate(values)
     other = replace(run, config=changed)
     assert ranked(other) == []
-    subjects = resolve(changed)
+    subjects = resolve(changed.subjects, changed.storage)
     with pytest.raises(SettingsConflictError, match="draws: 200 there, 300 here"):
         without_ranking(other, subjects)
     assert without_ranking(replace(other, overwrite=True), subjects) == list(subjects)

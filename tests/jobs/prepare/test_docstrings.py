@@ -1,5 +1,7 @@
 """The built-in corpus: rules on a package written for the purpose, invariants on installed ones."""
 
+import ast
+import gc
 import subprocess
 import sys
 from collections import Counter
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.prepare import docstrings
-from jobs.prepare.docstrings import Passage, read_library
+from jobs.prepare.docstrings import Passage, read_library, sample_library
 from tests.support.places import PROJECT
 
 TOY = '''
@@ -219,6 +221,30 @@ def test_a_smaller_limit_takes_the_first_ones(corpus: list[Passage]) -> None:
     assert len({passage.name.split(".")[1] for passage in some}) >= 4
     assert [passage.name for passage in some] == [passage.name for passage in corpus[:20]]
     assert read_library("numpy", 0) == []
+
+
+def test_some_files_tell_how_many_passages_there_are(
+    corpus: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+    parse = ast.parse
+
+    def counted(text: bytes) -> ast.Module:
+        parsed.append(len(text))
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    everything = read_library("numpy", 10_000)
+    whole = sum(parsed)
+    parsed.clear()
+    some, count = sample_library("numpy", 10_000)
+    assert count == pytest.approx(len(everything), rel=0.1)
+    assert len(some) < len(everything) / 2
+    assert 0.3 * whole <= sum(parsed) < 0.4 * whole
+    some, count = sample_library("numpy", 20)
+    assert (len(some), count) == (20, 20)
+    assert sample_library("networkx", 280)[1] == len(corpus) - 280
+    assert gc.isenabled()  # it is not while files are parsed
 
 
 def test_reading_does_not_import_the_library() -> None:

@@ -19,7 +19,7 @@ from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import Task
 from operators.model.subject import Subject
 from storage import schema
-from storage.manifest import Manifest, digest_of, publish
+from storage.manifest import Manifest, Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -57,7 +57,7 @@ def items_of(kind: str) -> dict[str, Any]:
 def stored(root: Root, where: Partition, table: pa.Table) -> Manifest:
     blank = Receipt("shard-00000.parquet", 0, digest_of({}), "")
     receipt = write_shard(root, where.shard(blank.name), [table], table.schema, blank)
-    return publish(root, where, {}, [receipt])
+    return Manifests(root).publish(where, {}, [receipt])
 
 
 def scored(

@@ -28,7 +28,7 @@ from jobs.run import Run, partition
 from operators.metrics.registry import METRICS
 from operators.prompts.views import view_name
 from storage import schema
-from storage.manifest import digest_of, publish
+from storage.manifest import Manifests, digest_of
 from storage.partition import CLEAN, Partition, partitions
 from storage.root import Root
 from storage.shards import Receipt, vector_column, write_shard
@@ -82,7 +82,7 @@ def _store(
     settings = {"made": "by hand"}
     blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "", facts=facts or {})
     receipt = write_shard(root, where.shard(blank.name), groups, columns, blank)
-    publish(root, where, settings, [receipt])
+    Manifests(root).publish(where, settings, [receipt])
 
 
 def _store_rows(

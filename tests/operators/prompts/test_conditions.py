@@ -278,10 +278,12 @@ def test_lengths_fit_the_model_and_what_its_tokenizer_adds(
     ]:
         shape = ModelShape(3, 8, most)
         monkeypatch.setattr("jobs.subjects.read_shape", lambda _, shape=shape: shape)
+        config = run_with(conditions={"length": lengths})
         with pytest.raises(ConfigError, match=words):
-            require_lengths(run_with(conditions={"length": lengths}), subject)
+            require_lengths(config.conditions, subject, config.storage)
     monkeypatch.setattr("jobs.subjects.read_shape", lambda _: ModelShape(3, 8, 64))
-    require_lengths(run_with(conditions={"length": [3, 64]}), subject)
+    config = run_with(conditions={"length": [3, 64]})
+    require_lengths(config.conditions, subject, config.storage)
 
 
 def test_the_recipe_has_the_grids_of_the_paper() -> None:

@@ -1,0 +1,47 @@
+"""What lies in the root of a run, for tests to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from storage.manifest import Manifest, Manifests, Settings, digest_of, require
+from storage.partition import KEYS, Partition, partitions, shard_name
+from storage.root import Root
+from storage.shards import Receipt, write_shard
+from storage.sql import connect
+
+
+def store(root: Root, where: Partition, shards: Sequence[pa.Table], settings: Settings) -> Manifest:
+    """Store a partition, a shard a table, as a stage leaves it."""
+    receipts = []
+    for number, table in enumerate(shards):
+        blank = Receipt(shard_name(number), 0, digest_of(settings), "")
+        key = where.shard(blank.name)
+        receipts.append(write_shard(root, key, [table], table.schema, blank))
+    return Manifests(root).publish(where, settings, receipts)
+
+
+def manifests(root: Root) -> list[Manifest]:
+    """Return the manifests of all complete partitions."""
+    return [require(root, where) for table in KEYS for where in partitions(root, table)]
+
+
+def content(root: Root) -> dict[str, dict[str, tuple[int, str]]]:
+    """Return partition -> shard -> rows and checksum: equal for two roots with equal rows.
+
+    Without latencies, which no two runs share.
+    """
+    return {
+        each.partition.path: {r.name: (r.rows, r.checksum) for r in each.receipts}
+        for each in manifests(root)
+        if each.partition.table != "layer_costs"
+    }
+
+
+def ask(root: Root, query: str, *values: object) -> list[Any]:
+    """Return the rows that answer a query."""
+    with connect(root) as sql:
+        return sql.execute(query, [*values]).fetchall()
