@@ -6,7 +6,7 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from jobs.config.blocks import Block, ConfigError, Name, require_distinct
-from jobs.config.conditions import ConditionsConfig
-from jobs.config.datasets import DatasetConfig, MtebSource
+from jobs.config.datasets import ClassificationTask, DatasetConfig, FittedTask, MtebSource, Task
 from jobs.config.settings import (
     ClusterConfig,
+    ConditionsConfig,
     CurvesConfig,
     ExtractConfig,
     MeasureConfig,
@@ -30,7 +30,6 @@ from jobs.config.settings import (
     TokensConfig,
     ViewsConfig,
 )
-from jobs.tasks.types import FittedTask
 from operators.prompts.conditions import Condition
 
 
@@ -75,22 +74,15 @@ class RunConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        require_distinct([dataset.name for dataset in self.datasets], "dataset")
-        if self.rank.norm not in self.extract.norms:
-            raise ValueError(
-                f"rank.norm is {self.rank.norm}, but extract.norms has only "
-                f"{', '.join(self.extract.norms)}"
-            )
-        if self.rank.pooling not in self.extract.poolings:
-            raise ValueError(
-                f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
-                f"{', '.join(self.extract.poolings)}"
-            )
-        if self.rank.variant not in self.probe.variants:
-            raise ValueError(
-                f"rank.variant is {self.rank.variant}, but probe.variants has only "
-                f"{', '.join(self.probe.variants)}"
-            )
+        require_distinct([dataset.name for dataset in self.datasets], "dataset name ")
+        for key, made, by in (
+            ("norm", self.extract.norms, "extract.norms"),
+            ("pooling", self.extract.poolings, "extract.poolings"),
+            ("variant", self.probe.variants, "probe.variants"),
+        ):
+            ranked = getattr(self.rank, key)
+            if ranked not in made:
+                raise ValueError(f"rank.{key} is {ranked}, but {by} has only {', '.join(made)}")
         self.conditions.require_within(self.extract.max_tokens, "extract.max_tokens")
         if self.conditions.passes() and self.measure.token_metrics == "stored":
             raise ValueError(
@@ -210,9 +202,14 @@ def _task_along(keys: tuple[int | str, ...], values: Any) -> str | None:  # noqa
     return None
 
 
-def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
-    """Return the conditions in which the fitted tasks of a dataset are tested too."""
-    fitted = any(isinstance(task, FittedTask) for task in dataset.tasks)
+def learning_examples(config: RunConfig, task: Task) -> tuple[int, ...]:
+    """Return the numbers of training items per label that a task is scored with besides its own."""
+    return config.curves.examples if isinstance(task, ClassificationTask) else ()
+
+
+def noise_conditions(config: RunConfig, tasks: Iterable[Task]) -> list[Condition]:
+    """Return the conditions in which tasks are tested too, if one of them is fitted."""
+    fitted = any(isinstance(task, FittedTask) for task in tasks)
     return [Condition("noise", level) for level in config.curves.noise] if fitted else []
 
 
@@ -221,4 +218,5 @@ def graded_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Conditi
 
     A level of noise that both a curve and `conditions` ask for is one pass.
     """
-    return list(dict.fromkeys([*noise_conditions(config, dataset), *config.conditions.passes()]))
+    noisy = noise_conditions(config, dataset.tasks)
+    return list(dict.fromkeys([*noisy, *config.conditions.passes()]))

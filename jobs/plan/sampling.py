@@ -187,7 +187,7 @@ def _lengths(
         return [sources.inspect(fragment, options)[0] for fragment in fragments]
     looked: dict[int, int] = {}
     for fragment in _spread(dataset, fragments):
-        if fragment.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
+        if fragment.file.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
             looked[fragment.index] = estimate_rows(fragment.file, options)
             continue
         rows, columns = sources.inspect(fragment, options)

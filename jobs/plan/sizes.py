@@ -19,20 +19,13 @@ import numpy.typing as npt
 import torch
 
 from jobs.config.metrics import TokenPlan, parameters, token_metrics, token_plan
-from jobs.config.run import RunConfig, noise_conditions
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.extract.targets import Pass, Sources, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.sampling import Corpus
 from jobs.plan.weight import Weight, partition_weight, weight
 from jobs.run import leading
-from jobs.tasks.types import (
-    ClassificationTask,
-    ClusteringTask,
-    FittedTask,
-    MtebTask,
-    PairClassificationTask,
-    Task,
-)
+from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import of_kind
 from operators.metrics.token.tokens import token_metrics as measure_tokens
@@ -172,22 +165,20 @@ def _probe_scores(pair: Pair) -> Iterator[Weight]:
     config = pair.config
     for task in pair.corpus.dataset.tasks:
         variants = len(config.probe.variants)
-        rows = pair.groups * variants * _folds(task)
+        kind, rows = TYPES[type(task)], pair.groups * variants * task.repeats
         # Tasks without folds are resampled; directions alone have one score for both variants.
-        drawn = 0 if _folds(task) > 1 or isinstance(task, MtebTask) else config.probe.replicates
-        different = variants if isinstance(task, PairClassificationTask) else 1
+        drawn = config.probe.replicates if kind.score and task.repeats == 1 else 0
+        different = 1 if kind.scale_free else variants
         values = pair.groups * different * drawn
         yield partition_weight([4000 + 10 * rows + 8 * values])
-        noisy = noise_conditions(config, pair.corpus.dataset) if _is_fitted(task) else ()
-        for _ in noisy:
-            yield partition_weight([4200 + 10 * pair.layers * _folds(task)])
+        for _ in noise_conditions(config, [task]):
+            yield partition_weight([4200 + 10 * pair.layers * task.repeats])
 
 
 def _learning_curves(pair: Pair) -> Iterator[Weight]:
-    examples = len(pair.config.curves.examples)
-    for task in pair.corpus.dataset.tasks if examples else ():
-        if isinstance(task, ClassificationTask):
-            yield partition_weight([4900 + 8 * pair.layers * _folds(task) * examples])
+    for task in pair.corpus.dataset.tasks:
+        if examples := len(learning_examples(pair.config, task)):
+            yield partition_weight([4900 + 8 * pair.layers * task.repeats * examples])
 
 
 # Table -> its partitions of a subject over a dataset.
@@ -266,7 +257,7 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         views = len(of_kind(config.measure.metrics, Views))
         responses = len(config.conditions.families()) * (metrics - views)
         curves = sum(1 for _ in _learning_curves(pair)) + sum(
-            _is_fitted(task) and bool(config.curves.noise) for task in pair.corpus.dataset.tasks
+            bool(noise_conditions(config, [task])) for task in pair.corpus.dataset.tasks
         )
         page += plot * (metrics + 2.1 * responses + 1.1 * curves)
         page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)
@@ -283,12 +274,3 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
 
 def _has_modes(pair: Pair) -> bool:
     return MODES_METRIC in pair.config.measure.metrics
-
-
-def _is_fitted(task: Task) -> bool:
-    return isinstance(task, FittedTask)
-
-
-def _folds(task: Task) -> int:
-    folded = isinstance(task, (FittedTask, ClusteringTask))
-    return int(getattr(task, "folds", 1)) if folded else 1

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.run import RunConfig
 from jobs.measure.costs import LayerCost, read_costs
 from jobs.rank.choices import choice_rows, correlation_rows, main_metrics
 from jobs.run import Run, ranking_partition, score_partition
-from jobs.tasks.types import Task
 from operators.analysis.labelfree import unlabelled_verdict
 from operators.model.subject import Subject
 from operators.ranking.bootstrap import draw_scores

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from jobs.config.datasets import Task
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks.types import Task
+from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
-from storage import schema
 from storage.manifest import Manifest, Settings, digest_of, publish, require
 from storage.partition import CLEAN, Partition, shard_name
 from storage.root import Root
@@ -155,7 +155,7 @@ def _write_items(root: Root, name: str, rows: int) -> Manifest:
         query = queries[documents % QUERIES]
         columns = {"query_id": query, "candidate_id": documents}
         columns["relevance"] = np.asarray(documents - query == QUERIES)
-    own = schema.TASK_ITEMS[task.type]
+    own = TYPES[type(task)].columns
     count = len(next(iter(columns.values())))
     columns = {"row": np.arange(count), **columns}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]

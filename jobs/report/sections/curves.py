@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from jobs.config.run import learning_examples, noise_conditions
 from jobs.rank.stage import RankedTask, SubjectRanking, ranked_rows
 from jobs.report.charts import (
     ACCENT,
@@ -31,7 +32,6 @@ from jobs.report.findings import Curve, CurveFinding, SubjectFinding
 from jobs.report.findings import Curve as LayerCurve
 from jobs.report.wording import nearest
 from jobs.run import Run, score_partition
-from jobs.tasks.types import ClassificationTask, FittedTask
 from jobs.words import NOTHING, points
 from operators.prompts.conditions import Condition
 
@@ -40,15 +40,15 @@ _Points = dict[int, dict[float, list[float]]]  # layer -> x -> the values of the
 
 def curves(run: Run, ranking: SubjectRanking) -> list[CurveFinding]:
     """Return the learning and the robustness curves of every task that has them."""
-    config, found = run.config.curves, []
+    found = []
     for task in ranking.tasks:
-        if isinstance(task.task, ClassificationTask) and config.examples:
+        if learning_examples(run.config, task.task):
             where = score_partition(
                 ranking.subject, task.dataset, task.task, table="learning_curves"
             )
             rows = ranked_rows(run, where)
             found.append(_curves(task, "examples", _points((r["examples"], r) for r in rows)))
-        if isinstance(task.task, FittedTask) and config.noise:
+        if noise_conditions(run.config, [task.task]):
             found.append(_curves(task, "noise", _points(_noise_rows(run, ranking, task))))
     return found
 

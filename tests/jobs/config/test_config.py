@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
+from jobs.config.datasets import PROTOCOL, RetrievalTask, Task
 from jobs.config.run import RunConfig, load, parse
 from jobs.prepare.records import PROMPT
-from jobs.tasks.types import PROTOCOL, RetrievalTask, Task
+from jobs.tasks.types import TYPES
 from operators.benchmark import tasks as benchmark_tasks
 from operators.metrics.registry import METRICS
 
@@ -416,11 +417,16 @@ def test_blank_texts_are_kept_only_if_asked_for() -> None:
     assert "min_chars" in refusal(datasets=[{**DATASET, "min_chars": -1}])
 
 
-def test_settings_of_the_protocol_are_fields_of_the_tasks() -> None:
+def test_every_type_of_task_has_an_entry_and_the_protocols_settings_are_fields() -> None:
     types = get_args(get_args(Task)[0])
-    assert {each.model_fields["type"].annotation for each in types} == {
+    assert [*TYPES] == [*types]
+    assert [each.model_fields["type"].annotation for each in types] == [
         Literal[name] for name in TASKS
-    }
+    ]
+    for kind in TYPES.values():
+        assert kind.columns.names[0] == "row"
+        assert kind.columns.metadata[b"layerrank.table"] == b"tasks"
+        assert not any(column.nullable for column in kind.columns)
     fields = {name for each in types for name in each.model_fields}
     assert fields >= PROTOCOL
     assert not {name for name in PROTOCOL if name.endswith("_column")}

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import ClassificationTask, DatasetConfig
 from jobs.config.run import RunConfig, load
 from jobs.prepare import folders, sources
-from jobs.tasks.types import ClassificationTask
 from storage.root import resolve
 from tests.conftest import S3
 

@@ -18,7 +18,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.prepare import sources
 from jobs.prepare.records import items_of, records_of
-from jobs.tasks.items import check_items
+from jobs.tasks.types import check_items
 from operators.benchmark import tasks as benchmark_tasks
 from operators.probes.classification import classification
 from operators.probes.clustering import clustering

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.prepare import records
-from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of, skip_reason
+from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of
+from jobs.tasks.types import TYPES
 from operators.prompts.seeding import prompt_id
 from storage import schema
 
@@ -47,7 +48,7 @@ def items(
     found = []
     for group in shards_of(config, rows, shards, seed):
         table, columns, facts = items_of(group, config.tasks[task])
-        assert table.cast(columns).schema == schema.TASK_ITEMS[config.tasks[task].type]
+        assert table.cast(columns).schema == TYPES[type(config.tasks[task])].columns
         assert facts == {}
         found += table.to_pylist()
     return found
@@ -58,7 +59,9 @@ def items(
     [
         (None, 1, "null"),
         ("", 1, "empty"),
-        ("", 0, "empty"),
+        ("", 0, None),
+        (None, 0, "null"),
+        (" ", 0, None),
         (" \t\n\u2003", 1, "whitespace"),
         ("ab", 3, "too_short"),
         ("abc", 3, None),
@@ -70,9 +73,9 @@ def items(
 def test_every_skipped_text_has_one_reason(
     text: str | None, min_chars: int, reason: str | None
 ) -> None:
-    assert skip_reason(text, min_chars) == reason
-    kept = None if text is not None else "null"
-    assert skip_reason(text, min_chars, keeps_blank=True) == kept
+    config = dataset(FIND, min_chars=min_chars)
+    assert config.skipped("text", text) == reason
+    assert config.skipped("query", text) == (None if reason == "too_short" else reason)
 
 
 def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import DatasetConfig, FileSource
 from jobs.prepare import sources
 from jobs.prepare.files import BATCH, Options
 from jobs.prepare.sources import Fragment
@@ -225,7 +225,7 @@ def test_a_limit_cuts_across_files(limit: int, many: Path) -> None:
 
 
 def test_cut_counts_what_it_gives() -> None:
-    whole = [Fragment("csv", "a", 0), Fragment("csv", "b", 1), Fragment("csv", "c", 2)]
+    whole = [Fragment(FileSource(files=("x",)), name, n) for n, name in enumerate("abc")]
     parts, total = sources.cut(whole, [3, 0, 4], None)
     assert [(part.location, part.start, part.stop) for part in parts] == [("a", 0, 3), ("c", 0, 4)]
     assert total == 7
@@ -237,14 +237,14 @@ def test_cut_counts_what_it_gives() -> None:
 def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
     count = 2 * BATCH + 7
     path = write(tmp_path / "t.parquet", {"text": [str(n) for n in range(count)]})
-    whole = Fragment("parquet", str(path), 3)
+    whole = Fragment(FileSource(files=(str(path),)), str(path), 3)
     expected = [(str(n), 3 * ROW + n) for n in range(count)]
     assert list(rows_of(whole)) == expected
     cuts = [0, 1, BATCH, BATCH + 5, count]
     pieces = [
         row
         for start, stop in pairwise(cuts)
-        for row in rows_of(Fragment("parquet", str(path), 3, start, stop))
+        for row in rows_of(Fragment(FileSource(files=(str(path),)), str(path), 3, start, stop))
     ]
     assert pieces == expected
 
@@ -322,7 +322,7 @@ def test_a_broken_file_is_named(name: str, content: bytes, tmp_path: Path) -> No
         sources.inspect(fragment, {})
         list(rows_of(fragment))
 
-    with pytest.raises(ConfigError, match=rf"cannot read .*{name} as {fragment.kind}: "):
+    with pytest.raises(ConfigError, match=rf"cannot read .*{name} as {fragment.file.kind}: "):
         inspect_and_read()
 
 
@@ -350,7 +350,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[s
     asked: list[tuple[str, list[str]]] = []
 
     def texts(task: str, modules: list[str]) -> list[str]:
-        asked.append((task, modules))
+        asked.append((task, list(modules)))
         return [f"first of {task}", "", f"last of {task}"]
 
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
@@ -454,7 +454,7 @@ def test_a_split_column_of_the_dataset_is_the_datasets(hub: Hub) -> None:
 def test_slices_read_their_rows_and_load_the_split_once(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_HUB_SLICE", 2)
+    monkeypatch.setattr(sources, "_SLICE", 2)
     config = dataset({"hub": "org/name", "split": "train+test"}, limit=4)
     whole = sources.discover(config, {})
     parts, total = sources.cut(whole, [3, 2], 4)
