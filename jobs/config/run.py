@@ -14,22 +14,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Name, require_distinct
 from jobs.config.datasets import ClassificationTask, DatasetConfig, FittedTask, MtebSource, Task
-from jobs.config.settings import (
-    ClusterConfig,
-    ConditionsConfig,
-    CurvesConfig,
-    ExtractConfig,
-    MeasureConfig,
-    NightlyConfig,
-    ProbeConfig,
-    RankConfig,
-    StorageConfig,
-    SubjectConfig,
-    TokensConfig,
-    ViewsConfig,
-)
 from operators.prompts.conditions import Condition
 
 
@@ -39,19 +26,19 @@ class RunConfig(Block):
     name: Name
     seed: int = 0
     output: str | None = None
-    subjects: tuple[SubjectConfig, ...] = Field(min_length=1)
+    subjects: tuple[settings.SubjectConfig, ...] = Field(min_length=1)
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    extract: ExtractConfig = ExtractConfig()
-    views: ViewsConfig = ViewsConfig()
-    tokens: TokensConfig = TokensConfig()
-    measure: MeasureConfig = Field(default_factory=MeasureConfig)
-    probe: ProbeConfig = ProbeConfig()
-    curves: CurvesConfig = CurvesConfig()
-    conditions: ConditionsConfig = ConditionsConfig()
-    rank: RankConfig = RankConfig()
-    storage: StorageConfig = StorageConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    nightly: NightlyConfig = NightlyConfig()
+    extract: settings.ExtractConfig = settings.ExtractConfig()
+    views: settings.ViewsConfig = settings.ViewsConfig()
+    tokens: settings.TokensConfig = settings.TokensConfig()
+    measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
+    probe: settings.ProbeConfig = settings.ProbeConfig()
+    curves: settings.CurvesConfig = settings.CurvesConfig()
+    conditions: settings.ConditionsConfig = settings.ConditionsConfig()
+    rank: settings.RankConfig = settings.RankConfig()
+    storage: settings.StorageConfig = settings.StorageConfig()
+    cluster: settings.ClusterConfig = settings.ClusterConfig()
+    nightly: settings.NightlyConfig = settings.NightlyConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -23,21 +23,9 @@ from jobs.config.datasets import (
     FolderSource,
     HubSource,
     MtebSource,
-    Source,
 )
-from jobs.prepare import docstrings, folders
-from jobs.prepare.files import (
-    FORMATS,
-    File,
-    Options,
-    as_strings,
-    estimate_rows,
-    inspect_file,
-    options_for,
-    read_file,
-    readable,
-    size,
-)
+from jobs.prepare import docstrings, files, folders
+from jobs.prepare.files import File, Options, as_strings
 from storage.root import fingerprint, resolve
 from storage.schema import ROW_BITS
 
@@ -51,7 +39,7 @@ _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
 class Fragment:
     """A part of a source: rows `start` to `stop` (None = the end) of one file, split or library."""
 
-    source: Source
+    source: Any  # a block of Source; the functions of its kind know which
     location: str
     index: int
     start: int = 0
@@ -60,25 +48,24 @@ class Fragment:
     @property
     def file(self) -> File:
         """The file that it is a part of, if its source is of files."""
-        assert isinstance(self.source, FileSource), self
         return _file(self.source, self.location)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of source is found, told from another and read; the source's block comes first.
+    """How a kind of source is found, told from another and read.
 
-    `locations` names the whole fragments, and `identity` says what their rows depend on. `inspect`
-    gives the number of rows at a location (or their most) and the columns, `tables` yields them as
-    text: from row `start` of a `sliced` source, of others from the first. What is small has one
-    `table` a location instead. `most_rows` bounds all rows from a look at them, or is None.
+    Of the source's block, `locations` names the whole fragments, and `identity` says what their
+    rows depend on. `inspect` gives the number of rows (or their most) and the columns, `tables`
+    yields them as text: from row `start` of a `sliced` source, of others from the first. What is
+    small has one `table` a fragment instead. `most_rows` bounds all rows from a look, or is None.
     """
 
     locations: Callable[[Any, DatasetConfig, Options], list[str]]
     identity: Callable[[Any, list[str], Options], dict[str, Any]]
-    inspect: Callable[[Any, str, Options], tuple[int, list[str]]] | None = None
-    tables: Callable[[Any, Fragment, Sequence[str], Options], Iterator[pa.Table]] | None = None
-    table: Callable[[Any, str, Options], pa.Table] = lambda *_: pa.table({})
+    inspect: Callable[[Fragment, Options], tuple[int, list[str]]] | None = None
+    tables: Callable[[Fragment, Sequence[str], Options], Iterator[pa.Table]] | None = None
+    table: Callable[[Fragment, Options], pa.Table] = lambda *_: pa.table({})
     most_rows: Callable[[Sequence[Fragment], Options], int | None] = lambda *_: None
     sliced: bool = False
     stated: bool = False  # `inspect` reads nothing
@@ -134,8 +121,8 @@ def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
     """Return the number of rows of a whole fragment (a library: at most), and its columns."""
     kind = KINDS[type(fragment.source)]
     if kind.inspect:
-        return kind.inspect(fragment.source, fragment.location, options)
-    table = kind.table(fragment.source, fragment.location, options)
+        return kind.inspect(fragment, options)
+    table = kind.table(fragment, options)
     return table.num_rows, table.column_names
 
 
@@ -143,12 +130,11 @@ def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterat
     """Yield the rows of a fragment as tables of string columns (null kept) and `row`."""
     kind, stop = KINDS[type(fragment.source)], fragment.stop
     position = fragment.start if kind.sliced else 0
-    if kind.tables:
-        tables = kind.tables(fragment.source, fragment, columns, options)
-    else:
-        whole = kind.table(fragment.source, fragment.location, options)
-        tables = iter([whole.select(list(columns))])
-    for table in tables:
+    for table in (
+        kind.tables(fragment, columns, options)
+        if kind.tables
+        else [kind.table(fragment, options).select(list(columns))]
+    ):
         first = max(fragment.start - position, 0)
         last = table.num_rows if stop is None else min(table.num_rows, stop - position)
         if first < last:
@@ -210,16 +196,14 @@ def _hub_split(source: HubSource, location: str) -> Any:  # noqa: ANN401  (datas
         raise ConfigError(f"cannot load hub dataset {name} ({split}): {reason}") from error
 
 
-def _inspect_hub(source: HubSource, location: str, _options: Options) -> tuple[int, list[str]]:
-    data = _hub_split(source, location)
+def _inspect_hub(fragment: Fragment, _options: Options) -> tuple[int, list[str]]:
+    data = _hub_split(fragment.source, fragment.location)
     return len(data), list(dict.fromkeys([*data.column_names, "split"]))
 
 
-def _read_hub(
-    source: HubSource, fragment: Fragment, columns: Sequence[str], _options: Options
-) -> Iterator[pa.Table]:
-    with readable(fragment.location, "hub"):
-        data = _hub_split(source, fragment.location)
+def _read_hub(fragment: Fragment, columns: Sequence[str], _options: Options) -> Iterator[pa.Table]:
+    with files.readable(fragment.location, "hub"):
+        data = _hub_split(fragment.source, fragment.location)
         stop = len(data) if fragment.stop is None else fragment.stop
         own = [column for column in columns if column in data.column_names]
         table = as_strings(
@@ -233,18 +217,18 @@ def _read_hub(
 
 def _file(source: FileSource, location: str) -> File:
     ending = "." + location.rsplit(".", 1)[-1].lower()
-    if source.format == "auto" and ending not in FORMATS:
+    if source.format == "auto" and ending not in files.FORMATS:
         raise ConfigError(
             f"cannot tell the format of {location} from its name; say source.format: parquet, "
             "jsonl, csv or text"
         )
-    return File(FORMATS[ending] if source.format == "auto" else source.format, location)
+    return File(files.FORMATS[ending] if source.format == "auto" else source.format, location)
 
 
 def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> list[str]:
     found: list[str] = []
     for pattern in source.files:
-        filesystem, path = resolve(pattern, options_for(pattern, options))
+        filesystem, path = resolve(pattern, files.options_for(pattern, options))
         matches = [path]
         if not filesystem.isfile(path):
             listed = filesystem.glob(path, detail=True).items()
@@ -256,11 +240,11 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
     return found
 
 
-def _file_identity(source: FileSource, files: list[str], options: Options) -> dict[str, Any]:
+def _file_identity(source: FileSource, paths: list[str], options: Options) -> dict[str, Any]:
     return {
-        "files": [file.rsplit("/", 1)[-1] for file in files],
-        "formats": [_file(source, file).kind for file in files],
-        "fingerprints": [fingerprint(file, options_for(file, options)) for file in files],
+        "files": [file.rsplit("/", 1)[-1] for file in paths],
+        "formats": [_file(source, file).kind for file in paths],
+        "fingerprints": [fingerprint(file, files.options_for(file, options)) for file in paths],
     }
 
 
@@ -270,18 +254,18 @@ def _most_lines(fragments: Sequence[Fragment], options: Options) -> int | None:
         return None
     footers = [each for each in fragments if each.file.kind == "parquet"]
     lines = [each.file for each in fragments if each.file.kind != "parquet"]
-    if sum(size(file, options) for file in lines) > _LINES_LOOKED_AT:
+    if sum(files.size(file, options) for file in lines) > _LINES_LOOKED_AT:
         return None
     # The last line may not end.
-    return _sum(footers, options) + sum(estimate_rows(file, options) + 1 for file in lines)
+    return _sum(footers, options) + sum(files.estimate_rows(file, options) + 1 for file in lines)
 
 
 KINDS: dict[type[Block], Kind] = {
     BuiltinSource: Kind(
         locations=lambda *_: [name for _, name in docstrings.LIBRARIES],
         identity=lambda source, *_: {**source.model_dump(), "versions": docstrings.versions()},
-        inspect=lambda source, *_: (source.per_library, list(_PASSAGE_COLUMNS)),
-        table=lambda source, name, _: _library(source, name),
+        inspect=lambda part, _: (part.source.per_library, list(_PASSAGE_COLUMNS)),
+        table=lambda part, _: _library(part.source, part.location),
         most_rows=_sum,
         stated=True,
     ),
@@ -297,14 +281,14 @@ KINDS: dict[type[Block], Kind] = {
     FileSource: Kind(
         locations=_files,
         identity=_file_identity,
-        inspect=lambda source, location, options: inspect_file(_file(source, location), options),
-        tables=lambda _, fragment, columns, options: read_file(fragment.file, columns, options),
+        inspect=lambda part, options: files.inspect_file(part.file, options),
+        tables=lambda part, columns, options: files.read_file(part.file, columns, options),
         most_rows=_most_lines,
     ),
     FolderSource: Kind(
         locations=lambda source, *_: [source.folder],
         identity=lambda source, _, options: folders.identity(source.folder, options),
-        table=lambda _, folder, options: folders.read(folder, options),
+        table=lambda part, options: folders.read(part.location, options),
         most_rows=_sum,
     ),
     MtebSource: Kind(
@@ -314,6 +298,6 @@ KINDS: dict[type[Block], Kind] = {
             "modules": list(source.modules),
             "mteb": version("mteb"),
         },
-        table=lambda source, task, _: _mteb_texts(source, task),
+        table=lambda part, _: _mteb_texts(part.source, part.location),
     ),
 }

@@ -19,17 +19,9 @@ from jobs.cluster.console import Progress, say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, Task
 from jobs.config.run import RunConfig, graded_conditions
-from jobs.prepare import sources
+from jobs.prepare import records, sources
 from jobs.prepare.files import Options
-from jobs.prepare.records import (
-    PROMPT,
-    SKIPPED,
-    check_ids,
-    items_of,
-    markers,
-    prompts_of,
-    records_of,
-)
+from jobs.prepare.records import PROMPT, SKIPPED
 from jobs.run import Run, prompts_partition, task_partition
 from jobs.tasks.types import check_items
 from storage.manifest import Manifests, digest_of
@@ -189,25 +181,26 @@ def _records(
 ) -> Iterator[pa.Table]:
     """Yield the records of the rows of a fragment; the first one marks every shard."""
     if fragment == first:
-        yield markers(shards)
+        yield records.markers(shards)
     for rows in sources.read(fragment, dataset.columns, options):
         with _named(dataset):
-            yield records_of(dataset, rows, shards, seed)
+            yield records.records_of(dataset, rows, shards, seed)
 
 
 def _write_shards(
-    root: Root, dataset: DatasetConfig, wanted: Mapping[str, _Target], records: pa.Table
+    root: Root, dataset: DatasetConfig, wanted: Mapping[str, _Target], found: pa.Table
 ) -> dict[str, Receipt]:
     """Write one shard of every wanted table from its records."""
-    check_ids(dataset, records)
-    number = records["shard"][0].as_py()
+    records.check_ids(dataset, found)
+    number = found["shard"][0].as_py()
     tasks = {task.name: task for task in dataset.tasks}
     receipts = {}
     for name, target in wanted.items():
-        with _named(dataset):
-            table, columns, facts = (
-                prompts_of(records, number) if name == PROMPT else items_of(records, tasks[name])
-            )
+        if name == PROMPT:
+            table, columns, facts = records.prompts_of(found, number)
+        else:
+            with _named(dataset):
+                table, columns, facts = records.items_of(found, tasks[name])
         key = shard_name(number)
         blank = Receipt(key, 0, digest_of(target.settings), "", facts=facts)
         groups = [table] if table.num_rows else []

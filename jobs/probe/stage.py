@@ -12,12 +12,12 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from jobs.cluster.console import Progress, say
-from jobs.config.datasets import DatasetConfig, MtebSource, Task
+from jobs.config.datasets import MtebSource
 from jobs.config.run import learning_examples, noise_conditions
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition, score_partition, task_partition
@@ -67,48 +67,36 @@ def require_scores(run: Run) -> None:
 
 def score_targets(run: Run) -> list[ScoreTarget]:
     """Return everything that is to be scored: each task, and what its curves need beside it."""
-    return [
-        target
-        for subject, dataset in run.pairs()
-        for task in dataset.tasks
-        for target in _task_targets(run, subject, dataset, task)
-    ]
-
-
-def _task_targets(
-    run: Run, subject: Subject, dataset: DatasetConfig, task: Task
-) -> Iterator[ScoreTarget]:
-    probing, ranking = run.config.probe, run.config.rank
-    items = run.manifests.require(task_partition(dataset, task))
-    clean = run.embeddings(subject, dataset)
-    settings = {
-        "items": items.content,
-        "embeddings": clean.content,
-        "seed": probing.seed,
-        "replicates": probing.replicates,
-        **task.model_dump(),
-    }
-    modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
-
-    def target(where: Partition, own: Row, **more: Any) -> ScoreTarget:  # noqa: ANN401
-        shared = (subject, task, items, clean, more.pop("noisy", None), where)
-        return ScoreTarget(*shared, {**settings, **own}, modules=modules, **more)
-
-    ranked: Row = {"variants": [ranking.variant], "norm": ranking.norm, "pooling": ranking.pooling}
-    variants: Row = {"variants": list(probing.variants), "search": ranking.search}
-    if ranking.search == "halving":
-        variants["searched"] = ranked
-    where = score_partition(subject, dataset, task)
-    yield target(where, variants, variants=probing.variants)
-    if examples := learning_examples(run.config, task):
-        where = score_partition(subject, dataset, task, table="learning_curves")
-        own = {**ranked, "examples": list(examples)}
-        yield target(where, own, variants=(ranking.variant,), examples=examples)
-    for condition in noise_conditions(run.config, [task]):
-        noisy = run.manifests.require(partition("embeddings", subject, dataset, condition.name))
-        where = score_partition(subject, dataset, task, condition.name)
-        own = {**ranked, "noisy": noisy.content}
-        yield target(where, own, variants=(ranking.variant,), noisy=noisy)
+    config, found = run.config, []
+    vectors = config.rank.model_dump(include={"norm", "pooling"})
+    ranked, curve = {"variants": [config.rank.variant], **vectors}, (config.rank.variant,)
+    searched = {"searched": ranked} if config.rank.search == "halving" else {}
+    asked = {"variants": list(config.probe.variants), "search": config.rank.search, **searched}
+    for subject, dataset in run.pairs():
+        modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
+        for task in dataset.tasks:
+            items = run.manifests.require(task_partition(dataset, task))
+            clean = run.embeddings(subject, dataset)
+            settings = {
+                "items": items.content,
+                "embeddings": clean.content,
+                **config.probe.model_dump(include={"seed", "replicates"}),
+                **task.model_dump(),
+            }
+            where = score_partition(subject, dataset, task)
+            of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)
+            found.append(of_task(where, settings | asked, config.probe.variants))
+            if examples := learning_examples(config, task):
+                where = score_partition(subject, dataset, task, table="learning_curves")
+                own = {**settings, **ranked, "examples": list(examples)}
+                found.append(of_task(where, own, curve, examples=examples))
+            for condition in noise_conditions(config, [task]):
+                tested = partition("embeddings", subject, dataset, condition.name)
+                noisy = run.manifests.require(tested)
+                where = score_partition(subject, dataset, task, condition.name)
+                own = {**settings, **ranked, "noisy": noisy.content}
+                found.append(of_task(where, own, curve, noisy=noisy))
+    return found
 
 
 def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> list[ScoreTarget]:
@@ -121,24 +109,21 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
         for each in targets
     }
     missing = {where for where, manifest in found.items() if manifest is None}
-    if run.config.rank.search == "halving":
-        for together in _by_subject(targets).values():
-            manifests = [found[each.partition] for each in together.values()]
-            if any(
-                m is None or m.receipts[0].facts.get(_TOGETHER) != _names(together.values())
-                for m in manifests
-            ):
+    for together in _searches(run, targets):
+        names = _names(together.values())
+        for manifest in (found[each.partition] for each in together.values()):
+            if manifest is None or manifest.receipts[0].facts.get(_TOGETHER) != names:
                 missing.update(each.partition for each in together.values())
     return [each for each in targets if each.partition in missing]
 
 
-def _by_subject(targets: Iterable[ScoreTarget]) -> dict[Subject, dict[int, ScoreTarget]]:
-    """Return the tasks of each subject by their index, which one search scores."""
+def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreTarget]]:
+    """Return the tasks that one search scores, by their index: those of each subject."""
     found: dict[Subject, dict[int, ScoreTarget]] = defaultdict(dict)
     for index, target in enumerate(targets):
-        if target.is_protocol:
+        if run.config.rank.search == "halving" and target.is_protocol:
             found[target.subject][index] = target
-    return found
+    return [*found.values()]
 
 
 def _names(targets: Iterable[ScoreTarget]) -> str:
@@ -151,15 +136,13 @@ def _score(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
     probing = run.config.probe
     scorer = Scorer(run.root, tuple(targets), probing.seed, probing.replicates)
     scores = _Scores(run, scorer)
-    searched: set[int] = set()
-    if run.config.rank.search == "halving":
-        for together in _by_subject(targets).values():
-            _search(scores, together)
-            searched |= together.keys()
+    searches = _searches(run, targets)
+    for together in searches:
+        _search(scores, together)
     units = [
         ScoreUnit(index, group, 0, target.folds)
         for index, target in enumerate(targets)
-        if index not in searched
+        if not any(index in together for together in searches)
         for group in scores.groups(target)
     ]
     left = Counter(unit.target for unit in units)

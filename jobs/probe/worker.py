@@ -45,10 +45,10 @@ class ScoreTarget:
     task: Task
     items: Manifest
     embeddings: Manifest
-    noisy: Manifest | None
     partition: Partition
     settings: Settings
     variants: tuple[Variant, ...]
+    noisy: Manifest | None = None
     examples: tuple[int, ...] = ()
     modules: tuple[str, ...] = ()
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import RerankingTask, RetrievalTask
 from jobs.tasks.items import Given, Ids, Item, Row, number, refuse, row_place
-from operators.probes.fold import FoldScore
+from operators.probes.fold import FoldScore, Vectors
 from operators.probes.reranking import reranking
 from operators.probes.retrieval import retrieval
 
@@ -87,17 +85,11 @@ def check(task: RerankingTask | RetrievalTask, items: pa.Table) -> None:
         )
 
 
-class _Queries(NamedTuple):
-    """Queries in source order, documents by id, and each query's documents with their gains."""
+def _queries(given: Given, least: int) -> tuple[Vectors, Vectors, list[list[int]], list[list[int]]]:
+    """Return queries in source order, documents by id, and each query's documents and their gains.
 
-    query_MD: npt.NDArray[np.float32]
-    document_ND: npt.NDArray[np.float32]
-    rows: list[list[int]]
-    gains: list[list[int]]
-
-
-def _queries(given: Given, least: int) -> _Queries:
-    """Return the pairs that have vectors and a gain of at least `least`, query by query."""
+    Of the pairs that have vectors, those with a gain of at least `least`.
+    """
     vectors, items = given.vectors, given.items
     query_ids, candidate_ids = items["query_id"].to_numpy(), items["candidate_id"].to_numpy()
     keep = (vectors.rows_of(query_ids) >= 0) & (vectors.rows_of(candidate_ids) >= 0)
@@ -112,7 +104,7 @@ def _queries(given: Given, least: int) -> _Queries:
         if gain >= least:
             of_query[query].append((row, gain))
     ordered = [of_query[query] for query in queries.tolist()]
-    return _Queries(
+    return (
         vectors.matrix_ND[vectors.rows_of(queries)],
         vectors.matrix_ND[vectors.rows_of(documents)],
         [[row for row, _ in pairs] for pairs in ordered],

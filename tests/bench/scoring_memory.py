@@ -82,7 +82,7 @@ def _measured(name: str, root: Root) -> int:
     task = _task(name)
     items, vectors = require(root, _items_of(name)), require(root, VECTORS)
     where = Partition("probe_scores", (*VECTORS.values, name))
-    target = ScoreTarget(SUBJECT, task, items, vectors, None, where, {}, ("raw", "l2"))
+    target = ScoreTarget(SUBJECT, task, items, vectors, where, {}, ("raw", "l2"))
     scorer = Scorer(root, (target,), SEED, REPLICATES)
     unit = ScoreUnit(0, GROUP, 0, target.folds)
     before = _status("VmRSS")

@@ -81,7 +81,7 @@ def scored(
     table = pa.Table.from_arrays(arrays, schema=own)
     items = stored(root, Partition("tasks", ("texts", "it")), table)
     where = Partition("probe_scores", (*values, "it"))
-    target = ScoreTarget(SUBJECT, made, items, embeddings, None, where, {}, tuple(variants))
+    target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, tuple(variants))
     unit = ScoreUnit(0, GROUP, 0, target.folds)
     _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why

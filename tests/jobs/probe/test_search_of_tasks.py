@@ -30,7 +30,7 @@ def target(name: str, **task: Any) -> ScoreTarget:  # noqa: ANN401
     known: Task = TypeAdapter(Task).validate_python({"name": name, **task})
     where = Partition("probe_scores", (*values, name))
     subject = Subject("model", "main", "model")
-    return ScoreTarget(subject, known, items, vectors, None, where, {}, ("raw", "l2"))
+    return ScoreTarget(subject, known, items, vectors, where, {}, ("raw", "l2"))
 
 
 class Scorer:
