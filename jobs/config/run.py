@@ -169,24 +169,17 @@ def _yaml_problem(error: Exception) -> str:
 def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
-    if name := _task_along(problem["loc"], values):
-        key += f" (task {name})"
+    match problem["loc"]:
+        case ("datasets", int(dataset), "tasks", int(number), *_):
+            task = values["datasets"][dataset]["tasks"][number]
+            if isinstance(task, Mapping) and isinstance(task.get("name"), str):
+                key += f" (task {task['name']})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
     secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
     shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message
-
-
-def _task_along(keys: tuple[int | str, ...], values: Any) -> str | None:  # noqa: ANN401
-    """Return the name of the task that a key belongs to, if it has one."""
-    match keys:
-        case ("datasets", int(dataset), "tasks", int(task), *_):
-            match values["datasets"][dataset]["tasks"][task]:
-                case {"name": str(name)}:
-                    return name
-    return None
 
 
 def learning_examples(config: RunConfig, task: Task) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import BuiltinSource, DatasetConfig, FolderSource, HubSource, MtebSource
+from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
 from jobs.config.run import RunConfig
 from jobs.plan.weight import Weight, partition_weight, scratch, weight
 from jobs.prepare import sources
@@ -183,7 +183,7 @@ def _lengths(
     dataset: DatasetConfig, fragments: Sequence[sources.Fragment], options: Options
 ) -> list[int]:
     """Return the rows of each fragment: counted, or of the same share of its bytes as elsewhere."""
-    if isinstance(dataset.source, (BuiltinSource, FolderSource)):
+    if not isinstance(dataset.source, FileSource):
         return [sources.inspect(fragment, options)[0] for fragment in fragments]
     looked: dict[int, int] = {}
     for fragment in _spread(dataset, fragments):

@@ -6,7 +6,7 @@ Pure functions over Arrow tables: `jobs.prepare.stage` says where they run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -49,14 +49,14 @@ Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to
 
 def markers(shards: int) -> pa.Table:
     """Return one record per shard, so that a shard without a prompt is written too."""
-    return _table({"shard": number, "kind": _MARKER} for number in range(shards))
+    found = [{"shard": number, "kind": _MARKER} for number in range(shards)]
+    return pa.Table.from_pylist(found, _RECORD)
 
 
 def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
     """Return the records of source rows: prompts, skipped texts and task items."""
-    return _table(
-        record for row in rows.to_pylist() for record in _row_records(dataset, row, shards, seed)
-    )
+    found = [each for row in rows.to_pylist() for each in _records(dataset, row, shards, seed)]
+    return pa.Table.from_pylist(found, _RECORD)
 
 
 def prompts_of(records: pa.Table, number: int) -> Rows:
@@ -105,15 +105,11 @@ def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:
             )
 
 
-def _table(records: Iterable[Record]) -> pa.Table:
-    return pa.Table.from_pylist(list(records), _RECORD)
-
-
 def _of_kind(records: pa.Table, kind: str) -> pa.Table:
     return records.filter(pc.equal(records["kind"], kind))
 
 
-def _row_records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
+def _records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
     ids: dict[str | None, int | None] = {}
     for column in dataset.text_columns:
         text = row[column]

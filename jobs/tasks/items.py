@@ -7,13 +7,12 @@ model runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import TaskConfig
 from storage.schema import ROW_BITS
 from storage.vectors import LayerVectors
 
@@ -22,6 +21,14 @@ Row = Mapping[str, Any]  # the columns of a source row as text, and its order ke
 Ids = Mapping[str | None, int | None]
 Item = dict[str, Any]  # columns of a record of `jobs.prepare.records`
 _SHOWN = 5
+
+
+class Named(Protocol):
+    """A task, for what is said of it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
 
 
 class Given(NamedTuple):
@@ -46,7 +53,7 @@ def row_place(row: int) -> str:
     return f"row {number} of source part {part + 1}" if part else f"row {number}"
 
 
-def refuse(task: TaskConfig, column: str, row: Row, wanted: str) -> NoReturn:
+def refuse(task: Named, column: str, row: Row, wanted: str) -> NoReturn:
     """Raise for the cell of a row that is not what is wanted of it."""
     raise ConfigError(
         f"task {task.name}, column {column}: {row[column]!r} in {row_place(row['row'])} is not "
@@ -54,7 +61,7 @@ def refuse(task: TaskConfig, column: str, row: Row, wanted: str) -> NoReturn:
     )
 
 
-def number(task: TaskConfig, column: str, row: Row) -> float:
+def number(task: Named, column: str, row: Row) -> float:
     """Return the number of a cell; ConfigError if it is none, or not finite."""
     try:
         value = float(row[column])

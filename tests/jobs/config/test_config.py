@@ -107,6 +107,7 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
 
 OF_DATA = "datasets: [{name: data, source: {files: texts.jsonl}, %s}]"
 OF_SOURCE = "datasets: [{name: data, source: %s}]"
+SAME = "{name: same, type: clustering, label_column: a}"
 ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
 
 
@@ -119,7 +120,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("extract: {nroms: [final]}", "extract: unknown key nroms; .*max_tokens, norms"),
         (
             OF_SOURCE % "{hub: a, splt: b}",
-            r"datasets\.0\.source: unknown key splt; .*config, hub, revision, split",
+            r"0\.source: unknown key splt; .*config, hub, revision, s",
         ),
         (
             OF_DATA % "tasks: [{type: retrieval, name: a, label_column: b}]",
@@ -131,10 +132,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("extract: {norms: final}", "extract.norms: .*tuple.*'final'"),
         ("extract: {norms: [final, final]}", "extract.norms: final is used twice"),
         ("extract: {max_tokens: 1}", "extract.max_tokens: .*equal to 2.*got 1"),
-        (
-            "measure: {metrics: [dime, entropy]}",
-            "measure.metrics: unknown metric entropy; choose from prompt_entropy,.*lidar, dime",
-        ),
+        ("measure: {metrics: [dime, entropy]}", "metrics: unknown metric entropy; .*lidar, dime"),
         ("measure: {metrics: [dime, dime]}", "measure.metrics: dime is used twice"),
         ("measure: {alphas: [.inf]}", "measure.alphas.0: .*finite.*inf"),
         ("measure: {alphas: [1, 0]}", "measure.alphas.1: .*greater than 0.*got 0"),
@@ -152,10 +150,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("name: a/b", "name: .*pattern.*'a/b'"),
         ("subjects: []", r"subjects: .*at least 1.*\[\]"),
         ("subjects: [{model: m, dtype: int8}]", r"subjects\.0\.dtype: .*'bfloat16'"),
-        (
-            "rank: {policy: cheapest}",
-            "rank.policy: .*'best', 'cheapest_equal' or 'last_unless_significant'.*'cheapest'",
-        ),
+        ("rank: {policy: cheap}", "policy: .*'best', 'cheapest_equal' or 'last_unless_.*'cheap'"),
         ("rank: {search: quick}", "rank.search: .*'full' or 'halving'.*'quick'"),
         ("rank: {variant: l1}", "rank.variant: .*'raw' or 'l2'.*'l1'"),
         ("probe: {variants: []}", r"probe.variants: .*at least 1.*\[\]"),
@@ -184,9 +179,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
             "dataset name a is used twice$",
         ),
         (
-            OF_DATA
-            % "tasks: [%s, %s]"
-            % (("{name: same, type: clustering, label_column: a}",) * 2),
+            OF_DATA % f"tasks: [{SAME}, {SAME}]",
             r"datasets\.0\.tasks: task name same is used twice$",
         ),
         (
@@ -202,11 +195,11 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("extract: {norms: [none]}", "rank.norm is final, but extract.norms has only none$"),
         (
             "extract: {poolings: [last, first]}",
-            "rank.pooling is mean, but extract.poolings has only last, first$",
+            "is mean, but extract.poolings has only last, first$",
         ),
         (
             "{rank: {variant: l2}, probe: {variants: [raw]}}",
-            "rank.variant is l2, but probe.variants has only raw$",
+            "is l2, but probe.variants has only raw$",
         ),
     ],
 )
