@@ -12,10 +12,9 @@ import pyarrow as pa
 
 from jobs.cluster.cluster import Cluster
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.run import RunConfig
 from jobs.subjects import resolve, shape_of, subject_identity
-from jobs.tasks.types import Task
 from operators.model.subject import ModelShape, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
-from jobs.config.conditions import ConditionsConfig
-from jobs.config.settings import StorageConfig, SubjectConfig
+from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from operators.prompts.conditions import Vocabulary
 from storage.checkpoint import Checkpoint, CheckpointError, some

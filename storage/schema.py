@@ -71,17 +71,6 @@ PAIR_ITEMS = _table(
 
 MTEB_ITEMS = _table("tasks", _ROW, _PROMPT_ID)
 
-TASK_ITEMS = {
-    "classification": LABELLED_ITEMS,
-    "regression": VALUED_ITEMS,
-    "clustering": LABELLED_ITEMS,
-    "pair_classification": PAIR_ITEMS,
-    "sts": PAIR_ITEMS,
-    "reranking": RETRIEVAL_ITEMS,
-    "retrieval": RETRIEVAL_ITEMS,
-    "mteb": MTEB_ITEMS,
-}
-
 TOKENS = _table(
     "tokens",
     _PROMPT_ID,

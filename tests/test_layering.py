@@ -17,7 +17,7 @@ ABOVE = ("rank", "report", "nightly", "plan", "cli")  # what reads or calls the 
 # What the rooms below the stages may import of one another.
 BELOW = {
     "words": set[str](),
-    "config": {"tasks"},
+    "config": set[str](),
     "tasks": {"config"},
     "subjects": {"config"},
     "cluster": {"config"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -29,11 +29,27 @@ class Block(BaseModel):
         return values
 
 
-def require_distinct(names: Sequence[str], what: str) -> None:
+def require_distinct(values: Sequence[object], what: str = "") -> None:
     """ValueError that names what is there twice."""
+    names = [str(value) for value in values]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"{what} name {', '.join(repeated)} is used twice")
+        raise ValueError(f"{what}{', '.join(repeated)} is used twice")
+
+
+def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
+    require_distinct(values)
+    return values
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    require_distinct(values)
+    return tuple(sorted(values))
+
+
+# Of a tuple of a block: no value twice, and besides in ascending order.
+Distinct = AfterValidator(_distinct)
+Ascending = AfterValidator(_ascending)
 
 
 class ConfigError(ValueError):

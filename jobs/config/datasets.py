@@ -1,14 +1,26 @@
-"""Corpora: where texts come from, and which labelled tasks are made of their columns."""
+"""Corpora: where texts come from, and which labelled tasks are made of their columns.
+
+A block for each kind of source and each type of task. What is done with them is an entry each of
+`KINDS` in `jobs.prepare.sources` and of `TYPES` in `jobs.tasks.types`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from jobs.config.blocks import Block, Count, Name, require_distinct
-from jobs.tasks.types import MtebTask, RetrievalTask, Task
+
+Names = Annotated[  # one, or a list
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+Format = Literal["parquet", "jsonl", "csv", "text"]
+Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
+
+
+# Sources: the first key of a block is the one that says which it is.
 
 
 class BuiltinSource(Block):
@@ -30,13 +42,8 @@ class HubSource(Block):
 class FileSource(Block):
     """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line."""
 
-    files: tuple[str, ...] = Field(min_length=1, description="paths, URIs or glob patterns")
-    format: Literal["auto", "parquet", "jsonl", "csv", "text"] = "auto"
-
-    @field_validator("files", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:  # noqa: ANN401
-        return (value,) if isinstance(value, str) else value
+    files: Names = Field(min_length=1, description="paths, URIs or glob patterns")
+    format: Literal["auto", Format] = "auto"
 
 
 class FolderSource(Block):
@@ -48,18 +55,159 @@ class FolderSource(Block):
 class MtebSource(Block):
     """The texts that tasks of mteb encode, each once; the tasks are scored by mteb itself."""
 
-    mteb: tuple[str, ...] = Field(
-        min_length=1, description="tasks, benchmarks, paper-32, or paper-31"
-    )
-    modules: tuple[str, ...] = Field((), description="Python modules that define tasks of your own")
-
-    @field_validator("mteb", "modules", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:  # noqa: ANN401
-        return (value,) if isinstance(value, str) else value
+    mteb: Names = Field(min_length=1, description="tasks, benchmarks, paper-32, or paper-31")
+    modules: Names = Field((), description="Python modules that define tasks of your own")
 
 
 Source = BuiltinSource | HubSource | FileSource | FolderSource | MtebSource
+
+
+# Tasks. Settings of the protocol belong to the scores of a task, not to its items.
+PROTOCOL = {
+    "folds",
+    "samples_per_label",
+    "samples",
+    "max_documents",
+    "documents_per_fold",
+    "test_fraction",
+}
+
+
+class TaskConfig(Block):
+    """What tasks have in common: fields that end in `_column` name columns of the source."""
+
+    texts: ClassVar[tuple[str, ...]] = ()  # those of them whose columns hold texts
+    name: Name
+
+    @property
+    def text_columns(self) -> tuple[str | None, ...]:
+        """The columns whose texts the task reads; None is the dataset's text column."""
+        return tuple(getattr(self, field) for field in self.texts) or (None,)
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """The columns that hold what is not text: labels, scores, the split."""
+        fields = [name for name in type(self).model_fields if name.endswith("_column")]
+        return tuple(
+            column for name in fields if name not in self.texts and (column := getattr(self, name))
+        )
+
+    @property
+    def repeats(self) -> int:
+        """How many folds are scored: 1 of a task without folds."""
+        return getattr(self, "folds", 1)
+
+
+class FittedTask(TaskConfig):
+    """A task that is fitted on one part of its items and tested on the other."""
+
+    split_column: str | None = Field(None, description="holds train and test; else a seeded split")
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    folds: Count = 10
+
+
+class ClassificationTask(FittedTask):
+    """Predict a label from the text: logistic regression on a few examples per label."""
+
+    type: Literal["classification"]
+    label_column: str
+    multi_label: bool = Field(
+        False, description="a text has any number of labels, in a list or separated"
+    )
+    label_separator: str = Field(",", min_length=1)
+    samples_per_label: Count = 8
+
+
+class RegressionTask(FittedTask):
+    """Predict a number from the text: a regression on a sample of the training items."""
+
+    type: Literal["regression"]
+    value_column: str
+    samples: Count = Field(2048, description="training items of a fold, at most")
+
+
+class ClusteringTask(TaskConfig):
+    """Find the labels again without seeing them: k-means against the labels."""
+
+    type: Literal["clustering"]
+    label_column: str
+    split_column: str | None = Field(None, description="if given, only its test rows are clustered")
+    max_documents: Count | None = None
+    documents_per_fold: Count = 2048
+    folds: Count = 10
+
+
+class TestedTask(TaskConfig):
+    """A task on rows that belong to no part of the data, or to its test split."""
+
+    split_column: str | None = Field(None, description="if given, only its test rows are scored")
+
+
+class PairTask(TestedTask):
+    """A task on pairs of texts."""
+
+    texts = ("first_column", "second_column")
+    first_column: str
+    second_column: str
+
+
+class PairClassificationTask(PairTask):
+    """Tell pairs that belong together from others: average precision of their similarity."""
+
+    type: Literal["pair_classification"]
+    label_column: str = Field(description="1 or 0, true or false")
+
+
+class StsTask(PairTask):
+    """Semantic similarity of pairs: rank correlation of the cosine with people's scores."""
+
+    type: Literal["sts"]
+    score_column: str
+
+
+class RerankingTask(TestedTask):
+    """Order each query's own candidates, one a row: mean average precision."""
+
+    texts = ("query_column", "candidate_column")
+    type: Literal["reranking"]
+    query_column: str
+    candidate_column: str
+    relevance_column: str = Field(description="whole number, 0 = not relevant")
+
+
+class RetrievalTask(TaskConfig):
+    """Find the documents that belong to a query among those of all queries: nDCG@10."""
+
+    texts = ("query_column", "document_column")
+    type: Literal["retrieval"]
+    query_column: str
+    document_column: str | None = Field(None, description="default: the text column")
+    relevance_column: str | None = Field(
+        None, description="whole number, 0 = not relevant; default: a row's document is relevant"
+    )
+
+
+class MtebTask(TaskConfig):
+    """A task of mteb, scored by mteb's own evaluators on the stored vectors."""
+
+    texts = ("text_column",)
+    type: Literal["mteb"]
+    name: str = Field(min_length=1)
+    text_column: Literal["text"] = "text"
+    task_column: Literal["task"] = "task"
+
+
+Task = Annotated[
+    ClassificationTask
+    | RegressionTask
+    | ClusteringTask
+    | PairClassificationTask
+    | StsTask
+    | RerankingTask
+    | RetrievalTask
+    | MtebTask,
+    Field(discriminator="type"),
+]
 
 
 class DatasetConfig(Block):
@@ -77,13 +225,7 @@ class DatasetConfig(Block):
     @field_validator("source", mode="before")
     @classmethod
     def _which_source(cls, value: Any) -> Any:  # noqa: ANN401
-        kinds: dict[str, type[Block]] = {
-            "builtin": BuiltinSource,
-            "hub": HubSource,
-            "files": FileSource,
-            "folder": FolderSource,
-            "mteb": MtebSource,
-        }
+        kinds: dict[str, type[Block]] = {next(iter(k.model_fields)): k for k in get_args(Source)}
         if isinstance(value, Block):
             return value
         if not isinstance(value, Mapping):
@@ -96,7 +238,7 @@ class DatasetConfig(Block):
     @field_validator("tasks")
     @classmethod
     def _distinct(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
-        require_distinct([task.name for task in tasks], "task")
+        require_distinct([task.name for task in tasks], "task name ")
         return tasks
 
     @model_validator(mode="before")
@@ -111,7 +253,10 @@ class DatasetConfig(Block):
         except ValidationError:
             return values  # the field itself says what is wrong
         own = [key for key in ("limit", "min_chars", "text_column", "id_column") if key in values]
-        if "tasks" in values and not _are_mteb(values["tasks"]):
+        tasks = values.get("tasks", ())
+        if not isinstance(tasks, (list, tuple)) or not all(
+            isinstance(task, Mapping) and task.get("type") == "mteb" for task in tasks
+        ):
             own.append("tasks")
         if own:
             raise ValueError(
@@ -121,8 +266,7 @@ class DatasetConfig(Block):
         from operators.benchmark.tasks import task_names  # noqa: PLC0415  (imports mteb, seconds)
 
         names = task_names(known.mteb, known.modules)
-        tasks = [{"type": "mteb", "name": name} for name in names]
-        return {**values, "tasks": tasks}
+        return {**values, "tasks": [{"type": "mteb", "name": name} for name in names]}
 
     @model_validator(mode="after")
     def _mteb_from_mteb(self) -> DatasetConfig:
@@ -139,17 +283,29 @@ class DatasetConfig(Block):
         """Whether empty and whitespace texts are prompts: mteb scores them, and so may a user."""
         return self.min_chars == 0 or isinstance(self.source, MtebSource)
 
+    def skipped(self, column: str, text: str | None) -> Skip | None:
+        """Return why the text of a column is not a prompt, or None if it is one."""
+        if text is None:
+            return "null"
+        if self.keeps_blank:
+            return None
+        if not text:
+            return "empty"
+        if not text.strip():
+            return "whitespace"
+        short = column == self.text_column and len(text) < self.min_chars
+        return "too_short" if short else None
+
     @property
     def text_columns(self) -> tuple[str, ...]:
         """Every column whose texts become prompts.
 
         The text column first, unless every task names columns of its own and none is asked for.
         """
-        asked = "text_column" in self.model_fields_set or not self.tasks
-        columns = [self.text_column] if asked or any(map(_reads_text, self.tasks)) else []
-        for task in self.tasks:
-            columns += task.own_text_columns
-        return tuple(dict.fromkeys(columns))
+        read = [column for task in self.tasks for column in task.text_columns]
+        if None in read or not self.tasks or "text_column" in self.model_fields_set:
+            read.insert(0, self.text_column)
+        return tuple(dict.fromkeys(column for column in read if column is not None))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -158,16 +314,3 @@ class DatasetConfig(Block):
         for task in self.tasks:
             columns += task.value_columns
         return tuple(dict.fromkeys(columns))
-
-
-def _reads_text(task: Task) -> bool:
-    """Whether a task is on the dataset's text column."""
-    if isinstance(task, RetrievalTask):
-        return task.document_column is None
-    return not task.own_text_columns
-
-
-def _are_mteb(tasks: Any) -> bool:  # noqa: ANN401  (whatever the YAML held)
-    return isinstance(tasks, (list, tuple)) and all(
-        isinstance(task, Mapping) and task.get("type") == "mteb" for task in tasks
-    )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jobs.config.run import RunConfig
-from operators.metrics.registry import METRICS
-from operators.metrics.variants import Parameters
+from operators.metrics.registry import METRICS, of_kind
+from operators.metrics.variants import Parameters, Tokens
 from operators.model.subject import ModelShape
 
+TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics
+REASONS = {name: metric.undefined for name, metric in METRICS.items()}
 FUSED_ABOVE = 1 << 30  # bytes of every prompt's token states: with more, metrics are fused
 _FLOAT_BYTES = {"float32": 4, "float16": 2}
 
@@ -49,43 +51,22 @@ def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
 
 def token_metrics(config: RunConfig) -> tuple[str, ...]:
     """Return the metrics of the run that are of tokens."""
-    # The registry imports torch, which the tasks that only read targets can do without.
-    from operators.metrics.registry import of_kind  # noqa: PLC0415
-    from operators.metrics.variants import Tokens  # noqa: PLC0415
-
     return tuple(of_kind(config.measure.metrics, Tokens))
 
 
 def token_metric_settings(config: RunConfig) -> dict[str, Any]:
     """Return what the values of token metrics depend on, beside the states."""
-    measure = config.measure
-    return {
-        "metrics": sorted(token_metrics(config)),
-        "alphas": list(measure.alphas),
-        "normalizations": list(measure.normalizations),
-        "without_first": measure.without_first,
-        "method": measure.method,
-    }
-
-
-TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics
-REASONS = {name: metric.undefined for name, metric in METRICS.items()}
+    settings = config.measure.model_dump(
+        mode="json", include={"alphas", "normalizations", "without_first", "method"}
+    )
+    return {"metrics": sorted(token_metrics(config)), **settings}
 
 
 def parameters(config: RunConfig) -> Parameters:
     """Return the metric parameters of a run."""
-    measure = config.measure
-    return Parameters(
-        alphas=measure.alphas,
-        normalizations=measure.normalizations,
-        without_first=measure.without_first,
-        method=measure.method,
-        neighbour_sample=measure.neighbour_sample,
-        temperature=measure.temperature,
-        delta=measure.delta,
-        permutations=measure.permutations,
-        seed=config.seed,
-    )
+    names = [field.name for field in fields(Parameters) if field.name != "seed"]
+    asked = {name: getattr(config.measure, name) for name in names}
+    return Parameters(**asked, seed=config.seed)
 
 
 def shown_vectors(

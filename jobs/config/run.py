@@ -6,7 +6,7 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Name, require_distinct
-from jobs.config.conditions import ConditionsConfig
-from jobs.config.datasets import DatasetConfig, MtebSource
-from jobs.config.settings import (
-    ClusterConfig,
-    CurvesConfig,
-    ExtractConfig,
-    MeasureConfig,
-    NightlyConfig,
-    ProbeConfig,
-    RankConfig,
-    StorageConfig,
-    SubjectConfig,
-    TokensConfig,
-    ViewsConfig,
-)
-from jobs.tasks.types import FittedTask
+from jobs.config.datasets import ClassificationTask, DatasetConfig, FittedTask, MtebSource, Task
 from operators.prompts.conditions import Condition
 
 
@@ -40,19 +26,19 @@ class RunConfig(Block):
     name: Name
     seed: int = 0
     output: str | None = None
-    subjects: tuple[SubjectConfig, ...] = Field(min_length=1)
+    subjects: tuple[settings.SubjectConfig, ...] = Field(min_length=1)
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    extract: ExtractConfig = ExtractConfig()
-    views: ViewsConfig = ViewsConfig()
-    tokens: TokensConfig = TokensConfig()
-    measure: MeasureConfig = Field(default_factory=MeasureConfig)
-    probe: ProbeConfig = ProbeConfig()
-    curves: CurvesConfig = CurvesConfig()
-    conditions: ConditionsConfig = ConditionsConfig()
-    rank: RankConfig = RankConfig()
-    storage: StorageConfig = StorageConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    nightly: NightlyConfig = NightlyConfig()
+    extract: settings.ExtractConfig = settings.ExtractConfig()
+    views: settings.ViewsConfig = settings.ViewsConfig()
+    tokens: settings.TokensConfig = settings.TokensConfig()
+    measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
+    probe: settings.ProbeConfig = settings.ProbeConfig()
+    curves: settings.CurvesConfig = settings.CurvesConfig()
+    conditions: settings.ConditionsConfig = settings.ConditionsConfig()
+    rank: settings.RankConfig = settings.RankConfig()
+    storage: settings.StorageConfig = settings.StorageConfig()
+    cluster: settings.ClusterConfig = settings.ClusterConfig()
+    nightly: settings.NightlyConfig = settings.NightlyConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -75,22 +61,15 @@ class RunConfig(Block):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        require_distinct([dataset.name for dataset in self.datasets], "dataset")
-        if self.rank.norm not in self.extract.norms:
-            raise ValueError(
-                f"rank.norm is {self.rank.norm}, but extract.norms has only "
-                f"{', '.join(self.extract.norms)}"
-            )
-        if self.rank.pooling not in self.extract.poolings:
-            raise ValueError(
-                f"rank.pooling is {self.rank.pooling}, but extract.poolings has only "
-                f"{', '.join(self.extract.poolings)}"
-            )
-        if self.rank.variant not in self.probe.variants:
-            raise ValueError(
-                f"rank.variant is {self.rank.variant}, but probe.variants has only "
-                f"{', '.join(self.probe.variants)}"
-            )
+        require_distinct([dataset.name for dataset in self.datasets], "dataset name ")
+        for key, made, by in (
+            ("norm", self.extract.norms, "extract.norms"),
+            ("pooling", self.extract.poolings, "extract.poolings"),
+            ("variant", self.probe.variants, "probe.variants"),
+        ):
+            ranked = getattr(self.rank, key)
+            if ranked not in made:
+                raise ValueError(f"rank.{key} is {ranked}, but {by} has only {', '.join(made)}")
         self.conditions.require_within(self.extract.max_tokens, "extract.max_tokens")
         if self.conditions.passes() and self.measure.token_metrics == "stored":
             raise ValueError(
@@ -190,8 +169,11 @@ def _yaml_problem(error: Exception) -> str:
 def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
-    if name := _task_along(problem["loc"], values):
-        key += f" (task {name})"
+    match problem["loc"]:
+        case ("datasets", int(dataset), "tasks", int(number), *_):
+            task = values["datasets"][dataset]["tasks"][number]
+            if isinstance(task, Mapping) and isinstance(task.get("name"), str):
+                key += f" (task {task['name']})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
@@ -200,19 +182,14 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def _task_along(keys: tuple[int | str, ...], values: Any) -> str | None:  # noqa: ANN401
-    """Return the name of the task that a key belongs to, if it has one."""
-    match keys:
-        case ("datasets", int(dataset), "tasks", int(task), *_):
-            match values["datasets"][dataset]["tasks"][task]:
-                case {"name": str(name)}:
-                    return name
-    return None
+def learning_examples(config: RunConfig, task: Task) -> tuple[int, ...]:
+    """Return the numbers of training items per label that a task is scored with besides its own."""
+    return config.curves.examples if isinstance(task, ClassificationTask) else ()
 
 
-def noise_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Condition]:
-    """Return the conditions in which the fitted tasks of a dataset are tested too."""
-    fitted = any(isinstance(task, FittedTask) for task in dataset.tasks)
+def noise_conditions(config: RunConfig, tasks: Iterable[Task]) -> list[Condition]:
+    """Return the conditions in which tasks are tested too, if one of them is fitted."""
+    fitted = any(isinstance(task, FittedTask) for task in tasks)
     return [Condition("noise", level) for level in config.curves.noise] if fitted else []
 
 
@@ -221,4 +198,5 @@ def graded_conditions(config: RunConfig, dataset: DatasetConfig) -> list[Conditi
 
     A level of noise that both a curve and `conditions` ask for is one pass.
     """
-    return list(dict.fromkeys([*noise_conditions(config, dataset), *config.conditions.passes()]))
+    noisy = noise_conditions(config, dataset.tasks)
+    return list(dict.fromkeys([*noisy, *config.conditions.passes()]))

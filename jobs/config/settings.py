@@ -9,8 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from jobs.config.blocks import Block, Count, Positive, Probability, require_distinct
+from jobs.config.blocks import (
+    Ascending,
+    Block,
+    Count,
+    Distinct,
+    Positive,
+    Probability,
+    require_distinct,
+)
 from operators.analysis.modes import FEWEST, MOST
+from operators.prompts.conditions import FAMILIES, Condition
 
 Norm = Literal["none", "final"]
 Pooling = Literal["mean", "last", "first", "weighted_mean"]
@@ -20,7 +29,12 @@ TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
 Variant = Literal["raw", "l2"]
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Search = Literal["full", "halving"]
-Noise = Annotated[float, Field(gt=0, le=1, multiple_of=0.01)]
+# Levels of conditions, whose names have two decimals.
+_Probabilities = Annotated[
+    tuple[Annotated[float, Field(ge=0, le=1, multiple_of=0.01)], ...], Ascending
+]
+_Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1, multiple_of=0.01)], ...], Ascending]
+_Counts = Annotated[tuple[Count, ...], Ascending]
 WEB = ("http://", "https://")
 EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 
@@ -65,18 +79,12 @@ class ExtractConfig(Block):
     device: Device = "auto"
     workers: Count | None = Field(None, description="model actors; default: all the cluster takes")
     threads: Count | None = Field(None, description="CPU threads of a model actor; default: 1")
-    norms: tuple[Norm, ...] = Field(("final",), min_length=1)
-    poolings: tuple[Pooling, ...] = Field(("mean",), min_length=1)
+    norms: Annotated[tuple[Norm, ...], Distinct] = Field(("final",), min_length=1)
+    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(("mean",), min_length=1)
     max_tokens: Annotated[int, Field(ge=2)] = 512
     batch_tokens: Count | None = Field(
         None, description="padded tokens per batch; default: 4096 on a CPU, 32768 on a GPU"
     )
-
-    @field_validator("norms", "poolings")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        require_distinct(names, "name")
-        return names
 
 
 class ViewsConfig(Block):
@@ -118,10 +126,10 @@ class MeasureConfig(Block):
     method: Literal["exact", "approximate"] = Field(
         "exact", description="spectra of long prompts; see docs/metrics.md for the error"
     )
-    alphas: tuple[Positive, ...] = Field(
+    alphas: Annotated[tuple[Positive, ...], Distinct] = Field(
         (1.0, 2.0), min_length=1, description="orders of the matrix entropies; the first is drawn"
     )
-    normalizations: tuple[EntropyNorm, ...] = Field(
+    normalizations: Annotated[tuple[EntropyNorm, ...], Distinct] = Field(
         ("raw", "maxEntropy"), min_length=1, description="of the entropies; the first is drawn"
     )
     without_first: bool = Field(True, description="token metrics also without the first token")
@@ -140,51 +148,80 @@ class MeasureConfig(Block):
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
-        require_distinct(names, "metric")
+        require_distinct(names)
         return names
-
-    @field_validator("alphas", "normalizations")
-    @classmethod
-    def _distinct(cls, values: tuple[object, ...]) -> tuple[object, ...]:
-        require_distinct([str(value) for value in values], "value")
-        return values
 
 
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
     seed: int = 42
-    variants: tuple[Variant, ...] = Field(
+    variants: Annotated[tuple[Variant, ...], Distinct] = Field(
         ("raw", "l2"), min_length=1, description="vectors as stored, and each of unit length"
     )
     replicates: Annotated[int, Field(ge=0)] = Field(
         200, description="bootstrap resamples of the items of a task that has no folds"
     )
 
-    @field_validator("variants")
-    @classmethod
-    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        require_distinct(names, "variant")
-        return names
-
 
 class CurvesConfig(Block):
     """Scores under other conditions than the protocol's, of the ranked vectors."""
 
-    examples: tuple[Count, ...] = Field(
+    examples: _Counts = Field(
         (), description="training items per label of the classifications: learning curves"
     )
-    noise: tuple[Noise, ...] = Field(
+    noise: _Shares = Field(
         (),
         description="probabilities of each kind of typo per word: fitted on clean texts, tested on "
         "noisy ones; each costs a forward pass of the dataset",
     )
 
-    @field_validator("examples", "noise")
-    @classmethod
-    def _ascending(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        require_distinct([str(value) for value in values], "value")
-        return tuple(sorted(values))
+
+class ConditionsConfig(Block):
+    """Levels of perturbation; each costs a forward pass of every dataset, measured like the clean.
+
+    Probability 0 and share 1 are the clean pass, which every family but `length` begins from.
+    """
+
+    random: _Probabilities = Field(
+        (), description="probability per token: a random token of the vocabulary instead"
+    )
+    repeat: _Probabilities = Field(
+        (), description="probability per token: one token of the prompt instead, always the same"
+    )
+    noise: _Probabilities = Field((), description="probability per word of each kind of typo")
+    truncate: _Shares = Field((), description="share of the prompt's tokens, from 1st")
+    length: _Counts = Field(
+        (), description="tokens of a random prompt, those around every text included"
+    )
+
+    def passes(self) -> list[Condition]:
+        """Return the conditions that need a pass of their own, family by family."""
+        given = [Condition(name, float(x)) for name in FAMILIES for x in getattr(self, name)]
+        return [each for each in given if not each.is_clean]
+
+    def families(self) -> dict[str, list[Condition]]:
+        """Return the conditions of each family that is asked for, the clean pass among them."""
+        found: dict[str, list[Condition]] = {}
+        for each in self.passes():
+            found.setdefault(each.family, []).append(each)
+        for name, conditions in found.items():
+            clean = FAMILIES[name].clean
+            if clean is not None:
+                conditions.append(Condition(name, clean))
+            conditions.sort()
+        return found
+
+    def require_within(self, most: int, whose: str, fewest: int = 1) -> None:
+        """ValueError if a length lies outside what there can be, which `whose` limits."""
+        for length in self.length:
+            if length > most:
+                raise ValueError(f"conditions.length is {length}, but {whose} allows {most} tokens")
+            if length < fewest:
+                raise ValueError(
+                    f"conditions.length is {length}, but {whose} needs at least {fewest} tokens: "
+                    "a random one and those around every text"
+                )
 
 
 class RankConfig(Block):

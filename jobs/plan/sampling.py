@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import s3fs
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import BuiltinSource, DatasetConfig, FolderSource, HubSource, MtebSource
+from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
 from jobs.config.run import RunConfig
 from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
@@ -192,12 +192,12 @@ def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int
     Rows are counted where that is quick; elsewhere a byte holds as many as in the other files.
     """
     fragments = sources.discover(dataset, options)
-    if isinstance(dataset.source, FolderSource):
+    if not isinstance(dataset.source, FileSource):
         lengths = [sources.inspect(fragment, options)[0] for fragment in fragments]
     else:
         looked: dict[int, int] = {}
         for fragment in _spread(fragments):
-            if fragment.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
+            if fragment.file.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
                 looked[fragment.index] = estimate_rows(fragment.file, options)
                 continue
             looked[fragment.index], columns = sources.inspect(fragment, options)

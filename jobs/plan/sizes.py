@@ -19,19 +19,12 @@ import numpy.typing as npt
 import torch
 
 from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
-from jobs.config.run import RunConfig, noise_conditions
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.extract.targets import Pass, Sources, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.sampling import Corpus, Weight, partition_weight, weight
 from jobs.run import leading
-from jobs.tasks.types import (
-    ClassificationTask,
-    ClusteringTask,
-    FittedTask,
-    MtebTask,
-    PairClassificationTask,
-    Task,
-)
+from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import of_kind
 from operators.metrics.token.tokens import token_metrics as measure_tokens
@@ -194,20 +187,19 @@ def _sensitivity(pair: Pair) -> Iterator[Shards]:
 def _probe_scores(pair: Pair) -> Iterator[Shards]:
     config, variants = pair.config, len(pair.config.probe.variants)
     for task in pair.corpus.dataset.tasks:
+        kind, rows = TYPES[type(task)], pair.groups * variants * task.repeats
         # Tasks without folds are resampled; directions alone have one score for both variants.
-        drawn = 0 if _folds(task) > 1 or isinstance(task, MtebTask) else config.probe.replicates
-        different = variants if isinstance(task, PairClassificationTask) else 1
-        yield [4000 + pair.groups * (10 * variants * _folds(task) + 8 * different * drawn)]
-        if isinstance(task, FittedTask):
-            for _ in noise_conditions(config, pair.corpus.dataset):
-                yield [4200 + 10 * pair.layers * _folds(task)]
+        drawn = config.probe.replicates if kind.score and task.repeats == 1 else 0
+        different = 1 if kind.scale_free else variants
+        yield [4000 + 10 * rows + 8 * pair.groups * different * drawn]
+        for _ in noise_conditions(config, [task]):
+            yield [4200 + 10 * pair.layers * task.repeats]
 
 
 def _learning_curves(pair: Pair) -> Iterator[Shards]:
-    examples = len(pair.config.curves.examples)
-    for task in pair.corpus.dataset.tasks if examples else ():
-        if isinstance(task, ClassificationTask):
-            yield [4900 + 8 * pair.layers * _folds(task) * examples]
+    for task in pair.corpus.dataset.tasks:
+        if examples := len(learning_examples(pair.config, task)):
+            yield [4900 + 8 * pair.layers * task.repeats * examples]
 
 
 def _modes(pair: Pair) -> Iterator[Shards]:
@@ -263,8 +255,7 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         views = len(of_kind(config.measure.metrics, Views))
         responses = len(config.conditions.families()) * (metrics - views)
         curves = sum(1 for _ in _learning_curves(pair)) + sum(
-            isinstance(task, FittedTask) and bool(config.curves.noise)
-            for task in pair.corpus.dataset.tasks
+            bool(noise_conditions(config, [task])) for task in pair.corpus.dataset.tasks
         )
         page += plot * (metrics + 2.1 * responses + 1.1 * curves)
         page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)
@@ -277,8 +268,3 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += 6 * (8_300 + 850 * pair.layers) * scored + 3_500 * pair.layers
         facts += 20_000 * pair.model.checkpoints
     return weight([page, 69_500.0, 0.04 * page, facts])
-
-
-def _folds(task: Task) -> int:
-    folded = isinstance(task, (FittedTask, ClusteringTask))
-    return int(getattr(task, "folds", 1)) if folded else 1

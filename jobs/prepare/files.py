@@ -18,14 +18,15 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from jobs.config.blocks import ConfigError
+from jobs.config.datasets import Format
 from storage.root import resolve
 
 BATCH = 4096
-FORMATS = {
-    ".parquet": "parquet",
+FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".parquet": "parquet",
     ".txt": "text",
 }
 Options = dict[str, Any]
@@ -34,23 +35,36 @@ _DENSITY_BYTES = 1 << 24  # of a large file, read to see how many rows a byte ho
 
 @dataclass(frozen=True)
 class File:
-    """A file and its format, one of FORMATS."""
+    """A file and its format."""
 
-    kind: str
+    kind: Format
     location: str
+
+    @contextmanager
+    def stream(self, options: Options) -> Iterator[Any]:
+        """Open it; an error of the parser becomes one that names the file."""
+        filesystem, path = resolve(self.location, options_for(self.location, options))
+        with filesystem.open(path, "rb") as stream, readable(self.location, self.kind):
+            yield stream
 
 
 def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
     """Return the number of rows of a file, and its columns."""
-    filesystem, path = resolve(file.location, options_for(file.location, options))
-    with filesystem.open(path, "rb") as stream, readable(file):
+    with file.stream(options) as stream:
         if file.kind == "parquet":
             table = pq.ParquetFile(stream)
             return table.metadata.num_rows, list(table.schema_arrow.names)
         if file.kind == "text":
             return sum(1 for _ in stream), ["text"]
         if file.kind == "csv":
-            return _inspect_csv(stream)
+            text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+            header = next((row for row in csv.reader(text) if row), [])
+            text.detach()
+            stream.seek(0)
+            # One column read as text is enough to count, and no type is guessed that a later row
+            # breaks.
+            with _csv(stream, header[:1]) as reader:
+                return sum(batch.num_rows for batch in reader), header
         count = 0
         names: dict[str, None] = {}  # of all records: any of them may leave a key out
         for record in _json_lines(stream, file):
@@ -61,8 +75,7 @@ def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
 
 def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
     """Yield the rows of a file as tables of string columns, null kept."""
-    filesystem, path = resolve(file.location, options_for(file.location, options))
-    with filesystem.open(path, "rb") as stream, readable(file):
+    with file.stream(options) as stream:
         if file.kind == "parquet":
             for batch in pq.ParquetFile(stream).iter_batches(BATCH, columns=list(columns)):
                 yield as_strings(pa.Table.from_batches([batch]).select(list(columns)))
@@ -85,21 +98,20 @@ def size(file: File, options: Options) -> int:
 
 def estimate_rows(file: File, options: Options) -> int:
     """Return about how many rows a large CSV, JSONL or text file has, from its first lines."""
-    filesystem, path = resolve(file.location, options_for(file.location, options))
-    with filesystem.open(path, "rb") as stream:
+    with file.stream(options) as stream:
         head = stream.read(_DENSITY_BYTES)
     lines: int = head.count(b"\n")
     return round(lines * size(file, options) / max(len(head), 1))
 
 
 @contextmanager
-def readable(file: File) -> Iterator[None]:
-    """Turn an error of the parser into one that names the file."""
+def readable(location: str, kind: str) -> Iterator[None]:
+    """Turn an error of a parser into one that names what is read."""
     try:
         yield
     except (pa.ArrowException, UnicodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {file.location} as {file.kind}: {reason}") from error
+        raise ConfigError(f"cannot read {location} as {kind}: {reason}") from error
 
 
 def as_strings(table: pa.Table) -> pa.Table:
@@ -113,16 +125,6 @@ def as_strings(table: pa.Table) -> pa.Table:
         else:
             columns.append(column.cast(pa.large_string()))
     return pa.table(dict(zip(table.column_names, columns, strict=True)))
-
-
-def _inspect_csv(stream: Any) -> tuple[int, list[str]]:  # noqa: ANN401  (fsspec ships no types)
-    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    names = next((row for row in csv.reader(text) if row), [])
-    text.detach()
-    stream.seek(0)
-    # One column read as text is enough to count, and no type is guessed that a later row breaks.
-    with _csv(stream, names[:1]) as reader:
-        return sum(batch.num_rows for batch in reader), names
 
 
 def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
@@ -156,8 +158,7 @@ def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Itera
     schema = pa.schema([(column, pa.large_string()) for column in columns])
     batch: list[dict[str, str | None]] = []
     for record in records:
-        values = {column: record.get(column) for column in columns}
-        batch.append({column: _as_text(value) for column, value in values.items()})
+        batch.append({column: _as_text(record.get(column)) for column in columns})
         if len(batch) == BATCH:
             yield pa.Table.from_pylist(batch, schema)
             batch = []

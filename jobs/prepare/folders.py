@@ -17,30 +17,20 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig, FolderSource
+from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from jobs.config.run import RunConfig
-from jobs.prepare.files import File, Options, inspect_file, options_for, read_file
-from jobs.prepare.records import skip_reason
-from jobs.tasks.types import ClassificationTask
+from jobs.prepare.files import FORMATS, File, Options, inspect_file, options_for, read_file
 from storage.root import fingerprint, resolve
 
 COLUMNS = ("text", "label", "file", "from_file", "split")
 _TEXTS = (".txt", ".md")
-_TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_TABLES = [ending for ending in FORMATS if ending not in _TEXTS]
 _LARGEST = 1 << 28  # bytes of a folder: one task holds all of it, to let the labels take turns
 _ENOUGH = 16  # passages of a file that is to be told from others
 _FEWEST = 2  # training passages of a label
 _MOST_EXAMPLES = 8  # per label and fold, as the protocol has it
 _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 _SHOWN = 5
-
-
-class _File(NamedTuple):
-    """A file of a folder: its address, its path within, and its ending."""
-
-    uri: str
-    name: str
-    ending: str
 
 
 class _Passage(NamedTuple):
@@ -73,18 +63,26 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
         )
     if not folders:
         return config
-    options = config.storage.options()
-    datasets = tuple(
-        _with_task(_with_folder(each, texts), options) if each in folders else each
-        for each in config.datasets
-    )
-    return config.model_copy(update={"datasets": datasets})
+    options, datasets = config.storage.options(), []
+    for each in config.datasets:
+        changes: dict[str, Any] = {}
+        if isinstance(each.source, FolderSource):
+            folder = each.source if texts is None else FolderSource(folder=texts)
+            changes = {"source": folder}
+            if "tasks" not in each.model_fields_set:
+                try:
+                    task = _task(each, read(folder.folder, options))
+                except ConfigError as error:
+                    raise ConfigError(f"dataset {each.name}: {error}") from error
+                changes["tasks"] = () if task is None else (task,)
+        datasets.append(each.model_copy(update=changes))
+    return config.model_copy(update={"datasets": tuple(datasets)})
 
 
 def identity(folder: str, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
-    files = _files(folder, options)
-    prints = {each.name: fingerprint(each.uri, options_for(each.uri, options)) for each in files}
+    files = _files(folder, options).items()
+    prints = {name: fingerprint(address, options_for(address, options)) for name, address in files}
     return {"folder": prints}
 
 
@@ -95,13 +93,15 @@ def read(folder: str, options: Options) -> pa.Table:
     for files with enough passages to tell them apart; `split` alternates between train and test
     within a label or file. ConfigError for a folder without texts, or a file that cannot be read.
     """
-    found = [each for file in _files(folder, options) for each in _passages(file, options)]
+    files = _files(folder, options).items()
+    found = [each for name, address in files for each in _passages(name, address, options)]
     labelled = len({each.label for each in found if each.label}) > 1
     parts: dict[str, list[_Passage]] = defaultdict(list)
     for each in found:
         parts[(each.label if labelled else None) or each.file].append(each)
     lengths = Counter(each.file for each in found)
-    split = {each.text: _side(n) for part in parts.values() for n, each in enumerate(part)}
+    sides = ("train", "test")
+    split = {each.text: sides[n % 2] for part in parts.values() for n, each in enumerate(part)}
     rows = [
         {
             "text": each.text,
@@ -117,34 +117,12 @@ def read(folder: str, options: Options) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, pa.large_string()) for name in COLUMNS]))
 
 
-def _side(number: int) -> str:
-    return "test" if number % 2 else "train"
-
-
-def _with_folder(dataset: DatasetConfig, texts: str | None) -> DatasetConfig:
-    if texts is None:
-        return dataset
-    return dataset.model_copy(update={"source": FolderSource(folder=texts)})
-
-
-def _with_task(dataset: DatasetConfig, options: Options) -> DatasetConfig:
-    if "tasks" in dataset.model_fields_set:
-        return dataset
-    assert isinstance(dataset.source, FolderSource), dataset.source
-    try:
-        passages = read(dataset.source.folder, options)
-        task = _task(dataset, passages)
-    except ConfigError as error:
-        raise ConfigError(f"dataset {dataset.name}: {error}") from error
-    return dataset.model_copy(update={"tasks": () if task is None else (task,)})
-
-
 def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | None:
     """Return the task that the passages allow: their label, else their file, else none."""
     rows = [
         row
         for row in passages[: dataset.limit].to_pylist()
-        if skip_reason(row["text"], dataset.min_chars, keeps_blank=dataset.keeps_blank) is None
+        if dataset.skipped(dataset.text_column, row["text"]) is None
     ]
     for column in ("label", "from_file"):
         counts = Counter((row[column], row["split"]) for row in rows if row[column])
@@ -171,8 +149,8 @@ def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | No
     return None
 
 
-def _files(folder: str, options: Options) -> list[_File]:
-    """Return the files to read, sorted by path; ConfigError if there is none, or far too much."""
+def _files(folder: str, options: Options) -> dict[str, str]:
+    """Return the files to read, path within -> address; ConfigError for none, or far too much."""
     filesystem, path = resolve(folder, options_for(folder, options))
     wanted = ", ".join(f"*{ending}" for ending in (*_TEXTS, *_TABLES))
     listed = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
@@ -180,14 +158,13 @@ def _files(folder: str, options: Options) -> list[_File]:
         state = "is empty" if filesystem.isdir(path) else "does not exist or is no folder"
         raise ConfigError(f"the folder {folder} {state}; name one with --texts that holds {wanted}")
     protocol, separator, _ = folder.rpartition("://")
-    found, others, size = [], [], 0
+    found, others, size = dict[str, str](), [], 0
     for address, facts in sorted(listed.items()):
         name = address.removeprefix(path).strip("/")
         if any(part.startswith(".") for part in name.split("/")):
             continue
-        ending = "." + name.rpartition(".")[2].lower()
-        if ending in (*_TEXTS, *_TABLES):
-            found.append(_File(f"{protocol}{separator}{address}", name, ending))
+        if _ending(name) in (*_TEXTS, *_TABLES):
+            found[name] = f"{protocol}{separator}{address}"
             size += int(facts["size"] or 0)
         else:
             others.append(name)
@@ -203,30 +180,34 @@ def _files(folder: str, options: Options) -> list[_File]:
     return found
 
 
-def _passages(file: _File, options: Options) -> Iterator[_Passage]:
+def _ending(name: str) -> str:
+    return "." + name.rpartition(".")[2].lower()
+
+
+def _passages(name: str, address: str, options: Options) -> Iterator[_Passage]:
     """Yield the passages of a file; its first folder is the label, unless its rows have one."""
-    folder, inside, _ = file.name.partition("/")
+    folder, inside, _ = name.partition("/")
     label = folder if inside else None
-    if file.ending in _TABLES:
-        table = File(_TABLES[file.ending], file.uri)
+    if _ending(name) in _TABLES:
+        table = File(FORMATS[_ending(name)], address)
         count, columns = inspect_file(table, options)
         if count and "text" not in columns:
-            raise ConfigError(f"{file.name} has no column text; it has: {', '.join(columns)}")
-        wanted = [name for name in ("text", "label") if name in columns]
+            raise ConfigError(f"{name} has no column text; it has: {', '.join(columns)}")
+        wanted = [column for column in ("text", "label") if column in columns]
         for part in read_file(table, wanted, options) if count else ():
             for row in part.to_pylist():
-                yield _Passage(row["text"], row.get("label", label), file.name)
+                yield _Passage(row["text"], row.get("label", label), name)
         return
-    filesystem, path = resolve(file.uri, options_for(file.uri, options))
+    filesystem, path = resolve(address, options_for(address, options))
     content: bytes = filesystem.cat_file(path)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{file.name} is not UTF-8 text (byte {error.start:,}); convert it, or take it out of "
+            f"{name} is not UTF-8 text (byte {error.start:,}); convert it, or take it out of "
             "the folder"
         ) from error
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     for passage in _BLANK.split(lines):
         if passage.strip():
-            yield _Passage(passage.strip(), label, file.name)
+            yield _Passage(passage.strip(), label, name)

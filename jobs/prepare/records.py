@@ -6,29 +6,21 @@ Pure functions over Arrow tables: `jobs.prepare.stage` says where they run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.tasks.items import check_relevance, item_of, row_place
-from jobs.tasks.types import (
-    MtebTask,
-    PairClassificationTask,
-    RegressionTask,
-    RerankingTask,
-    RetrievalTask,
-    StsTask,
-    Task,
-)
+from jobs.config.datasets import DatasetConfig, Skip, Task
+from jobs.tasks.items import row_place
+from jobs.tasks.types import TYPES
 from operators.prompts.seeding import prompt_id
 from storage import schema
 
-SKIPPED = ("null", "empty", "whitespace", "too_short")
+SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER, _ID = "skip", "marker", "row id"
 _RECORD = pa.schema(
@@ -43,33 +35,28 @@ _RECORD = pa.schema(
         ("value", pa.float64()),
     ]
 )
+# What the columns of items are called in their records, where that is another name.
+_RECORDED = {
+    "label": "text",
+    "first_id": "prompt_id",
+    "second_id": "candidate_id",
+    "query_id": "prompt_id",
+    "relevance": "value",
+}
 Record = dict[str, Any]
 Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to count of them
 
 
 def markers(shards: int) -> pa.Table:
     """Return one record per shard, so that a shard without a prompt is written too."""
-    return _table({"shard": number, "kind": _MARKER} for number in range(shards))
+    found = [{"shard": number, "kind": _MARKER} for number in range(shards)]
+    return pa.Table.from_pylist(found, _RECORD)
 
 
 def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
     """Return the records of source rows: prompts, skipped texts and task items."""
-    return _table(
-        record for row in rows.to_pylist() for record in _row_records(dataset, row, shards, seed)
-    )
-
-
-def skip_reason(text: str | None, min_chars: int, *, keeps_blank: bool = False) -> str | None:
-    """Return why a text is not a prompt, one of SKIPPED, or None if it is one."""
-    if text is None:
-        return "null"
-    if keeps_blank:
-        return None
-    if not text:
-        return "empty"
-    if not text.strip():
-        return "whitespace"
-    return "too_short" if len(text) < min_chars else None
+    found = [each for row in rows.to_pylist() for each in _records(dataset, row, shards, seed)]
+    return pa.Table.from_pylist(found, _RECORD)
 
 
 def prompts_of(records: pa.Table, number: int) -> Rows:
@@ -77,14 +64,12 @@ def prompts_of(records: pa.Table, number: int) -> Rows:
 
     ValueError if two texts share a prompt_id.
     """
-    prompts = _of_kind(records, PROMPT)
-    ids, all_texts = prompts["prompt_id"].to_pylist(), prompts["text"].to_pylist()
-    texts = dict(zip(ids, all_texts, strict=True))
-    for identity, text in zip(ids, all_texts, strict=True):
-        if texts[identity] != text:
+    prompts, texts = _of_kind(records, PROMPT), dict[int, str]()
+    ids = prompts["prompt_id"].to_pylist()
+    for identity, text in zip(ids, prompts["text"].to_pylist(), strict=True):
+        if (other := texts.setdefault(identity, text)) != text:
             raise ValueError(
-                f"two texts share the prompt_id {identity}: "
-                f"{text[:60]!r} and {texts[identity][:60]!r}"
+                f"two texts share the prompt_id {identity}: {other[:60]!r} and {text[:60]!r}"
             )
     unique = sorted(texts)
     table = pa.table(
@@ -101,20 +86,11 @@ def prompts_of(records: pa.Table, number: int) -> Rows:
 
 def items_of(records: pa.Table, task: Task) -> Rows:
     """Return the items of a task in one shard, in source order."""
-    items = _of_kind(records, _kind(task)).sort_by("row")
-    columns = schema.TASK_ITEMS[task.type]
-    if isinstance(task, (RetrievalTask, RerankingTask)):
-        items = check_relevance(task, items)
-        relevance = pc.cast(items["value"], pa.int16())
-        arrays = [items["row"], items["prompt_id"], items["candidate_id"], relevance]
-    elif isinstance(task, (PairClassificationTask, StsTask)):
-        arrays = [items["row"], items["prompt_id"], items["candidate_id"], items["value"]]
-    elif isinstance(task, MtebTask):
-        arrays = [items["row"], items["prompt_id"]]
-    else:
-        value = items["value" if isinstance(task, RegressionTask) else "text"]
-        arrays = [items["row"], items["prompt_id"], value, items["split"]]
-    return pa.Table.from_arrays(arrays, names=columns.names), columns, {}
+    kind = TYPES[type(task)]
+    items = kind.gather(task, _of_kind(records, f"task {task.name}").sort_by("row"))
+    names = kind.columns.names
+    table = items.select([_RECORDED.get(name, name) for name in names]).rename_columns(names)
+    return table.cast(kind.columns), kind.columns, {}
 
 
 def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:
@@ -129,25 +105,15 @@ def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:
             )
 
 
-def _table(records: Iterable[Record]) -> pa.Table:
-    return pa.Table.from_pylist(list(records), _RECORD)
-
-
 def _of_kind(records: pa.Table, kind: str) -> pa.Table:
     return records.filter(pc.equal(records["kind"], kind))
 
 
-def _kind(task: Task) -> str:
-    return f"task {task.name}"
-
-
-def _row_records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
-    ids: dict[str, int | None] = {}
+def _records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
+    ids: dict[str | None, int | None] = {}
     for column in dataset.text_columns:
         text = row[column]
-        shortest = dataset.min_chars if column == dataset.text_column else 1
-        reason = skip_reason(text, shortest, keeps_blank=dataset.keeps_blank)
-        if reason:
+        if reason := dataset.skipped(column, text):
             ids[column] = None
             yield {"shard": row["row"] % shards, "kind": _SKIP, "text": reason}
         else:
@@ -156,8 +122,9 @@ def _row_records(dataset: DatasetConfig, row: Record, shards: int, seed: int) ->
     name = row[dataset.id_column] if dataset.id_column else None
     if name:  # a CSV cannot tell an empty id from none
         yield {"shard": prompt_id(name) % shards, "kind": _ID, "text": name, "row": row["row"]}
+    ids[None] = ids.get(dataset.text_column)
     for task in dataset.tasks:
-        item = item_of(dataset.text_column, task, row, ids, seed)
+        item = TYPES[type(task)].item(task, row, ids, seed)
         if item is not None:
             shard = item["prompt_id"] % shards
-            yield {**item, "row": row["row"], "kind": _kind(task), "shard": shard}
+            yield {**item, "row": row["row"], "kind": f"task {task.name}", "shard": shard}

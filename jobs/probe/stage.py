@@ -8,65 +8,27 @@ incomplete.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+
+import numpy as np
 
 from jobs.cluster.console import Progress, say
-from jobs.config.datasets import DatasetConfig, MtebSource
-from jobs.config.run import noise_conditions
-from jobs.probe.search import Ranked, Searched, group_of, search
-from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
+from jobs.config.datasets import MtebSource
+from jobs.config.run import learning_examples, noise_conditions
+from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
-from jobs.tasks.types import ClassificationTask, FittedTask, Task
 from operators.model.subject import Subject
-from storage.manifest import Manifest
+from operators.ranking.elimination import Rule
+from operators.ranking.search import State, finished, next_round
 from storage.partition import CLEAN, Partition
+from storage.shards import Facts
 from storage.vectors import Group, groups
 
-Row = dict[str, Any]
 _ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
-
-
-class Collected:
-    """Rows of scores until their target is whole, and the first failure of each target."""
-
-    def __init__(self, run: Run, targets: Sequence[ScoreTarget]) -> None:
-        self._run, self._targets = run, targets
-        self._rows: dict[int, list[Row]] = defaultdict(list)
-        self._left: dict[int, int] = defaultdict(int)
-        self.failed: dict[int, str] = {}
-
-    def expect(self, units: Iterable[ScoreUnit]) -> None:
-        """Count the units that are to come."""
-        for unit in units:
-            self._left[unit.target] += 1
-
-    def take(self, index: int, rows: list[Row], why: str | None) -> None:
-        """Take what one unit gave; a target whose last unit this was is published."""
-        self.add(index, rows, why)
-        self._left[index] -= 1
-        if not self._left[index]:
-            self.publish(index)
-
-    def add(self, index: int, rows: list[Row], why: str | None) -> None:
-        """Keep rows of a target of which more are to come."""
-        self._rows[index] += rows
-        if why is not None:
-            self.failed.setdefault(index, why)
-
-    def publish(self, index: int, facts: dict[str, int | float | str] | None = None) -> None:
-        """Write the scores of a target that did not fail."""
-        rows, target = self._rows.pop(index, []), self._targets[index]
-        if index in self.failed:
-            return
-        rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
-        reasons = [row["reason"] for row in rows if row["reason"]]
-        known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
-        self._run.write(target.partition, target.settings, rows, known)
-
-
 _TOGETHER = "searched_tasks"  # fact of a shard: the tasks whose scores decided what was dropped
 
 
@@ -78,10 +40,13 @@ def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
     targets = score_targets(run)
     missing = _missing(run, targets, overwrite=run.overwrite)
-    failed = _score_targets(run, missing) if missing else {}
+    failed = _score(run, missing) if missing else {}
     for target in targets:
         if target.partition not in failed:
-            _tell(run, target)
+            manifest = run.manifests.require(target.partition)
+            reason = manifest.receipts[0].facts.get("undefined")
+            outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
+            say(f"  {_named(run, target.partition)} ({target.task.type}): {outcome}")
     if not targets:
         say("  no labelled task in the config")
     if failed:
@@ -102,53 +67,36 @@ def require_scores(run: Run) -> None:
 
 def score_targets(run: Run) -> list[ScoreTarget]:
     """Return everything that is to be scored: each task, and what its curves need beside it."""
-    return [
-        target
-        for subject, dataset in run.pairs()
-        for task in dataset.tasks
-        for target in _task_targets(run, subject, dataset, task)
-    ]
-
-
-def _task_targets(
-    run: Run, subject: Subject, dataset: DatasetConfig, task: Task
-) -> Iterator[ScoreTarget]:
-    config = run.config
-    items = run.manifests.require(partition("tasks", task, dataset))
-    clean = run.embeddings(subject, dataset)
-    settings = {
-        "items": items.content,
-        "embeddings": clean.content,
-        "seed": config.probe.seed,
-        "replicates": config.probe.replicates,
-        **task.model_dump(),
-    }
-    modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
-
-    def target(where: Partition, own: Row, **more: Any) -> ScoreTarget:  # noqa: ANN401
-        shared = (subject, task, items, clean, more.pop("noisy", None), where)
-        return ScoreTarget(*shared, {**settings, **own}, modules=modules, **more)
-
-    ranked = {"variants": [config.rank.variant], **_ranked_group(run)}
-    variants: Row = {"variants": list(config.probe.variants), "search": config.rank.search}
-    if config.rank.search == "halving":
-        variants["searched"] = ranked
-    where = partition("probe_scores", subject, dataset, task)
-    yield target(where, variants, variants=config.probe.variants)
-    if isinstance(task, ClassificationTask) and config.curves.examples:
-        examples = config.curves.examples
-        where = partition("learning_curves", subject, dataset, task)
-        own = {**ranked, "examples": list(examples)}
-        yield target(where, own, variants=(config.rank.variant,), examples=examples)
-    for condition in noise_conditions(config, dataset) if isinstance(task, FittedTask) else ():
-        noisy = run.manifests.require(partition("embeddings", subject, dataset, condition.name))
-        where = partition("probe_scores", subject, dataset, condition.name, task)
-        own = {**ranked, "noisy": noisy.content}
-        yield target(where, own, variants=(config.rank.variant,), noisy=noisy)
-
-
-def _ranked_group(run: Run) -> dict[str, str]:
-    return {"norm": run.config.rank.norm, "pooling": run.config.rank.pooling}
+    config, found = run.config, []
+    vectors = config.rank.model_dump(include={"norm", "pooling"})
+    ranked, curve = {"variants": [config.rank.variant], **vectors}, (config.rank.variant,)
+    searched = {"searched": ranked} if config.rank.search == "halving" else {}
+    asked = {"variants": list(config.probe.variants), "search": config.rank.search, **searched}
+    for subject, dataset in run.pairs():
+        modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
+        for task in dataset.tasks:
+            items = run.manifests.require(partition("tasks", task, dataset))
+            clean = run.embeddings(subject, dataset)
+            settings = {
+                "items": items.content,
+                "embeddings": clean.content,
+                **config.probe.model_dump(include={"seed", "replicates"}),
+                **task.model_dump(),
+            }
+            where = partition("probe_scores", subject, dataset, task)
+            of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)
+            found.append(of_task(where, settings | asked, config.probe.variants))
+            if examples := learning_examples(config, task):
+                where = partition("learning_curves", subject, dataset, task)
+                own = {**settings, **ranked, "examples": list(examples)}
+                found.append(of_task(where, own, curve, examples=examples))
+            for condition in noise_conditions(config, [task]):
+                tested = partition("embeddings", subject, dataset, condition.name)
+                noisy = run.manifests.require(tested)
+                where = partition("probe_scores", subject, dataset, condition.name, task)
+                own = {**settings, **ranked, "noisy": noisy.content}
+                found.append(of_task(where, own, curve, noisy=noisy))
+    return found
 
 
 def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> list[ScoreTarget]:
@@ -161,24 +109,21 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
         for each in targets
     }
     missing = {where for where, manifest in found.items() if manifest is None}
-    if run.config.rank.search == "halving":
-        for together in _by_subject(targets).values():
-            manifests = [found[each.partition] for each in together]
-            if any(
-                m is None or m.receipts[0].facts.get(_TOGETHER) != _names(together)
-                for m in manifests
-            ):
-                missing.update(each.partition for each in together)
+    for together in _searches(run, targets):
+        names = _names(together.values())
+        for manifest in (found[each.partition] for each in together.values()):
+            if manifest is None or manifest.receipts[0].facts.get(_TOGETHER) != names:
+                missing.update(each.partition for each in together.values())
     return [each for each in targets if each.partition in missing]
 
 
-def _by_subject(targets: Iterable[ScoreTarget]) -> dict[Subject, list[ScoreTarget]]:
-    """Return the tasks of each subject, which one search scores."""
-    found: dict[Subject, list[ScoreTarget]] = defaultdict(list)
-    for target in targets:
-        if _is_protocol(target):
-            found[target.subject].append(target)
-    return found
+def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreTarget]]:
+    """Return the tasks that one search scores, by their index: those of each subject."""
+    found: dict[Subject, dict[int, ScoreTarget]] = defaultdict(dict)
+    for index, target in enumerate(targets):
+        if run.config.rank.search == "halving" and target.is_protocol:
+            found[target.subject][index] = target
+    return [*found.values()]
 
 
 def _names(targets: Iterable[ScoreTarget]) -> str:
@@ -186,132 +131,184 @@ def _names(targets: Iterable[ScoreTarget]) -> str:
     return ", ".join(sorted(f"{each['dataset']}/{each['task']}" for each in keys))
 
 
-def _is_protocol(target: ScoreTarget) -> bool:
-    """Whether a target holds what is ranked, and no curve beside it."""
-    return target.noisy is None and not target.examples
-
-
-def _score_targets(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
+def _score(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
     """Score what is missing, publish each target when it is whole; return what failed and why."""
-    config = run.config
-    scorer = Scorer(run.root, tuple(targets), config.probe.seed, config.probe.replicates)
-    collected = Collected(run, targets)
-    rest = list(range(len(targets)))
-    if config.rank.search == "halving":
-        protocol = [index for index in rest if _is_protocol(targets[index])]
-        rest = [index for index in rest if index not in protocol]
-        _search(run, scorer, collected, protocol)
+    probing = run.config.probe
+    scorer = Scorer(run.root, tuple(targets), probing.seed, probing.replicates)
+    scores = _Scores(run, scorer)
+    searches = _searches(run, targets)
+    for together in searches:
+        _search(scores, together)
     units = [
-        ScoreUnit(index, group, 0, targets[index].folds)
-        for index in rest
-        for group in scored_groups(run, targets[index])
+        ScoreUnit(index, group, 0, target.folds)
+        for index, target in enumerate(targets)
+        if not any(index in together for together in searches)
+        for group in scores.groups(target)
     ]
-    collected.expect(units)
-    _run_units(run, scorer, units, collected.take)
-    return {targets[index].partition: why for index, why in collected.failed.items()}
+    left = Counter(unit.target for unit in units)
+    for index, _ in scores.of(units):
+        left[index] -= 1
+        if not left[index]:
+            scores.publish(index)
+    return {targets[index].partition: why for index, why in scores.failed.items()}
 
 
-def scored_groups(run: Run, target: ScoreTarget) -> list[Group]:
-    """Return the vectors that a target scores: all, and for curves the ranked ones."""
-    found = groups(run.root, target.embeddings)
-    if _is_protocol(target):
-        return found
-    return [each for each in found if _is_ranked(run, each)]
+@dataclass
+class _Scores:
+    """Rows of scores until their target is whole, and the first failure of each target."""
+
+    run: Run
+    scorer: Scorer
+    rows: defaultdict[int, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def is_ranked(self, group: Group) -> bool:
+        """Whether a group holds the vectors that are ranked."""
+        ranking = self.run.config.rank
+        return (group.norm, group.pooling) == (ranking.norm, ranking.pooling)
+
+    def groups(self, target: ScoreTarget) -> list[Group]:
+        """Return the vectors that a target scores: all, and for curves the ranked ones."""
+        found = groups(self.run.root, target.embeddings)
+        return [each for each in found if target.is_protocol or self.is_ranked(each)]
+
+    def of(self, units: Sequence[ScoreUnit]) -> Iterator[tuple[int, list[Row]]]:
+        """Score units, keep what that gives, and yield the target and the rows of each."""
+        if not units:
+            return
+        with Progress("probe", len(units), "layer scores") as progress:
+            for index, rows, why in self.run.cluster.each("probe", units, self.scorer):
+                self.rows[index] += rows
+                if why is not None:
+                    self.failed.setdefault(index, why)
+                progress.add(1)
+                yield index, rows
+
+    def publish(self, index: int, facts: Facts | None = None) -> None:
+        """Write the scores of a target that did not fail."""
+        rows, target = self.rows.pop(index, []), self.scorer.targets[index]
+        if index in self.failed:
+            return
+        rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
+        reasons = [row["reason"] for row in rows if row["reason"]]
+        known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
+        self.run.write(target.partition, target.settings, rows, known)
 
 
-def _is_ranked(run: Run, group: Group) -> bool:
-    return (group.norm, group.pooling) == (run.config.rank.norm, run.config.rank.pooling)
-
-
-def _run_units(
-    run: Run,
-    scorer: Scorer,
-    units: Sequence[ScoreUnit],
-    take: Callable[[int, list[Row], str | None], None],
-) -> None:
-    if not units:
-        return
-    with Progress("probe", len(units), "layer scores") as progress:
-        for index, rows, why in run.cluster.each("probe", units, scorer):
-            take(index, rows, why)
-            progress.add(1)
-
-
-def _search(run: Run, scorer: Scorer, collected: Collected, protocol: Sequence[int]) -> None:
-    """Score the ranked vectors by successive halving, subject by subject, the others in full.
+def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
+    """Score the ranked vectors of a subject by successive halving, the others in full.
 
     Scores that are stored are kept: of a search with other tasks, or beside a task that failed.
     """
-    for subject, together in _by_subject(scorer.targets[index] for index in protocol).items():
-        targets = {
-            index: scorer.targets[index]
-            for index in protocol
-            if scorer.targets[index].subject == subject
-        }
-        stored = {index: _stored(run, target) for index, target in targets.items()}
-        for index, rows in stored.items():
-            collected.add(index, rows, None)
-        score = partial(_scored, run, scorer, collected)
-        found = [(index, group) for index, t in targets.items() for group in scored_groups(run, t)]
-        ranked = sorted({group for _, group in found if _is_ranked(run, group)})
-        searched = search(
-            targets,
-            stored,
-            Ranked(ranked, run.config.rank.variant),
-            score,
-            run.config.probe.replicates,
+    run, stored = scores.run, {}
+    for index, target in targets.items():
+        present = run.manifests.current(target.partition, target.settings, overwrite=run.overwrite)
+        stored[index] = [] if present is None else run.rows(target.partition)
+        scores.rows[index] += stored[index]
+    found = [(index, group) for index, each in targets.items() for group in scores.groups(each)]
+    ranked = sorted({group for _, group in found if scores.is_ranked(group)})
+    variant, replicates = run.config.rank.variant, run.config.probe.replicates
+    searched = search(targets, stored, ranked, variant, scores.of, replicates)
+    known = {(index, _group(row)) for index, rows in stored.items() for row in rows}
+    others = [
+        ScoreUnit(index, group, 0, targets[index].folds)
+        for index, group in found
+        if (index, group) not in known and not scores.is_ranked(group)
+    ]
+    deque(scores.of(others), maxlen=0)  # all of them, which stay in `scores`
+    facts: dict[str, int | float | str] = {_TOGETHER: _names(targets.values())}
+    if searched is not None:
+        survivors, share = [str(layer) for layer in searched[0]], searched[1]
+        facts |= {"survivors": ",".join(survivors), "search_share": round(share, 4)}
+        subject = next(iter(targets.values())).subject
+        say(
+            f"  {subject}: layers {', '.join(survivors)} scored in full, "
+            f"{100 * share:.0f} % of the work of a full sweep"
         )
-        known = {(index, group_of(row)) for index, rows in stored.items() for row in rows}
-        score(
-            [
-                ScoreUnit(index, group, 0, targets[index].folds)
-                for index, group in found
-                if (index, group) not in known and not _is_ranked(run, group)
-            ]
-        )
-        facts: dict[str, int | float | str] = {_TOGETHER: _names(together)}
-        if searched is not None:
-            facts["survivors"] = ",".join(map(str, searched.survivors))
-            facts["search_share"] = round(searched.share, 4)
-            _tell_search(subject, searched)
-        for index, target in targets.items():
-            # Withdrawn before anything in it is replaced, and not for a failure.
-            if stored[index] and index not in collected.failed:
-                run.manifests.withdraw(target.partition)
-            collected.publish(index, facts)
+    for index, target in targets.items():
+        # Withdrawn before anything in it is replaced, and not for a failure.
+        if stored[index] and index not in scores.failed:
+            run.manifests.withdraw(target.partition)
+        scores.publish(index, facts)
 
 
-def _scored(
-    run: Run, scorer: Scorer, collected: Collected, units: Sequence[ScoreUnit]
-) -> list[tuple[int, list[Row]]]:
-    """Score units of targets of which more are to come, and return their rows."""
-    found: list[tuple[int, list[Row]]] = []
+def search(
+    targets: Mapping[int, ScoreTarget],
+    stored: Mapping[int, Sequence[Row]],
+    ranked: Sequence[Group],
+    variant: str,
+    score: Callable[[Sequence[ScoreUnit]], Iterable[tuple[int, list[Row]]]],
+    replicates: int,
+) -> tuple[list[int], float] | None:
+    """Score the `ranked` vectors of a subject round by round, until no layer is left to compare.
 
-    def take(index: int, rows: list[Row], why: str | None) -> None:
-        collected.add(index, rows, why)
-        found.append((index, rows))
+    `targets` are the tasks of the subject by index, `stored` the rows that they have already, and
+    `score` runs units and returns their rows, none for a unit that failed. As in a full sweep, a
+    task that fails or that no layer has a score of does not count. Return the layers that were
+    scored in full, and the share of a full sweep's work that was done; None if no task is left.
+    """
 
-    _run_units(run, scorer, units, take)
-    return found
+    def compared(rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if row["variant"] == variant and _group(row) in ranked]
+
+    rows = {index: compared(stored.get(index, ())) for index in targets}
+    group = {each.layer: each for each in ranked}
+    failed: set[int] = set()
+    rule = Rule()
+    while counting := [
+        index
+        for index in targets
+        if index not in failed
+        and not (rows[index] and all(math.isnan(row["value"]) for row in rows[index]))
+    ]:
+        state = _state({index: targets[index] for index in counting}, rows, ranked, replicates)
+        pending = next_round(state, rule)
+        if pending is None:
+            found = finished(state, rule)
+            return found.survivors, found.share
+        units = []
+        for cells in pending.missing:
+            target = targets[counting[cells.task]]
+            folds = cells.fold_to if target.cells > 1 else target.folds
+            place = counting[cells.task], group[cells.layer]
+            units.append(ScoreUnit(*place, cells.fold_from, folds))
+        for index, scores in score(units):
+            rows[index] += compared(scores)
+            if not scores:
+                failed.add(index)
+    return None
 
 
-def _stored(run: Run, target: ScoreTarget) -> list[Row]:
-    present = run.manifests.current(target.partition, target.settings, overwrite=run.overwrite)
-    return [] if present is None else run.rows(target.partition)
+def _group(row: Row) -> Group:
+    return Group(row["layer"], row["norm"], row["pooling"])
 
 
-def _tell_search(subject: Subject, searched: Searched) -> None:
-    say(
-        f"  {subject}: layers {', '.join(map(str, searched.survivors))} scored in full, "
-        f"{100 * searched.share:.0f} % of the work of a full sweep"
-    )
-
-
-def _tell(run: Run, target: ScoreTarget) -> None:
-    manifest: Manifest = run.manifests.require(target.partition)
-    reason = manifest.receipts[0].facts.get("undefined")
-    outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
-    say(f"  {_named(run, target.partition)} ({target.task.type}): {outcome}")
+def _state(
+    targets: Mapping[int, ScoreTarget],
+    rows: Mapping[int, Sequence[Row]],
+    ranked: Sequence[Group],
+    replicates: int,
+) -> State:
+    """Return what is scored of the targets; a score that is undefined stands for all its folds."""
+    layers = [group.layer for group in ranked]
+    n_folds = tuple(target.cells for target in targets.values())
+    shape = (len(layers), len(targets), max(n_folds))
+    scores_LTF, done_LTF = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
+    replicates_LTR = np.full((*shape[:2], replicates), np.nan)
+    for column, index in enumerate(targets):
+        for place, layer in enumerate(layers):
+            mine = [row for row in rows[index] if row["layer"] == layer]
+            if mine and n_folds[column] == 1:
+                drawn = mine[-1]["replicates"] or ()
+                scores_LTF[place, column, 0] = np.mean([row["value"] for row in mine])
+                done_LTF[place, column, 0] = True
+                replicates_LTR[place, column, : len(drawn)] = drawn
+                continue
+            for row in mine:
+                folds = slice(None) if row["reason"] else row["fold"]
+                scores_LTF[place, column, folds] = row["value"]
+                done_LTF[place, column, folds] = True
+    return State(tuple(layers), n_folds, scores_LTF, done_LTF, replicates_LTR)
 
 
 def _named(run: Run, where: Partition) -> str:

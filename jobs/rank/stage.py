@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.config.run import RunConfig
 from jobs.measure.costs import LayerCost, read_costs
@@ -28,7 +28,6 @@ from jobs.rank.ranking import (
     ranking_of,
 )
 from jobs.run import Run, partition
-from jobs.tasks.types import Task
 from operators.metrics.registry import METRICS, main_variant
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores

@@ -1,1 +1,1 @@
-"""Labelled tasks: their blocks of the config, and their items."""
+"""Labelled tasks: how rows become items, what is refused, and how a layer is scored on them."""

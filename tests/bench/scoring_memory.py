@@ -19,10 +19,10 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from jobs.cluster.console import say
+from jobs.config.datasets import Task
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks.types import Task
+from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
-from storage import schema
 from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition
 from storage.root import Root
@@ -82,7 +82,7 @@ def _measured(name: str, root: Root) -> int:
     task = _task(name)
     items, vectors = require(root, _items_of(name)), require(root, VECTORS)
     where = Partition("probe_scores", (*VECTORS.values, name))
-    target = ScoreTarget(SUBJECT, task, items, vectors, None, where, {}, ("raw", "l2"))
+    target = ScoreTarget(SUBJECT, task, items, vectors, where, {}, ("raw", "l2"))
     scorer = Scorer(root, (target,), SEED, REPLICATES)
     unit = ScoreUnit(0, GROUP, 0, target.folds)
     before = _status("VmRSS")
@@ -146,7 +146,7 @@ def _write_items(root: Root, name: str, rows: int) -> Manifest:
         query = queries[documents % QUERIES]
         columns = {"query_id": query, "candidate_id": documents}
         columns["relevance"] = np.asarray(documents - query == QUERIES)
-    own = schema.TASK_ITEMS[task.type]
+    own = TYPES[type(task)].columns
     count = len(next(iter(columns.values())))
     columns = {"row": np.arange(count), **columns}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]

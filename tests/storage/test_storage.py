@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.tasks.types import Task
 from storage import schema
 from storage.manifest import (
     Manifest,
@@ -263,12 +261,3 @@ def test_every_column_has_a_unit_and_every_table_a_version() -> None:
 def test_manifest_digest_ignores_the_order_of_keys() -> None:
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
     assert Manifest(WHERE, {"a": 1}, ()).digest == digest_of({"a": 1})
-
-
-def test_every_type_of_task_has_items_with_rows_in_source_order() -> None:
-    types = {each.model_fields["type"].annotation for each in get_args(get_args(Task)[0])}
-    assert {Literal[name] for name in schema.TASK_ITEMS} == types
-    for table in schema.TASK_ITEMS.values():
-        assert table.names[0] == "row"
-        assert table.metadata[b"layerrank.table"] == b"tasks"
-        assert not any(column.nullable for column in table)

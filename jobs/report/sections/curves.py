@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jobs.config.run import learning_examples, noise_conditions
 from jobs.rank.ranking import Row
 from jobs.rank.stage import labelled_tasks, ranked_rows
 from jobs.report.charts import Lines, Look, in_points
@@ -17,7 +18,6 @@ from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.wording import layer_cell
 from jobs.run import partition
-from jobs.tasks.types import ClassificationTask, FittedTask
 from jobs.words import capital, known, listed, points
 from operators.prompts.conditions import Condition
 
@@ -98,18 +98,17 @@ def curves(facts: Facts) -> list[Curves]:
     if run is None:
         return []
     metrics = {task.label: task.metric for task in facts.ranking.tasks}
-    subject, asked = facts.ranking.subject, run.config.curves
+    subject = facts.ranking.subject
     for label, dataset, task in labelled_tasks(run.config):
-        if isinstance(task, ClassificationTask) and asked.examples:
+        if learning_examples(run.config, task):
             where = partition("learning_curves", subject, dataset, task)
             rows = ((row["examples"], row) for row in ranked_rows(run, where))
             found.append(curves_of(label, "examples", metrics[label], rows))
-        if isinstance(task, FittedTask) and asked.noise:
+        if levels := noise_conditions(run.config, [task]):
             noisy = []
-            for level in (0.0, *asked.noise):
-                condition = Condition("noise", level).name
-                where = partition("probe_scores", subject, dataset, condition, task)
-                noisy += [(level, row) for row in ranked_rows(run, where)]
+            for each in (Condition("noise", 0.0), *levels):
+                where = partition("probe_scores", subject, dataset, each.name, task)
+                noisy += [(each.level, row) for row in ranked_rows(run, where)]
             found.append(curves_of(label, "noise", metrics[label], noisy))
     return found
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import ClassificationTask, DatasetConfig
 from jobs.config.run import RunConfig, load
 from jobs.prepare import folders, sources
-from jobs.tasks.types import ClassificationTask
 from storage.root import resolve
 from tests.conftest import S3
+from tests.jobs.prepare.test_sources import s3_options
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> str:
@@ -112,11 +112,7 @@ def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
-    options = {
-        "key": s3.environment["AWS_ACCESS_KEY_ID"],
-        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
+    options = s3_options(s3)
     filesystem, path = resolve(f"{s3.uri}/texts", options)
     for name in ("sea/a.txt", "sky/b.txt"):
         filesystem.pipe_file(f"{path}/{name}", b"one\n\ntwo")
@@ -154,29 +150,34 @@ def test_stated_tasks_stay(tmp_path: Path) -> None:
 def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
     with pytest.raises(ConfigError) as caught:
         quickcheck(folder, **changes)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_errors_say_what_and_where(tmp_path: Path) -> None:
-    folder = write(tmp_path / "rare", {"sea/a.txt": passages(9, "sea"), "sky/b.txt": "1\n\n2"})
-    assert "label 'sky' has 2 of the 11 passages that are read, and 4 are needed" in error_of(
-        folder
-    )
-    folder = write(tmp_path / "latin", {"a.txt": "caf\u00e9".encode("latin-1")})
-    assert "dataset texts: a.txt is not UTF-8 text (byte 3)" in error_of(folder)
-    folder = write(tmp_path / "pdf", {"a.pdf": "x", ".b.txt": "hidden"})
-    assert "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf" in error_of(
-        folder
-    )
-    folder = write(tmp_path / "table", {"a.csv": "body,label\nx,y\n"})
-    assert "a.csv has no column text; it has: body, label" in error_of(folder)
-    assert "nowhere does not exist or is no folder" in error_of(str(tmp_path / "nowhere"))
-    (tmp_path / "empty").mkdir()
-    assert "empty is empty; name one with --texts that holds *.txt" in error_of(
-        str(tmp_path / "empty")
-    )
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"sea/a.txt": passages(9, "sea"), "sky/b.txt": "1\n\n2"},
+            "label 'sky' has 2 of the 11 passages that are read, and 4 are needed",
+        ),
+        ({"a.txt": b"caf\xe9"}, "dataset texts: a.txt is not UTF-8 text (byte 3)"),
+        (
+            {"a.pdf": "x", ".b.txt": "hidden"},
+            "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf",
+        ),
+        ({"a.csv": "body,label\nx,y\n"}, "a.csv has no column text; it has: body, label"),
+        ({}, "it does not exist or is no folder; name one with --texts that holds *.txt"),
+    ],
+)
+def test_errors_say_what_and_where(
+    files: dict[str, str | bytes], expected: str, tmp_path: Path
+) -> None:
+    assert expected in error_of(write(tmp_path / "it", files))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    assert f"{tmp_path} is empty; name one with --texts that holds" in error_of(str(tmp_path))
 
 
 def test_a_large_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,29 +17,22 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.prepare import sources
 from jobs.prepare.records import items_of, records_of
-from jobs.tasks.items import check_items
+from jobs.tasks.items import Given
+from jobs.tasks.types import TYPES, check_items
 from operators.benchmark import tasks as benchmark_tasks
-from operators.probes.classification import classification
-from operators.probes.clustering import clustering
-from operators.probes.multilabel import multilabel_classification
-from operators.probes.regression import regression
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from tests.jobs.prepare.test_records import TOPIC, dataset, shards_of, source
+from storage.vectors import LayerVectors
+from tests.jobs.prepare.test_records import FIND, GROUPS, TOPIC, dataset, shards_of, source
+from tests.jobs.prepare.test_sources import encoded
 
 PART = {"split_column": "part"}
 FEW: dict[str, Any] = {**TOPIC, **PART, "samples_per_label": 2}
 MULTI: dict[str, Any] = {**FEW, "multi_label": True}
-GROUPS: dict[str, Any] = {"name": "groups", "type": "clustering", "label_column": "topic"}
 PRICE: dict[str, Any] = {"name": "price", "type": "regression", "value_column": "cost"}
 TEXTS = {"first_column": "one", "second_column": "two"}
-SAME: dict[str, Any] = {
-    "name": "same",
-    "type": "pair_classification",
-    **TEXTS,
-    "label_column": "alike",
-}
-ALIKE: dict[str, Any] = {"name": "alike", "type": "sts", **TEXTS, "score_column": "score"}
+SAME = {"name": "same", "type": "pair_classification", **TEXTS, "label_column": "alike"}
+ALIKE = {"name": "alike", "type": "sts", **TEXTS, "score_column": "score"}
 ORDER: dict[str, Any] = {
     "name": "order",
     "type": "reranking",
@@ -48,19 +40,18 @@ ORDER: dict[str, Any] = {
     "candidate_column": "answer",
     "relevance_column": "gain",
 }
-FIND: dict[str, Any] = {"name": "find", "type": "retrieval", "query_column": "query"}
 GRADED: dict[str, Any] = {**FIND, "relevance_column": "gain"}
 
 Cells = Sequence[str | None]
+Task = dict[str, Any]
 
 
 def table_of(config: DatasetConfig, rows: pa.Table) -> pa.Table:
     """Return the items of the first task, from every row in one shard."""
-    table, columns, _ = items_of(records_of(config, rows, 1, 0), config.tasks[0])
-    return table.cast(columns)
+    return items_of(records_of(config, rows, 1, 0), config.tasks[0])[0]
 
 
-def items(task: dict[str, Any], **columns: Cells) -> pa.Table:
+def items(task: Task, **columns: Cells) -> pa.Table:
     return table_of(dataset(task), source(**columns))
 
 
@@ -68,17 +59,17 @@ def texts(count: int) -> list[str]:
     return [f"text {number}" for number in range(count)]
 
 
-def check(task: dict[str, Any], **columns: Cells) -> None:
+def check(task: Task, **columns: Cells) -> None:
     check_items(dataset(task).tasks[0], items(task, **columns))
 
 
-def refusal(task: dict[str, Any], **columns: Cells) -> str:
+def refusal(task: Task, **columns: Cells) -> str:
     with pytest.raises(ConfigError) as caught:
         check(task, **columns)
     return str(caught.value)
 
 
-def labelled(count: int, labels: Cells, parts: Cells) -> dict[str, Cells]:
+def labelled(count: int, labels: Cells, parts: Cells = ("train", "test")) -> dict[str, Cells]:
     """Return columns of `count` different texts whose labels and splits repeat."""
     return {
         "text": texts(count),
@@ -146,21 +137,9 @@ def test_labels_are_separated_as_the_config_says() -> None:
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
 def test_lists_of_every_format_are_the_same_labels(form: str, tmp_path: Path) -> None:
     lists = [["sea", "sky"], ["sky", "sky"], [], ["salt, fine"]]
+    cells = [json.dumps(each) for each in lists] if form == "csv" else lists
     path = tmp_path / f"labels.{form}"
-    columns = {"text": texts(4), "topic": lists, "part": ["train"] * 4}
-    if form == "parquet":
-        pq.write_table(pa.table(columns), path)
-    else:
-        rows = [
-            dict(zip(columns, values, strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
-        lines = [json.dumps(row) for row in rows]
-        if form == "csv":
-            cells = [json.dumps(each).replace('"', '""') for each in lists]
-            lines = ["text,topic,part"]
-            lines += [f'text {number},"{cell}",train' for number, cell in enumerate(cells)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_bytes(encoded(form, {"text": texts(4), "topic": cells, "part": ["train"] * 4}))
     config = dataset(MULTI, source={"files": str(path)})
     (fragment,) = sources.discover(config, {})
     found = [table_of(config, rows) for rows in sources.read(fragment, config.columns, {})]
@@ -176,14 +155,11 @@ def test_pairs_are_rows_with_both_texts_and_a_value() -> None:
         score=["4.5", "1", "1", None, "2", "0"],
         part=["test", "test", "test", "test", "train", "test"],
     )
-    first, last = [prompt_id(text) for text in "ap"], [prompt_id(text) for text in "fa"]
+    a, f, p = (prompt_id(text) for text in "afp")
     assert found.to_pylist() == [
-        {"row": 0, "first_id": first[0], "second_id": first[1], "value": 4.5},
-        {"row": 5, "first_id": last[0], "second_id": last[1], "value": 0.0},
+        {"row": 0, "first_id": a, "second_id": p, "value": 4.5},
+        {"row": 5, "first_id": f, "second_id": a, "value": 0.0},
     ]
-
-
-def test_pairs_belong_together_or_not_in_any_spelling() -> None:
     cells = ["1", "0", "1.0", "0.0", "true", "False", "YES", " no "]
     found = items(SAME, one=texts(8), two=texts(8), alike=cells)
     assert found["value"].to_pylist() == [1.0, 0.0] * 4
@@ -220,8 +196,7 @@ def test_documents_are_relevant_unless_a_column_says_otherwise() -> None:
 def test_texts_of_mteb_are_items_of_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
     config = DatasetConfig.model_validate({"name": "data", "source": {"mteb": ["One", "Two"]}})
-    rows = source(text=["a", "", "b"], task=["Two", "One", "One"])
-    found = table_of(config, rows)
+    found = table_of(config, source(text=["a", "", "b"], task=["Two", "One", "One"]))
     assert found.schema == schema.MTEB_ITEMS
     assert found["prompt_id"].to_pylist() == [prompt_id(""), prompt_id("b")]
     check_items(config.tasks[0], found)
@@ -237,7 +212,7 @@ def test_items_are_the_same_for_any_shards_and_order_of_rows() -> None:
         rows = source(query=query, answer=answer, gain=gain)
         order = data.draw(st.permutations(range(len(given_rows))))
         try:
-            whole = items_of(records_of(task, rows, 1, 0), task.tasks[0])[0].to_pylist()
+            whole = table_of(task, rows).to_pylist()
         except ConfigError:
             return
         shards = shards_of(task, rows.take(pa.array(order, pa.int64())), 3)
@@ -247,77 +222,148 @@ def test_items_are_the_same_for_any_shards_and_order_of_rows() -> None:
     check_rows()
 
 
-# Cells that are refused, with task, column, value and row.
+# What is refused, with task, column, what is there and what is needed.
+
+WHOLE = "a whole number from 0 to 32767"
+CONSTANT = "have the value 7, 2 different ones are needed"
+TRAIN_TEST = ["train", "test"] * 4
+
+
+@pytest.mark.parametrize(
+    ("task", "column", "cell", "wanted"),
+    [
+        (PRICE, "cost", "cheap", "a number"),
+        (PRICE, "cost", "nan", "a finite number"),
+        (ALIKE, "score", "4,5", "a number"),
+        (SAME, "alike", "2", "1 or 0, true or false"),
+        (ORDER, "gain", "0.5", WHOLE),
+        (ORDER, "gain", "-1", WHOLE),
+        (GRADED, "gain", "32768", WHOLE),
+        (GRADED, "gain", "high", "a number"),
+        (MULTI, "topic", "['sea']", "a list of labels"),
+    ],
+)
+def test_a_cell_that_cannot_be_used_names_task_column_value_and_row(
+    task: Task, column: str, cell: str, wanted: str
+) -> None:
+    columns: dict[str, Cells] = {name: ["a", "b"] for name in dataset(task).columns}
+    message = refusal(task, **{**columns, column: ["1", cell]})
+    assert message == f"task {task['name']}, column {column}: {cell!r} in row 2 is not {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "needed"),
+    [
+        (TOPIC, {"text": "a", "topic": ""}, "the text column and a value in topic"),
+        (FEW, {"text": "a", "topic": "x"}, "the text column and a value in topic and part"),
+        (PRICE, {"text": " ", "cost": "1"}, "the text column and a value in cost"),
+        (
+            {**ALIKE, **PART},
+            {"one": "a", "two": "b", "score": "1", "part": "dev"},
+            "one and two and a value in score, and test in part",
+        ),
+        (SAME, {"one": "a", "alike": "1"}, "one and two and a value in alike"),
+        (
+            {**ORDER, **PART},
+            {"query": "a", "answer": "b", "gain": "1", "part": "train"},
+            "query and answer and a value in gain, and test in part",
+        ),
+        (FIND, {"query": "a", "text": ""}, "query and the text column"),
+    ],
+)
+def test_no_item_at_all_says_what_a_row_needs(task: Task, row: dict[str, str], needed: str) -> None:
+    columns = {name: [row.get(name)] for name in dataset(task).columns}
+    expected = f"task {task['name']}: no row of the source has a text in {needed}"
+    assert refusal(task, **columns) == expected
 
 
 @pytest.mark.parametrize(
     ("task", "columns", "expected"),
     [
         (
-            PRICE,
-            {"text": ["a", "b"], "cost": ["1", "cheap"]},
-            "task price, column cost: 'cheap' in row 2 is not a number",
-        ),
-        (
-            PRICE,
-            {"text": ["a"], "cost": ["nan"]},
-            "task price, column cost: 'nan' in row 1 is not a finite number",
-        ),
-        (
-            ALIKE,
-            {"one": ["a"], "two": ["b"], "score": ["4,5"]},
-            "task alike, column score: '4,5' in row 1 is not a number",
-        ),
-        (
-            SAME,
-            {"one": ["a"], "two": ["b"], "alike": ["2"]},
-            "task same, column alike: '2' in row 1 is not 1 or 0, true or false",
-        ),
-        (
-            ORDER,
-            {"query": ["q"], "answer": ["a"], "gain": ["0.5"]},
-            "task order, column gain: '0.5' in row 1 is not a whole number from 0 to 32767",
-        ),
-        (
-            ORDER,
-            {"query": ["q"], "answer": ["a"], "gain": ["-1"]},
-            "task order, column gain: '-1' in row 1 is not a whole number from 0 to 32767",
-        ),
-        (
-            GRADED,
-            {"query": ["q"], "text": ["a"], "gain": ["32768"]},
-            "task find, column gain: '32768' in row 1 is not a whole number from 0 to 32767",
-        ),
-        (
-            GRADED,
-            {"query": ["q"], "text": ["a"], "gain": ["high"]},
-            "task find, column gain: 'high' in row 1 is not a number",
-        ),
-        (
-            MULTI,
-            {"text": ["a"], "topic": ["['sea']"], "part": ["train"]},
-            "task topic, column topic: \"['sea']\" in row 1 is not a list of labels",
-        ),
-        (
-            ORDER,
-            {"query": ["q", "r", "q"], "answer": ["a", None, "b"], "gain": ["1", None, "0"]},
-            "task order, column answer: the query of row 2 has no candidate; leave it out of the "
-            "data",
-        ),
-        (
             ORDER,
             {"query": ["q", "r", "q"], "answer": ["a", "b", "a"], "gain": ["1", "1", "0"]},
             "task order, column gain: row 1 and row 3 have the same query and candidate, but "
             "relevance 1 and 0",
         ),
+        # The first in source order, though shards hold queries by their ids.
+        (
+            ORDER,
+            {"query": texts(30), "answer": ["a", "b"] + [" "] * 28, "gain": ["1"] * 30},
+            "task order, column answer: the query of row 3 has no candidate; leave it out of the "
+            "data",
+        ),
+        # One value.
+        (
+            ALIKE,
+            {"one": texts(3), "two": texts(3), "score": ["7"] * 3},
+            f"task alike, column score: all items (3) {CONSTANT}",
+        ),
+        (
+            SAME,
+            {"one": texts(3), "two": texts(3), "alike": ["true"] * 3},
+            f"task same, column alike: all items (3) {CONSTANT}".replace("7", "1"),
+        ),
+        *(
+            (
+                {**PRICE, **PART},
+                {
+                    "text": texts(8),
+                    "cost": ["7" if p == part else str(n) for n, p in enumerate(TRAIN_TEST)],
+                    "part": TRAIN_TEST,
+                },
+                f"task price, column cost: all {kind} items (4) {CONSTANT}",
+            )
+            for part, kind in [("train", "training"), ("test", "test")]
+        ),
+        # Clusters.
+        *(
+            (
+                {**GROUPS, **changes},
+                {"text": texts(12), "topic": labelled(12, labels)["topic"]},
+                f"task groups, column topic: {expected}",
+            )
+            for changes, labels, expected in [
+                ({}, ["sea"], "the items have 1 label (sea), 2 are needed"),
+                ({}, ["a", "-1"], "the label -1 means 'not labelled' in this protocol; rename it"),
+                *(
+                    ({key: 2}, list("abc"), "3 labels need as many documents, but a fold has 2")
+                    for key in ("documents_per_fold", "max_documents")
+                ),
+            ]
+        ),
+        (
+            {**GROUPS, **PART},
+            labelled(8, ["x", "y"], ["dev"]),
+            "task groups: column part has no test row; it has: dev",
+        ),
+        # Queries without a relevant candidate.
+        *(
+            (
+                task,
+                {"query": ["q", "r", "q", "s"], column: list("abcd"), "gain": ["1", "0", "0", "0"]},
+                f"task {task['name']}, column gain: 2 of 3 queries have no relevant candidate, "
+                "first that of row 2; leave them out of the data",
+            )
+            for task, column in [(ORDER, "answer"), (GRADED, "text")]
+        ),
     ],
 )
-def test_a_cell_that_cannot_be_used_names_task_column_value_and_row(
-    task: dict[str, Any], columns: dict[str, Cells], expected: str
+def test_what_cannot_be_scored_names_task_column_value_and_row(
+    task: Task, columns: dict[str, Cells], expected: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        items(task, **columns)
-    assert str(caught.value) == expected
+    assert refusal(task, **columns) == expected
+
+
+def test_what_differs_in_one_cell_from_the_refused_is_accepted() -> None:
+    pairs = {"one": texts(3), "two": texts(3)}
+    check(ALIKE, **pairs, score=["1", "0", "7"])
+    check(SAME, **pairs, alike=["1", "0", "true"])
+    check({**PRICE, **PART}, text=texts(8), cost=[str(n) for n in range(8)], part=TRAIN_TEST)
+    check({**GROUPS, **PART}, **labelled(8, ["x", "y"], ["test", "train"]))
+    for task, column in [(ORDER, "answer"), (GRADED, "text")]:
+        cells: dict[str, Cells] = {"query": ["q", "r", "q", "s"], column: list("abcd")}
+        check(task, **cells, gain=["0", "1", "3", "1"])
 
 
 def test_a_row_of_another_file_is_named_with_it() -> None:
@@ -328,72 +374,21 @@ def test_a_row_of_another_file_is_named_with_it() -> None:
         table_of(dataset(PRICE), rows)
 
 
-def test_a_query_without_candidates_is_the_first_in_source_order() -> None:
-    queries = [f"query {number}" for number in range(30)]
-    with pytest.raises(ConfigError, match=r"the query of row 3 has no candidate"):
-        items(ORDER, query=queries, answer=["a", "b"] + [" "] * 28, gain=["1"] * 30)
-
-
-# Tables of items that are refused, with task, column, what is there and what is needed.
-
-
-@pytest.mark.parametrize(
-    ("task", "columns", "needed"),
-    [
-        (TOPIC, {"text": ["a"], "topic": [""]}, "a text in the text column and a value in topic"),
-        (
-            FEW,
-            {"text": ["a"], "topic": ["x"], "part": [None]},
-            "a text in the text column and a value in topic and part",
-        ),
-        (
-            PRICE,
-            {"text": [" "], "cost": ["1"]},
-            "a text in the text column and a value in cost",
-        ),
-        (
-            {**ALIKE, **PART},
-            {"one": ["a"], "two": ["b"], "score": ["1"], "part": ["dev"]},
-            "a text in one and two and a value in score, and test in part",
-        ),
-        (
-            SAME,
-            {"one": ["a"], "two": [None], "alike": ["1"]},
-            "a text in one and two and a value in alike",
-        ),
-        (
-            {**ORDER, **PART},
-            {"query": ["a"], "answer": ["b"], "gain": ["1"], "part": ["train"]},
-            "a text in query and answer and a value in gain, and test in part",
-        ),
-        (FIND, {"query": ["a"], "text": [""]}, "a text in query and the text column"),
-    ],
-)
-def test_no_item_at_all_says_what_a_row_needs(
-    task: dict[str, Any], columns: dict[str, Cells], needed: str
-) -> None:
-    expected = f"task {task['name']}: no row of the source has {needed}"
-    assert refusal(task, **columns) == expected
-
-
 @pytest.mark.parametrize("task", [FEW, {**PRICE, **PART}])
-def test_both_splits_are_needed(task: dict[str, Any]) -> None:
-    columns: dict[str, Cells] = {"topic": ["x", "y"] * 2, "cost": ["1", "2"] * 2}
-    name = task["name"]
-    message = refusal(task, text=texts(4), **columns, part=["train", "dev"] * 2)
-    assert message == f"task {name}: column part has no test row; it has: dev, train"
-    message = refusal(task, text=texts(4), **columns, part=["Train", "validation"] * 2)
-    expected = f"task {name}: column part has no train and no test row; it has: Train, validation"
+def test_both_splits_are_needed(task: Task) -> None:
+    columns: dict[str, Cells] = {"text": texts(4), "topic": ["x", "y"] * 2, "cost": ["1", "2"] * 2}
+    where = f"task {task['name']}:"
+    message = refusal(task, **columns, part=["train", "dev"] * 2)
+    assert message == f"{where} column part has no test row; it has: dev, train"
+    message = refusal(task, **columns, part=["Train", "validation"] * 2)
+    expected = f"{where} column part has no train and no test row; it has: Train, validation"
     assert message == expected
-    drawn = {key: value for key, value in task.items() if key != "split_column"}
-    message = refusal({**drawn, "test_fraction": 1e-9}, text=texts(4), **columns)
-    assert (
-        message == f"task {name}: test_fraction 1e-09 leaves no test item among 4; give more rows"
-    )
+    message = refusal({**task, "split_column": None, "test_fraction": 1e-9}, **columns)
+    assert message == f"{where} test_fraction 1e-09 leaves no test item among 4; give more rows"
 
 
 def test_a_single_class_is_refused() -> None:
-    columns = labelled(8, ["sea"], ["train", "test"])
+    columns = labelled(8, ["sea"])
     expected = "task topic, column topic: the training items have 1 label (sea), 2 are needed"
     assert refusal(FEW, **columns) == expected
     columns["topic"] = ["sea" if part == "train" else "sky" for part in columns["part"]]
@@ -401,7 +396,7 @@ def test_a_single_class_is_refused() -> None:
 
 
 def test_labels_only_in_test_are_named_with_those_of_the_training_items() -> None:
-    columns = labelled(8, ["sea", "sky"], ["train", "test"])
+    columns = labelled(8, ["sea", "sky"])
     columns["topic"] = [*columns["topic"][:7], "moon"]
     assert refusal(FEW, **columns) == (
         "task topic, column topic: the test items have 1 label (moon) that no training item has; "
@@ -415,7 +410,7 @@ def test_labels_only_in_test_are_named_with_those_of_the_training_items() -> Non
     shown = "have 41 labels (moon, new 00, new 01, new 02, new 03 and 36 more) that no training"
     assert shown in refusal(FEW, **more)
     # A label that only training items have is no obstacle.
-    columns = labelled(12, ["sea", "sky", "moon"], ["train", "test"])
+    columns = labelled(12, ["sea", "sky", "moon"])
     columns["part"] = [
         "train" if topic == "moon" else part
         for topic, part in zip(columns["topic"], columns["part"], strict=True)
@@ -435,100 +430,40 @@ def test_fewer_examples_than_samples_per_label_name_the_rarest_label() -> None:
 
 
 def test_a_task_of_many_labels_needs_two_of_them_in_both_splits() -> None:
-    columns = labelled(24, ["sea,salt", "sky", " , "], ["train", "test"])
+    columns = labelled(24, ["sea,salt", "sky", " , "])
     check(MULTI, **columns)
-    one = {**columns, "topic": ["sea", "[]"] * 12}
-    expected = "task topic, column topic: the training items have 1 label (sea), 2 are needed"
-    assert refusal(MULTI, **one) == expected
-    none = {**columns, "topic": ["[]"] * 24}
-    expected = "task topic, column topic: the training items have 0 labels, 2 are needed"
-    assert refusal(MULTI, **none) == expected
-    parts = columns["part"]
-    tested: Cells = ["sky" if p == "test" else columns["topic"][n] for n, p in enumerate(parts)]
-    expected = "task topic, column topic: the test items have 1 label (sky), 2 are needed"
-    assert refusal(MULTI, **{**columns, "topic": tested}) == expected
-    tested = ["sky,moon" if p == "test" else columns["topic"][n] for n, p in enumerate(parts)]
-    assert "the test items have 1 label (moon) that no training item has" in refusal(
-        MULTI, **{**columns, "topic": tested}
-    )
+    where, parts = "task topic, column topic: the", columns["part"]
+
+    def tested(labels: str) -> list[str | None]:
+        return [labels if p == "test" else columns["topic"][n] for n, p in enumerate(parts)]
+
+    for topic, expected in (
+        (["sea", "[]"] * 12, "training items have 1 label (sea), 2 are needed"),
+        (["[]"] * 24, "training items have 0 labels, 2 are needed"),
+        (tested("sky"), "test items have 1 label (sky), 2 are needed"),
+        (tested("sky,moon"), "test items have 1 label (moon) that no training item has"),
+    ):
+        assert refusal(MULTI, **{**columns, "topic": topic}).startswith(f"{where} {expected}")
 
 
 def test_a_task_of_many_labels_needs_its_neighbours() -> None:
-    columns = labelled(24, ["sea", "sky"], ["train", "test"])
+    columns = labelled(24, ["sea", "sky"])
     assert refusal({**MULTI, "samples_per_label": 2}, **columns) == (
         "task topic, column topic: a fold draws at most 4 training items with a label, 5 "
         "neighbours need as many; samples_per_label is 2, the training items have 2 labels (sea, "
         "sky)"
     )
     check({**MULTI, "samples_per_label": 3}, **columns)
-    few = labelled(8, ["sea", "sky"], ["train", "test"])
+    few = labelled(8, ["sea", "sky"])
     assert "draws at most 4 training items" in refusal({**MULTI, "samples_per_label": 9}, **few)
-
-
-@pytest.mark.parametrize(
-    ("changes", "labels", "expected"),
-    [
-        ({}, ["sea"], "the items have 1 label (sea), 2 are needed"),
-        ({}, ["sea", "-1"], "the label -1 means 'not labelled' in this protocol; rename it"),
-        (
-            {"documents_per_fold": 2},
-            ["a", "b", "c"],
-            "3 labels need as many documents, but a fold has 2",
-        ),
-        (
-            {"max_documents": 2},
-            ["a", "b", "c"],
-            "3 labels need as many documents, but a fold has 2",
-        ),
-    ],
-)
-def test_clusters_that_cannot_be_found_are_refused(
-    changes: dict[str, Any], labels: list[str], expected: str
-) -> None:
-    columns = {"text": texts(12), "topic": [labels[n % len(labels)] for n in range(12)]}
-    message = refusal({**GROUPS, **changes}, **columns)
-    assert message == f"task groups, column topic: {expected}"
-
-
-def test_only_test_rows_are_clustered() -> None:
-    columns = labelled(8, ["x", "y"], ["test", "train"])
-    check({**GROUPS, **PART}, **columns)
-    columns["part"] = ["dev"] * 8
-    message = refusal({**GROUPS, **PART}, **columns)
-    assert message == "task groups: column part has no test row; it has: dev"
-
-
-@pytest.mark.parametrize(
-    ("task", "column", "value"),
-    [(ALIKE, "score", "2.5"), (SAME, "alike", "true")],
-)
-def test_pairs_of_one_value_are_refused(task: dict[str, Any], column: str, value: str) -> None:
-    expected = f"task {task['name']}, column {column}: all items (3) have the value "
-    columns: dict[str, Cells] = {"one": texts(3), "two": texts(3)}
-    shown = {"true": "1"}.get(value, value)
-    message = refusal(task, **columns, **{column: [value] * 3})
-    assert message == f"{expected}{shown}, 2 different ones are needed"
-    check(task, **columns, **{column: ["1", "0", value]})
-
-
-@pytest.mark.parametrize(("constant", "kind"), [("train", "training"), ("test", "test")])
-def test_values_must_differ_in_both_splits(constant: str, kind: str) -> None:
-    parts = ["train", "test"] * 4
-    cost = ["7" if part == constant else str(row) for row, part in enumerate(parts)]
-    task = {**PRICE, **PART}
-    assert refusal(task, text=texts(8), cost=cost, part=parts) == (
-        f"task price, column cost: all {kind} items (4) have the value 7, 2 different ones are "
-        "needed"
-    )
-    check(task, text=texts(8), cost=[str(row) for row in range(8)], part=parts)
 
 
 def test_a_sample_that_cannot_be_drawn_from_the_values_is_refused() -> None:
     task = {**PRICE, **PART}
-    columns = {
+    columns: dict[str, Cells] = {
         "text": texts(48),
         "cost": [str(row) for row in range(48)],
-        "part": (["train"] * 24 + ["test"] * 24),
+        "part": ["train"] * 24 + ["test"] * 24,
     }
     for samples in (12, 24, 2048):
         check({**task, "samples": samples}, **columns)
@@ -536,20 +471,8 @@ def test_a_sample_that_cannot_be_drawn_from_the_values_is_refused() -> None:
     assert message.startswith("task price, column cost: train: 5 of 24 rows cannot be drawn from ")
 
 
-@pytest.mark.parametrize(("task", "texts_in"), [(ORDER, "answer"), (GRADED, "text")])
-def test_queries_without_a_relevant_candidate_are_refused(
-    task: dict[str, Any], texts_in: str
-) -> None:
-    columns: dict[str, Cells] = {"query": ["q", "r", "q", "s"], texts_in: ["a", "b", "c", "d"]}
-    assert refusal(task, **columns, gain=["1", "0", "0", "0"]) == (
-        f"task {task['name']}, column gain: 2 of 3 queries have no relevant candidate, first that "
-        "of row 2; leave them out of the data"
-    )
-    check(task, **columns, gain=["0", "1", "3", "1"])
-
-
 @pytest.mark.parametrize("kind", [FEW, MULTI, GROUPS, PRICE])
-def test_what_is_accepted_can_be_scored(kind: dict[str, Any]) -> None:
+def test_what_is_accepted_can_be_scored(kind: Task) -> None:
     counts = st.lists(st.integers(0, 6), min_size=1, max_size=3)
     accepted = []
 
@@ -564,40 +487,20 @@ def test_what_is_accepted_can_be_scored(kind: dict[str, Any]) -> None:
         own = {"samples": few + 6} if kind is PRICE else {"documents_per_fold": few}
         task = {**kind, **PART, **({"samples_per_label": few} if kind in (FEW, MULTI) else own)}
         columns = {"text": texts(len(cells)), "topic": topic, "cost": topic, "part": part}
+        (made,), found = dataset(task).tasks, items(task, **columns)
         try:
-            check(task, **columns)
+            check_items(made, found)
         except ConfigError:
             return
-        score(task, cells)
+        # Vectors that say nothing: where an item is in its split.
+        ids, place = found["prompt_id"].to_numpy(), [*range(sum(train)), *range(sum(test))]
+        order = np.argsort(ids)
+        matrix_ND = 3 * np.array(place)[order, None] + np.arange(3)
+        vectors = LayerVectors(ids[order], matrix_ND.astype(np.float32))
+        score = TYPES[type(made)].score
+        assert score is not None
+        assert score(made, Given(found, vectors, vectors, 42, 0, 0, folds=2))
         accepted.append((train, test))
 
     check_items_of()
     assert ([4, 4], [2, 2]) in accepted
-
-
-def score(task: dict[str, Any], cells: list[tuple[str, str]]) -> None:
-    """Run the probe of a task on vectors that say nothing."""
-    labels = {part: [label for label, each in cells if each == part] for part in ("train", "test")}
-    matrix = {
-        part: np.arange(3 * len(of_part), dtype=np.float32).reshape(-1, 3)
-        for part, of_part in labels.items()
-    }
-    sides = matrix["train"], labels["train"], matrix["test"], labels["test"]
-    if task["type"] == "clustering":
-        documents = min(task["documents_per_fold"], len(labels["test"]))
-        clustering(matrix["test"], labels["test"], folds=2, documents_per_fold=documents)
-    elif task["type"] == "regression":
-        train, test = ([float(label) for label in labels[part]] for part in matrix)
-        regression(sides[0], train, sides[2], test, folds=2, samples=task["samples"], replicates=0)
-    elif task.get("multi_label"):
-        lists = {part: [[label] for label in labels[part]] for part in labels}
-        multilabel_classification(
-            sides[0],
-            lists["train"],
-            sides[2],
-            lists["test"],
-            folds=2,
-            samples_per_label=task["samples_per_label"],
-        )
-    else:
-        classification(*sides, folds=2, samples_per_label=task["samples_per_label"])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.prepare import records
-from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of, skip_reason
+from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of
+from jobs.tasks.types import TYPES
 from operators.prompts.seeding import prompt_id
 from storage import schema
 
@@ -47,7 +48,7 @@ def items(
     found = []
     for group in shards_of(config, rows, shards, seed):
         table, columns, facts = items_of(group, config.tasks[task])
-        assert table.cast(columns).schema == schema.TASK_ITEMS[config.tasks[task].type]
+        assert table.cast(columns).schema == TYPES[type(config.tasks[task])].columns
         assert facts == {}
         found += table.to_pylist()
     return found
@@ -58,7 +59,9 @@ def items(
     [
         (None, 1, "null"),
         ("", 1, "empty"),
-        ("", 0, "empty"),
+        ("", 0, None),
+        (None, 0, "null"),
+        (" ", 0, None),
         (" \t\n\u2003", 1, "whitespace"),
         ("ab", 3, "too_short"),
         ("abc", 3, None),
@@ -70,47 +73,37 @@ def items(
 def test_every_skipped_text_has_one_reason(
     text: str | None, min_chars: int, reason: str | None
 ) -> None:
-    assert skip_reason(text, min_chars) == reason
-    kept = None if text is not None else "null"
-    assert skip_reason(text, min_chars, keeps_blank=True) == kept
+    config = dataset(FIND, min_chars=min_chars)
+    assert config.skipped("text", text) == reason
+    assert config.skipped("query", text) == (None if reason == "too_short" else reason)
 
 
-def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:
-    rows = source(text=["", " ", None, "a"], query=["q", "", "\t", None])
-    table, _, facts = prompts_of(shards_of(dataset(FIND, min_chars=0), rows, 1)[0], 0)
-    assert sorted(table["text"].to_pylist()) == ["", "\t", " ", "a", "q"]
-    assert {reason: count for reason, count in facts.items() if count} == {
-        "skipped_null": 2,
-        "duplicates": 1,
-    }
-    found = items(dataset(FIND, min_chars=0), rows)
-    assert [(item["query_id"], item["candidate_id"]) for item in found] == [
-        (prompt_id("q"), prompt_id("")),
-        (prompt_id(""), prompt_id(" ")),
-    ]
+def prompts(config: DatasetConfig, rows: pa.Table) -> tuple[list[str], dict[str, int]]:
+    """Return the prompts of a shard that has all, and what was left out."""
+    table, columns, facts = prompts_of(shards_of(config, rows, 1)[0], 0)
+    assert columns == schema.PROMPTS
+    counts = {name.removeprefix("skipped_"): count for name, count in facts.items() if count}
+    return sorted(table["text"].to_pylist()), counts
 
 
 def test_skipped_and_repeated_texts_are_counted() -> None:
     texts = ["abc", None, "", " ", "ab", "abc", "abd", "abc", None]
-    group = shards_of(dataset(min_chars=3), source(text=texts), 1)[0]
-    table, columns, facts = prompts_of(group, 0)
-    assert sorted(table["text"].to_pylist()) == ["abc", "abd"]
-    assert columns == schema.PROMPTS
-    assert facts == {
-        "skipped_null": 2,
-        "skipped_empty": 1,
-        "skipped_whitespace": 1,
-        "skipped_too_short": 1,
-        "duplicates": 2,
-    }
-
-
-def test_min_chars_holds_for_the_text_column_only() -> None:
+    found, counts = prompts(dataset(min_chars=3), source(text=texts))
+    assert found == ["abc", "abd"]
+    each = {"null": 2, "empty": 1, "whitespace": 1, "too_short": 1}
+    assert counts == {**each, "duplicates": 2}
+    # `min_chars` is of the text column alone.
     rows = source(text=["a long passage", "short"], query=["ab", ""])
-    group = shards_of(dataset(FIND, min_chars=6), rows, 1)[0]
-    table, _, facts = prompts_of(group, 0)
-    assert sorted(table["text"].to_pylist()) == ["a long passage", "ab"]
-    assert (facts["skipped_too_short"], facts["skipped_empty"]) == (1, 1)
+    expected = (["a long passage", "ab"], {"too_short": 1, "empty": 1})
+    assert prompts(dataset(FIND, min_chars=6), rows) == expected
+
+
+def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:
+    rows = source(text=["", " ", None, "a"], query=["q", "", "\t", None])
+    config = dataset(FIND, min_chars=0)
+    assert prompts(config, rows) == (["", "\t", " ", "a", "q"], {"null": 2, "duplicates": 1})
+    found = [(item["query_id"], item["candidate_id"]) for item in items(config, rows)]
+    assert found == [(prompt_id("q"), prompt_id("")), (prompt_id(""), prompt_id(" "))]
 
 
 def test_prompts_lie_sorted_in_the_shard_that_their_id_names() -> None:
@@ -158,17 +151,17 @@ def test_two_labels_of_one_text_are_two_items_in_source_order() -> None:
 
 def test_rows_without_label_or_text_are_prompts_or_nothing_but_no_items() -> None:
     rows = source(text=["a", "b", None, " "], topic=["sea", None, "sea", "sky"])
-    config = dataset(TOPIC)
-    assert [item["row"] for item in items(config, rows)] == [0]
-    assert prompts_of(shards_of(config, rows, 1)[0], 0)[0].num_rows == 2
+    assert [item["row"] for item in items(dataset(TOPIC), rows)] == [0]
+    assert prompts(dataset(TOPIC), rows)[0] == ["a", "b"]
 
 
-def test_the_split_column_is_respected() -> None:
+def test_the_split_column_is_respected_and_without_it_clusters_are_all_test() -> None:
     parts = ["train", "test", "validation"]
     rows = source(text=["a", "b", "c"], topic=["x", "y", "z"], part=parts)
     for task in (TOPIC, GROUPS):
         found = items(dataset({**task, "split_column": "part"}), rows)
         assert [item["split"] for item in found] == parts
+    assert [item["split"] for item in items(dataset(GROUPS), rows)] == ["test"] * 3
 
 
 def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
@@ -193,24 +186,18 @@ def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
     assert drawn < tests_of(dataset({**TOPIC, "test_fraction": 0.6}), rows, 1)
 
 
-def test_clusters_without_a_split_column_are_all_test() -> None:
-    rows = source(text=["a", "b"], topic=["x", "y"])
-    assert [item["split"] for item in items(dataset(GROUPS), rows)] == ["test", "test"]
-
-
 def test_retrieval_pairs_queries_with_documents() -> None:
     rows = source(
-        text=["body 0", "body 1", None, "body 3"],
+        text=["text 0", "text 1", None, "text 3"],
         query=["query 0", None, "query 2", "query 3"],
         note=["note 0", "note 1", "note 2", ""],
     )
-    found = items(dataset(FIND), rows)
-    assert [(item["row"], item["relevance"]) for item in found] == [(0, 1), (3, 1)]
-    pairs = [(item["query_id"], item["candidate_id"]) for item in found]
-    assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"body {n}")) for n in (0, 3)]
-    notes = items(dataset({**FIND, "document_column": "note"}), rows)
-    pairs = [(item["query_id"], item["candidate_id"]) for item in notes]
-    assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"note {n}")) for n in (0, 2)]
+    for column, places in (("text", [0, 3]), ("note", [0, 2])):
+        task = FIND if column == "text" else {**FIND, "document_column": column}
+        found = items(dataset(task), rows)
+        assert [(item["row"], item["relevance"]) for item in found] == [(n, 1) for n in places]
+        pairs = [(item["query_id"], item["candidate_id"]) for item in found]
+        assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"{column} {n}")) for n in places]
 
 
 def test_every_retrieval_item_lies_with_its_query() -> None:
@@ -276,9 +263,8 @@ def test_ids_that_differ_or_are_not_given_are_fine() -> None:
     texts = [f"text {n}" for n in range(40)]
     assert refused_ids(source(text=texts, key=[f"row-{n}" for n in range(40)])) == []
     assert refused_ids(source(text=texts, key=[None, ""] * 20)) == []
-    rows = source(text=["a", "b"], key=["a", "b"])
-    prompts = prompts_of(shards_of(dataset(id_column="key"), rows, 1)[0], 0)[0]
-    assert sorted(prompts["text"].to_pylist()) == ["a", "b"]  # an id is no prompt
+    rows = source(text=["a", "b"], key=["k", "l"])
+    assert prompts(dataset(id_column="key"), rows) == (["a", "b"], {})  # an id is no prompt
 
 
 def test_an_id_of_two_rows_names_both_wherever_they_are() -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
+from jobs.config.datasets import DatasetConfig, FileSource
 from jobs.prepare import sources
 from jobs.prepare.files import BATCH, Options
 from jobs.prepare.sources import Fragment
@@ -70,9 +71,24 @@ def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
 
 
 def write(path: Path, columns: dict[str, list[Any]]) -> Path:
-    form = {".txt": "text"}.get(path.suffix, path.suffix[1:])
-    path.write_bytes(encoded(form, columns))
+    path.write_bytes(encoded({".txt": "text"}.get(path.suffix, path.suffix[1:]), columns))
     return path
+
+
+def of_files(path: object, **changes: Any) -> DatasetConfig:  # noqa: ANN401
+    return dataset({"files": str(path)}, **changes)
+
+
+def s3_options(s3: S3) -> Options:
+    """Return what reaches the S3 server."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    key, secret = (s3.environment[name] for name in names)
+    client = {"endpoint_url": s3.endpoint, "region_name": "us-east-1"}
+    return {"key": key, "secret": secret, "client_kwargs": client}
+
+
+def inspected(config: DatasetConfig) -> tuple[int, list[str]]:
+    return sources.inspect(sources.discover(config, {})[0], {})
 
 
 def read_all(
@@ -102,24 +118,13 @@ def texts_of(config: DatasetConfig) -> list[str | None]:
 
 
 @pytest.mark.parametrize("form", [*FORMATS, "txt"])
-def test_every_format_gives_the_same_texts(form: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"texts.{form}", {"text": TEXTS})
-    config = dataset({"files": str(path)})
-    assert read_all(config) == [(text, row) for row, text in enumerate(TEXTS)]
-    fragment = sources.discover(config, {})[0]
-    assert sources.inspect(fragment, {}) == (len(TEXTS), ["text"])
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_line_breaks_inside_a_text_are_kept(form: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"texts.{form}", {"label": ["a", "b", "c"], "text": LINES})
-    assert texts_of(dataset({"files": str(path)})) == LINES
-
-
-@pytest.mark.parametrize("form", [*FORMATS, "txt"])
-def test_a_text_of_200_000_characters_is_one_text(form: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"texts.{form}", {"text": ["short", LONG, "last"]})
-    assert texts_of(dataset({"files": str(path)})) == ["short", LONG, "last"]
+@pytest.mark.parametrize("texts", [TEXTS, LINES, ["short", LONG, "last"]], ids=len)
+def test_every_format_gives_the_same_texts(form: str, texts: list[str], tmp_path: Path) -> None:
+    if form == "txt" and texts is LINES:
+        texts = [" ".join(text.split()) for text in texts]  # a line is a text
+    config = of_files(write(tmp_path / f"texts.{form}", {"text": texts}))
+    assert read_all(config) == [(text, row) for row, text in enumerate(texts)]
+    assert inspected(config) == (len(texts), ["text"])
 
 
 @pytest.mark.parametrize(
@@ -130,38 +135,33 @@ def test_null_and_empty_are_two_things_where_the_format_knows_it(
 ) -> None:
     texts = ["a", None if expected is None else "", "", "NA", "null"]
     path = write(tmp_path / f"t.{form}", {"text": texts, "more": ["x"] * 5})
-    assert texts_of(dataset({"files": str(path)})) == ["a", expected, "", "NA", "null"]
+    assert texts_of(of_files(path)) == ["a", expected, "", "NA", "null"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_numbers_become_strings(form: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"t.{form}", {"text": ["a", "b"], "label": [7, -1], "other": [1, 2]})
-    rows = read_all(dataset({"files": str(path)}), ["label", "text"])
-    assert rows == [("7", "a", 0), ("-1", "b", 1)]
-
-
-def test_categories_of_parquet_become_strings(tmp_path: Path) -> None:
-    labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels}), tmp_path / "t.parquet")
-    rows = read_all(dataset({"files": str(tmp_path / "t.parquet")}), ["label"])
-    assert [label for label, _ in rows] == ["sea", "sky", "sea"]
+    assert read_all(of_files(path), ["label", "text"]) == [("7", "a", 0), ("-1", "b", 1)]
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
 def test_lists_become_json_and_nothing_stays_nothing(form: str, tmp_path: Path) -> None:
     values: list[Any] = [["a", "b"], [], None, ['é,"', None]]
     path = write(tmp_path / f"t.{form}", {"text": list("wxyz"), "labels": values})
-    rows = read_all(dataset({"files": str(path)}), ["labels", "text"])
+    rows = read_all(of_files(path), ["labels", "text"])
     texts = [row[0] for row in rows]
     assert [None if text is None else json.loads(text) for text in texts] == values
     assert [row[1] for row in rows] == list("wxyz")
 
 
-def test_structs_of_parquet_become_json_whatever_they_hold(tmp_path: Path) -> None:
-    day = pa.array([{"on": date(2024, 2, 29), "n": 1}, None])
-    pq.write_table(pa.table({"text": ["a", "b"], "day": day}), tmp_path / "t.parquet")
-    rows = read_all(dataset({"files": str(tmp_path / "t.parquet")}), ["day"])
-    assert [day for day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None]
+def test_categories_and_structs_of_parquet_become_text(tmp_path: Path) -> None:
+    days = pa.array([{"on": date(2024, 2, 29), "n": 1}, None, None])
+    labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels, "day": days}), path)
+    rows = read_all(of_files(path), ["label", "day"])
+    assert [label for label, _, _ in rows] == ["sea", "sky", "sea"]
+    assert [day for _, day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None, None]
 
 
 def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
@@ -169,28 +169,25 @@ def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
 ) -> None:
     count = 90  # more than one block of the reader, which guesses types from the first
     labels = [*map(str, range(count)), "a word"]
-    path = write(tmp_path / "t.csv", {"label": labels, "text": [LONG] * count + ["end"]})
-    config = dataset({"files": str(path)})
-    assert sources.inspect(sources.discover(config, {})[0], {})[0] == count + 1
-    rows = read_all(config, ["label"])
-    assert rows == [(label, row) for row, label in enumerate(labels)]
+    config = of_files(write(tmp_path / "t.csv", {"label": labels, "text": [LONG] * count + ["x"]}))
+    assert inspected(config)[0] == count + 1
+    assert read_all(config, ["label"]) == [(label, row) for row, label in enumerate(labels)]
 
 
-def test_byte_order_marks_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbftext,b\r\nx,1\r\n\r\ny,2\r\n")
-    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y"}')
-    for name in ("t.csv", "t.jsonl"):
-        config = dataset({"files": str(tmp_path / name)})
-        assert sources.inspect(sources.discover(config, {})[0], {})[0] == 2
-        assert texts_of(config) == ["x", "y"]
-
-
-def test_a_key_that_some_json_records_lack_is_a_column(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"text": "a"}\n{"label": "sea", "text": "b"}\n')
-    config = dataset({"files": str(path)})
-    assert sources.inspect(sources.discover(config, {})[0], {}) == (2, ["text", "label"])
-    assert read_all(config, ["text", "label"]) == [("a", None, 0), ("b", "sea", 1)]
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", b"\xef\xbb\xbftext,b\r\nx,1\r\n\r\ny,2\r\n"),
+        ("t.jsonl", b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y", "b": 1}'),
+    ],
+)
+def test_byte_order_marks_and_blank_lines_are_no_rows_and_a_record_may_lack_a_key(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert inspected(of_files(tmp_path / name)) == (2, ["text", "b"])
+    rows = read_all(of_files(tmp_path / name), ["text", "b"])
+    assert rows == [("x", "1" if name == "t.csv" else None, 0), ("y", rows[1][1], 1)]
 
 
 @pytest.fixture
@@ -205,27 +202,27 @@ def many(tmp_path: Path) -> Path:
 def test_globs_read_files_in_the_order_of_their_names(many: Path) -> None:
     (many / "folder.csv").mkdir()
     expected = [("0", 0), ("1", 1), ("2", 2), ("3", ROW), ("4", 2 * ROW), ("5", 2 * ROW + 1)]
-    assert read_all(dataset({"files": f"{many}/*.*"})) == expected
-    assert texts_of(dataset({"files": f"{many}/?.[jt]*"})) == ["3", "4", "5"]
+    assert read_all(of_files(f"{many}/*.*")) == expected
+    assert texts_of(of_files(f"{many}/?.[jt]*")) == ["3", "4", "5"]
     listed = [f"{many}/c.txt", f"file://{many}/a*"]
     assert texts_of(dataset({"files": listed})) == ["4", "5", "0", "1", "2"]
 
 
 def test_a_file_may_have_a_glob_in_its_name(many: Path) -> None:
     write(many / "a[0].csv", {"text": ["odd"]})
-    assert texts_of(dataset({"files": str(many / "a[0].csv")})) == ["odd"]
+    assert texts_of(of_files(many / "a[0].csv")) == ["odd"]
 
 
 @pytest.mark.parametrize("limit", range(1, 8))
 def test_a_limit_cuts_across_files(limit: int, many: Path) -> None:
-    rows = read_all(dataset({"files": f"{many}/?.*"}, limit=limit))
-    everything = read_all(dataset({"files": f"{many}/?.*"}))
+    rows = read_all(of_files(f"{many}/?.*", limit=limit))
+    everything = read_all(of_files(f"{many}/?.*"))
     assert [text for text, _ in rows] == ["0", "1", "2", "3", "4", "5"][:limit]
     assert rows == everything[:limit]
 
 
 def test_cut_counts_what_it_gives() -> None:
-    whole = [Fragment("csv", "a", 0), Fragment("csv", "b", 1), Fragment("csv", "c", 2)]
+    whole = [Fragment(FileSource(files=("x",)), name, n) for n, name in enumerate("abc")]
     parts, total = sources.cut(whole, [3, 0, 4], None)
     assert [(part.location, part.start, part.stop) for part in parts] == [("a", 0, 3), ("c", 0, 4)]
     assert total == 7
@@ -237,106 +234,87 @@ def test_cut_counts_what_it_gives() -> None:
 def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
     count = 2 * BATCH + 7
     path = write(tmp_path / "t.parquet", {"text": [str(n) for n in range(count)]})
-    whole = Fragment("parquet", str(path), 3)
+    whole = Fragment(FileSource(files=(str(path),)), str(path), 3)
     expected = [(str(n), 3 * ROW + n) for n in range(count)]
     assert list(rows_of(whole)) == expected
     cuts = [0, 1, BATCH, BATCH + 5, count]
     pieces = [
         row
         for start, stop in pairwise(cuts)
-        for row in rows_of(Fragment("parquet", str(path), 3, start, stop))
+        for row in rows_of(Fragment(FileSource(files=(str(path),)), str(path), 3, start, stop))
     ]
     assert pieces == expected
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_missing_column_names_those_that_exist(form: str, tmp_path: Path) -> None:
-    path = write(tmp_path / f"t.{form}", {"body": ["a"], "topic": ["b"]})
-    task = {"name": "t", "type": "clustering", "label_column": "topic"}
-    config = dataset({"files": str(path)}, tasks=[task])
-    fragment = sources.discover(config, {})[0]
-    columns = sources.inspect(fragment, {})[1]
-    with pytest.raises(
-        ConfigError, match=rf"data: .*t\.{form} has no column 'text'; it has: body, topic"
-    ):
-        sources.require_columns(config, fragment, columns)
-    sources.require_columns(dataset({"files": str(path)}, text_column="body"), fragment, columns)
-
-
-def test_a_missing_column_names_the_tasks_that_want_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", {"text": ["a"], "topic": ["b"]})
+def test_a_missing_column_names_those_that_exist_and_the_tasks_that_want_it(tmp_path: Path) -> None:
     tasks = [
         {"name": "kind", "type": "classification", "label_column": "label", "split_column": "part"},
         {"name": "groups", "type": "clustering", "label_column": "label"},
     ]
-    config = dataset({"files": str(path)}, tasks=tasks, id_column="key")
-    fragment = sources.discover(config, {})[0]
-    with pytest.raises(ConfigError) as caught:
-        sources.require_columns(config, fragment, ["text", "topic"])
-    assert str(caught.value) == (
-        f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), 'label' "
-        "(label_column of task kind, label_column of task groups); it has: text, topic"
-    )
+    for form in FORMATS:
+        path = write(tmp_path / f"t.{form}", {"text": ["a"], "topic": ["b"]})
+        config = of_files(path, tasks=tasks, id_column="key")
+        fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
+        with pytest.raises(ConfigError) as caught:
+            sources.require_columns(config, fragment, columns)
+        assert str(caught.value) == (
+            f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
+            "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
+        )
+        sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
 
 
 def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> None:
     path = tmp_path / "texts.data"
     path.write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match=r"dataset data: cannot tell the format of .*texts\.data"):
-        sources.discover(dataset({"files": str(path)}), {})
+        sources.discover(of_files(path), {})
     assert texts_of(dataset({"files": str(path), "format": "text"})) == ["one", "two"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     for name in ("gone.csv", "*.csv", ""):
         with pytest.raises(ConfigError, match=r"dataset data: there is no file .*"):
-            sources.discover(dataset({"files": f"{tmp_path}/{name}"}), {})
-
-
-@pytest.mark.parametrize("line", ['{"text": ', "[1]", '"text"', '{"text": "\xff"}'])
-def test_a_broken_json_line_names_file_and_line(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_bytes(b'{"text": "a"}\n\n' + line.encode("latin-1") + b"\n")
-    fragment = sources.discover(dataset({"files": str(path)}), {})[0]
-    with pytest.raises(ConfigError, match=r"t\.jsonl line 3 is not"):
-        sources.inspect(fragment, {})
-    with pytest.raises(ConfigError, match=r"t\.jsonl line 3 is not"):
-        list(rows_of(fragment))
+            sources.discover(of_files(f"{tmp_path}/{name}"), {})
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "problem"),
     [
-        ("t.csv", b"text,label\na,b\na,b,c\n"),
-        ("t.csv", b"text\n\xff\xfe\n"),
-        ("t.csv", b""),
-        ("t.parquet", b"not parquet at all"),
-        ("t.jsonl", b'{"text": "a lone surrogate: \\ud800"}\n'),
+        *(
+            ("t.jsonl", b'{"text": "a"}\n\n' + line + b"\n", r"t\.jsonl line 3 is not")
+            for line in [b'{"text": ', b"[1]", b'"text"', b'{"text": "\xff"}']
+        ),
+        ("t.csv", b"text,label\na,b\na,b,c\n", r"cannot read .*t\.csv as csv: "),
+        ("t.csv", b"text\n\xff\xfe\n", r"cannot read .*t\.csv as csv: "),
+        ("t.csv", b"", r"cannot read .*t\.csv as csv: "),
+        ("t.parquet", b"not parquet at all", r"cannot read .*t\.parquet as parquet: "),
+        ("t.jsonl", b'{"text": "half: \\ud800"}\n', r"cannot read .*t\.jsonl as jsonl: "),
     ],
 )
-def test_a_broken_file_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+def test_a_broken_file_is_named_and_the_line_of_json(
+    name: str, content: bytes, problem: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
-    fragment = sources.discover(dataset({"files": str(tmp_path / name)}), {})[0]
-
-    def inspect_and_read() -> None:
+    (fragment,) = sources.discover(of_files(tmp_path / name), {})
+    half = b"ud800" in content  # text to Python, but not to Arrow
+    with nullcontext() if half else pytest.raises(ConfigError, match=problem):
         sources.inspect(fragment, {})
+    with pytest.raises(ConfigError, match=problem):
         list(rows_of(fragment))
-
-    with pytest.raises(ConfigError, match=rf"cannot read .*{name} as {fragment.kind}: "):
-        inspect_and_read()
 
 
 def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
+    def identity(path: Path, form: str = "auto") -> dict[str, Any]:
+        return sources.identity(dataset({"files": str(path), "format": form}), {})
+
     path = write(tmp_path / "t.csv", {"text": ["a", "b"]})
-    config = dataset({"files": str(path)})
-    before = sources.identity(config, {})
+    before = identity(path)
     (tmp_path / "copy").mkdir()
     copy = write(tmp_path / "copy" / "t.csv", {"text": ["a", "b"]})
-    assert sources.identity(dataset({"files": str(copy)}), {}) == before
-    assert sources.identity(dataset({"files": str(path), "format": "csv"}), {}) == before
-    assert sources.identity(dataset({"files": str(path), "format": "text"}), {}) != before
-    write(path, {"text": ["a", "c"]})
-    assert sources.identity(config, {}) != before
+    assert identity(copy) == identity(path, "csv") == before
+    assert identity(path, "text") != before
+    assert identity(write(path, {"text": ["a", "c"]})) != before
 
 
 def test_identity_of_a_builtin_corpus_names_versions() -> None:
@@ -350,7 +328,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[s
     asked: list[tuple[str, list[str]]] = []
 
     def texts(task: str, modules: list[str]) -> list[str]:
-        asked.append((task, modules))
+        asked.append((task, list(modules)))
         return [f"first of {task}", "", f"last of {task}"]
 
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
@@ -372,12 +350,9 @@ def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
         (part,), _ = sources.cut([whole], [length], None)
         found += list(rows_of(part, config.columns))
     assert found == [
-        ("first of One", "One", 0),
-        ("", "One", 1),
-        ("last of One", "One", 2),
-        ("first of Two", "Two", ROW),
-        ("", "Two", ROW + 1),
-        ("last of Two", "Two", ROW + 2),
+        (text, name, index * ROW + row)
+        for index, name in enumerate(["One", "Two"])
+        for row, text in enumerate([f"first of {name}", "", f"last of {name}"])
     ]
     assert recorded == [("One", ["my.tasks"]), ("Two", ["my.tasks"])]
 
@@ -420,8 +395,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def test_hub_splits_are_joined_and_named(hub: Hub) -> None:
     config = dataset({"hub": "org/name", "config": "en", "split": "train + test"})
-    rows = read_all(config, ["text", "split", "label"])
-    assert rows == [
+    assert read_all(config, ["text", "split", "label"]) == [
         ("a", "train", "0", 0),
         (None, "train", "1", 1),
         ("c", "train", "0", 2),
@@ -429,19 +403,13 @@ def test_hub_splits_are_joined_and_named(hub: Hub) -> None:
         ("e", "test", "1", ROW + 1),
     ]
     assert hub.asked == [("org/name", "en", split, "main") for split in ("train", "test")]
-    fragment = sources.discover(config, {})[0]
-    assert sources.inspect(fragment, {}) == (3, ["text", "label", "split"])
+    assert inspected(config) == (3, ["text", "label", "split"])
 
 
 def test_a_slice_of_a_hub_split_keeps_the_splits_name(hub: Hub) -> None:
     config = dataset({"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
     rows = read_all(config, ["split", "text"])
-    assert rows == [
-        ("train", "a", 0),
-        ("train", None, 1),
-        ("test", "d", ROW),
-        ("test", "e", ROW + 1),
-    ]
+    assert rows[:3] == [("train", "a", 0), ("train", None, 1), ("test", "d", ROW)]
     assert hub.asked[0] == ("org/name", None, "train[:2]", "v1")
 
 
@@ -454,21 +422,15 @@ def test_a_split_column_of_the_dataset_is_the_datasets(hub: Hub) -> None:
 def test_slices_read_their_rows_and_load_the_split_once(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_HUB_SLICE", 2)
+    monkeypatch.setattr(sources, "_SLICE", 2)
     config = dataset({"hub": "org/name", "split": "train+test"}, limit=4)
     whole = sources.discover(config, {})
     parts, total = sources.cut(whole, [3, 2], 4)
     assert total == 4
-    assert [(part.index, part.start, part.stop) for part in parts] == [
-        (0, 0, 2),
-        (0, 2, 3),
-        (1, 0, 1),
-    ]
-    assert [list(rows_of(part)) for part in parts] == [
-        [("a", 0), (None, 1)],
-        [("c", 2)],
-        [("d", ROW)],
-    ]
+    cuts = [(part.index, part.start, part.stop) for part in parts]
+    assert cuts == [(0, 0, 2), (0, 2, 3), (1, 0, 1)]
+    read = [list(rows_of(part)) for part in parts]
+    assert read == [[("a", 0), (None, 1)], [("c", 2)], [("d", ROW)]]
     assert len(hub.asked) == 2
 
 
@@ -485,12 +447,7 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("form", [*FORMATS, "text"])
 def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
-    options: Options = {
-        "key": s3.environment["AWS_ACCESS_KEY_ID"],
-        "secret": s3.environment["AWS_SECRET_ACCESS_KEY"],
-        "client_kwargs": {"endpoint_url": s3.endpoint, "region_name": "us-east-1"},
-    }
-    folder = f"{s3.uri}/{tmp_path.name}"
+    options, folder = s3_options(s3), f"{s3.uri}/{tmp_path.name}"
     for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
         filesystem, path = resolve(f"{folder}/{number}.{form}", options)
         filesystem.pipe_file(path, encoded(form, {"text": texts}))
@@ -501,4 +458,4 @@ def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_pat
     files = sources.identity(config, options)
     assert files["files"] == [f"0.{form}", f"1.{form}"]
     with pytest.raises(ConfigError, match=rf"there is no file {folder}/gone\.csv"):
-        sources.discover(dataset({"files": f"{folder}/gone.csv"}), options)
+        sources.discover(of_files(f"{folder}/gone.csv"), options)

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
+from jobs.config.datasets import Task
 from jobs.config.settings import Variant
-from jobs.probe import worker as scorer
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks.types import Task
+from jobs.tasks import labelled
+from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
-from storage import schema
 from storage.manifest import Manifest, Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
@@ -75,13 +75,13 @@ def scored(
     key, lengths = (GROUP.layer, GROUP.norm, GROUP.pooling), np.full(kept.sum(), 8, np.int32)
     table = embeddings_table(key, IDS[kept], lengths, vectors_ND[kept])
     embeddings = stored(root, Partition("embeddings", values), table)
-    own, columns = schema.TASK_ITEMS[task["type"]], {"row": IDS, **items_of(task["type"])}
+    made: Task = TypeAdapter(Task).validate_python({"name": "it", **task})
+    own, columns = TYPES[type(made)].columns, {"row": IDS, **items_of(made.type)}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
     table = pa.Table.from_arrays(arrays, schema=own)
     items = stored(root, Partition("tasks", ("texts", "it")), table)
-    made: Task = TypeAdapter(Task).validate_python({"name": "it", **task})
     where = Partition("probe_scores", (*values, "it"))
-    target = ScoreTarget(SUBJECT, made, items, embeddings, None, where, {}, tuple(variants))
+    target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, tuple(variants))
     unit = ScoreUnit(0, GROUP, 0, target.folds)
     _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why
@@ -141,7 +141,7 @@ def test_an_error_of_a_library_is_a_failure(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(scorer, "regression", fail)
+    monkeypatch.setattr(labelled, "regression", fail)
     rows, why = scored(tmp_path, LENGTH)
     assert not rows
     assert why == f"layer {GROUP.layer}: {error}"

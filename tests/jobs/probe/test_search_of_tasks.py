@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from jobs.probe.search import Ranked, Row, search
-from jobs.probe.worker import ScoreTarget, ScoreUnit
-from jobs.tasks.types import Task
+from jobs.config.datasets import Task
+from jobs.probe.stage import search
+from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from operators.model.subject import Subject
 from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition
@@ -18,7 +18,7 @@ from storage.vectors import Group
 from tests.support.simulated import Scores, peaked
 
 LAYERS, FOLDS = 7, 10
-RANKED = Ranked([Group(layer, "final", "mean") for layer in range(LAYERS)], "raw")
+GROUPS = [Group(layer, "final", "mean") for layer in range(LAYERS)]
 LABELS = {"type": "classification", "label_column": "label", "folds": FOLDS}
 PAIRS = {"type": "sts", "first_column": "a", "second_column": "b", "score_column": "c"}
 
@@ -30,7 +30,7 @@ def target(name: str, **task: Any) -> ScoreTarget:  # noqa: ANN401
     known: Task = TypeAdapter(Task).validate_python({"name": name, **task})
     where = Partition("probe_scores", (*values, name))
     subject = Subject("model", "main", "model")
-    return ScoreTarget(subject, known, items, vectors, None, where, {}, ("raw", "l2"))
+    return ScoreTarget(subject, known, items, vectors, where, {}, ("raw", "l2"))
 
 
 class Scorer:
@@ -72,48 +72,48 @@ class Scorer:
 
 
 def stored(scorer: Scorer, index: int, folds: int, layers: Sequence[int] = range(LAYERS)) -> Any:  # noqa: ANN401
-    units = [ScoreUnit(index, RANKED.groups[layer], 0, folds) for layer in layers]
+    units = [ScoreUnit(index, GROUPS[layer], 0, folds) for layer in layers]
     return [row for _, rows in scorer(units) for row in rows]
 
 
 def test_a_task_that_fails_drops_no_layer() -> None:
     flat, steep = peaked(LAYERS, seed=2)[:, 0], peaked(LAYERS)[:, 0] * 3
     targets = {0: target("good", **LABELS), 1: target("bad", **LABELS)}
-    alone = search({0: targets[0]}, {}, RANKED, Scorer({0: flat}), 3)
-    beside = search(targets, {}, RANKED, Scorer({0: flat, 1: None}), 3)
+    alone = search({0: targets[0]}, {}, GROUPS, "raw", Scorer({0: flat}), 3)
+    beside = search(targets, {}, GROUPS, "raw", Scorer({0: flat, 1: None}), 3)
     assert beside == alone
     assert alone is not None
-    both = search(targets, {}, RANKED, Scorer({0: flat, 1: steep}), 3)
+    both = search(targets, {}, GROUPS, "raw", Scorer({0: flat, 1: steep}), 3)
     assert both != alone
-    assert search({1: targets[1]}, {}, RANKED, Scorer({1: None}), 3) is None
+    assert search({1: targets[1]}, {}, GROUPS, "raw", Scorer({1: None}), 3) is None
 
 
 def test_a_task_that_no_layer_has_a_score_of_does_not_count() -> None:
     scores = peaked(LAYERS)[:, 0]
     targets = {0: target("good", **LABELS), 1: target("flat", **LABELS)}
-    alone = search({0: targets[0]}, {}, RANKED, Scorer({0: scores}), 3)
+    alone = search({0: targets[0]}, {}, GROUPS, "raw", Scorer({0: scores}), 3)
     nothing = Scorer({0: scores, 1: scores * math.nan})
-    assert search(targets, {}, RANKED, nothing, 3) == alone
+    assert search(targets, {}, GROUPS, "raw", nothing, 3) == alone
     # Where some layers have a score, the others are not comparable.
     some = scores.copy()
     some[[1, 2]] = math.nan
-    found = search({0: targets[0]}, {}, RANKED, Scorer({0: some}), 3)
+    found = search({0: targets[0]}, {}, GROUPS, "raw", Scorer({0: some}), 3)
     assert found is not None
-    assert not {1, 2} & set(found.survivors)
+    assert not {1, 2} & set(found[0])
 
 
 def test_a_search_keeps_what_is_stored_and_scores_what_another_task_calls_for() -> None:
     scores = {0: peaked(LAYERS)[:, 0], 1: peaked(LAYERS, seed=2)[:, 0], 2: peaked(LAYERS)[:, 0]}
     targets = {0: target("old", **LABELS), 1: target("new", **LABELS), 2: target("once", **PAIRS)}
     fresh = Scorer(scores)
-    whole = search(targets, {}, RANKED, fresh, 3)
+    whole = search(targets, {}, GROUPS, "raw", fresh, 3)
     assert whole is not None
 
     before = Scorer(scores)
     rows = {0: stored(before, 0, 3), 2: stored(before, 2, 1)}
     rows[0] += [row for row in stored(before, 0, FOLDS, [6]) if row["fold"] > 2]
     scorer = Scorer(scores)
-    assert search(targets, rows, RANKED, scorer, 3) == whole
+    assert search(targets, rows, GROUPS, "raw", scorer, 3) == whole
     assert len(set(scorer.asked)) == len(scorer.asked), "a cell was scored twice"
     known = {(index, row["layer"], row["fold"]) for index, each in rows.items() for row in each}
     assert not known & set(scorer.asked)
@@ -121,6 +121,6 @@ def test_a_search_keeps_what_is_stored_and_scores_what_another_task_calls_for() 
 
     again = Scorer(scores)
     rows = {index: stored(before, index, 1 if index == 2 else FOLDS) for index in targets}
-    full = search(targets, rows, RANKED, again, 3)
+    full = search(targets, rows, GROUPS, "raw", again, 3)
     assert full is not None
-    assert (full.survivors, full.share, again.asked) == (whole.survivors, 1, [])
+    assert (*full, again.asked) == (whole[0], 1, [])

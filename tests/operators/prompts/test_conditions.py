@@ -16,8 +16,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from jobs.config.blocks import ConfigError
-from jobs.config.conditions import ConditionsConfig
 from jobs.config.run import RunConfig, load, parse
+from jobs.config.settings import ConditionsConfig
 from jobs.subjects import require_lengths
 from operators.model import tokenise
 from operators.model.subject import ModelShape, Subject
