@@ -19,9 +19,10 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.overrides import add_subject, overridden
 from jobs.config.run import RunConfig, load, recipes
-from jobs.config.settings import Engine, Norm, Policy, Pooling, StorageConfig, SubjectConfig
+from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
 from jobs.plan.limits import Guard, Limits, Rates, add_limits, add_prices, require_within
 from jobs.prepare.folders import add_texts, with_folders
+from operators.model.subject import Norm, Pooling
 from storage.root import Root
 
 if TYPE_CHECKING:

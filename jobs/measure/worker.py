@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.linear.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.metrics.population import Population
@@ -30,54 +31,47 @@ from storage.shards import Receipt, group_values, read_group, read_receipt, writ
 from storage.spool import token_states
 from storage.vectors import Group, shard_vectors
 
+Row = dict[str, Any]
 _BATCH_TOKENS = 16384
 _CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes over them
 
 
-@dataclass(frozen=True)
-class TokenMetrics:
-    """Computes the token metrics of one `tokens` shard, every layer of it."""
+def measure_shard(
+    root: Root,
+    tokens: Partition,
+    metrics: Sequence[str],
+    parameters: Parameters,
+    digest: str,
+    device: TorchDevice,
+    name: str,
+) -> Receipt:
+    """Measure the shard `name` of `tokens`, write its `prompt_metrics` and return the receipt."""
+    key = tokens.shard(name)
+    dtype = str(read_receipt(root, key, 0).facts["dtype"])
+    layers = [int(layer) for (layer,) in group_values(root, key, ["layer"])]
+    counted = {"prompts": 0, "undefined": 0}
 
-    root: Root
-    tokens: Partition
-    metrics: tuple[str, ...]
-    parameters: Parameters
-    digest: str
-    device: str
+    def tables() -> Iterator[pa.Table]:
+        for layer in layers:
+            table = read_group(root, key, {"layer": layer})
+            ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
+            states = token_states(table, dtype)
+            _require_finite(f"{root.place(key)}, layer {layer}", ids, states)
+            values: TokenValues = {}
+            for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
+                hidden_NTD, lengths_N = _pad_states([states[row] for row in rows])
+                given = [hidden_NTD.to(device)], lengths_N.to(device)
+                for variant, values_LN in token_metrics(*given, metrics, parameters).items():
+                    values.setdefault(variant, np.full(len(ids), np.nan))[rows] = values_LN[0]
+            counted["prompts"] = len(ids)
+            counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
+            norm = table["norm"][0].as_py()
+            yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
 
-    def __call__(self, name: str) -> Receipt:
-        """Measure the shard `name`, write its `prompt_metrics` and return the receipt."""
-        key = self.tokens.shard(name)
-        dtype = str(read_receipt(self.root, key, 0).facts["dtype"])
-        layers = [int(layer) for (layer,) in group_values(self.root, key, ["layer"])]
-        where = self.tokens.sibling("prompt_metrics").shard(name)
-        counted = {"prompts": 0, "undefined": 0}
-
-        def tables() -> Iterator[pa.Table]:
-            for layer in layers:
-                table = read_group(self.root, key, {"layer": layer})
-                ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
-                states = token_states(table, dtype)
-                _require_finite(f"{self.root.place(key)}, layer {layer}", ids, states)
-                values = self._measure(states, lengths)
-                counted["prompts"] = len(ids)
-                counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
-                norm = table["norm"][0].as_py()
-                yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
-
-        # The counts fill while the tables are written; the receipt is read after that.
-        blank = Receipt(name, 0, self.digest, "", facts=counted)
-        return write_shard(self.root, where, tables(), schema.PROMPT_METRICS, blank)
-
-    def _measure(self, states: Sequence[Any], lengths: npt.NDArray[np.int32]) -> TokenValues:
-        """Return the metrics of one layer's states: (metric, variant) -> values [N]."""
-        values: TokenValues = {}
-        for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
-            hidden_NTD, lengths_N = _pad_states([states[row] for row in rows], self.device)
-            measured = token_metrics([hidden_NTD], lengths_N, self.metrics, self.parameters)
-            for name, values_LN in measured.items():
-                values.setdefault(name, np.full(len(states), np.nan))[rows] = values_LN[0]
-        return values
+    # The counts fill while the tables are written; the receipt is read after that.
+    blank = Receipt(name, 0, digest, "", facts=counted)
+    where = tokens.sibling("prompt_metrics").shard(name)
+    return write_shard(root, where, tables(), schema.PROMPT_METRICS, blank)
 
 
 def _require_finite(where: str, ids: npt.NDArray[np.int64], states: Sequence[Any]) -> None:
@@ -90,12 +84,12 @@ def _require_finite(where: str, ids: npt.NDArray[np.int64], states: Sequence[Any
         )
 
 
-def _pad_states(states: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
+def _pad_states(states: Sequence[Any]) -> tuple[Tensor, Tensor]:
     lengths_N = torch.tensor([len(each) for each in states])
     hidden_NTD = torch.zeros(len(states), int(lengths_N.max()), states[0].shape[1])
     for row, each in zip(hidden_NTD, states, strict=True):
         row[: len(each)] = torch.from_numpy(each.astype(np.float32))
-    return hidden_NTD.to(device), lengths_N.to(device)
+    return hidden_NTD, lengths_N
 
 
 @dataclass(frozen=True)
@@ -103,20 +97,16 @@ class Measured:
     """What one group gave: its rows of `layer_metrics`, and the HSIC terms of its similarities."""
 
     group: Group
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     terms: dict[str, Hsic]
 
 
-@dataclass(frozen=True)
-class AllLayers:
-    """Computes groups of several conditions, each unit a condition and a group of it."""
-
-    conditions: Mapping[str, LayerMetrics]
-
-    def __call__(self, unit: tuple[str, Group]) -> tuple[str, Measured]:
-        """Measure one group of one condition."""
-        condition, group = unit
-        return condition, self.conditions[condition].measure(group)
+def measure_group(
+    conditions: Mapping[str, LayerMetrics], unit: tuple[str, Group]
+) -> tuple[str, Measured]:
+    """Measure one group of one condition."""
+    condition, group = unit
+    return condition, conditions[condition].measure(group)
 
 
 @dataclass(frozen=True)
@@ -129,9 +119,13 @@ class LayerMetrics:
     prompt_metrics: Manifest | None
     metrics: tuple[str, ...]
     parameters: Parameters
-    last_layer: int
-    with_tokens: tuple[str, str]  # the norm and pooling whose unit also averages the token metrics
-    device: str = "cpu"
+    groups: tuple[Group, ...]  # sorted; those like the first also average the token metrics
+    device: TorchDevice = "cpu"
+
+    @property
+    def target(self) -> Partition:
+        """Where the values of all groups go."""
+        return self.embeddings.partition.sibling("layer_metrics")
 
     def measure(self, group: Group) -> Measured:
         """Measure one group."""
@@ -147,7 +141,7 @@ class LayerMetrics:
         }
         return Measured(group, rows, terms)
 
-    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[dict[str, Any]]:
+    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[Row]:
         for name, measure in of_kind(self.metrics, Prompts).items():
             at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
             count = min(prompts.n_prompts, at_most or prompts.n_prompts)
@@ -156,7 +150,7 @@ class LayerMetrics:
     def _terms(self, group: Group, prompts: Population) -> Iterator[tuple[str, Hsic]]:
         """Yield the HSIC of the layer with itself and with the layers it is compared to."""
         others = {measure.other for measure in of_kind(self.metrics, Layers).values()}
-        layers = {"previous": group.layer - 1, "last": self.last_layer}
+        layers = {"previous": group.layer - 1, "last": self.groups[-1].layer}
         for kind in ("itself", *sorted(others)) if others else ():
             layer = layers.get(kind, group.layer)
             if layer < 0:
@@ -187,7 +181,7 @@ class LayerMetrics:
         size = total * self.embeddings.facts()["prompts"] / self.embeddings.rows
         return list(read()) if size <= _CACHED_BYTES else read
 
-    def _view_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+    def _view_rows(self, group: Group) -> Iterator[Row]:
         measures = of_kind(self.metrics, Views)
         if not measures:
             return
@@ -216,34 +210,29 @@ class LayerMetrics:
                 stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
                 yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
 
-    def _token_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+    def _token_rows(self, group: Group) -> Iterator[Row]:
         """Means over prompts: sums and counts over the shards, divided once at the end."""
-        if self.prompt_metrics is None or (group.norm, group.pooling) != self.with_tokens:
+        first = replace(self.groups[0], layer=group.layer)
+        if self.prompt_metrics is None or group != first:
             return
+        # Of (metric, variant, norm): the sum of its values, the defined ones, all prompts.
         totals: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
         shards = zip(self.prompt_metrics.objects(), self.prompt_metrics.receipts, strict=True)
         for key in (key for key, receipt in shards if receipt.rows):
-            for name, sums in _sums(read_group(self.root, key, {"layer": group.layer})):
-                totals[name] = totals.get(name, np.zeros(3)) + sums
+            table = read_group(self.root, key, {"layer": group.layer})
+            defined = pc.is_null(table["reason"])
+            table = table.append_column("defined", defined.cast(pa.int64())).append_column(
+                "filled", pc.if_else(defined, table["value"], 0.0)
+            )
+            sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
+            for row in table.group_by(["metric", "variant", "norm"]).aggregate(sums).to_pylist():
+                name = row["metric"], row["variant"], row["norm"]
+                counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
+                totals[name] = totals.get(name, np.zeros(3)) + np.array(counts, dtype=np.float64)
         for (metric, variant, norm), (total, defined, prompts) in totals.items():
             where = Group(group.layer, norm, TOKENS)
             value = {variant: total / defined if defined else float("nan")}
             yield from _rows(where, metric, value, int(defined), int(prompts - defined))
-
-
-def _sums(
-    table: pa.Table,
-) -> Iterator[tuple[tuple[str, str, str], npt.NDArray[np.float64]]]:
-    """Yield (metric, variant, norm) and the sum of its values, the defined ones, all prompts."""
-    defined = pc.is_null(table["reason"])
-    table = table.append_column("defined", defined.cast(pa.int64())).append_column(
-        "filled", pc.if_else(defined, table["value"], 0.0)
-    )
-    keys = ["metric", "variant", "norm"]
-    sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
-    for row in table.group_by(keys).aggregate(sums).to_pylist():
-        counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
-        yield (row["metric"], row["variant"], row["norm"]), np.array(counts, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -256,28 +245,28 @@ class _Stream:
         return self.read()
 
 
-def similarity_rows(
-    terms: Mapping[Group, Mapping[str, Hsic]], metrics: Sequence[str], prompts: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of every layer's similarity to another: one division, when all terms are in.
+def layer_rows(task: LayerMetrics, found: Mapping[Group, Measured]) -> Iterator[Row]:
+    """Yield the rows of `layer_metrics` from what every group gave.
 
-    `terms` has the HSIC of every group, as `LayerMetrics` returned it.
+    Those of the similarities to another layer are made here, by one division: all terms are in.
     """
-    last = max((group.layer for group in terms), default=0)
-    for name, measure in of_kind(metrics, Layers).items():
-        for group, own in terms.items():
-            other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
-            if measure.other not in own:
+    prompts = int(task.embeddings.facts()["prompts"])
+    last = task.groups[-1].layer
+    for group, own in found.items():
+        yield from own.rows
+        for name, measure in of_kind(task.metrics, Layers).items():
+            if measure.other not in own.terms:
                 continue  # the first layer has no previous one
-            pair, mine, theirs = own[measure.other], own["itself"], terms[other]["itself"]
-            found = cka(pair, mine, theirs)
-            values = {kind: float(value) for kind, value in found._asdict().items()}
+            other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
+            pair, mine = own.terms[measure.other], own.terms["itself"]
+            similarity = cka(pair, mine, found[other].terms["itself"])
+            values = {kind: float(value) for kind, value in similarity._asdict().items()}
             yield from _rows(group, name, values, prompts)
 
 
 def _rows(
     group: Group, metric: str, values: Mapping[str, float], prompts: int, undefined: int = 0
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     known = METRICS[metric]
     for variant, value in values.items():
         defined = prompts >= known.fewest and not np.isnan(value)

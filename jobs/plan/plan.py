@@ -19,13 +19,12 @@ from jobs.config.metrics import TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Unit, missing_units
-from jobs.extract.worker import Extractor, Reader
+from jobs.extract.worker import Extractor, read
 from jobs.plan.sampling import Basis, Corpus, publish_corpus, read_corpus
 from jobs.plan.sizes import Lengths, Model, Pair, Place, passes_of, written
 from jobs.plan.weight import Weight, scratch
 from jobs.subjects import is_remote, resolve, shape_of
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from operators.prompts.views import ViewProbabilities
 from storage.manifest import Manifest
 from storage.root import Root
 
@@ -195,11 +194,10 @@ def _lengths(
         return []
     with scratch() as root:
         publish_corpus(corpus, root)
-        reader = _reader(config, model.subject, root)
         found = []
         for index, each in enumerate(each_pass):
             unit = _unit(each, corpus, _MORE_TEXTS if index else _TEXTS)
-            ids = reader.read(unit).token_ids
+            ids = read(root, model.subject, config, unit).token_ids
             found.append(np.array([len(each) for each in ids], dtype=np.int32))
         return found
 
@@ -214,14 +212,6 @@ def _has_tokenizer(subject: Subject, given: SubjectConfig) -> bool:
     return isinstance(try_to_load_from_cache(subject.model, file, revision=subject.revision), str)
 
 
-def _reader(config: RunConfig, subject: Subject, root: Root) -> Reader:
-    views = config.views
-    probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
-    return Reader(
-        root, subject, config.seed, probabilities, config.extract.max_tokens, config.storage
-    )
-
-
 def _unit(each: Pass, corpus: Corpus, texts: int) -> Unit:
     """Return the unit of a pass over the first shard, which here holds the sampled texts."""
     first = replace(corpus.prompts.receipts[0], rows=corpus.texts.num_rows)
@@ -234,7 +224,7 @@ def _unit(each: Pass, corpus: Corpus, texts: int) -> Unit:
     }
     alone = replace(each, tokens=None, **targets)
     (unit,) = missing_units(alone, prompts, {t.partition.path: {} for t in alone.targets})
-    return replace(unit, take=texts)
+    return replace(unit, prompts=min(texts, unit.prompts))
 
 
 def _measured(config: RunConfig, model: Model, corpora: Sequence[Corpus]) -> float:
@@ -249,7 +239,7 @@ def _measured(config: RunConfig, model: Model, corpora: Sequence[Corpus]) -> flo
         publish_corpus(corpus, root)
         (each, *_) = passes_of(config, model.subject, model.shape, corpus)
         unit = _unit(each, corpus, _MEASURED)
-        batch = _reader(config, model.subject, root).read(unit)
+        batch = read(root, model.subject, config, unit)
         threads = config.extract.threads or 1
         extractor = Extractor(root, model.subject, config, "cuda" if gpu else "cpu", threads)
         extractor(batch)  # the first pass of a model warms it up

@@ -20,7 +20,7 @@ import torch
 
 from jobs.config.metrics import TokenPlan, parameters, token_metrics, token_plan
 from jobs.config.run import RunConfig, noise_conditions
-from jobs.extract.targets import Pass, Sources, Target, passes
+from jobs.extract.targets import Pass, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.sampling import Corpus
 from jobs.plan.weight import Weight, partition_weight, weight
@@ -125,8 +125,8 @@ class Pair:
 
 def passes_of(config: RunConfig, subject: Subject, shape: ModelShape, corpus: Corpus) -> list[Pass]:
     """Return the passes of a subject over a dataset; the content of its files plays no part."""
-    sources = Sources({"files": "0" * 32, "dtype": subject.dtype}, shape)
-    return [*passes(config, subject, sources, corpus.dataset, corpus.prompts)]
+    identity = {"files": "0" * 32, "dtype": subject.dtype}
+    return [*passes(config, subject, identity, shape, corpus.dataset, corpus.prompts)]
 
 
 def _embeddings(pair: Pair) -> Iterator[Weight]:

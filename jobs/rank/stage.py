@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
-from jobs.measure.costs import LayerCost, read_costs
+from jobs.measure.costs import read_costs
 from jobs.rank.choices import choice_rows, correlation_rows, main_metrics
 from jobs.run import Run, ranking_partition, score_partition
 from jobs.tasks.types import Task
 from operators.analysis.labelfree import unlabelled_verdict
-from operators.model.subject import Subject
+from operators.model.subject import LayerCost, Subject
 from operators.ranking.bootstrap import draw_scores
 from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend

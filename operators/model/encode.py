@@ -14,12 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from operators.model.batching import Ids, pad, token_budget_batches
-from operators.model.load import LayerModel, Norm
-from operators.model.pooling import Pooling, pool, token_mask
+from operators.model.backend import Backend
+from operators.model.batching import Ids, pad, pool, token_budget_batches, token_mask
+from operators.model.subject import Norm, Pooling
 
 Group = tuple[int, Norm, Pooling]
-TokenSink = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
+# Takes token states on their way, once per batch: the prompts' indices [N], the states [N, T, D] of
+# every layer on the model's device (anything may stand in the padding), and the lengths [N].
+TokenTap = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
 
 
 class NonFiniteError(ValueError):
@@ -54,85 +56,64 @@ class Representations:
         ]
 
 
-@dataclass(frozen=True)
-class TokenTap:
-    """What takes the token states on their way, and in which norm.
-
-    The sink is called once per batch with the prompts' indices [N], the states [N, T, D] of every
-    layer on the model's device (anything may stand in the padding), and the lengths [N].
-    """
-
-    norm: Norm
-    sink: TokenSink
-
-
 def encode(
-    model: LayerModel,
+    model: Backend,
     sequences: Sequence[Ids],
     keep: Representations,
     taps: Sequence[TokenTap] = (),
+    tapped: Norm = "none",
 ) -> npt.NDArray[np.float32]:
-    """Return the pooled vectors [G, N, D] of every group of `keep.groups(model.layers)`.
+    """Return the pooled vectors [G, N, D] of every group of `keep.groups` of the model's layers.
 
+    Every tap takes the token states of every batch, in the norm `tapped`.
     The result does not depend on the batches beyond float rounding. NonFiniteError if
     the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
     """
-    groups = keep.groups(model.layers)
-    pooled = _Pooled(len(groups), len(sequences))
-    lengths = [len(ids) for ids in sequences]
-    for rows in token_budget_batches(lengths, keep.batch_tokens):
+    groups = len(keep.groups(model.shape.layers))
+    vectors_GND: npt.NDArray[np.float32] | None = None
+    land: Callable[[], None] | None = None  # puts the last batch in its place
+    for rows in token_budget_batches([len(ids) for ids in sequences], keep.batch_tokens):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
-        pooled.fetch()  # while a GPU computes
+        if land:  # while a GPU computes
+            land()
         _check_finite(states, lengths_N, rows)
-        pooled.add(rows, _pool_groups(model, states, lengths_N, keep))
+        batch_GnD = _pool_groups(model, states, lengths_N, keep)
+        if vectors_GND is None:
+            vectors_GND = np.empty((groups, len(sequences), batch_GnD.shape[2]), np.float32)
+        land = _on_its_way(batch_GnD, vectors_GND, rows)
+        if taps and tapped == "final" and model.has_final_norm:
+            states = [*map(model.final_norm, states)]
         for tap in taps:
-            raw = tap.norm == "none" or not model.has_final_norm
-            tap.sink(rows, states if raw else [*map(model.final_norm, states)], lengths_N)
-    return pooled.all()
+            tap(rows, states, lengths_N)
+    assert land is not None, "no sequences"
+    assert vectors_GND is not None
+    land()
+    return vectors_GND
 
 
-class _Pooled:
-    """The vectors of all batches in host memory; the last batch's may be on their way there."""
+def _on_its_way(
+    batch_GnD: Tensor, vectors_GND: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+) -> Callable[[], None]:
+    """Begin to copy a batch to host memory; return what waits for it and puts it in its place."""
+    host_GnD, copied = batch_GnD, None
+    if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
+        stream = torch.cuda.current_stream(batch_GnD.device)
+        host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
+        host_GnD.copy_(batch_GnD, non_blocking=True)
+        copied = stream.record_event()
 
-    def __init__(self, groups: int, prompts: int) -> None:
-        self._shape = groups, prompts
-        self._vectors_GND: npt.NDArray[np.float32] | None = None
-        self._last: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
-
-    def add(self, rows: npt.NDArray[np.int64], batch_GnD: Tensor) -> None:
-        """Start to copy a batch; its vectors [G, n, D] are of the prompts `rows`."""
-        self.fetch()
-        copied = None
-        if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
-            stream = torch.cuda.current_stream(batch_GnD.device)
-            host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
-            batch_GnD = host_GnD.copy_(batch_GnD, non_blocking=True)
-            copied = stream.record_event()
-        self._last = rows, batch_GnD, copied
-
-    def fetch(self) -> None:
-        """Put the last batch in its place."""
-        if self._last is None:
-            return
-        rows, batch_GnD, copied = self._last
+    def land() -> None:
         if copied:
             copied.synchronize()
-        if self._vectors_GND is None:
-            self._vectors_GND = np.empty((*self._shape, batch_GnD.shape[2]), np.float32)
-        self._vectors_GND[:, rows] = batch_GnD.numpy()
-        self._last = None
+        vectors_GND[:, rows] = host_GnD.numpy()
 
-    def all(self) -> npt.NDArray[np.float32]:
-        """Return the vectors [G, N, D] of every batch."""
-        self.fetch()
-        assert self._vectors_GND is not None, "no sequences"
-        return self._vectors_GND
+    return land
 
 
 def _pool_groups(
-    model: LayerModel, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
+    model: Backend, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
 ) -> Tensor:
     pooled = []
     for state_NTD in states:
@@ -149,14 +130,14 @@ def _pool_groups(
 def wanted_tokens(
     wanted_N: npt.NDArray[np.bool_],
     take: Callable[[int, npt.NDArray[np.int64], npt.NDArray[np.float32]], None],
-) -> TokenSink:
-    """Return a sink that hands on the states of some prompts, without the padding.
+) -> TokenTap:
+    """Return a tap that hands on the states of some prompts, without the padding.
 
     `take` is called once per batch and layer with (layer, prompt indices, states_SD): the real
     tokens of the wanted prompts one after another, in the order of the indices.
     """
 
-    def sink(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
+    def tap(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
         chosen = wanted_N[rows]
         if not chosen.any():
             return
@@ -165,7 +146,7 @@ def wanted_tokens(
         for layer, state_NTD in enumerate(states):
             take(layer, rows[chosen], state_NTD[mask_NT].float().cpu().numpy())
 
-    return sink
+    return tap
 
 
 def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray[np.int64]) -> None:

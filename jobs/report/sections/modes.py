@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from jobs.measure.traits import prompt_texts
+from jobs.measure.modes import prompt_texts
 from jobs.report.charts import ACCENT, BAND, INK, MUTED, RULE, Size, drawing, new_axes, to_svg
 from jobs.report.findings import ExampleFinding, LayerModesFinding, ModesFinding, TraitFinding
 from jobs.run import Run, modes_partition
