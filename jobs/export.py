@@ -110,17 +110,10 @@ def export(
         with _staged(folder) as staged:
             cut = cut_model(model, tokenizer, point, staged)
             difference = _verify(subject, model, tokenizer, point, staged)
-            parameters = model.layer_parameters()
-            facts = Exported(
-                folder,
-                point,
-                cut,
-                shape.layers,
-                parameters[point.layer],
-                parameters[-1],
-                sum(file.stat().st_size for file in staged.rglob("*") if file.is_file()),
-                difference,
-            )
+            counts = model.layer_parameters()
+            parameters = counts[point.layer], counts[-1]
+            size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
+            facts = Exported(folder, point, cut, shape.layers, *parameters, size, difference)
             card = model_card(subject, facts, evidence)
             (staged / "README.md").write_text(card, encoding="utf-8")
     except CutError as error:
@@ -136,11 +129,9 @@ def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
     folder = Path(out).resolve()
     if subject.is_folder and Path(subject.source).resolve().is_relative_to(folder):
         raise ConfigError(f"{out} holds the model that is to be exported; choose another folder")
-    if not folder.exists():
-        return folder
-    if not overwrite:
+    if folder.exists() and not overwrite:
         raise ConfigError(f"{out} exists; choose another folder or give --overwrite")
-    if not (folder / "modules.json").is_file():
+    if folder.exists() and not (folder / "modules.json").is_file():
         raise ConfigError(f"{out} exists and is not an exported model; it is not overwritten")
     return folder
 

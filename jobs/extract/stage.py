@@ -80,13 +80,11 @@ def _extract_subject(run: Run, subject: Subject) -> None:
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:
-    config = run.config.extract
-    pool = run.cluster.pool(
-        config.device, len(units), workers=config.workers, threads=config.threads
-    )
+    config, total = run.config.extract, sum(unit.prompts for unit in units)
+    count = {"workers": config.workers, "threads": config.threads}
+    pool = run.cluster.pool(config.device, len(units), **count)
     feed = partial(read, run.root, subject, run.config)
     make = partial(Extractor, run.root, subject, run.config, pool.device, pool.threads)
-    total = sum(unit.prompts for unit in units)
     conditions = len({unit.condition for unit in units})
     say(f"  {total:,} texts to encode: {len(units)} shards, {conditions} conditions")
     with Progress("extract", total, "texts") as progress:

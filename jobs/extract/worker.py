@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,7 @@ from jobs.run import named_partition, prompts_partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.model.backend import load_backend
-from operators.model.batching import Ids
-from operators.model.encode import NonFiniteError, Representations, encode, wanted_tokens
+from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.conditions import condition_text, condition_tokens
@@ -38,8 +37,7 @@ from storage.vectors import embeddings_table
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A unit as it was read: its prompts in sample order, the token ids of each."""
 
     unit: Unit
@@ -48,8 +46,7 @@ class Batch:
     truncated: int
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """What became of a unit: the receipts of its shards by the path of their partition."""
 
     receipts: dict[str, Receipt]
@@ -157,14 +154,16 @@ class Extractor:
                 counts = {"prompts": int(stored.sum()), "dtype": self._tokens.dtype}
                 write("tokens", spool.groups(norm), schema.TOKENS, counts)
         if "prompt_metrics" in unit.digests:
-            of_layers = (
-                {key: values_LN[layer] for key, values_LN in measured.items()}
-                for layer in range(layers + 1)
-            )
             tables = (
-                prompt_metrics_table(layer, norm, prompt_ids, lengths, values, REASONS)
-                for layer, values in enumerate(of_layers)
-                if values
+                prompt_metrics_table(
+                    layer,
+                    norm,
+                    prompt_ids,
+                    lengths,
+                    {k: v[layer] for k, v in measured.items()},
+                    REASONS,
+                )
+                for layer in range(layers + 1 if measured else 0)
             )
             known = {
                 "prompts": len(texts),

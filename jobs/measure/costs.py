@@ -6,12 +6,16 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+
 from jobs.cluster.console import say
-from jobs.cluster.pool import TorchDevice
+from jobs.cluster.pool import Pool
 from jobs.config.settings import StorageConfig
 from jobs.run import Run, costs_partition
 from jobs.subjects import local
-from operators.model.subject import LayerCost, Subject
+from operators.model.backend import load_backend
+from operators.model.cost import LayerCost, layer_costs
+from operators.model.subject import Subject
 
 _TOKENS = 128  # of the prompt whose forward passes are measured
 
@@ -22,7 +26,7 @@ def measure_costs(run: Run) -> None:
 
     def measured(subject: Subject) -> list[dict[str, Any]]:
         pool = run.cluster.pool(config.device, 1, threads=config.threads)
-        work = partial(_costs, run.config.storage, pool.device, pool.threads)
+        work = partial(_costs, run.config.storage, pool)
         units = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
         return [row for rows in units for row in rows]
 
@@ -51,16 +55,7 @@ def read_costs(run: Run, subject: Subject) -> dict[int, LayerCost]:
     }
 
 
-def _costs(
-    storage: StorageConfig, device: TorchDevice, threads: int, subject: Subject
-) -> list[dict[str, Any]]:
-    """Load a model and measure its layers."""
-    # The driver imports neither torch nor transformers for this.
-    import torch  # noqa: PLC0415
-
-    from operators.model.backend import load_backend  # noqa: PLC0415
-    from operators.model.cost import layer_costs  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    model = load_backend(local(subject, storage), torch.device(device))
+def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[dict[str, Any]]:
+    torch.set_num_threads(pool.threads)
+    model = load_backend(local(subject, storage), torch.device(pool.device))
     return [asdict(cost) for cost in layer_costs(model, _TOKENS)]

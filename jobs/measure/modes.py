@@ -8,7 +8,7 @@ prompts, and finds what separates them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 
 from jobs.cluster.console import Progress, say
 from jobs.config.metrics import parameters
+from jobs.config.run import RunConfig
 from jobs.run import Run, leading, modes_partition, prompts_partition
-from jobs.subjects import TextReader, tokenizer_of
+from jobs.subjects import tokenizer_of
 from operators.analysis.effects import separations
 from operators.analysis.modes import NOTHING, UNDEFINED, find_modes, histogram, middle, nearest
 from operators.metrics.registry import main_variant
@@ -77,13 +78,9 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
         "prompt_traits": {part.dataset: part.traits.content for part in parts},
         "variant": rows.variant,
     }
+    where, tested = modes_partition(run.config, subject), partial(_tested, run, parts, rows)
     # Like the ranking it is of all that the run has: made anew when a dataset joins.
-    manifest, made = run.make(
-        modes_partition(run.config, subject),
-        settings,
-        partial(_tested, run, parts, rows),
-        overwrite=True,
-    )
+    manifest, made = run.make(where, settings, tested, overwrite=True)
     if not made:
         say(f"  modes of {manifest.rows} layers, present")
 
@@ -173,19 +170,11 @@ def _sampled(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) ->
             measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
             traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
             assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
-            columns = {
-                "norm": measured["norm"],
-                "value": measured["value"],
-                _FIRST_TOKEN.metric: first["value"]
-                if len(first)
-                else pa.nulls(len(traits), pa.float64()),
-                _DATASET: pa.array([part.dataset] * len(traits)),
-                "shard": pa.array([name] * len(traits)),
-            }
-            table = traits.drop_columns(["reason"])
-            for column, values in columns.items():
-                table = table.append_column(column, values)
-            yield table
+            shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
+            columns = {column: traits[column] for column in traits.column_names}
+            columns |= {"norm": measured["norm"], "value": measured["value"]}
+            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
+            yield pa.table({**columns, _FIRST_TOKEN.metric: shares})
 
 
 def _prompt_traits(
@@ -195,11 +184,10 @@ def _prompt_traits(
 
     `shares` says how many leading prompts of which shards of `measured`, its `prompt_metrics`.
     """
-    max_tokens = run.config.extract.max_tokens
     settings = {
         "subject": run.identity(subject),
         "prompt_metrics": measured.content,
-        "max_tokens": max_tokens,
+        "max_tokens": run.config.extract.max_tokens,
         "sample": sum(shares.values()),
     }
     where = measured.partition.sibling("prompt_traits")
@@ -208,8 +196,8 @@ def _prompt_traits(
     if present is not None:
         return present
     units = [(name, shares[name]) for name in missing(list(shares), done)]
-    reader = partial(tokenizer_of, subject, max_tokens, run.config.storage)
-    work = partial(shard_traits, run.root, reader, measured.partition, metric, digest_of(settings))
+    given = run.root, subject, run.config, measured.partition
+    work = partial(shard_traits, *given, metric, digest_of(settings))
     for receipt in run.cluster.each("measure", units, work):
         done[receipt.name] = receipt
     return run.publish(where, settings, [done[name] for name in shares], "measure")
@@ -217,7 +205,8 @@ def _prompt_traits(
 
 def shard_traits(
     root: Root,
-    reader: Callable[[], TextReader],
+    subject: Subject,
+    config: RunConfig,
     measured: Partition,
     metric: MetricRows,
     digest: str,
@@ -229,7 +218,7 @@ def shard_traits(
     (layer, *_), *_ = group_values(root, key, ["layer"])
     prompt_ids = leading_rows(root, key, int(layer), metric, take)["prompt_id"]
     texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
-    tokenizer, limit, _ = reader()
+    tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokens = tokenise(tokenizer, texts, limit).ids
     unknown_N = unknown_word_shares(tokenizer, texts)
     columns = [

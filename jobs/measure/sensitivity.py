@@ -7,10 +7,9 @@ by shard; what has one value per level is read from `layer_metrics` on the drive
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +47,7 @@ _SEPARATOR = "\n"
 _KEY = ("layer", "norm", "pooling", "metric", "variant")
 
 
-@dataclass(frozen=True)
-class FamilyTables:
+class FamilyTables(NamedTuple):
     """What one family's slopes are made from: the metrics at each of its levels.
 
     `places` [P] is where the levels lie on the axis.

@@ -145,13 +145,5 @@ def _task(
     units = groups(run.root, embeddings)
     if not units:
         raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
-    task = LayerMetrics(
-        run.root,
-        embeddings,
-        tuple(views),
-        prompt_metrics,
-        tuple(own["metrics"]),
-        parameters(run.config),
-        tuple(units),
-    )
-    return task, settings
+    given, measured = (run.root, embeddings, views, prompt_metrics), own["metrics"]
+    return LayerMetrics(*given, measured, parameters(run.config), units), settings

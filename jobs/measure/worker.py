@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
@@ -21,7 +22,7 @@ from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, of_kind
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Layers, Parameters, Prompts, Views
-from operators.model.batching import token_budget_batches
+from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.manifest import Manifest
 from storage.metrics import prompt_metrics_table
@@ -56,12 +57,21 @@ def measure_shard(
             table = read_group(root, key, {"layer": layer})
             ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
             states = token_states(table, dtype)
-            _require_finite(f"{root.place(key)}, layer {layer}", ids, states)
+            bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
+            if any(bad):
+                first = ids[np.flatnonzero(bad)[0]]
+                raise ValueError(
+                    f"{root.place(key)}, layer {layer}: non-finite states at {sum(bad)} tokens of "
+                    f"{np.count_nonzero(bad)} prompts, first prompt_id {first}; extract it again "
+                    "in float32"
+                )
             values: TokenValues = {}
             for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
-                hidden_NTD, lengths_N = _pad_states([states[row] for row in rows])
-                given = [hidden_NTD.to(device)], lengths_N.to(device)
-                for variant, values_LN in token_metrics(*given, metrics, parameters).items():
+                batch = [torch.from_numpy(states[row].astype(np.float32)) for row in rows]
+                hidden_NTD = pad_sequence(batch, batch_first=True).to(device)
+                lengths_N = torch.tensor([*map(len, batch)], device=device)
+                found = token_metrics([hidden_NTD], lengths_N, metrics, parameters)
+                for variant, values_LN in found.items():
                     values.setdefault(variant, np.full(len(ids), np.nan))[rows] = values_LN[0]
             counted["prompts"] = len(ids)
             counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
@@ -74,26 +84,7 @@ def measure_shard(
     return write_shard(root, where, tables(), schema.PROMPT_METRICS, blank)
 
 
-def _require_finite(where: str, ids: npt.NDArray[np.int64], states: Sequence[Any]) -> None:
-    bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
-    if any(bad):
-        first = ids[np.flatnonzero(bad)[0]]
-        raise ValueError(
-            f"{where}: non-finite states at {sum(bad)} tokens of {np.count_nonzero(bad)} prompts, "
-            f"first prompt_id {first}; extract it again in float32"
-        )
-
-
-def _pad_states(states: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    lengths_N = torch.tensor([len(each) for each in states])
-    hidden_NTD = torch.zeros(len(states), int(lengths_N.max()), states[0].shape[1])
-    for row, each in zip(hidden_NTD, states, strict=True):
-        row[: len(each)] = torch.from_numpy(each.astype(np.float32))
-    return hidden_NTD, lengths_N
-
-
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What one group gave: its rows of `layer_metrics`, and the HSIC terms of its similarities."""
 
     group: Group
@@ -115,11 +106,11 @@ class LayerMetrics:
 
     root: Root
     embeddings: Manifest
-    views: tuple[Manifest, ...]
+    views: Sequence[Manifest]
     prompt_metrics: Manifest | None
-    metrics: tuple[str, ...]
+    metrics: Sequence[str]
     parameters: Parameters
-    groups: tuple[Group, ...]  # sorted; those like the first also average the token metrics
+    groups: Sequence[Group]  # sorted; those like the first also average the token metrics
     device: TorchDevice = "cpu"
 
     @property
@@ -157,58 +148,49 @@ class LayerMetrics:
                 continue
             own = layer == group.layer
             other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
-            sums = reduce(
-                merge_hsic,
-                (
-                    hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
-                    for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
-                ),
+            parts = (
+                hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
+                for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
             )
-            yield kind, hsic(sums)
+            yield kind, hsic(reduce(merge_hsic, parts))
 
-    def _blocks(self, group: Group) -> Sequence[Tensor] | Callable[[], Iterator[Tensor]]:
-        """Return the vectors of a group, one block [n, D] per shard, or what reads them again."""
+    def _blocks(self, group: Group) -> Iterable[Tensor]:
+        """Return the vectors of a group, one block [n, D] per shard."""
 
         def read() -> Iterator[Tensor]:
-            for key, receipt in zip(
-                self.embeddings.objects(), self.embeddings.receipts, strict=True
-            ):
+            for receipt in self.embeddings.receipts:
                 if receipt.rows:
+                    key = self.embeddings.partition.shard(receipt.name)
                     found = shard_vectors(self.root, key, group)
                     yield torch.from_numpy(found.matrix_ND).to(self.device)
 
         total = sum(receipt.bytes for receipt in self.embeddings.receipts)
-        size = total * self.embeddings.facts()["prompts"] / self.embeddings.rows
-        return list(read()) if size <= _CACHED_BYTES else read
+        return _kept(read, total * self.embeddings.facts()["prompts"] / self.embeddings.rows)
 
     def _view_rows(self, group: Group) -> Iterator[Row]:
         measures = of_kind(self.metrics, Views)
         if not measures:
             return
-        size = sum(receipt.bytes for view in self.views for receipt in view.receipts)
-        blocks: Iterable[Tensor] = _Stream(lambda: self._view_blocks(group))
-        if size <= _CACHED_BYTES:
-            blocks = list(blocks)
+
+        def read() -> Iterator[Tensor]:
+            # The views of a shard's prompts [n, V, D]. A view that tokenises to nothing has no
+            # vector: the prompt is then left out of all views.
+            filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
+            for name in sorted(set.intersection(*filled)):
+                keys = [view.partition.shard(name) for view in self.views]
+                found = [shard_vectors(self.root, key, group) for key in keys]
+                common = reduce(np.intersect1d, [view.prompt_ids for view in found])
+                if len(common):
+                    stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
+                    yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
+
+        blocks = _kept(read, sum(receipt.bytes for view in self.views for receipt in view.receipts))
         count = sum(len(block_NVD) for block_NVD in blocks)
         for name, measure in measures.items():
             # Without a prompt that every view could tokenise there is nothing to compute.
             nothing = {main_variant(name, self.parameters): float("nan")}
             values = measure.compute(blocks, self.parameters) if count else nothing
             yield from _rows(group, name, values, count)
-
-    def _view_blocks(self, group: Group) -> Iterator[Tensor]:
-        """Yield the views of a shard's prompts [n, V, D].
-
-        A view that tokenises to nothing has no vector: the prompt is then left out of all views.
-        """
-        filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
-        for name in sorted(set.intersection(*filled)):
-            keys = [view.partition.shard(name) for view in self.views]
-            found = [shard_vectors(self.root, key, group) for key in keys]
-            common = reduce(np.intersect1d, [view.prompt_ids for view in found])
-            if len(common):
-                stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
-                yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
 
     def _token_rows(self, group: Group) -> Iterator[Row]:
         """Means over prompts: sums and counts over the shards, divided once at the end."""
@@ -217,32 +199,35 @@ class LayerMetrics:
             return
         # Of (metric, variant, norm): the sum of its values, the defined ones, all prompts.
         totals: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
-        shards = zip(self.prompt_metrics.objects(), self.prompt_metrics.receipts, strict=True)
-        for key in (key for key, receipt in shards if receipt.rows):
-            table = read_group(self.root, key, {"layer": group.layer})
+        where = self.prompt_metrics.partition
+        for name in (receipt.name for receipt in self.prompt_metrics.receipts if receipt.rows):
+            table = read_group(self.root, where.shard(name), {"layer": group.layer})
             defined = pc.is_null(table["reason"])
             table = table.append_column("defined", defined.cast(pa.int64())).append_column(
                 "filled", pc.if_else(defined, table["value"], 0.0)
             )
             sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
             for row in table.group_by(["metric", "variant", "norm"]).aggregate(sums).to_pylist():
-                name = row["metric"], row["variant"], row["norm"]
+                key = row["metric"], row["variant"], row["norm"]
                 counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
-                totals[name] = totals.get(name, np.zeros(3)) + np.array(counts, dtype=np.float64)
+                totals[key] = totals.get(key, np.zeros(3)) + np.array(counts, dtype=np.float64)
         for (metric, variant, norm), (total, defined, prompts) in totals.items():
-            where = Group(group.layer, norm, TOKENS)
             value = {variant: total / defined if defined else float("nan")}
-            yield from _rows(where, metric, value, int(defined), int(prompts - defined))
+            averaged = Group(group.layer, norm, TOKENS)
+            yield from _rows(averaged, metric, value, int(defined), int(prompts - defined))
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """Blocks that are read again for every pass over them."""
-
     read: Callable[[], Iterator[Tensor]]
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.read()
+
+
+def _kept(read: Callable[[], Iterator[Tensor]], size: float) -> Iterable[Tensor]:
+    """Return blocks of `size` bytes: in memory if they are small, else read for every pass."""
+    return [*read()] if size <= _CACHED_BYTES else _Stream(read)
 
 
 def layer_rows(task: LayerMetrics, found: Mapping[Group, Measured]) -> Iterator[Row]:

@@ -20,7 +20,8 @@ from jobs.rank.choices import choice_rows, correlation_rows, main_metrics
 from jobs.run import Run, ranking_partition, score_partition
 from jobs.tasks.types import Task
 from operators.analysis.labelfree import unlabelled_verdict
-from operators.model.subject import LayerCost, Subject
+from operators.model.cost import LayerCost
+from operators.model.subject import Subject
 from operators.ranking.bootstrap import draw_scores
 from operators.ranking.evidence import Evidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend

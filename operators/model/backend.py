@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from operators.model.on_transformers import load_model
 from operators.model.subject import ModelShape, Subject
 
 
@@ -66,13 +65,20 @@ class Backend(Protocol):
         """
 
 
+def _load_model(subject: Subject, device: torch.device) -> Backend:
+    # transformers takes seconds to import, which what reads no model does without.
+    from operators.model.on_transformers import load_model  # noqa: PLC0415
+
+    return load_model(subject, device)
+
+
 # Name -> whether it runs a subject, and what loads it onto a device; the first that does is taken.
 # An entry tells its subjects by what they are, as by the files in their folder; it stands before
 # transformers, which runs the rest.
 BACKENDS: dict[
     str, tuple[Callable[[Subject], bool], Callable[[Subject, torch.device], Backend]]
 ] = {
-    "transformers": (lambda _subject: True, load_model),
+    "transformers": (lambda _subject: True, _load_model),
 }
 
 

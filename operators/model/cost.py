@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,35 @@ import torch
 from torch import Tensor
 
 from operators.model.backend import Backend
-from operators.model.subject import LayerCost, ModelUnavailableError
+from operators.model.subject import ModelUnavailableError
 
 _MEASURE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The model cut after block `layer`, with its final norm; measured with `tokens` tokens.
+
+    Latencies are milliseconds: the median and the quartiles, NaN where they were not kept. The
+    other units are those of the table `layer_costs`.
+    """
+
+    layer: int
+    parameters: int
+    flops_per_token: float
+    latency_ms: float
+    tokens: int
+    device: str
+    latency_low_ms: float = float("nan")
+    latency_high_ms: float = float("nan")
 
 
 def layer_costs(model: Backend, tokens: int = 128, repeats: int = 7) -> list[LayerCost]:
     """Return the cost of every layer 0..L, for one prompt of `tokens` tokens on the model's device.
 
     `parameters` are those of the embeddings, blocks 1..k and the final norm, shared ones counted
-    once. `flops_per_token` are the operations of one forward pass divided by its tokens, 2 per
-    multiply-add of every matrix product and convolution, all T x T products of attention among
-    them: the value holds for that length and grows with it. Norms, activations and the elementwise
-    part of a state-space scan are not counted, and a fused scan kernel on a GPU not at all, so the
-    count of Mamba models is too low, and lower on a GPU than on a CPU. Both are the same in every
-    run.
+    once. `flops_per_token` are `Backend.layer_operations` divided by the tokens: the value holds
+    for that length and grows with it. Both are the same in every run.
 
     `latency_ms` is measured: the median of `repeats` forward passes of a batch of one (fewer, at
     least one, where they would take more than a second), read at the block boundaries of the whole
@@ -50,19 +65,11 @@ def layer_costs(model: Backend, tokens: int = 128, repeats: int = 7) -> list[Lay
         latency_RL.append(_latency(model, ids_NT))
         if time.perf_counter() - began > _MEASURE_SECONDS:
             break
-    low_L, median_L, high_L = np.percentile(latency_RL, (25, 50, 75), axis=0)
+    quartiles = np.percentile(latency_RL, (25, 50, 75), axis=0).tolist()
+    columns = zip(model.layer_parameters(), operations, *quartiles, strict=True)
     return [
-        LayerCost(
-            layer=layer,
-            parameters=parameters,
-            flops_per_token=operations[layer] / tokens,
-            latency_ms=float(median_L[layer]),
-            tokens=tokens,
-            device=model.device.type,
-            latency_low_ms=float(low_L[layer]),
-            latency_high_ms=float(high_L[layer]),
-        )
-        for layer, parameters in enumerate(model.layer_parameters())
+        LayerCost(layer, parameters, flops / tokens, median, tokens, model.device.type, low, high)
+        for layer, (parameters, flops, low, median, high) in enumerate(columns)
     ]
 
 

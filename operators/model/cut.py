@@ -14,7 +14,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from operators.model.batching import pad
+from operators.model.encode import pad
 from operators.model.on_transformers import LayerModel
 from operators.model.subject import Norm, Pooling
 from operators.model.tokenise import tokenise
@@ -89,8 +89,7 @@ class CutPoint:
             raise CutError(f"max_tokens is {self.max_tokens}; it must be at least 1")
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """What was written: `blocks` blocks, the last of them inert or not, vectors of `dimension`.
 
     The states of the tokens are `hidden_states[hidden_state]`, or `last_hidden_state` where that is

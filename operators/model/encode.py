@@ -1,4 +1,4 @@
-"""One forward pass per prompt, every layer, every norm and pooling.
+"""One forward pass per prompt, every layer, every norm and pooling, in batches of like lengths.
 
 Shapes: L layers, N prompts, T tokens (right-padded), S tokens of several prompts one after another,
 D features, G groups, where a group is one (layer, norm, pooling).
@@ -8,34 +8,89 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from operators.model.backend import Backend
-from operators.model.batching import Ids, pad, pool, token_budget_batches, token_mask
 from operators.model.subject import Norm, Pooling
 
+Ids = npt.NDArray[np.int32]
 Group = tuple[int, Norm, Pooling]
 # Takes token states on their way, once per batch: the prompts' indices [N], the states [N, T, D] of
 # every layer on the model's device (anything may stand in the padding), and the lengths [N].
 TokenTap = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
 
 
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.int64]]:
+    """Cut prompts into batches of at most `budget` padded tokens and return their indices.
+
+    Prompts are taken from short to long (ties in the given order), so little is padding; a prompt
+    longer than the budget is a batch of its own. Every index appears exactly once.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    batches: list[npt.NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        full = end == len(order) or (end - start + 1) * lengths[order[end]] > budget
+        if full:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def pad(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Return token ids [N, T] padded on the right with 0, and the attention mask [N, T].
+
+    The mask makes the padding id irrelevant: a tokenizer without a pad token is no special case.
+    """
+    rows = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
+    ids_NT = pad_sequence(rows, batch_first=True)
+    return ids_NT, token_mask(torch.tensor([*map(len, rows)]), ids_NT.shape[1]).long()
+
+
+def token_mask(lengths_N: Tensor, n_tokens: int) -> Tensor:
+    """Return the boolean mask [N, T] of real tokens."""
+    return torch.arange(n_tokens, device=lengths_N.device) < lengths_N.unsqueeze(1)
+
+
+def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling) -> Tensor:
+    """Return one float32 vector per prompt [N, D], from real tokens only.
+
+    `mean` weighs every real token equally, special tokens counted; `weighted_mean` weighs token t
+    (from 1) by t / (1 + ... + T), so that later tokens of a causal model, which have seen more,
+    count more (Muennighoff 2022, SGPT, arXiv 2202.08904, eq. 2); `last` and `first` take one token.
+    What stands in padded positions never matters. ValueError on an unknown pooling.
+    """
+    lengths_N = lengths_N.to(hidden_NTD.device)
+    if how == "first":
+        return hidden_NTD[:, 0].float()
+    if how == "last":
+        rows = torch.arange(len(lengths_N), device=hidden_NTD.device)
+        return hidden_NTD[rows, lengths_N - 1].float()
+    mask_NT = token_mask(lengths_N, hidden_NTD.shape[1])
+    if how == "mean":
+        weight_NT = mask_NT.float()
+    elif how == "weighted_mean":
+        weight_NT = torch.cumsum(mask_NT.float(), dim=1) * mask_NT
+    else:
+        raise ValueError(f"unknown pooling {how!r}; choose from {', '.join(get_args(Pooling))}")
+    weight_NT = weight_NT / weight_NT.sum(dim=1, keepdim=True)
+    real_NTD = hidden_NTD.float().masked_fill(~mask_NT.unsqueeze(-1), 0.0)
+    return torch.bmm(weight_NT.unsqueeze(1), real_NTD).squeeze(1)
+
+
 class NonFiniteError(ValueError):
     """A layer's states are not all finite; `rows` are the prompts' positions."""
 
-    def __init__(self, layer: int, rows: Sequence[int], count: int) -> None:
-        super().__init__(layer, rows, count)  # the arguments again: it travels between processes
-        self.layer, self.rows, self.count = layer, rows, count
-
-    def __str__(self) -> str:
-        return (
-            f"layer {self.layer} has non-finite states at {self.count} tokens of "
-            f"{len(self.rows)} prompts"
-        )
+    def __init__(self, message: str, rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -48,12 +103,7 @@ class Representations:
 
     def groups(self, layers: int) -> list[Group]:
         """Return the (layer, norm, pooling) groups of a model with `layers` blocks, sorted."""
-        return [
-            (layer, norm, pooling)
-            for layer in range(layers + 1)
-            for norm in sorted(self.norms)
-            for pooling in sorted(self.poolings)
-        ]
+        return [*product(range(layers + 1), sorted(self.norms), sorted(self.poolings))]
 
 
 def encode(
@@ -157,5 +207,7 @@ def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray
     if bad_LNT.any():
         bad_LN = bad_LNT.sum(dim=2).cpu()
         layer = int(bad_LN.sum(dim=1).nonzero()[0])
-        prompts = bad_LN[layer].nonzero().flatten().numpy()
-        raise NonFiniteError(layer, rows[prompts].tolist(), int(bad_LN[layer].sum()))
+        prompts = rows[bad_LN[layer].nonzero().flatten().numpy()].tolist()
+        count = int(bad_LN[layer].sum())
+        told = f"layer {layer} has non-finite states at {count} tokens of {len(prompts)} prompts"
+        raise NonFiniteError(told, prompts)

@@ -1,4 +1,4 @@
-"""Which model: its name, where its files are, its sizes and costs, and errors that name it.
+"""Which model: its name, where its files are, its sizes, and errors that name it.
 
 Importing this module imports neither torch nor transformers, which take seconds: stages that run no
 model need only know what a model is called.
@@ -105,24 +105,6 @@ def read_shape(subject: Subject) -> ModelShape:
             "LayerRank reads models with one stack of blocks"
         )
     return config_shape(config)
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """The model cut after block `layer`, with its final norm; measured with `tokens` tokens.
-
-    Latencies are milliseconds: the median and the quartiles, NaN where they were not kept. The
-    other units are those of the table `layer_costs`.
-    """
-
-    layer: int
-    parameters: int
-    flops_per_token: float
-    latency_ms: float
-    tokens: int
-    device: str
-    latency_low_ms: float = float("nan")
-    latency_high_ms: float = float("nan")
 
 
 @contextmanager

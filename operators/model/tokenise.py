@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from operators.model.batching import Ids
+from operators.model.encode import Ids
 from operators.model.subject import ModelShape, Subject, explained
 from operators.prompts.conditions import Vocabulary
 
 _UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
 
 
-@dataclass(frozen=True)
-class Tokenised:
+class Tokenised(NamedTuple):
     """Token ids per text, and how many texts had to be cut."""
 
     ids: list[Ids]

@@ -24,8 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from jobs.prepare.docstrings import LIBRARIES, read_library
-from operators.model.batching import Ids, pad, token_budget_batches
-from operators.model.encode import Representations, encode
+from operators.model.encode import Ids, Representations, encode, pad, token_budget_batches
 from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import Subject
 from operators.model.tokenise import load_tokenizer, tokenise

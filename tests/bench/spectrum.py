@@ -33,7 +33,7 @@ from torch import Tensor
 from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import SpectrumMethod, entropies, matrix_entropy
 from operators.metrics.token.rows import length_chunks
-from operators.model.batching import token_budget_batches
+from operators.model.encode import token_budget_batches
 
 PROMPTS, LAYERS, FEATURES = 64, 25, 1024
 SHORTEST, LONGEST = 16, 2048

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.model.batching import pad, token_budget_batches
+from operators.model.encode import pad, token_budget_batches
 from operators.model.subject import ModelShape
 from operators.model.tokenise import Tokenised, token_limit, tokenise
 from tests.support.tiny import tiny_tokenizer

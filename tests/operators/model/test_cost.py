@@ -13,9 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from operators.model import cost
-from operators.model.cost import layer_costs
+from operators.model.cost import LayerCost, layer_costs
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import LayerCost
 from tests.support.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, tiny_model
 
 TOKENS = 64

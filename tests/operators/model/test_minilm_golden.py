@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,10 +18,8 @@ import yaml
 from operators.metrics.linear.similarity import linear_cka
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.token.curvature import curvature
-from operators.metrics.token.entropy import prompt_entropy
 from operators.metrics.variants import Parameters, Prompts
-from operators.model.encode import Representations, encode, wanted_tokens
+from operators.model.encode import Representations, encode
 from operators.model.on_transformers import load_model
 from operators.model.subject import Subject
 from operators.model.tokenise import load_tokenizer, tokenise
@@ -68,34 +65,11 @@ def test_every_layer_of_real_texts(batch_tokens: int) -> None:
     ids = tokenise(load_tokenizer(subject), texts, 512).ids
     np.testing.assert_array_equal(np.concatenate(ids), golden["token_ids"])
 
-    measured: dict[tuple[int, int], tuple[float, float]] = {}
-
-    def measure(
-        layer: int, rows: npt.NDArray[np.int64], states_SD: npt.NDArray[np.float32]
-    ) -> None:
-        lengths = [len(ids[row]) for row in rows]
-        parts = np.split(states_SD, np.cumsum(lengths)[:-1])
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(part) for part in parts], batch_first=True
-        )
-        values = [f(padded, torch.tensor(lengths)) for f in (prompt_entropy, curvature)]
-        for row, entropy, turn in zip(rows.tolist(), *values, strict=True):
-            measured[row, layer] = float(entropy), float(turn)
-
     keep = Representations(("none",), ("mean", "last", "first"), batch_tokens)
-    model = load_model(subject, torch.device("cpu"))
-    every = wanted_tokens(np.ones(len(ids), dtype=bool), measure)
-    vectors_GND = encode(model, ids, keep, [every])
-
+    vectors_GND = encode(load_model(subject, torch.device("cpu")), ids, keep)
     for (layer, _, pooling), vectors_ND in zip(keep.groups(6), vectors_GND, strict=True):
         name, tolerance = NAMES[pooling]
         np.testing.assert_allclose(vectors_ND, golden[name][:, layer], atol=tolerance)
-    expected = golden_rows("metrics")
-    assert len(expected) == len(measured) == 64 * 7
-    for row in expected:
-        entropy, turn = measured[row["text"], row["layer"]]
-        assert entropy == pytest.approx(row["entropy_a1"], abs=ENTROPY, nan_ok=True), row
-        assert turn == pytest.approx(row["curvature"], abs=CURVATURE, nan_ok=True), row
 
 
 @pytest.fixture(scope="module", params=["fused", "stored"])
