@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,6 @@ SENTENCES = (
 _BATCH_TOKENS = 4096
 # Largest difference from the run's vectors, in units of their largest value where that is above 1.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-_MIB = 1 << 20
 
 
 class Evidence(NamedTuple):
@@ -56,8 +55,7 @@ class Evidence(NamedTuple):
     row: Row
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """What was written; `max_difference` is how far its vectors are from the run's at most."""
 
     folder: Path
@@ -73,7 +71,7 @@ class Exported:
         return (
             f"{self.folder}: layer {self.point.layer} of {self.layers}, "
             f"{self.cut.dimension} dimensions, {self.parameters / 1e6:,.1f} of "
-            f"{self.parameters_whole / 1e6:,.1f} M parameters, {self.bytes / _MIB:,.1f} MiB; "
+            f"{self.parameters_whole / 1e6:,.1f} M parameters, {self.bytes / (1 << 20):,.1f} MiB; "
             f"largest difference from the run's vectors {self.max_difference:.1e}"
         )
 

@@ -28,17 +28,12 @@ def extract(run: Run) -> None:
 
 def require_extracted(run: Run) -> None:
     """Raise if a partition is not there, or was extracted with other settings."""
-    targets = (
-        target
-        for subject in run.subjects
-        for _, each in _passes(run, subject)
-        for target in each.targets
-    )
-    for target in targets:
-        if run.manifests.current(target.partition, target.settings) is None:
-            raise FileNotFoundError(
-                f"{target.partition} is not extracted: run `layerrank extract` first"
-            )
+    for subject in run.subjects:
+        for target in (target for _, each in _passes(run, subject) for target in each.targets):
+            if run.manifests.current(target.partition, target.settings) is None:
+                raise FileNotFoundError(
+                    f"{target.partition} is not extracted: run `layerrank extract` first"
+                )
 
 
 def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:

@@ -69,8 +69,7 @@ class Pass:
     @property
     def targets(self) -> list[Target]:
         """Every partition that the pass fills."""
-        found = (self.embeddings, self.tokens, self.prompt_metrics)
-        return [target for target in found if target is not None]
+        return [each for each in (self.embeddings, self.tokens, self.prompt_metrics) if each]
 
 
 def passes(

@@ -134,12 +134,11 @@ class Extractor:
             metric_seconds += time.perf_counter() - began
 
         def write(table: str, groups: Iterable[pa.Table], columns: pa.Schema, facts: Facts) -> None:
-            name, model = shard_name(unit.shard), (self._subject.name, self._subject.revision)
+            model = self._subject.name, self._subject.revision
             where = named_partition(table, *model, unit.dataset, unit.condition)
-            blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
-            receipts[where.path] = write_shard(
-                self._root, where.shard(name), groups, columns, blank
-            )
+            blank = Receipt(shard_name(unit.shard), 0, unit.digests[table], "", facts=facts)
+            key = where.shard(blank.name)
+            receipts[where.path] = write_shard(self._root, key, groups, columns, blank)
 
         with TokenSpool(prompt_ids, lengths.tolist(), self._tokens.dtype) as spool:
             taps = [wanted_tokens(stored, spool.add)] if stored.any() else []
@@ -154,16 +153,11 @@ class Extractor:
                 counts = {"prompts": int(stored.sum()), "dtype": self._tokens.dtype}
                 write("tokens", spool.groups(norm), schema.TOKENS, counts)
         if "prompt_metrics" in unit.digests:
+            by_layer = zip(*measured.values(), strict=True)
+            of_layers = (dict(zip(measured, each, strict=True)) for each in by_layer)
             tables = (
-                prompt_metrics_table(
-                    layer,
-                    norm,
-                    prompt_ids,
-                    lengths,
-                    {k: v[layer] for k, v in measured.items()},
-                    REASONS,
-                )
-                for layer in range(layers + 1 if measured else 0)
+                prompt_metrics_table(layer, norm, prompt_ids, lengths, values, REASONS)
+                for layer, values in enumerate(of_layers)
             )
             known = {
                 "prompts": len(texts),

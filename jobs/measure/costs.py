@@ -37,8 +37,7 @@ def measure_costs(run: Run) -> None:
             "tokens": _TOKENS,
             "device": config.device,
         }
-        where = costs_partition(subject)
-        manifest, made = run.make(where, settings, partial(measured, subject))
+        manifest, made = run.make(costs_partition(subject), settings, partial(measured, subject))
         if made:
             last = max(read_costs(run, subject).values(), key=lambda cost: cost.layer)
             say(f"  {subject}: cost of {manifest.rows} layers, {last.latency_ms:.1f} ms the last")

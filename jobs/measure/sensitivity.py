@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,9 +74,8 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
             for each in conditions
         ]
         wanted = layers if token_metrics(run.config) else []
-        prompts = [
-            run.manifests.require(each.partition.sibling("prompt_metrics")) for each in wanted
-        ]
+        beside = (each.partition.sibling("prompt_metrics") for each in wanted)
+        prompts = [run.manifests.require(each) for each in beside]
         settings = {
             "level": level,  # of the intervals
             "conditions": [each.name for each in conditions],
@@ -106,7 +106,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
                     found[index].append(row)
                 progress.add(1)
     for tables, rows in zip(absent, found, strict=True):
-        rows.sort(key=lambda row: [row[column] for column in ("metric", "variant", *_KEY)])
+        rows.sort(key=itemgetter("metric", "variant", *_KEY))
         run.write(tables.where, tables.settings, rows)
     say(f"  {dataset.name}: sensitivity to {', '.join(each.where.values[-1] for each in absent)}")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
@@ -27,7 +28,6 @@ from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN
 from storage.vectors import Group, groups
 
-_ORDER = ("metric", "variant", "layer", "norm", "pooling")
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
 _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
 
@@ -36,11 +36,8 @@ def measure(run: Run) -> None:
     """Measure the cost of every layer, then every dataset; what is measured stays."""
     measure_costs(run)
     for subject in run.subjects:
-        measured: dict[str, Manifest] = {}
-        for dataset in run.config.datasets:
-            found = _measure_tokens(run, subject, dataset)
-            if found:
-                measured[dataset.name] = found
+        found = {each.name: _measure_tokens(run, subject, each) for each in run.config.datasets}
+        measured = {name: each for name, each in found.items() if each}
         for dataset in run.config.datasets:
             _measure_layers(run, subject, dataset, measured.get(dataset.name))
             measure_sensitivity(run, subject, dataset)
@@ -101,7 +98,7 @@ def _measure_layers(
             task, settings = absent[name]
             if len(found[name]) == len(task.groups):
                 written = [*layer_rows(task, found.pop(name))]
-                written.sort(key=lambda row: [row[column] for column in _ORDER])
+                written.sort(key=itemgetter("metric", "variant", "layer", "norm", "pooling"))
                 run.write(task.target, settings, written)
                 metrics |= {row["metric"] for row in written}
             progress.add(1)
@@ -124,11 +121,10 @@ def _task(
     of_views = of_kind(config.metrics, Views)
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
     own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
-    views = []
-    if condition == CLEAN:
-        for name in map(view_name, range(run.config.views.count if of_views else 0)):
-            views.append(run.manifests.require(partition("embeddings", subject, dataset, name)))
-    else:
+    names = map(view_name, range(run.config.views.count if of_views and condition == CLEAN else 0))
+    compared = (partition("embeddings", subject, dataset, name) for name in names)
+    views = [run.manifests.require(each) for each in compared]
+    if condition != CLEAN:
         own = {name: value for name, value in own.items() if name not in _OF_VIEWS}
         own["metrics"] = [name for name in config.metrics if name not in of_views]
         prompt_metrics = None

@@ -33,6 +33,7 @@ from storage.spool import token_states
 from storage.vectors import Group, shard_vectors
 
 Row = dict[str, Any]
+Unit = tuple[str, Group]  # a condition and a group of it
 _BATCH_TOKENS = 16384
 _CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes over them
 
@@ -59,11 +60,10 @@ def measure_shard(
             states = token_states(table, dtype)
             bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
             if any(bad):
-                first = ids[np.flatnonzero(bad)[0]]
+                first, count = ids[np.flatnonzero(bad)[0]], np.count_nonzero(bad)
                 raise ValueError(
                     f"{root.place(key)}, layer {layer}: non-finite states at {sum(bad)} tokens of "
-                    f"{np.count_nonzero(bad)} prompts, first prompt_id {first}; extract it again "
-                    "in float32"
+                    f"{count} prompts, first prompt_id {first}; extract it again in float32"
                 )
             values: TokenValues = {}
             for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
@@ -92,12 +92,10 @@ class Measured(NamedTuple):
     terms: dict[str, Hsic]
 
 
-def measure_group(
-    conditions: Mapping[str, LayerMetrics], unit: tuple[str, Group]
-) -> tuple[str, Measured]:
+def measure_group(tasks: Mapping[str, LayerMetrics], unit: Unit) -> tuple[str, Measured]:
     """Measure one group of one condition."""
     condition, group = unit
-    return condition, conditions[condition].measure(group)
+    return condition, tasks[condition].measure(group)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ TABLES: dict[str, Callable[[Pair], Iterator[Weight]]] = {
 
 
 def _layer_costs(pair: Pair) -> Iterator[Weight]:
-    yield partition_weight([2780 + 24 * pair.layers])
+    yield partition_weight([3470 + 40 * pair.layers])
 
 
 def _modes(pair: Pair) -> Iterator[Weight]:

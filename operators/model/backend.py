@@ -65,6 +65,9 @@ class Backend(Protocol):
         """
 
 
+Load = Callable[[Subject, torch.device], Backend]
+
+
 def _load_model(subject: Subject, device: torch.device) -> Backend:
     # transformers takes seconds to import, which what reads no model does without.
     from operators.model.on_transformers import load_model  # noqa: PLC0415
@@ -75,9 +78,7 @@ def _load_model(subject: Subject, device: torch.device) -> Backend:
 # Name -> whether it runs a subject, and what loads it onto a device; the first that does is taken.
 # An entry tells its subjects by what they are, as by the files in their folder; it stands before
 # transformers, which runs the rest.
-BACKENDS: dict[
-    str, tuple[Callable[[Subject], bool], Callable[[Subject, torch.device], Backend]]
-] = {
+BACKENDS: dict[str, tuple[Callable[[Subject], bool], Load]] = {
     "transformers": (lambda _subject: True, _load_model),
 }
 

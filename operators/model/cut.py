@@ -35,7 +35,6 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "first": "pooling_mode_cls_token",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
-_MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"))
 _PAD_TOKEN = "<|pad|>"
 _PAD_CANDIDATES = ("eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TOKENIZER_PROBES = (
@@ -145,7 +144,7 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
         cut = Cut(blocks, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
         _write_modules(point, cut, folder)
         return cut
-    other: Norm = "final" if point.norm == "none" else "none"
+    other = "final" if point.norm == "none" else "none"
     raise CutError(
         f"{model.name} cut after block {point.layer} does not give the states of layer "
         f"{point.layer} with norm: {point.norm}; norm: {other} may work"
@@ -261,7 +260,7 @@ def _write_modules(point: CutPoint, cut: Cut, folder: Path) -> None:
         transformer["module_output_name"] = "token_embeddings"
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(_MODULES)
+        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
     pooling = {
         "word_embedding_dimension": cut.dimension,

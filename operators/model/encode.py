@@ -115,23 +115,23 @@ def encode(
 ) -> npt.NDArray[np.float32]:
     """Return the pooled vectors [G, N, D] of every group of `keep.groups` of the model's layers.
 
-    Every tap takes the token states of every batch, in the norm `tapped`.
-    The result does not depend on the batches beyond float rounding. NonFiniteError if
-    the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
+    Every tap takes the token states of every batch, in the norm `tapped`. The result does not
+    depend on the batches beyond float rounding. NonFiniteError if the state of a real token is not
+    finite. `sequences` must not be empty, nor hold an empty one.
     """
-    groups = len(keep.groups(model.shape.layers))
     vectors_GND: npt.NDArray[np.float32] | None = None
     land: Callable[[], None] | None = None  # puts the last batch in its place
     for rows in token_budget_batches([len(ids) for ids in sequences], keep.batch_tokens):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
-        if land:  # while a GPU computes
-            land()
+        if land:
+            land()  # while a GPU computes
         _check_finite(states, lengths_N, rows)
         batch_GnD = _pool_groups(model, states, lengths_N, keep)
         if vectors_GND is None:
-            vectors_GND = np.empty((groups, len(sequences), batch_GnD.shape[2]), np.float32)
+            groups, _, features = batch_GnD.shape
+            vectors_GND = np.empty((groups, len(sequences), features), np.float32)
         land = _on_its_way(batch_GnD, vectors_GND, rows)
         if taps and tapped == "final" and model.has_final_norm:
             states = [*map(model.final_norm, states)]

@@ -176,10 +176,7 @@ class LayerModel:
             self._reached()
 
     def _find_tail(self) -> list[nn.Module] | None:
-        """Return the modules beside the blocks that run after the last one, in order.
-
-        None if they do not reproduce the model's last hidden state.
-        """
+        """Return what runs after the last block, in order; None if more makes the output of it."""
         tail: list[nn.Module] = []
 
         def after_the_blocks(module: nn.Module, _args: Any, _output: Any) -> None:  # noqa: ANN401

@@ -30,8 +30,7 @@ def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ship
 
 def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa: ANN401
     """Return the most tokens per text: `wanted`, or what the tokenizer or the model allows."""
-    limits = [wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED]
-    return int(min(limits))
+    return int(min(wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED))
 
 
 def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401

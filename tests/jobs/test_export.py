@@ -98,16 +98,6 @@ def test_a_cut_gives_the_vectors_of_its_layer(
     assert not list(folder.rglob("*.py"))
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_pooling_means_the_same_there(norm: Norm, pooling: Pooling, tmp_path: Path) -> None:
-    model, point = tiny_model("gpt_neox"), CutPoint(2, norm, pooling, MAX_TOKENS)
-    _cut(model, point, tmp_path / "cut")
-    wanted_ND = _wanted(LayerModel(model), tiny_tokenizer(), point)[2]
-    alone_ND = np.concatenate([_vectors(tmp_path / "cut", [text]) for text in TEXTS])
-    np.testing.assert_allclose(alone_ND, wanted_ND, rtol=0, atol=1e-5)
-
-
 def test_a_raw_cut_still_outputs_the_normed_layer(tmp_path: Path) -> None:
     point = CutPoint(2, "none", "mean", MAX_TOKENS)
     cut = _cut(tiny_model("llama"), point, tmp_path / "raw")
@@ -354,7 +344,7 @@ def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_code_of_the_card_gives_the_vectors(
+def test_the_code_of_the_card_gives_the_vectors_and_one_text_alone_too(
     norm: Norm,
     pooling: Pooling,
     checkpoint: Path,
@@ -375,6 +365,9 @@ def test_the_code_of_the_card_gives_the_vectors(
     assert len(found) == 2
     for vectors_ND in found:
         np.testing.assert_allclose(vectors_ND, wanted_ND, rtol=0, atol=1e-5)
+    together_ND = _wanted(model, tiny_tokenizer(), point)[2]
+    alone_ND = np.concatenate([_vectors(tmp_path / "out", [text]) for text in TEXTS])
+    np.testing.assert_allclose(alone_ND, together_ND, rtol=0, atol=1e-5)
 
 
 def test_minilm_cut_at_its_last_layer_is_minilm(tmp_path: Path) -> None:

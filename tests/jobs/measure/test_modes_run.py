@@ -123,9 +123,15 @@ def _rows(run: Run) -> list[dict[str, Any]]:
     return run.rows(modes_partition(run.config, run.subjects[0]))
 
 
+def _tested(run: Run, measured: dict[str, Manifest] | None = None) -> list[dict[str, Any]]:
+    """Run the stage over some metrics, by default those of every text, and return its rows."""
+    every = _measured(run) if measured is None else measured
+    modes.measure_modes(run, run.subjects[0], every)
+    return _rows(run)
+
+
 def test_the_stage_finds_what_was_put_in(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
-    even, two, none = _rows(run)
+    even, two, none = _tested(run)
     assert [even["layer"], two["layer"], none["layer"]] == [0, 1, 2]
     assert {(row["norm"], row["metric"], row["variant"]) for row in (even, two, none)} == {
         ("none", "prompt_entropy", "alpha=1")
@@ -154,7 +160,7 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
 
 
 def test_examples_are_of_their_group_and_their_texts_are_found(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
+    _tested(run)
     found = collected(run, run.subjects[0])
     assert found is not None
     assert [each.bimodal for each in found.layers] == [False, True, False]
@@ -174,12 +180,10 @@ def test_examples_are_of_their_group_and_their_texts_are_found(run: Run) -> None
 def test_the_order_of_the_rows_and_of_the_layers_does_not_matter(
     run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
+    rows = _tested(run)
     backwards = {name: [each[::-1] for each in shards[::-1]] for name, shards in SHARDS.items()}
     monkeypatch.setitem(globals(), "SHARDS", backwards)
-    other = _run(tmp_path / "other", checkpoint)
-    modes.measure_modes(other, other.subjects[0], _measured(other))
-    for row, turned in zip(_rows(run), _rows(other), strict=True):
+    for row, turned in zip(rows, _tested(_run(tmp_path / "other", checkpoint)), strict=True):
         for each in row["examples"] + turned["examples"]:
             del each["shard"]  # which holds the text is what was changed
         np.testing.assert_equal(turned, row)
@@ -189,49 +193,44 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(
     run: Run, tmp_path: Path, checkpoint: Path
 ) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], measured)
+    _tested(run, measured)
     assert len(_units(run)) == 3 + 3  # shards, then layers
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-    modes.measure_modes(run, run.subjects[0], measured)
-    more = _run(tmp_path, checkpoint, mode_sample=5000)  # than there are prompts
-    modes.measure_modes(more, more.subjects[0], measured)
+    _tested(run, measured)
+    _tested(_run(tmp_path, checkpoint, mode_sample=5000), measured)  # more than there are prompts
     assert len(_units(run)) == 6
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
     fewer = _run(tmp_path, checkpoint, mode_sample=27)
     with pytest.raises(SettingsConflictError, match="sample: 60 there, 27 here"):
-        modes.measure_modes(fewer, fewer.subjects[0], measured)
-    again = replace(fewer, overwrite=True)
-    modes.measure_modes(again, again.subjects[0], measured)
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {27}
+        _tested(fewer, measured)
+    rows = _tested(replace(fewer, overwrite=True), measured)
+    assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {27}
 
 
 def test_another_dataset_joins_without_a_conflict(run: Run) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], {"a": measured["a"]})
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {60}
-    _units(run).clear()
-    modes.measure_modes(run, run.subjects[0], measured)
+    for given, prompts in (({"a": measured["a"]}, 60), (measured, UNIQUE)):
+        _units(run).clear()
+        rows = _tested(run, given)
+        assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {prompts}
     assert _units(run) == [(shard_name(0), 21), 2, 1, 0]
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {UNIQUE}
 
 
 def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], measured)
-    before = _rows(run)
+    before = _tested(run, measured)
     where = measured["a"].partition.sibling("prompt_traits")
     for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
         run.root.delete(key)
     run.root.delete(modes_partition(run.config, run.subjects[0]).shard("manifest.json"))
     _units(run).clear()
-    modes.measure_modes(replace(run, seen=Seen()), run.subjects[0], measured)
+    np.testing.assert_equal(_tested(replace(run, seen=Seen()), measured), before)
     assert _units(run) == [(shard_name(1), 30), 2, 1, 0]
-    np.testing.assert_equal(_rows(run), before)
 
 
 def test_a_trait_that_was_not_measured_has_no_effect(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run, only="prompt_entropy"))
-    effects = {each["trait"]: each for each in _rows(run)[1]["traits"]}
+    _, two, _ = _tested(run, _measured(run, only="prompt_entropy"))
+    effects = {each["trait"]: each for each in two["traits"]}
     assert np.isnan(effects["first_token_share"]["effect"])
     assert effects["first_token_share"]["reason"]
     assert effects["n_tokens"]["effect"] == 1
@@ -239,8 +238,7 @@ def test_a_trait_that_was_not_measured_has_no_effect(run: Run) -> None:
 
 def test_a_sample_takes_leading_prompts_in_proportion() -> None:
     counts = {"a": {"0": 60, "1": 30}, "b": {"0": 10}, "c": {}}
-    assert modes.sample_of(counts, 1000) == counts
-    assert modes.sample_of(counts, 100) == counts
+    assert modes.sample_of(counts, 1000) == modes.sample_of(counts, 100) == counts
     assert modes.sample_of(counts, 50) == {"a": {"0": 45}, "b": {"0": 5}, "c": {}}
     assert modes.sample_of(counts, 80) == {"a": {"0": 60, "1": 12}, "b": {"0": 8}, "c": {}}
     assert modes.sample_of({"a": {}}, 10) == {"a": {}}
