@@ -43,9 +43,10 @@ class Backend(Protocol):
     ) -> Sequence[Tensor]:
         """Return the L+1 raw states [N, T, D] of token ids, on `device`, of any float type.
 
-        What stands in the padding never matters. `reached` is called as the pass comes to each
-        layer, 0 to L: there the time is read. A backend that cannot tell calls it L+1 times at the
-        end, and every layer then takes as long as the model.
+        Ids and mask [N, T] are int64 on the CPU. What stands in the padding of a state never
+        matters. `reached` is called as the pass comes to each layer, 0 to L: there the time is
+        read. A backend that cannot tell calls it L+1 times at the end, and every layer then takes
+        as long as the model.
         """
 
     def final_norm(self, state_NTD: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from jobs.prepare.stage import prepare
 from jobs.rank.stage import relative_cost
 from jobs.run import Run
 from operators.model import backend
+from operators.model.on_transformers import LayerModel
 from operators.model.subject import Subject, read_shape
 from operators.model.tokenise import load_tokenizer
 from storage.root import Root
@@ -72,6 +74,8 @@ def test_a_run_goes_through_another_backend(
     for stage in (prepare, extract, measure_costs):
         stage(run)
     (subject,) = run.subjects
+    other = backend.load_backend(replace(subject, name="other"), torch.device("cpu"))
+    assert isinstance(other, LayerModel)
     tokenizer = load_tokenizer(subject)
     with connect(run.root) as sql:
         stored = sql.sql(
