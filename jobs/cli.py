@@ -19,9 +19,10 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.overrides import add_subject, overridden
 from jobs.config.run import RunConfig, load, recipes
-from jobs.config.settings import Engine, Norm, Policy, Pooling, StorageConfig, SubjectConfig
-from jobs.plan.limits import Guard, Limits, Rates, add_limits, add_prices, require_within
+from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
+from jobs.plan.limits import Limits, Rates, add_limits, add_prices
 from jobs.prepare.folders import add_texts, with_folders
+from operators.model.subject import Norm, Pooling
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -138,9 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     def prepare_within_limits(run: Run) -> None:
         prepare(run)
-        guard.check(run.config, run.root, say, prepared=True)
+        within(run.config, run.root, say, prepared=True)
 
-    guard = Guard(_limits(arguments))
+    within = _within(_limits(arguments))
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare_within_limits,
         "extract": extract,
@@ -155,12 +156,21 @@ def run(arguments: argparse.Namespace) -> int:
             check(each, run.config.storage)
             require_lengths(run.config.conditions, each, run.config.storage)
         _require_before(wanted[0], run)
-        guard.check(run.config, run.root, say)
+        within(run.config, run.root, say)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
+
+
+def _within(limits: Limits) -> Callable[..., None]:
+    """Return what keeps a run from starting that would exceed its limits."""
+    if not limits:
+        return lambda *_, **__: None
+    from jobs.plan.words import Guard  # noqa: PLC0415  (imports torch, seconds)
+
+    return Guard(limits).check
 
 
 @contextmanager
@@ -244,7 +254,7 @@ def _add_plan(added: _Parsers[argparse.ArgumentParser]) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
-    from jobs.plan.words import told  # noqa: PLC0415
+    from jobs.plan.words import require_within, told  # noqa: PLC0415
 
     config = _config(arguments)
     uri = arguments.output or config.output

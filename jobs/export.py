@@ -9,25 +9,24 @@ import importlib.util
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
 
 from jobs.config.blocks import ConfigError
-from operators.model.cost import layer_parameters
+from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
-from operators.model.load import LayerModel, load_model
-from operators.model.pooling import Pooling
-from operators.model.subject import Subject, read_shape
+from operators.model.on_transformers import LayerModel
+from operators.model.subject import Pooling, Subject, read_shape
 from operators.model.tokenise import load_tokenizer, token_limit, tokenise
-from storage.manifest import Manifest, require
+from storage.manifest import require
 from storage.partition import partitions
 from storage.root import Root
 from storage.shards import read_table
@@ -42,11 +41,10 @@ SENTENCES = (
 _BATCH_TOKENS = 4096
 # Largest difference from the run's vectors, in units of their largest value where that is above 1.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-_MIB = 1 << 20
 
 
-class Evidence(TypedDict, total=False):
-    """What a ranking says of the layer: columns of the table `ranking`, and where they are from.
+class Evidence(NamedTuple):
+    """What a ranking says of the layer: a row of the table `ranking`, and where it is from.
 
     `tasks` is the number of tasks, `level` the coverage of the intervals (0..1).
     """
@@ -54,17 +52,10 @@ class Evidence(TypedDict, total=False):
     run: str
     tasks: int
     level: float
-    rank: int | None
-    score: float
-    score_low: float
-    score_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    row: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Exported:
+class Exported(NamedTuple):
     """What was written; `max_difference` is how far its vectors are from the run's at most."""
 
     folder: Path
@@ -80,7 +71,7 @@ class Exported:
         return (
             f"{self.folder}: layer {self.point.layer} of {self.layers}, "
             f"{self.cut.dimension} dimensions, {self.parameters / 1e6:,.1f} of "
-            f"{self.parameters_whole / 1e6:,.1f} M parameters, {self.bytes / _MIB:,.1f} MiB; "
+            f"{self.parameters_whole / 1e6:,.1f} M parameters, {self.bytes / (1 << 20):,.1f} MiB; "
             f"largest difference from the run's vectors {self.max_difference:.1e}"
         )
 
@@ -109,23 +100,19 @@ def export(
     shape = read_shape(subject)
     try:
         point.check(shape.layers)
-        model, tokenizer = load_model(subject, torch.device("cpu")), load_tokenizer(subject)
+        model = load_backend(subject, torch.device("cpu"))
+        if not isinstance(model, LayerModel):
+            raise CutError("only a model that transformers runs can be cut")
+        tokenizer = load_tokenizer(subject)
         point = replace(point, max_tokens=token_limit(tokenizer, shape, point.max_tokens))
         with _staged(folder) as staged:
             cut = cut_model(model, tokenizer, point, staged)
             difference = _verify(subject, model, tokenizer, point, staged)
-            parameters = layer_parameters(model)
-            facts = Exported(
-                folder,
-                point,
-                cut,
-                model.layers,
-                parameters[point.layer],
-                parameters[-1],
-                sum(file.stat().st_size for file in staged.rglob("*") if file.is_file()),
-                difference,
-            )
-            card = model_card(subject, facts, evidence or {})
+            counts = model.layer_parameters()
+            parameters = counts[point.layer], counts[-1]
+            size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
+            facts = Exported(folder, point, cut, shape.layers, *parameters, size, difference)
+            card = model_card(subject, facts, evidence)
             (staged / "README.md").write_text(card, encoding="utf-8")
     except CutError as error:
         raise ConfigError(f"{subject}: {error}") from error
@@ -140,11 +127,9 @@ def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
     folder = Path(out).resolve()
     if subject.is_folder and Path(subject.source).resolve().is_relative_to(folder):
         raise ConfigError(f"{out} holds the model that is to be exported; choose another folder")
-    if not folder.exists():
-        return folder
-    if not overwrite:
+    if folder.exists() and not overwrite:
         raise ConfigError(f"{out} exists; choose another folder or give --overwrite")
-    if not (folder / "modules.json").is_file():
+    if folder.exists() and not (folder / "modules.json").is_file():
         raise ConfigError(f"{out} exists and is not an exported model; it is not overwritten")
     return folder
 
@@ -209,24 +194,30 @@ _POOLED: dict[Pooling, tuple[str, str]] = {
         "(states * mask * mask.cumsum(1)).sum(1) / (mask * mask.cumsum(1)).sum(1)",
     ),
 }
+_NORMED = {
+    False: "what the cut model outputs, its own final norm included if it has one",
+    True: "the raw output, without the model's final norm. One more block with all weights zero, "
+    "which changes nothing, stands behind it, so that `hidden_states` hold the raw output; "
+    "`last_hidden_state` is the same with the final norm",
+}
 _CARD = """\
 ---
 {front}---
 
-# {name}, layer {layer} of {layers}
+# {subject.name}, layer {point.layer} of {facts.layers}
 
-This is `{model}` at revision `{revision}`, cut after block {layer} of {layers} by LayerRank. It has
-{parameters:,} of {parameters_whole:,} parameters and gives vectors with {dimension} dimensions. Its
-licence is that of the model it is cut from.
+This is `{model}` at revision `{subject.revision}`, cut after block {point.layer} of
+{facts.layers} by LayerRank. It has {facts.parameters:,} of {facts.parameters_whole:,} parameters
+and gives vectors with {cut.dimension} dimensions. Its licence is that of the model it is cut from.
 
 ## How the vectors are made
 
-- Layer {layer}: {layer_text}.
-- Norm `{norm}`: {norm_text}.
-- Pooling `{pooling}`: {pooling_text}, special tokens counted. Vectors are not normalised.
-- Texts are cut to {max_tokens} tokens, special tokens included.
+- Layer {point.layer}: {layer_text}.
+- Norm `{point.norm}`: {norm_text}.
+- Pooling `{point.pooling}`: {pooling_text}, special tokens counted. Vectors are not normalised.
+- Texts are cut to {point.max_tokens} tokens, special tokens included.
 - Compared when it was written: the largest difference from the vectors of a LayerRank run is
-  {difference:.1e}.
+  {facts.max_difference:.1e}.
 
 ## Why this layer
 
@@ -237,7 +228,7 @@ licence is that of the model it is cut from.
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{folder}").encode(["A text.", "Another, longer text."])
+vectors = SentenceTransformer("{facts.folder.name}").encode(["A text.", "Another, longer text."])
 ```
 
 Without sentence-transformers:
@@ -247,8 +238,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 texts = ["A text.", "Another, longer text."]
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModel.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{facts.folder.name}")
+model = AutoModel.from_pretrained("{facts.folder.name}")
 batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 mask = batch.attention_mask.unsqueeze(-1)
 with torch.inference_mode():
@@ -258,7 +249,7 @@ vectors = {vectors}
 """
 
 
-def model_card(subject: Subject, facts: Exported, evidence: Evidence) -> str:
+def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> str:
     """Return README.md: what the model is, how its vectors are made, why this layer, its use."""
     point, cut = facts.point, facts.cut
     # The hub knows a base model by its id only; a folder or a package has none.
@@ -274,63 +265,36 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence) -> str:
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         model=subject.model if on_hub else subject.name,
-        name=subject.name,
-        revision=subject.revision,
-        layers=facts.layers,
-        layer=point.layer,
+        subject=subject,
+        facts=facts,
+        point=point,
+        cut=cut,
         layer_text=f"the output of block {point.layer}" if point.layer else "the embeddings",
-        parameters=facts.parameters,
-        parameters_whole=facts.parameters_whole,
-        dimension=cut.dimension,
-        norm=point.norm,
-        norm_text=_norm_text(cut),
-        pooling=point.pooling,
+        norm_text=_NORMED[cut.inert],
         pooling_text=pooling_text,
-        max_tokens=point.max_tokens,
-        difference=facts.max_difference,
         evidence=_evidence_text(facts.layers, evidence),
-        folder=facts.folder.name,
         request=", output_hidden_states=True" if raw else "",
         states=f"hidden_states[{cut.hidden_state}]" if raw else "last_hidden_state",
         vectors=vectors,
     )
 
 
-def _norm_text(cut: Cut) -> str:
-    if not cut.inert:
-        return "what the cut model outputs, its own final norm included if it has one"
-    return (
-        "the raw output, without the model's final norm. One more block with all weights zero, "
-        "which changes nothing, stands behind it, so that `hidden_states` hold the raw output; "
-        "`last_hidden_state` is the same with the final norm"
-    )
-
-
-def _evidence_text(layers: int, evidence: Evidence) -> str:
-    score, gain = evidence.get("score", math.nan), evidence.get("gain", math.nan)
-    if math.isnan(score):
+def _evidence_text(layers: int, evidence: Evidence | None) -> str:
+    if evidence is None or math.isnan(evidence.row["score"]):
         return "No ranking was given: the layer was chosen by hand."
-    tasks = f" over {evidence['tasks']} tasks" if "tasks" in evidence else ""
-    lines = [f"- Mean score{tasks}: {score:.4f}{_interval(evidence, 'score')}."]
-    if not math.isnan(gain):
-        lines.append(f"- Gain over the last layer: {gain:+.4f}{_interval(evidence, 'gain')}.")
-    if evidence.get("rank") is not None:
-        lines.append(f"- Rank {evidence['rank']} of {layers + 1} layers.")
-    if "run" in evidence:
-        lines.append(f"- From the LayerRank run `{evidence['run']}`.")
-    return "\n".join(lines)
 
+    def cited(name: str, sign: str) -> str:
+        value, low, high = (evidence.row[f"{name}{end}"] for end in ("", "_low", "_high"))
+        if math.isnan(low) or math.isnan(high):
+            return f"{value:{sign}.4f}."
+        return f"{value:{sign}.4f} ({100 * evidence.level:g}% interval {low:.4f} to {high:.4f})."
 
-def _interval(evidence: Evidence, name: Literal["score", "gain"]) -> str:
-    ends = {
-        "score": (evidence.get("score_low", math.nan), evidence.get("score_high", math.nan)),
-        "gain": (evidence.get("gain_low", math.nan), evidence.get("gain_high", math.nan)),
-    }
-    low, high = ends[name]
-    if math.isnan(low) or math.isnan(high):
-        return ""
-    level = f"{100 * evidence['level']:g}% " if "level" in evidence else ""
-    return f" ({level}interval {low:.4f} to {high:.4f})"
+    lines = [f"- Mean score over {evidence.tasks} tasks: {cited('score', '')}"]
+    if not math.isnan(evidence.row["gain"]):
+        lines.append(f"- Gain over the last layer: {cited('gain', '+')}")
+    if evidence.row["rank"] is not None:
+        lines.append(f"- Rank {evidence.row['rank']} of {layers + 1} layers.")
+    return "\n".join([*lines, f"- From the LayerRank run `{evidence.run}`."])
 
 
 def ranked_layer(
@@ -355,28 +319,14 @@ def ranked_layer(
     if len(found) > 1:
         groups = ", ".join(each.partition.keys["group"] for each in found)
         raise ConfigError(f"{root.uri} has several rankings of {subject}: {groups}; give --group")
-    return _row(root, found[0], layer)
-
-
-def _row(root: Root, ranking: Manifest, layer: int | None) -> tuple[dict[str, Any], Evidence]:
-    rows = read_table(root, ranking.objects()[0]).to_pylist()
-    wanted = [
-        row for row in rows if (row["recommended"] if layer is None else row["layer"] == layer)
-    ]
-    if not wanted:
-        layers = ", ".join(str(row["layer"]) for row in rows)
-        raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")
-    row = wanted[0]
-    evidence = Evidence(
-        run=ranking.partition.keys["group"],
-        tasks=len(ranking.settings["tasks"]),
-        level=ranking.settings["level"],
-        rank=row["rank"],
-        score=row["score"],
-        score_low=row["score_low"],
-        score_high=row["score_high"],
-        gain=row["gain"],
-        gain_low=row["gain_low"],
-        gain_high=row["gain_high"],
+    (ranking,) = found
+    rows: list[dict[str, Any]] = read_table(root, ranking.objects()[0]).to_pylist()
+    row = next(
+        (row for row in rows if (row["recommended"] if layer is None else row["layer"] == layer)),
+        None,
     )
-    return row, evidence
+    if row is None:
+        layers = ", ".join(str(each["layer"]) for each in rows)
+        raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")
+    tasks, level = len(ranking.settings["tasks"]), ranking.settings["level"]
+    return row, Evidence(ranking.partition.keys["group"], tasks, level, row)

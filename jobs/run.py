@@ -152,6 +152,13 @@ class Run:
         """Return the rows of a table of one object; [] if it is not there."""
         return self.rows(where) if self.manifests.load(where) else []
 
+    def ranked_rows(self, where: Partition) -> list[dict[str, Any]]:
+        """Return the rows of scores of the vectors that are ranked."""
+        rank = self.config.rank
+        wanted = (rank.norm, rank.pooling, rank.variant)
+        rows = self.rows(where)
+        return [row for row in rows if (row["norm"], row["pooling"], row["variant"]) == wanted]
+
     def make(
         self,
         where: Partition,

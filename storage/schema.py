@@ -219,6 +219,8 @@ LAYER_COSTS = _table(
     _column("parameters", pa.int64(), "of the model cut after the layer, shared ones once"),
     _column("flops_per_token", pa.float64(), "forward, 2 per multiply-add, see `tokens`"),
     _column("latency_ms", pa.float64(), "median of a forward pass of one prompt, milliseconds"),
+    _column("latency_low_ms", pa.float64(), "a quarter of the passes took less", nullable=True),
+    _column("latency_high_ms", pa.float64(), "a quarter of the passes took more", nullable=True),
     _column("tokens", pa.int32(), "length of the prompt that was measured"),
     _column("device", pa.string(), "torch device that was measured"),
 )

@@ -6,7 +6,8 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,15 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
     shown = f" (got {value!r})" if plain and not secret else ""
     return f"{key}: {message}{shown}" if key else message
+
+
+def labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Task]]:
+    """Yield the tasks of a run with their names; where two share one, the dataset's before it."""
+    pairs = [(dataset, task) for dataset in config.datasets for task in dataset.tasks]
+    names = Counter(task.name for _, task in pairs)
+    for dataset, task in pairs:
+        label = task.name if names[task.name] == 1 else f"{dataset.name}/{task.name}"
+        yield label, dataset, task
 
 
 def learning_examples(config: RunConfig, task: Task) -> tuple[int, ...]:

@@ -19,10 +19,9 @@ from jobs.config.blocks import (
     require_distinct,
 )
 from operators.analysis.modes import FEWEST, MOST
+from operators.model.subject import Dtype, Norm, Pooling
 from operators.prompts.conditions import FAMILIES, Condition
 
-Norm = Literal["none", "final"]
-Pooling = Literal["mean", "last", "first", "weighted_mean"]
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "process", "ray"]
 TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
@@ -59,7 +58,7 @@ class SubjectConfig(Block):
         "branches or of the folders in `model`",
     )
     name: str = ""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     trust_remote_code: bool = False
     allow_pickle: bool = False
     shape: Shape | None = None

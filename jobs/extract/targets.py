@@ -5,8 +5,9 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jobs.config.datasets import DatasetConfig
@@ -15,8 +16,8 @@ from jobs.config.run import RunConfig, graded_conditions
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name
-from storage.manifest import Manifest, Settings, digest_of, missing
-from storage.partition import CLEAN, Partition, shard_name
+from storage.manifest import Manifest, Settings, digest_of
+from storage.partition import CLEAN, Partition, TableName, shard_name
 from storage.shards import Receipt
 
 
@@ -24,20 +25,17 @@ from storage.shards import Receipt
 class Unit:
     """One shard of prompts under one condition, through one model.
 
-    `take` limits it to the shard's share of the sample (None = every prompt). What is written is
-    what is missing: the embeddings or not, the token states of the first `tokens` prompts, and the
-    token metrics or not. `digests` names the settings of each table.
+    It is the first `prompts` of the shard in sample order. What is written is what is missing:
+    `digests` names the settings of each such table, and `tokens` says of how many of the first
+    prompts the token states are stored.
     """
 
     dataset: str
     condition: str
     shard: int
     prompts: int
-    take: int | None
-    embeddings: bool
     tokens: int
-    metrics: bool
-    digests: dict[str, str]
+    digests: dict[TableName, str]
 
 
 @dataclass(frozen=True)
@@ -48,23 +46,10 @@ class Target:
     settings: Settings
     shares: dict[str, int]
 
-    @property
-    def expected(self) -> list[str]:
-        """The names of the shards it should have."""
-        return list(self.shares)
-
-    @property
+    @cached_property
     def digest(self) -> str:
         """The digest of its settings."""
         return digest_of(self.settings)
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a model's activations depend on, and the sizes that it has."""
-
-    identity: Settings
-    shape: ModelShape
 
 
 @dataclass(frozen=True)
@@ -84,32 +69,24 @@ class Pass:
     @property
     def targets(self) -> list[Target]:
         """Every partition that the pass fills."""
-        return [
-            target
-            for target in (self.embeddings, self.tokens, self.prompt_metrics)
-            if target is not None
-        ]
-
-
-def sample_shares(prompts: Manifest, sample: int) -> dict[str, int]:
-    """Return shard name -> prompts, so that the shards hold `sample` prompts between them.
-
-    Shards are cut by a hash of the text, so the leading shards are a random sample, and a small
-    sample touches few objects. A corpus smaller than the sample is taken whole.
-    """
-    return leading({receipt.name: receipt.rows for receipt in prompts.receipts}, sample)
+        return [each for each in (self.embeddings, self.tokens, self.prompt_metrics) if each]
 
 
 def passes(
     config: RunConfig,
     subject: Subject,
-    sources: Sources,
+    identity: Settings,
+    shape: ModelShape,
     dataset: DatasetConfig,
     prompts: Manifest,
 ) -> Iterator[Pass]:
-    """Yield the passes of a subject over a dataset: the clean one, views, and conditions."""
+    """Yield the passes of a subject over a dataset: the clean one, views, and conditions.
+
+    `identity` is what the model's activations depend on.
+    """
+    everything = {receipt.name: receipt.rows for receipt in prompts.receipts}
     source = {
-        "subject": dict(sources.identity),
+        "subject": dict(identity),
         "prompts": prompts.content,
         "max_tokens": config.extract.max_tokens,
     }
@@ -119,71 +96,50 @@ def passes(
         "norms": sorted(config.extract.norms),
         "poolings": sorted(config.extract.poolings),
     }
-    everything = {receipt.name: receipt.rows for receipt in prompts.receipts}
-    planned = token_plan(config, sources.shape, prompts.rows)
-    tokens = config.tokens
+    planned, tokens = token_plan(config, shape, prompts.rows), config.tokens
     states = {"seed": config.seed, "sample": planned.stored, "norm": tokens.norm}
-    measured = {"norm": tokens.norm, **token_metric_settings(config)}
-    yield Pass(
-        dataset.name,
-        CLEAN,
-        Target(partition("embeddings", subject, dataset), kept, everything),
-        Target(
-            partition("tokens", subject, dataset),
-            {**source, **states, "dtype": tokens.dtype},
-            sample_shares(prompts, planned.stored),
-        )
-        if planned.stored
-        else None,
-        Target(partition("prompt_metrics", subject, dataset), {**source, **measured}, everything)
-        if planned.fused and measured["metrics"]
-        else None,
-    )
-    views = config.views
-    drawn = {**kept, **views.model_dump(exclude={"count"})}
-    shares = sample_shares(prompts, views.sample)
-    for condition in map(view_name, range(views.count)):
-        where = partition("embeddings", subject, dataset, condition)
-        yield Pass(dataset.name, condition, Target(where, drawn, shares))
+    measured = {**source, "norm": tokens.norm, **token_metric_settings(config)}
+
+    def target(
+        table: TableName, condition: str, settings: Settings, shares: Mapping[str, int] = everything
+    ) -> Target:
+        return Target(partition(table, subject, dataset, condition), settings, dict(shares))
+
+    clean = Pass(dataset.name, CLEAN, target("embeddings", CLEAN, kept))
+    if planned.stored:
+        stored = {**source, **states, "dtype": tokens.dtype}
+        shares = leading(everything, planned.stored)
+        clean = replace(clean, tokens=target("tokens", CLEAN, stored, shares))
+    if planned.fused and measured["metrics"]:
+        clean = replace(clean, prompt_metrics=target("prompt_metrics", CLEAN, measured))
+    yield clean
+    drawn = {**kept, **config.views.model_dump(exclude={"count"})}
+    shares = leading(everything, config.views.sample)
+    for name in map(view_name, range(config.views.count)):
+        yield Pass(dataset.name, name, target("embeddings", name, drawn, shares))
     compared = config.conditions.passes() if measured["metrics"] else []
+    settings = {**measured, "seed": config.seed}
     for graded in graded_conditions(config, dataset):
-        where = partition("embeddings", subject, dataset, graded.name)
-        settings = {**source, "seed": config.seed, **measured}
-        yield Pass(
-            dataset.name,
-            graded.name,
-            Target(where, kept, everything),
-            prompt_metrics=Target(where.sibling("prompt_metrics"), settings, everything)
-            if graded in compared
-            else None,
-        )
+        metrics = target("prompt_metrics", graded.name, settings) if graded in compared else None
+        embeddings = target("embeddings", graded.name, kept)
+        yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
 
 
-def missing_units(each: Pass, prompts: Manifest, done: dict[str, dict[str, Receipt]]) -> list[Unit]:
+def missing_units(
+    each: Pass, prompts: Manifest, done: Mapping[str, Mapping[str, Receipt]]
+) -> list[Unit]:
     """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
-    absent = {
-        target.partition.table: set(missing(target.expected, done[target.partition.path]))
-        for target in each.targets
-    }
-    digests: dict[str, str] = {target.partition.table: target.digest for target in each.targets}
-    shares = each.embeddings.shares
-    states = each.tokens.shares if each.tokens else {}
     found = []
     for number in range(len(prompts.receipts)):
         name = shard_name(number)
-        tables = {table for table, names in absent.items() if name in names}
-        if tables:
-            found.append(
-                Unit(
-                    dataset=each.dataset,
-                    condition=each.condition,
-                    shard=number,
-                    prompts=shares[name],
-                    take=None if each.condition == CLEAN else shares[name],
-                    embeddings="embeddings" in tables,
-                    tokens=states[name] if "tokens" in tables else 0,
-                    metrics="prompt_metrics" in tables,
-                    digests=digests,
-                )
-            )
+        absent = [
+            target
+            for target in each.targets
+            if name in target.shares and name not in done[target.partition.path]
+        ]
+        if absent:
+            count = each.embeddings.shares[name]
+            stored = sum(target.shares[name] for target in absent if target is each.tokens)
+            digests = {target.partition.table: target.digest for target in absent}
+            found.append(Unit(each.dataset, each.condition, number, count, stored, digests))
     return found

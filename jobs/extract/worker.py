@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,12 @@ import torch
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, parameters
 from jobs.config.run import RunConfig
-from jobs.config.settings import StorageConfig
 from jobs.extract.targets import Unit
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.token.tokens import TokenValues, token_metrics
-from operators.metrics.variants import Parameters
-from operators.model.batching import Ids
-from operators.model.encode import NonFiniteError, Representations, TokenTap, encode, wanted_tokens
-from operators.model.load import load_model
+from operators.model.backend import load_backend
+from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.conditions import condition_text, condition_tokens
@@ -40,8 +37,7 @@ from storage.vectors import embeddings_table
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A unit as it was read: its prompts in sample order, the token ids of each."""
 
     unit: Unit
@@ -50,8 +46,7 @@ class Batch:
     truncated: int
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """What became of a unit: the receipts of its shards by the path of their partition."""
 
     receipts: dict[str, Receipt]
@@ -59,73 +54,24 @@ class Encoded:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads a unit's prompts, applies its condition and tokenises: the CPU side of extraction."""
-
-    root: Root
-    subject: Subject
-    seed: int
-    probabilities: ViewProbabilities
-    max_tokens: int
-    storage: StorageConfig
-
-    def read(self, unit: Unit) -> Batch:
-        """Return the unit with its prompt ids in sample order, and their token ids."""
-        where = partition("prompts", unit.dataset).shard(shard_name(unit.shard))
-        prompts = read_table(self.root, where, ["prompt_id", "text"])
-        ids = prompts["prompt_id"].to_numpy()
-        order = sample_order(self.seed, ids)[: unit.take]
-        texts = [
-            condition_text(text, unit.condition, self.seed, self.probabilities)
-            for text in prompts["text"].take(pa.array(order)).to_pylist()
-        ]
-        tokenizer, limit, vocabulary = tokenizer_of(self.subject, self.max_tokens, self.storage)
-        tokens = tokenise(tokenizer, texts, limit)
-        sequences = [
-            condition_tokens(each, prompt_id, unit.condition, self.seed, vocabulary)
-            for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
-        ]
-        return Batch(unit, ids[order], sequences, tokens.truncated)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A unit with its prompts that have tokens, and which of their states are to be stored."""
-
-    unit: Unit
-    prompt_ids: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int32]
-    stored: npt.NDArray[np.bool_]
-
-
-@dataclass
-class _Measured:
-    """Takes the states of every batch and fills in its token metrics, [L, N] each."""
-
-    prompts: int
-    metrics: Sequence[str]
-    parameters: Parameters
-    values: TokenValues = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def take(
-        self, rows: npt.NDArray[np.int64], states: Sequence[torch.Tensor], lengths_N: torch.Tensor
-    ) -> None:
-        """Measure one batch."""
-        began = time.perf_counter()
-        found = token_metrics(states, lengths_N, self.metrics, self.parameters)
-        for key, values_Ln in found.items():
-            if key not in self.values:
-                self.values[key] = np.full((len(states), self.prompts), np.nan)
-            self.values[key][:, rows] = values_Ln
-        self.seconds += time.perf_counter() - began
-
-    @property
-    def facts(self) -> Facts:
-        """How many values are undefined, and the time that measuring took."""
-        undefined = sum(int(np.isnan(each).sum()) for each in self.values.values())
-        return {"undefined": undefined, "metric_seconds": round(self.seconds, 3)}
+def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
+    """Read a unit's prompts, apply its condition and tokenise: the CPU side of extraction."""
+    where = partition("prompts", unit.dataset).shard(shard_name(unit.shard))
+    prompts = read_table(root, where, ["prompt_id", "text"])
+    ids, views = prompts["prompt_id"].to_numpy(), config.views
+    order = sample_order(config.seed, ids)[: unit.prompts]
+    probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
+    texts = [
+        condition_text(text, unit.condition, config.seed, probabilities)
+        for text in prompts["text"].take(pa.array(order)).to_pylist()
+    ]
+    reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    tokens = tokenise(reader.tokenizer, texts, reader.limit)
+    sequences = [
+        condition_tokens(each, prompt_id, unit.condition, config.seed, reader.vocabulary)
+        for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
+    ]
+    return Batch(unit, ids[order], sequences, tokens.truncated)
 
 
 class Extractor:
@@ -141,100 +87,98 @@ class Extractor:
         torch.set_num_threads(threads)
         self._root, self._subject, self._tokens = root, subject, config.tokens
         self._metrics, self._parameters = config.measure.metrics, parameters(config)
-        here = local(subject, config.storage)
-        self._model = load_model(here, torch.device(device))
+        self._model = load_backend(local(subject, config.storage), torch.device(device))
         batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[device]
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
         self._in_model = threading.Lock()
 
     def __call__(self, batch: Batch) -> Encoded:
         """Extract one unit and return its receipts and counts."""
-        unit, sequences = batch.unit, batch.token_ids
-        kept = np.flatnonzero([len(ids) for ids in sequences])
-        texts = [sequences[index] for index in kept]
-        lengths = np.array([len(text) for text in texts], dtype=np.int32)
-        work = _Work(unit, batch.prompt_ids[kept], lengths, kept < unit.tokens)
-        facts: dict[str, int | float | str] = {
-            "prompts": len(texts),
-            "tokens": int(lengths.sum()),
-            "skipped_no_tokens": len(sequences) - len(texts),
-            "truncated": batch.truncated,
-        }
+        unit = batch.unit
+        kept = np.flatnonzero([len(ids) for ids in batch.token_ids])  # with a token
+        prompt_ids = batch.prompt_ids[kept]
+        where = f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
         try:
-            receipts = self._extract(work, texts, facts)
+            return self._extract(batch, kept, prompt_ids)
         except ModelUnavailableError:
             raise
         except NonFiniteError as error:
-            first = work.prompt_ids[error.rows[0]]
+            first = prompt_ids[error.rows[0]]
             raise ValueError(
-                f"{self._where(unit)}: {error}, first prompt_id {first}; run the model in float32"
+                f"{where}: {error}, first prompt_id {first}; run the model in float32"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{self._where(unit)}: {error}") from error
-        return Encoded(receipts, unit.prompts, int(lengths.sum()))
-
-    def _where(self, unit: Unit) -> str:
-        return f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
+            raise ValueError(f"{where}: {error}") from error
 
     def _extract(
-        self, work: _Work, texts: list[Ids], facts: dict[str, int | float | str]
-    ) -> dict[str, Receipt]:
-        unit = work.unit
+        self, batch: Batch, kept: npt.NDArray[np.int64], prompt_ids: npt.NDArray[np.int64]
+    ) -> Encoded:
+        unit, norm, layers = batch.unit, self._tokens.norm, self._model.shape.layers
+        texts = [batch.token_ids[index] for index in kept]
+        lengths = np.array([len(text) for text in texts], dtype=np.int32)
+        stored = kept < unit.tokens
+        measured: TokenValues = {}
         receipts: dict[str, Receipt] = {}
-        measured = _Measured(len(texts), self._metrics, self._parameters)
-        with TokenSpool(work.prompt_ids, work.lengths.tolist(), self._tokens.dtype) as spool:
-            taps = []
-            if work.stored.any():
-                taps.append(TokenTap(self._tokens.norm, wanted_tokens(work.stored, spool.add)))
-            if unit.metrics:
-                taps.append(TokenTap(self._tokens.norm, measured.take))
+        metric_seconds = 0.0
+
+        def measure(
+            rows: npt.NDArray[np.int64], states: Sequence[torch.Tensor], lengths_N: torch.Tensor
+        ) -> None:
+            nonlocal metric_seconds
+            began = time.perf_counter()
+            found = token_metrics(states, lengths_N, self._metrics, self._parameters)
+            for key, values_Ln in found.items():
+                if key not in measured:
+                    measured[key] = np.full((layers + 1, len(texts)), np.nan)
+                measured[key][:, rows] = values_Ln
+            metric_seconds += time.perf_counter() - began
+
+        def write(
+            table: TableName, groups: Iterable[pa.Table], columns: pa.Schema, facts: Facts
+        ) -> None:
+            model = self._subject.name, self._subject.revision
+            where = partition(table, *model, unit.dataset, unit.condition)
+            blank = Receipt(shard_name(unit.shard), 0, unit.digests[table], "", facts=facts)
+            key = where.shard(blank.name)
+            receipts[where.path] = write_shard(self._root, key, groups, columns, blank)
+
+        with TokenSpool(prompt_ids, lengths.tolist(), self._tokens.dtype) as spool:
+            taps = [wanted_tokens(stored, spool.add)] if stored.any() else []
+            taps += [measure] if "prompt_metrics" in unit.digests else []
+            vectors_GND = np.empty((0, 0, self._model.shape.hidden_size), np.float32)
             with self._in_model:
                 began = time.perf_counter()
-                vectors = encode(self._model, texts, self._keep, taps) if texts else None
-                seconds = time.perf_counter() - began - measured.seconds
-                facts["model_seconds"] = round(seconds, 3)
-            if unit.tokens:
-                counts = {"prompts": int(work.stored.sum()), "dtype": self._tokens.dtype}
-                groups = spool.groups(self._tokens.norm)
-                self._write(work, "tokens", groups, schema.TOKENS, counts, receipts)
-        if unit.metrics:
-            tables = self._metric_tables(work, measured.values)
-            known = {"prompts": len(texts), **measured.facts}
-            self._write(work, "prompt_metrics", tables, schema.PROMPT_METRICS, known, receipts)
-        if unit.embeddings:
-            dim = self._model.hidden_size if vectors is None else vectors.shape[2]
-            tables = self._embedding_tables(work, vectors)
-            self._write(work, "embeddings", tables, schema.embeddings(dim), facts, receipts)
-        return receipts
-
-    def _metric_tables(self, work: _Work, values: TokenValues) -> Iterator[pa.Table]:
-        for layer in range(self._model.layers + 1) if values else ():
-            of_layer = {key: values_LN[layer] for key, values_LN in values.items()}
-            yield prompt_metrics_table(
-                layer, self._tokens.norm, work.prompt_ids, work.lengths, of_layer, REASONS
+                if texts:
+                    vectors_GND = encode(self._model, texts, self._keep, taps, norm)
+                model_seconds = time.perf_counter() - began - metric_seconds
+            if "tokens" in unit.digests:
+                counts = {"prompts": int(stored.sum()), "dtype": self._tokens.dtype}
+                write("tokens", spool.groups(norm), schema.TOKENS, counts)
+        if "prompt_metrics" in unit.digests:
+            by_layer = zip(*measured.values(), strict=True)
+            of_layers = (dict(zip(measured, each, strict=True)) for each in by_layer)
+            tables = (
+                prompt_metrics_table(layer, norm, prompt_ids, lengths, values, REASONS)
+                for layer, values in enumerate(of_layers)
             )
-
-    def _embedding_tables(
-        self, work: _Work, vectors_GND: npt.NDArray[np.float32] | None
-    ) -> Iterator[pa.Table]:
-        if vectors_GND is None:
-            return
-        groups = self._keep.groups(self._model.layers)
-        for group, vectors_ND in zip(groups, vectors_GND, strict=True):
-            yield embeddings_table(group, work.prompt_ids, work.lengths, vectors_ND)
-
-    def _write(
-        self,
-        work: _Work,
-        table: TableName,
-        groups: Iterable[pa.Table],
-        columns: pa.Schema,
-        facts: Facts,
-        receipts: dict[str, Receipt],
-    ) -> None:
-        """Write the unit's shard of a table and add its receipt by the partition's path."""
-        unit, name = work.unit, shard_name(work.unit.shard)
-        subject = self._subject
-        where = partition(table, subject, unit.dataset, unit.condition)
-        blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
-        receipts[where.path] = write_shard(self._root, where.shard(name), groups, columns, blank)
+            known = {
+                "prompts": len(texts),
+                "undefined": sum(int(np.isnan(each).sum()) for each in measured.values()),
+                "metric_seconds": round(metric_seconds, 3),
+            }
+            write("prompt_metrics", tables, schema.PROMPT_METRICS, known)
+        if "embeddings" in unit.digests:
+            groups = self._keep.groups(layers) if texts else []
+            tables = (
+                embeddings_table(group, prompt_ids, lengths, vectors_ND)
+                for group, vectors_ND in zip(groups, vectors_GND, strict=True)
+            )
+            facts = {
+                "prompts": len(texts),
+                "tokens": int(lengths.sum()),
+                "skipped_no_tokens": len(batch.token_ids) - len(texts),
+                "truncated": batch.truncated,
+                "model_seconds": round(model_seconds, 3),
+            }
+            write("embeddings", tables, schema.embeddings(vectors_GND.shape[2]), facts)
+        return Encoded(receipts, unit.prompts, int(lengths.sum()))

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+
 from jobs.cluster.console import say
-from jobs.cluster.pool import TorchDevice
+from jobs.cluster.pool import Pool
 from jobs.config.settings import StorageConfig
 from jobs.run import Run, partition
 from jobs.subjects import local
+from operators.model.backend import load_backend
+from operators.model.cost import LayerCost, layer_costs
 from operators.model.subject import Subject
 
 _TOKENS = 128  # of the prompt whose forward passes are measured
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """The model cut after a layer; see the table `layer_costs` for the units."""
-
-    layer: int
-    parameters: int
-    flops_per_token: float
-    latency_ms: float
-    tokens: int
-    device: str
-
-
 def measure_costs(run: Run) -> None:
     """Measure the layers of every subject whose costs are not there yet."""
+    config = run.config.extract
+
+    def measured(subject: Subject) -> list[dict[str, Any]]:
+        pool = run.cluster.pool(config.device, 1, threads=config.threads)
+        work = partial(_costs, run.config.storage, pool)
+        units = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
+        return [row for rows in units for row in rows]
+
     for subject in run.subjects:
         settings = {
             # The device decides how long a pass takes; which machine it was is not known before.
             "subject": run.identity(subject),
             "tokens": _TOKENS,
-            "device": run.config.extract.device,
+            "device": config.device,
         }
         manifest, made = run.make(
-            partition("layer_costs", subject), settings, partial(_measured, run, subject)
+            partition("layer_costs", subject), settings, partial(measured, subject)
         )
         if made:
             last = max(read_costs(run, subject).values(), key=lambda cost: cost.layer)
@@ -46,29 +46,17 @@ def measure_costs(run: Run) -> None:
 
 
 def read_costs(run: Run, subject: Subject) -> dict[int, LayerCost]:
-    """Return the measured cost of each layer; FileNotFoundError if it was not measured."""
-    return {row["layer"]: LayerCost(**row) for row in run.rows(partition("layer_costs", subject))}
+    """Return the measured cost of each layer; FileNotFoundError if it was not measured.
+
+    Tables of earlier versions lack the columns of the quartiles: NaN stands for them.
+    """
+    return {
+        row["layer"]: LayerCost(**{name: each for name, each in row.items() if each is not None})
+        for row in run.rows(partition("layer_costs", subject))
+    }
 
 
-def _measured(run: Run, subject: Subject) -> list[dict[str, Any]]:
-    config = run.config.extract
-    pool = run.cluster.pool(config.device, 1, threads=config.threads)
-    work = partial(_costs, run.config.storage, pool.device, pool.threads)
-    rows: list[dict[str, Any]]
-    (rows,) = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
-    return rows
-
-
-def _costs(
-    storage: StorageConfig, device: TorchDevice, threads: int, subject: Subject
-) -> list[dict[str, Any]]:
-    """Load a model and measure its layers."""
-    # The driver imports neither torch nor transformers for this.
-    import torch  # noqa: PLC0415
-
-    from operators.model.cost import layer_costs  # noqa: PLC0415
-    from operators.model.load import load_model  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    model = load_model(local(subject, storage), torch.device(device))
-    return [{**asdict(cost), "device": device} for cost in layer_costs(model, _TOKENS)]
+def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[dict[str, Any]]:
+    torch.set_num_threads(pool.threads)
+    model = load_backend(local(subject, storage), torch.device(pool.device))
+    return [asdict(cost) for cost in layer_costs(model, _TOKENS)]

@@ -1,156 +1,56 @@
 """modes (CPU tasks): do the prompts' entropies fall into two groups? One task per layer.
 
-`prompt_metrics, prompt_traits -> modes`, over a sample of all datasets of a subject together. A
-worker tests one layer's entropies of the sampled prompts, and finds what separates them.
+`prompts, prompt_metrics -> prompt_traits`, then `prompt_metrics, prompt_traits -> modes`, over a
+sample of all datasets of a subject together. A worker describes the sampled prompts of one shard as
+the tokenizer sees them, once for all layers; another tests one layer's entropies of all sampled
+prompts, and finds what separates them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.cluster.console import Progress, say
 from jobs.config.metrics import parameters
-from jobs.measure.traits import prompt_traits
+from jobs.config.run import RunConfig
 from jobs.run import Run, leading, partition
+from jobs.subjects import tokenizer_of
 from operators.analysis.effects import separations
-from operators.analysis.modes import (
-    NOTHING,
-    UNDEFINED,
-    Modes,
-    find_modes,
-    histogram,
-    middle,
-    nearest,
-)
+from operators.analysis.modes import NOTHING, UNDEFINED, find_modes, histogram, middle, nearest
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
+from operators.model.tokenise import tokenise
+from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
 from operators.ranking.significance import holm
-from storage.manifest import Manifest, Settings
-from storage.metrics import MetricRows, Values, select_rows
+from storage import schema
+from storage.manifest import Manifest, digest_of, missing
+from storage.metrics import MetricRows, leading_rows, select_rows
+from storage.partition import Partition
 from storage.root import Root
-from storage.shards import group_values, read_group, read_table
+from storage.shards import Receipt, group_values, read_group, read_table, write_shard
 
-DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
-EXAMPLES = 3  # prompts nearest to each mode
-FIRST_TOKEN = MetricRows("first_token_share", "")
-NUMBERS = ("n_tokens", FIRST_TOKEN.metric, "repeated_tokens", "unknown_words")
-DATASET = "dataset"
+METRIC = "prompt_entropy"
+_DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
+_EXAMPLES = 3  # prompts nearest to each mode
+_FIRST_TOKEN = MetricRows("first_token_share", "")
+_NUMBERS = ("n_tokens", _FIRST_TOKEN.metric, "repeated_tokens", "unknown_words")
+_DATASET = "dataset"
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The prompts of one dataset that are tested: how many leading ones of which shards."""
 
+    dataset: str
     measured: Manifest
     traits: Manifest
     shares: Mapping[str, int]
-
-    @property
-    def dataset(self) -> str:
-        """The name of the dataset."""
-        return self.measured.partition.keys["dataset"]
-
-
-@dataclass(frozen=True)
-class LayerModes:
-    """Tests one layer: its row of `modes`, but for the correction over the layers."""
-
-    root: Root
-    parts: tuple[Part, ...]
-    rows: MetricRows
-
-    def __call__(self, layer: int) -> dict[str, Any]:
-        """Read one layer's row groups and test them."""
-        table = _each_text_once(pa.concat_tables(self._tables(layer)))
-        norm = table["norm"][0].as_py()
-        return {"layer": layer, "norm": norm, **self.rows._asdict(), **_described(table)}
-
-    def _tables(self, layer: int) -> Iterator[pa.Table]:
-        """Yield every shard's prompts with their value and their traits."""
-        for part in self.parts:
-            for name, take in part.shares.items():
-                key = part.measured.partition.shard(name)
-                group = read_group(self.root, key, {"layer": layer})
-                measured, first = (
-                    select_rows(group, rows, take) for rows in (self.rows, FIRST_TOKEN)
-                )
-                traits = read_table(self.root, part.traits.partition.shard(name)).slice(0, take)
-                assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
-                shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
-                columns = {
-                    "norm": measured["norm"],
-                    "value": measured["value"],
-                    FIRST_TOKEN.metric: shares,
-                    DATASET: pa.array([part.dataset] * len(traits)),
-                    "shard": pa.array([name] * len(traits)),
-                }
-                table = traits.drop_columns(["reason"])
-                for column, values in columns.items():
-                    table = table.append_column(column, values)
-                yield table
-
-
-def _each_text_once(table: pa.Table) -> pa.Table:
-    """Return the rows without the texts that an earlier dataset has already."""
-    _, first = np.unique(table["prompt_id"].to_numpy(), return_index=True)
-    return table.take(np.sort(first))
-
-
-def _described(table: pa.Table) -> dict[str, Any]:
-    """Return the test of a layer's values, and what the prompts of the two groups are like."""
-    values_N = np.round(table["value"].to_numpy(), DECIMALS)
-    defined_N = ~np.isnan(values_N)
-    table, values_N = table.filter(pa.array(defined_N)), values_N[defined_N]
-    modes = find_modes(values_N)
-    edges, counts = histogram(values_N)
-    return {
-        "n_prompts": len(values_N),
-        "n_undefined": int((~defined_N).sum()),
-        "dip": modes.dip,
-        "p_value": modes.p_value,
-        "peaks": modes.peaks,
-        "split": modes.split,
-        "edges": edges.tolist(),
-        "counts": counts.tolist(),
-        **_groups(table, values_N, modes),
-        "reason": UNDEFINED if modes is NOTHING else None,
-    }
-
-
-def _groups(table: pa.Table, values_N: Values, modes: Modes) -> dict[str, Any]:
-    """Return the columns about the two groups; empty if there are none."""
-    is_high_N = values_N > modes.split
-    places = {"low": middle(values_N, modes.low), "high": middle(values_N, modes.high)}
-    found: dict[str, Any] = {f"mode_{mode}": place for mode, place in places.items()}
-    if modes is NOTHING:
-        return {**found, "share_high": float("nan"), "traits": [], "examples": []}
-    numbers = {name: table[name].to_numpy().astype(np.float64) for name in NUMBERS}
-    traits = separations(is_high_N, numbers, {DATASET: table[DATASET].to_pylist()})
-    return {
-        **found,
-        "share_high": float(is_high_N.mean()),
-        "traits": [asdict(each) for each in traits],
-        "examples": [
-            {"mode": mode, **example}
-            for mode, place in places.items()
-            for example in _examples(table, values_N, place)
-        ],
-    }
-
-
-def _examples(table: pa.Table, values_N: Values, place: float) -> list[dict[str, Any]]:
-    rows = nearest(values_N, table["prompt_id"].to_numpy(), place, EXAMPLES)
-    found = table.select(["prompt_id", DATASET, "shard", "n_tokens"]).take(rows).to_pylist()
-    return [{**row, "value": float(values_N[at])} for row, at in zip(found, rows, strict=True)]
-
-
-METRIC = "prompt_entropy"
 
 
 def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> None:
@@ -158,55 +58,31 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
     if METRIC not in run.config.measure.metrics:
         return
     rows = MetricRows(METRIC, main_variant(METRIC, parameters(run.config)))
-    parts = _parts(run, subject, measured, rows)
-    if not parts:
-        return
-    # Like the ranking it is of all that the run has: made anew when a dataset joins.
-    manifest, made = run.make(
-        partition("modes", subject, run.config),
-        _settings(parts, rows),
-        partial(_tested, run, parts, rows),
-        overwrite=True,
-    )
-    if not made:
-        say(f"  modes of {manifest.rows} layers, present")
-
-
-def _tested(run: Run, parts: list[Part], rows: MetricRows) -> list[dict[str, Any]]:
-    """Return the row of every layer, with the p-values corrected for their number."""
-    layers = _layers(run, parts)
-    found: list[dict[str, Any]] = []
-    with Progress("measure", len(layers), "layers' modes") as progress:
-        for row in run.cluster.each("measure", layers, LayerModes(run.root, tuple(parts), rows)):
-            found.append(row)
-            progress.add(1)
-    found.sort(key=lambda row: row["layer"])
-    for row, p_holm in zip(found, holm(np.array([row["p_value"] for row in found])), strict=True):
-        row["p_holm"] = float(p_holm)
-    say(f"  modes of {len(layers)} layers, {found[0]['n_prompts']:,} prompts")
-    return found
-
-
-def _parts(
-    run: Run, subject: Subject, measured: Mapping[str, Manifest], rows: MetricRows
-) -> list[Part]:
-    """Return what is tested of each dataset, with the traits of its prompts.
-
-    Traits are of as many prompts as are tested if the dataset is the only one, so that they stay as
-    they are when another dataset joins.
-    """
     sample = run.config.measure.mode_sample
     counts = {
         name: {each.name: int(each.facts["prompts"]) for each in manifest.receipts if each.rows}
         for name, manifest in measured.items()
     }
-    found = []
+    parts = []
     for name, shares in sample_of(counts, sample).items():
         if shares:
+            # As many prompts as are tested if the dataset is the only one: its traits stay as they
+            # are when another dataset joins.
             most = leading(counts[name], sample)
-            traits = prompt_traits(run, subject, measured[name], most, rows)
-            found.append(Part(measured[name], traits, shares))
-    return found
+            traits = _prompt_traits(run, subject, measured[name], most, rows)
+            parts.append(Part(name, measured[name], traits, shares))
+    if not parts:
+        return
+    settings = {
+        "prompt_metrics": {part.dataset: part.measured.content for part in parts},
+        "prompt_traits": {part.dataset: part.traits.content for part in parts},
+        "variant": rows.variant,
+    }
+    where, tested = partition("modes", subject, run.config), partial(_tested, run, parts, rows)
+    # Like the ranking it is of all that the run has: made anew when a dataset joins.
+    manifest, made = run.make(where, settings, tested, overwrite=True)
+    if not made:
+        say(f"  modes of {manifest.rows} layers, present")
 
 
 def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str, dict[str, int]]:
@@ -225,15 +101,147 @@ def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str,
     }
 
 
-def _settings(parts: list[Part], rows: MetricRows) -> Settings:
+def _tested(run: Run, parts: Sequence[Part], rows: MetricRows) -> list[dict[str, Any]]:
+    """Return the row of every layer, with the p-values corrected for their number."""
+    key = parts[0].measured.partition.shard(next(iter(parts[0].shares)))
+    layers = [int(layer) for (layer,) in group_values(run.root, key, ["layer"])]
+    found: list[dict[str, Any]] = []
+    with Progress("measure", len(layers), "layers' modes") as progress:
+        for row in run.cluster.each("measure", layers, partial(layer_modes, run.root, parts, rows)):
+            found.append(row)
+            progress.add(1)
+    found.sort(key=lambda row: row["layer"])
+    for row, p_holm in zip(found, holm(np.array([row["p_value"] for row in found])), strict=True):
+        row["p_holm"] = float(p_holm)
+    say(f"  modes of {len(layers)} layers, {found[0]['n_prompts']:,} prompts")
+    return found
+
+
+def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> dict[str, Any]:
+    """Read one layer and test it: its row of `modes`, but for the correction over the layers."""
+    table = pa.concat_tables(_sampled(root, parts, rows, layer))
+    norm = table["norm"][0].as_py()
+    # A text that an earlier dataset has already counts once.
+    _, first = np.unique(table["prompt_id"].to_numpy(), return_index=True)
+    table = table.take(np.sort(first))
+    values_N = np.round(table["value"].to_numpy(), _DECIMALS)
+    defined_N = ~np.isnan(values_N)
+    undefined = int((~defined_N).sum())
+    table, values_N = table.filter(pa.array(defined_N)), values_N[defined_N]
+    modes = find_modes(values_N)
+    places = {"low": middle(values_N, modes.low), "high": middle(values_N, modes.high)}
+    is_high_N = values_N > modes.split
+    traits, examples = [], []
+    if modes is not NOTHING:
+        numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
+        found = separations(is_high_N, numbers, {_DATASET: table[_DATASET].to_pylist()})
+        traits = [asdict(each) for each in found]
+        known = table.select(["prompt_id", _DATASET, "shard", "n_tokens"])
+        for mode, place in places.items():
+            near = nearest(values_N, table["prompt_id"].to_numpy(), place, _EXAMPLES)
+            for row, at in zip(known.take(near).to_pylist(), near, strict=True):
+                examples.append({"mode": mode, **row, "value": float(values_N[at])})
+    edges, counts = histogram(values_N)
     return {
-        "prompt_metrics": {part.dataset: part.measured.content for part in parts},
-        "prompt_traits": {part.dataset: part.traits.content for part in parts},
-        "variant": rows.variant,
+        "layer": layer,
+        "norm": norm,
+        **rows._asdict(),
+        "n_prompts": len(values_N),
+        "n_undefined": undefined,
+        "dip": modes.dip,
+        "p_value": modes.p_value,
+        "peaks": modes.peaks,
+        "split": modes.split,
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        **{f"mode_{mode}": place for mode, place in places.items()},
+        "share_high": float("nan") if modes is NOTHING else float(is_high_N.mean()),
+        "traits": traits,
+        "examples": examples,
+        "reason": UNDEFINED if modes is NOTHING else None,
     }
 
 
-def _layers(run: Run, parts: list[Part]) -> list[int]:
-    part = parts[0]
-    key = part.measured.partition.shard(next(iter(part.shares)))
-    return [int(layer) for (layer,) in group_values(run.root, key, ["layer"])]
+def _sampled(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> Iterator[pa.Table]:
+    """Yield every shard's prompts with their value and their traits."""
+    for part in parts:
+        for name, take in part.shares.items():
+            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
+            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
+            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
+            assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
+            shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
+            columns = {column: traits[column] for column in traits.column_names}
+            columns |= {"norm": measured["norm"], "value": measured["value"]}
+            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
+            yield pa.table({**columns, _FIRST_TOKEN.metric: shares})
+
+
+def _prompt_traits(
+    run: Run, subject: Subject, measured: Manifest, shares: Mapping[str, int], metric: MetricRows
+) -> Manifest:
+    """Return `prompt_traits` of one dataset, made if it is not there yet.
+
+    `shares` says how many leading prompts of which shards of `measured`, its `prompt_metrics`.
+    """
+    settings = {
+        "subject": run.identity(subject),
+        "prompt_metrics": measured.content,
+        "max_tokens": run.config.extract.max_tokens,
+        "sample": sum(shares.values()),
+    }
+    where = measured.partition.sibling("prompt_traits")
+    done = run.manifests.survey(where, settings, overwrite=run.overwrite)
+    present = run.manifests.load(where)
+    if present is not None:
+        return present
+    units = [(name, shares[name]) for name in missing(list(shares), done)]
+    given = run.root, subject, run.config, measured.partition
+    work = partial(shard_traits, *given, metric, digest_of(settings))
+    for receipt in run.cluster.each("measure", units, work):
+        done[receipt.name] = receipt
+    return run.publish(where, settings, [done[name] for name in shares], "measure")
+
+
+def shard_traits(
+    root: Root,
+    subject: Subject,
+    config: RunConfig,
+    measured: Partition,
+    metric: MetricRows,
+    digest: str,
+    unit: tuple[str, int],
+) -> Receipt:
+    """Write the traits of a shard's leading prompts, in the order of `prompt_metrics`."""
+    name, take = unit
+    key = measured.shard(name)
+    (layer, *_), *_ = group_values(root, key, ["layer"])
+    prompt_ids = leading_rows(root, key, int(layer), metric, take)["prompt_id"]
+    texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
+    tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    tokens = tokenise(tokenizer, texts, limit).ids
+    unknown_N = unknown_word_shares(tokenizer, texts)
+    columns = [
+        prompt_ids,
+        pa.array([len(ids) for ids in tokens], pa.int32()),
+        pa.array([repeated_share(ids) for ids in tokens], pa.float64()),
+        pa.array(unknown_N),
+        pa.array([NO_WORD if nan else None for nan in np.isnan(unknown_N)], pa.string()),
+    ]
+    table = pa.table(columns, names=schema.PROMPT_TRAITS.names)
+    where = measured.sibling("prompt_traits").shard(name)
+    blank = Receipt(name, 0, digest, "", facts={"prompts": len(texts)})
+    return write_shard(root, where, [table], schema.PROMPT_TRAITS, blank)
+
+
+def prompt_texts(
+    root: Root, dataset: str, name: str, prompt_ids: pa.Array | pa.ChunkedArray
+) -> list[str]:
+    """Return the texts of some prompts of one shard; ValueError naming it if one is not there."""
+    key = partition("prompts", dataset).shard(name)
+    table = read_table(root, key, ["prompt_id", "text"])
+    rows = pc.index_in(prompt_ids, value_set=table["prompt_id"])
+    if rows.null_count:
+        raise ValueError(f"{root.place(key)} lacks {rows.null_count} prompts that were measured")
+    found: list[str] = table["text"].take(rows).to_pylist()
+    return found

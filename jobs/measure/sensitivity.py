@@ -6,11 +6,11 @@ by shard; what has one value per level is read from `layer_metrics` on the drive
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,11 +35,10 @@ from operators.analysis.sensitivity import (
 from operators.metrics.registry import METRICS, of_kind
 from operators.metrics.variants import Views
 from operators.model.subject import Subject
-from operators.prompts.conditions import Condition
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import read_group, read_table
+from storage.shards import read_group
 
 NO_SLOPE = "fewer than 2 levels with a value"
 Array = npt.NDArray[np.float64]
@@ -49,28 +48,17 @@ _SEPARATOR = "\n"
 _KEY = ("layer", "norm", "pooling", "metric", "variant")
 
 
-@dataclass(frozen=True)
-class FamilyTables:
-    """What one family's slopes are made from: its levels, and the metrics at each of them."""
+class FamilyTables(NamedTuple):
+    """What one family's slopes are made from: the metrics at each of its levels.
+
+    `places` [P] is where the levels lie on the axis.
+    """
 
     where: Partition
-    conditions: tuple[Condition, ...]
-    layer_metrics: tuple[Manifest, ...]
-    prompt_metrics: tuple[Manifest, ...]
-
-    @property
-    def places(self) -> Array:
-        """Where the levels lie on the axis, [P]."""
-        return np.array([each.place for each in self.conditions])
-
-    def settings(self, level: float) -> Settings:
-        """Return what the slopes depend on; `level` is the coverage of their intervals."""
-        return {
-            "level": level,
-            "conditions": [each.name for each in self.conditions],
-            "layer_metrics": [each.content for each in self.layer_metrics],
-            "prompt_metrics": [each.content for each in self.prompt_metrics],
-        }
+    places: Array
+    layer_metrics: Sequence[Manifest]
+    prompt_metrics: Sequence[Manifest]
+    settings: Settings
 
 
 def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> None:
@@ -81,93 +69,71 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
         if len(conditions) < FEWEST_LEVELS:
             say(f"  {dataset.name}: one level of {family} has no slope")
             continue
-        tables = _family_tables(run, subject, dataset, conditions)
-        settings = tables.settings(level)
-        if run.manifests.current(tables.where, settings, overwrite=run.overwrite) is None:
-            absent.append(tables)
+        layers = [
+            run.manifests.require(partition("layer_metrics", subject, dataset, each.name))
+            for each in conditions
+        ]
+        wanted = layers if token_metrics(run.config) else []
+        beside = (each.partition.sibling("prompt_metrics") for each in wanted)
+        prompts = [run.manifests.require(each) for each in beside]
+        settings = {
+            "level": level,  # of the intervals
+            "conditions": [each.name for each in conditions],
+            "layer_metrics": [each.content for each in layers],
+            "prompt_metrics": [each.content for each in prompts],
+        }
+        where = partition("sensitivity", subject, dataset, family)
+        if run.manifests.current(where, settings, overwrite=run.overwrite) is None:
+            places = np.array([each.place for each in conditions])
+            absent.append(FamilyTables(where, places, layers, prompts, settings))
     if not absent:
         return
-    sums = _prompt_sums(run, absent)
-    for index, tables in enumerate(absent):
-        rows = [*_population_rows(run, tables), *_prompt_rows(tables, sums[index], level)]
-        rows.sort(key=lambda row: [row[column] for column in ("metric", "variant", *_KEY)])
-        run.write(tables.where, tables.settings(level), rows)
+    found: list[list[Row]] = [_population_rows(run, tables) for tables in absent]
+    units = [
+        (index, layer)
+        for index, tables in enumerate(absent)
+        if tables.prompt_metrics
+        for layer in sorted({row["layer"] for row in run.rows(tables.layer_metrics[0].partition)})
+    ]
+    if units:
+        work = partial(layer_slopes, run.root, absent)
+        with Progress("measure", len(units), "layers of slopes") as progress:
+            for index, layer, sums in run.cluster.each("measure", units, work):
+                for (metric, variant, norm), each in sums.items():
+                    key = (layer, norm, TOKENS, metric, variant)
+                    slope = mean_slope(each, level)
+                    row = _row(absent[index], key, slope, each.prompts, each.undefined)
+                    found[index].append(row)
+                progress.add(1)
+    for tables, rows in zip(absent, found, strict=True):
+        rows.sort(key=itemgetter("metric", "variant", *_KEY))
+        run.write(tables.where, tables.settings, rows)
     say(f"  {dataset.name}: sensitivity to {', '.join(each.where.values[-1] for each in absent)}")
 
 
-def _family_tables(
-    run: Run, subject: Subject, dataset: DatasetConfig, conditions: Sequence[Condition]
-) -> FamilyTables:
-    layers = [
-        run.manifests.require(partition("layer_metrics", subject, dataset, each.name))
-        for each in conditions
-    ]
-    wanted = layers if token_metrics(run.config) else []
-    prompts = [run.manifests.require(each.partition.sibling("prompt_metrics")) for each in wanted]
-    where = partition("sensitivity", subject, dataset, conditions[0].family)
-    return FamilyTables(where, tuple(conditions), tuple(layers), tuple(prompts))
+def layer_slopes(
+    root: Root, families: Sequence[FamilyTables], unit: tuple[int, int]
+) -> tuple[int, int, dict[Name, SlopeSums]]:
+    """Reduce the slopes of all prompts in one layer of one family, shard by shard.
 
-
-def _prompt_sums(
-    run: Run, families: Sequence[FamilyTables]
-) -> dict[int, dict[tuple[int, Name], SlopeSums]]:
-    """Return the slopes of all prompts, reduced, by family, then by layer and metric."""
-    found: dict[int, dict[tuple[int, Name], SlopeSums]] = defaultdict(dict)
-    units = [
-        (index, layer)
-        for index, tables in enumerate(families)
-        if tables.prompt_metrics
-        for layer in _layers(run.root, tables)
-    ]
-    if not units:
-        return found
-    work = PromptSlopes(run.root, tuple(families))
-    with Progress("measure", len(units), "layers of slopes") as progress:
-        for index, layer, sums in run.cluster.each("measure", units, work):
-            for name, values in sums.items():
-                found[index][layer, name] = values
-            progress.add(1)
-    return found
-
-
-def _layers(root: Root, tables: FamilyTables) -> list[int]:
-    table = read_table(root, tables.layer_metrics[0].objects()[0], ["layer"])
-    return sorted(pc.unique(table["layer"]).to_pylist())
-
-
-@dataclass(frozen=True)
-class PromptSlopes:
-    """Reduces the slopes of all prompts in one layer of one family, shard by shard."""
-
-    root: Root
-    families: tuple[FamilyTables, ...]
-
-    def __call__(self, unit: tuple[int, int]) -> tuple[int, int, dict[Name, SlopeSums]]:
-        """Return the index of the family, the layer, and the sums of every metric."""
-        index, layer = unit
-        tables = self.families[index]
-        found: dict[Name, SlopeSums] = {}
-        for name in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
-            for metric, sums in self._shard(tables, name, layer):
-                found[metric] = merge_slopes(found.get(metric, NO_SLOPES), sums)
-        return index, layer, found
-
-    def _shard(
-        self, tables: FamilyTables, name: str, layer: int
-    ) -> Iterator[tuple[Name, SlopeSums]]:
-        filled = [
-            {receipt.name for receipt in each.receipts if receipt.rows}
-            for each in tables.prompt_metrics
-        ]
+    `unit` is the index of the family and the layer; they come back with the sums of every metric.
+    """
+    index, layer = unit
+    tables = families[index]
+    filled = [{r.name for r in each.receipts if r.rows} for each in tables.prompt_metrics]
+    found: dict[Name, SlopeSums] = {}
+    for shard in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
         levels = [
-            _by_metric(read_group(self.root, each.partition.shard(name), {"layer": layer}))
-            if name in names
+            _by_metric(read_group(root, each.partition.shard(shard), {"layer": layer}))
+            if shard in names
             else {}
             for each, names in zip(tables.prompt_metrics, filled, strict=True)
         ]
-        for metric in sorted(set().union(*levels)):
-            values_PN = aligned([level.get(metric) for level in levels])
-            yield metric, slope_sums(least_squares_slopes(values_PN, tables.places))
+        for name in sorted(set().union(*levels)):
+            values_PN = aligned([level.get(name) for level in levels])
+            sums = slope_sums(least_squares_slopes(values_PN, tables.places))
+            found[name] = merge_slopes(found.get(name, NO_SLOPES), sums)
+    return index, layer, found
 
 
 def _by_metric(table: pa.Table) -> dict[Name, tuple[npt.NDArray[np.int64], Array]]:
@@ -194,16 +160,8 @@ def aligned(levels: Sequence[tuple[npt.NDArray[np.int64], Array] | None]) -> Arr
     return values_PN
 
 
-def _prompt_rows(
-    tables: FamilyTables, sums: Mapping[tuple[int, Name], SlopeSums], level: float
-) -> Iterator[Row]:
-    for (layer, (metric, variant, norm)), each in sums.items():
-        key = dict(zip(_KEY, (layer, norm, TOKENS, metric, variant), strict=True))
-        yield _row(tables, key, mean_slope(each, level), each.prompts, each.undefined)
-
-
-def _population_rows(run: Run, tables: FamilyTables) -> Iterator[Row]:
-    """Yield the slopes of the metrics of all prompts together: one value per level, no interval."""
+def _population_rows(run: Run, tables: FamilyTables) -> list[Row]:
+    """Return the slopes of metrics of all prompts together: one value per level, no interval."""
     values: dict[tuple[Any, ...], Array] = {}
     prompts: dict[tuple[Any, ...], int] = {}
     unmeasured = of_kind(METRICS, Views)  # under a condition: views are of the clean text
@@ -212,23 +170,24 @@ def _population_rows(run: Run, tables: FamilyTables) -> Iterator[Row]:
             if row["pooling"] == TOKENS or row["metric"] in unmeasured:
                 continue
             key = tuple(row[column] for column in _KEY)
-            values.setdefault(key, np.full(len(tables.conditions), np.nan))[index] = row["value"]
+            values.setdefault(key, np.full(len(tables.places), np.nan))[index] = row["value"]
             prompts[key] = min(prompts.get(key, row["n_prompts"]), row["n_prompts"])
-    for key, value_P in values.items():
-        named = dict(zip(_KEY, key, strict=True))
-        yield _row(tables, named, population_slope(value_P, tables.places), prompts[key], 0)
+    return [
+        _row(tables, key, population_slope(value_P, tables.places), prompts[key], 0)
+        for key, value_P in values.items()
+    ]
 
 
 def _row(
-    tables: FamilyTables, key: Mapping[str, Any], slope: Slope, prompts: int, undefined: int
+    tables: FamilyTables, key: tuple[Any, ...], slope: Slope, prompts: int, undefined: int
 ) -> Row:
     return {
-        **key,
+        **dict(zip(_KEY, key, strict=True)),
         "slope": slope.value,
         "slope_low": slope.low,
         "slope_high": slope.high,
         "reason": NO_SLOPE if np.isnan(slope.value) else None,
-        "levels": len(tables.conditions),
+        "levels": len(tables.places),
         "n_prompts": prompts,
         "n_undefined": undefined,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, main_variant, of_kind
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Layers, Parameters, Prompts, Views
-from operators.model.batching import token_budget_batches
+from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.manifest import Manifest
 from storage.metrics import prompt_metrics_table
@@ -30,93 +32,70 @@ from storage.shards import Receipt, group_values, read_group, read_receipt, writ
 from storage.spool import token_states
 from storage.vectors import Group, shard_vectors
 
+Row = dict[str, Any]
+Unit = tuple[str, Group]  # a condition and a group of it
 _BATCH_TOKENS = 16384
 _CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes over them
 
 
-@dataclass(frozen=True)
-class TokenMetrics:
-    """Computes the token metrics of one `tokens` shard, every layer of it."""
+def measure_shard(
+    root: Root,
+    tokens: Partition,
+    metrics: Sequence[str],
+    parameters: Parameters,
+    digest: str,
+    device: TorchDevice,
+    name: str,
+) -> Receipt:
+    """Measure the shard `name` of `tokens`, write its `prompt_metrics` and return the receipt."""
+    key = tokens.shard(name)
+    dtype = str(read_receipt(root, key, 0).facts["dtype"])
+    layers = [int(layer) for (layer,) in group_values(root, key, ["layer"])]
+    counted = {"prompts": 0, "undefined": 0}
 
-    root: Root
-    tokens: Partition
-    metrics: tuple[str, ...]
-    parameters: Parameters
-    digest: str
-    device: str
+    def tables() -> Iterator[pa.Table]:
+        for layer in layers:
+            table = read_group(root, key, {"layer": layer})
+            ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
+            states = token_states(table, dtype)
+            bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
+            if any(bad):
+                first, count = ids[np.flatnonzero(bad)[0]], np.count_nonzero(bad)
+                raise ValueError(
+                    f"{root.place(key)}, layer {layer}: non-finite states at {sum(bad)} tokens of "
+                    f"{count} prompts, first prompt_id {first}; extract it again in float32"
+                )
+            values: TokenValues = {}
+            for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
+                batch = [torch.from_numpy(states[row].astype(np.float32)) for row in rows]
+                hidden_NTD = pad_sequence(batch, batch_first=True).to(device)
+                lengths_N = torch.tensor([*map(len, batch)], device=device)
+                found = token_metrics([hidden_NTD], lengths_N, metrics, parameters)
+                for variant, values_LN in found.items():
+                    values.setdefault(variant, np.full(len(ids), np.nan))[rows] = values_LN[0]
+            counted["prompts"] = len(ids)
+            counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
+            norm = table["norm"][0].as_py()
+            yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
 
-    def __call__(self, name: str) -> Receipt:
-        """Measure the shard `name`, write its `prompt_metrics` and return the receipt."""
-        key = self.tokens.shard(name)
-        dtype = str(read_receipt(self.root, key, 0).facts["dtype"])
-        layers = [int(layer) for (layer,) in group_values(self.root, key, ["layer"])]
-        where = self.tokens.sibling("prompt_metrics").shard(name)
-        counted = {"prompts": 0, "undefined": 0}
-
-        def tables() -> Iterator[pa.Table]:
-            for layer in layers:
-                table = read_group(self.root, key, {"layer": layer})
-                ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
-                states = token_states(table, dtype)
-                _require_finite(f"{self.root.place(key)}, layer {layer}", ids, states)
-                values = self._measure(states, lengths)
-                counted["prompts"] = len(ids)
-                counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
-                norm = table["norm"][0].as_py()
-                yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
-
-        # The counts fill while the tables are written; the receipt is read after that.
-        blank = Receipt(name, 0, self.digest, "", facts=counted)
-        return write_shard(self.root, where, tables(), schema.PROMPT_METRICS, blank)
-
-    def _measure(self, states: Sequence[Any], lengths: npt.NDArray[np.int32]) -> TokenValues:
-        """Return the metrics of one layer's states: (metric, variant) -> values [N]."""
-        values: TokenValues = {}
-        for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
-            hidden_NTD, lengths_N = _pad_states([states[row] for row in rows], self.device)
-            measured = token_metrics([hidden_NTD], lengths_N, self.metrics, self.parameters)
-            for name, values_LN in measured.items():
-                values.setdefault(name, np.full(len(states), np.nan))[rows] = values_LN[0]
-        return values
-
-
-def _require_finite(where: str, ids: npt.NDArray[np.int64], states: Sequence[Any]) -> None:
-    bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
-    if any(bad):
-        first = ids[np.flatnonzero(bad)[0]]
-        raise ValueError(
-            f"{where}: non-finite states at {sum(bad)} tokens of {np.count_nonzero(bad)} prompts, "
-            f"first prompt_id {first}; extract it again in float32"
-        )
+    # The counts fill while the tables are written; the receipt is read after that.
+    blank = Receipt(name, 0, digest, "", facts=counted)
+    where = tokens.sibling("prompt_metrics").shard(name)
+    return write_shard(root, where, tables(), schema.PROMPT_METRICS, blank)
 
 
-def _pad_states(states: Sequence[Any], device: str) -> tuple[Tensor, Tensor]:
-    lengths_N = torch.tensor([len(each) for each in states])
-    hidden_NTD = torch.zeros(len(states), int(lengths_N.max()), states[0].shape[1])
-    for row, each in zip(hidden_NTD, states, strict=True):
-        row[: len(each)] = torch.from_numpy(each.astype(np.float32))
-    return hidden_NTD.to(device), lengths_N.to(device)
-
-
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What one group gave: its rows of `layer_metrics`, and the HSIC terms of its similarities."""
 
     group: Group
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     terms: dict[str, Hsic]
 
 
-@dataclass(frozen=True)
-class AllLayers:
-    """Computes groups of several conditions, each unit a condition and a group of it."""
-
-    conditions: Mapping[str, LayerMetrics]
-
-    def __call__(self, unit: tuple[str, Group]) -> tuple[str, Measured]:
-        """Measure one group of one condition."""
-        condition, group = unit
-        return condition, self.conditions[condition].measure(group)
+def measure_group(tasks: Mapping[str, LayerMetrics], unit: Unit) -> tuple[str, Measured]:
+    """Measure one group of one condition."""
+    condition, group = unit
+    return condition, tasks[condition].measure(group)
 
 
 @dataclass(frozen=True)
@@ -125,13 +104,17 @@ class LayerMetrics:
 
     root: Root
     embeddings: Manifest
-    views: tuple[Manifest, ...]
+    views: Sequence[Manifest]
     prompt_metrics: Manifest | None
-    metrics: tuple[str, ...]
+    metrics: Sequence[str]
     parameters: Parameters
-    last_layer: int
-    with_tokens: tuple[str, str]  # the norm and pooling whose unit also averages the token metrics
-    device: str = "cpu"
+    groups: Sequence[Group]  # sorted; those like the first also average the token metrics
+    device: TorchDevice = "cpu"
+
+    @property
+    def target(self) -> Partition:
+        """Where the values of all groups go."""
+        return self.embeddings.partition.sibling("layer_metrics")
 
     def measure(self, group: Group) -> Measured:
         """Measure one group."""
@@ -147,7 +130,7 @@ class LayerMetrics:
         }
         return Measured(group, rows, terms)
 
-    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[dict[str, Any]]:
+    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[Row]:
         for name, measure in of_kind(self.metrics, Prompts).items():
             at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
             count = min(prompts.n_prompts, at_most or prompts.n_prompts)
@@ -156,45 +139,50 @@ class LayerMetrics:
     def _terms(self, group: Group, prompts: Population) -> Iterator[tuple[str, Hsic]]:
         """Yield the HSIC of the layer with itself and with the layers it is compared to."""
         others = {measure.other for measure in of_kind(self.metrics, Layers).values()}
-        layers = {"previous": group.layer - 1, "last": self.last_layer}
+        layers = {"previous": group.layer - 1, "last": self.groups[-1].layer}
         for kind in ("itself", *sorted(others)) if others else ():
             layer = layers.get(kind, group.layer)
             if layer < 0:
                 continue
             own = layer == group.layer
             other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
-            sums = reduce(
-                merge_hsic,
-                (
-                    hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
-                    for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
-                ),
+            parts = (
+                hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
+                for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
             )
-            yield kind, hsic(sums)
+            yield kind, hsic(reduce(merge_hsic, parts))
 
-    def _blocks(self, group: Group) -> Sequence[Tensor] | Callable[[], Iterator[Tensor]]:
-        """Return the vectors of a group, one block [n, D] per shard, or what reads them again."""
+    def _blocks(self, group: Group) -> Iterable[Tensor]:
+        """Return the vectors of a group, one block [n, D] per shard."""
 
         def read() -> Iterator[Tensor]:
-            for key, receipt in zip(
-                self.embeddings.objects(), self.embeddings.receipts, strict=True
-            ):
+            for receipt in self.embeddings.receipts:
                 if receipt.rows:
+                    key = self.embeddings.partition.shard(receipt.name)
                     found = shard_vectors(self.root, key, group)
                     yield torch.from_numpy(found.matrix_ND).to(self.device)
 
         total = sum(receipt.bytes for receipt in self.embeddings.receipts)
-        size = total * self.embeddings.facts()["prompts"] / self.embeddings.rows
-        return list(read()) if size <= _CACHED_BYTES else read
+        return _kept(read, total * self.embeddings.facts()["prompts"] / self.embeddings.rows)
 
-    def _view_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+    def _view_rows(self, group: Group) -> Iterator[Row]:
         measures = of_kind(self.metrics, Views)
         if not measures:
             return
-        size = sum(receipt.bytes for view in self.views for receipt in view.receipts)
-        blocks: Iterable[Tensor] = _Stream(lambda: self._view_blocks(group))
-        if size <= _CACHED_BYTES:
-            blocks = list(blocks)
+
+        def read() -> Iterator[Tensor]:
+            # The views of a shard's prompts [n, V, D]. A view that tokenises to nothing has no
+            # vector: the prompt is then left out of all views.
+            filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
+            for name in sorted(set.intersection(*filled)):
+                keys = [view.partition.shard(name) for view in self.views]
+                found = [shard_vectors(self.root, key, group) for key in keys]
+                common = reduce(np.intersect1d, [view.prompt_ids for view in found])
+                if len(common):
+                    stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
+                    yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
+
+        blocks = _kept(read, sum(receipt.bytes for view in self.views for receipt in view.receipts))
         count = sum(len(block_NVD) for block_NVD in blocks)
         for name, measure in measures.items():
             # Without a prompt that every view could tokenise there is nothing to compute.
@@ -202,82 +190,66 @@ class LayerMetrics:
             values = measure.compute(blocks, self.parameters) if count else nothing
             yield from _rows(group, name, values, count)
 
-    def _view_blocks(self, group: Group) -> Iterator[Tensor]:
-        """Yield the views of a shard's prompts [n, V, D].
-
-        A view that tokenises to nothing has no vector: the prompt is then left out of all views.
-        """
-        filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
-        for name in sorted(set.intersection(*filled)):
-            keys = [view.partition.shard(name) for view in self.views]
-            found = [shard_vectors(self.root, key, group) for key in keys]
-            common = reduce(np.intersect1d, [view.prompt_ids for view in found])
-            if len(common):
-                stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
-                yield torch.from_numpy(np.stack(stacked, axis=1)).to(self.device)
-
-    def _token_rows(self, group: Group) -> Iterator[dict[str, Any]]:
+    def _token_rows(self, group: Group) -> Iterator[Row]:
         """Means over prompts: sums and counts over the shards, divided once at the end."""
-        if self.prompt_metrics is None or (group.norm, group.pooling) != self.with_tokens:
+        first = replace(self.groups[0], layer=group.layer)
+        if self.prompt_metrics is None or group != first:
             return
+        # Of (metric, variant, norm): the sum of its values, the defined ones, all prompts.
         totals: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
-        shards = zip(self.prompt_metrics.objects(), self.prompt_metrics.receipts, strict=True)
-        for key in (key for key, receipt in shards if receipt.rows):
-            for name, sums in _sums(read_group(self.root, key, {"layer": group.layer})):
-                totals[name] = totals.get(name, np.zeros(3)) + sums
+        where = self.prompt_metrics.partition
+        for name in (receipt.name for receipt in self.prompt_metrics.receipts if receipt.rows):
+            table = read_group(self.root, where.shard(name), {"layer": group.layer})
+            defined = pc.is_null(table["reason"])
+            table = table.append_column("defined", defined.cast(pa.int64())).append_column(
+                "filled", pc.if_else(defined, table["value"], 0.0)
+            )
+            sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
+            for row in table.group_by(["metric", "variant", "norm"]).aggregate(sums).to_pylist():
+                key = row["metric"], row["variant"], row["norm"]
+                counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
+                totals[key] = totals.get(key, np.zeros(3)) + np.array(counts, dtype=np.float64)
         for (metric, variant, norm), (total, defined, prompts) in totals.items():
-            where = Group(group.layer, norm, TOKENS)
             value = {variant: total / defined if defined else float("nan")}
-            yield from _rows(where, metric, value, int(defined), int(prompts - defined))
-
-
-def _sums(
-    table: pa.Table,
-) -> Iterator[tuple[tuple[str, str, str], npt.NDArray[np.float64]]]:
-    """Yield (metric, variant, norm) and the sum of its values, the defined ones, all prompts."""
-    defined = pc.is_null(table["reason"])
-    table = table.append_column("defined", defined.cast(pa.int64())).append_column(
-        "filled", pc.if_else(defined, table["value"], 0.0)
-    )
-    keys = ["metric", "variant", "norm"]
-    sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
-    for row in table.group_by(keys).aggregate(sums).to_pylist():
-        counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
-        yield (row["metric"], row["variant"], row["norm"]), np.array(counts, dtype=np.float64)
+            averaged = Group(group.layer, norm, TOKENS)
+            yield from _rows(averaged, metric, value, int(defined), int(prompts - defined))
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """Blocks that are read again for every pass over them."""
-
     read: Callable[[], Iterator[Tensor]]
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.read()
 
 
-def similarity_rows(
-    terms: Mapping[Group, Mapping[str, Hsic]], metrics: Sequence[str], prompts: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of every layer's similarity to another: one division, when all terms are in.
+def _kept(read: Callable[[], Iterator[Tensor]], size: float) -> Iterable[Tensor]:
+    """Return blocks of `size` bytes: in memory if they are small, else read for every pass."""
+    return [*read()] if size <= _CACHED_BYTES else _Stream(read)
 
-    `terms` has the HSIC of every group, as `LayerMetrics` returned it.
+
+def layer_rows(task: LayerMetrics, found: Mapping[Group, Measured]) -> Iterator[Row]:
+    """Yield the rows of `layer_metrics` from what every group gave.
+
+    Those of the similarities to another layer are made here, by one division: all terms are in.
     """
-    last = max((group.layer for group in terms), default=0)
-    for name, measure in of_kind(metrics, Layers).items():
-        for group, own in terms.items():
-            other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
-            if measure.other not in own:
+    prompts = int(task.embeddings.facts()["prompts"])
+    last = task.groups[-1].layer
+    for group, own in found.items():
+        yield from own.rows
+        for name, measure in of_kind(task.metrics, Layers).items():
+            if measure.other not in own.terms:
                 continue  # the first layer has no previous one
-            pair, mine, theirs = own[measure.other], own["itself"], terms[other]["itself"]
-            found = cka(pair, mine, theirs)
-            values = {kind: float(value) for kind, value in found._asdict().items()}
+            other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
+            pair, mine = own.terms[measure.other], own.terms["itself"]
+            similarity = cka(pair, mine, found[other].terms["itself"])
+            values = {kind: float(value) for kind, value in similarity._asdict().items()}
             yield from _rows(group, name, values, prompts)
 
 
 def _rows(
     group: Group, metric: str, values: Mapping[str, float], prompts: int, undefined: int = 0
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     known = METRICS[metric]
     for variant, value in values.items():
         defined = prompts >= known.fewest and not np.isnan(value)

@@ -1,26 +1,15 @@
-"""What a run may cost at most: bounds on bytes and hours, checked before they are spent."""
+"""What a run may cost at most, what is assumed of speed and prices, and both as options."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig
-from storage.root import Root
-
-if TYPE_CHECKING:
-    from jobs.plan.plan import Plan
-
 
 TOKENS_PER_SECOND = 50_000.0  # assumed of a GPU
 PRICE_GB_MONTH = 0.023  # USD, S3 Standard in us-east-1, the first 50 TB
 PRICE_1000_PUTS = 0.005  # USD, the same
-_BIGGEST = 3
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?i?b?)", re.IGNORECASE)
 _POWERS = "kmgtp"
 
@@ -120,61 +109,3 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
         metavar="USD",
         help=f"of 1,000 PUT requests (default: {PRICE_1000_PUTS}, the same)",
     )
-
-
-def speed(plan: Plan, stated: float | None) -> float:
-    """Return the tokens per second that hours are reckoned with: stated, measured, or assumed."""
-    return stated or plan.tokens_per_second or TOKENS_PER_SECOND
-
-
-def require_within(plan: Plan, limits: Limits) -> None:
-    """ConfigError that names the bound, the estimate and its biggest parts if a plan exceeds it."""
-    kind = "at most" if plan.is_bound else "about"
-    if limits.bytes is not None and plan.total.bytes > limits.bytes:
-        tables = sorted(plan.tables().items(), key=lambda pair: -pair[1].bytes)
-        parts = (f"{name} {size(each.bytes)}" for name, each in tables[:_BIGGEST])
-        raise ConfigError(
-            f"{plan.run} would write {kind} {size(plan.total.bytes)}, and --max-bytes allows "
-            f"{size(limits.bytes)}; most of it: {', '.join(parts)}"
-        )
-    rate = speed(plan, limits.tokens_per_second)
-    hours = plan.hours(rate)
-    if limits.gpu_hours is not None and hours > limits.gpu_hours:
-        pairs = sorted(plan.pairs, key=lambda each: -each.tokens)
-        parts = (
-            f"{each.model.subject.name} over {each.corpus.dataset.name} "
-            f"{each.tokens / rate / 3600:,.2f}"
-            for each in pairs[:_BIGGEST]
-        )
-        raise ConfigError(
-            f"{plan.run} would take {kind} {hours:,.2f} device-hours at {rate:,.0f} tokens/s, and "
-            f"--max-gpu-hours allows {limits.gpu_hours:g}; most of it: {', '.join(parts)}"
-        )
-
-
-@dataclass
-class Guard:
-    """Keeps a run from starting that would exceed its limits.
-
-    A plan that only knows an upper bound of a dataset is decided on when that is prepared.
-    """
-
-    limits: Limits
-    _decided: bool = False
-
-    def check(
-        self, config: RunConfig, root: Root, say: Callable[[str], None], *, prepared: bool = False
-    ) -> None:
-        """ConfigError if the run would exceed a limit, as far as that is known."""
-        if self._decided or not self.limits:
-            return
-        from jobs.plan.plan import plan  # noqa: PLC0415  (imports torch, seconds)
-
-        found = plan(config, root)
-        self._decided = prepared or not any(each.basis == "bound" for each in found.corpora)
-        try:
-            require_within(found, self.limits)
-        except ConfigError as error:
-            if self._decided:
-                raise
-            say(f"  {error}; decided when the texts are prepared")

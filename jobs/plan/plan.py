@@ -19,12 +19,11 @@ import numpy as np
 from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Unit
-from jobs.extract.worker import Batch, Extractor, Reader
+from jobs.extract.worker import Batch, Extractor, read
 from jobs.plan.sampling import Corpus, Weight, read_corpus, scratch
 from jobs.plan.sizes import Lengths, Model, Pair, Place, written
 from jobs.subjects import is_remote, resolve, shape_of
 from operators.model.subject import ModelShape, ModelUnavailableError
-from operators.prompts.views import ViewProbabilities
 from storage import schema
 from storage.partition import shard_name
 from storage.root import Root
@@ -117,9 +116,9 @@ def _lengths(pair: Pair) -> list[Lengths]:
     """Return the tokens of sampled prompts in every pass; [] without texts or a tokenizer."""
     if not pair.corpus.texts.num_rows or not pair.model.is_read:
         return []
-    with _sample(pair) as (_, read):
+    with _sample(pair) as (_, sample):
         batches = [
-            read(each, _MORE_TEXTS if index else _TEXTS) for index, each in enumerate(pair.passes)
+            sample(each, _MORE_TEXTS if index else _TEXTS) for index, each in enumerate(pair.passes)
         ]
         return [np.array([len(ids) for ids in each.token_ids], np.int32) for each in batches]
 
@@ -127,37 +126,18 @@ def _lengths(pair: Pair) -> list[Lengths]:
 @contextmanager
 def _sample(pair: Pair) -> Iterator[tuple[Root, Callable[[Pass, int], Batch]]]:
     """Give a root with a shard of sampled texts, and what reads some of them in a pass."""
-    config, views, rows = pair.config, pair.config.views, pair.corpus.texts.num_rows
-    probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
-    prompts = pair.corpus.prompts
-
+    rows, prompts = pair.corpus.texts.num_rows, pair.corpus.prompts
     with scratch() as root:
         key = prompts.partition.shard(shard_name(0))
         write_shard(root, key, [pair.corpus.texts], schema.PROMPTS, prompts.receipts[0])
-        reader = Reader(
-            root,
-            pair.model.subject,
-            config.seed,
-            probabilities,
-            config.extract.max_tokens,
-            config.storage,
-        )
 
-        def read(each: Pass, texts: int) -> Batch:
-            unit = Unit(
-                dataset=each.dataset,
-                condition=each.condition,
-                shard=0,
-                prompts=rows,
-                take=texts,
-                embeddings=True,
-                tokens=0,
-                metrics=each.prompt_metrics is not None,
-                digests={target.partition.table: target.digest for target in each.targets},
-            )
-            return reader.read(unit)
+        def sample(each: Pass, texts: int) -> Batch:
+            made = [target for target in each.targets if target is not each.tokens]
+            digests = {target.partition.table: target.digest for target in made}
+            unit = Unit(each.dataset, each.condition, 0, min(texts, rows), 0, digests)
+            return read(root, pair.model.subject, pair.config, unit)
 
-        yield root, read
+        yield root, sample
 
 
 def _measured(pairs: Sequence[Pair]) -> float:
@@ -169,8 +149,8 @@ def _measured(pairs: Sequence[Pair]) -> float:
         raise ModelUnavailableError("no texts are at hand to measure on: run `layerrank prepare`")
     extract = pair.config.extract
     gpu = extract.device != "cpu" and torch.cuda.is_available()
-    with _sample(pair) as (root, read):
-        batch = read(pair.passes[0], _MEASURED)
+    with _sample(pair) as (root, sample):
+        batch = sample(pair.passes[0], _MEASURED)
         extractor = Extractor(
             root, pair.model.subject, pair.config, "cuda" if gpu else "cpu", extract.threads or 1
         )

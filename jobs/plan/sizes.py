@@ -20,7 +20,7 @@ import torch
 
 from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
-from jobs.extract.targets import Pass, Sources, Target, passes
+from jobs.extract.targets import Pass, Target, passes
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.sampling import Corpus, Weight, partition_weight, weight
 from jobs.run import leading
@@ -85,8 +85,9 @@ class Pair:
     def passes(self) -> list[Pass]:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
         model, corpus = self.model, self.corpus
-        sources = Sources({"files": "0" * 32, "dtype": model.subject.dtype}, model.shape)
-        return [*passes(self.config, model.subject, sources, corpus.dataset, corpus.prompts)]
+        identity = {"files": "0" * 32, "dtype": model.subject.dtype}
+        given = (model.subject, identity, model.shape, corpus.dataset, corpus.prompts)
+        return [*passes(self.config, *given)]
 
     @property
     def forward(self) -> int:
@@ -220,7 +221,7 @@ TABLES: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
 }
 # Table -> those of a subject, whatever the datasets.
 OF_SUBJECT: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
-    "layer_costs": lambda pair: [[2780 + 24 * pair.layers]],
+    "layer_costs": lambda pair: [[3470 + 40 * pair.layers]],
     "modes": _modes,
     "choices": lambda pair: [[3_000 + 50 * len(pair.config.measure.metrics)]],
     "correlations": lambda pair: [[6_000 + 90 * len(pair.config.measure.metrics)]],

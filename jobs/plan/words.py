@@ -1,17 +1,29 @@
-"""A plan as lines of aligned text: a block per dataset, a block per model, the totals."""
+"""A plan as lines of aligned text, and the error of one that is beyond its bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from jobs.config.blocks import ConfigError
 from jobs.config.metrics import FUSED_ABOVE
-from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Rates, size, speed
-from jobs.plan.plan import Plan
+from jobs.config.run import RunConfig
+from jobs.plan.limits import (
+    PRICE_1000_PUTS,
+    PRICE_GB_MONTH,
+    TOKENS_PER_SECOND,
+    Limits,
+    Rates,
+    size,
+)
+from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import Corpus
 from jobs.plan.sizes import Pair, Place
 from jobs.words import counted
+from storage.root import Root
 
 _GIB = 1 << 30
+_BIGGEST = 3
 _BASES = {
     "prepared": "as prepared",
     "counted": "every row read",
@@ -121,3 +133,59 @@ def _tokens(count: float) -> str:
 
 def _small(amount: float) -> str:
     return f"about {amount:,.2f}" if amount >= 0.01 else "less than 0.01"  # noqa: PLR2004
+
+
+def speed(found: Plan, stated: float | None) -> float:
+    """Return the tokens per second that hours are reckoned with: stated, measured, or assumed."""
+    return stated or found.tokens_per_second or TOKENS_PER_SECOND
+
+
+def require_within(found: Plan, limits: Limits) -> None:
+    """ConfigError that names the bound, the estimate and its biggest parts if a plan exceeds it."""
+    kind = "at most" if found.is_bound else "about"
+    if limits.bytes is not None and found.total.bytes > limits.bytes:
+        tables = sorted(found.tables().items(), key=lambda pair: -pair[1].bytes)
+        parts = (f"{name} {size(each.bytes)}" for name, each in tables[:_BIGGEST])
+        raise ConfigError(
+            f"{found.run} would write {kind} {size(found.total.bytes)}, and --max-bytes allows "
+            f"{size(limits.bytes)}; most of it: {', '.join(parts)}"
+        )
+    rate = speed(found, limits.tokens_per_second)
+    hours = found.hours(rate)
+    if limits.gpu_hours is not None and hours > limits.gpu_hours:
+        pairs = sorted(found.pairs, key=lambda each: -each.tokens)
+        parts = (
+            f"{each.model.subject.name} over {each.corpus.dataset.name} "
+            f"{each.tokens / rate / 3600:,.2f}"
+            for each in pairs[:_BIGGEST]
+        )
+        raise ConfigError(
+            f"{found.run} would take {kind} {hours:,.2f} device-hours at {rate:,.0f} tokens/s, and "
+            f"--max-gpu-hours allows {limits.gpu_hours:g}; most of it: {', '.join(parts)}"
+        )
+
+
+@dataclass
+class Guard:
+    """Keeps a run from starting that would exceed its limits.
+
+    A plan that only knows an upper bound of a dataset is decided on when that is prepared.
+    """
+
+    limits: Limits
+    _decided: bool = False
+
+    def check(
+        self, config: RunConfig, root: Root, say: Callable[[str], None], *, prepared: bool = False
+    ) -> None:
+        """ConfigError if the run would exceed a limit, as far as that is known."""
+        if self._decided or not self.limits:
+            return
+        found = plan(config, root)
+        self._decided = prepared or not any(each.basis == "bound" for each in found.corpora)
+        try:
+            require_within(found, self.limits)
+        except ConfigError as error:
+            if self._decided:
+                raise
+            say(f"  {error}; decided when the texts are prepared")

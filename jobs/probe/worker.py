@@ -165,7 +165,7 @@ class Scorer:
         """Read the vectors of a task's texts."""
         columns = [name for name in items.column_names if name.endswith("_id")]
         wanted = np.concatenate([items[name].to_numpy() for name in columns])
-        return read_vectors(self.root, embeddings, unit.group, wanted=wanted)
+        return read_vectors(self.root, embeddings, unit.group, wanted)
 
 
 def _normalised(vectors: LayerVectors) -> LayerVectors:

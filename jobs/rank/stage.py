@@ -5,17 +5,15 @@ What it reads is small: a score per layer, task and fold. It is made anew every 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.metrics import parameters, shown_vectors
-from jobs.config.run import RunConfig
-from jobs.measure.costs import LayerCost, read_costs
+from jobs.config.run import RunConfig, labelled_tasks
+from jobs.measure.costs import read_costs
 from jobs.rank.choices import choice_rows, correlation_rows
 from jobs.rank.ranking import (
     Array,
@@ -29,9 +27,10 @@ from jobs.rank.ranking import (
 )
 from jobs.run import Run, partition
 from operators.metrics.registry import METRICS, main_variant
+from operators.model.cost import LayerCost
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
-from storage.partition import Partition, TableName
+from storage.partition import TableName
 from storage.vectors import features, groups
 
 
@@ -95,30 +94,13 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
     """Return the tasks with their scores in some layers, by dataset, then as configured."""
     found = []
     for label, dataset, task in labelled_tasks(run.config):
-        rows = ranked_rows(run, partition("probe_scores", subject, dataset, task))
+        rows = run.ranked_rows(partition("probe_scores", subject, dataset, task))
         scores = _task_scores(label, rows, layers)
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         folds = len({row["fold"] for row in rows})
         about = (label, task.name, dataset.name, rows[0]["metric"], folds)
         found.append(RankedTask(*about, scores, undefined))
     return found
-
-
-def labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Task]]:
-    """Yield the tasks of a run with their labels, by dataset, then as configured."""
-    pairs = [(dataset, task) for dataset in config.datasets for task in dataset.tasks]
-    names = Counter(task.name for _, task in pairs)
-    for dataset, task in pairs:
-        label = task.name if names[task.name] == 1 else f"{dataset.name}/{task.name}"
-        yield label, dataset, task
-
-
-def ranked_rows(run: Run, where: Partition) -> list[dict[str, Any]]:
-    """Return the rows of scores of the vectors that are ranked."""
-    config = run.config.rank
-    wanted = (config.norm, config.pooling, config.variant)
-    rows = run.rows(where)
-    return [row for row in rows if (row["norm"], row["pooling"], row["variant"]) == wanted]
 
 
 def _task_scores(label: str, rows: Sequence[Row], layers: Sequence[int]) -> TaskScores:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,9 +22,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from operators.model.batching import pad
-from operators.model.load import NORMS, LayerModel, Norm
-from operators.model.pooling import POOLINGS, Pooling
+from operators.model.encode import pad
+from operators.model.on_transformers import LayerModel
+from operators.model.subject import Norm, Pooling
 from operators.model.tokenise import tokenise
 
 # The same meaning under another name in sentence-transformers: right padding, the attention mask,
@@ -37,7 +35,6 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "first": "pooling_mode_cls_token",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
-_MODULES = (("", "Transformer"), ("1_Pooling", "Pooling"))
 _PAD_TOKEN = "<|pad|>"
 _PAD_CANDIDATES = ("eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TOKENIZER_PROBES = (
@@ -83,16 +80,15 @@ class CutPoint:
                 f"layer {self.layer} does not exist; the model's layers are 0 (the embeddings) to "
                 f"{layers} (the last block)"
             )
-        if self.norm not in NORMS:
-            raise CutError(f"unknown norm {self.norm!r}; choose from {', '.join(NORMS)}")
-        if self.pooling not in POOLINGS:
-            raise CutError(f"unknown pooling {self.pooling!r}; choose from {', '.join(POOLINGS)}")
+        for name, value, known in (("norm", self.norm, Norm), ("pooling", self.pooling, Pooling)):
+            if value not in get_args(known):
+                choices = ", ".join(get_args(known))
+                raise CutError(f"unknown {name} {value!r}; choose from {choices}")
         if self.max_tokens < 1:
             raise CutError(f"max_tokens is {self.max_tokens}; it must be at least 1")
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """What was written: `blocks` blocks, the last of them inert or not, vectors of `dimension`.
 
     The states of the tokens are `hidden_states[hidden_state]`, or `last_hidden_state` where that is
@@ -114,50 +110,45 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     so a model that transformers cannot express as a shorter one is refused: CutError, or the
     ModelUnavailableError of `LayerModel.final_norm`.
     """
-    point.check(model.layers)
+    point.check(model.shape.layers)
     if not type(model.module).__module__.startswith("transformers."):
         raise CutError(
             f"{model.name} is code of its checkpoint (trust_remote_code), and a cut of it would "
             "not load without that code; only models that transformers itself has can be exported"
         )
-    ids_NT, mask_NT = _probe(model)
+    known = model.shape.vocabulary or 2
+    ids_NT, mask_NT = pad([np.arange(1, 1 + n, dtype=np.int32) % known for n in _PROBE_LENGTHS])
     state_NTD = model.forward(ids_NT, mask_NT)[point.layer]
     if point.norm == "final":
         state_NTD = model.final_norm(state_NTD)
     inert = point.norm == "none" and model.has_final_norm
+    blocks = point.layer + inert
     padded = _padded(tokenizer, point.max_tokens)
-    with _possible(model, point.layer + inert):
+    try:
         _write_weights(model, point.layer, inert, padded.pad_token_id, folder)
         outputs = _run_written(folder, model, ids_NT, mask_NT)
+    except CutError:
+        raise
+    except _IMPOSSIBLE as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CutError(
+            f"transformers cannot make and run {model.name} with {blocks} blocks ({cause}); "
+            "choose another layer"
+        ) from error
     _write_tokenizer(tokenizer, padded, point.max_tokens, folder)
     outputs = outputs[1:] if inert else outputs[:1]
     real_NT = mask_NT.to(model.device).bool()
     wanted_SD = state_NTD[real_NT]
     apart = [_distance(found_NTD[real_NT], wanted_SD) for _, found_NTD in outputs]
     if min(apart, default=np.inf) <= _PROBE_TOLERANCE[model.dtype]:
-        cut = Cut(point.layer + inert, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
+        cut = Cut(blocks, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
         _write_modules(point, cut, folder)
         return cut
-    other: Norm = "final" if point.norm == "none" else "none"
+    other = "final" if point.norm == "none" else "none"
     raise CutError(
         f"{model.name} cut after block {point.layer} does not give the states of layer "
         f"{point.layer} with norm: {point.norm}; norm: {other} may work"
     )
-
-
-@contextmanager
-def _possible(model: LayerModel, blocks: int) -> Iterator[None]:
-    """Name the cut where an architecture cannot have, or run with, so few blocks."""
-    try:
-        yield
-    except _IMPOSSIBLE as error:
-        if isinstance(error, CutError):
-            raise
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CutError(
-            f"transformers cannot make and run {model.name} with {blocks} blocks ({cause}); "
-            "choose another layer"
-        ) from error
 
 
 def _distance(found_SD: Tensor, wanted_SD: Tensor) -> float:
@@ -165,12 +156,6 @@ def _distance(found_SD: Tensor, wanted_SD: Tensor) -> float:
     if found_SD.shape != wanted_SD.shape:
         return np.inf
     return float((found_SD - wanted_SD).abs().max() / wanted_SD.abs().max().clamp_min(1e-30))
-
-
-def _probe(model: LayerModel) -> tuple[Tensor, Tensor]:
-    config: Any = model.module.config
-    vocabulary = config.get_text_config().vocab_size
-    return pad([np.arange(1, 1 + n, dtype=np.int32) % vocabulary for n in _PROBE_LENGTHS])
 
 
 def _write_weights(model: LayerModel, layer: int, inert: bool, pad_id: int, folder: Path) -> None:
@@ -275,7 +260,7 @@ def _write_modules(point: CutPoint, cut: Cut, folder: Path) -> None:
         transformer["module_output_name"] = "token_embeddings"
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(_MODULES)
+        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
     pooling = {
         "word_embedding_dimension": cut.dimension,

@@ -1,4 +1,4 @@
-"""One forward pass per prompt, every layer, every norm and pooling.
+"""One forward pass per prompt, every layer, every norm and pooling, in batches of like lengths.
 
 Shapes: L layers, N prompts, T tokens (right-padded), S tokens of several prompts one after another,
 D features, G groups, where a group is one (layer, norm, pooling).
@@ -8,32 +8,89 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from operators.model.batching import Ids, pad, token_budget_batches
-from operators.model.load import LayerModel, Norm
-from operators.model.pooling import Pooling, pool, token_mask
+from operators.model.backend import Backend
+from operators.model.subject import Norm, Pooling
 
+Ids = npt.NDArray[np.int32]
 Group = tuple[int, Norm, Pooling]
-TokenSink = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
+# Takes token states on their way, once per batch: the prompts' indices [N], the states [N, T, D] of
+# every layer on the model's device (anything may stand in the padding), and the lengths [N].
+TokenTap = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
+
+
+def token_budget_batches(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.int64]]:
+    """Cut prompts into batches of at most `budget` padded tokens and return their indices.
+
+    Prompts are taken from short to long (ties in the given order), so little is padding; a prompt
+    longer than the budget is a batch of its own. Every index appears exactly once.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    batches: list[npt.NDArray[np.int64]] = []
+    start = 0
+    for end in range(1, len(order) + 1):
+        full = end == len(order) or (end - start + 1) * lengths[order[end]] > budget
+        if full:
+            batches.append(order[start:end])
+            start = end
+    return batches
+
+
+def pad(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    """Return token ids [N, T] padded on the right with 0, and the attention mask [N, T].
+
+    The mask makes the padding id irrelevant: a tokenizer without a pad token is no special case.
+    """
+    rows = [torch.from_numpy(ids.astype(np.int64)) for ids in sequences]
+    ids_NT = pad_sequence(rows, batch_first=True)
+    return ids_NT, token_mask(torch.tensor([*map(len, rows)]), ids_NT.shape[1]).long()
+
+
+def token_mask(lengths_N: Tensor, n_tokens: int) -> Tensor:
+    """Return the boolean mask [N, T] of real tokens."""
+    return torch.arange(n_tokens, device=lengths_N.device) < lengths_N.unsqueeze(1)
+
+
+def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling) -> Tensor:
+    """Return one float32 vector per prompt [N, D], from real tokens only.
+
+    `mean` weighs every real token equally, special tokens counted; `weighted_mean` weighs token t
+    (from 1) by t / (1 + ... + T), so that later tokens of a causal model, which have seen more,
+    count more (Muennighoff 2022, SGPT, arXiv 2202.08904, eq. 2); `last` and `first` take one token.
+    What stands in padded positions never matters. ValueError on an unknown pooling.
+    """
+    lengths_N = lengths_N.to(hidden_NTD.device)
+    if how == "first":
+        return hidden_NTD[:, 0].float()
+    if how == "last":
+        rows = torch.arange(len(lengths_N), device=hidden_NTD.device)
+        return hidden_NTD[rows, lengths_N - 1].float()
+    mask_NT = token_mask(lengths_N, hidden_NTD.shape[1])
+    if how == "mean":
+        weight_NT = mask_NT.float()
+    elif how == "weighted_mean":
+        weight_NT = torch.cumsum(mask_NT.float(), dim=1) * mask_NT
+    else:
+        raise ValueError(f"unknown pooling {how!r}; choose from {', '.join(get_args(Pooling))}")
+    weight_NT = weight_NT / weight_NT.sum(dim=1, keepdim=True)
+    real_NTD = hidden_NTD.float().masked_fill(~mask_NT.unsqueeze(-1), 0.0)
+    return torch.bmm(weight_NT.unsqueeze(1), real_NTD).squeeze(1)
 
 
 class NonFiniteError(ValueError):
     """A layer's states are not all finite; `rows` are the prompts' positions."""
 
-    def __init__(self, layer: int, rows: Sequence[int], count: int) -> None:
-        super().__init__(layer, rows, count)  # the arguments again: it travels between processes
-        self.layer, self.rows, self.count = layer, rows, count
-
-    def __str__(self) -> str:
-        return (
-            f"layer {self.layer} has non-finite states at {self.count} tokens of "
-            f"{len(self.rows)} prompts"
-        )
+    def __init__(self, message: str, rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -46,93 +103,67 @@ class Representations:
 
     def groups(self, layers: int) -> list[Group]:
         """Return the (layer, norm, pooling) groups of a model with `layers` blocks, sorted."""
-        return [
-            (layer, norm, pooling)
-            for layer in range(layers + 1)
-            for norm in sorted(self.norms)
-            for pooling in sorted(self.poolings)
-        ]
-
-
-@dataclass(frozen=True)
-class TokenTap:
-    """What takes the token states on their way, and in which norm.
-
-    The sink is called once per batch with the prompts' indices [N], the states [N, T, D] of every
-    layer on the model's device (anything may stand in the padding), and the lengths [N].
-    """
-
-    norm: Norm
-    sink: TokenSink
+        return [*product(range(layers + 1), sorted(self.norms), sorted(self.poolings))]
 
 
 def encode(
-    model: LayerModel,
+    model: Backend,
     sequences: Sequence[Ids],
     keep: Representations,
     taps: Sequence[TokenTap] = (),
+    tapped: Norm = "none",
 ) -> npt.NDArray[np.float32]:
-    """Return the pooled vectors [G, N, D] of every group of `keep.groups(model.layers)`.
+    """Return the pooled vectors [G, N, D] of every group of `keep.groups` of the model's layers.
 
-    The result does not depend on the batches beyond float rounding. NonFiniteError if
-    the state of a real token is not finite. `sequences` must not be empty, nor hold an empty one.
+    Every tap takes the token states of every batch, in the norm `tapped`. The result does not
+    depend on the batches beyond float rounding. NonFiniteError if the state of a real token is not
+    finite. `sequences` must not be empty, nor hold an empty one.
     """
-    groups = keep.groups(model.layers)
-    pooled = _Pooled(len(groups), len(sequences))
-    lengths = [len(ids) for ids in sequences]
-    for rows in token_budget_batches(lengths, keep.batch_tokens):
+    vectors_GND: npt.NDArray[np.float32] | None = None
+    land: Callable[[], None] | None = None  # puts the last batch in its place
+    for rows in token_budget_batches([len(ids) for ids in sequences], keep.batch_tokens):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
-        pooled.fetch()  # while a GPU computes
+        if land:
+            land()  # while a GPU computes
         _check_finite(states, lengths_N, rows)
-        pooled.add(rows, _pool_groups(model, states, lengths_N, keep))
+        batch_GnD = _pool_groups(model, states, lengths_N, keep)
+        if vectors_GND is None:
+            groups, _, features = batch_GnD.shape
+            vectors_GND = np.empty((groups, len(sequences), features), np.float32)
+        land = _on_its_way(batch_GnD, vectors_GND, rows)
+        if taps and tapped == "final" and model.has_final_norm:
+            states = [*map(model.final_norm, states)]
         for tap in taps:
-            raw = tap.norm == "none" or not model.has_final_norm
-            tap.sink(rows, states if raw else [*map(model.final_norm, states)], lengths_N)
-    return pooled.all()
+            tap(rows, states, lengths_N)
+    assert land is not None, "no sequences"
+    assert vectors_GND is not None
+    land()
+    return vectors_GND
 
 
-class _Pooled:
-    """The vectors of all batches in host memory; the last batch's may be on their way there."""
+def _on_its_way(
+    batch_GnD: Tensor, vectors_GND: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+) -> Callable[[], None]:
+    """Begin to copy a batch to host memory; return what waits for it and puts it in its place."""
+    host_GnD, copied = batch_GnD, None
+    if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
+        stream = torch.cuda.current_stream(batch_GnD.device)
+        host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
+        host_GnD.copy_(batch_GnD, non_blocking=True)
+        copied = stream.record_event()
 
-    def __init__(self, groups: int, prompts: int) -> None:
-        self._shape = groups, prompts
-        self._vectors_GND: npt.NDArray[np.float32] | None = None
-        self._last: tuple[npt.NDArray[np.int64], Tensor, torch.cuda.Event | None] | None = None
-
-    def add(self, rows: npt.NDArray[np.int64], batch_GnD: Tensor) -> None:
-        """Start to copy a batch; its vectors [G, n, D] are of the prompts `rows`."""
-        self.fetch()
-        copied = None
-        if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
-            stream = torch.cuda.current_stream(batch_GnD.device)
-            host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
-            batch_GnD = host_GnD.copy_(batch_GnD, non_blocking=True)
-            copied = stream.record_event()
-        self._last = rows, batch_GnD, copied
-
-    def fetch(self) -> None:
-        """Put the last batch in its place."""
-        if self._last is None:
-            return
-        rows, batch_GnD, copied = self._last
+    def land() -> None:
         if copied:
             copied.synchronize()
-        if self._vectors_GND is None:
-            self._vectors_GND = np.empty((*self._shape, batch_GnD.shape[2]), np.float32)
-        self._vectors_GND[:, rows] = batch_GnD.numpy()
-        self._last = None
+        vectors_GND[:, rows] = host_GnD.numpy()
 
-    def all(self) -> npt.NDArray[np.float32]:
-        """Return the vectors [G, N, D] of every batch."""
-        self.fetch()
-        assert self._vectors_GND is not None, "no sequences"
-        return self._vectors_GND
+    return land
 
 
 def _pool_groups(
-    model: LayerModel, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
+    model: Backend, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
 ) -> Tensor:
     pooled = []
     for state_NTD in states:
@@ -149,14 +180,14 @@ def _pool_groups(
 def wanted_tokens(
     wanted_N: npt.NDArray[np.bool_],
     take: Callable[[int, npt.NDArray[np.int64], npt.NDArray[np.float32]], None],
-) -> TokenSink:
-    """Return a sink that hands on the states of some prompts, without the padding.
+) -> TokenTap:
+    """Return a tap that hands on the states of some prompts, without the padding.
 
     `take` is called once per batch and layer with (layer, prompt indices, states_SD): the real
     tokens of the wanted prompts one after another, in the order of the indices.
     """
 
-    def sink(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
+    def tap(rows: npt.NDArray[np.int64], states: Sequence[Tensor], lengths_N: Tensor) -> None:
         chosen = wanted_N[rows]
         if not chosen.any():
             return
@@ -165,7 +196,7 @@ def wanted_tokens(
         for layer, state_NTD in enumerate(states):
             take(layer, rows[chosen], state_NTD[mask_NT].float().cpu().numpy())
 
-    return sink
+    return tap
 
 
 def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray[np.int64]) -> None:
@@ -176,5 +207,7 @@ def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray
     if bad_LNT.any():
         bad_LN = bad_LNT.sum(dim=2).cpu()
         layer = int(bad_LN.sum(dim=1).nonzero()[0])
-        prompts = bad_LN[layer].nonzero().flatten().numpy()
-        raise NonFiniteError(layer, rows[prompts].tolist(), int(bad_LN[layer].sum()))
+        prompts = rows[bad_LN[layer].nonzero().flatten().numpy()].tolist()
+        count = int(bad_LN[layer].sum())
+        told = f"layer {layer} has non-finite states at {count} tokens of {len(prompts)} prompts"
+        raise NonFiniteError(told, prompts)

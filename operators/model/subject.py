@@ -15,6 +15,8 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
+Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
+Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
 _PACKAGE = "package:"
 _CAUSES = (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError)
 
@@ -83,21 +85,26 @@ class ModelShape:
     vocabulary: int | None = None
 
 
+def config_shape(config: Any) -> ModelShape:  # noqa: ANN401  (transformers ships no types)
+    """Return the sizes that a config of transformers states."""
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
+    vocabulary = getattr(text, "vocab_size", None)
+    return ModelShape(text.num_hidden_layers, text.hidden_size, limit, vocabulary)
+
+
 def read_shape(subject: Subject) -> ModelShape:
     """Return the sizes of a model; ModelUnavailableError if its config cannot be read."""
     from transformers import AutoConfig  # noqa: PLC0415  (see the module docstring)
 
     with explained(subject):
         config = AutoConfig.from_pretrained(subject.source, **subject.hub_options)
-    text = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise ModelUnavailableError(
             f"model {subject}: {type(config).__name__} is an encoder-decoder; "
             "LayerRank reads models with one stack of blocks"
         )
-    limit = getattr(text, "max_position_embeddings", None)
-    vocabulary = getattr(text, "vocab_size", None)
-    return ModelShape(text.num_hidden_layers, text.hidden_size, limit, vocabulary)
+    return config_shape(config)
 
 
 @contextmanager

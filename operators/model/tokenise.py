@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import AutoTokenizer
 
-from operators.model.batching import Ids
+from operators.model.encode import Ids
 from operators.model.subject import ModelShape, Subject, explained
 from operators.prompts.conditions import Vocabulary
 
 _UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
 
 
-@dataclass(frozen=True)
-class Tokenised:
+class Tokenised(NamedTuple):
     """Token ids per text, and how many texts had to be cut."""
 
     ids: list[Ids]
@@ -32,8 +30,7 @@ def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ship
 
 def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa: ANN401
     """Return the most tokens per text: `wanted`, or what the tokenizer or the model allows."""
-    limits = [wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED]
-    return int(min(limits))
+    return int(min(wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED))
 
 
 def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401
@@ -44,10 +41,8 @@ def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN
     if shape.vocabulary is not None:
         known = known[known < shape.vocabulary]
     framed = tokenizer("a", return_special_tokens_mask=True)
-    ids, text = (
-        np.array(framed["input_ids"], np.int32),
-        np.array(framed["special_tokens_mask"]) == 0,
-    )
+    ids = np.array(framed["input_ids"], np.int32)
+    text = np.array(framed["special_tokens_mask"]) == 0
     # Whatever stands before the first token of a text leads, the rest of what is added trails.
     before = int(text.argmax()) if text.any() else len(ids)
     return Vocabulary(
@@ -67,10 +62,6 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised
         return Tokenised([], 0)
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
     ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-    full = [index for index, row in enumerate(ids) if len(row) >= max_tokens]
-    truncated = sum(_is_longer(tokenizer, texts[index], max_tokens) for index in full)
-    return Tokenised(ids, truncated)
-
-
-def _is_longer(tokenizer: Any, text: str, max_tokens: int) -> bool:  # noqa: ANN401
-    return len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > max_tokens
+    full = [text for text, row in zip(texts, ids, strict=True) if len(row) >= max_tokens]
+    whole = (tokenizer(text, truncation=False, verbose=False)["input_ids"] for text in full)
+    return Tokenised(ids, sum(len(row) > max_tokens for row in whole))

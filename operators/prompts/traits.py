@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators.model.batching import Ids
+from operators.model.encode import Ids
 
 Array = npt.NDArray[np.float64]
 _WORD = re.compile(r"[^\W\d_]+")

@@ -24,9 +24,8 @@ from transformers import AutoConfig, AutoModel
 
 from jobs.cluster.console import say
 from jobs.prepare.docstrings import LIBRARIES, read_library
-from operators.model.batching import Ids, pad, token_budget_batches
-from operators.model.encode import Representations, encode
-from operators.model.load import LayerModel, load_model
+from operators.model.encode import Ids, Representations, encode, pad, token_budget_batches
+from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import Subject
 from operators.model.tokenise import load_tokenizer, tokenise
 from storage import schema
@@ -112,7 +111,7 @@ def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Ro
         names = np.arange(len(shard), dtype=np.int64)
         tables = (
             embeddings_table(group, names, lengths, vectors_ND)
-            for group, vectors_ND in zip(keep.groups(model.layers), vectors_GND, strict=True)
+            for group, vectors_ND in zip(keep.groups(model.shape.layers), vectors_GND, strict=True)
         )
         columns = schema.embeddings(vectors_GND.shape[2])
         write_shard(root, f"shard-{number}.parquet", tables, columns, Receipt("", 0, "", ""))

@@ -34,7 +34,7 @@ from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
 from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import entropies
 from operators.metrics.token.rows import length_chunks
-from operators.model.batching import token_budget_batches
+from operators.model.encode import token_budget_batches
 
 PROMPTS, LAYERS, FEATURES = 64, 25, 1024
 SHORTEST, LONGEST = 16, 2048

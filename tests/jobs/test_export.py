@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,16 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from jobs import export as exporting
 from jobs.config.blocks import ConfigError
 from jobs.export import Evidence, Exported, export, model_card
+from operators.model import backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
-from operators.model.load import NORMS, LayerModel, Norm
-from operators.model.pooling import POOLINGS, Pooling
-from operators.model.subject import ModelUnavailableError, Subject
+from operators.model.on_transformers import LayerModel
+from operators.model.subject import ModelUnavailableError, Norm, Pooling, Subject
 from operators.model.tokenise import tokenise
 from tests.support.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
 
+NORMS: tuple[Norm, ...] = get_args(Norm)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 MAX_TOKENS = 48
 TEXTS = [
     "a",
@@ -42,15 +44,6 @@ POINTS = [
 ]
 # Every pooling in turn, so that each architecture meets each of them.
 CASES = [(*point, POOLINGS[index % len(POOLINGS)]) for index, point in enumerate(POINTS)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose more to waiting threads than they gain."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _vectors(folder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -71,8 +64,13 @@ def _wanted(
 
 
 def _cut(model: Any, point: CutPoint, folder: Path, tokenizer: Any = None) -> Cut:  # noqa: ANN401
+    """Cut a model; what was written gives the vectors of its layer."""
     folder.mkdir()
-    return cut_model(LayerModel(model), tokenizer or tiny_tokenizer(), point, folder)
+    given = tokenizer or tiny_tokenizer()
+    cut = cut_model(LayerModel(model), given, point, folder)
+    wanted_ND = _wanted(LayerModel(model), given, point)[point.layer]
+    np.testing.assert_allclose(_vectors(folder, TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    return cut
 
 
 def _subject(folder: Path) -> Subject:
@@ -86,28 +84,18 @@ MEAN = CutPoint(2, "final", "mean", MAX_TOKENS)
 def test_a_cut_gives_the_vectors_of_its_layer(
     architecture: str, layer: int, norm: Norm, pooling: Pooling, tmp_path: Path
 ) -> None:
-    model, point = LayerModel(tiny_model(architecture)), CutPoint(layer, norm, pooling, MAX_TOKENS)
-    cut = cut_model(model, tiny_tokenizer(), point, tmp_path)
-    wanted_LND = _wanted(model, tiny_tokenizer(), point)
-    found_ND = _vectors(tmp_path, TEXTS)
-    np.testing.assert_allclose(found_ND, wanted_LND[layer], rtol=0, atol=1e-5)
+    model, point = tiny_model(architecture), CutPoint(layer, norm, pooling, MAX_TOKENS)
+    folder = tmp_path / "cut"
+    cut = _cut(model, point, folder)
+    whole = LayerModel(model)
+    wanted_LND = _wanted(whole, tiny_tokenizer(), point)
+    found_ND = _vectors(folder, TEXTS)
     others = [np.abs(found_ND - wanted_LND[k]).max() for k in range(BLOCKS + 1) if k != layer]
     assert min(others) > 1e-4  # otherwise the comparison would not tell the layers apart
-    assert cut.blocks == layer + (norm == "none" and model.has_final_norm)
-    assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == cut.blocks
-    assert (tmp_path / "model.safetensors").is_file()
-    assert not list(tmp_path.rglob("*.py"))
-
-
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_every_pooling_means_the_same_there(norm: Norm, pooling: Pooling, tmp_path: Path) -> None:
-    model, point = LayerModel(tiny_model("gpt_neox")), CutPoint(2, norm, pooling, MAX_TOKENS)
-    cut_model(model, tiny_tokenizer(), point, tmp_path)
-    wanted_ND = _wanted(model, tiny_tokenizer(), point)[2]
-    np.testing.assert_allclose(_vectors(tmp_path, TEXTS), wanted_ND, rtol=0, atol=1e-5)
-    alone_ND = np.concatenate([_vectors(tmp_path, [text]) for text in TEXTS])
-    np.testing.assert_allclose(alone_ND, wanted_ND, rtol=0, atol=1e-5)
+    assert cut.blocks == layer + (norm == "none" and whole.has_final_norm)
+    assert AutoConfig.from_pretrained(folder).num_hidden_layers == cut.blocks
+    assert (folder / "model.safetensors").is_file()
+    assert not list(folder.rglob("*.py"))
 
 
 def test_a_raw_cut_still_outputs_the_normed_layer(tmp_path: Path) -> None:
@@ -141,8 +129,6 @@ def test_lists_with_an_entry_per_block_are_cut_too(tmp_path: Path) -> None:
             cut = _cut(module, point, folder)
             expected = [*kinds, *(["sliding_attention"] if cut.inert else [])]
             assert AutoConfig.from_pretrained(folder).layer_types == expected
-            wanted_ND = _wanted(LayerModel(module), tiny_tokenizer(), point)[layer]
-            np.testing.assert_allclose(_vectors(folder, TEXTS), wanted_ND, rtol=0, atol=1e-5)
 
 
 def test_the_tokenizer_gives_the_same_ids_with_a_pad_token_of_its_own(tmp_path: Path) -> None:
@@ -165,8 +151,6 @@ def test_the_tokenizer_gives_the_same_ids_with_a_pad_token_of_its_own(tmp_path: 
     ):
         assert ids[: sum(mask)] == expected.tolist()
         assert mask == sorted(mask, reverse=True)
-    wanted_ND = _wanted(LayerModel(module), tokenizer, MEAN)[2]
-    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
     assert tokenizer.pad_token is None
 
 
@@ -176,10 +160,8 @@ def test_segment_ids_that_a_run_does_not_feed_are_not_fed_there(tmp_path: Path) 
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
     assert "token_type_ids" in tokenizer(TEXTS)
-    module = tiny_model("gpt2")  # which adds an embedding of the segment to every token
-    _cut(module, MEAN, tmp_path / "cut", tokenizer)
-    wanted_ND = _wanted(LayerModel(module), tokenizer, MEAN)[2]
-    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    # This model adds an embedding of the segment to every token.
+    _cut(tiny_model("gpt2"), MEAN, tmp_path / "cut", tokenizer)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -194,8 +176,6 @@ def test_sides_padding_is_right_and_truncation_is_the_run_s(side: str, tmp_path:
     _cut(tiny_model("bert"), MEAN, tmp_path / "cut", tokenizer)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "cut")
     assert (loaded.padding_side, loaded.truncation_side) == ("right", side)
-    wanted_ND = _wanted(LayerModel(tiny_model("bert")), tokenizer, MEAN)[2]
-    np.testing.assert_allclose(_vectors(tmp_path / "cut", TEXTS), wanted_ND, rtol=0, atol=1e-5)
 
 
 def test_an_end_token_serves_as_pad_token(tmp_path: Path) -> None:
@@ -226,8 +206,6 @@ def test_an_architecture_that_needs_a_block_says_so(architecture: str, tmp_path:
     with pytest.raises(CutError, match=r"cannot make and run .* with 0 blocks .* another layer"):
         _cut(module, CutPoint(0, "final", "mean", MAX_TOKENS), tmp_path / "0")
     _cut(module, MEAN, tmp_path / "2")
-    wanted_ND = _wanted(LayerModel(module), tiny_tokenizer(), MEAN)[2]
-    np.testing.assert_allclose(_vectors(tmp_path / "2", TEXTS), wanted_ND, rtol=0, atol=1e-5)
 
 
 def test_code_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -272,6 +250,14 @@ def test_where_nothing_can_be_written(checkpoint: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
+def test_only_a_model_of_transformers_is_cut(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backend.BACKENDS, "transformers", (lambda _: True, lambda *_: object()))
+    with pytest.raises(ConfigError, match="only a model that transformers runs can be cut"):
+        export(_subject(checkpoint), MEAN, tmp_path / "out")
+
+
 def test_a_model_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,22 +299,16 @@ def test_bfloat16_stays_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     subject = Subject(str(checkpoint), "local", "tiny", dtype="bfloat16")
     export(subject, CutPoint(2, "none", "mean", MAX_TOKENS), tmp_path / "out")
     assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
-    _cut(tiny_model("llama").to(torch.bfloat16), MEAN, tmp_path / "cut")
-    assert AutoModel.from_pretrained(tmp_path / "cut").dtype == torch.bfloat16
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    whole = LayerModel(tiny_model("llama").to(torch.bfloat16))
+    cut_model(whole, tiny_tokenizer(), MEAN, folder)
+    assert AutoModel.from_pretrained(folder).dtype == torch.bfloat16
 
 
-EVIDENCE = Evidence(
-    run="demo",
-    tasks=3,
-    level=0.95,
-    rank=1,
-    score=0.61234,
-    score_low=0.59,
-    score_high=0.63,
-    gain=0.02,
-    gain_low=0.01,
-    gain_high=0.03,
-)
+SCORE = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
+GAIN = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
+EVIDENCE = Evidence("demo", 3, 0.95, {"rank": 1, **SCORE, **GAIN})
 
 
 def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
@@ -354,15 +334,17 @@ def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
 
 def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
     facts = Exported(Path("out"), MEAN, Cut(2, False, None, 32), 3, 10, 20, 100, 1e-7)
-    text = model_card(Subject("owner/name", "step1", "name"), facts, {"score": float("nan")})
+    subject, unscored = Subject("owner/name", "step1", "name"), {"score": float("nan")}
+    text = model_card(subject, facts, Evidence("demo", 0, 0.95, unscored))
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "owner/name"
     assert "`owner/name` at revision `step1`" in text
     assert "No ranking was given" in text
+    assert "No ranking was given" in model_card(subject, facts, None)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_code_of_the_card_gives_the_vectors(
+def test_the_code_of_the_card_gives_the_vectors_and_one_text_alone_too(
     norm: Norm,
     pooling: Pooling,
     checkpoint: Path,
@@ -383,6 +365,9 @@ def test_the_code_of_the_card_gives_the_vectors(
     assert len(found) == 2
     for vectors_ND in found:
         np.testing.assert_allclose(vectors_ND, wanted_ND, rtol=0, atol=1e-5)
+    together_ND = _wanted(model, tiny_tokenizer(), point)[2]
+    alone_ND = np.concatenate([_vectors(tmp_path / "out", [text]) for text in TEXTS])
+    np.testing.assert_allclose(alone_ND, together_ND, rtol=0, atol=1e-5)
 
 
 def test_minilm_cut_at_its_last_layer_is_minilm(tmp_path: Path) -> None:

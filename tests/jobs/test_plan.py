@@ -21,10 +21,11 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
-from jobs.plan.limits import Guard, Limits, parse_bytes, size
+from jobs.plan.limits import Limits, parse_bytes, size
 from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import scratch
 from jobs.plan.sizes import OF_SUBJECT, TABLES, Pair
+from jobs.plan.words import Guard
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN

@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from operators.model.encode import Representations, encode
-from operators.model.load import LayerModel, load_model
+from operators.model.on_transformers import LayerModel, load_model
 from operators.model.tokenise import load_tokenizer, tokenise
 from operators.probes.classification import classification, few_shot_rows
 from operators.probes.clustering import clustering

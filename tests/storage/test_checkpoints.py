@@ -15,7 +15,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig
 from jobs.config.settings import StorageConfig
 from jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
-from operators.model.load import load_model
+from operators.model.on_transformers import load_model
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import load_tokenizer
 from storage.checkpoint import CACHE, Checkpoint
@@ -72,7 +72,7 @@ def test_a_sweep_in_object_storage_is_listed_and_loads(sweep: str, storage: Stor
     assert [each.model for each in found] == [f"{sweep}/step8", f"{sweep}/step64"]
     assert SECRET not in repr(found) + repr(config)
     here = local(found[0], storage)
-    assert load_model(here, torch.device("cpu")).layers == BLOCKS
+    assert load_model(here, torch.device("cpu")).shape.layers == BLOCKS
     with pytest.raises(ConfigError, match=r"no folder matches revisions 'epoch\*'; it has step64"):
         _resolve(_config(storage, model=sweep, revisions="epoch*"))
     with pytest.raises(ConfigError, match="has no folder step7; it has step64, step8"):
@@ -104,7 +104,7 @@ def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
         root.write(name, (other / name).read_bytes())
     assert subject_identity(one, storage) != identity
     assert local(one, storage).folder != folder
-    assert load_model(local(one, storage), torch.device("cpu")).layers == BLOCKS + 1
+    assert load_model(local(one, storage), torch.device("cpu")).shape.layers == BLOCKS + 1
 
 
 def test_many_fetch_at_once_and_each_file_is_whole(
@@ -143,7 +143,7 @@ def test_a_killed_fetch_leaves_no_file(
         with pytest.raises(KeyboardInterrupt):
             local(one, storage)
     assert not [file for file in cache.rglob("*") if file.is_file() and file.name[0] != "."]
-    assert load_model(local(one, storage), torch.device("cpu")).layers == BLOCKS
+    assert load_model(local(one, storage), torch.device("cpu")).shape.layers == BLOCKS
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(

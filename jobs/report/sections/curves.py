@@ -10,9 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jobs.config.run import learning_examples, noise_conditions
+from jobs.config.run import labelled_tasks, learning_examples, noise_conditions
 from jobs.rank.ranking import Row
-from jobs.rank.stage import labelled_tasks, ranked_rows
 from jobs.report.charts import Lines, Look, in_points
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
@@ -102,13 +101,13 @@ def curves(facts: Facts) -> list[Curves]:
     for label, dataset, task in labelled_tasks(run.config):
         if learning_examples(run.config, task):
             where = partition("learning_curves", subject, dataset, task)
-            rows = ((row["examples"], row) for row in ranked_rows(run, where))
+            rows = ((row["examples"], row) for row in run.ranked_rows(where))
             found.append(curves_of(label, "examples", metrics[label], rows))
         if levels := noise_conditions(run.config, [task]):
             noisy = []
             for each in (Condition("noise", 0.0), *levels):
                 where = partition("probe_scores", subject, dataset, each.name, task)
-                noisy += [(each.level, row) for row in ranked_rows(run, where)]
+                noisy += [(each.level, row) for row in run.ranked_rows(where)]
             found.append(curves_of(label, "noise", metrics[label], noisy))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.measure.traits import prompt_texts
+from jobs.measure.modes import prompt_texts
 from jobs.rank.ranking import Row
 from jobs.report.charts import Histogram
 from jobs.report.facts import Facts

@@ -9,28 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.model.batching import pad, token_budget_batches
+from operators.model.encode import pad, token_budget_batches
 from operators.model.subject import ModelShape
 from operators.model.tokenise import Tokenised, token_limit, tokenise
 from tests.support.tiny import tiny_tokenizer
 
-LENGTHS = st.lists(st.integers(0, 60), max_size=50)
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "expected"),
+    [
+        ([5, 2, 9, 2, 3], 10, [[1, 3, 4], [0], [2]]),
+        ([4] * 10, 16, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]),  # equal lengths in the given order
+        ([], 10, []),
+    ],
+)
+def test_batches_of_worked_examples(
+    lengths: list[int], budget: int, expected: list[list[int]]
+) -> None:
+    assert [batch.tolist() for batch in token_budget_batches(lengths, budget)] == expected
 
 
-def test_batches_of_a_worked_example() -> None:
-    batches = token_budget_batches([5, 2, 9, 2, 3], 10)
-    assert [batch.tolist() for batch in batches] == [[1, 3, 4], [0], [2]]
-    assert token_budget_batches([], 10) == []
-
-
-def test_equal_lengths_keep_the_given_order() -> None:
-    batches = token_budget_batches([4] * 40, 32)
-    assert np.concatenate(batches).tolist() == list(range(40))
-    assert [len(batch) for batch in batches] == [8] * 5
-
-
-def test_batches_hold_every_prompt_once_within_the_budget() -> None:
-    @given(LENGTHS, st.integers(1, 200))
+def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows() -> None:
+    @given(st.lists(st.integers(0, 60), max_size=50), st.integers(1, 200))
     def check(lengths: list[int], budget: int) -> None:
         batches = [batch.tolist() for batch in token_budget_batches(lengths, budget)]
         order = [index for batch in batches for index in batch]
@@ -39,14 +39,6 @@ def test_batches_hold_every_prompt_once_within_the_budget() -> None:
         for batch in batches:
             padded = len(batch) * max(lengths[index] for index in batch)
             assert padded <= budget or len(batch) == 1
-
-    check()
-
-
-def test_batches_are_as_full_as_the_budget_allows() -> None:
-    @given(LENGTHS, st.integers(1, 200))
-    def check(lengths: list[int], budget: int) -> None:
-        batches = [batch.tolist() for batch in token_budget_batches(lengths, budget)]
         for batch, following in pairwise(batches):
             assert (len(batch) + 1) * lengths[following[0]] > budget
 
@@ -60,15 +52,12 @@ def test_little_of_a_real_corpus_is_padding() -> None:
     assert sum(lengths) <= padded < 1.05 * sum(lengths)
 
 
-def test_padding_is_on_the_right_and_masked() -> None:
-    sequences = [np.array(ids, dtype=np.int32) for ids in ([7, 8, 9], [4], [], [5, 6])]
-    ids_NT, mask_NT = pad(sequences)
+def test_padding_is_on_the_right_masked_and_keeps_every_sequence() -> None:
+    ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in ([7, 8, 9], [4], [], [5, 6])])
     assert ids_NT.tolist() == [[7, 8, 9], [4, 0, 0], [0, 0, 0], [5, 6, 0]]
     assert mask_NT.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert str(ids_NT.dtype) == str(mask_NT.dtype) == "torch.int64"
 
-
-def test_padding_keeps_every_sequence() -> None:
     @given(st.lists(st.lists(st.integers(0, 99), max_size=9), min_size=1, max_size=9))
     def check(sequences: list[list[int]]) -> None:
         ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in sequences])
@@ -90,27 +79,20 @@ def test_only_texts_that_are_cut_count_as_truncated() -> None:
     assert {ids.dtype for ids in found.ids} == {np.dtype(np.int32)}
 
 
-def test_ids_are_those_of_the_text() -> None:
+def test_ids_are_those_of_the_text_and_of_nothing_there_are_none() -> None:
     tokenizer = tiny_tokenizer()
-    texts = ["emoji 🦜", "مرحبا", "nul\0 inside"]
-    ids = tokenise(tokenizer, texts, 100).ids
-    assert [tokenizer.decode(row) for row in ids] == texts
+    texts = ["emoji 🦜", "مرحبا", "nul\0 inside", ""]
+    found = tokenise(tokenizer, texts, 100)
+    assert [tokenizer.decode(row) for row in found.ids] == texts
+    assert (len(found.ids[3]), found.truncated) == (0, 0)
+    assert tokenise(tokenizer, [], 8) == Tokenised([], 0)
 
 
 @pytest.mark.parametrize("unit", ["x", "é", "word "])
 def test_a_text_of_200_000_characters_is_cut_and_counted(unit: str) -> None:
-    text = unit * (200_000 // len(unit))
-    found = tokenise(tiny_tokenizer(), [text, "a"], 64)
+    found = tokenise(tiny_tokenizer(), [unit * (200_000 // len(unit)), "a"], 64)
     assert [len(ids) for ids in found.ids] == [64, 1]
     assert found.truncated == 1
-
-
-def test_nothing_gives_nothing() -> None:
-    tokenizer = tiny_tokenizer()
-    assert tokenise(tokenizer, [], 8) == Tokenised([], 0)
-    found = tokenise(tokenizer, ["", "a"], 8)
-    assert [len(ids) for ids in found.ids] == [0, 1]
-    assert found.truncated == 0
 
 
 @pytest.mark.parametrize(

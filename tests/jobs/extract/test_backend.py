@@ -1,0 +1,106 @@
+"""Another backend than transformers: texts go through it to vectors, metrics and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from jobs.cluster.cluster import Cluster
+from jobs.config.run import RunConfig
+from jobs.extract.stage import extract
+from jobs.measure.costs import measure_costs, read_costs
+from jobs.prepare.stage import prepare
+from jobs.rank.stage import relative_cost
+from jobs.run import Run
+from operators.model import backend
+from operators.model.on_transformers import LayerModel
+from operators.model.subject import Subject, read_shape
+from operators.model.tokenise import load_tokenizer
+from storage.root import Root
+from storage.sql import connect
+from tests.conftest import write_config
+from tests.support.here import Here
+from tests.support.tiny import BLOCKS, VOCABULARY, WIDTH
+
+TABLE = torch.arange(VOCABULARY * WIDTH).reshape(VOCABULARY, WIDTH) % 97 / 97
+
+
+class Lookup:
+    """A backend: layer k of a token is its row of a table times k + 1, and the norm halves it."""
+
+    has_final_norm = True
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        self.shape, self.device = read_shape(subject), device
+
+    def forward(
+        self, ids_NT: Tensor, mask_NT: Tensor, reached: Callable[[], None] | None = None
+    ) -> list[Tensor]:
+        states = []
+        for layer in range(self.shape.layers + 1):
+            noise_NT1 = (1 - mask_NT).unsqueeze(2) * 1e6  # what stands in the padding
+            states.append((layer + 1) * TABLE[ids_NT] + noise_NT1)
+            if reached:
+                reached()
+        return states
+
+    def final_norm(self, state_NTD: Tensor) -> Tensor:
+        return state_NTD / 2
+
+    def layer_parameters(self) -> list[int]:
+        return [TABLE.numel()] * (self.shape.layers + 1)
+
+    def layer_operations(self, ids_NT: Tensor) -> list[int]:
+        del ids_NT
+        return [0] * (self.shape.layers + 1)
+
+
+def test_a_run_goes_through_another_backend(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"lookup": (lambda subject: subject.name == "tiny", Lookup)}
+    monkeypatch.setattr(backend, "BACKENDS", {**entry, **backend.BACKENDS})
+    config = RunConfig.model_validate(
+        yaml.safe_load(write_config(tmp_path, checkpoint).read_text())
+    )
+    config = config.model_copy(
+        update={"measure": config.measure.model_copy(update={"token_metrics": "both"})}
+    )
+    run = Run(config, Root(str(tmp_path / "out")), Cluster(Here()))
+    for stage in (prepare, extract, measure_costs):
+        stage(run)
+    (subject,) = run.subjects
+    other = backend.load_backend(replace(subject, name="other"), torch.device("cpu"))
+    assert isinstance(other, LayerModel)
+    tokenizer = load_tokenizer(subject)
+    with connect(run.root) as sql:
+        stored = sql.sql(
+            "SELECT text, layer, norm, pooling, vector FROM embeddings JOIN prompts "
+            "USING (dataset, prompt_id) WHERE condition = 'clean'"
+        ).fetchall()
+        norms = sql.sql(
+            "SELECT layer, avg(value) FROM prompt_metrics WHERE metric = 'mean_norm' "
+            "AND variant = '' GROUP BY ALL ORDER BY 1"
+        ).fetchall()
+        (states,) = sql.sql("SELECT count(*) FROM tokens").fetchall()
+    assert len(stored) == 120 * (BLOCKS + 1) * 2 * 2
+    for text, layer, norm, pooling, vector in stored:
+        rows = TABLE[tokenizer(text, truncation=True, max_length=64)["input_ids"]].numpy()
+        pooled = rows.mean(axis=0) if pooling == "mean" else rows[-1]
+        expected = (layer + 1) * pooled / (2 if norm == "final" else 1)
+        np.testing.assert_allclose(vector, expected, rtol=1e-5)
+    assert [value / norms[0][1] for _, value in norms] == pytest.approx([1, 2, 3, 4])
+    assert states == (16 * (BLOCKS + 1),)
+    costs = read_costs(run, subject)
+    assert {each.parameters for each in costs.values()} == {TABLE.numel()}
+    latencies = [costs[layer].latency_ms for layer in range(BLOCKS + 1)]
+    assert latencies == sorted(latencies)
+    # Without operations the blocks count as equal.
+    assert relative_cost(costs, [*costs]) == pytest.approx(np.arange(BLOCKS + 1) / BLOCKS)

@@ -1,0 +1,74 @@
+"""The table of what layers cost: measured once, and read as earlier versions wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from jobs.cluster.cluster import Cluster
+from jobs.config.run import RunConfig
+from jobs.measure.costs import measure_costs, read_costs
+from jobs.run import Run, Seen, partition
+from storage import schema
+from storage.manifest import Manifests, require
+from storage.root import Root
+from storage.shards import write_shard
+from storage.sql import connect
+from tests.support.here import Here
+from tests.support.tiny import BLOCKS
+
+LATER = ["latency_low_ms", "latency_high_ms"]
+
+
+@pytest.fixture
+def run(tmp_path: Path, checkpoint: Path) -> Run:
+    config = RunConfig.model_validate(
+        {
+            "name": "small",
+            "subjects": [{"model": str(checkpoint), "name": "tiny"}],
+            "datasets": [{"name": "data", "source": {"files": "none.jsonl"}}],
+        }
+    )
+    return Run(config, Root(str(tmp_path)), Cluster(Here()))
+
+
+def test_every_layer_has_a_cost_with_the_spread_of_its_latency(run: Run) -> None:
+    measure_costs(run)
+    costs = read_costs(run, run.subjects[0])
+    assert [*costs] == list(range(BLOCKS + 1))
+    for layer, each in costs.items():
+        assert (each.layer, each.tokens, each.device) == (layer, 128, "cpu")
+        assert 0 < each.latency_low_ms <= each.latency_ms <= each.latency_high_ms
+    with connect(run.root) as sql:
+        rows = sql.sql("SELECT latency_low_ms FROM layer_costs ORDER BY layer").fetchall()
+    assert [low for (low,) in rows] == [each.latency_low_ms for each in costs.values()]
+
+
+@pytest.mark.parametrize("columns", [LATER, []])
+def test_a_table_without_the_spread_is_current_and_reads_as_nan(
+    run: Run, columns: list[str], tmp_path: Path
+) -> None:
+    """The columns are missing, as before there were any, or hold nulls."""
+    subject = run.subjects[0]
+    measure_costs(run)
+    before = read_costs(run, subject)
+    manifest = require(run.root, partition("layer_costs", subject))
+    types = [each for each in schema.LAYER_COSTS if each.name not in columns]
+    old = pa.schema(types, metadata=schema.LAYER_COSTS.metadata)
+    rows = [{k: v for k, v in asdict(each).items() if k not in LATER} for each in before.values()]
+    table, (blank,) = pa.Table.from_pylist(rows, old), manifest.receipts
+    key = manifest.partition.shard(blank.name)
+    receipt = write_shard(run.root, key, [table], old, blank)
+    Manifests(run.root).publish(manifest.partition, manifest.settings, [receipt])
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    warm = replace(run, seen=Seen())
+    measure_costs(warm)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
+    for layer, found in read_costs(warm, subject).items():
+        assert np.isnan([found.latency_low_ms, found.latency_high_ms]).all()
+        blanked = replace(before[layer], latency_low_ms=0.0, latency_high_ms=0.0)
+        assert replace(found, latency_low_ms=0.0, latency_high_ms=0.0) == blanked
