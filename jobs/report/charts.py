@@ -383,6 +383,8 @@ class _Canvas:
         drawn = buffer.getvalue()
         body = drawn[drawn.index("<svg") :].partition(">")[2].rpartition("</svg>")[0]
         body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+        used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+        body = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", body)
         body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
         for placeholder, variable in _VARIABLES.items():
             body = body.replace(placeholder, f"var(--{variable})")
@@ -406,6 +408,7 @@ def _plain() -> Iterator[None]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams["font.size"] = 12
+        mpl.rcParams["font.sans-serif"] = ["DejaVu Sans"]  # which the page's own font replaces
         mpl.rcParams["lines.markersize"] = 4
         mpl.rcParams["svg.fonttype"] = "none"
         mpl.rcParams["svg.hashsalt"] = "layerrank"
