@@ -18,7 +18,7 @@ from jobs.config.run import RunConfig
 from jobs.extract.targets import Unit
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
-from operators.metrics.token.tokens import TokenValues, token_metrics
+from operators.metrics.registry import TokenValues, token_metrics
 from operators.model.backend import load_backend
 from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
 from operators.model.subject import ModelUnavailableError, Subject

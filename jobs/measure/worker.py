@@ -18,9 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, main_variant, of_kind
+from operators.metrics.registry import METRICS, TokenValues, main_variant, of_kind, token_metrics
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
-from operators.metrics.token.tokens import TokenValues, token_metrics
 from operators.metrics.variants import Layers, Parameters, Prompts, Views
 from operators.model.encode import token_budget_batches
 from storage import schema

@@ -2,13 +2,21 @@
 
 Adding a metric: a function in the file of its kind (`token/`, `prompts.py`, `views.py`), an entry
 of METRICS, a section and a row of docs/metrics.md, and a test.
+
+Shapes: L layers, N prompts, T tokens (right-padded), D features; a lower-case n is the prompts of
+one chunk, and M = L x n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from operators.metrics.prompts import (
     FEWEST_POINTS,
@@ -28,6 +36,7 @@ from operators.metrics.spectrum import entropy_variant
 from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import prompt_entropies
 from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
+from operators.metrics.token.rows import length_chunks
 from operators.metrics.variants import (
     Layers,
     Parameters,
@@ -41,6 +50,7 @@ from operators.metrics.variants import (
 from operators.metrics.views import dime, infonce, lidar
 
 Kind = TypeVar("Kind", Tokens, Prompts, Views, Layers)
+TokenValues = dict[tuple[str, str], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,28 @@ def enough_prompts(metric: str, features: int) -> int:
     """Return how many prompts make a metric's value usable in a layer of so many features."""
     known = METRICS[metric]
     return max(known.enough, known.enough_per_feature * features)
+
+
+def token_metrics(
+    states: Sequence[Tensor], lengths_N: Tensor, names: Sequence[str], parameters: Parameters
+) -> TokenValues:
+    """Return (metric, variant) -> values [L, N] of the named metrics that are of tokens.
+
+    `states` holds one [N, T, D] per layer, on any device and of any float type; what stands in
+    padded positions never matters. A value that does not exist is NaN.
+    """
+    measures = of_kind(names, Tokens)
+    found: dict[tuple[str, str], Tensor] = {}
+    shape = (len(states), len(lengths_N))
+    for chunk in length_chunks(states, lengths_N):
+        for name, measure in measures.items():
+            for variant, values_M in measure.compute(chunk, parameters).items():
+                values_LN = found.get((name, variant))
+                if values_LN is None:
+                    values_LN = values_M.new_full(shape, torch.nan)
+                    found[name, variant] = values_LN
+                values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
+    return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}
 
 
 _NORMALIZED = (

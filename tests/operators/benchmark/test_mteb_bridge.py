@@ -17,18 +17,28 @@ from datasets import Dataset, DatasetDict
 from sklearn.preprocessing import normalize
 
 from operators.benchmark import tasks as tasks_module
-from operators.benchmark.encoder import Lookup, LookupEncoder, Recorder, Vectors, model_meta
-from operators.benchmark.names import PAPER_31, PAPER_32, parse
 from operators.benchmark.score import (
     META_FILE,
+    Lookup,
+    LookupEncoder,
+    Recorder,
     TaskOutcome,
     Variant,
+    Vectors,
+    model_meta,
     model_meta_json,
     recorded_texts,
     result_path,
     score_task,
 )
-from operators.benchmark.tasks import eager_columns, load_task, task_names
+from operators.benchmark.tasks import (
+    PAPER_31,
+    PAPER_32,
+    eager_columns,
+    load_task,
+    parse,
+    task_names,
+)
 from tests.support.places import SHARED
 from tests.support.simulated import text_table
 

@@ -10,12 +10,15 @@ from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader
 
 from operators.probes import MAIN_METRICS
-from operators.probes.classification import classification
-from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore
-from operators.probes.multilabel import multilabel_classification
+from operators.probes.labelled import (
+    classification,
+    clustering,
+    multilabel_classification,
+    regression,
+    stratified_rows,
+)
 from operators.probes.pairs import pair_classification, sts
-from operators.probes.regression import regression, stratified_rows
 from operators.probes.relevance import reranking, retrieval
 
 pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")

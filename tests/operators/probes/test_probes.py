@@ -10,13 +10,19 @@ from scipy.stats import kendalltau
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import normalize
 
-from operators.probes import MAIN_METRICS, multilabel
-from operators.probes.classification import classification, few_shot_rows
-from operators.probes.clustering import clustering
+from operators.probes import MAIN_METRICS
 from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
-from operators.probes.multilabel import multilabel_classification
+from operators.probes.labelled import (
+    _bins,
+    classification,
+    clustering,
+    few_shot_rows,
+    multilabel_classification,
+    multilabel_rows,
+    regression,
+    stratified_rows,
+)
 from operators.probes.pairs import pair_classification, sts
-from operators.probes.regression import _bins, regression, stratified_rows
 from operators.probes.relevance import reranking, retrieval
 
 N_LABELS = 4
@@ -203,7 +209,7 @@ def test_one_wrong_label_makes_the_row_wrong() -> None:
 
 def test_rows_are_drawn_until_every_label_has_enough() -> None:
     labels = [["a"]] * 30 + [["a", "b"]] * 30 + [["c"]] * 3 + [[]] * 10
-    folds = multilabel.few_shot_rows(labels, seed=42, folds=5, samples_per_label=4)
+    folds = multilabel_rows(labels, seed=42, folds=5, samples_per_label=4)
     for rows in folds:
         drawn = [label for row in rows for label in labels[row]]
         assert min(drawn.count("a"), drawn.count("b")) >= 4
