@@ -28,7 +28,7 @@ from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
-from operators.ranking.significance import holm
+from operators.ranking.evidence import holm
 from storage import schema
 from storage.manifest import Manifest, digest_of, missing
 from storage.metrics import MetricRows, leading_rows, select_rows

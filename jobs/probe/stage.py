@@ -22,8 +22,7 @@ from jobs.config.run import learning_examples, noise_conditions
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
 from operators.model.subject import Subject
-from operators.ranking.elimination import Rule
-from operators.ranking.search import State, finished, next_round
+from operators.ranking.search import Rule, State, finished, next_round
 from storage.partition import CLEAN, Partition
 from storage.shards import Facts
 from storage.vectors import Group, groups

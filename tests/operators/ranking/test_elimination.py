@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from operators.ranking.elimination import Rule, eliminate, shortfalls
-from operators.ranking.search import State, finished
+from operators.ranking.search import Rule, State, eliminate, finished, shortfalls
 from tests.support.simulated import Scores, peaked
 
 

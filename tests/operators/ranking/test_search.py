@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.ranking.elimination import Rule, eliminate
-from operators.ranking.search import Cells, Search, State, finished, halving, next_round, replay
+from operators.ranking.search import (
+    Cells,
+    Rule,
+    Search,
+    State,
+    eliminate,
+    finished,
+    halving,
+    next_round,
+    replay,
+)
 from tests.support.places import SHARED
 from tests.support.simulated import Scores, peaked
 
