@@ -35,7 +35,7 @@ from operators.probes.labelled import (
     stratified_rows,
 )
 from operators.prompts.seeding import generator
-from storage.vectors import LayerVectors
+from storage.layers import LayerVectors
 
 
 def item(

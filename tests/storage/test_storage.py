@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import schema
+from storage.layers import Group, TokenSpool, groups, read_vectors, token_states
 from storage.manifest import (
     Manifest,
     Manifests,
@@ -34,9 +35,7 @@ from storage.shards import (
     verify,
     write_shard,
 )
-from storage.spool import TokenSpool, token_states
 from storage.sql import connect
-from storage.vectors import Group, groups, read_vectors
 from tests.conftest import S3
 
 WHERE = Partition("embeddings", ("org/mödel 1", "step=5", "data", "clean"))
