@@ -20,8 +20,7 @@ from jobs.measure.modes import measure_modes
 from jobs.measure.sensitivity import measure_sensitivity
 from jobs.measure.worker import LayerMetrics, Measured, layer_rows, measure_group, measure_shard
 from jobs.run import Run, partition
-from operators.metrics.registry import of_kind
-from operators.metrics.variants import Views
+from operators.metrics.registry import Views, of_kind
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
 from storage.layers import Group, groups

@@ -18,9 +18,18 @@ from torch.nn.utils.rnn import pad_sequence
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, TokenValues, main_variant, of_kind, token_metrics
+from operators.metrics.registry import (
+    METRICS,
+    Layers,
+    Parameters,
+    Prompts,
+    TokenValues,
+    Views,
+    main_variant,
+    of_kind,
+    token_metrics,
+)
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
-from operators.metrics.variants import Layers, Parameters, Prompts, Views
 from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.layers import Group, prompt_metrics_table, shard_vectors, token_states

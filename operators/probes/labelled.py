@@ -1,5 +1,7 @@
 """Probes of labelled rows: do the vectors tell their class, set of labels, value or group?
 
+Folds below `first` are drawn like the others and not scored.
+
 Shapes: N rows, D dimensions, C labels, B bins of values.
 """
 
@@ -107,8 +109,6 @@ def classification(
     differs only in its training rows. Vectors are used as they are: the L2 penalty makes the score
     depend on their scale, so normalised vectors are another variant, not the same number.
 
-    Folds below `first` are drawn like the others and not scored.
-
     Source: `AbsTaskClassification` of mteb 2.26 (Muennighoff et al. 2023, arXiv 2210.07316), the
     same rows, estimator and seed. Range 0..1, higher is better; chance is one over the number of
     labels when they are balanced.
@@ -189,8 +189,6 @@ def multilabel_classification(
     accuracy = rows with every label right / test rows; a label is predicted where 3 of the 5
     nearest rows (Euclidean) have it. A row may have no label. Labels that only training rows have
     count in the sampling and are not predicted.
-
-    Folds below `first` are drawn like the others and not scored.
 
     Source: `AbsTaskMultilabelClassification` of mteb 2.26, the same rows, estimator and seed. There
     a test split of more than 3,000 rows is cut to 3,000 by iterative stratification; ours scores
@@ -347,8 +345,6 @@ def clustering(
     names of mteb: `max_document_to_embed` (or a fraction of the rows, there 0.04 by default, which
     is for corpora of millions), `max_documents_per_cluster`, `n_clusters` = `folds`,
     `k_mean_batch_size`.
-
-    Folds below `first` are drawn like the others and not scored.
 
     Source: `AbsTaskClustering` of mteb 2.26, its "fast" clustering (Enevoldsen et al. 2025,
     arXiv 2502.13595), the same draws, estimator and seed; V-measure from Rosenberg and Hirschberg

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics.registry import METRICS, of_kind, token_metrics
+from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
 from operators.metrics.spectrum import (
     SpectrumMethod,
     gram_entropies,
@@ -26,7 +26,6 @@ from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import entropies
 from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
 from operators.metrics.token.rows import Chunk, length_chunks
-from operators.metrics.variants import Parameters, Tokens
 from tests.support.whole import (
     curvature,
     dataset_entropy,

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from operators.metrics import views as views_module
-from operators.metrics.registry import METRICS, of_kind
+from operators.metrics.registry import METRICS, Parameters, Views, of_kind
 from operators.metrics.spectrum import matrix_entropy
-from operators.metrics.variants import Parameters, Views
 from operators.metrics.views import (
     dime_entropies,
     infonce_loss,
