@@ -129,16 +129,6 @@ def test_unusable_order_is_refused(alpha: float) -> None:
         matrix_entropy(torch.ones(3), alpha)
 
 
-@few
-@given(n=small_sizes, d=small_sizes, seed=seeds)
-def test_entropy_decreases_in_alpha(n: int, d: int, seed: int) -> None:
-    spectrum = gram_spectrum(draw(n, d, seed=seed))
-    orders = [0.0, 0.5, 0.999999, 1.0, 1.000001, 2.0, 3.0, 10.0]
-    values = [float(matrix_entropy(spectrum, alpha)) for alpha in orders]
-    assert all(high >= low - 1e-9 for high, low in itertools.pairwise(values))
-    assert values[2] == pytest.approx(values[4], abs=1e-5)
-
-
 # --- prompt and dataset entropy
 
 
@@ -269,7 +259,7 @@ def all_equal(tokens_TD: Tensor) -> bool:
 @many
 @given(tokens_TD=prompts())
 def test_entropy_of_any_prompt_is_defined_bounded_and_decreasing(tokens_TD: Tensor) -> None:
-    orders = [0.5, 1.0, 1.5, 2.0, 3.0]
+    orders = [0.5, 0.999999, 1.0, 1.000001, 2.0, 3.0, 10.0]
     values_A = torch.cat([prompt_entropy(*whole(tokens_TD), alpha) for alpha in orders])
     if all_equal(tokens_TD):
         assert values_A.isnan().all()
@@ -278,6 +268,7 @@ def test_entropy_of_any_prompt_is_defined_bounded_and_decreasing(tokens_TD: Tens
     assert (values_A >= 0).all()
     assert (values_A <= math.log(min(tokens - 1, dim)) + 1e-9).all()
     assert (values_A.diff() <= 1e-9).all()
+    assert same(values_A[1], values_A[3], 1e-5)
 
 
 @many

@@ -19,8 +19,8 @@ from operators.ranking.search import (
     replay,
     shortfalls,
 )
-from tests.support.published import PUBLISHED, Scores, layer_scores
-from tests.support.simulated import peaked
+from tests.support.published import PUBLISHED, layer_scores
+from tests.support.simulated import Scores, peaked
 
 
 def folds_of(scores: Scores) -> list[int]:
