@@ -22,8 +22,15 @@ from jobs.config.metrics import parameters
 from jobs.config.run import RunConfig
 from jobs.run import Run, leading, partition
 from jobs.subjects import tokenizer_of
-from operators.analysis.effects import separations
-from operators.analysis.modes import NOTHING, UNDEFINED, find_modes, histogram, middle, nearest
+from operators.analysis.modes import (
+    NOTHING,
+    UNDEFINED,
+    find_modes,
+    histogram,
+    middle,
+    nearest,
+    separations,
+)
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise

@@ -63,7 +63,6 @@ def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> Non
     metrics = {"lidar": values, "curvature": values, "twonn": values, "dime": values * math.nan}
     assert metric_rules(metrics, layers=[0, 1, 2, 3, 4]) == {"lidar": 1, "curvature": 2}
     assert metric_rules(metrics, layers=[9, 8, 7, 6, 5]) == {"lidar": 6, "curvature": 7}
-    assert metric_rules({"own": values}, layers=range(5), read_as={"own": "low"}) == {"own": 2}
 
 
 def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
