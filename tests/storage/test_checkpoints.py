@@ -19,7 +19,7 @@ from operators.model.on_transformers import load_model
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import load_tokenizer
 from storage.checkpoint import CACHE, Checkpoint
-from storage.root import Root, fingerprint
+from storage.root import Root
 from tests.conftest import S3
 from tests.support.tiny import BLOCKS, save_tiny
 
@@ -235,13 +235,3 @@ def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailableError, match=r"cannot load model .*neox at rev") as caught:
         load_model(one, torch.device("cpu"))
     assert "\n" not in str(caught.value)
-
-
-def test_a_sample_of_a_large_file_tells_it_apart(tmp_path: Path) -> None:
-    content = bytearray(3 << 20)
-    (tmp_path / "a").write_bytes(content)
-    before = fingerprint(str(tmp_path / "a"), {}, whole=1 << 20)
-    content[-1] = 1
-    (tmp_path / "b").write_bytes(content)
-    assert before != fingerprint(str(tmp_path / "b"), {}, whole=1 << 20)
-    assert before != fingerprint(str(tmp_path / "a"), {})

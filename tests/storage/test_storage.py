@@ -238,15 +238,21 @@ def test_root_never_shows_its_credentials() -> None:
     assert "hidden" not in repr(Root("s3://bucket", {"secret": "hidden"}))
 
 
-def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [1 << 30, 1 << 10], ids=["whole", "sampled"])
+def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path, whole: int) -> None:
     content = os.urandom(300_000)
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(content)
-    assert fingerprint(str(tmp_path / "a"), {}) == fingerprint(str(tmp_path / "b"), {})
-    (tmp_path / "b").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
-    (tmp_path / "b").write_bytes(content + b"x")
-    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
+    changed = content[:-1] + bytes([content[-1] ^ 1])
+    for name, given_bytes in (
+        ("a", content),
+        ("b", content),
+        ("c", changed),
+        ("d", content + b"x"),
+    ):
+        (tmp_path / name).write_bytes(given_bytes)
+    prints = {name: fingerprint(str(tmp_path / name), {}, whole=whole) for name in "abcd"}
+    assert prints["a"] == prints["b"]
+    assert len(set(prints.values())) == 3
+    assert (prints["a"] == fingerprint(str(tmp_path / "a"), {})) == (whole > len(content))
 
 
 def test_every_column_has_a_unit_and_every_table_a_version() -> None:
