@@ -52,10 +52,6 @@ class Lease:
     until: float
     released: bool = False
 
-    def is_free(self, now: float) -> bool:
-        """Whether the lock may be taken over."""
-        return self.released or now >= self.until
-
 
 @dataclass(eq=False)
 class Lock:
@@ -74,7 +70,7 @@ class Lock:
         """Take the lock; LockHeldError that says who holds it, since when and until when."""
         for _ in range(_ATTEMPTS):
             number, held = self._highest()
-            if held is not None and not held.is_free(self.clock()):
+            if held is not None and not held.released and self.clock() < held.until:
                 raise LockHeldError(
                     f"another {self.name} is running on {self.root.uri}: {held.holder}, since "
                     f"{_clock_time(held.since)}; its lease runs until {_clock_time(held.until)}, "

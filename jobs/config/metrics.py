@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jobs.config.run import RunConfig
-from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.variants import Parameters, Tokens
+from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind
 from operators.model.subject import ModelShape
 
 TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics

@@ -86,8 +86,7 @@ def _require_enough(config: RunConfig) -> None:
 
     Without a list of metrics, what has too few prompts is undefined in the results instead.
     """
-    from operators.metrics.registry import METRICS, of_kind  # noqa: PLC0415
-    from operators.metrics.variants import FEWEST_VIEWS, Views  # noqa: PLC0415
+    from operators.metrics.registry import FEWEST_VIEWS, METRICS, Views, of_kind  # noqa: PLC0415
 
     measure, views = config.measure, config.views
     unseen = list(of_kind(measure.metrics, Views))

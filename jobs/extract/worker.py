@@ -18,7 +18,7 @@ from jobs.config.run import RunConfig
 from jobs.extract.targets import Unit
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
-from operators.metrics.token.tokens import TokenValues, token_metrics
+from operators.metrics.registry import TokenValues, token_metrics
 from operators.model.backend import load_backend
 from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
 from operators.model.subject import ModelUnavailableError, Subject
@@ -27,12 +27,10 @@ from operators.prompts.conditions import condition_text, condition_tokens
 from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
-from storage.metrics import prompt_metrics_table
+from storage.layers import TokenSpool, embeddings_table, prompt_metrics_table
 from storage.partition import TableName, shard_name
 from storage.root import Root
 from storage.shards import Facts, Receipt, read_table, write_shard
-from storage.spool import TokenSpool
-from storage.vectors import embeddings_table
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 

@@ -22,16 +22,23 @@ from jobs.config.metrics import parameters
 from jobs.config.run import RunConfig
 from jobs.run import Run, leading, partition
 from jobs.subjects import tokenizer_of
-from operators.analysis.effects import separations
-from operators.analysis.modes import NOTHING, UNDEFINED, find_modes, histogram, middle, nearest
+from operators.analysis.modes import (
+    NOTHING,
+    UNDEFINED,
+    find_modes,
+    histogram,
+    middle,
+    nearest,
+    separations,
+)
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
-from operators.ranking.significance import holm
+from operators.ranking.evidence import holm
 from storage import schema
+from storage.layers import MetricRows, select_rows
 from storage.manifest import Manifest, digest_of, missing
-from storage.metrics import MetricRows, leading_rows, select_rows
 from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, group_values, read_group, read_table, write_shard
@@ -216,7 +223,8 @@ def shard_traits(
     name, take = unit
     key = measured.shard(name)
     (layer, *_), *_ = group_values(root, key, ["layer"])
-    prompt_ids = leading_rows(root, key, int(layer), metric, take)["prompt_id"]
+    measured_rows = read_group(root, key, {"layer": int(layer)})
+    prompt_ids = select_rows(measured_rows, metric, take)["prompt_id"]
     texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
     tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokens = tokenise(tokenizer, texts, limit).ids

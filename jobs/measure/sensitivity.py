@@ -32,8 +32,7 @@ from operators.analysis.sensitivity import (
     population_slope,
     slope_sums,
 )
-from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.variants import Views
+from operators.metrics.registry import METRICS, Views, of_kind
 from operators.model.subject import Subject
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition

@@ -20,13 +20,12 @@ from jobs.measure.modes import measure_modes
 from jobs.measure.sensitivity import measure_sensitivity
 from jobs.measure.worker import LayerMetrics, Measured, layer_rows, measure_group, measure_shard
 from jobs.run import Run, partition
-from operators.metrics.registry import of_kind
-from operators.metrics.variants import Views
+from operators.metrics.registry import Views, of_kind
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
+from storage.layers import Group, groups
 from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN
-from storage.vectors import Group, groups
 
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
 _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}

@@ -18,19 +18,25 @@ from torch.nn.utils.rnn import pad_sequence
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
 from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, main_variant, of_kind
+from operators.metrics.registry import (
+    METRICS,
+    Layers,
+    Parameters,
+    Prompts,
+    TokenValues,
+    Views,
+    main_variant,
+    of_kind,
+    token_metrics,
+)
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
-from operators.metrics.token.tokens import TokenValues, token_metrics
-from operators.metrics.variants import Layers, Parameters, Prompts, Views
 from operators.model.encode import token_budget_batches
 from storage import schema
+from storage.layers import Group, prompt_metrics_table, shard_vectors, token_states
 from storage.manifest import Manifest
-from storage.metrics import prompt_metrics_table
 from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, group_values, read_group, read_receipt, write_shard
-from storage.spool import token_states
-from storage.vectors import Group, shard_vectors
 
 Row = dict[str, Any]
 Unit = tuple[str, Group]  # a condition and a group of it

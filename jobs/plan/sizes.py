@@ -26,9 +26,8 @@ from jobs.plan.sampling import Corpus, Weight, partition_weight, weight
 from jobs.run import leading
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
-from operators.metrics.registry import of_kind
-from operators.metrics.token.tokens import token_metrics as measure_tokens
-from operators.metrics.variants import Tokens, Views
+from operators.metrics.registry import Tokens, Views, of_kind
+from operators.metrics.registry import token_metrics as measure_tokens
 from operators.model.subject import ModelShape, Subject
 from storage.partition import TableName
 

@@ -22,11 +22,10 @@ from jobs.config.run import learning_examples, noise_conditions
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
 from operators.model.subject import Subject
-from operators.ranking.elimination import Rule
-from operators.ranking.search import State, finished, next_round
+from operators.ranking.search import Rule, State, finished, next_round
+from storage.layers import Group, groups
 from storage.partition import CLEAN, Partition
 from storage.shards import Facts
-from storage.vectors import Group, groups
 
 _ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
 _TOGETHER = "searched_tasks"  # fact of a shard: the tasks whose scores decided what was dropped

@@ -19,11 +19,11 @@ from jobs.tasks.types import TYPES, check_items
 from operators.model.subject import Subject
 from operators.probes.fold import FoldScore, NoScoreError, unit_rows
 from operators.prompts.seeding import prompt_id
+from storage.layers import Group, LayerVectors, read_vectors
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
 from storage.shards import read_tables
-from storage.vectors import Group, LayerVectors, read_vectors
 
 if TYPE_CHECKING:
     from mteb import AbsTask

@@ -16,8 +16,7 @@ from jobs.rank.sentences import Gap
 from jobs.words import known
 from operators.analysis.labelfree import DEFAULT_RULE, depth_rules
 from operators.model.subject import Subject
-from operators.ranking.bootstrap import draw_scores
-from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.evidence import Evidence, draw_scores, weigh
 from operators.ranking.policy import Policy, Verdict, pareto, recommend
 from operators.ranking.scores import TIE, TaskScores, scored
 

@@ -30,8 +30,8 @@ from operators.metrics.registry import METRICS, main_variant
 from operators.model.cost import LayerCost
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
+from storage.layers import features, groups
 from storage.partition import TableName
-from storage.vectors import features, groups
 
 
 def rank(run: Run) -> list[Ranking]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from jobs.rank.ranking import Ranking, Row
 from jobs.words import NOTHING, known, span
-from operators.metrics.registry import METRICS, main_variant, unit_of
-from operators.metrics.variants import Parameters
+from operators.metrics.registry import METRICS, Parameters, main_variant, unit_of
 
 
 def vectors_of(norm: str, pooling: str) -> str:

@@ -24,13 +24,18 @@ from jobs.tasks.items import (
     refuse,
     require_different,
 )
-from operators.probes.classification import classification
-from operators.probes.clustering import NO_LABEL, clustering
 from operators.probes.fold import FoldScore, NoScoreError
-from operators.probes.multilabel import NEIGHBOURS, multilabel_classification
-from operators.probes.regression import regression, stratified_rows
+from operators.probes.labelled import (
+    NEIGHBOURS,
+    NO_LABEL,
+    classification,
+    clustering,
+    multilabel_classification,
+    regression,
+    stratified_rows,
+)
 from operators.prompts.seeding import generator
-from storage.vectors import LayerVectors
+from storage.layers import LayerVectors
 
 
 def item(

@@ -72,12 +72,7 @@ def depth_rules(layers: Sequence[int]) -> dict[str, int]:
     }
 
 
-def metric_rules(
-    metrics: Mapping[str, Values],
-    *,
-    layers: Sequence[int],
-    read_as: Mapping[str, Direction] = READ_AS,
-) -> dict[str, int]:
+def metric_rules(metrics: Mapping[str, Values], *, layers: Sequence[int]) -> dict[str, int]:
     """Layer that each metric would choose: where it is highest or lowest, as people read it.
 
     `metrics` holds one value per layer. Layers without a finite value are passed over, of several
@@ -87,9 +82,9 @@ def metric_rules(
     chosen = {}
     for metric, values_L in metrics.items():
         _check_length(metric, values_L, layers)
-        if metric not in read_as or not np.isfinite(values_L).any():
+        if metric not in READ_AS or not np.isfinite(values_L).any():
             continue
-        sign = -1 if read_as[metric] == "high" else 1
+        sign = -1 if READ_AS[metric] == "high" else 1
         pairs = zip(sign * np.asarray(values_L, dtype=np.float64), layers, strict=True)
         chosen[metric] = min((value, layer) for value, layer in pairs if np.isfinite(value))[1]
     return chosen

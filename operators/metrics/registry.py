@@ -2,14 +2,23 @@
 
 Adding a metric: a function in the file of its kind (`token/`, `prompts.py`, `views.py`), an entry
 of METRICS, a section and a row of docs/metrics.md, and a test.
+
+Shapes: L layers, N prompts, T tokens (right-padded), V views, D features; a lower-case n is the
+prompts of one chunk, and M = L x n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from operators.metrics.population import Population
 from operators.metrics.prompts import (
     FEWEST_POINTS,
     FEWEST_RANKS,
@@ -24,21 +33,63 @@ from operators.metrics.prompts import (
     twonn,
 )
 from operators.metrics.similarity import FEWEST_DEBIASED
-from operators.metrics.spectrum import entropy_variant
+from operators.metrics.spectrum import EntropyNorm, SpectrumMethod, entropy_variant
 from operators.metrics.token.curvature import curvatures
 from operators.metrics.token.entropy import prompt_entropies
 from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.variants import (
-    Layers,
-    Parameters,
-    Prompts,
-    Tokens,
-    Views,
-    centered_or_not,
-    single,
-    with_and_without_first,
-)
+from operators.metrics.token.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks
 from operators.metrics.views import dime, infonce, lidar
+
+FEWEST_VIEWS = 2  # that can be told apart
+TokenValues = dict[tuple[str, str], npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the metrics can be asked with; see the functions for meaning and source."""
+
+    alphas: tuple[float, ...] = (1.0, 2.0)
+    normalizations: tuple[EntropyNorm, ...] = ("raw",)
+    without_first: bool = True
+    method: SpectrumMethod = "exact"
+    neighbour_sample: int = 5_000
+    temperature: float = 0.1
+    delta: float = 1e-4
+    permutations: int = 10
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Measured on the tokens of each prompt: variant -> one value per prompt and layer [M]."""
+
+    compute: Callable[[Chunk, Parameters], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Measured on the pooled vectors of the prompts in one layer: variant -> value.
+
+    `at_most` names the parameter that limits how many prompts are looked at.
+    """
+
+    compute: Callable[[Population, Parameters], dict[str, float]]
+    at_most: str = ""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Measured on blocks [N, V, D] of views, read as often as needed: variant -> value."""
+
+    compute: Callable[[Iterable[Tensor], Parameters], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Measured on the same prompts in two layers, by linear CKA; see `similarity`."""
+
+    other: Literal["previous", "last"]
+
 
 Kind = TypeVar("Kind", Tokens, Prompts, Views, Layers)
 
@@ -91,6 +142,59 @@ def enough_prompts(metric: str, features: int) -> int:
     """Return how many prompts make a metric's value usable in a layer of so many features."""
     known = METRICS[metric]
     return max(known.enough, known.enough_per_feature * features)
+
+
+def token_metrics(
+    states: Sequence[Tensor], lengths_N: Tensor, names: Sequence[str], parameters: Parameters
+) -> TokenValues:
+    """Return (metric, variant) -> values [L, N] of the named metrics that are of tokens.
+
+    `states` holds one [N, T, D] per layer, on any device and of any float type; what stands in
+    padded positions never matters. A value that does not exist is NaN.
+    """
+    measures = of_kind(names, Tokens)
+    found: dict[tuple[str, str], Tensor] = {}
+    shape = (len(states), len(lengths_N))
+    for chunk in length_chunks(states, lengths_N):
+        for name, measure in measures.items():
+            for variant, values_M in measure.compute(chunk, parameters).items():
+                values_LN = found.get((name, variant))
+                if values_LN is None:
+                    values_LN = values_M.new_full(shape, torch.nan)
+                    found[name, variant] = values_LN
+                values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
+    return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}
+
+
+OfChunk = Callable[[Chunk, Parameters], dict[str, Tensor]]
+
+
+def single(kernel: Kernel) -> OfChunk:
+    """Return what gives a kernel's values of a chunk, in one variant."""
+    return lambda chunk, _: {"": kernel(chunk.tokens_MTD, chunk.mask_MT)}
+
+
+def with_and_without_first(compute: OfChunk) -> Tokens:
+    """Return a token metric that has its values with and, if asked for, without the first token."""
+
+    def both(chunk: Chunk, parameters: Parameters) -> dict[str, Tensor]:
+        found = compute(chunk, parameters)
+        later = compute(chunk.without_first(), parameters) if parameters.without_first else {}
+        for variant, values_M in later.items():
+            found[f"{variant},{WITHOUT_FIRST}".lstrip(",")] = values_M
+        return found
+
+    return Tokens(both)
+
+
+def centered_or_not(compute: Callable[[Tensor], Tensor]) -> Prompts:
+    """Return a metric of the spectrum of the vectors around their mean, and as they are."""
+    return Prompts(
+        lambda prompts, _: {
+            name: float(compute(prompts.spectrum(center=center, unit=False)))
+            for name, center in (("centered", True), ("uncentered", False))
+        }
+    )
 
 
 _NORMALIZED = (

@@ -147,27 +147,20 @@ def lidar(
 
 def lidar_scatter(views_NVD: Tensor) -> LidarScatter:
     """Scatter sums of at least one prompt, in chunks of bounded memory."""
-    n_prompts, n_views, dim = views_NVD.shape
+    _, n_views, dim = views_NVD.shape
     size = max(1, BLOCK_ELEMENTS // max(1, n_views * dim))
-    scatter: LidarScatter | None = None
-    for start in range(0, n_prompts, size):
-        views_nVD = views_NVD[start : start + size].to(torch.float64)
+    parts = []
+    for part_nVD in torch.split(views_NVD, size):
+        views_nVD = part_nVD.to(torch.float64)
         means_nD = views_nVD.mean(dim=1)
         # Relative to the first prompt, so that equal prompt means leave an exact zero.
         shifted_nD = means_nD - means_nD[0]
         shift_D = shifted_nD.mean(dim=0)
         centred_nD = shifted_nD - shift_D
         spread_RD = (views_nVD - means_nD[:, None]).flatten(0, 1)
-        part = LidarScatter(
-            n_prompts=len(views_nVD),
-            n_views=n_views,
-            mean_D=means_nD[0] + shift_D,
-            between_DD=centred_nD.mT @ centred_nD,
-            within_DD=spread_RD.mT @ spread_RD,
-        )
-        scatter = merge_scatters(scatter, part) if scatter else part
-    assert scatter is not None, "no prompt"
-    return scatter
+        sums = centred_nD.mT @ centred_nD, spread_RD.mT @ spread_RD
+        parts.append(LidarScatter(len(views_nVD), n_views, means_nD[0] + shift_D, *sums))
+    return reduce(merge_scatters, parts)
 
 
 def merge_scatters(left: LidarScatter, right: LidarScatter) -> LidarScatter:
@@ -239,8 +232,7 @@ def dime_entropies(
     permutations_PN = permutations_PN.to(gram_b_NN.device, torch.int64)
     size = max(1, BLOCK_ELEMENTS // max(1, gram_a_NN.numel()))
     permuted = []
-    for start in range(0, len(permutations_PN), size):
-        order_pN = permutations_PN[start : start + size]
+    for order_pN in torch.split(permutations_PN, size):
         permuted_pNN = gram_a_NN * gram_b_NN[order_pN[:, :, None], order_pN[:, None, :]]
         permuted.append(gram_entropies(permuted_pNN, alphas))
     return gram_entropies(gram_a_NN * gram_b_NN, alphas), torch.cat(permuted, dim=-1)

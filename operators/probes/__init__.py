@@ -1,4 +1,4 @@
-"""Labelled probes: how well one layer's vectors solve a task. A file per kind of labels."""
+"""Labelled probes: how well one layer's vectors solve a task. A file per form of the items."""
 
 # The metric of each probe type that a ranking reads, by its name in the `probe_scores` table.
 MAIN_METRICS = {

@@ -3,8 +3,7 @@
 Shapes: N rows or pairs, M rows of a side, Q queries or B pairs of one block, D dimensions.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,6 @@ from sklearn.preprocessing import normalize
 Vectors = npt.NDArray[np.floating]
 Values = npt.NDArray[np.float64]
 PairRows = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-# How many labels an error names before it only counts them.
-NAMED_LABELS = 5
 
 # Rows widened to float64 at a time, so that no second copy of a layer is made.
 BLOCK_ROWS = 512
@@ -139,34 +135,6 @@ def varied_values(name: str, values: npt.ArrayLike, n_rows: int) -> Values:
             f"{name}: all {n_rows} values are {values_N[0]:g}, 2 different are needed"
         )
     return values_N
-
-
-def rows_until_enough(
-    order: Iterable[int], labels: Sequence[Iterable[object]], samples_per_label: int
-) -> list[int]:
-    """Return the rows that have a label of which fewer than `samples_per_label` were taken before.
-
-    `labels` holds those of each row; rows are taken in the given order.
-    """
-    taken: Counter[object] = Counter()
-    rows = []
-    for row in order:
-        if any(taken[label] < samples_per_label for label in labels[row]):
-            taken.update(labels[row])
-            rows.append(row)
-    return rows
-
-
-def require_known_labels(train: Collection[object], test: Collection[object]) -> None:
-    """NoScoreError if a label of the test split is not in the training split, with its name."""
-    unknown = sorted(set(test) - set(train), key=str)
-    if unknown:
-        named = ", ".join(repr(label) for label in unknown[:NAMED_LABELS])
-        more = ", …" if len(unknown) > NAMED_LABELS else ""
-        raise NoScoreError(
-            f"test: {len(unknown)} of {len(set(test))} labels do not appear in train, "
-            f"so no classifier can name them: {named}{more}"
-        )
 
 
 def require_positive(**counts: int) -> None:

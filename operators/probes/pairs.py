@@ -133,20 +133,6 @@ class Ranking:
         return float(np.diff(hits_G, prepend=0) @ (hits_G / seen_G) / hits_G[-1])
 
 
-def _similarities(
-    first_MD: Vectors, second_MD: Vectors, rows: PairRows | None, n_pairs: int
-) -> list[Values]:
-    """Cosine, dot product, and the negative Euclidean and Manhattan distances [N] of the pairs."""
-    dot_N, euclidean_N, manhattan_N = np.empty((3, n_pairs))
-    for part, *sides in pair_blocks(first_MD, second_MD, rows, BLOCK_ROWS):
-        first_BD, second_BD = (side.astype(np.float64) for side in sides)
-        dot_N[part] = np.einsum("bd,bd->b", first_BD, second_BD)
-        first_BD -= second_BD
-        euclidean_N[part] = -np.linalg.norm(first_BD, axis=1)
-        manhattan_N[part] = -np.abs(first_BD, out=first_BD).sum(axis=1)
-    return [paired_cosines(first_MD, second_MD, rows), dot_N, euclidean_N, manhattan_N]
-
-
 def pair_classification(
     first_MD: Vectors,
     second_MD: Vectors,
@@ -176,7 +162,15 @@ def pair_classification(
         raise NoScoreError(
             f"pairs: all {n_pairs} have the label {found[0]}, pair classification needs both"
         )
-    similarities = _similarities(first_MD, second_MD, rows, n_pairs)
+    dot_N, euclidean_N, manhattan_N = np.empty((3, n_pairs))
+    for part, *sides in pair_blocks(first_MD, second_MD, rows, BLOCK_ROWS):
+        first_BD, second_BD = (side.astype(np.float64) for side in sides)
+        dot_N[part] = np.einsum("bd,bd->b", first_BD, second_BD)
+        first_BD -= second_BD
+        euclidean_N[part] = -np.linalg.norm(first_BD, axis=1)
+        manhattan_N[part] = -np.abs(first_BD, out=first_BD).sum(axis=1)
+    cosine_N = paired_cosines(first_MD, second_MD, rows)
+    similarities = (cosine_N, dot_N, euclidean_N, manhattan_N)
     rankings = [Ranking.by(similarity_N, labels_N == 1) for similarity_N in similarities]
 
     def best(count_N: Counts) -> float:

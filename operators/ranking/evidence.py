@@ -1,6 +1,10 @@
-"""Which layer is best, by how much, and how sure: statistics over the tasks' scores.
+"""Which layer is best, by how much, and how sure: statistics over the tasks' scores and draws.
 
-Shapes: L layers, T tasks, B bootstrap draws, N columns to compare the layers in (tasks or draws).
+A bootstrap draw of the layers' mean score draws tasks first, then what varies within a task.
+
+Shapes: L layers, T tasks, C cells (one fold or replicate of one task, or its only score), B draws,
+S slots of a draw (as many as tasks, each filled with a task drawn with replacement), K cells that
+a slot takes, N columns to compare the layers in (tasks or draws).
 """
 
 from collections.abc import Sequence
@@ -8,10 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
-from operators.ranking.bootstrap import draw_scores
 from operators.ranking.scores import TIE, Array, TaskScores, scored
-from operators.ranking.significance import holm, p_values
+
+Counts = npt.NDArray[np.int64]
+
+# Random numbers per chunk of draws: 4 MiB as float64, whatever the number of tasks and folds.
+CHUNK_NUMBERS = 2**19
 
 
 @dataclass(frozen=True)
@@ -108,32 +116,6 @@ def weigh(
 
     ValueError if layers are repeated or do not fit the scores, and for settings out of range.
     """
-    _check(tasks, layers, draws, level)
-    counted = scored(tasks)
-    score_LT = np.array([task.score_L for task in counted]).reshape(-1, len(layers)).T
-    score_LT[np.isnan(score_LT).any(axis=1)] = np.nan
-    drawn_LB = np.empty((len(layers), 0))
-    if counted:
-        drawn_LB = draw_scores(counted, seed=seed, draws=draws)
-    rank_L = _ranks(_means(score_LT))
-    columns = _columns(score_LT, drawn_LB, layers, level)
-    return Evidence(
-        level=level,
-        layers=[
-            LayerEvidence(
-                layer=int(layer),
-                rank=int(rank_L[row]),
-                **{name: float(values_L[row]) for name, values_L in columns.items()},
-            )
-            for row, layer in enumerate(layers)
-        ],
-        oracle=_oracle(score_LT),
-        tasks=[task.task for task in counted],
-        unscored=sorted(task.task for task in tasks if np.all(np.isnan(task.score_L))),
-    )
-
-
-def _check(tasks: Sequence[TaskScores], layers: Sequence[int], draws: int, level: float) -> None:
     if not layers:
         raise ValueError("layers: there are none to weigh")
     if len(set(layers)) != len(layers):
@@ -145,26 +127,29 @@ def _check(tasks: Sequence[TaskScores], layers: Sequence[int], draws: int, level
             )
     if draws < 2 or not 0 < level < 1:  # noqa: PLR2004
         raise ValueError(f"draws must be at least 2 and level in (0, 1), got {draws} and {level}")
-
-
-def _columns(
-    score_LT: Array, drawn_LB: Array, layers: Sequence[int], level: float
-) -> dict[str, Array]:
-    """Every field of LayerEvidence that is a number per layer."""
-    score_L, rank_L = _means(score_LT), _ranks(_means(score_LT))
-    last = int(np.argmax(layers))
+    counted = scored(tasks)
+    # Where there is no task or no draw, NaN makes NaN of everything that needs one.
+    score_LT, drawn_LB = np.full((2, len(layers), 2), np.nan)
+    if counted:
+        score_LT = np.array([task.score_L for task in counted]).T
+        score_LT[np.isnan(score_LT).any(axis=1)] = np.nan
+        found_LB = draw_scores(counted, seed=seed, draws=draws)
+        drawn_LB = found_LB if found_LB.shape[1] else drawn_LB
+    score_L, last = score_LT.mean(axis=1), int(np.argmax(layers))
+    rank_L = _ranks(score_L)
     best = min(range(len(layers)), key=lambda row: (rank_L[row], layers[row]))
     gain_LB = drawn_LB - drawn_LB[last]
-    score_low_L, score_high_L = _interval(drawn_LB, level)
-    gain_low_L, gain_high_L = _interval(gain_LB, level)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    score_low_L, score_high_L = np.quantile(drawn_LB, tails, axis=1)
+    gain_low_L, gain_high_L = np.quantile(gain_LB, tails, axis=1)
     p_L = p_values(gain_LB)
     p_L[last] = np.nan
-    return {
+    columns = {
         "score": score_L,
         "score_low": score_low_L,
         "score_high": score_high_L,
         # Averaged task by task: layers with the same scores then differ by exactly 0.
-        "gain": _means(score_LT - score_LT[last]),
+        "gain": (score_LT - score_LT[last]).mean(axis=1),
         "gain_low": gain_low_L,
         "gain_high": gain_high_L,
         "mean_rank": _mean_ranks(score_LT),
@@ -172,28 +157,30 @@ def _columns(
         "p_value": p_L,
         "p_holm": holm(p_L),
         "p_best": _wins(drawn_LB),
-        "shortfall": np.maximum(_means(score_LT[best] - score_LT), 0.0),
-        "shortfall_se": _standard_errors(drawn_LB[best] - drawn_LB),
+        "shortfall": np.maximum((score_LT[best] - score_LT).mean(axis=1), 0.0),
+        "shortfall_se": (drawn_LB[best] - drawn_LB).std(axis=1, ddof=1),
     }
+    comparable_LT = score_LT[~np.isnan(score_L)]
+    return Evidence(
+        level=level,
+        layers=[
+            LayerEvidence(
+                layer=int(layer),
+                rank=int(rank_L[row]),
+                **{name: float(values_L[row]) for name, values_L in columns.items()},
+            )
+            for row, layer in enumerate(layers)
+        ],
+        oracle=float(comparable_LT.max(axis=0).mean()) if comparable_LT.size else float("nan"),
+        tasks=[task.task for task in counted],
+        unscored=sorted(task.task for task in tasks if np.all(np.isnan(task.score_L))),
+    )
 
 
-def _means(values_LN: Array) -> Array:
-    """Mean over columns; NaN without any."""
-    if not values_LN.shape[1]:
-        return np.full(len(values_LN), np.nan)
-    mean_L: Array = values_LN.mean(axis=1)
-    return mean_L
-
-
-def _oracle(score_LT: Array) -> float:
-    comparable_LT = score_LT[~np.isnan(score_LT).any(axis=1)]
-    return float(comparable_LT.max(axis=0).mean()) if comparable_LT.size else float("nan")
-
-
-def _ranks(score_L: Array) -> npt.NDArray[np.int64]:
+def _ranks(score_L: Array) -> Counts:
     score_L = np.where(np.isnan(score_L), -np.inf, score_L)
     better_LL = score_L[None, :] > score_L[:, None] + TIE
-    rank_L: npt.NDArray[np.int64] = 1 + better_LL.sum(axis=1, dtype=np.int64)
+    rank_L: Counts = 1 + better_LL.sum(axis=1, dtype=np.int64)
     return rank_L
 
 
@@ -202,28 +189,114 @@ def _mean_ranks(score_LT: Array) -> Array:
     difference_LLT = score_LT[None] - score_LT[:, None]
     better_LT = (difference_LLT > TIE).sum(axis=1)
     same_LT = (np.abs(difference_LLT) <= TIE).sum(axis=1)
-    return _means(np.where(np.isnan(score_LT), np.nan, better_LT + (same_LT + 1) / 2))
+    rank_LT: Array = np.where(np.isnan(score_LT), np.nan, better_LT + (same_LT + 1) / 2)
+    mean_L: Array = rank_LT.mean(axis=1)
+    return mean_L
 
 
 def _wins(score_LN: Array) -> Array:
-    """Share of the columns in which a layer has the highest score, ties split; NaN without any."""
+    """Share of the columns in which a layer has the highest score, ties split."""
     unscored_L = np.asarray(np.isnan(score_LN).any(axis=1))
-    if not score_LN.shape[1] or unscored_L.all():
-        return np.full(len(score_LN), np.nan)
     score_LN = np.where(unscored_L[:, None], -np.inf, score_LN)
     won_LN = (score_LN >= score_LN.max(axis=0) - TIE).astype(np.float64)
-    return np.where(unscored_L, np.nan, _means(won_LN / won_LN.sum(axis=0)))
+    return np.where(unscored_L, np.nan, (won_LN / won_LN.sum(axis=0)).mean(axis=1))
 
 
-def _interval(values_LB: Array, level: float) -> tuple[Array, Array]:
-    if not values_LB.shape[1]:
-        return np.full(len(values_LB), np.nan), np.full(len(values_LB), np.nan)
-    low_L, high_L = np.quantile(values_LB, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return low_L, high_L
+def p_values(gain_LB: Array) -> Array:
+    """Two-sided paired bootstrap test of gain = 0 from the draws of the gain, 0..1, [L].
+
+    2 min(a, b), at most 1, with a = (draws with gain <= 0, plus 1) / (draws + 1) and b the same for
+    gain >= 0 (Davison and Hinkley 1997, *Bootstrap Methods and their Application*, chapter 4). It
+    is the inverse of the percentile interval: below 1 - level about when that interval leaves 0.
+    At least 2 / (draws + 1); NaN where a draw is.
+    """
+    not_above_L = (gain_LB <= TIE).sum(axis=1)
+    not_below_L = (gain_LB >= -TIE).sum(axis=1)
+    p_L = 2 * (np.minimum(not_above_L, not_below_L) + 1) / (gain_LB.shape[1] + 1)
+    return np.where(np.isnan(gain_LB).any(axis=1), np.nan, np.minimum(p_L, 1.0))
 
 
-def _standard_errors(values_LB: Array) -> Array:
-    if not values_LB.shape[1]:
-        return np.full(len(values_LB), np.nan)
-    deviation_L: Array = values_LB.std(axis=1, ddof=1)
-    return deviation_L
+def holm(p_L: Array) -> Array:
+    """Return p-values corrected for testing several hypotheses at once, each 0..1; NaN stays NaN.
+
+    The i-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j <= i. Rejecting
+    what is below alpha then rejects any true hypothesis with probability alpha at most, however
+    the tests depend on each other (Holm 1979, *A Simple Sequentially Rejective Multiple Test
+    Procedure*, Scandinavian Journal of Statistics 6).
+    """
+    corrected_L = np.full(len(p_L), np.nan)
+    order = np.argsort(p_L)[: np.count_nonzero(~np.isnan(p_L))]
+    factors = np.arange(len(order), 0, -1)
+    corrected_L[order] = np.minimum(np.maximum.accumulate(factors * p_L[order]), 1.0)
+    return corrected_L
+
+
+def draw_scores(tasks: Sequence[TaskScores], *, seed: int = 0, draws: int = 10_000) -> Array:
+    """Mean score over tasks of every layer in every draw, [L, B]; all layers see the same draws.
+
+    The bootstrap in two stages (Efron and Tibshirani 1993, *An Introduction to the Bootstrap*;
+    hierarchical data in Davison and Hinkley 1997, *Bootstrap Methods and their Application*,
+    chapter 3). A draw takes as many tasks as there are, with replacement, and for each as many of
+    its folds, with replacement, or one of its replicates. With one task only its folds or
+    replicates vary; where every task has a single score only tasks do. With nothing to draw from,
+    one score of one task or none, there are no draws: B = 0.
+
+    The draws depend on the seed and the tasks, not on the order of tasks or layers. A task without
+    any score does not count; a layer without a score in a task that counts is NaN in every draw. A
+    replicate that is undefined in a scored layer is left out in all layers of its task.
+    """
+    counted = scored(tasks)
+    if not counted:
+        return np.empty((len(tasks[0].score_L) if tasks else 0, 0))
+    cells = [_cells(task) for task in counted]
+    n_cells_T = np.array([each.shape[1] for each in cells])
+    n_taken_T = np.array(
+        [
+            1 if task.resampled == "replicates" else each.shape[1]
+            for task, each in zip(counted, cells, strict=True)
+        ]
+    )
+    cells_CL = np.ascontiguousarray(np.concatenate(cells, axis=1).T)
+    if len(cells_CL) == 1:
+        return np.empty((cells_CL.shape[1], 0))
+    generator = np.random.default_rng(seed)
+    chunk = max(1, CHUNK_NUMBERS // int(len(counted) * n_taken_T.max()))
+    drawn_BL = np.concatenate(
+        [
+            _weights(n_cells_T, n_taken_T, min(chunk, draws - start), generator) @ cells_CL
+            for start in range(0, draws, chunk)
+        ]
+    )
+    drawn_BL[:, np.isnan(cells_CL).any(axis=0)] = np.nan
+    return np.ascontiguousarray(drawn_BL.T)
+
+
+def _cells(task: TaskScores) -> Array:
+    """Return what a draw takes from a task, [L, cells of the task], at least one."""
+    scored_L = ~np.isnan(task.score_L)
+    cells_LR = task.resampled_LR[:, ~np.isnan(task.resampled_LR[scored_L]).any(axis=0)]
+    if not cells_LR.shape[1]:
+        return task.score_L[:, None]
+    return np.where(scored_L[:, None], cells_LR, np.nan)
+
+
+def _weights(
+    n_cells_T: Counts, n_taken_T: Counts, n_draws: int, generator: np.random.Generator
+) -> csr_array:
+    """Weight of the drawn cells in every draw, sparse [B, C]; a draw's weights sum to 1.
+
+    A slot of a draw holds a task; each of the k cells it takes adds 1 / (k * number of slots). A
+    task drawn twice draws its cells anew.
+    """
+    n_tasks = len(n_cells_T)
+    task_BS = generator.integers(n_tasks, size=(n_draws, n_tasks))
+    uniform_BSK = generator.random((n_draws, n_tasks, int(n_taken_T.max())))
+    nth_BSK = (uniform_BSK * n_cells_T[task_BS][..., None]).astype(np.int64)
+    cell_BSK = (np.cumsum(n_cells_T) - n_cells_T)[task_BS][..., None] + nth_BSK
+    # A task that takes fewer cells than another leaves the rest of its slot without weight.
+    n_taken_BS1 = n_taken_T[task_BS][..., None]
+    taken_BSK = np.arange(uniform_BSK.shape[2]) < n_taken_BS1
+    weight_BSK = np.broadcast_to(1 / (n_taken_BS1 * n_tasks), taken_BSK.shape)
+    starts = np.concatenate([[0], np.cumsum(taken_BSK.sum(axis=(1, 2)))])
+    shape = (n_draws, int(n_cells_T.sum()))
+    return csr_array((weight_BSK[taken_BSK], cell_BSK[taken_BSK], starts), shape=shape)

@@ -65,7 +65,13 @@ def recommend(
     Of equally good layers the cheapest counts, of equally cheap ones the best, then the lowest.
     ValueError for costs that do not fit the layers or lie outside 0..1, and an unknown policy.
     """
-    costs = _checked(evidence, cost_L)
+    layers, cost_L = [row.layer for row in evidence.layers], np.asarray(cost_L, np.float64)
+    if cost_L.shape != (len(layers),):
+        raise ValueError(f"expected one cost for each of {len(layers)} layers, got {cost_L.shape}")
+    costs = dict(zip(layers, cost_L.tolist(), strict=True))
+    for layer, cost in costs.items():
+        if not 0 <= cost <= 1:
+            raise ValueError(f"the cost of layer {layer} is {cost:g}, not a share of the last's")
     if policy not in get_args(Policy):
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(get_args(Policy))}")
     last = evidence.last
@@ -100,17 +106,6 @@ def pareto(
     beaten_L = ((more_LL & no_dearer_LL) | (same_LL & cheaper_LL)).any(axis=1)
     front_L: npt.NDArray[np.bool_] = ~beaten_L & ~np.isnan(score_L)
     return front_L
-
-
-def _checked(evidence: Evidence, cost_L: Sequence[float] | Array) -> Costs:
-    layers = [row.layer for row in evidence.layers]
-    costs = np.asarray(cost_L, np.float64)
-    if costs.shape != (len(layers),):
-        raise ValueError(f"expected one cost for each of {len(layers)} layers, got {costs.shape}")
-    for layer, cost in zip(layers, costs, strict=True):
-        if not 0 <= cost <= 1:
-            raise ValueError(f"the cost of layer {layer} is {cost:g}, not a share of the last's")
-    return {layer: float(cost) for layer, cost in zip(layers, costs, strict=True)}
 
 
 _Taken = tuple[Kind, LayerEvidence, Reason]

@@ -5,7 +5,7 @@ Shapes: L layers, R resampled scores.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -44,55 +44,41 @@ class TaskScores:
     def __post_init__(self) -> None:
         object.__setattr__(self, "score_L", np.array(self.score_L, dtype=np.float64))
         object.__setattr__(self, "resampled_LR", np.array(self.resampled_LR, dtype=np.float64))
-        _check_shapes(self)
-        _check_range(self)
-        if self.resampled == "folds":
-            _check_folds(self)
-        elif self.resampled != "replicates":
+        scores, resampled = self.score_L.shape, self.resampled_LR.shape
+        if len(scores) != 1 or len(resampled) != 2 or scores[0] != resampled[0]:  # noqa: PLR2004
+            raise ValueError(
+                f"task {self.task}: expected scores [layers] and resampled scores [layers, R] of "
+                f"the same layers, got {scores} and {resampled}"
+            )
+        for name, values in (("scores", self.score_L), ("resampled scores", self.resampled_LR)):
+            outside = values[~np.isnan(values) & ~(np.abs(values) <= 1)]
+            if outside.size:
+                raise ValueError(
+                    f"task {self.task}: {outside.size} of {values.size} {name} lie outside -1..1, "
+                    f"the first is {outside[0]:g}; scores in percent must be divided by 100"
+                )
+        if self.resampled not in get_args(Resampled):
             raise ValueError(
                 f"task {self.task}: resampled is {self.resampled!r}, not folds or replicates"
             )
-        elif self.resampled_LR.shape[1] == 1:
-            raise ValueError(
-                f"task {self.task}: one replicate shows no spread; give several, or none"
-            )
+        if self.resampled == "replicates":
+            if resampled[1] == 1:
+                raise ValueError(
+                    f"task {self.task}: one replicate shows no spread; give several, or none"
+                )
+        elif resampled[1]:
+            mean_L = self.resampled_LR.mean(axis=1)
+            wrong_L = ~np.isnan(self.score_L) & ~(np.abs(mean_L - self.score_L) <= _ROUNDED)
+            if wrong_L.any():
+                row = int(np.argmax(wrong_L))
+                raise ValueError(
+                    f"task {self.task}: the score of layer number {row + 1} of {len(wrong_L)} is "
+                    f"{self.score_L[row]:g}, but the mean of its {resampled[1]} folds is "
+                    f"{mean_L[row]:g}"
+                )
 
 
 def scored(tasks: Sequence[TaskScores]) -> list[TaskScores]:
     """Return the tasks with a score in some layer, sorted by name; the others do not count."""
     found = [task for task in tasks if not np.all(np.isnan(task.score_L))]
     return sorted(found, key=lambda task: (task.task, task.task_type))
-
-
-def _check_shapes(task: TaskScores) -> None:
-    scores, resampled = task.score_L.shape, task.resampled_LR.shape
-    if len(scores) != 1 or len(resampled) != 2 or scores[0] != resampled[0]:  # noqa: PLR2004
-        raise ValueError(
-            f"task {task.task}: expected scores [layers] and resampled scores [layers, R] of the "
-            f"same layers, got {scores} and {resampled}"
-        )
-
-
-def _check_range(task: TaskScores) -> None:
-    for name, values in (("scores", task.score_L), ("resampled scores", task.resampled_LR)):
-        outside = values[~np.isnan(values) & ~(np.abs(values) <= 1)]
-        if outside.size:
-            raise ValueError(
-                f"task {task.task}: {outside.size} of {values.size} {name} lie outside -1..1, "
-                f"the first is {outside[0]:g}; scores in percent must be divided by 100"
-            )
-
-
-def _check_folds(task: TaskScores) -> None:
-    scored_L = ~np.isnan(task.score_L)
-    if not task.resampled_LR.shape[1] or not scored_L.any():
-        return
-    mean_L = task.resampled_LR.mean(axis=1)
-    wrong_L = scored_L & ~(np.abs(mean_L - task.score_L) <= _ROUNDED)
-    if wrong_L.any():
-        row = int(np.argmax(wrong_L))
-        raise ValueError(
-            f"task {task.task}: the score of layer number {row + 1} of {len(wrong_L)} is "
-            f"{task.score_L[row]:g}, but the mean of its {task.resampled_LR.shape[1]} folds is "
-            f"{mean_L[row]:g}"
-        )

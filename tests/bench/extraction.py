@@ -29,9 +29,9 @@ from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import Subject
 from operators.model.tokenise import load_tokenizer, tokenise
 from storage import schema
+from storage.layers import embeddings_table
 from storage.root import Root
 from storage.shards import Receipt, write_shard
-from storage.vectors import embeddings_table
 
 ROUNDS = 5
 SHARD = 512

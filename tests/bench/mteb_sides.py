@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from operators.benchmark.encoder import LookupEncoder, model_meta
+from operators.benchmark.score import LookupEncoder, model_meta
 from operators.benchmark.tasks import mteb_library
 from tests.support.shared_data import MAX_TOKENS, SUBJECT
 from tests.support.shared_mteb import BY_FILE

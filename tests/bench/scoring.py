@@ -132,8 +132,8 @@ def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
+    from storage.layers import groups, read_vectors
     from storage.shards import read_tables
-    from storage.vectors import groups, read_vectors
     from tests.support.simulated import text_table
 
     tables, run = {}, _files_run(options, folder)

@@ -23,10 +23,10 @@ from jobs.config.datasets import Task
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
+from storage.layers import Group, embeddings_table
 from storage.manifest import Manifest, require
 from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.vectors import Group, embeddings_table
 from tests.support.stored import store
 
 SHARDS, QUERIES, CLASSES = 10, 1000, 20

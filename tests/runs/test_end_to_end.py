@@ -25,11 +25,11 @@ from jobs.config.run import parse
 from jobs.plan.plan import plan
 from jobs.run import TABLES
 from operators.metrics.registry import METRICS
+from storage.layers import Group, LayerVectors, read_vectors
 from storage.manifest import load, require
 from storage.partition import KEYS, MANIFEST, Partition, all_partitions, shard_name
 from storage.root import Root
 from storage.shards import read_table
-from storage.vectors import Group, LayerVectors, read_vectors
 from tests.conftest import MORE_TASKS, Cli, edited, write_config, write_texts
 from tests.support.places import PROJECT
 from tests.support.planned import assert_planned

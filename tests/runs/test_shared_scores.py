@@ -21,9 +21,8 @@ from threadpoolctl import threadpool_limits
 from operators.model.encode import Representations, encode
 from operators.model.on_transformers import LayerModel, load_model
 from operators.model.tokenise import load_tokenizer, tokenise
-from operators.probes.classification import classification, few_shot_rows
-from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore, unit_rows
+from operators.probes.labelled import classification, clustering, few_shot_rows
 from operators.probes.pairs import sts
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import schema
+from storage.layers import Group, TokenSpool, groups, read_vectors, token_states
 from storage.manifest import (
     Manifest,
     Manifests,
@@ -34,9 +35,7 @@ from storage.shards import (
     verify,
     write_shard,
 )
-from storage.spool import TokenSpool, token_states
 from storage.sql import connect
-from storage.vectors import Group, groups, read_vectors
 from tests.conftest import S3
 
 WHERE = Partition("embeddings", ("org/mödel 1", "step=5", "data", "clean"))
@@ -239,15 +238,21 @@ def test_root_never_shows_its_credentials() -> None:
     assert "hidden" not in repr(Root("s3://bucket", {"secret": "hidden"}))
 
 
-def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [1 << 30, 1 << 10], ids=["whole", "sampled"])
+def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path, whole: int) -> None:
     content = os.urandom(300_000)
-    for name in ("a", "b"):
-        (tmp_path / name).write_bytes(content)
-    assert fingerprint(str(tmp_path / "a"), {}) == fingerprint(str(tmp_path / "b"), {})
-    (tmp_path / "b").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
-    (tmp_path / "b").write_bytes(content + b"x")
-    assert fingerprint(str(tmp_path / "a"), {}) != fingerprint(str(tmp_path / "b"), {})
+    changed = content[:-1] + bytes([content[-1] ^ 1])
+    for name, given_bytes in (
+        ("a", content),
+        ("b", content),
+        ("c", changed),
+        ("d", content + b"x"),
+    ):
+        (tmp_path / name).write_bytes(given_bytes)
+    prints = {name: fingerprint(str(tmp_path / name), {}, whole=whole) for name in "abcd"}
+    assert prints["a"] == prints["b"]
+    assert len(set(prints.values())) == 3
+    assert (prints["a"] == fingerprint(str(tmp_path / "a"), {})) == (whole > len(content))
 
 
 def test_every_column_has_a_unit_and_every_table_a_version() -> None:

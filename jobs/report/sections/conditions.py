@@ -19,8 +19,7 @@ from jobs.report.section import Chart, Section, Table, level_swatch
 from jobs.report.wording import title, vectors_of
 from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, counted, known, size
-from operators.metrics.registry import METRICS, main_variant, of_kind, unit_of
-from operators.metrics.variants import Tokens, Views
+from operators.metrics.registry import METRICS, Tokens, Views, main_variant, of_kind, unit_of
 from operators.prompts.conditions import FAMILIES, Condition
 from storage.partition import CLEAN
 

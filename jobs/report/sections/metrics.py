@@ -21,9 +21,17 @@ from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.wording import title, vectors_of
 from jobs.run import partition
 from jobs.words import capital, counted, known, number
-from operators.metrics.registry import METRICS, enough_prompts, main_variant, unit_of
+from operators.metrics.registry import (
+    METRICS,
+    Layers,
+    Prompts,
+    Tokens,
+    Views,
+    enough_prompts,
+    main_variant,
+    unit_of,
+)
 from operators.metrics.token.rows import WITHOUT_FIRST
-from operators.metrics.variants import Layers, Prompts, Tokens, Views
 
 _MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
     Tokens: "Tokens of a prompt",

@@ -15,7 +15,7 @@ from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, count, known, layers_in_words, number, share
-from operators.analysis.effects import CLIFFS_DELTA
+from operators.analysis.modes import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
 
 WEAK = 0.33  # an effect below it is small by custom

@@ -23,8 +23,8 @@ from operators.analysis.modes import UNDEFINED
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
+from storage.layers import prompt_metrics_table
 from storage.manifest import Manifest, Manifests, SettingsConflictError, digest_of
-from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard

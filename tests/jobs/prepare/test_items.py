@@ -22,7 +22,7 @@ from jobs.tasks.types import TYPES, check_items
 from operators.benchmark import tasks as benchmark_tasks
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from storage.vectors import LayerVectors
+from storage.layers import LayerVectors
 from tests.jobs.prepare.test_records import FIND, GROUPS, TOPIC, dataset, shards_of, source
 from tests.jobs.prepare.test_sources import encoded
 

@@ -19,11 +19,11 @@ from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks import labelled
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
+from storage.layers import Group, embeddings_table
 from storage.manifest import Manifest, Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from storage.shards import Receipt, write_shard
-from storage.vectors import Group, embeddings_table
 
 ROWS = 40
 SUBJECT = Subject("none", "0", "by hand")

@@ -12,9 +12,9 @@ from jobs.config.datasets import Task
 from jobs.probe.stage import search
 from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from operators.model.subject import Subject
+from storage.layers import Group
 from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition
-from storage.vectors import Group
 from tests.support.simulated import Scores, peaked
 
 LAYERS, FOLDS = 7, 10

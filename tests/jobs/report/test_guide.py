@@ -14,9 +14,16 @@ from jobs.config.run import RunConfig, load
 from jobs.config.settings import EntropyNorm, MeasureConfig
 from jobs.report import guide
 from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, main_variant, unit_of
-from operators.metrics.token.tokens import token_metrics
-from operators.metrics.variants import Layers, Parameters, Prompts, Views
+from operators.metrics.registry import (
+    METRICS,
+    Layers,
+    Parameters,
+    Prompts,
+    Views,
+    main_variant,
+    token_metrics,
+    unit_of,
+)
 from tests.support.places import PROJECT
 
 PARAMETERS = Parameters(normalizations=get_args(EntropyNorm))

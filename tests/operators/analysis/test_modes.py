@@ -11,23 +11,21 @@ from scipy.stats import norm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from operators.analysis.effects import (
+from operators.analysis.modes import (
     CLIFFS_DELTA,
     CRAMERS_V,
+    FEWEST,
     NO_VALUE,
+    NOTHING,
     ONE_KIND,
     cliffs_delta,
     cramers_v,
-    separations,
-)
-from operators.analysis.modes import (
-    FEWEST,
-    NOTHING,
     excess_mass,
     find_modes,
     histogram,
     middle,
     nearest,
+    separations,
 )
 from operators.prompts.traits import repeated_share, unknown_word_shares
 

@@ -16,8 +16,7 @@ import torch
 import yaml
 
 from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, of_kind
-from operators.metrics.variants import Parameters, Prompts
+from operators.metrics.registry import METRICS, Parameters, Prompts, of_kind
 from operators.model.encode import Representations, encode
 from operators.model.on_transformers import load_model
 from operators.model.subject import Subject

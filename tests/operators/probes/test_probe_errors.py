@@ -6,12 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from operators.probes.classification import classification
-from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore, NoScoreError
-from operators.probes.multilabel import multilabel_classification
+from operators.probes.labelled import (
+    classification,
+    clustering,
+    multilabel_classification,
+    regression,
+)
 from operators.probes.pairs import pair_classification, sts
-from operators.probes.regression import regression
 from operators.probes.relevance import reranking, retrieval
 
 ROWS = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)

@@ -1,6 +1,7 @@
 """Every probe gives the scores of mteb's own task class on the same vectors."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader
 
 from operators.probes import MAIN_METRICS
-from operators.probes.classification import classification
-from operators.probes.clustering import clustering
 from operators.probes.fold import FoldScore
-from operators.probes.multilabel import multilabel_classification
+from operators.probes.labelled import (
+    classification,
+    clustering,
+    multilabel_classification,
+    regression,
+    stratified_rows,
+)
 from operators.probes.pairs import pair_classification, sts
-from operators.probes.regression import regression, stratified_rows
 from operators.probes.relevance import reranking, retrieval
 
 pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")
@@ -80,16 +84,27 @@ def texts(start: int, stop: int) -> list[str]:
     return [str(row) for row in range(start, stop)]
 
 
-def train_and_test(n_train: int, column: str, given: list[Any]) -> object:
-    """Splits of labelled rows, the first ones for training."""
-    return splits(
+def values(scores: list[FoldScore]) -> list[float]:
+    return [score.value for score in scores]
+
+
+def both(
+    probe: Callable[..., list[FoldScore]],
+    rows: Matrix,
+    given: list[Any],
+    n_train: int,
+    ours: dict[str, int],
+    theirs: dict[str, int] | None = None,
+) -> tuple[list[float], list[float]]:
+    """Scores by the probe, and by mteb's class, of rows of which the first are for training."""
+    column, kind = "value" if probe is regression else "label", probe.__name__
+    dataset = splits(
         train={"text": texts(0, n_train), column: given[:n_train]},
         test={"text": texts(n_train, len(given)), column: given[n_train:]},
     )
-
-
-def values(scores: list[FoldScore]) -> list[float]:
-    return [score.value for score in scores]
+    found = mteb_scores(kind, dataset, rows, **(theirs or ours))
+    scores = probe(rows[:n_train], given[:n_train], rows[n_train:], given[n_train:], **ours)
+    return values(scores), [fold[MAIN_METRICS[kind]] for fold in found["scores_per_experiment"]]
 
 
 def noisy_groups(n_rows: int, n_labels: int, spread: float) -> tuple[Matrix, list[int]]:
@@ -104,17 +119,10 @@ def test_classification_is_mtebs(samples_per_label: int) -> None:
     rows, labels = noisy_groups(500, 4, spread=0.6)
     # Dimensions of very different sizes, as in language models: the fit ends before it converges.
     rows = (rows * np.logspace(-2, 2, 20)).astype(np.float32)
-    theirs = mteb_scores(
-        "classification",
-        train_and_test(300, "label", labels),
-        rows,
-        samples_per_label=samples_per_label,
-    )
-    ours = classification(
-        rows[:300], labels[:300], rows[300:], labels[300:], samples_per_label=samples_per_label
-    )
-    assert values(ours) == [fold["accuracy"] for fold in theirs["scores_per_experiment"]]
-    assert len(set(values(ours))) > 1
+    how = {"samples_per_label": samples_per_label}
+    ours, theirs = both(classification, rows, labels, 300, how)
+    assert ours == theirs
+    assert len(set(ours)) > 1
 
 
 @pytest.mark.parametrize("max_documents", [None, 150, 300, 900])
@@ -156,17 +164,10 @@ def test_multilabel_classification_is_mtebs(samples_per_label: int) -> None:
         else sorted({"abcde"[label], *generator.choice([*"abcde"], row % 3)})
         for row, label in enumerate(first)
     ]
-    theirs = mteb_scores(
-        "multilabel_classification",
-        train_and_test(160, "label", labels),
-        rows,
-        samples_per_label=samples_per_label,
-    )
-    ours = multilabel_classification(
-        rows[:160], labels[:160], rows[160:], labels[160:], samples_per_label=samples_per_label
-    )
-    assert values(ours) == [fold["accuracy"] for fold in theirs["scores_per_experiment"]]
-    assert len(set(values(ours))) > 1
+    how = {"samples_per_label": samples_per_label}
+    ours, theirs = both(multilabel_classification, rows, labels, 160, how)
+    assert ours == theirs
+    assert len(set(ours)) > 1
 
 
 @pytest.mark.parametrize(("samples", "decimals"), [(90, 6), (64, 0), (200, 6), (2048, 6)])
@@ -174,20 +175,14 @@ def test_regression_is_mtebs(samples: int, decimals: int) -> None:
     rows, _ = noisy_groups(300, 4, spread=0.5)
     noise = np.random.default_rng(11).standard_normal(300)
     number = np.round(3 * (rows[:, 0] - rows[:, 5]) + noise, decimals).astype(float).tolist()
-    theirs = mteb_scores(
-        "regression",
-        train_and_test(200, "value", number),
-        rows,
-        n_samples=samples,
-    )
-    ours = regression(rows[:200], number[:200], rows[200:], number[200:], samples=samples)
-    expected = [fold["kendalltau"] for fold in theirs["scores_per_experiment"]]
+    how = {"samples": samples}, {"n_samples": samples}
+    ours, theirs = both(regression, rows, number, 200, *how)
     if samples >= 200:
-        assert len(set(expected)) == 1
-        expected = expected[:1]
+        assert len(set(theirs)) == 1
+        theirs = theirs[:1]
     else:
-        assert len(set(values(ours))) > 1
-    assert values(ours) == pytest.approx(expected, abs=1e-12)
+        assert len(set(ours)) > 1
+    assert ours == pytest.approx(theirs, abs=1e-12)
 
 
 @pytest.mark.parametrize("decimals", [6, 0])

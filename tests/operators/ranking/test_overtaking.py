@@ -10,50 +10,31 @@ from operators.ranking.overtaking import Overtaking, overtakings
 NAN = float("nan")
 
 
-def _of(gains: list[float], lows: list[float] | None = None) -> tuple[int | None, int | None]:
-    """Return when one layer beside the last overtook it."""
-    lows = lows or [gain - 1 for gain in gains]
-    both = [[[value, 0.0] for value in values] for values in (gains, lows)]
-    first, last = overtakings(both[0], both[1], layers=[3, 4])
-    assert last == Overtaking(4, None, None)
-    assert first.layer == 3
-    return first.stays_above, first.clearly_above
-
-
 @pytest.mark.parametrize(
-    ("gains", "stays"),
+    ("gains", "lows", "stays", "clear"),
     [
-        ([0.1, 0.2, 0.3], 0),
-        ([-0.1, 0.2, 0.3], 1),
-        ([0.1, -0.2, 0.3], 2),
-        ([0.1, 0.2, -0.3], None),
-        ([0.1, NAN, 0.3], 2),
-        ([0.1, 0.2, NAN], None),
-        ([0.1, 0.0, 0.3], 2),
-        ([-0.1, 1e-13, 0.3], 2),
-        ([0.3], 0),
+        ([0.1, 0.2, 0.3], None, 0, None),
+        ([-0.1, 0.2, 0.3], None, 1, None),
+        ([0.1, -0.2, 0.3], None, 2, None),
+        ([0.1, 0.2, -0.3], None, None, None),
+        ([0.1, NAN, 0.3], None, 2, None),
+        ([0.1, 0.2, NAN], None, None, None),
+        ([0.1, 0.0, 0.3], None, 2, None),
+        ([-0.1, 1e-13, 0.3], None, 2, None),
+        ([0.3], None, 0, None),
+        ([0.1, 0.2, 0.3], [-0.1, 0.1, 0.2], 0, 1),
+        ([0.1, 0.2, -0.3], [0.05, 0.1, -0.4], None, 0),
+        ([0.1, 0.2, 0.3], [NAN, NAN, 0.1], 0, 2),
+        ([0.1, 0.2, 0.3], [-0.1, 0.0, -0.1], 0, None),
+        ([0.1, 0.2], [NAN, NAN], 0, None),
     ],
 )
-def test_a_layer_stays_above_from_the_end_of_its_last_fall(
-    gains: list[float], stays: int | None
+def test_a_layer_stays_above_from_its_last_fall_and_clearly_once_its_interval_is(
+    gains: list[float], lows: list[float] | None, stays: int | None, clear: int | None
 ) -> None:
-    assert _of(gains)[0] == stays
-
-
-@pytest.mark.parametrize(
-    ("gains", "lows", "clear"),
-    [
-        ([0.1, 0.2, 0.3], [-0.1, 0.1, 0.2], 1),
-        ([0.1, 0.2, -0.3], [0.05, 0.1, -0.4], 0),
-        ([0.1, 0.2, 0.3], [NAN, NAN, 0.1], 2),
-        ([0.1, 0.2, 0.3], [-0.1, 0.0, -0.1], None),
-        ([0.1, 0.2], [NAN, NAN], None),
-    ],
-)
-def test_a_layer_is_clearly_above_once_its_interval_is(
-    gains: list[float], lows: list[float], clear: int | None
-) -> None:
-    assert _of(gains, lows)[1] == clear
+    both = [[[value, 0.0] for value in values] for values in (gains, lows or [-1.0] * len(gains))]
+    found = overtakings(both[0], both[1], layers=[3, 4])
+    assert found == [Overtaking(3, stays, clear), Overtaking(4, None, None)]
 
 
 def test_an_older_checkpoint_shifts_what_came_after_it() -> None:

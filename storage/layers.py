@@ -1,0 +1,246 @@
+"""What is kept of the prompts in each layer: pooled vectors, token states, values of metrics.
+
+Tables are made here to be row groups of a shard, one of each layer, and read again by layer.
+
+Shapes: N prompts, S tokens of several prompts one after another, D features.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import IO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage import schema
+from storage.manifest import Manifest
+from storage.root import Root
+from storage.shards import group_values, read_group, vector_column, vectors
+
+Ids = npt.NDArray[np.int64]
+_FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """What selects one vector per prompt: a layer, its norm and the pooling."""
+
+    layer: int
+    norm: str
+    pooling: str
+
+
+def embeddings_table(
+    group: tuple[int, str, str],
+    prompt_ids: Ids,
+    lengths: npt.NDArray[np.int32],
+    vectors_ND: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Return the rows of one (layer, norm, pooling) group, ready to be a row group of a shard."""
+    layer, norm, pooling = group
+    count = len(prompt_ids)
+    columns = [
+        pa.array(prompt_ids),
+        pa.array(np.full(count, layer, dtype=np.int16)),
+        pa.array([norm] * count),
+        pa.array([pooling] * count),
+        pa.array(lengths),
+        vector_column(vectors_ND),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors_ND.shape[1]))
+
+
+@dataclass(frozen=True)
+class LayerVectors:
+    """The vectors [N, D] of some prompts in one layer, sorted by prompt id."""
+
+    prompt_ids: Ids
+    matrix_ND: npt.NDArray[np.float32]
+
+    def rows_of(self, wanted: Ids) -> npt.NDArray[np.int64]:
+        """Return the row of each wanted prompt, -1 where the prompt has no vector."""
+        if not len(self.prompt_ids):
+            return np.full(len(wanted), -1, dtype=np.int64)
+        place = np.searchsorted(self.prompt_ids, wanted)
+        place = np.minimum(place, len(self.prompt_ids) - 1)
+        return np.where(self.prompt_ids[place] == wanted, place, -1)
+
+
+def groups(root: Root, embeddings: Manifest) -> list[Group]:
+    """Return the groups that a partition of embeddings holds, in shard order."""
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if receipt.rows:
+            found = group_values(root, key, ["layer", "norm", "pooling"])
+            return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
+    return []
+
+
+def shard_vectors(root: Root, key: str, group: Group) -> LayerVectors:
+    """Read the vectors of a group in one shard: one row group of one object."""
+    table = read_group(root, key, asdict(group))
+    ids, matrix_ND = table["prompt_id"].to_numpy(), vectors(table)
+    order = np.argsort(ids, kind="stable")
+    return LayerVectors(ids[order], matrix_ND[order])
+
+
+def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) -> LayerVectors:
+    """Read the vectors of the `wanted` prompts in a group: one row group per shard.
+
+    Each shard's go straight to their place: no more than the result and a shard are in memory.
+    """
+    wanted = np.unique(wanted)
+    matrix_ND = np.empty((0, 0), np.float32)
+    present_N = np.zeros(len(wanted), dtype=bool)
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if not receipt.rows or not len(wanted):
+            continue
+        shard = shard_vectors(root, key, group)
+        if not len(matrix_ND):
+            matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
+        place = np.searchsorted(wanted, shard.prompt_ids)
+        place[place == len(wanted)] = 0
+        keep = wanted[place] == shard.prompt_ids
+        matrix_ND[place[keep]] = shard.matrix_ND[keep]
+        present_N[place[keep]] = True
+    if present_N.all():
+        return LayerVectors(wanted, matrix_ND)
+    if not present_N.any():
+        return LayerVectors(np.empty(0, np.int64), np.empty((0, 0), np.float32))
+    return LayerVectors(wanted[present_N], matrix_ND[present_N])
+
+
+def features(root: Root, embeddings: Manifest) -> int:
+    """Return the length D of the vectors of a partition; 0 if it holds none."""
+    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
+        if receipt.rows:
+            with root.reader(key) as stream:
+                return int(pq.read_schema(stream).field("vector").type.list_size)
+    return 0
+
+
+class TokenSpool:
+    """Takes token states batch by batch and gives the row groups of a `tokens` shard.
+
+    A batch brings every layer of a few prompts; a shard wants every prompt of one layer. The bytes
+    wait in one temporary file per layer, so memory holds a single layer however many there are.
+    """
+
+    def __init__(self, prompt_ids: Ids, lengths: Sequence[int], dtype: str) -> None:
+        self._prompt_ids, self._lengths = prompt_ids, lengths
+        self._dtype = np.dtype(dtype)
+        self._order: dict[int, list[int]] = {}
+        self._files: dict[int, IO[bytes]] = {}
+        self._dim = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> TokenSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, layer: int, rows: Ids, states_SD: npt.NDArray[np.float32]) -> None:
+        """Take the token states of some prompts in one layer; `rows` are the prompts' positions.
+
+        ValueError that names the layer if a value does not fit float16: real models have massive
+        activations beyond 65,504.
+        """
+        if layer not in self._files:
+            stream = tempfile.TemporaryFile()  # noqa: SIM115  (the stack closes it)
+            self._files[layer] = self._stack.enter_context(stream)
+            self._order[layer] = []
+        if self._dtype == np.float16:
+            largest = float(np.abs(states_SD).max(initial=0.0))
+            if largest > _FLOAT16_MAX:
+                raise ValueError(
+                    f"layer {layer} holds a value of {largest:.6g}, which float16 cannot store; "
+                    "set tokens.dtype: float32"
+                )
+        self._dim = states_SD.shape[1]
+        self._order[layer].extend(rows.tolist())
+        self._files[layer].write(np.ascontiguousarray(states_SD, dtype=self._dtype).data)
+
+    def groups(self, norm: str) -> Iterator[pa.Table]:
+        """Yield one table per layer, in layer order."""
+        for layer in sorted(self._files):
+            rows, stream = self._order[layer], self._files[layer]
+            lengths, count = [self._lengths[row] for row in rows], len(rows)
+            width = self._dim * self._dtype.itemsize
+            stream.seek(0)
+            yield pa.table(
+                {
+                    "prompt_id": self._prompt_ids[rows],
+                    "layer": np.full(count, layer, dtype=np.int16),
+                    "norm": pa.array([norm] * count),
+                    "n_tokens": np.array(lengths, dtype=np.int32),
+                    "dim": np.full(count, self._dim, dtype=np.int32),
+                    "states": pa.array(
+                        [stream.read(length * width) for length in lengths], pa.large_binary()
+                    ),
+                }
+            ).cast(schema.TOKENS)
+
+
+def token_states(table: pa.Table, dtype: str) -> list[npt.NDArray[np.floating]]:
+    """Return the states [n_tokens, dim] of each row of a `tokens` row group."""
+    dims = table["dim"].to_pylist()
+    blobs = table["states"].to_pylist()
+    return [
+        np.frombuffer(blob, dtype=dtype).reshape(-1, dim)
+        for blob, dim in zip(blobs, dims, strict=True)
+    ]
+
+
+def prompt_metrics_table(
+    layer: int,
+    norm: str,
+    prompt_ids: Ids,
+    lengths: npt.NDArray[np.int32],
+    values: Mapping[tuple[str, str], npt.NDArray[np.float64]],
+    undefined: Mapping[str, str],
+) -> pa.Table:
+    """Return the `prompt_metrics` of one layer: each (metric, variant) of `values` [N] in turn.
+
+    `undefined` gives the reason that stands beside a NaN, by metric.
+    """
+    count = len(prompt_ids)
+    parts = [
+        pa.table(
+            [
+                pa.array(prompt_ids),
+                pa.repeat(pa.scalar(layer, pa.int16()), count),
+                pa.repeat(norm, count),
+                pa.repeat(metric, count),
+                pa.repeat(variant, count),
+                pa.array(values_N),
+                pa.array([undefined[metric] if nan else None for nan in np.isnan(values_N)]),
+                pa.array(lengths),
+            ],
+            names=schema.PROMPT_METRICS.names,
+        ).cast(schema.PROMPT_METRICS)
+        for (metric, variant), values_N in values.items()
+    ]
+    return pa.concat_tables(parts) if parts else schema.PROMPT_METRICS.empty_table()
+
+
+class MetricRows(NamedTuple):
+    """Which rows of `prompt_metrics`: a metric in one of its variants."""
+
+    metric: str
+    variant: str
+
+
+def select_rows(layer: pa.Table, rows: MetricRows, count: int) -> pa.Table:
+    """Return the first `count` rows of one metric among the rows of a layer, in sample order.
+
+    Empty if the layer does not have the metric.
+    """
+    wanted = (pc.field("metric") == rows.metric) & (pc.field("variant") == rows.variant)
+    return layer.filter(wanted).slice(0, count)
