@@ -97,7 +97,6 @@ def test_the_rules_of_the_config_are_applied_to_the_tables(tmp_path: Path) -> No
         in found["metric_jump"].says
     )
     json.dumps([each.numbers for each in found.values()], allow_nan=False)
-    assert judge(run, [], new) == []
 
 
 def test_rules_that_are_off_and_scores_that_are_not_there_break_nothing(tmp_path: Path) -> None:
