@@ -164,6 +164,12 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("curves: {noise: [0.1, 0.10]}", "curves.noise: 0.1 is used twice"),
         ("curves: {examples: [2, 0]}", "curves.examples.1: .*equal to 1.*got 0"),
         ("curves: {examples: [2, 2]}", "curves.examples: 2 is used twice"),
+        ("nightly: {score_drop: -0.1}", "nightly.score_drop: .*equal to 0.*got -0.1"),
+        ("nightly: {score_drop: 1}", "nightly.score_drop: .*less than 1.*got 1"),
+        ("nightly: {layer_moved: 1.5}", "nightly.layer_moved: .*got 1.5"),
+        ("nightly: {metric_jump: 0}", "nightly.metric_jump: .*greater than 0.*got 0"),
+        ("nightly: {changes: 1}", "nightly.changes: .*equal to 2.*got 1"),
+        ("nightly: {lease_seconds: 1}", "nightly.lease_seconds: .*equal to 5.*got 1"),
         (OF_DATA % "min_chars: -1", r"datasets\.0\.min_chars: .*equal to 0.*got -1"),
         # A source is of exactly one kind.
         (OF_SOURCE % "{}", rf"datasets\.0\.source: give {ONE_OF}; got \[\]$"),
@@ -282,7 +288,8 @@ def test_too_few_prompts_for_a_named_metric_name_the_bound(
 
 def test_secrets_reach_s3fs_and_nothing_else() -> None:
     secrets = {"key": "K" + SECRET, "secret": SECRET, "token": SECRET}
-    config = run_with(storage={**secrets, "region": "eu-west-1"})
+    nightly = {"webhook": f"https://a.example/{SECRET}"}
+    config = run_with(storage={**secrets, "region": "eu-west-1"}, nightly=nightly)
     expected = {**secrets, "client_kwargs": {"region_name": "eu-west-1"}}
     assert config.storage.options() == expected
     for shown in (repr(config), str(config), config.model_dump_json(), repr(config.model_dump())):
@@ -370,11 +377,6 @@ def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it(
     assert set(asked.columns) == {"text", *texts, *values, "key"}
     without = dataset_with(tasks=[])
     assert without.columns == without.text_columns == ("text",)
-
-
-def test_blank_texts_are_kept_only_if_asked_for() -> None:
-    assert not dataset_with().keeps_blank
-    assert dataset_with(min_chars=0).keeps_blank
 
 
 @pytest.fixture
