@@ -12,9 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
 from jobs.cluster.pool import Work
-from jobs.config.run import RunConfig
 from jobs.measure import modes
 from jobs.report.facts import Facts
 from jobs.report.sections import modes as modes_section
@@ -26,10 +24,9 @@ from storage import schema
 from storage.manifest import Manifest, Manifests, SettingsConflictError, digest_of
 from storage.metrics import prompt_metrics_table
 from storage.partition import Partition, shard_name
-from storage.root import Root
 from storage.shards import Receipt, write_shard
 from tests.support import by_hand
-from tests.support.here import Here
+from tests.support.here import Here, run_here
 
 SHORT = [f"sea {n}" for n in range(40)]
 LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]
@@ -44,17 +41,8 @@ def run(tmp_path: Path, checkpoint: Path) -> Run:
 
 
 def _run(folder: Path, checkpoint: Path, **measure: object) -> Run:
-    config = RunConfig.model_validate(
-        {
-            "name": "small",
-            "subjects": [{"model": str(checkpoint), "name": "tiny"}],
-            "datasets": [
-                {"name": name, "source": {"files": "none.jsonl"}, "tasks": []} for name in SHARDS
-            ],
-            "measure": measure,
-        }
-    )
-    return Run(config, Root(str(folder)), Cluster(Backwards()))
+    datasets = [{"name": name} for name in SHARDS]
+    return run_here(folder, checkpoint, datasets, side=Backwards(), measure=measure)
 
 
 class Backwards(Here):
