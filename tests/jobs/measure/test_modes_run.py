@@ -17,7 +17,7 @@ from jobs.measure import modes
 from jobs.report.facts import Facts
 from jobs.report.sections import modes as modes_section
 from jobs.run import Run, Seen, partition
-from operators.analysis.modes import UNDEFINED
+from operators.analysis.modes import UNDEFINED, find_modes
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
@@ -128,6 +128,13 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
     assert max(map(len, SHORT)) < (two["split"] - 2) / 0.01 < min(map(len, LONG))
     assert two["share_high"] == 0.5
     assert (two["peaks"], none["peaks"]) == (2, 0)
+    for row, values in (
+        (even, map(_position, SHORT + LONG)),
+        (two, (2 + 0.01 * n for n in lengths)),
+    ):
+        expected = find_modes(np.array([round(value, 6) for value in values]))
+        found = row["dip"], row["p_value"], row["split"]
+        np.testing.assert_allclose(found, [expected.dip, expected.p_value, expected.split])
     assert two["mode_low"] < two["split"] < two["mode_high"]
     assert sum(two["counts"]) == UNIQUE
     assert two["edges"][0] == pytest.approx(2 + 0.01 * min(lengths))

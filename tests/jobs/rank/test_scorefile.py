@@ -86,7 +86,9 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     assert (tmp_path / "report" / "index.html").exists()
 
     where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
-    rows = {row["layer"]: row for row in stored_rows(tmp_path, where)}
+    (key,) = require(Root(str(tmp_path)), where).objects()
+    table = read_table(Root(str(tmp_path)), key)
+    rows = {row["layer"]: row for row in table.to_pylist()}
     assert sorted(rows) == list(range(25))
     assert [layer for layer, row in rows.items() if row["recommended"]] == [17]
     assert (rows[17]["mean_rank"], rows[17]["p_holm"]) == (mean_rank, p_holm)
@@ -101,12 +103,6 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def stored_rows(folder: Path, where: Partition) -> list[dict[str, Any]]:
-    root = Root(str(folder))
-    rows: list[dict[str, Any]] = read_table(root, require(root, where).objects()[0]).to_pylist()
-    return rows
-
-
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
 def test_every_published_step_is_ranked() -> None:
     ranked = rank_file(PUBLISHED, Settings("best", draws=200))
@@ -119,17 +115,15 @@ def test_every_published_step_is_ranked() -> None:
 
 def test_csv_and_parquet_in_any_order_are_the_same(tmp_path: Path) -> None:
     path = written(tmp_path, ROWS)
-    shuffled = list(ROWS)
-    random.Random(0).shuffle(shuffled)
     first = repr(rank_file(path))
+    shuffled = random.Random(0).sample(ROWS, len(ROWS))
     assert repr(rank_file(written(tmp_path, shuffled))) == first
     typed = pa_csv.read_csv(path)
     assert typed.schema.field("layer").type == pa.int64()
-    pq.write_table(typed, tmp_path / "scores.parquet")
-    assert repr(rank_file(str(tmp_path / "scores.parquet"))) == first
     words = typed.cast(pa.schema([(name, pa.large_string()) for name in typed.column_names]))
-    pq.write_table(words, tmp_path / "words.parquet")
-    assert repr(rank_file(tmp_path / "words.parquet")) == first
+    for table in (typed, words):
+        pq.write_table(table, tmp_path / "scores.parquet")
+        assert repr(rank_file(str(tmp_path / "scores.parquet"))) == first
 
 
 def test_folds_are_averaged_and_kept_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -293,14 +287,7 @@ def test_mteb_results_that_cannot_be_ranked(tmp_path: Path, content: str, messag
         rank_file(tmp_path)
 
 
-def test_the_same_mteb_result_twice(tmp_path: Path) -> None:
-    for folder in ("a/layer-01", "b/layer-1"):
-        result(tmp_path, folder, "Emotion", {"test": subsets(0.5)})
-    with pytest.raises(ConfigError, match=r"two scores, in a/layer-01/.* and b/layer-1/.*json"):
-        rank_file(tmp_path)
-
-
-def test_mteb_writes_what_is_read(tmp_path: Path) -> None:
+def test_mteb_writes_what_is_read_once(tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
     about = {"dataset_revision": "1", "mteb_version": "2.26.24", "evaluation_time": 1.0}
     for layer in range(2):
@@ -309,3 +296,6 @@ def test_mteb_writes_what_is_read(tmp_path: Path) -> None:
         mteb.TaskResult(task_name="Own", scores=scores, **about).to_disk(path)
     (scored,) = rank_file(tmp_path)
     assert scored.tasks[0].scores.score_L == pytest.approx([0.375, 0.5])
+    result(tmp_path, "other/layer-1", "Own", {"test": subsets(0.5)})
+    with pytest.raises(ConfigError, match=r"two scores, in layer-01/.* and other/layer-1/.*json"):
+        rank_file(tmp_path)
