@@ -1,9 +1,13 @@
-"""Which rules of the config a checkpoint breaks against the ones before it."""
+"""The checkpoints that a root has ranked, and which rules a new one breaks against them.
+
+What counts of a checkpoint are its tables: its ranking and metrics, in the order of their steps.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,14 +16,63 @@ from jobs import words
 from jobs.config.settings import NightlyConfig
 from jobs.nightly.alerts import Broken
 from jobs.rank.ranking import Checkpoint
-from jobs.rank.stage import ranked_tasks
+from jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
 from jobs.report.wording import title
-from jobs.run import Run
+from jobs.run import Run, partition
+from jobs.subjects import by_step
 from operators.analysis.regression import ScoreChange, has_moved, jumps, score_change
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
+from storage.manifest import digest_of
+from storage.partition import Partition, partitions
 
+_READERS = 16
 _MOST_NAMED = 8  # layers in a sentence
+
+
+def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
+    """Return the subjects that this run has not ranked yet, in the order of their steps.
+
+    A ranking made with other settings is a SettingsConflictError that names them, as its scores
+    cannot be compared with new ones; if the run may overwrite, it counts as not made.
+    """
+    settings = ranking_settings(run.config)
+    ordered = sorted(subjects, key=lambda each: (each.name, by_step(each.revision)))
+    wheres = [partition("ranking", each, run.config) for each in ordered]
+    found = [run.manifests.current(each, settings, overwrite=run.overwrite) for each in wheres]
+    return [each for each, manifest in zip(ordered, found, strict=True) if manifest is None]
+
+
+def ranked(run: Run) -> list[Checkpoint]:
+    """Return every checkpoint that this run has ranked with its settings, by model and step.
+
+    They are those of the root's tables: a checkpoint counts when its files are long gone.
+    """
+    found = partitions(run.root, "ranking")
+    own = [each for each in found if each.keys["group"] == run.config.name]
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = list(pool.map(lambda where: _read(run, where), own))
+    return in_order(each for each in read if each is not None)
+
+
+def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Return checkpoints by model, then by step."""
+    return sorted(checkpoints, key=lambda each: (each.model, by_step(each.revision)))
+
+
+def before(checkpoints: Sequence[Checkpoint], model: str, revision: str) -> list[Checkpoint]:
+    """Return the checkpoints of a model that come before one of its revisions, in order."""
+    last = by_step(revision)
+    return [each for each in checkpoints if each.model == model and by_step(each.revision) < last]
+
+
+def _read(run: Run, where: Partition) -> Checkpoint | None:
+    manifest = run.manifests.load(where)
+    if manifest is None or manifest.digest != digest_of(ranking_settings(run.config)):
+        return None
+    model, revision = where.keys["model"], where.keys["revision"]
+    rows = sorted(run.rows(where), key=lambda row: row["layer"])
+    return Checkpoint(model, revision, rows, main_metrics(run, model, revision))
 
 
 def judge(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> list[Broken]:

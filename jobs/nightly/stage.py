@@ -18,8 +18,7 @@ from jobs.extract.stage import extract
 from jobs.measure.stage import measure
 from jobs.nightly import alerts
 from jobs.nightly.alerts import Alert
-from jobs.nightly.history import before, in_order, ranked, without_ranking
-from jobs.nightly.judge import change_at, judge
+from jobs.nightly.judge import before, change_at, in_order, judge, ranked, without_ranking
 from jobs.nightly.page import address, is_stale, publish
 from jobs.prepare.stage import prepare
 from jobs.probe.stage import probe, require_scores

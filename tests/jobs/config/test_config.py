@@ -1,8 +1,9 @@
-"""Configs: what loads, what is refused and in which words, and that secrets stay secret."""
+"""Configs: what loads, what is refused and how, what stays secret, what the command line replaces."""
 
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +15,15 @@ from pydantic import ValidationError
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, RetrievalTask, Task
-from jobs.config.run import RunConfig, load, parse
+from jobs.config.run import RunConfig, add_subject, load, overridden, parse
+from jobs.config.settings import StorageConfig
 from jobs.prepare.records import PROMPT
 from jobs.prepare.sources import KINDS
+from jobs.subjects import check, resolve
 from jobs.tasks.types import TYPES
 from operators.benchmark import tasks as benchmark_tasks
 from operators.metrics.registry import METRICS
+from operators.model.subject import ModelUnavailableError
 
 SECRET = "hunter2"
 DATASET: dict[str, Any] = {"name": "data", "source": {"files": "texts.jsonl"}}
@@ -446,3 +450,67 @@ def test_an_unknown_task_of_mteb_names_close_ones() -> None:
     assert "unknown mteb task, benchmark or list 'Banking77Clasification'" in message
     assert "close to it: Banking77Classification" in message
     assert "close to it: " in refusal(tasks={"mteb": ["NoSuchTask"]})
+
+
+RECIPE = run_with(
+    subjects=[{"model": "org/one", "dtype": "bfloat16", "trust_remote_code": True, "name": "1"}]
+)
+
+
+def overridden_with(config: RunConfig, *words: str) -> RunConfig:
+    parser = ArgumentParser()
+    add_subject(parser)
+    return overridden(config, parser.parse_args(words))
+
+
+def test_subjects_are_replaced_and_trust_is_not_handed_on(tmp_path: Path) -> None:
+    assert overridden_with(RECIPE) is RECIPE
+    config = overridden_with(RECIPE, "--subject", str(tmp_path), "--subject", "mine=org/two")
+    first, second = config.subjects
+    assert (first.model, first.dtype, first.trust_remote_code) == (str(tmp_path), "bfloat16", False)
+    assert (second.model, second.name) == ("org/two", "mine")
+    assert config.datasets == RECIPE.datasets
+    mixed = run_with(subjects=[{"model": "org/one", "dtype": "bfloat16"}, {"model": "org/two"}])
+    assert overridden_with(mixed, "--subject", "org/three").subjects[0].dtype == "float32"
+
+
+def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path) -> None:
+    for step in ("step8", "step64", "notes"):
+        (tmp_path / "neox" / step).mkdir(parents=True)
+    config = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"), "--revisions", "step*")
+    assert [str(each) for each in resolve(config.subjects, config.storage)] == [
+        "neox at step8",
+        "neox at step64",
+    ]
+    narrowed = overridden_with(
+        run_with(subjects=[{"model": "org/m", "revision": "main"}]), "--revisions", "step1*"
+    )
+    assert (narrowed.subjects[0].revision, narrowed.subjects[0].revisions) == ("", "step1*")
+    given = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"))
+    (parent,) = resolve(given.subjects, given.storage)
+    with pytest.raises(ModelUnavailableError, match=r"only folders \(notes, step64, step8\): give"):
+        check(parent, StorageConfig())
+
+
+def test_a_folder_whose_name_has_an_equals_sign_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run=1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
+    assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--subject", "./nowhere"), r"--subject \./nowhere: there is no such folder, and it is"),
+        (("--subject", "a/b/c"), "--subject a/b/c: there is no such folder"),
+        (("--subject", ""), "--subject : there is no such folder"),
+        (("--revisions", ""), "--revisions is empty"),
+    ],
+)
+def test_what_names_no_model_is_an_error(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overridden_with(RECIPE, *words)
