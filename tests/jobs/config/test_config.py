@@ -1,4 +1,4 @@
-"""Configs: what loads, what is refused and how, what stays secret, what the command line replaces."""
+"""Configs: what loads, is refused, stays secret, and is replaced by the command line."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def scored(
     items = store(root, Partition("tasks", ("texts", "it")), [table], {})
     where = Partition("probe_scores", (*values, "it"))
     target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, tuple(variants))
-    unit = ScoreUnit(0, GROUP, 0, target.folds)
+    unit = ScoreUnit(0, GROUP, 0, made.repeats)
     _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why
 
