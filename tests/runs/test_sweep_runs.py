@@ -69,7 +69,7 @@ def test_every_checkpoint_is_extracted_and_the_report_is_about_training(swept: S
     assert values[0] != values[1]
     (sweep,) = found["sweeps"]
     assert (sweep["name"], sweep["steps"]) == ("neox", [2, 10])
-    assert "neox over training" in swept.first.stdout
+    assert "  neox at step 10: " in swept.first.stdout
     weights = sorted(swept.cache.rglob("*.safetensors"))
     assert len(weights) == len(STEPS)
 
