@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, get_args
 from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
-from jobs.config.overrides import add_subject, overridden
-from jobs.config.run import RunConfig, load, recipes
+from jobs.config.run import RunConfig, add_subject, load, overridden, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
 from jobs.plan.limits import Limits, Rates, add_limits, add_prices
 from jobs.prepare.folders import add_texts, with_folders

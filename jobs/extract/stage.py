@@ -23,7 +23,34 @@ Done = dict[str, dict[str, Receipt]]  # receipts by name, by the path of their p
 def extract(run: Run) -> None:
     """Extract every subject over every dataset and condition of the run; what exists stays."""
     for subject in run.subjects:
-        _extract_subject(run, subject)
+        shape = run.shape(subject)
+        say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
+        unpublished: list[Target] = []
+        units: list[Unit] = []
+        done: Done = {}
+        for prompts, each in _passes(run, subject):
+            for target in each.targets:
+                done[target.partition.path] = run.manifests.survey(
+                    target.partition, target.settings, overwrite=run.overwrite
+                )
+            absent = missing_units(each, prompts, done)
+            units += absent
+            unpublished += [
+                target
+                for target in each.targets
+                if absent or not run.manifests.load(target.partition)
+            ]
+        if units:
+            _extract_units(run, subject, units, done)
+        for target in unpublished:
+            receipts = done[target.partition.path]
+            lost = missing(list(target.shares), receipts)
+            if lost:
+                raise RuntimeError(
+                    f"{target.partition}: {len(lost)} shards are missing, first {lost[0]}"
+                )
+            in_order = [receipts[name] for name in target.shares]
+            run.publish(target.partition, target.settings, in_order, "extract")
 
 
 def require_extracted(run: Run) -> None:
@@ -43,35 +70,6 @@ def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:
         prompts = run.prompts(dataset)
         for each in passes(run.config, subject, identity, shape, dataset, prompts):
             yield prompts, each
-
-
-def _extract_subject(run: Run, subject: Subject) -> None:
-    shape = run.shape(subject)
-    say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
-    unpublished: list[Target] = []
-    units: list[Unit] = []
-    done: Done = {}
-    for prompts, each in _passes(run, subject):
-        for target in each.targets:
-            done[target.partition.path] = run.manifests.survey(
-                target.partition, target.settings, overwrite=run.overwrite
-            )
-        absent = missing_units(each, prompts, done)
-        units += absent
-        unpublished += [
-            target for target in each.targets if absent or not run.manifests.load(target.partition)
-        ]
-    if units:
-        _extract_units(run, subject, units, done)
-    for target in unpublished:
-        receipts = done[target.partition.path]
-        lost = missing(list(target.shares), receipts)
-        if lost:
-            raise RuntimeError(
-                f"{target.partition}: {len(lost)} shards are missing, first {lost[0]}"
-            )
-        in_order = [receipts[name] for name in target.shares]
-        run.publish(target.partition, target.settings, in_order, "extract")
 
 
 def _extract_units(run: Run, subject: Subject, units: Sequence[Unit], done: Done) -> None:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
@@ -43,7 +41,6 @@ NO_SLOPE = "fewer than 2 levels with a value"
 Array = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Name = tuple[str, str, str]  # metric, variant, norm
-_SEPARATOR = "\n"
 _KEY = ("layer", "norm", "pooling", "metric", "variant")
 
 
@@ -136,17 +133,16 @@ def layer_slopes(
 
 
 def _by_metric(table: pa.Table) -> dict[Name, tuple[npt.NDArray[np.int64], Array]]:
-    """Return the prompts and values of each metric in a row group, as they lie in it."""
-    columns = [table[column] for column in ("metric", "variant", "norm")]
-    joined = pc.binary_join_element_wise(*columns, _SEPARATOR).combine_chunks().dictionary_encode()
-    codes = joined.indices.to_numpy()
-    starts = [0, *(1 + np.flatnonzero(np.diff(codes))).tolist(), len(codes)]
-    ids, values = table["prompt_id"].to_numpy(), table["value"].to_numpy()
-    found = {}
-    for start, end in pairwise(starts):
-        metric, variant, norm = joined.dictionary[int(codes[start])].as_py().split(_SEPARATOR)
-        found[metric, variant, norm] = (ids[start:end], values[start:end])
-    return found
+    """Return the prompts and values of each metric in a row group."""
+    lists = table.group_by(["metric", "variant", "norm"]).aggregate(
+        [("prompt_id", "list"), ("value", "list")]
+    )
+    columns = (column.to_pylist() for column in lists.columns[:3])
+    ids, values = (column.combine_chunks() for column in lists.columns[3:])
+    return {
+        key: (ids[row].values.to_numpy(), values[row].values.to_numpy())
+        for row, key in enumerate(zip(*columns, strict=True))
+    }
 
 
 def aligned(levels: Sequence[tuple[npt.NDArray[np.int64], Array] | None]) -> Array:

@@ -47,30 +47,33 @@ def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
 
 def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, str]) -> None:
     """Write the trend page of ranked checkpoints, in order, and of those that could not be."""
-    units = units_of(parameters(run.config))
-    sections, data = [], []
+    sections, models = [], []
     for name in sorted({each.model for each in history} | {each.name for each in failed}):
         checkpoints = [each for each in history if each.model == name]
         ranked = [each.revision for each in checkpoints]
+        reasons = {each.revision: reason for each, reason in failed.items() if each.name == name}
+        unranked = [[each, reasons[each]] for each in sorted(reasons, key=by_step)]
+        unranked = [pair for pair in unranked if pair[0] not in ranked]
         alerts = read_alerts(run.root, run.config.name, name)
         own = [alerts[revision] for revision in ranked if revision in alerts]
-        unranked = {
-            each.revision: reason
-            for each, reason in failed.items()
-            if each.name == name and each.revision not in ranked
-        }
-        unranked = {revision: unranked[revision] for revision in sorted(unranked, key=by_step)}
+        units = units_of(parameters(run.config))
         sections.append(_section(name, checkpoints, run.config.rank.level, units, own, unranked))
-        data.append(_data(name, checkpoints, units, own, unranked))
+        models.append(
+            {
+                "model": name,
+                **_training(checkpoints, units),
+                "alerts": [asdict(alert) for alert in own],
+                "unranked": [{"revision": each, "reason": reason} for each, reason in unranked],
+            }
+        )
     trend = {"schema_version": SCHEMA_VERSION, "run": run.config.name}
-    whole = {**trend, "level": run.config.rank.level, "models": data}
     version = made.versions()["layerrank"] or ""
     files = {
-        DATA: section.json_bytes(whole),
+        DATA: section.json_bytes({**trend, "level": run.config.rank.level, "models": models}),
         guide.PAGE: guide.page(version),
         PAGE: section.page(
             "page.html.j2",
-            title=f"{', '.join(each['model'] for each in data)}: layers over training",
+            title=f"{', '.join(each['model'] for each in models)}: layers over training",
             about=f"Run {run.config.name}; {counted(len(history), 'checkpoint')}.",
             before=sections,
             models=[],
@@ -90,13 +93,9 @@ def _section(
     level: float,
     units: Mapping[str, str],
     alerts: Sequence[Alert],
-    unranked: Mapping[str, str],
+    unranked: list[list[str]],
 ) -> Section:
     """Return the training section of a model, then its alerts and what has no ranking."""
-    rules = {
-        alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
-        for alert in alerts
-    }
     parts = [
         Section(
             f"Alert at {alert.revision}, compared with {alert.previous}",
@@ -105,35 +104,30 @@ def _section(
         for alert in reversed(alerts)
     ]
     if unranked:
-        rows = [list(pair) for pair in unranked.items()]
-        table = Table("Checkpoints without a ranking", ["Checkpoint", "Why"], rows, words=(0, 1))
+        table = Table(
+            "Checkpoints without a ranking", ["Checkpoint", "Why"], unranked, words=(0, 1)
+        )
         parts.append(
             Section("Without a ranking", says=["Tried again every night."], tables=[table])
         )
     anchor = f"m-{quote(name, safe='').lower()}"
     if not checkpoints:
         return Section(f"{name} over training", anchor, parts=parts)
+    rules = {
+        alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
+        for alert in alerts
+    }
     told = training.section(checkpoints, level, units, rules)
     return replace(told, anchor=anchor, parts=[*parts, *told.parts])
 
 
-def _data(
-    name: str,
-    checkpoints: Sequence[Checkpoint],
-    units: Mapping[str, str],
-    alerts: Sequence[Alert],
-    unranked: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return what trend.json holds of a model."""
+def _training(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> dict[str, Any]:
+    """Return what trend.json holds of the ranked checkpoints of a model."""
 
     def score(each: Checkpoint, layer: int) -> dict[str, Any]:
         row = each.row(layer)
-        return {
-            "layer": layer,
-            "score": row["score"],
-            "low": row["score_low"],
-            "high": row["score_high"],
-        }
+        columns = {"score": "score", "low": "score_low", "high": "score_high"}
+        return {"layer": layer, **{name: row[column] for name, column in columns.items()}}
 
     ranked = [
         {
@@ -146,7 +140,6 @@ def _data(
         }
         for each in checkpoints
     ]
-    named = dict.fromkeys(key for each in checkpoints for key in each.metrics)
     metrics = [
         {
             "dataset": key[0],
@@ -157,15 +150,9 @@ def _data(
             ],
             "last": [each.metrics.get(key, {}).get(max(each.layers)) for each in checkpoints],
         }
-        for key in named
+        for key in dict.fromkeys(key for each in checkpoints for key in each.metrics)
     ]
-    return {
-        "model": name,
-        "checkpoints": ranked,
-        "metrics": metrics,
-        "alerts": [asdict(alert) for alert in alerts],
-        "unranked": [{"revision": each, "reason": reason} for each, reason in unranked.items()],
-    }
+    return {"checkpoints": ranked, "metrics": metrics}
 
 
 def _key(run: Run, name: str) -> str:

@@ -18,8 +18,7 @@ from jobs.extract.stage import extract
 from jobs.measure.stage import measure
 from jobs.nightly import alerts
 from jobs.nightly.alerts import Alert
-from jobs.nightly.history import before, in_order, ranked, without_ranking
-from jobs.nightly.judge import change_at, judge
+from jobs.nightly.judge import before, change_at, in_order, judge, ranked, without_ranking
 from jobs.nightly.page import address, is_stale, publish
 from jobs.prepare.stage import prepare
 from jobs.probe.stage import probe, require_scores
@@ -104,7 +103,13 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
         run.root.delete(key)
         return
     previous = earlier[-1]
-    say(f"  {_compared(run, previous, new)}")
+    change, before_it = change_at(run, previous, new), previous.recommended
+    compared = "no score to compare."
+    if change is not None:
+        now, since = points(change.now), signed(change.change)
+        compared = f"layer {before_it} scores {now} points, {since} since then."
+    layers = f"layer {new.recommended} after layer {before_it} at {previous.revision}"
+    say(f"  Recommended: {layers}; {compared}")
     broken = judge(run, earlier, new)
     if not broken:
         run.root.delete(key)
@@ -124,17 +129,6 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
     for each in broken:
         say(f"  alert, {each.rule}: {each.says}")
     alerts.post(alert, run.config.nightly)
-
-
-def _compared(run: Run, previous: Checkpoint, new: Checkpoint) -> str:
-    change = change_at(run, previous, new)
-    layers = f"layer {new.recommended} after layer {previous.recommended} at {previous.revision}"
-    if change is None:
-        return f"Recommended: {layers}; no score to compare."
-    return (
-        f"Recommended: {layers}; layer {previous.recommended} scores {points(change.now)} points, "
-        f"{signed(change.change)} since then."
-    )
 
 
 def _conclude(new: list[Subject], night: Night) -> None:

@@ -139,7 +139,7 @@ def _score(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
     for together in searches:
         _search(scores, together)
     units = [
-        ScoreUnit(index, group, 0, target.folds)
+        ScoreUnit(index, group, 0, target.task.repeats)
         for index, target in enumerate(targets)
         if not any(index in together for together in searches)
         for group in scores.groups(target)
@@ -210,7 +210,7 @@ def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
     searched = search(targets, stored, ranked, variant, scores.of, replicates)
     known = {(index, _group(row)) for index, rows in stored.items() for row in rows}
     others = [
-        ScoreUnit(index, group, 0, targets[index].folds)
+        ScoreUnit(index, group, 0, targets[index].task.repeats)
         for index, group in found
         if (index, group) not in known and not scores.is_ranked(group)
     ]
@@ -268,7 +268,7 @@ def search(
         units = []
         for cells in pending.missing:
             target = targets[counting[cells.task]]
-            folds = cells.fold_to if target.cells > 1 else target.folds
+            folds = cells.fold_to if target.cells > 1 else target.task.repeats
             place = counting[cells.task], group[cells.layer]
             units.append(ScoreUnit(*place, cells.fold_from, folds))
         for index, scores in score(units):

@@ -53,14 +53,9 @@ class ScoreTarget:
     modules: tuple[str, ...] = ()
 
     @property
-    def folds(self) -> int:
-        """How many times the task is repeated, where the config says so."""
-        return self.task.repeats
-
-    @property
     def cells(self) -> int:
         """How many folds a search can score one by one; other tasks are scored at once."""
-        return self.folds if TYPES[type(self.task)].by_fold else 1
+        return self.task.repeats if TYPES[type(self.task)].by_fold else 1
 
     @property
     def is_protocol(self) -> bool:

@@ -180,18 +180,15 @@ class Ranking:
     @property
     def gaps(self) -> list[str]:
         """What is not in the ranking, in sentences: layers, and tasks in every layer or in some."""
-        counting = self.counting
-        gaps = [
-            (task, Gap(task.label, sorted(task.undefined), task.undefined[min(task.undefined)]))
-            for task in self.tasks
-            if task.undefined
-        ]
-        never = {
-            gap.task: f"it has no score in any layer{gap.because}"
-            for task, gap in gaps
-            if task not in counting
-        }
-        partly = [gap for task, gap in gaps if task in counting]
+        never, partly = dict[str, str](), list[Gap]()
+        for task in self.tasks:
+            if task.undefined:
+                layers = sorted(task.undefined)
+                gap = Gap(task.label, layers, task.undefined[layers[0]])
+                if np.isnan(task.scores.score_L).all():
+                    never[gap.task] = f"it has no score in any layer{gap.because}"
+                else:
+                    partly.append(gap)
         never.update(self.left_out)
         return [
             *([sentences.dropped(self.dropped)] if self.dropped else []),

@@ -2,121 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from jobs.config.blocks import ConfigError
 from jobs.rank.ranking import ELSEWHERE, RankedTask, Ranking, Settings, Vectors, ranking_of
-from jobs.rank.score_rows import ScoreRow, read_mteb, read_table
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.root import resolve
 
+_NEEDED = ("model", "layer", "task", "score")
+_OPTIONAL = ("revision", "task_type", "fold")
+_LAYER_PART = re.compile(r"layer-(\d+)")
+# Beside the results, mteb's own cache and the export keep files about the model.
+_NOT_RESULTS = ("model_meta.json",)
+_Key = tuple[str, str]  # model, revision
 _Cells = dict[int, dict[str, float]]  # layer -> fold -> score
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The scores of one model at a revision: tasks that have a score in every one of `layers`.
-
-    `notes` are sentences on what was left out, or read in another way than usual; `left_out` says
-    why of every task that is not among `tasks`.
-    """
+class _ScoreRow:
+    """One score, NaN if there is none; `where` it stands, `hint` what else a duplicate may mean."""
 
     model: str
     revision: str
-    layers: list[int]
-    tasks: list[TaskScores]
-    notes: list[str]
-    left_out: dict[str, str]
+    layer: int
+    task: str
+    task_type: str
+    fold: str
+    score: float
+    where: str
+    hint: str = ""
 
 
-def read_scores(path: str | Path) -> list[Scored]:
-    """Read the scores of a Parquet or CSV file, or of a folder of mteb results, local or on S3.
+def rank_file(path: str | Path, settings: Settings | None = None) -> list[Ranking]:
+    """Rank the layers of every model in a Parquet or CSV file or a folder of mteb results.
 
     A file has the columns model, layer, task and score, and may have revision, task_type and fold;
     others are not read. Folds of a task are averaged, and vary in the bootstrap. Of mteb results
-    (`<path>/…/layer-07/<org__model>/<revision>/<Task>.json`) the main score of the test split is
-    taken, averaged over subsets. A null, empty or NaN score is no score. A task without a score in
-    some layer or fold of its model is left out with a note. The same result for any order of rows.
+    (`<path>/…/layer-07/<org__model>/<revision>/<Task>.json`, local or on S3 like a file) the main
+    score of the test split is taken, averaged over subsets. A null, empty or NaN score is no score.
+    A task without a score in some layer or fold of its model is left out with a note. The same
+    result for any order of rows. The cost of a layer is its number over the last one's: the share
+    of the blocks that must run.
 
     ConfigError names the file and the column, row or task that cannot be read.
     """
     filesystem, inner = resolve(str(path), {})
     if filesystem.isdir(inner):
-        rows, notes = read_mteb(filesystem, inner, str(path))
+        rows, notes = _read_mteb(filesystem, inner, str(path))
     elif filesystem.isfile(inner):
-        rows, notes = read_table(filesystem, inner, str(path)), []
+        rows, notes = _read_table(filesystem, inner, str(path)), []
     else:
         raise ConfigError(f"there is no file or folder {path}")
-    subjects: dict[tuple[str, str], list[ScoreRow]] = {}
+    subjects: defaultdict[_Key, list[_ScoreRow]] = defaultdict(list)
     for row in rows:
-        subjects.setdefault((row.model, row.revision), []).append(row)
+        subjects[row.model, row.revision].append(row)
     return [
-        _subject(str(path), key, subjects[key], [note for of, note in notes if of == key])
-        for key in sorted(subjects)
+        _ranked(str(path), found, [note for of, note in notes if of == key], settings or Settings())
+        for key, found in sorted(subjects.items())
     ]
 
 
-def rank_file(path: str | Path, settings: Settings | None = None) -> list[Ranking]:
-    """Rank the layers of every model in a file of scores; errors are those of `read_scores`.
-
-    The cost of a layer is its number over the last one's: the share of the blocks that must run.
-    """
-    ranked = []
-    for scored in read_scores(path):
-        last = max(scored.layers)
-        cost_L = np.array([layer / last if last else 1.0 for layer in scored.layers])
-        tasks = [
-            RankedTask(each.task, each.task, "", "", max(each.resampled_LR.shape[1], 1), each)
-            for each in scored.tasks
-        ]
-        ranking = ranking_of(
-            Subject(scored.model, scored.revision, scored.model),
-            Vectors(ELSEWHERE, ELSEWHERE, "raw"),
-            tasks,
-            scored.layers,
-            cost_L,
-            settings or Settings(),
-            left_out=scored.left_out,
-            notes=scored.notes,
-        )
-        ranked.append(ranking)
-    return ranked
-
-
-def _subject(
-    path: str, key: tuple[str, str], rows: Sequence[ScoreRow], notes: Sequence[str]
-) -> Scored:
+def _ranked(
+    path: str, rows: Sequence[_ScoreRow], notes: Sequence[str], settings: Settings
+) -> Ranking:
+    """Rank one model at a revision by the tasks that have a score in every one of its layers."""
     layers = sorted({row.layer for row in rows})
-    by_task: dict[str, list[ScoreRow]] = {}
+    by_task: defaultdict[str, list[_ScoreRow]] = defaultdict(list)
     for row in rows:
-        by_task.setdefault(row.task, []).append(row)
+        by_task[row.task].append(row)
     tasks, left_out = [], {}
-    for name in sorted(by_task):
-        cells = _cells(path, by_task[name])
-        reason = _incomplete(cells, layers)
-        if reason:
+    for name, of_task in sorted(by_task.items()):
+        cells = _cells(path, of_task)
+        if reason := _incomplete(cells, layers):
             left_out[name] = reason
-        else:
-            tasks.append(_task(path, name, by_task[name], cells))
+            continue
+        types = sorted({row.task_type for row in of_task})
+        if len(types) > 1:
+            raise ConfigError(f"{path}: task {name} has several task types: {', '.join(types)}")
+        folds = sorted(cells[layers[0]], key=_fold_order)
+        scores_LF = np.array([[cells[layer][fold] for fold in folds] for layer in layers])
+        resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
+        scores = TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
+        tasks.append(RankedTask(name, name, "", "", len(folds), scores))
     told = [f"task {name} is left out: {reason}" for name, reason in left_out.items()]
-    return Scored(*key, layers, tasks, [*notes, *told], left_out)
+    model, revision = rows[0].model, rows[0].revision
+    return ranking_of(
+        Subject(model, revision, model),
+        Vectors(ELSEWHERE, ELSEWHERE, "raw"),
+        tasks,
+        layers,
+        np.array([layer / layers[-1] if layers[-1] else 1.0 for layer in layers]),
+        settings,
+        left_out=left_out,
+        notes=[*notes, *told],
+    )
 
 
-def _cells(path: str, rows: Sequence[ScoreRow]) -> _Cells:
+def _cells(path: str, rows: Sequence[_ScoreRow]) -> _Cells:
     """Return the scores of a task by layer and fold; ConfigError if one is there twice."""
     cells: _Cells = {}
-    seen: dict[tuple[int, str], ScoreRow] = {}
+    seen: dict[tuple[int, str], _ScoreRow] = {}
     for row in rows:
         first = seen.setdefault((row.layer, row.fold), row)
         if first is not row:
+            at = f" at {row.revision}" if row.revision else ""
             fold = f", fold {row.fold}" if row.fold else ""
             raise ConfigError(
-                f"{path}: {row.model}{_at(row.revision)}, layer {row.layer}, task {row.task}{fold} "
+                f"{path}: {row.model}{at}, layer {row.layer}, task {row.task}{fold} "
                 f"has two scores, in {first.where} and {row.where}{row.hint}"
             )
         if not np.isnan(row.score):
@@ -141,16 +147,6 @@ def _incomplete(cells: _Cells, layers: Sequence[int]) -> str:
     return ""
 
 
-def _task(path: str, name: str, rows: Sequence[ScoreRow], cells: _Cells) -> TaskScores:
-    types = sorted({row.task_type for row in rows})
-    if len(types) > 1:
-        raise ConfigError(f"{path}: task {name} has several task types: {', '.join(types)}")
-    folds = sorted(next(iter(cells.values())), key=_fold_order)
-    scores_LF = np.array([[cells[layer][fold] for fold in folds] for layer in sorted(cells)])
-    resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
-    return TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
-
-
 def _fold_order(fold: str) -> tuple[bool, int, str]:
     """Sort key: numbered folds by number, before the others by name."""
     return not fold.isdecimal(), int(fold) if fold.isdecimal() else 0, fold
@@ -162,5 +158,145 @@ def _named(noun: str, numbers: Sequence[int]) -> str:
     return f"{noun}{'' if len(numbers) == 1 else 's'} {shown}{more}"
 
 
-def _at(revision: str) -> str:
-    return f" at {revision}" if revision else ""
+def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # noqa: ANN401  (fsspec)
+    table = _table(filesystem, path, name)
+    names = table.column_names
+    if absent := [column for column in _NEEDED if column not in names]:
+        raise ConfigError(
+            f"{name} has no column {', '.join(map(repr, absent))}; it has: "
+            f"{', '.join(names) or 'none'}. Needed: {', '.join(_NEEDED)}; "
+            f"optional: {', '.join(_OPTIONAL)}"
+        )
+    if not table.num_rows:
+        raise ConfigError(f"{name} has no rows")
+    if repeated := sorted({column for column in names if names.count(column) > 1}):
+        raise ConfigError(f"{name} has two columns {', '.join(map(repr, repeated))}")
+    known = [column for column in (*_NEEDED, *_OPTIONAL) if column in names]
+    others = [column for column in names if column not in known]
+    hint = f"; columns that are not read: {', '.join(others)}" if others else ""
+    records = enumerate(table.select(known).to_pylist(), 1)
+    return [_row(name, f"row {number}", record, hint) for number, record in records]
+
+
+def _table(filesystem: Any, path: str, name: str) -> pa.Table:  # noqa: ANN401
+    ending = path.rsplit(".", 1)[-1].lower()
+    if ending not in ("parquet", "csv"):
+        raise ConfigError(
+            f"cannot tell the format of {name}: its name ends in neither .parquet nor .csv"
+        )
+    try:
+        with filesystem.open(path, "rb") as stream:
+            if ending == "parquet":
+                # Only this file: the folders above it may look like partitions.
+                return pq.ParquetFile(stream).read()
+            with pa_csv.open_csv(pa.BufferReader(stream.readline())) as reader:
+                columns = reader.schema.names
+            stream.seek(0)
+            # Text as it stands: a guessed type would fail at a later row, or turn 07 into 7.
+            convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
+            parse = pa_csv.ParseOptions(newlines_in_values=True)
+            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+    except (pa.ArrowException, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {name} as {ending}: {reason}") from error
+
+
+def _row(name: str, where: str, record: Mapping[str, Any], hint: str) -> _ScoreRow:
+    text = {
+        column: _text(record.get(column))
+        for column in ("model", "revision", "task", "task_type", "fold")
+    }
+    for column in ("model", "task"):
+        if not text[column]:
+            raise ConfigError(f"{name}, {where}: column {column!r} is empty")
+    try:
+        layer = _number(record["layer"])
+        fits = layer >= 0 and layer == int(layer)
+    except (ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"{name}, {where}: column 'layer' is {record['layer']!r}, not a whole number from 0"
+        )
+    score = _score(record["score"], f"{name}, {where}: column 'score'")
+    return _ScoreRow(**text, layer=int(layer), score=score, where=where, hint=hint)
+
+
+def _score(value: object, what: str) -> float:
+    """Return a score, NaN for none; ConfigError for anything but a number from -1 to 1."""
+    if value is None or value == "":
+        return float("nan")
+    try:
+        score = _number(value)
+    except ValueError:
+        raise ConfigError(f"{what} is {value!r}, not a number") from None
+    if abs(score) > 1:
+        raise ConfigError(
+            f"{what} is {score:g}, outside -1..1; scores in percent must be divided by 100"
+        )
+    return score
+
+
+def _text(value: object) -> str:
+    """Return a cell as text; a whole number in a float column, as beside nulls, without its .0."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _read_mteb(
+    filesystem: Any,  # noqa: ANN401  (fsspec ships no types)
+    path: str,
+    name: str,
+) -> tuple[list[_ScoreRow], list[tuple[_Key, str]]]:
+    """Return the rows of a folder of mteb results, and notes on the models; ConfigError if none."""
+    rows, notes = [], dict[tuple[_Key, str], None]()
+    for file in sorted(filesystem.find(path)):
+        parts = file.removeprefix(path).strip("/").split("/")
+        layer = next((m for part in parts[:-3] if (m := _LAYER_PART.fullmatch(part))), None)
+        if layer is None or not parts[-1].endswith(".json") or parts[-1] in _NOT_RESULTS:
+            continue
+        where = "/".join(parts)
+        task, split, score = _main_score(filesystem.cat_file(file), where, name)
+        model, revision = parts[-3].replace("__", "/", 1), parts[-2]
+        if split != "test":
+            notes[(model, revision), f"task {task} has no test split: {split} was read"] = None
+        rows.append(_ScoreRow(model, revision, int(layer[1]), task, "", "", score, where))
+    if not rows:
+        raise ConfigError(
+            f"{name} holds no mteb results: expected files "
+            "layer-07/<org__model>/<revision>/<Task>.json, one folder per layer"
+        )
+    return rows, list(notes)
+
+
+def _main_score(content: bytes, where: str, name: str) -> tuple[str, str, float]:
+    """Return task, split and mean main score over the split's subsets of a result."""
+    file = f"{name}/{where}"
+    try:
+        result = json.loads(content)
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    splits = result.get("scores") if isinstance(result, Mapping) else None
+    if not isinstance(splits, Mapping):
+        raise ConfigError(f"{file} is not an mteb task result: it has no scores")
+    split = "test" if "test" in splits or len(splits) != 1 else next(iter(splits))
+    subsets = splits.get(split)
+    if not subsets:
+        raise ConfigError(f"{file} has no test split; it has: {', '.join(splits) or 'none'}")
+    scores = []
+    for subset in subsets:
+        if not isinstance(subset, Mapping) or "main_score" not in subset:
+            raise ConfigError(f"{file}: a subset of the test split has no main_score")
+        what = f"{file}: main_score of {subset.get('hf_subset')}"
+        scores.append(_score(subset["main_score"], what))
+    task = result.get("task_name") or where.rsplit("/", 1)[-1].removesuffix(".json")
+    return str(task), split, sum(scores) / len(scores)

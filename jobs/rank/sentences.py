@@ -221,17 +221,19 @@ def _saved(verdict: Verdict) -> str:
 
 
 def _guess(best: LayerEvidence) -> str:
-    than = "as the last layer" if abs(best.gain) <= TIE else "than the last layer"
     return (
-        f"Not enough evidence: layer {best.layer} scores highest, {_amount(best)} {than}, but a "
-        "single score of one task gives no interval"
+        f"Not enough evidence: layer {best.layer} scores highest, {_than_last(best)}, but a single "
+        "score of one task gives no interval"
     )
 
 
 def _gain(evidence: Evidence, row: LayerEvidence) -> str:
     """Return "scores 5.1 points more than the last layer (95 % interval 3.8 to 6.5)"."""
-    than = "as the last layer" if abs(row.gain) <= TIE else "than the last layer"
-    return f"scores {_amount(row)} {than}{_bracket(evidence, row)}"
+    return f"scores {_than_last(row)}{_bracket(evidence, row)}"
+
+
+def _than_last(row: LayerEvidence) -> str:
+    return f"{_amount(row)} {'as' if abs(row.gain) <= TIE else 'than'} the last layer"
 
 
 def _amount(row: LayerEvidence) -> str:

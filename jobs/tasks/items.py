@@ -46,6 +46,11 @@ class Given(NamedTuple):
     first: int
     folds: int
 
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What a task without folds is resampled with."""
+        return {"seed": self.seed, "replicates": self.replicates}
+
 
 def row_place(row: int) -> str:
     """Name a row of the source: its number from 1, and the file or split unless it is the first."""

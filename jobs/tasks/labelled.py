@@ -84,16 +84,14 @@ def _part(items: pa.Table, split: str) -> pa.Table:
 
 def _check_split(task: FittedTask, items: pa.Table) -> None:
     found = Counter(items["split"].to_pylist())
-    absent = [split for split in ("train", "test") if not found[split]]
-    if absent and task.split_column:
-        raise ConfigError(
-            f"task {task.name}: column {task.split_column} has no {' and no '.join(absent)} row; "
-            f"it has: {listed(found)}"
-        )
+    absent = " and no ".join(split for split in ("train", "test") if not found[split])
     if absent:
         raise ConfigError(
-            f"task {task.name}: test_fraction {task.test_fraction} leaves no "
-            f"{' and no '.join(absent)} item among {items.num_rows}; give more rows"
+            f"task {task.name}: column {task.split_column} has no {absent} row; "
+            f"it has: {listed(found)}"
+            if task.split_column
+            else f"task {task.name}: test_fraction {task.test_fraction} leaves no {absent} item "
+            f"among {items.num_rows}; give more rows"
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -45,23 +43,21 @@ def check(task: PairTask, items: pa.Table) -> None:
     require_different(f"task {task.name}, column {_column(task)}", "items", items)
 
 
-def _pairs(given: Given) -> tuple[PairRows, npt.NDArray[np.float64], dict[str, Any]]:
-    """Return the rows of both sides of the pairs that have vectors, their values, what is drawn."""
+def _pairs(given: Given) -> tuple[PairRows, npt.NDArray[np.float64]]:
+    """Return the rows of both sides of the pairs that have vectors, and their values."""
     first = given.vectors.rows_of(given.items["first_id"].to_numpy())
     second = given.vectors.rows_of(given.items["second_id"].to_numpy())
     both = (first >= 0) & (second >= 0)
-    rows = first[both], second[both]
-    values: npt.NDArray[np.float64] = given.items["value"].to_numpy()[both]
-    return rows, values, {"seed": given.seed, "replicates": given.replicates}
+    return (first[both], second[both]), given.items["value"].to_numpy()[both]
 
 
 def score_pair_classification(_task: PairClassificationTask, given: Given) -> list[FoldScore]:
     """Return the average precision of the pairs' similarity."""
-    (rows, values, drawn), sides = _pairs(given), (given.vectors.matrix_ND,) * 2
-    return pair_classification(*sides, values.astype(np.int64), rows=rows, **drawn)
+    (rows, values), sides = _pairs(given), (given.vectors.matrix_ND,) * 2
+    return pair_classification(*sides, values.astype(np.int64), rows=rows, **given.drawn)
 
 
 def score_sts(_task: StsTask, given: Given) -> list[FoldScore]:
     """Return the rank correlation of the pairs' similarity with their values."""
-    (rows, values, drawn), sides = _pairs(given), (given.vectors.matrix_ND,) * 2
-    return sts(*sides, values, rows=rows, **drawn)
+    (rows, values), sides = _pairs(given), (given.vectors.matrix_ND,) * 2
+    return sts(*sides, values, rows=rows, **given.drawn)

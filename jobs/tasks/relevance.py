@@ -114,12 +114,10 @@ def _queries(given: Given, least: int) -> tuple[Vectors, Vectors, list[list[int]
 def score_reranking(_task: RerankingTask, given: Given) -> list[FoldScore]:
     """Return the mean average precision of the queries' own candidates."""
     query_MD, document_ND, rows, gains = _queries(given, least=0)
-    drawn = {"seed": given.seed, "replicates": given.replicates}
-    return reranking(query_MD, document_ND, rows, gains, **drawn)
+    return reranking(query_MD, document_ND, rows, gains, **given.drawn)
 
 
 def score_retrieval(_task: RetrievalTask, given: Given) -> list[FoldScore]:
     """Return the nDCG@10 of the queries, among the documents of all."""
     query_MD, document_ND, rows, gains = _queries(given, least=1)
-    drawn = {"seed": given.seed, "replicates": given.replicates}
-    return retrieval(query_MD, document_ND, rows, gains=gains, **drawn)
+    return retrieval(query_MD, document_ND, rows, gains=gains, **given.drawn)

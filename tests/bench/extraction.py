@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -118,14 +118,10 @@ def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Ro
 
     began = time.perf_counter()
     with ThreadPoolExecutor(CONCURRENT[model.device.type]) as pool:
-        for done in [pool.submit(extract, *each) for each in enumerate(_shards(ids))]:
+        starts = range(0, len(ids), SHARD)
+        for done in [pool.submit(extract, start, ids[start : start + SHARD]) for start in starts]:
             done.result()
     return time.perf_counter() - began
-
-
-def _shards(ids: Sequence[Ids]) -> Iterator[Sequence[Ids]]:
-    for start in range(0, len(ids), SHARD):
-        yield ids[start : start + SHARD]
 
 
 def _wait(device: torch.device) -> None:

@@ -52,28 +52,22 @@ def _peaks(folder: Path, size: int) -> tuple[int, int]:
         peak_driver = peak_actor = 0
         while driver.poll() is None:
             peak_driver = max(peak_driver, _peak(Path(f"/proc/{driver.pid}")))
-            peak_actor = max([peak_actor, *map(_peak, _actors())])
+            actors = Path("/proc").glob("[0-9]*")
+            peak_actor = max(peak_actor, *(_peak(each, b"ray::MapWorker") for each in actors))
             time.sleep(0.25)
     if driver.returncode:
         raise RuntimeError(f"the run of {size} prompts ended with {driver.returncode}")
     return peak_driver, peak_actor
 
 
-def _actors() -> list[Path]:
-    """Return the processes that hold a model: Ray names an actor's process after its class."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            name = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if name.startswith(b"ray::MapWorker"):
-            found.append(process)
-    return found
+def _peak(process: Path, name: bytes = b"") -> int:
+    """Return the peak of a process, 0 if it is gone or has another name.
 
-
-def _peak(process: Path) -> int:
+    Ray names an actor's process, which holds a model, after its class.
+    """
     try:
+        if not (process / "cmdline").read_bytes().startswith(name):
+            return 0
         status = (process / "status").read_text()
     except OSError:
         return 0

@@ -23,15 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from jobs.cluster.console import say
 from tests.support.shared_data import LAYERS, SCORES, TASKS, run_config
@@ -109,7 +107,10 @@ def _distance(scores: Scores) -> str:
 
 def _files(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
     seconds, rows = _stages(_files_run(options, folder))
-    return seconds, _means((row["dataset"], row["layer"], row["value"]) for row in rows)
+    scores: Scores = {name: {} for name in options.datasets}
+    for name, _, layer, score in rows:
+        scores[name][layer] = score
+    return seconds, scores
 
 
 def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
@@ -119,7 +120,10 @@ def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
     source = {"mteb": [*file_of], "modules": ["tests.support.shared_mteb"]}
     config = run_config([{"name": "mteb", "source": source}])
     seconds, rows = _stages(_run(config, folder / "names"))
-    return seconds, _means((file_of[row["task"]], row["layer"], row["value"]) for row in rows)
+    scores: Scores = {name: {} for name in options.datasets}
+    for _, task, layer, score in rows:
+        scores[file_of[task]][layer] = score
+    return seconds, scores
 
 
 def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
@@ -179,40 +183,24 @@ def _run(config: dict[str, Any], folder: Path) -> Run:
     return Run(parsed, open_root(parsed, str(folder)), cluster)
 
 
-def _stages(run: Run) -> tuple[Seconds, list[dict[str, Any]]]:
-    """Run our stages from nothing; return the seconds of each, and the scores."""
+def _stages(run: Run) -> tuple[Seconds, list[tuple[str, str, int, float]]]:
+    """Run our stages from nothing; return the seconds of each, and dataset, task, layer, score."""
     from jobs.extract.stage import extract
     from jobs.prepare.stage import prepare
     from jobs.probe.stage import probe
-    from storage.sql import connect
+    from tests.support.stored import ask
+
+    def start_of_the_processes(run: Run) -> None:
+        list(run.cluster.each("start", [0], abs))
 
     seconds: Seconds = {}
     with run.cluster:
-        with _timed(seconds, "start of the processes"):
-            list(run.cluster.each("start", [0], abs))
-        for stage in (prepare, extract, probe):
-            with _timed(seconds, stage.__name__):
-                stage(run)
-    found: pa.Table = connect(run.root).execute("SELECT * FROM probe_scores").to_arrow_table()
-    rows: list[dict[str, Any]] = found.to_pylist()
-    return seconds, rows
-
-
-def _means(values: Iterable[tuple[str, int, float]]) -> Scores:
-    folds: dict[tuple[str, int], list[float]] = {}
-    for name, layer, value in values:
-        folds.setdefault((name, layer), []).append(value)
-    scores: Scores = {}
-    for (name, layer), of_layer in folds.items():
-        scores.setdefault(name, {})[layer] = float(np.mean(of_layer))
-    return scores
-
-
-@contextmanager
-def _timed(seconds: Seconds, name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+        for step in (start_of_the_processes, prepare, extract, probe):
+            began = time.perf_counter()
+            step(run)
+            seconds[step.__name__.replace("_", " ")] = time.perf_counter() - began
+    query = "SELECT dataset, task, layer, avg(value) FROM probe_scores GROUP BY ALL ORDER BY ALL"
+    return seconds, ask(run.root, query)
 
 
 SIDES: dict[str, Side] = {

@@ -84,7 +84,7 @@ def _measured(name: str, root: Root) -> int:
     where = Partition("probe_scores", (*VECTORS.values, name))
     target = ScoreTarget(SUBJECT, task, items, vectors, where, {}, ("raw", "l2"))
     scorer = Scorer(root, (target,), SEED, REPLICATES)
-    unit = ScoreUnit(0, GROUP, 0, target.folds)
+    unit = ScoreUnit(0, GROUP, 0, task.repeats)
     before = _status("VmRSS")
     _, rows, why = scorer(unit)
     assert why is None, why

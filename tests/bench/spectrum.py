@@ -24,7 +24,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,14 +40,8 @@ SHORTEST, LONGEST = 16, 2048
 BATCH_TOKENS = 4096
 CORES = 2
 Values = list[float]
+Share = tuple[float, dict[int, Values]]  # of one process: seconds, and the values of its batches
 Program = Callable[[Sequence[Tensor], Tensor], Values]
-
-
-class Share(NamedTuple):
-    """What one process did of a program: its time in seconds, and the values of its batches."""
-
-    seconds: float
-    values: dict[int, Values]
 
 
 def main() -> None:
@@ -66,8 +59,8 @@ def main() -> None:
     values: dict[str, Values] = {}
     for name in PROGRAMS:
         shares = _shares(name, options, 1 if "loop" in name or options.device == "cuda" else CORES)
-        seconds[name] = max(share.seconds for share in shares)
-        found = {number: one for share in shares for number, one in share.values.items()}
+        seconds[name] = max(taken for taken, _ in shares)
+        found = {number: one for _, batches in shares for number, one in batches.items()}
         values[name] = [value for number in sorted(found) for value in found[number]]
         say(
             f"{name}: {seconds[name]:.1f} s, "
@@ -99,7 +92,7 @@ def _share(name: str, options: argparse.Namespace, index: int, processes: int) -
         values[number] = program(states, lengths_N)
         _wait(options.device)
         seconds += time.perf_counter() - began
-    return Share(seconds, values)
+    return seconds, values
 
 
 def _report(seconds: dict[str, float], values: dict[str, Values]) -> None:

@@ -27,13 +27,13 @@ from jobs.run import TABLES
 from operators.metrics.registry import METRICS
 from storage.layers import Group, LayerVectors, read_vectors
 from storage.manifest import load, require
-from storage.partition import KEYS, MANIFEST, Partition, all_partitions, shard_name
+from storage.partition import MANIFEST, Partition, shard_name
 from storage.root import Root
 from storage.shards import read_table
 from tests.conftest import MORE_TASKS, Cli, edited, write_config, write_texts
 from tests.support.places import PROJECT
 from tests.support.planned import assert_planned
-from tests.support.stored import ask, content, manifests
+from tests.support.stored import ask, assert_complete, content, manifests
 from tests.support.tiny import BLOCKS, save_tiny
 
 pytestmark = pytest.mark.slow
@@ -86,10 +86,7 @@ def states_of(folder: Path, text: str) -> tuple[torch.Tensor, ...]:
 
 def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
     root = finished.root
-    for table in set(KEYS) - {"sensitivity"}:  # of conditions, which this run has not
-        states = all_partitions(root, table)
-        assert states, table
-        assert all(complete for _, complete in states), table
+    assert_complete(root, "sensitivity")  # of conditions, which this run has not
     prompts = ask(root, "SELECT count(*), count(DISTINCT prompt_id) FROM prompts")
     assert prompts == [(120, 120)]
     per_layer = ask(
@@ -106,6 +103,14 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
     )
     assert views == [("noise-0.20", 120), *((f"view-{n:02d}", 24) for n in range(4))]
     assert ask(root, "SELECT count(DISTINCT prompt_id) FROM tokens") == [(16,)]
+    traits = ask(
+        root,
+        "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
+        "USING (prompt_id, n_tokens) WHERE layer = 0",
+    )
+    assert traits == [(16, 16)]
+    modes = ask(root, "SELECT layer, n_prompts + n_undefined FROM modes ORDER BY 1")
+    assert modes == [(layer, 16) for layer in range(BLOCKS + 1)]
 
 
 def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
@@ -248,28 +253,6 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
 
 
-def test_modes_are_the_operator_on_the_prompt_metrics(finished: Finished) -> None:
-    from operators.analysis.modes import find_modes
-
-    rows = ask(finished.root, "SELECT layer, n_prompts, dip, p_holm, split FROM modes ORDER BY 1")
-    values = ask(
-        finished.root,
-        "SELECT layer, list(round(value, 6)) FROM prompt_metrics "
-        "WHERE metric = 'prompt_entropy' AND variant = 'alpha=1' GROUP BY 1 ORDER BY 1",
-    )
-    traits = ask(
-        finished.root,
-        "SELECT count(*), count(DISTINCT prompt_id) FROM prompt_traits JOIN tokens "
-        "USING (prompt_id, n_tokens) WHERE layer = 0",
-    )
-    expected = [find_modes(np.array(each)) for _, each in values]
-    assert [row[:2] for row in rows] == [(layer, 16) for layer in range(BLOCKS + 1)]
-    assert [row[2] for row in rows] == pytest.approx([each.dip for each in expected])
-    assert [row[4] for row in rows] == pytest.approx([each.split for each in expected])
-    assert all(row[3] >= each.p_value for row, each in zip(rows, expected, strict=True))
-    assert traits == [(16, 16)]
-
-
 def test_fused_metrics_are_those_of_the_stored_states(
     finished: Finished, tmp_path: Path, checkpoint: Path, cli: Cli
 ) -> None:
@@ -315,12 +298,18 @@ def test_processes_of_this_machine_give_the_same_tables_to_the_bit(
     assert content(other) == content(finished.root)
 
 
-def test_report_is_published_and_the_story_ends_with_it(finished: Finished) -> None:
+def test_a_run_ends_with_its_report_and_status_and_query_read_it(
+    finished: Finished, cli: Cli
+) -> None:
     root = finished.root
     assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
-    facts = json.loads(root.read("report/report.json"))
-    assert facts["run"] == "small"
+    assert json.loads(root.read("report/report.json"))["run"] == "small"
     assert root.place("report/index.html") in finished.printed
+    shown = cli("status", root.uri, "--verify").stdout
+    assert "complete" in shown
+    assert "incomplete" not in shown
+    assert "120" in cli("query", root.uri, "SELECT count(*) AS prompts FROM prompts").stdout
+    assert "nothing" in cli("query", root.uri, "SELECT nothing FROM prompts", expect=2).stderr
 
 
 def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_cli: Cli) -> None:
@@ -336,27 +325,33 @@ def test_second_run_does_nothing_and_needs_no_cluster(finished: Finished, fresh_
         assert Path(path).stat().st_mtime_ns == changed, path
 
 
+@pytest.mark.parametrize(
+    ("command", "changes", "problem"),
+    [
+        (["run"], {"extract": {"max_tokens": 12}}, "max_tokens: 64 there, 12 here"),
+        # A single stage remakes nothing of the stages before it.
+        (["measure", "--overwrite"], {"views": {"keyboard": 0.5}}, "keyboard: 0.1 there, 0.5 here"),
+        (["rank", "--overwrite"], {"views": {"keyboard": 0.5}}, "keyboard: 0.1 there, 0.5 here"),
+    ],
+)
 def test_other_settings_are_refused_and_change_nothing(
-    finished: Finished, cli: Cli, tmp_path: Path
+    finished: Finished,
+    cli: Cli,
+    tmp_path: Path,
+    command: list[str],
+    changes: dict[str, dict[str, Any]],
+    problem: str,
 ) -> None:
     changed = tmp_path / "changed.yaml"
     with edited(finished.config, changed) as values:
-        values["extract"]["max_tokens"] = 12
+        for block, change in changes.items():
+            values[block] |= change
     before = content(finished.root)
-    refused = cli("run", str(changed), "--output", finished.root.uri, expect=2)
-    assert "max_tokens: 64 there, 12 here" in refused.stderr
+    stage, *options = command
+    refused = cli(stage, str(changed), "--output", finished.root.uri, *options, expect=2)
+    assert problem in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert content(finished.root) == before
-
-
-def test_status_and_query(finished: Finished, cli: Cli) -> None:
-    shown = cli("status", finished.root.uri, "--verify").stdout
-    assert "complete" in shown
-    assert "incomplete" not in shown
-    answer = cli("query", finished.root.uri, "SELECT count(*) AS prompts FROM prompts").stdout
-    assert "120" in answer
-    wrong = cli("query", finished.root.uri, "SELECT nothing FROM prompts", expect=2)
-    assert "nothing" in wrong.stderr
 
 
 def test_killed_driver_resumes_with_the_missing_shards_only(
@@ -449,16 +444,3 @@ def test_the_readmes_configs_are_valid() -> None:
     assert len(parts) == 2
     for part in parts:
         parse(yaml.safe_dump({**yaml.safe_load(whole), **yaml.safe_load(part)}), "README")
-
-
-def test_a_single_stage_refuses_what_was_made_with_other_settings(
-    finished: Finished, cli: Cli, tmp_path: Path
-) -> None:
-    cli("rank", str(finished.config), "--output", finished.root.uri)
-    changed = tmp_path / "changed.yaml"
-    with edited(finished.config, changed) as values:
-        values["views"]["keyboard"] = 0.5
-    for stage in ("measure", "rank"):
-        refused = cli(stage, str(changed), "--output", finished.root.uri, "--overwrite", expect=2)
-        assert "keyboard: 0.1 there, 0.5 here" in refused.stderr
-    cli("rank", str(finished.config), "--output", finished.root.uri)

@@ -12,21 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.partition import KEYS, all_partitions
-from storage.root import Root
 from tests.conftest import S3, Cli, write_config
 from tests.support.installed import Installed, install, users_folder
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
+from tests.support.stored import assert_complete
 
 pytestmark = pytest.mark.slow
-
-
-def _assert_complete(root: Root) -> None:
-    for table in set(KEYS) - {"sensitivity"}:  # of conditions, which the demo has not
-        states = all_partitions(root, table)
-        assert states, table
-        assert all(complete for _, complete in states), table
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
     root = s3.root("demo")
-    _assert_complete(root)
+    assert_complete(root, "sensitivity")  # of conditions, which the demo has not
     assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in result.stdout + result.stderr

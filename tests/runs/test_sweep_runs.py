@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -61,13 +60,8 @@ def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(cli, words, cli("run", *words), output, cache, remote)
 
 
-def _report(swept: Swept) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((swept.output / "report" / "report.json").read_text())
-    return found
-
-
 def test_every_checkpoint_is_extracted_and_the_report_is_about_training(swept: Swept) -> None:
-    found = _report(swept)
+    found = json.loads((swept.output / "report" / "report.json").read_text())
     subjects = found["subjects"]
     assert [each["revision"] for each in subjects] == list(STEPS)
     assert {each["model"] for each in subjects} == {f"{swept.remote.uri}/{s}" for s in STEPS}
@@ -75,7 +69,7 @@ def test_every_checkpoint_is_extracted_and_the_report_is_about_training(swept: S
     assert values[0] != values[1]
     (sweep,) = found["sweeps"]
     assert (sweep["name"], sweep["steps"]) == ("neox", [2, 10])
-    assert "neox over training" in swept.first.stdout
+    assert "  neox at step 10: " in swept.first.stdout
     weights = sorted(swept.cache.rglob("*.safetensors"))
     assert len(weights) == len(STEPS)
 

@@ -1,14 +1,19 @@
-"""A side of the seam for tests: one unit after another in this process."""
+"""A side of the seam for tests, one unit after another in this process, and a run on it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.cluster.cluster import Cluster, Side
 from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
+from jobs.config.run import RunConfig
+from jobs.run import Run
+from storage.root import Root
 
 
 class Here:
@@ -44,3 +49,21 @@ class Here:
 
     def close(self) -> None:
         """End nothing."""
+
+
+def run_here(
+    folder: Path,
+    model: Path | str,
+    datasets: Sequence[dict[str, Any]],
+    *,
+    side: Side | None = None,
+    **blocks: object,
+) -> Run:
+    """Return a run of one subject over files that nobody reads, with `folder` as its root."""
+    values = {
+        "name": "small",
+        "subjects": [{"model": str(model), "name": "tiny"}],
+        "datasets": [{"source": {"files": "none.jsonl"}, **each} for each in datasets],
+    }
+    config = RunConfig.model_validate({**values, **blocks})
+    return Run(config, Root(str(folder)), Cluster(side or Here()))

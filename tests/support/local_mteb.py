@@ -44,6 +44,10 @@ def labelled(seed: int, count: int) -> dict[str, list[Any]]:
     return {"text": [sentence(draw, label) for label in labels], "label": labels}
 
 
+def splits(**rows: dict[str, list[Any]]) -> DatasetDict:
+    return DatasetDict({name: Dataset.from_dict(each) for name, each in rows.items()})
+
+
 def metadata_of(name: str, kind: str, main_score: str, **changes: object) -> TaskMetadata:
     fields: dict[str, Any] = {
         "name": name,
@@ -80,9 +84,7 @@ class LocalClassification(Made, AbsTaskClassification):
     n_experiments = 4
 
     def made(self) -> Data:
-        return DatasetDict(
-            train=Dataset.from_dict(labelled(0, 45)), test=Dataset.from_dict(labelled(1, 30))
-        )
+        return splits(train=labelled(0, 45), test=labelled(1, 30))
 
 
 class LocalLanguages(LocalClassification):
@@ -101,10 +103,10 @@ class LocalLanguages(LocalClassification):
 
     def made(self) -> Data:
         return {
-            subset: DatasetDict(
-                train=Dataset.from_dict(labelled(seed, 30)),
-                validation=Dataset.from_dict(labelled(seed + 1, 15)),
-                test=Dataset.from_dict(labelled(seed + 2, 15)),
+            subset: splits(
+                train=labelled(seed, 30),
+                validation=labelled(seed + 1, 15),
+                test=labelled(seed + 2, 15),
             )
             for subset, seed in (("en", 10), ("de", 20))
         }
@@ -116,14 +118,14 @@ class LocalMultilabel(Made, AbsTaskMultilabelClassification):
     n_experiments = 3
 
     def made(self) -> Data:
-        return DatasetDict(train=self._rows(30, 45), test=self._rows(31, 24))
+        return splits(train=self._rows(30, 45), test=self._rows(31, 24))
 
     @staticmethod
-    def _rows(seed: int, count: int) -> Dataset:
+    def _rows(seed: int, count: int) -> dict[str, list[Any]]:
         rows = labelled(seed, count)
         second = [(label + row // 3) % len(TOPICS) for row, label in enumerate(rows["label"])]
         pairs = [sorted({a, b}) for a, b in zip(rows["label"], second, strict=True)]
-        return Dataset.from_dict({"text": rows["text"], "label": pairs})
+        return {"text": rows["text"], "label": pairs}
 
 
 class LocalRegression(Made, AbsTaskRegression):
@@ -132,14 +134,14 @@ class LocalRegression(Made, AbsTaskRegression):
     n_samples = 30
 
     def made(self) -> Data:
-        return DatasetDict(train=self._rows(40, 60), test=self._rows(41, 30))
+        return splits(train=self._rows(40, 60), test=self._rows(41, 30))
 
     @staticmethod
-    def _rows(seed: int, count: int) -> Dataset:
+    def _rows(seed: int, count: int) -> dict[str, list[Any]]:
         draw = random.Random(seed)
         own = [draw.randrange(7) for _ in range(count)]
         texts = [sentence(draw, 0, words, 7 - words) for words in own]
-        return Dataset.from_dict({"text": texts, "value": [words / 7 for words in own]})
+        return {"text": texts, "value": [words / 7 for words in own]}
 
 
 class LocalClusteringFast(Made, AbsTaskClustering):
@@ -152,9 +154,7 @@ class LocalClusteringFast(Made, AbsTaskClustering):
 
     def made(self) -> Data:
         rows = labelled(50, 90)
-        return DatasetDict(
-            test=Dataset.from_dict({"sentences": rows["text"], "labels": rows["label"]})
-        )
+        return splits(test={"sentences": rows["text"], "labels": rows["label"]})
 
 
 class LocalClusteringLegacy(Made, AbsTaskClusteringLegacy):
@@ -162,14 +162,8 @@ class LocalClusteringLegacy(Made, AbsTaskClusteringLegacy):
 
     def made(self) -> Data:
         sets = [labelled(seed, 30) for seed in (60, 61)]
-        return DatasetDict(
-            test=Dataset.from_dict(
-                {
-                    "sentences": [rows["text"] for rows in sets],
-                    "labels": [rows["label"] for rows in sets],
-                }
-            )
-        )
+        texts, labels = ([rows[name] for rows in sets] for name in ("text", "label"))
+        return splits(test={"sentences": texts, "labels": labels})
 
 
 def pairs(seed: int, count: int) -> tuple[list[str], list[str], list[int]]:
@@ -189,8 +183,7 @@ class LocalPairs(Made, AbsTaskPairClassification):
 
     def made(self) -> Data:
         first, second, same = pairs(70, 30)
-        rows = {"sentence1": first, "sentence2": second, "labels": same}
-        return DatasetDict(test=Dataset.from_dict(rows))
+        return splits(test={"sentence1": first, "sentence2": second, "labels": same})
 
 
 class LocalSTS(Made, AbsTaskSTS):
@@ -200,8 +193,7 @@ class LocalSTS(Made, AbsTaskSTS):
         first, second, same = pairs(80, 30)
         draw = random.Random(81)
         score = [4 * equal + draw.random() for equal in same]
-        rows = {"sentence1": first, "sentence2": second, "score": score}
-        return DatasetDict(test=Dataset.from_dict(rows))
+        return splits(test={"sentence1": first, "sentence2": second, "score": score})
 
 
 def search(seed: int, *, ranked: bool) -> dict[str, Any]:

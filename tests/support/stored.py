@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require
-from storage.partition import KEYS, Partition, partitions, shard_name
+from storage.partition import KEYS, Partition, all_partitions, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
 from storage.sql import connect
@@ -41,6 +41,13 @@ def _groups(table: pa.Table) -> list[pa.Table]:
 def manifests(root: Root) -> list[Manifest]:
     """Return the manifests of all complete partitions."""
     return [require(root, where) for table in KEYS for where in partitions(root, table)]
+
+
+def assert_complete(root: Root, *without: str) -> None:
+    """Hold that every table but some has partitions, all complete."""
+    states = {table: all_partitions(root, table) for table in KEYS}
+    assert {table for table, found in states.items() if not found} == set(without)
+    assert [each for found in states.values() for each, complete in found if not complete] == []
 
 
 def content(root: Root) -> dict[str, dict[str, tuple[int, str]]]:

@@ -1,8 +1,9 @@
-"""Configs: what loads, what is refused and in which words, and that secrets stay secret."""
+"""Configs: what loads, is refused, stays secret, and is replaced by the command line."""
 
 from __future__ import annotations
 
 import re
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -14,12 +15,15 @@ from pydantic import ValidationError
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, RetrievalTask, Task
-from jobs.config.run import RunConfig, load, parse
+from jobs.config.run import RunConfig, add_subject, load, overridden, parse
+from jobs.config.settings import StorageConfig
 from jobs.prepare.records import PROMPT
 from jobs.prepare.sources import KINDS
+from jobs.subjects import check, resolve
 from jobs.tasks.types import TYPES
 from operators.benchmark import tasks as benchmark_tasks
 from operators.metrics.registry import METRICS
+from operators.model.subject import ModelUnavailableError
 
 SECRET = "hunter2"
 DATASET: dict[str, Any] = {"name": "data", "source": {"files": "texts.jsonl"}}
@@ -164,6 +168,12 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("curves: {noise: [0.1, 0.10]}", "curves.noise: 0.1 is used twice"),
         ("curves: {examples: [2, 0]}", "curves.examples.1: .*equal to 1.*got 0"),
         ("curves: {examples: [2, 2]}", "curves.examples: 2 is used twice"),
+        ("nightly: {score_drop: -0.1}", "nightly.score_drop: .*equal to 0.*got -0.1"),
+        ("nightly: {score_drop: 1}", "nightly.score_drop: .*less than 1.*got 1"),
+        ("nightly: {layer_moved: 1.5}", "nightly.layer_moved: .*got 1.5"),
+        ("nightly: {metric_jump: 0}", "nightly.metric_jump: .*greater than 0.*got 0"),
+        ("nightly: {changes: 1}", "nightly.changes: .*equal to 2.*got 1"),
+        ("nightly: {lease_seconds: 1}", "nightly.lease_seconds: .*equal to 5.*got 1"),
         (OF_DATA % "min_chars: -1", r"datasets\.0\.min_chars: .*equal to 0.*got -1"),
         # A source is of exactly one kind.
         (OF_SOURCE % "{}", rf"datasets\.0\.source: give {ONE_OF}; got \[\]$"),
@@ -282,7 +292,8 @@ def test_too_few_prompts_for_a_named_metric_name_the_bound(
 
 def test_secrets_reach_s3fs_and_nothing_else() -> None:
     secrets = {"key": "K" + SECRET, "secret": SECRET, "token": SECRET}
-    config = run_with(storage={**secrets, "region": "eu-west-1"})
+    nightly = {"webhook": f"https://a.example/{SECRET}"}
+    config = run_with(storage={**secrets, "region": "eu-west-1"}, nightly=nightly)
     expected = {**secrets, "client_kwargs": {"region_name": "eu-west-1"}}
     assert config.storage.options() == expected
     for shown in (repr(config), str(config), config.model_dump_json(), repr(config.model_dump())):
@@ -372,11 +383,6 @@ def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it(
     assert without.columns == without.text_columns == ("text",)
 
 
-def test_blank_texts_are_kept_only_if_asked_for() -> None:
-    assert not dataset_with().keeps_blank
-    assert dataset_with(min_chars=0).keeps_blank
-
-
 @pytest.fixture
 def known_mteb(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks of mteb by name, without the seconds that its import takes."""
@@ -444,3 +450,67 @@ def test_an_unknown_task_of_mteb_names_close_ones() -> None:
     assert "unknown mteb task, benchmark or list 'Banking77Clasification'" in message
     assert "close to it: Banking77Classification" in message
     assert "close to it: " in refusal(tasks={"mteb": ["NoSuchTask"]})
+
+
+RECIPE = run_with(
+    subjects=[{"model": "org/one", "dtype": "bfloat16", "trust_remote_code": True, "name": "1"}]
+)
+
+
+def overridden_with(config: RunConfig, *words: str) -> RunConfig:
+    parser = ArgumentParser()
+    add_subject(parser)
+    return overridden(config, parser.parse_args(words))
+
+
+def test_subjects_are_replaced_and_trust_is_not_handed_on(tmp_path: Path) -> None:
+    assert overridden_with(RECIPE) is RECIPE
+    config = overridden_with(RECIPE, "--subject", str(tmp_path), "--subject", "mine=org/two")
+    first, second = config.subjects
+    assert (first.model, first.dtype, first.trust_remote_code) == (str(tmp_path), "bfloat16", False)
+    assert (second.model, second.name) == ("org/two", "mine")
+    assert config.datasets == RECIPE.datasets
+    mixed = run_with(subjects=[{"model": "org/one", "dtype": "bfloat16"}, {"model": "org/two"}])
+    assert overridden_with(mixed, "--subject", "org/three").subjects[0].dtype == "float32"
+
+
+def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path) -> None:
+    for step in ("step8", "step64", "notes"):
+        (tmp_path / "neox" / step).mkdir(parents=True)
+    config = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"), "--revisions", "step*")
+    assert [str(each) for each in resolve(config.subjects, config.storage)] == [
+        "neox at step8",
+        "neox at step64",
+    ]
+    narrowed = overridden_with(
+        run_with(subjects=[{"model": "org/m", "revision": "main"}]), "--revisions", "step1*"
+    )
+    assert (narrowed.subjects[0].revision, narrowed.subjects[0].revisions) == ("", "step1*")
+    given = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"))
+    (parent,) = resolve(given.subjects, given.storage)
+    with pytest.raises(ModelUnavailableError, match=r"only folders \(notes, step64, step8\): give"):
+        check(parent, StorageConfig())
+
+
+def test_a_folder_whose_name_has_an_equals_sign_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run=1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
+    assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--subject", "./nowhere"), r"--subject \./nowhere: there is no such folder, and it is"),
+        (("--subject", "a/b/c"), "--subject a/b/c: there is no such folder"),
+        (("--subject", ""), "--subject : there is no such folder"),
+        (("--revisions", ""), "--revisions is empty"),
+    ],
+)
+def test_what_names_no_model_is_an_error(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        overridden_with(RECIPE, *words)

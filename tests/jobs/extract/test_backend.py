@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from jobs.cluster.cluster import Cluster
-from jobs.config.run import RunConfig
+from jobs.config.run import load
 from jobs.extract.stage import extract
 from jobs.measure.costs import measure_costs, read_costs
 from jobs.prepare.stage import prepare
@@ -24,9 +23,9 @@ from operators.model.on_transformers import LayerModel
 from operators.model.subject import Subject, read_shape
 from operators.model.tokenise import load_tokenizer
 from storage.root import Root
-from storage.sql import connect
 from tests.conftest import write_config
 from tests.support.here import Here
+from tests.support.stored import ask
 from tests.support.tiny import BLOCKS, VOCABULARY, WIDTH
 
 TABLE = torch.arange(VOCABULARY * WIDTH).reshape(VOCABULARY, WIDTH) % 97 / 97
@@ -67,12 +66,7 @@ def test_a_run_goes_through_another_backend(
 ) -> None:
     entry = {"lookup": (lambda subject: subject.name == "tiny", Lookup)}
     monkeypatch.setattr(backend, "BACKENDS", {**entry, **backend.BACKENDS})
-    config = RunConfig.model_validate(
-        yaml.safe_load(write_config(tmp_path, checkpoint).read_text())
-    )
-    config = config.model_copy(
-        update={"measure": config.measure.model_copy(update={"token_metrics": "both"})}
-    )
+    config = load(str(write_config(tmp_path, checkpoint, measure={"token_metrics": "both"})))
     run = Run(config, Root(str(tmp_path / "out")), Cluster(Here()))
     for stage in (prepare, extract, measure_costs):
         stage(run)
@@ -80,16 +74,16 @@ def test_a_run_goes_through_another_backend(
     other = backend.load_backend(replace(subject, name="other"), torch.device("cpu"))
     assert isinstance(other, LayerModel)
     tokenizer = load_tokenizer(subject)
-    with connect(run.root) as sql:
-        stored = sql.sql(
-            "SELECT text, layer, norm, pooling, vector FROM embeddings JOIN prompts "
-            "USING (dataset, prompt_id) WHERE condition = 'clean'"
-        ).fetchall()
-        norms = sql.sql(
-            "SELECT layer, avg(value) FROM prompt_metrics WHERE metric = 'mean_norm' "
-            "AND variant = '' GROUP BY ALL ORDER BY 1"
-        ).fetchall()
-        (states,) = sql.sql("SELECT count(*) FROM tokens").fetchall()
+    stored = ask(
+        run.root,
+        "SELECT text, layer, norm, pooling, vector FROM embeddings JOIN prompts "
+        "USING (dataset, prompt_id) WHERE condition = 'clean'",
+    )
+    norms = ask(
+        run.root,
+        "SELECT layer, avg(value) FROM prompt_metrics WHERE metric = 'mean_norm' "
+        "AND variant = '' GROUP BY ALL ORDER BY 1",
+    )
     assert len(stored) == 120 * (BLOCKS + 1) * 2 * 2
     for text, layer, norm, pooling, vector in stored:
         rows = TABLE[tokenizer(text, truncation=True, max_length=64)["input_ids"]].numpy()
@@ -97,7 +91,7 @@ def test_a_run_goes_through_another_backend(
         expected = (layer + 1) * pooled / (2 if norm == "final" else 1)
         np.testing.assert_allclose(vector, expected, rtol=1e-5)
     assert [value / norms[0][1] for _, value in norms] == pytest.approx([1, 2, 3, 4])
-    assert states == (16 * (BLOCKS + 1),)
+    assert ask(run.root, "SELECT count(*) FROM tokens") == [(16 * (BLOCKS + 1),)]
     costs = read_costs(run, subject)
     assert {each.parameters for each in costs.values()} == {TABLE.numel()}
     latencies = [costs[layer].latency_ms for layer in range(BLOCKS + 1)]

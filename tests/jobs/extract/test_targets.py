@@ -96,27 +96,7 @@ def units_of(
     return [(unit.shard, unit.prompts, unit.tokens, {*unit.digests}) for unit in units]
 
 
-@pytest.mark.parametrize(
-    ("rows", "sample", "expected"),
-    [
-        ([5, 7, 3], 9, {0: 5, 1: 4}),
-        ([5, 7, 3], 5, {0: 5}),
-        ([5, 7, 3], 15, {0: 5, 1: 7, 2: 3}),
-        ([5, 7, 3], 99, {0: 5, 1: 7, 2: 3}),
-        ([5, 7, 3], 0, {}),
-        ([0, 2, 0, 3], 4, {1: 2, 3: 2}),
-        ([], 4, {}),
-    ],
-)
-def test_a_sample_is_the_leading_prompts(
-    rows: list[int], sample: int, expected: dict[int, int]
-) -> None:
-    counts = {shard_name(number): count for number, count in enumerate(rows)}
-    shares = {shard_name(number): take for number, take in expected.items()}
-    assert leading(counts, sample) == shares
-
-
-def test_a_sample_is_exact_and_a_larger_one_contains_it() -> None:
+def test_a_sample_is_the_leading_prompts_and_a_larger_one_contains_it() -> None:
     @given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 100), st.integers(0, 100))
     def check(rows: list[int], sample: int, more: int) -> None:
         counts = {str(number): count for number, count in enumerate(rows)}
@@ -124,6 +104,9 @@ def test_a_sample_is_exact_and_a_larger_one_contains_it() -> None:
         assert sum(small.values()) == min(sample, sum(rows))
         assert all(0 < take <= counts[name] for name, take in small.items())
         assert all(take <= large[name] for name, take in small.items())
+        # Whole shards come first, of those that have prompts; the last may give a part.
+        assert [*small] == [name for name in counts if counts[name]][: len(small)]
+        assert all(small[name] == counts[name] for name in [*small][:-1])
 
     check()
 

@@ -9,16 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.run import RunConfig
 from jobs.measure.costs import measure_costs, read_costs
 from jobs.run import Run, Seen, partition
 from storage import schema
 from storage.manifest import Manifests, require
-from storage.root import Root
 from storage.shards import write_shard
-from storage.sql import connect
-from tests.support.here import Here
+from tests.support.here import run_here
+from tests.support.stored import ask
 from tests.support.tiny import BLOCKS
 
 LATER = ["latency_low_ms", "latency_high_ms"]
@@ -26,14 +23,7 @@ LATER = ["latency_low_ms", "latency_high_ms"]
 
 @pytest.fixture
 def run(tmp_path: Path, checkpoint: Path) -> Run:
-    config = RunConfig.model_validate(
-        {
-            "name": "small",
-            "subjects": [{"model": str(checkpoint), "name": "tiny"}],
-            "datasets": [{"name": "data", "source": {"files": "none.jsonl"}}],
-        }
-    )
-    return Run(config, Root(str(tmp_path)), Cluster(Here()))
+    return run_here(tmp_path, checkpoint, [{"name": "data"}])
 
 
 def test_every_layer_has_a_cost_with_the_spread_of_its_latency(run: Run) -> None:
@@ -43,8 +33,7 @@ def test_every_layer_has_a_cost_with_the_spread_of_its_latency(run: Run) -> None
     for layer, each in costs.items():
         assert (each.layer, each.tokens, each.device) == (layer, 128, "cpu")
         assert 0 < each.latency_low_ms <= each.latency_ms <= each.latency_high_ms
-    with connect(run.root) as sql:
-        rows = sql.sql("SELECT latency_low_ms FROM layer_costs ORDER BY layer").fetchall()
+    rows = ask(run.root, "SELECT latency_low_ms FROM layer_costs ORDER BY layer")
     assert [low for (low,) in rows] == [each.latency_low_ms for each in costs.values()]
 
 

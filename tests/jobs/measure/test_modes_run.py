@@ -12,24 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
 from jobs.cluster.pool import Work
-from jobs.config.run import RunConfig
 from jobs.measure import modes
 from jobs.report.facts import Facts
 from jobs.report.sections import modes as modes_section
 from jobs.run import Run, Seen, partition
-from operators.analysis.modes import UNDEFINED
+from operators.analysis.modes import UNDEFINED, find_modes
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
 from storage.layers import prompt_metrics_table
 from storage.manifest import Manifest, Manifests, SettingsConflictError, digest_of
 from storage.partition import Partition, shard_name
-from storage.root import Root
 from storage.shards import Receipt, write_shard
 from tests.support import by_hand
-from tests.support.here import Here
+from tests.support.here import Here, run_here
 
 SHORT = [f"sea {n}" for n in range(40)]
 LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]
@@ -44,17 +41,8 @@ def run(tmp_path: Path, checkpoint: Path) -> Run:
 
 
 def _run(folder: Path, checkpoint: Path, **measure: object) -> Run:
-    config = RunConfig.model_validate(
-        {
-            "name": "small",
-            "subjects": [{"model": str(checkpoint), "name": "tiny"}],
-            "datasets": [
-                {"name": name, "source": {"files": "none.jsonl"}, "tasks": []} for name in SHARDS
-            ],
-            "measure": measure,
-        }
-    )
-    return Run(config, Root(str(folder)), Cluster(Backwards()))
+    datasets = [{"name": name} for name in SHARDS]
+    return run_here(folder, checkpoint, datasets, side=Backwards(), measure=measure)
 
 
 class Backwards(Here):
@@ -140,6 +128,13 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
     assert max(map(len, SHORT)) < (two["split"] - 2) / 0.01 < min(map(len, LONG))
     assert two["share_high"] == 0.5
     assert (two["peaks"], none["peaks"]) == (2, 0)
+    for row, values in (
+        (even, map(_position, SHORT + LONG)),
+        (two, (2 + 0.01 * n for n in lengths)),
+    ):
+        expected = find_modes(np.array([round(value, 6) for value in values]))
+        found = row["dip"], row["p_value"], row["split"]
+        np.testing.assert_allclose(found, [expected.dip, expected.p_value, expected.split])
     assert two["mode_low"] < two["split"] < two["mode_high"]
     assert sum(two["counts"]) == UNIQUE
     assert two["edges"][0] == pytest.approx(2 + 0.01 * min(lengths))

@@ -84,16 +84,13 @@ def test_the_webhook_gets_the_same_json(
     if where == "config":
         post(_alert(), _config(server.url), {VARIABLE: "http://elsewhere.invalid"})
     else:
+        post(_alert(), NightlyConfig(), {})
+        assert capsys.readouterr().out == ""  # without an address nothing is said
         post(_alert(), NightlyConfig(), {VARIABLE: server.url})
     assert server.received == [(f"/{SECRET}", "application/json", _alert().to_json())]
     printed = capsys.readouterr().out
     assert "posted" in printed
     assert SECRET not in printed
-
-
-def test_without_a_webhook_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    post(_alert(), NightlyConfig(), {})
-    assert capsys.readouterr().out == ""
 
 
 def _warning(url: str, capsys: pytest.CaptureFixture[str], seconds: float = 5) -> str:
@@ -105,19 +102,12 @@ def _warning(url: str, capsys: pytest.CaptureFixture[str], seconds: float = 5) -
     return printed
 
 
-def test_a_webhook_that_refuses_is_a_warning(
+def test_a_webhook_that_refuses_or_is_not_there_is_a_warning(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.status = 503
     assert "it answered 503" in _warning(server.url, capsys)
-
-
-def test_a_webhook_that_is_not_there_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    told = _warning(f"http://127.0.0.1:{port}/{SECRET}", capsys)
-    assert "ConnectionRefusedError" in told
+    assert "ConnectionRefusedError" in _warning(f"http://127.0.0.1:1/{SECRET}", capsys)
     assert "InvalidURL" in _warning(f"http://127.0.0.1:1/{SECRET} and more", capsys)
 
 
@@ -139,31 +129,3 @@ def test_only_web_addresses_are_posted_to(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "no http:// or https:// address" in printed
     assert SECRET not in printed
-
-
-def test_the_address_is_in_no_print_and_no_dump_of_the_config() -> None:
-    config = parse(f"{BASE}nightly: {{webhook: 'https://a.example/{SECRET}'}}", "a config")
-    assert SECRET not in repr(config) + str(config) + config.model_dump_json()
-
-
-@pytest.mark.parametrize(
-    ("block", "told"),
-    [
-        ("{score_drop: -0.1}", "score_drop: Input should be greater than or equal to 0"),
-        ("{score_drop: 1}", "score_drop: Input should be less than 1"),
-        ("{layer_moved: 1.5}", "layer_moved"),
-        ("{metric_jump: 0}", "metric_jump: Input should be greater than 0"),
-        ("{changes: 1}", "changes: Input should be greater than or equal to 2"),
-        ("{lease_seconds: 1}", "lease_seconds: Input should be greater than or equal to 5"),
-        ("{drop: 1}", "unknown key drop; known keys: changes, layer_moved"),
-    ],
-)
-def test_a_wrong_rule_is_named(block: str, told: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        parse(f"{BASE}nightly: {block}", "a config")
-    assert told in str(error.value)
-
-
-def test_rules_can_be_switched_off() -> None:
-    block = "{score_drop: null, layer_moved: null, metric_jump: null}"
-    assert parse(f"{BASE}nightly: {block}", "a config").nightly.score_drop is None

@@ -16,14 +16,14 @@ from transformers import AutoModel
 from jobs.cluster.pool import CannotScheduleError
 from jobs.nightly import stage as nights
 from jobs.nightly.alerts import place, read_alerts
-from jobs.nightly.history import ranked
+from jobs.nightly.judge import ranked
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import ModelUnavailableError
 from storage.lock import LeaseLostError, Lock
 from storage.partition import partitions
 from storage.root import Root
-from tests.conftest import Cli, write_config
+from tests.conftest import Cli, edited, write_config
 from tests.support.checkpoints import make_run, store_checkpoint
 from tests.support.living import Told
 from tests.support.tiny import save_tiny
@@ -78,17 +78,12 @@ def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
     (empty / "model.safetensors").unlink()
     (corrupt / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:5000])
     models = folder / "tiny"
-    steps = [
-        ("first", [(good["step0"], "step0"), (good["step2"], "step2")], False, 0),
-        ("again", [], False, 0),
-        ("held", [], True, 1),
-        ("second", [(good["step4"], "step4"), (empty, "step8"), (corrupt, "step16")], False, 1),
-        (
-            "third",
-            [(good["step8"], "step8"), (good["step16"], "step16"), (worse, "step32")],
-            False,
-            3,
-        ),
+    steps: list[tuple[str, dict[str, Path], int]] = [
+        ("first", {step: good[step] for step in ("step0", "step2")}, 0),
+        ("again", {}, 0),
+        ("held", {}, 1),
+        ("second", {"step4": good["step4"], "step8": empty, "step16": corrupt}, 1),
+        ("third", {"step8": good["step8"], "step16": good["step16"], "step32": worse}, 3),
     ]
     config = write_config(
         folder,
@@ -104,30 +99,20 @@ def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
             "changes": 4,
             "webhook": f"http://127.0.0.1:1/{SECRET}",
         },
-        datasets=[_dataset(folder)],
     )
+    with edited(config) as values:
+        (dataset,) = values["datasets"]
+        dataset["tasks"] = [{**dataset["tasks"][0], "samples_per_label": 6, "folds": 5}]
     root, told = Root(str(folder / "out")), {}
-    for name, new, held, code in steps:
-        for source, revision in new:
+    for name, new, code in steps:
+        for revision, source in new.items():
             shutil.copytree(source, models / revision, dirs_exist_ok=True)
         lock = Lock(root, "nightly", 60, holder="somebody")
-        if held:
+        if name == "held":
             lock.acquire()
         told[name] = cli("nightly", str(config), "--output", root.uri, expect=code)
         lock.release()
     return Nights(told, root)
-
-
-def _dataset(folder: Path) -> dict[str, Any]:
-    task = {
-        "name": "topic",
-        "type": "classification",
-        "label_column": "topic",
-        "split_column": "part",
-        "samples_per_label": 6,
-        "folds": 5,
-    }
-    return {"name": "topics", "source": {"files": str(folder / "texts.jsonl")}, "tasks": [task]}
 
 
 def _ranked(root: Root) -> set[str]:
@@ -135,32 +120,27 @@ def _ranked(root: Root) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_first_night_ranks_what_is_there_and_the_next_has_nothing_to_do(lived: Nights) -> None:
-    first, again = lived.told["first"], lived.told["again"]
-    assert "2 checkpoints, 2 without a ranking" in first.printed
-    assert "1/2 tiny at step0" in first.printed
-    assert "2 checkpoints ranked, 0 failed" in first.printed
-    assert "nothing new" in again.printed
-    assert "  extract: " in first.printed
-    assert "  extract: " not in again.printed
-
-
-@pytest.mark.slow
-def test_a_second_nightly_is_told_who_is_at_work(lived: Nights) -> None:
-    held = lived.told["held"]
-    assert "layerrank: another nightly is running on" in held.printed
-    assert "somebody, since" in held.printed
-    assert "without a ranking" not in held.printed
-
-
-@pytest.mark.slow
-def test_broken_checkpoints_are_named_and_the_good_one_is_published(lived: Nights) -> None:
-    second = lived.told["second"]
-    lines = second.printed.splitlines()
+def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
+    lived: Nights,
+) -> None:
+    first, again, held, second = (
+        lived.told[name].printed for name in ("first", "again", "held", "second")
+    )
+    assert "2 checkpoints, 2 without a ranking" in first
+    assert "1/2 tiny at step0" in first
+    assert "2 checkpoints ranked, 0 failed" in first
+    assert "nothing new" in again
+    assert "  extract: " in first
+    assert "  extract: " not in again
+    # A second nightly is told who is at work.
+    assert "layerrank: another nightly is running on" in held
+    assert "somebody, since" in held
+    assert "without a ranking" not in held
+    # Broken checkpoints are named, and the good one is published.
     for revision in ("step8", "step16"):
-        (line,) = [each for each in lines if each.startswith(f"  failed: tiny at {revision}: ")]
-        assert "Traceback" not in line
-    assert "1 checkpoint ranked, 2 failed" in second.printed
+        assert second.count(f"\n  failed: tiny at {revision}: ") == 1
+    assert "Traceback" not in second
+    assert "1 checkpoint ranked, 2 failed" in second
 
 
 @pytest.mark.slow
@@ -173,21 +153,19 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     assert alert.previous == "step16"
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
-    assert Path(alert.trend).is_file()
     assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.printed
     everything = "".join(each.printed for each in lived.told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
     assert not [each for each in files if SECRET.encode() in each.read_bytes()]
-
-
-@pytest.mark.slow
-def test_the_trend_has_every_checkpoint(lived: Nights) -> None:
-    (model,) = json.loads(lived.root.read("trend/small/trend.json"))["models"]
+    # The trend page has every checkpoint.
+    assert Path(alert.trend) == Path(root.path("trend/small/index.html"))
+    (model,) = json.loads(root.read("trend/small/trend.json"))["models"]
     assert [row["step"] for row in model["checkpoints"]] == [0, 2, 4, 8, 16, 32]
     assert model["unranked"] == []
     assert [alert["revision"] for alert in model["alerts"]] == ["step32"]
-    assert b"The newest checkpoint left an alert" in lived.root.read("trend/small/index.html")
+    page = root.read("trend/small/index.html")
+    assert b"Alert at step32, compared with step16" in page
 
 
 @pytest.fixture

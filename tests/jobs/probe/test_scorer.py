@@ -20,10 +20,9 @@ from jobs.tasks import labelled
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
 from storage.layers import Group, embeddings_table
-from storage.manifest import Manifest, Manifests, digest_of
 from storage.partition import CLEAN, Partition
 from storage.root import Root
-from storage.shards import Receipt, write_shard
+from tests.support.stored import store
 
 ROWS = 40
 SUBJECT = Subject("none", "0", "by hand")
@@ -54,12 +53,6 @@ def items_of(kind: str) -> dict[str, Any]:
     return {"prompt_id": IDS, "split": SPLIT, "label": labels, "value": IDS % 7 + 0.5}
 
 
-def stored(root: Root, where: Partition, table: pa.Table) -> Manifest:
-    blank = Receipt("shard-00000.parquet", 0, digest_of({}), "")
-    receipt = write_shard(root, where.shard(blank.name), [table], table.schema, blank)
-    return Manifests(root).publish(where, {}, [receipt])
-
-
 def scored(
     folder: Path,
     task: dict[str, Any],
@@ -74,15 +67,15 @@ def scored(
     vectors_ND = vectors() if vectors_ND is None else vectors_ND
     key, lengths = (GROUP.layer, GROUP.norm, GROUP.pooling), np.full(kept.sum(), 8, np.int32)
     table = embeddings_table(key, IDS[kept], lengths, vectors_ND[kept])
-    embeddings = stored(root, Partition("embeddings", values), table)
+    embeddings = store(root, Partition("embeddings", values), [table], {})
     made: Task = TypeAdapter(Task).validate_python({"name": "it", **task})
     own, columns = TYPES[type(made)].columns, {"row": IDS, **items_of(made.type)}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
     table = pa.Table.from_arrays(arrays, schema=own)
-    items = stored(root, Partition("tasks", ("texts", "it")), table)
+    items = store(root, Partition("tasks", ("texts", "it")), [table], {})
     where = Partition("probe_scores", (*values, "it"))
     target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, tuple(variants))
-    unit = ScoreUnit(0, GROUP, 0, target.folds)
+    unit = ScoreUnit(0, GROUP, 0, made.repeats)
     _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why
 

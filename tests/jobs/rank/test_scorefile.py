@@ -18,7 +18,7 @@ import pytest
 from jobs.cli import main
 from jobs.config.blocks import ConfigError
 from jobs.rank.ranking import Settings
-from jobs.rank.score_file import rank_file, read_scores
+from jobs.rank.score_file import rank_file
 from storage.manifest import require
 from storage.partition import Partition
 from storage.root import Root
@@ -58,10 +58,6 @@ def subsets(*scores: float | None) -> list[dict[str, Any]]:
     ]
 
 
-def same(one: object, other: object) -> bool:
-    return repr(one) == repr(other)
-
-
 def test_the_published_scores_of_pythia_410m_rank_as_published() -> None:
     (found,) = rank_file(GOLDEN)
     assert (found.subject.name, found.subject.revision) == ("Pythia-410m", "main")
@@ -90,7 +86,9 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     assert (tmp_path / "report" / "index.html").exists()
 
     where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
-    rows = {row["layer"]: row for row in stored_rows(tmp_path, where)}
+    (key,) = require(Root(str(tmp_path)), where).objects()
+    table = read_table(Root(str(tmp_path)), key)
+    rows = {row["layer"]: row for row in table.to_pylist()}
     assert sorted(rows) == list(range(25))
     assert [layer for layer, row in rows.items() if row["recommended"]] == [17]
     assert (rows[17]["mean_rank"], rows[17]["p_holm"]) == (mean_rank, p_holm)
@@ -105,12 +103,6 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     assert "nowhere.csv" in capsys.readouterr().err
 
 
-def stored_rows(folder: Path, where: Partition) -> list[dict[str, Any]]:
-    root = Root(str(folder))
-    rows: list[dict[str, Any]] = read_table(root, require(root, where).objects()[0]).to_pylist()
-    return rows
-
-
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
 def test_every_published_step_is_ranked() -> None:
     ranked = rank_file(PUBLISHED, Settings("best", draws=200))
@@ -123,29 +115,30 @@ def test_every_published_step_is_ranked() -> None:
 
 def test_csv_and_parquet_in_any_order_are_the_same(tmp_path: Path) -> None:
     path = written(tmp_path, ROWS)
-    shuffled = list(ROWS)
-    random.Random(0).shuffle(shuffled)
-    first = read_scores(path)
-    assert same(read_scores(written(tmp_path, shuffled)), first)
+    first = repr(rank_file(path))
+    shuffled = random.Random(0).sample(ROWS, len(ROWS))
+    assert repr(rank_file(written(tmp_path, shuffled))) == first
     typed = pa_csv.read_csv(path)
     assert typed.schema.field("layer").type == pa.int64()
-    pq.write_table(typed, tmp_path / "scores.parquet")
-    assert same(read_scores(str(tmp_path / "scores.parquet")), first)
     words = typed.cast(pa.schema([(name, pa.large_string()) for name in typed.column_names]))
-    pq.write_table(words, tmp_path / "words.parquet")
-    assert same(read_scores(tmp_path / "words.parquet"), first)
+    for table in (typed, words):
+        pq.write_table(table, tmp_path / "scores.parquet")
+        assert repr(rank_file(str(tmp_path / "scores.parquet"))) == first
 
 
-def test_folds_are_averaged_and_kept(tmp_path: Path) -> None:
-    (scored,) = read_scores(written(tmp_path, ROWS))
-    assert [(task.task, task.task_type) for task in scored.tasks] == [
+def test_folds_are_averaged_and_kept_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    (scored,) = rank_file(written(tmp_path, ROWS))
+    assert [(task.label, task.scores.task_type) for task in scored.tasks] == [
         ("emotion", "classification"),
         ("topics", "clustering"),
     ]
-    task = scored.tasks[0]
+    task = scored.tasks[0].scores
     assert task.score_L == pytest.approx([0.505, 0.605, 0.705])
     assert task.resampled_LR == pytest.approx(np.array([[0.5, 0.51], [0.6, 0.61], [0.7, 0.71]]))
     assert task.resampled == "folds"
+    lines = [f"m,0,t,{fold},{fold / 100}" for fold in (10, 9, 2, 11)]
+    (scored,) = rank_file(written(tmp_path, lines, "model,layer,task,fold,score"))
+    assert scored.tasks[0].scores.resampled_LR[0].tolist() == [0.02, 0.09, 0.1, 0.11]
 
 
 def test_only_the_needed_columns_and_several_models(tmp_path: Path) -> None:
@@ -180,19 +173,13 @@ def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) 
         )
     ]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "scores.parquet")
-    (scored,) = read_scores(tmp_path / "scores.parquet")
-    assert [task.task for task in scored.tasks] == ["good"]
+    (scored,) = rank_file(tmp_path / "scores.parquet")
+    assert [task.label for task in scored.tasks] == ["good"]
     assert scored.notes == [
         "task bad is left out: it has a score in 1 of 2 layers, not in layer 0",
         "task folds is left out: folds that other layers have are missing in layer 0, such as fold "
         "1 in layer 0",
     ]
-
-
-def test_folds_sort_by_number(tmp_path: Path) -> None:
-    lines = [f"m,0,t,{fold},{fold / 100}" for fold in (10, 9, 2, 11)]
-    (scored,) = read_scores(written(tmp_path, lines, "model,layer,task,fold,score"))
-    assert scored.tasks[0].resampled_LR[0].tolist() == [0.02, 0.09, 0.1, 0.11]
 
 
 def test_a_model_without_a_complete_task_says_so(tmp_path: Path) -> None:
@@ -234,55 +221,53 @@ def test_files_that_cannot_be_ranked(
     tmp_path: Path, lines: list[str], head: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        read_scores(written(tmp_path, lines, head))
+        rank_file(written(tmp_path, lines, head))
     assert "scores.csv" in str(caught.value)
 
 
 def test_places_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no file or folder .*absent\.csv"):
-        read_scores(tmp_path / "absent.csv")
+        rank_file(tmp_path / "absent.csv")
     (tmp_path / "scores.xlsx").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"scores\.xlsx: its name ends in neither"):
-        read_scores(tmp_path / "scores.xlsx")
+        rank_file(tmp_path / "scores.xlsx")
     (tmp_path / "scores.parquet").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"cannot read .*scores\.parquet as parquet"):
-        read_scores(tmp_path / "scores.parquet")
+        rank_file(tmp_path / "scores.parquet")
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot read .*empty\.csv as csv: Empty"):
-        read_scores(tmp_path / "empty.csv")
+        rank_file(tmp_path / "empty.csv")
     with pytest.raises(ConfigError, match="holds no mteb results: expected files layer-07/"):
-        read_scores(tmp_path)
+        rank_file(tmp_path)
 
 
 def test_a_byte_order_mark_and_numbers_as_text(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
     path.write_bytes("\ufeffmodel,revision,layer,task,score\r\nm,007,1,é,5e-1\r\n".encode())
-    (scored,) = read_scores(path)
-    assert (scored.model, scored.revision, scored.tasks[0].task) == ("m", "007", "é")
-    assert scored.tasks[0].score_L.tolist() == [0.5]
+    (scored,) = rank_file(path)
+    assert (str(scored.subject), scored.tasks[0].label) == ("m at 007", "é")
+    assert scored.tasks[0].scores.score_L.tolist() == [0.5]
 
 
 def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
     for layer in range(3):
         name = f"layer-{layer:02}"
-        result(
-            tmp_path, name, "Emotion", {"test": subsets(0.5, 0.3 + layer / 10), "dev": subsets(0.9)}
-        )
+        emotion = {"test": subsets(0.5, 0.3 + layer / 10), "dev": subsets(0.9)}
+        result(tmp_path, name, "Emotion", emotion)
         result(tmp_path, f"{name}/results", "STS22", {"dev": subsets(-0.1)})
         result(tmp_path, name, "Sparse", {"test": subsets(None if layer == 1 else 0.5)})
         (tmp_path / name / "org__tiny" / "main" / "model_meta.json").write_text("{}")
     (tmp_path / "summary.json").write_text("not a result")
-    (scored,) = read_scores(tmp_path)
-    assert (scored.model, scored.revision, scored.layers) == ("org/tiny", "main", [0, 1, 2])
-    assert [task.task for task in scored.tasks] == ["Emotion", "STS22"]
-    assert scored.tasks[0].score_L == pytest.approx([0.4, 0.45, 0.5])
-    assert scored.tasks[1].score_L == pytest.approx([-0.1] * 3)
+    (scored,) = rank_file(tmp_path)
+    assert (str(scored.subject), scored.layers) == ("org/tiny at main", [0, 1, 2])
+    assert [task.label for task in scored.tasks] == ["Emotion", "STS22"]
+    assert scored.tasks[0].scores.score_L == pytest.approx([0.4, 0.45, 0.5])
+    assert scored.tasks[1].scores.score_L == pytest.approx([-0.1] * 3)
     assert scored.notes == [
         "task STS22 has no test split: dev was read",
         "task Sparse is left out: it has a score in 2 of 3 layers, not in layer 1",
     ]
-    (found,) = rank_file(tmp_path, Settings(draws=100))
-    assert found.verdict.layer == 2
+    assert scored.verdict.layer == 2
 
 
 @pytest.mark.parametrize(
@@ -299,27 +284,18 @@ def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
 def test_mteb_results_that_cannot_be_ranked(tmp_path: Path, content: str, message: str) -> None:
     result(tmp_path, "layer-01", "Emotion", {}).write_text(content)
     with pytest.raises(ConfigError, match=message):
-        read_scores(tmp_path)
+        rank_file(tmp_path)
 
 
-def test_the_same_mteb_result_twice(tmp_path: Path) -> None:
-    for folder in ("a/layer-01", "b/layer-1"):
-        result(tmp_path, folder, "Emotion", {"test": subsets(0.5)})
-    with pytest.raises(ConfigError, match=r"two scores, in a/layer-01/.* and b/layer-1/.*json"):
-        read_scores(tmp_path)
-
-
-def test_mteb_writes_what_is_read(tmp_path: Path) -> None:
+def test_mteb_writes_what_is_read_once(tmp_path: Path) -> None:
     mteb = pytest.importorskip("mteb")
+    about = {"dataset_revision": "1", "mteb_version": "2.26.24", "evaluation_time": 1.0}
     for layer in range(2):
-        path = tmp_path / f"layer-{layer:02}" / "org__tiny" / "main" / "Own.json"
-        path.parent.mkdir(parents=True)
-        mteb.TaskResult(
-            dataset_revision="1",
-            task_name="Own",
-            mteb_version="2.26.24",
-            scores={"test": subsets(0.25, 0.5 + layer / 4)},
-            evaluation_time=1.0,
-        ).to_disk(path)
-    (scored,) = read_scores(tmp_path)
-    assert scored.tasks[0].score_L == pytest.approx([0.375, 0.5])
+        path = result(tmp_path, f"layer-{layer:02}", "Own", {})
+        scores = {"test": subsets(0.25, 0.5 + layer / 4)}
+        mteb.TaskResult(task_name="Own", scores=scores, **about).to_disk(path)
+    (scored,) = rank_file(tmp_path)
+    assert scored.tasks[0].scores.score_L == pytest.approx([0.375, 0.5])
+    result(tmp_path, "other/layer-1", "Own", {"test": subsets(0.5)})
+    with pytest.raises(ConfigError, match=r"two scores, in layer-01/.* and other/layer-1/.*json"):
+        rank_file(tmp_path)
