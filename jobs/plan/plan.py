@@ -20,6 +20,7 @@ from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Unit
 from jobs.extract.worker import Batch, Extractor, read
+from jobs.plan.limits import TOKENS_PER_SECOND
 from jobs.plan.sampling import Corpus, Weight, read_corpus, scratch
 from jobs.plan.sizes import Lengths, Model, Pair, Place, written
 from jobs.subjects import is_remote, resolve, shape_of
@@ -76,9 +77,9 @@ class Plan:
                 found[place.table] += each
         return dict(found)
 
-    def hours(self, tokens_per_second: float) -> float:
-        """Return the hours of one device that encodes so many tokens a second."""
-        return self.tokens / tokens_per_second / 3600
+    def speed(self, stated: float | None) -> float:
+        """Return the tokens per second that hours are reckoned with: stated, measured, assumed."""
+        return stated or self.tokens_per_second or TOKENS_PER_SECOND
 
 
 def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan:

@@ -4,12 +4,12 @@ How many partitions, objects and rows there are follows from the config, the pro
 as the stages themselves derive it. What a row and an object take, compressed columns included, was
 fitted on finished runs of 4 to 7 layers, 32 to 384 features and 40 to 5,000 prompts; three runs of
 the tests hold it to a tenth of all bytes (`tests/support/planned.py`), one of them not among those
-it was fitted on. A new table is one entry of TABLES or of OF_SUBJECT.
+it was fitted on. A new table is one entry of what `of_dataset` or `of_subject` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -152,94 +152,70 @@ def _shards(target: Target | None, groups: int, row: float, group: float) -> Sha
     return [groups * (share * row + group) for share in target.shares.values()] if target else []
 
 
-def _embeddings(pair: Pair) -> Iterator[Shards]:
-    row = 4 * pair.model.shape.hidden_size + 16.6
-    yield from (_shards(each.embeddings, pair.groups, row, 1130) for each in pair.passes)
-
-
-def _tokens(pair: Pair) -> Iterator[Shards]:
-    item = _ITEM_BYTES[pair.config.tokens.dtype] * pair.model.shape.hidden_size
-    row = pair.mean_lengths[0] * item + 24
-    yield from (_shards(each.tokens, pair.layers, row, 1000) for each in pair.passes)
-
-
-def _prompt_metrics(pair: Pair) -> Iterator[Shards]:
-    row = 8.9 * pair.variants
-    yield from (_shards(target, pair.layers, row, 1500) for target in pair.metric_targets)
-
-
-def _prompt_traits(pair: Pair) -> Iterator[Shards]:
-    for target in pair.metric_targets[:1] if pair.has_modes else ():
-        shares = leading(target.shares, pair.config.measure.mode_sample)
-        yield [2700 + 16.5 * share for share in shares.values()]
-
-
-def _layer_metrics(pair: Pair) -> Iterator[Shards]:
-    for condition in range(1 + len(pair.config.conditions.passes())):
-        yield [4300 + 9.5 * pair.layer_rows(views=not condition)]
-
-
-def _sensitivity(pair: Pair) -> Iterator[Shards]:
-    for levels in pair.config.conditions.families().values():
-        if len(levels) >= FEWEST_LEVELS:
-            yield [5600 + 17 * pair.layer_rows(views=False)]
-
-
-def _probe_scores(pair: Pair) -> Iterator[Shards]:
-    config, variants = pair.config, len(pair.config.probe.variants)
-    for task in pair.corpus.dataset.tasks:
-        kind, rows = TYPES[type(task)], pair.groups * variants * task.repeats
+def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
+    config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
+    hidden, probe, modes = pair.model.shape.hidden_size, config.probe, pair.metric_targets[:1]
+    state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
+    shares = [leading(each.shares, config.measure.mode_sample) for each in modes]
+    levels = [len(each) for each in config.conditions.families().values()]
+    found: dict[TableName, list[Shards]] = {
+        "embeddings": [
+            _shards(each.embeddings, groups, 4 * hidden + 16.6, 1130) for each in pair.passes
+        ],
+        "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
+        "prompt_metrics": [
+            _shards(each, layers, 8.9 * pair.variants, 1500) for each in pair.metric_targets
+        ],
+        "prompt_traits": [
+            [2700 + 16.5 * share for share in each.values()] for each in shares if pair.has_modes
+        ],
+        "layer_metrics": [
+            [4300 + 9.5 * pair.layer_rows(views=not condition)]
+            for condition in range(1 + len(config.conditions.passes()))
+        ],
+        "sensitivity": [
+            [5600 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
+        ],
+        "probe_scores": [],
+        "learning_curves": [],
+    }
+    for task in tasks:
+        kind, rows = TYPES[type(task)], groups * len(probe.variants) * task.repeats
         # Tasks without folds are resampled; directions alone have one score for both variants.
-        drawn = config.probe.replicates if kind.score and task.repeats == 1 else 0
-        different = 1 if kind.scale_free else variants
-        yield [4000 + 10 * rows + 8 * pair.groups * different * drawn]
-        for _ in noise_conditions(config, [task]):
-            yield [4200 + 10 * pair.layers * task.repeats]
+        drawn = probe.replicates if kind.score and task.repeats == 1 else 0
+        different = 1 if kind.scale_free else len(probe.variants)
+        found["probe_scores"].append([4000 + 10 * rows + 8 * groups * different * drawn])
+        noisy = noise_conditions(config, [task])
+        found["probe_scores"] += [[4200 + 10 * layers * task.repeats] for _ in noisy]
+        if examples := len(learning_examples(config, task)):
+            found["learning_curves"].append([4900 + 8 * layers * task.repeats * examples])
+    return found
 
 
-def _learning_curves(pair: Pair) -> Iterator[Shards]:
-    for task in pair.corpus.dataset.tasks:
-        if examples := len(learning_examples(pair.config, task)):
-            yield [4900 + 8 * pair.layers * task.repeats * examples]
-
-
-def _modes(pair: Pair) -> Iterator[Shards]:
-    if pair.has_modes and pair.metric_targets:
-        yield [10_500 + 450 * pair.layers]
-
-
-# Table -> the bytes of the shards of its partitions of a subject over a dataset.
-TABLES: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
-    "embeddings": _embeddings,
-    "tokens": _tokens,
-    "prompt_metrics": _prompt_metrics,
-    "prompt_traits": _prompt_traits,
-    "layer_metrics": _layer_metrics,
-    "sensitivity": _sensitivity,
-    "probe_scores": _probe_scores,
-    "learning_curves": _learning_curves,
-}
-# Table -> those of a subject, whatever the datasets.
-OF_SUBJECT: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
-    "layer_costs": lambda pair: [[3470 + 40 * pair.layers]],
-    "modes": _modes,
-    "choices": lambda pair: [[3_000 + 50 * len(pair.config.measure.metrics)]],
-    "correlations": lambda pair: [[6_000 + 90 * len(pair.config.measure.metrics)]],
-    "ranking": lambda pair: [[7600 + 75 * pair.layers]],
-}
+def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the same of the tables of a subject, whatever the datasets."""
+    layers, metrics = pair.layers, len(pair.config.measure.metrics)
+    return {
+        "layer_costs": [[3470 + 40 * layers]],
+        "modes": [[10_500 + 450 * layers]] if pair.has_modes and pair.metric_targets else [],
+        "choices": [[3_000 + 50 * metrics]],
+        "correlations": [[6_000 + 90 * metrics]],
+        "ranking": [[7600 + 75 * layers]],
+    }
 
 
 def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, Weight]]:
     """Yield where a run writes and how much that is, for every table and the report."""
     for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
-        for table, found in corpus.weights.items():
-            yield Place("", name, table), found
-    of_subject = {pair.model.subject.name: pair for pair in pairs}.values()
-    tables = [(pair, pair.corpus.dataset.name, TABLES) for pair in pairs]
-    for pair, dataset, weighed in [*tables, *((pair, "", OF_SUBJECT) for pair in of_subject)]:
-        for table, shards_of in weighed.items():
+        for table, of_texts in corpus.weights.items():
+            yield Place("", name, table), of_texts
+    subjects = {pair.model.subject.name: pair for pair in pairs}.values()
+    tables = [(pair, pair.corpus.dataset.name, of_dataset(pair)) for pair in pairs]
+    for pair, dataset, found in [*tables, *((pair, "", of_subject(pair)) for pair in subjects)]:
+        for table, partitions in found.items():
             place = Place(pair.model.subject.name, dataset, table)
-            for shards in filter(None, shards_of(pair)):
+            for shards in filter(None, partitions):
                 yield place, partition_weight(shards).times(pair.model.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
@@ -255,8 +231,9 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         metrics, checkpoints = len(config.measure.metrics), pair.model.checkpoints
         views = len(of_kind(config.measure.metrics, Views))
         responses = len(config.conditions.families()) * (metrics - views)
-        curves = sum(1 for _ in _learning_curves(pair)) + sum(
-            bool(noise_conditions(config, [task])) for task in pair.corpus.dataset.tasks
+        curves = sum(
+            bool(learning_examples(config, task)) + bool(noise_conditions(config, [task]))
+            for task in pair.corpus.dataset.tasks
         )
         page += plot * (metrics + 2.1 * responses + 1.1 * curves)
         page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)

@@ -24,7 +24,7 @@ from jobs.plan import sampling
 from jobs.plan.limits import Limits, parse_bytes, size
 from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import scratch
-from jobs.plan.sizes import OF_SUBJECT, TABLES, Pair
+from jobs.plan.sizes import Pair, of_dataset, of_subject
 from jobs.plan.words import Guard
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
@@ -262,7 +262,9 @@ def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
 
 def test_every_table_is_weighed() -> None:
     """Those of a dataset alone by the sample of its texts, the others by a formula."""
-    assert {*TABLES, *OF_SUBJECT, "prompts", "tasks"} == set(KEYS) == set(WRITTEN)
+    found = pair_of()
+    weighed = {*of_dataset(found), *of_subject(found), "prompts", "tasks"}
+    assert weighed == set(KEYS) == set(WRITTEN)
 
 
 @pytest.mark.parametrize(
