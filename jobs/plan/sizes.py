@@ -225,24 +225,24 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
 
     Its plots are most of the page: each grows with the layers, by a point of every curve.
     """
-    page, facts = 45_000.0, 0.0
+    page, facts = 42_000.0, 0.0
     for pair in pairs:
-        plot = 5_700 + 630 * pair.layers
+        plot = 4_500 + 480 * pair.layers
         metrics, checkpoints = len(config.measure.metrics), pair.model.checkpoints
         views = len(of_kind(config.measure.metrics, Views))
-        responses = len(config.conditions.families()) * (metrics - views)
-        curves = sum(
-            bool(learning_examples(config, task)) + bool(noise_conditions(config, [task]))
-            for task in pair.corpus.dataset.tasks
-        )
-        page += plot * (metrics + 2.1 * responses + 1.1 * curves)
-        page += 500 * (metrics + 2 * responses) + 2_400 * len(pair.corpus.dataset.tasks)
-        maps = metrics + len(pair.corpus.dataset.tasks) if checkpoints > 1 else 0
-        page += maps * (1.2 * plot + 650 * checkpoints)
+        responses, tasks = len(config.conditions.families()) * (metrics - views), 0
+        for task in pair.corpus.dataset.tasks:
+            curves = bool(learning_examples(config, task)) + bool(noise_conditions(config, [task]))
+            page += plot * curves + 4_000
+            tasks += 1
+        page += (plot + 650) * (metrics + 2 * responses)
+        maps = metrics + tasks if checkpoints > 1 else 0
+        page += maps * (5_200 + 110 * pair.layers * checkpoints)
         levels = 1 + len(config.conditions.passes())
         facts += 180 * checkpoints * levels * pair.layer_rows(views=True)
     for pair in {each.model.subject.name: each for each in pairs}.values():
-        scored = any(each.corpus.dataset.tasks for each in pairs)
-        page += 6 * (8_300 + 850 * pair.layers) * scored + 3_500 * pair.layers
+        tasks = sum(len(each.corpus.dataset.tasks) for each in pairs)
+        wide = (8 if tasks > 1 else 6) * bool(tasks) + 4 * (pair.model.checkpoints > 1)
+        page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
         facts += 20_000 * pair.model.checkpoints
-    return weight([page, 69_500.0, 0.04 * page, facts])
+    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts])

@@ -174,6 +174,11 @@ class Ranking:
         return " ".join([sentences.sentence(self.evidence, self.verdict), *self.gaps])
 
     @property
+    def advice(self) -> str:
+        """What to do with the verdict."""
+        return sentences.advice(self.evidence, self.verdict)
+
+    @property
     def gaps(self) -> list[str]:
         """What is not in the ranking, in sentences: layers, and tasks in every layer or in some."""
         counting = self.counting

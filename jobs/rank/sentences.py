@@ -95,6 +95,23 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
     }[verdict.reason]
 
 
+def advice(evidence: Evidence, verdict: Verdict) -> str:
+    """Return what to do with a verdict."""
+    again = "and run again: the stored vectors are used as they are"
+    if verdict.kind == "keep_last":
+        return "Go on with the model as it is."
+    if verdict.kind == "use_layer":
+        cut = f"Cut the model after block {verdict.layer} of {evidence.last.layer}"
+        if verdict.layer == 0:
+            cut = "Take the input embeddings, for which no block has to run"
+        return f"{cut}; “layerrank export” writes that model."
+    if verdict.reason == "no_labels":
+        return f"Give a dataset of the config a labelled task, even a small one, {again}."
+    if verdict.reason == "no_score":
+        return f"See which scores are undefined, mend or leave out those tasks, {again}."
+    return f"Add labelled tasks, or folds, before relying on it, {again}."
+
+
 def not_counted(why_of: Mapping[str, str]) -> str:
     """Name the tasks that are not in the ranking and, in a clause, why each is not."""
     if len(why_of) == 1:

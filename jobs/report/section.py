@@ -19,7 +19,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.report.charts import Plot, Shape, draw, swatch
+from jobs.report.charts import Plot, Shape
+from jobs.report.drawing import draw, swatch
 from jobs.words import NOTHING
 
 COLUMNS = 100  # of a console

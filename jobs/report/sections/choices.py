@@ -20,10 +20,12 @@ _ROUNDING = 1e-9  # of the curves that a null level is made from
 def section(facts: Facts) -> Section:
     """Return what rules without labels choose and lose, and the correlations of metrics."""
     choices, correlations = _rows(facts, "choices"), _rows(facts, "correlations")
+    ranking = facts.ranking
+    unscored = [] if ranking.scored else [f"{ranking.sentence} {ranking.advice}"]
     return Section(
         "Choosing without labels",
         "choices",
-        says=[*([] if facts.ranking.scored else [facts.ranking.sentence]), _says(facts, choices)],
+        says=[*unscored, _says(facts, choices)],
         tables=[_choices(facts, choices)],
         parts=[correlated(facts, correlations)] if correlations else [],
         folded=bool(facts.ranking.scored),

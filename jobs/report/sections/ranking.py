@@ -55,7 +55,7 @@ def section(facts: Facts) -> Section:
     return Section(
         "Ranking",
         "ranking",
-        says=list(filter(None, [ranking.sentence, _search(facts), _oracle(facts)])),
+        says=[*filter(None, (ranking.sentence, ranking.advice, _search(facts), _oracle(facts)))],
         charts=[_gains(facts)] if len(ranking.scored) > 1 else [],
         notes=[
             "Points: 100 x score. Gain: over the last layer. Cost: compute of a token, of the "

@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jobs.rank.sentences import Gap, answer, not_compared, not_counted, sentence, why
+from jobs.rank.sentences import Gap, advice, answer, not_compared, not_counted, sentence, why
 from operators.ranking.evidence import weigh
-from operators.ranking.policy import Kind, Policy, Verdict, recommend
+from operators.ranking.policy import Kind, Policy, Reason, Verdict, recommend
 from tests.operators.ranking.test_ranking_evidence import folded, single, singles
 from tests.operators.ranking.test_ranking_policy import BEST, CASES, FAR, LAST, NAN, NEAR, evidence
 
@@ -57,6 +57,17 @@ def test_every_kind_of_verdict_has_an_answer_of_its_own() -> None:
     said = {answer(known, Verdict(kind, 24, 0.0, "highest")) for kind in get_args(Kind)}
     assert len(said) == len(get_args(Kind))
     assert all("24" in each for each in said)
+    reasons: list[tuple[Kind, int, Reason]] = [
+        ("use_layer", 18, "highest"),
+        ("use_layer", 0, "highest"),
+        ("keep_last", 24, "none_higher"),
+        ("no_labels", 16, "no_labels"),
+        ("not_enough_evidence", 24, "no_score"),
+        ("not_enough_evidence", 24, "unproven"),
+    ]
+    told = {advice(known, Verdict(kind, layer, 0.0, why)) for kind, layer, why in reasons}
+    assert len(told) == len(reasons)
+    assert "after block 18 of 24" in advice(known, Verdict("use_layer", 18, 0.25, "highest"))
 
 
 def test_one_score_of_one_task_is_a_guess() -> None:

@@ -22,10 +22,9 @@ from jobs.report.charts import (
     Point,
     Scatter,
     Shape,
-    draw,
     in_points,
-    swatch,
 )
+from jobs.report.drawing import draw, swatch
 
 NAN = float("nan")
 X = [0.0, 1.0, 2.0, 3.0]
