@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -128,16 +129,15 @@ def as_strings(table: pa.Table) -> pa.Table:
 
 
 def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types={column: pa.large_string() for column in columns},
-        null_values=[],
-    )
     return pa_csv.open_csv(
         stream,
         read_options=pa_csv.ReadOptions(block_size=1 << 24),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types=dict.fromkeys(columns, pa.large_string()),
+            null_values=[],
+        ),
     )
 
 
@@ -156,14 +156,9 @@ def _json_lines(stream: Any, file: File) -> Iterator[dict[str, Any]]:  # noqa: A
 
 def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Iterator[pa.Table]:
     schema = pa.schema([(column, pa.large_string()) for column in columns])
-    batch: list[dict[str, str | None]] = []
-    for record in records:
-        batch.append({column: _as_text(record.get(column)) for column in columns})
-        if len(batch) == BATCH:
-            yield pa.Table.from_pylist(batch, schema)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema)
+    while batch := [*islice(records, BATCH)]:
+        rows = [{column: _as_text(record.get(column)) for column in columns} for record in batch]
+        yield pa.Table.from_pylist(rows, schema)
 
 
 def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
