@@ -110,28 +110,23 @@ def test_values_are_numbers_in_any_notation() -> None:
     assert set(drawn["split"].to_pylist()) == {"train", "test"}
 
 
-@pytest.mark.parametrize(
-    ("cell", "labels"),
-    [
-        ("b, a ,b", ["a", "b"]),
-        ("one label", ["one label"]),
-        (" , ", []),
-        ('["b", "a, c"]', ["a, c", "b"]),
-        (" []", []),
-        ("[2, null, 1.5]", ["1.5", "2"]),
-        ("é,ü", ["é", "ü"]),
-    ],
-)
-def test_labels_of_a_cell_are_a_sorted_list(cell: str, labels: list[str]) -> None:
-    (item,) = items(MULTI, text=["a"], topic=[cell], part=["train"]).to_pylist()
-    assert json.loads(item["label"]) == labels
-
-
-def test_labels_are_separated_as_the_config_says() -> None:
+def test_labels_of_a_cell_are_a_sorted_list() -> None:
+    expected = {
+        "b, a ,b": ["a", "b"],
+        "one label": ["one label"],
+        " , ": [],
+        '["b", "a, c"]': ["a, c", "b"],
+        " []": [],
+        "[2, null, 1.5]": ["1.5", "2"],
+        "é,ü": ["é", "ü"],
+    }
+    cells, count = [*expected, "", None], len(expected)
+    found = items(MULTI, text=texts(count + 2), topic=cells, part=["train"] * (count + 2))
+    labels = [json.loads(label) for label in found["label"].to_pylist()]
+    assert dict(zip(expected, labels, strict=True)) == expected
     task = {**MULTI, "label_separator": "||"}
     (item,) = items(task, text=["a"], topic=["x, y||z"], part=["train"]).to_pylist()
     assert json.loads(item["label"]) == ["x, y", "z"]
-    assert items(MULTI, text=["a", "b"], topic=["", None], part=["train"] * 2).num_rows == 0
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "csv"])
@@ -316,6 +311,15 @@ def test_no_item_at_all_says_what_a_row_needs(task: Task, row: dict[str, str], n
             )
             for part, kind in [("train", "training"), ("test", "test")]
         ),
+        # One class in training, whatever there is to test on.
+        *(
+            (
+                FEW,
+                {**labelled(8, ["sea"]), "topic": ["sea", other] * 4},
+                "task topic, column topic: the training items have 1 label (sea), 2 are needed",
+            )
+            for other in ["sea", "sky"]
+        ),
         # Clusters.
         *(
             (
@@ -385,14 +389,6 @@ def test_both_splits_are_needed(task: Task) -> None:
     assert message == expected
     message = refusal({**task, "split_column": None, "test_fraction": 1e-9}, **columns)
     assert message == f"{where} test_fraction 1e-09 leaves no test item among 4; give more rows"
-
-
-def test_a_single_class_is_refused() -> None:
-    columns = labelled(8, ["sea"])
-    expected = "task topic, column topic: the training items have 1 label (sea), 2 are needed"
-    assert refusal(FEW, **columns) == expected
-    columns["topic"] = ["sea" if part == "train" else "sky" for part in columns["part"]]
-    assert refusal(FEW, **columns) == expected
 
 
 def test_labels_only_in_test_are_named_with_those_of_the_training_items() -> None:
