@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import pyarrow as pa
 import pytest
 import ray.data
 
@@ -116,8 +115,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return found
 
 
-def on_a_cluster(address: str | None = None) -> RayCluster:
-    return RayCluster(address, 0, False, lambda _: None, _started=True)
+def on_a_cluster() -> RayCluster:
+    return RayCluster(None, 0, False, print, _started=True)
 
 
 def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
@@ -136,19 +135,8 @@ def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
     work = recorder.asked[0][1]["first"]
-    (result,) = on_ray._results(Rows(work(on_ray._packed(5, "unit"))))  # type: ignore[arg-type]
-    assert result == 25
-
-
-class Rows:
-    """A Dataset of one table."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def iter_rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.table.to_pylist()
-        return rows
+    rows = Mock(iter_rows=work(on_ray._packed(5, "unit")).to_pylist)
+    assert list(on_ray._results(rows)) == [25]
 
 
 @pytest.mark.parametrize(("gpus", "inside"), [(0.0, 2), (1.0, 4)])
@@ -201,10 +189,6 @@ def each(side: Side, work: Callable[[int], Any]) -> Iterator[Any]:
     return side.each(UNITS, work, cpus=1, gpus=0)
 
 
-def test_every_unit_has_its_result(processes: Processes) -> None:
-    assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
-
-
 def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
     processes: Processes,
 ) -> None:
@@ -223,14 +207,17 @@ def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
 
 def test_processes_live_through_plans(processes: Processes) -> None:
     pids = {worker._process.pid for worker in processes._workers}
-    list(each(processes, square))
+    assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
     assert pids == {worker._process.pid for worker in processes._workers}
 
 
 @pytest.mark.parametrize("side", [Here(), Processes()])
-def test_rows_meet_by_their_key(side: Side) -> None:
+def test_rows_meet_by_their_key_and_nothing_is_left_of_a_pool(side: Side) -> None:
     with Cluster(side) as cluster:
         found = dict(cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3))
+        folder = Path(side._temporary()) if isinstance(side, Processes) else None
+        assert folder is None or [each.name for each in folder.iterdir()] == ["printed"]
+    assert folder is None or not folder.exists()
     expected = {shard: [f"a {unit}" for unit in UNITS if unit % 3 == shard] for shard in range(3)}
     expected[2] += [f"b {unit}" for unit in UNITS]
     expected[0] += [f"c {unit}" for unit in UNITS]
@@ -295,16 +282,6 @@ def test_an_error_of_the_stage_ends_its_plan_with_the_run() -> None:
     with pytest.raises(ConfigError, match="no such column"):
         stage()
     assert next(opened[0], None) is None
-
-
-def test_nothing_is_left_of_a_pool() -> None:
-    processes = Processes()
-    with Cluster(processes) as cluster:
-        rows = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3)
-        assert len(list(rows)) == 3
-        folder = Path(processes._temporary())
-        assert [each.name for each in folder.iterdir()] == ["printed"]
-    assert not folder.exists()
 
 
 def test_workers_import_the_packages_of_their_driver(
