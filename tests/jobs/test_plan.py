@@ -139,6 +139,12 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     assert (found.tokens, found.lengths) == (160 * 10, [])
     assert found.states == TokenPlan(fused=False, stored=20)
     assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
+    # Samples are no larger than the corpus, and every text column can be a prompt.
+    small = pair_of(datasets=[{**HUB, "limit": 10}])
+    assert (small.corpus.prompts.rows, small.forward, small.states.stored) == (10, 30, 10)
+    task = {"name": "find", "type": "retrieval", "query_column": "query"}
+    double = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
+    assert (double.rows, len(double.receipts)) == (200, 7)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +165,6 @@ def test_a_plan_knows_where_token_metrics_are_computed(
     assert found.states == TokenPlan(fused=fused, stored=stored)
 
 
-def test_samples_are_no_larger_than_the_corpus() -> None:
-    found = pair_of(datasets=[{**HUB, "limit": 10}])
-    assert (found.corpus.prompts.rows, found.forward, found.states.stored) == (10, 30, 10)
-
-
-def test_every_text_column_can_be_a_prompt() -> None:
-    task = {"name": "find", "type": "retrieval", "query_column": "query"}
-    found = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
-    assert (found.rows, len(found.receipts)) == (200, 7)
-
-
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
     assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
@@ -177,16 +172,13 @@ def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
 
 def test_what_is_prepared_is_counted() -> None:
     root, where = out(), Partition("prompts", ("data",))
-    rows = [
-        [{"prompt_id": 25 * shard + n, "text": "a", "shard": shard} for n in range(25)]
-        for shard in range(3)
-    ]
-    store(root, where, [pa.Table.from_pylist(each, schema.PROMPTS) for each in rows], {})
+    rows = [{"prompt_id": n, "text": "a", "shard": n // 25} for n in range(75)]
+    table = pa.Table.from_pylist(rows, schema.PROMPTS)
+    store(root, where, [table[start : start + 25] for start in (0, 25, 50)], {})
     found = pair_of(root, datasets=[{"name": "data", "source": {"hub": "org/data"}}])
-    corpus = found.corpus
-    assert (corpus.prompts.rows, len(corpus.prompts.receipts)) == (75, 3)
+    corpus, prompts = found.corpus, found.corpus.prompts
+    assert (corpus.basis, prompts.rows, len(prompts.receipts)) == ("prepared", 75, 3)
     assert found.forward == 75 + 2 * 30
-    assert corpus.basis == "prepared"
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
 
@@ -267,31 +259,10 @@ def test_every_table_is_weighed() -> None:
     assert weighed == set(KEYS) == set(WRITTEN)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("4096", 4096),
-        ("10GB", 10 * 10**9),
-        ("500MiB", 500 << 20),
-        ("1.5 kb", 1500),
-        ("2T", 2 * 10**12),
-        ("1PiB", 1 << 50),
-        ("7B", 7),
-    ],
-)
-def test_sizes_are_read_in_both_kinds_of_units(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "10 apples", "1e9", "nan"])
-def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["plan", "demo", f"--max-bytes={text}"])
-    assert caught.value.code == 2
-    assert "no size; give a number and a unit" in capsys.readouterr().err
-
-
-def test_sizes_are_shown_in_binary_units() -> None:
+def test_sizes_are_read_in_both_kinds_of_units_and_shown_in_binary_ones() -> None:
+    read = {"4096": 4096, "10GB": 10 * 10**9, "500MiB": 500 << 20, "1.5 kb": 1500, "7B": 7}
+    read |= {"2T": 2 * 10**12, "1PiB": 1 << 50}
+    assert {text: parse_bytes(text) for text in read} == read
     shown = [size(count) for count in (0, 1023, 1024, 1536, 1 << 30, 5 << 50)]
     assert shown == ["0 B", "1,023 B", "1.0 KiB", "1.5 KiB", "1.0 GiB", "5.0 PiB"]
 
@@ -318,9 +289,7 @@ def test_a_run_beyond_its_bounds_does_not_start(
 
 def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
     said: list[str] = []
-    config = configs.load(write_run())
-    guard = Guard(Limits(bytes=10))
-    root = out()
+    config, guard, root = configs.load(write_run()), Guard(Limits(bytes=10)), out()
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")
@@ -359,8 +328,12 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "words"),
     [
-        ("plan", {"datasets": [{**HUB, "limit": None}]}, "data: the number of rows is unknown"),
-        ("plan", {"datasets": [{**HUB, "limit": None}]}, "or run `layerrank prepare` first"),
+        (
+            "plan",
+            {"datasets": [{**HUB, "limit": None}]},
+            "data: the number of rows is unknown before it is read; set limit, or run `layerrank "
+            "prepare` first",
+        ),
         ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
         ("run", {}, "no output: give --output"),
         *(
@@ -376,26 +349,27 @@ def test_a_config_that_cannot_be_run_or_planned_is_one_line(
     assert words in failure(capsys, command, write_run(**changes))
 
 
-def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown recipe 'nope'" in failure(capsys, "plan", "nope")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"]])
-def test_help_names_commands_and_recipes(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, ["run", "plan", "status", "query"]),
+        *(([command, "--help"], 0, ["demo", "pythia-410m"]) for command in ("run", "plan")),
+        *(
+            (arguments, USAGE, ["usage: layerrank"])
+            for arguments in ([], ["fly"], ["run"], ["plan", "demo", "--speed", "1"])
+        ),
+        *(
+            (["plan", "demo", f"--max-bytes={text}"], USAGE, ["no size; give a number and a unit"])
+            for text in ("", "GB", "-1GB", "10 apples", "1e9", "nan")
+        ),
+    ],
+)
+def test_help_names_commands_and_recipes_and_bad_arguments_are_told(
+    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    words = ["run", "plan", "status", "query"] if len(arguments) == 1 else ["demo", "pythia-410m"]
+    assert caught.value.code == code
+    shown = capsys.readouterr()
     for word in words:
-        assert word in shown
-
-
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["plan", "demo", "--speed", "1"]])
-def test_bad_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert "usage: layerrank" in capsys.readouterr().err
+        assert word in (shown.err if code else shown.out)
