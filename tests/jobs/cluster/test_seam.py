@@ -206,9 +206,9 @@ def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
 
 
 def test_processes_live_through_plans(processes: Processes) -> None:
-    pids = {worker._process.pid for worker in processes._workers}
+    pids = {worker.process.pid for worker in processes._workers}
     assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
-    assert pids == {worker._process.pid for worker in processes._workers}
+    assert pids == {worker.process.pid for worker in processes._workers}
 
 
 @pytest.mark.parametrize("side", [Here(), Processes()])

@@ -382,11 +382,11 @@ def test_a_row_of_another_file_is_named_with_it() -> None:
 def test_both_splits_are_needed(task: Task) -> None:
     columns: dict[str, Cells] = {"text": texts(4), "topic": ["x", "y"] * 2, "cost": ["1", "2"] * 2}
     where = f"task {task['name']}:"
-    message = refusal(task, **columns, part=["train", "dev"] * 2)
-    assert message == f"{where} column part has no test row; it has: dev, train"
-    message = refusal(task, **columns, part=["Train", "validation"] * 2)
-    expected = f"{where} column part has no train and no test row; it has: Train, validation"
-    assert message == expected
+    for parts, absent in (
+        (["train", "dev"], "no test row; it has: dev, train"),
+        (["Train", "validation"], "no train and no test row; it has: Train, validation"),
+    ):
+        assert refusal(task, **columns, part=parts * 2) == f"{where} column part has {absent}"
     message = refusal({**task, "split_column": None, "test_fraction": 1e-9}, **columns)
     assert message == f"{where} test_fraction 1e-09 leaves no test item among 4; give more rows"
 
@@ -398,19 +398,14 @@ def test_labels_only_in_test_are_named_with_those_of_the_training_items() -> Non
         "task topic, column topic: the test items have 1 label (moon) that no training item has; "
         "those have 2 labels (sea, sky)"
     )
-    more: dict[str, Cells] = {
-        "text": texts(48),
-        "topic": [*columns["topic"], *(f"new {number:02d}" for number in range(40))],
-        "part": [*columns["part"], *["test"] * 40],
-    }
+    new = [f"new {number:02d}" for number in range(40)]
+    more: dict[str, Cells] = {"topic": [*columns["topic"], *new]}
+    more |= {"text": texts(48), "part": [*columns["part"], *["test"] * 40]}
     shown = "have 41 labels (moon, new 00, new 01, new 02, new 03 and 36 more) that no training"
     assert shown in refusal(FEW, **more)
     # A label that only training items have is no obstacle.
     columns = labelled(12, ["sea", "sky", "moon"])
-    columns["part"] = [
-        "train" if topic == "moon" else part
-        for topic, part in zip(columns["topic"], columns["part"], strict=True)
-    ]
+    columns["topic"] = ["sky" if n % 6 == 5 else each for n, each in enumerate(columns["topic"])]
     check(FEW, **columns)
 
 
@@ -455,12 +450,8 @@ def test_a_task_of_many_labels_needs_its_neighbours() -> None:
 
 
 def test_a_sample_that_cannot_be_drawn_from_the_values_is_refused() -> None:
-    task = {**PRICE, **PART}
-    columns: dict[str, Cells] = {
-        "text": texts(48),
-        "cost": [str(row) for row in range(48)],
-        "part": ["train"] * 24 + ["test"] * 24,
-    }
+    task, parts = {**PRICE, **PART}, ["train"] * 24 + ["test"] * 24
+    columns: dict[str, Cells] = {"text": texts(48), "cost": [*map(str, range(48))], "part": parts}
     for samples in (12, 24, 2048):
         check({**task, "samples": samples}, **columns)
     message = refusal({**task, "samples": 5}, **columns)
