@@ -48,16 +48,6 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
-    """A subject, its sizes, and how many checkpoints there are like it."""
-
-    subject: Subject
-    shape: ModelShape
-    checkpoints: int
-    is_read: bool = True  # whether its tokenizer is at hand
-
-
-@dataclass(frozen=True)
 class Pair:
     """A subject over a dataset: what is known of it before it is run.
 
@@ -66,14 +56,17 @@ class Pair:
     """
 
     config: RunConfig
-    model: Model
     corpus: Corpus
+    subject: Subject
+    shape: ModelShape
+    checkpoints: int  # that there are like it
+    is_read: bool  # whether its tokenizer is at hand
     lengths: Sequence[Lengths] = ()
 
     @property
     def layers(self) -> int:
         """Layers that are kept, the input among them."""
-        return self.model.shape.layers + 1
+        return self.shape.layers + 1
 
     @property
     def groups(self) -> int:
@@ -84,16 +77,15 @@ class Pair:
     @cached_property
     def passes(self) -> list[Pass]:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
-        model, corpus = self.model, self.corpus
-        identity = {"files": "0" * 32, "dtype": model.subject.dtype}
-        given = (model.subject, identity, model.shape, corpus.dataset, corpus.prompts)
+        identity = {"files": "0" * 32, "dtype": self.subject.dtype}
+        given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
         return [*passes(self.config, *given)]
 
     @property
     def forward(self) -> int:
         """Forward passes of one prompt, of all checkpoints."""
         of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
-        return of_one * self.model.checkpoints
+        return of_one * self.checkpoints
 
     @property
     def mean_lengths(self) -> list[float]:
@@ -101,24 +93,24 @@ class Pair:
         if self.lengths:
             return [float(each.mean()) for each in self.lengths]
         most = self.config.extract.max_tokens
-        return [float(min(most, self.model.shape.max_tokens or most))] * len(self.passes)
+        return [float(min(most, self.shape.max_tokens or most))] * len(self.passes)
 
     @property
     def tokens(self) -> float:
         """Tokens through the model, of all checkpoints."""
         counts = (sum(each.embeddings.shares.values()) for each in self.passes)
         pairs = zip(counts, self.mean_lengths, strict=True)
-        return self.model.checkpoints * sum(count * mean for count, mean in pairs)
+        return self.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
     def states(self) -> TokenPlan:
         """What becomes of token states."""
-        return token_plan(self.config, self.model.shape, self.corpus.prompts.rows)
+        return token_plan(self.config, self.shape, self.corpus.prompts.rows)
 
     @property
     def every_state_bytes(self) -> int:
         """Bytes of the token states of every prompt, at most."""
-        return self.corpus.prompts.rows * state_bytes(self.config, self.model.shape)
+        return self.corpus.prompts.rows * state_bytes(self.config, self.shape)
 
     @cached_property
     def variants(self) -> int:
@@ -155,7 +147,7 @@ def _shards(target: Target | None, groups: int, row: float, group: float) -> Sha
 def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
     config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
-    hidden, probe, modes = pair.model.shape.hidden_size, config.probe, pair.metric_targets[:1]
+    hidden, probe, modes = pair.shape.hidden_size, config.probe, pair.metric_targets[:1]
     state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
     shares = [leading(each.shares, config.measure.mode_sample) for each in modes]
     levels = [len(each) for each in config.conditions.families().values()]
@@ -210,13 +202,13 @@ def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, W
     for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
         for table, of_texts in corpus.weights.items():
             yield Place("", name, table), of_texts
-    subjects = {pair.model.subject.name: pair for pair in pairs}.values()
+    subjects = {pair.subject.name: pair for pair in pairs}.values()
     tables = [(pair, pair.corpus.dataset.name, of_dataset(pair)) for pair in pairs]
     for pair, dataset, found in [*tables, *((pair, "", of_subject(pair)) for pair in subjects)]:
         for table, partitions in found.items():
-            place = Place(pair.model.subject.name, dataset, table)
+            place = Place(pair.subject.name, dataset, table)
             for shards in filter(None, partitions):
-                yield place, partition_weight(shards).times(pair.model.checkpoints)
+                yield place, partition_weight(shards).times(pair.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
 
@@ -228,7 +220,7 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
     page, facts = 42_000.0, 0.0
     for pair in pairs:
         plot = 4_500 + 480 * pair.layers
-        metrics, checkpoints = len(config.measure.metrics), pair.model.checkpoints
+        metrics, checkpoints = len(config.measure.metrics), pair.checkpoints
         views = len(of_kind(config.measure.metrics, Views))
         responses, tasks = len(config.conditions.families()) * (metrics - views), 0
         for task in pair.corpus.dataset.tasks:
@@ -240,9 +232,9 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += maps * (5_200 + 110 * pair.layers * checkpoints)
         levels = 1 + len(config.conditions.passes())
         facts += 180 * checkpoints * levels * pair.layer_rows(views=True)
-    for pair in {each.model.subject.name: each for each in pairs}.values():
+    for pair in {each.subject.name: each for each in pairs}.values():
         tasks = sum(len(each.corpus.dataset.tasks) for each in pairs)
-        wide = (8 if tasks > 1 else 6) * bool(tasks) + 4 * (pair.model.checkpoints > 1)
+        wide = (8 if tasks > 1 else 6) * bool(tasks) + 4 * (pair.checkpoints > 1)
         page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
-        facts += 20_000 * pair.model.checkpoints
+        facts += 20_000 * pair.checkpoints
     return weight([page, 69_500.0, 22_000 + 0.025 * page, facts])

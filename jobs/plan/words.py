@@ -34,7 +34,7 @@ def told(
     for corpus in plan.corpora:
         yield ""
         yield from _dataset(plan, corpus)
-    for subject in dict.fromkeys(each.model.subject.name for each in plan.pairs):
+    for subject in dict.fromkeys(each.subject.name for each in plan.pairs):
         yield ""
         yield from _model(plan, subject)
     yield ""
@@ -75,8 +75,8 @@ def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
 
 
 def _model(plan: Plan, subject: str) -> Iterator[str]:
-    pairs = [each for each in plan.pairs if each.model.subject.name == subject]
-    checkpoints = pairs[0].model.checkpoints
+    pairs = [each for each in plan.pairs if each.subject.name == subject]
+    checkpoints = pairs[0].checkpoints
     yield f"  {subject}: {pairs[0].layers} layers" + (
         f", {checkpoints} checkpoints" if checkpoints > 1 else ""
     )
@@ -138,8 +138,7 @@ def require_within(found: Plan, limits: Limits) -> None:
     if limits.gpu_hours is not None and hours > limits.gpu_hours:
         pairs = sorted(found.pairs, key=lambda each: -each.tokens)
         parts = (
-            f"{each.model.subject.name} over {each.corpus.dataset.name} "
-            f"{each.tokens / rate / 3600:,.2f}"
+            f"{each.subject.name} over {each.corpus.dataset.name} {each.tokens / rate / 3600:,.2f}"
             for each in pairs[:_BIGGEST]
         )
         raise ConfigError(

@@ -133,8 +133,8 @@ def test_the_demo_is_planned_from_what_is_installed() -> None:
 
 def test_every_number_of_a_plan_follows_from_the_config() -> None:
     found = pair_of(extract={"max_tokens": 10, "norms": ["none", "final"]})
-    assert (found.model.subject.name, found.corpus.dataset.name) == ("org/model", "data")
-    assert (found.layers, found.model.checkpoints, len(found.passes)) == (4, 1, 3)
+    assert (found.subject.name, found.corpus.dataset.name) == ("org/model", "data")
+    assert (found.layers, found.checkpoints, len(found.passes)) == (4, 1, 3)
     assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
     assert (found.tokens, found.lengths) == (160 * 10, [])
     assert found.states == TokenPlan(fused=False, stored=20)

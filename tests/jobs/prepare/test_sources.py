@@ -13,6 +13,7 @@ from datetime import date
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import datasets
 import huggingface_hub.constants
@@ -326,7 +327,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[s
 
 
 def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
-    recorded: list[tuple[str, list[str]]],
+    recorded: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataset({"mteb": ["One", "Two"], "modules": "my.tasks"})
     found = []
@@ -342,45 +343,35 @@ def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
         for row, text in enumerate([f"first of {name}", "", f"last of {name}"])
     ]
     assert recorded == [("One", ["my.tasks"]), ("Two", ["my.tasks"])]
-
-
-@pytest.mark.usefixtures("recorded")
-def test_identity_of_tasks_of_mteb_names_tasks_modules_and_version(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
     monkeypatch.setattr(sources, "version", {"mteb": "2.26"}.__getitem__)
-    one = sources.identity(dataset({"mteb": ["One"]}), {})
-    assert one == {"tasks": ["One"], "modules": [], "mteb": "2.26"}
-    assert sources.identity(dataset({"mteb": ["One"], "modules": ["mine"]}), {}) != one
+    expected = {"tasks": ["One", "Two"], "modules": ["my.tasks"], "mteb": "2.26"}
+    assert sources.identity(config, {}) == expected
 
 
-class Hub:
-    """Stands in for `datasets.load_dataset` and remembers what it was asked for."""
-
-    def __init__(self, splits: dict[str, dict[str, list[Any]]]) -> None:
-        self._splits = splits
-        self.asked: list[tuple[Any, ...]] = []
-
-    def __call__(self, name: str, config: str | None, *, split: str, revision: str) -> Any:  # noqa: ANN401
-        self.asked.append((name, config, split, revision))
-        return datasets.Dataset.from_dict(self._splits[split])
+SPLITS: dict[str, dict[str, list[Any]]] = {
+    "train": {"text": ["a", None, "c"], "label": [0, 1, 0]},
+    "train[:2]": {"text": ["a", None], "label": [0, 1]},
+    "test": {"text": ["d", "e"], "label": [1, 1]},
+    "named": {"text": ["a", "b"], "split": ["test", "train"]},
+}
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    parts: dict[str, dict[str, list[Any]]] = {
-        "train": {"text": ["a", None, "c"], "label": [0, 1, 0]},
-        "test": {"text": ["d", "e"], "label": [1, 1]},
-    }
-    parts["train[:2]"] = {name: values[:2] for name, values in parts["train"].items()}
-    stand_in = Hub(parts)
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """Stand in for `datasets.load_dataset` and remember what it was asked for."""
+
+    def split_of(_name: str, _config: str | None, *, split: str, revision: str) -> object:
+        del revision
+        return datasets.Dataset.from_dict(SPLITS[split])
+
+    stand_in = Mock(side_effect=split_of)
     monkeypatch.setattr(datasets, "load_dataset", stand_in)
     sources._hub_split.cache_clear()
     yield stand_in
     sources._hub_split.cache_clear()
 
 
-def test_hub_splits_are_joined_and_named(hub: Hub) -> None:
+def test_hub_splits_are_joined_and_named(hub: Mock) -> None:
     config = dataset({"hub": "org/name", "config": "en", "split": "train + test"})
     assert read_all(config, ["text", "split", "label"]) == [
         ("a", "train", "0", 0),
@@ -389,22 +380,22 @@ def test_hub_splits_are_joined_and_named(hub: Hub) -> None:
         ("d", "test", "1", ROW),
         ("e", "test", "1", ROW + 1),
     ]
-    assert hub.asked == [("org/name", "en", split, "main") for split in ("train", "test")]
+    asked = [call("org/name", "en", split=split, revision="main") for split in ("train", "test")]
+    assert hub.mock_calls == asked
     assert inspected(config) == (3, ["text", "label", "split"])
 
 
-def test_a_slice_keeps_its_splits_name_and_a_column_of_that_name_is_the_datasets(hub: Hub) -> None:
+def test_a_slice_keeps_its_splits_name_and_a_column_of_that_name_is_the_datasets(hub: Mock) -> None:
     config = dataset({"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
     rows = read_all(config, ["split", "text"])
     assert rows[:3] == [("train", "a", 0), ("train", None, 1), ("test", "d", ROW)]
-    assert hub.asked[0] == ("org/name", None, "train[:2]", "v1")
-    hub._splits["train"] = {"text": ["a", "b"], "split": ["test", "train"]}
-    rows = read_all(dataset({"hub": "org/name"}), ["text", "split"])
+    assert hub.mock_calls[0] == call("org/name", None, split="train[:2]", revision="v1")
+    rows = read_all(dataset({"hub": "org/name", "split": "named"}), ["text", "split"])
     assert rows == [("a", "test", 0), ("b", "train", 1)]
 
 
 def test_slices_read_their_rows_and_load_the_split_once(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
+    hub: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_SLICE", 2)
     config = dataset({"hub": "org/name", "split": "train+test"})
@@ -414,7 +405,7 @@ def test_slices_read_their_rows_and_load_the_split_once(
     assert cuts == [(0, 0, 2), (0, 2, 3), (1, 0, 1)]
     read = [list(rows_of(part)) for part in parts]
     assert read == [[("a", 0), (None, 1)], [("c", 2)], [("d", ROW)]]
-    assert len(hub.asked) == 2
+    assert hub.call_count == 2
 
 
 def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
