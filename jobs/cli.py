@@ -21,7 +21,6 @@ from jobs.config.overrides import add_subject, overridden
 from jobs.config.run import RunConfig, load, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
 from jobs.plan.limits import Limits, add_limits, add_prices
-from jobs.prepare.files import options_for
 from jobs.prepare.folders import add_texts, with_folders
 from operators.model.subject import Norm, Pooling
 from storage.root import Root
@@ -260,7 +259,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     uri = arguments.output or config.output
-    root = Root(uri, options_for(uri, config.storage.options())) if uri else None
+    root = Root(uri, config.storage.options()) if uri else None
     found = planned(config, root, measure=arguments.measure)
     prices = arguments.price_gb_month, arguments.price_1000_puts
     for line in told(found, arguments.tokens_per_second, *prices):
@@ -290,7 +289,8 @@ def status(arguments: argparse.Namespace) -> int:
     """Say what an output holds."""
     from jobs.status import status as held  # noqa: PLC0415
 
-    complete = held(_root_of(arguments.output, arguments), say, check_bytes=arguments.verify)
+    root = Root(arguments.output, _storage(arguments).options())
+    complete = held(root, say, check_bytes=arguments.verify)
     return DONE if complete else FAILED
 
 
@@ -306,7 +306,7 @@ def query(arguments: argparse.Namespace) -> int:
     """Answer a query."""
     from storage.sql import connect  # noqa: PLC0415
 
-    with connect(_root_of(arguments.output, arguments)) as connection:
+    with connect(Root(arguments.output, _storage(arguments).options())) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
             say(str(relation).rstrip())
@@ -352,10 +352,11 @@ def export(arguments: argparse.Namespace) -> int:
         name=arguments.name or "",
         trust_remote_code=arguments.trust_remote_code,
     )
-    each = local(subject(described), _storage(arguments))
+    storage = _storage(arguments)
+    each = local(subject(described), storage)
     layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
     if arguments.ranking:
-        root = _root_of(arguments.ranking, arguments)
+        root = Root(arguments.ranking, storage.options())
         row, evidence = ranked_layer(root, each, layer, arguments.group)
         layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
     if layer is None:
@@ -384,7 +385,3 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
 
 def _storage(arguments: argparse.Namespace) -> StorageConfig:
     return load(arguments.config).storage if arguments.config else StorageConfig()
-
-
-def _root_of(output: str, arguments: argparse.Namespace) -> Root:
-    return Root(output, options_for(output, _storage(arguments).options()))

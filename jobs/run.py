@@ -216,9 +216,8 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     uri = output or config.output
     if not uri:
         raise ConfigError("no output: give --output, or `output:` in the config")
-    remote = "://" in uri
     # Workers have working directories of their own: a relative folder would be another one there.
-    root = Root(uri, config.storage.options()) if remote else Root(str(Path(uri).resolve()))
+    root = Root(uri if "://" in uri else str(Path(uri).resolve()), config.storage.options())
     root.check_writable()
     return root
 

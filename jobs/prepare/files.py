@@ -30,7 +30,7 @@ FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-Options = dict[str, Any]
+Options = dict[str, Any]  # of the filesystem of S3; local files need none
 _DENSITY_BYTES = 1 << 24  # of a large file, read to see how many rows a byte holds
 
 
@@ -44,7 +44,7 @@ class File:
     @contextmanager
     def stream(self, options: Options) -> Iterator[Any]:
         """Open it; an error of the parser becomes one that names the file."""
-        filesystem, path = resolve(self.location, options_for(self.location, options))
+        filesystem, path = resolve(self.location, options)
         with filesystem.open(path, "rb") as stream, readable(self.location, self.kind):
             yield stream
 
@@ -93,7 +93,7 @@ def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[
 
 def size(file: File, options: Options) -> int:
     """Return the bytes of a file."""
-    filesystem, path = resolve(file.location, options_for(file.location, options))
+    filesystem, path = resolve(file.location, options)
     return int(filesystem.size(path))
 
 
@@ -165,8 +165,3 @@ def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
     if isinstance(value, (list, dict)):
         return json.dumps(value)
     return value if value is None else str(value)
-
-
-def options_for(uri: str, options: Options) -> Options:
-    """Return the options of a file's filesystem: those of S3, and none of a local file."""
-    return options if "://" in uri and not uri.startswith("file://") else {}
