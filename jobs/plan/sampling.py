@@ -23,7 +23,7 @@ from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSo
 from jobs.config.run import RunConfig
 from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
-from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, records_of
+from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, records_of, shards_of
 from jobs.run import partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
@@ -145,7 +145,7 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
         rows, total = _rows(dataset, config.storage.options())
     if not total:
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
-    shards = _shards(dataset, total)
+    shards = shards_of(dataset, total)
     read = sum(table.num_rows for table in rows)
     everything = read == total
     small = shards if everything else max(round(shards * read / total), 1)
@@ -243,13 +243,9 @@ def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manif
     return partition_weight([mean * larger] * count)
 
 
-def _shards(dataset: DatasetConfig, rows: int) -> int:
-    return max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
-
-
 def _manifest(dataset: DatasetConfig, prompts: int, rows: int) -> Manifest:
     """Return the prompts of so many rows of a dataset, spread evenly over its shards."""
-    shards, settings = _shards(dataset, rows), {"planned": dataset.name}
+    shards, settings = shards_of(dataset, rows), {"planned": dataset.name}
     receipts = (
         Receipt(shard_name(n), (prompts + shards - 1 - n) // shards, digest_of(settings), "")
         for n in range(shards)

@@ -79,27 +79,21 @@ def test_workers_and_threads_of_the_config_are_followed() -> None:
     assert plan_pool(machine(16, 4), "auto", 99, workers=2).size == 2
 
 
-def test_cuda_without_a_gpu_says_what_the_cluster_has() -> None:
-    with pytest.raises(CannotScheduleError, match=r"no GPU \(it has 4 CPUs\).*device: cpu or auto"):
-        plan_pool(machine(4), "cuda", 9)
-    assert issubclass(CannotScheduleError, ConfigError)
-
-
 @pytest.mark.parametrize(
-    ("resources", "options", "words"),
+    ("resources", "device", "options", "words"),
     [
-        (machine(4), {"workers": 9}, ["9 model actors", "need 7 CPUs", "4 CPUs and 0 GPUs"]),
-        (machine(4), {"threads": 9}, ["1 model actors", "need 7 CPUs", "4 CPUs and 0 GPUs"]),
-        (machine(64, 2), {"workers": 3}, ["3 model actors", "3 GPUs", "64 CPUs and 2 GPUs"]),
+        (machine(4), "cuda", {}, r"no GPU \(it has 4 CPUs\).*device: cpu or auto"),
+        (machine(4), "auto", {"workers": 9}, r"9 model .* need 7 CPUs .* 4 CPUs and 0 GPUs.*Lower"),
+        (machine(4), "auto", {"threads": 9}, r"1 model .* need 7 CPUs .* 4 CPUs and 0 GPUs.*Lower"),
+        (machine(64, 2), "auto", {"workers": 3}, r"3 model .* 3 GPUs .* 64 CPUs and 2 GPUs.*Lower"),
     ],
 )
 def test_a_plan_that_can_never_be_scheduled_is_refused_with_its_numbers(
-    resources: dict[str, float], options: dict[str, Any], words: list[str]
+    resources: dict[str, float], device: Device, options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(CannotScheduleError) as caught:
-        plan_pool(resources, "auto", 99, **options)
-    for word in [*words, "wait for ever", "Lower extract.workers or extract.threads"]:
-        assert word in str(caught.value)
+    assert issubclass(CannotScheduleError, ConfigError)
+    with pytest.raises(CannotScheduleError, match=words):
+        plan_pool(resources, device, 99, **options)
 
 
 def test_a_cluster_that_may_grow_starts_with_what_fits() -> None:

@@ -55,30 +55,31 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "asked", "tokens", "environment", "gpu", "engine"),
+    ("address", "asked", "tokens", "variable", "gpu", "engine"),
     [
-        (None, "auto", 0.0, {}, False, "process"),
-        (None, "auto", SMALL_TOKENS, {}, False, "process"),
-        (None, "auto", SMALL_TOKENS + 1.0, {}, False, "ray"),
-        (None, "auto", None, {}, False, "ray"),
-        ("auto", "auto", 1, {}, False, "ray"),
-        (None, "auto", 1, {"RAY_ADDRESS": "10.0.0.1:6379"}, False, "ray"),
-        (None, "auto", 1, {}, True, "ray"),
-        (None, "ray", 1, {}, False, "ray"),
-        (None, "process", None, {}, False, "process"),
+        (None, "auto", 0.0, None, False, "process"),
+        (None, "auto", SMALL_TOKENS, None, False, "process"),
+        (None, "auto", SMALL_TOKENS + 1.0, None, False, "ray"),
+        (None, "auto", None, None, False, "ray"),
+        ("auto", "auto", 1, None, False, "ray"),
+        (None, "auto", 1, "RAY_ADDRESS", False, "ray"),
+        (None, "auto", 1, "RAY_JOB_ID", False, "ray"),
+        (None, "auto", 1, None, True, "ray"),
+        (None, "ray", 1, None, False, "ray"),
+        (None, "process", None, None, False, "process"),
     ],
 )
 def test_what_is_small_runs_in_processes_unless_a_cluster_a_gpu_or_a_wish_says_otherwise(
     address: str | None,
     asked: Engine,
     tokens: float | None,
-    environment: dict[str, str],
+    variable: str | None,
     gpu: bool,
     engine: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    if variable:
+        monkeypatch.setenv(variable, "10.0.0.1:6379")
     monkeypatch.setattr(seam, "_has_gpu", lambda: gpu)
     assert choose(address, asked, lambda: tokens)[0] == engine
 
