@@ -165,14 +165,13 @@ class Run:
         settings: Settings,
         rows: Callable[[], Iterable[Row]],
         *,
-        overwrite: bool | None = None,
+        overwrite: bool = False,
     ) -> tuple[Manifest, bool]:
         """Return a table of one object and whether it was made now, by `rows`, or was there.
 
         SettingsConflictError if it was made with other settings, unless it may be overwritten.
         """
-        replaced = self.overwrite if overwrite is None else overwrite
-        present = self.manifests.current(where, settings, overwrite=replaced)
+        present = self.manifests.current(where, settings, overwrite=self.overwrite or overwrite)
         if present is not None:
             return present, False
         return self.write(where, settings, rows()), True

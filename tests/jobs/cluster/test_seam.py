@@ -92,26 +92,12 @@ def test_an_address_and_this_machine_contradict_each_other() -> None:
 # what reaches Ray
 
 
-class Recorder:
-    """Stands in for a Dataset: what was asked of it, in order."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Recorder]:
-        def ask(first: object, **options: object) -> Recorder:
-            self.asked.append((name, {"first": first, **options}))
-            return self
-
-        return ask
-
-    def iter_rows(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    found = Recorder()
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stand in for a Dataset: what was asked of it, in order."""
+    found = Mock(**{"iter_rows.return_value": ()})
+    for name in ("map_batches", "groupby", "map_groups"):
+        getattr(found, name).return_value = found
     monkeypatch.setattr(on_ray, "_from_units", lambda _: found)
     return found
 
@@ -120,28 +106,26 @@ def on_a_cluster() -> RayCluster:
     return RayCluster(None, 0, False, print, _started=True)
 
 
-def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (name, {key: value for key, value in options.items() if not callable(value)})
-        for name, options in recorder.asked
-    ]
+def asked(recorder: Mock) -> list[tuple[str, dict[str, Any]]]:
+    """Return the steps of a plan and their options, functions left out."""
+    return [(name, options) for name, _, options in recorder.mock_calls if name != "iter_rows"]
 
 
 ONE = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 0.0), ("cuda", 1.0)])
-def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -> None:  # noqa: ANN401
+def test_each_is_one_task_a_unit(recorder: Mock, device: Any, gpus: float) -> None:  # noqa: ANN401
     cluster = Cluster(on_a_cluster())
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
-    work = recorder.asked[0][1]["first"]
+    (work,) = recorder.map_batches.call_args.args
     rows = Mock(iter_rows=work(on_ray._packed(5, "unit")).to_pylist)
     assert list(on_ray._results(rows)) == [25]
 
 
 @pytest.mark.parametrize(("gpus", "inside"), [(0.0, 2), (1.0, 4)])
-def test_actors_are_a_pool_that_readers_feed(recorder: Recorder, gpus: float, inside: int) -> None:
+def test_actors_are_a_pool_that_readers_feed(recorder: Mock, gpus: float, inside: int) -> None:
     pool = Pool(2, 5, 0.75, gpus, 1)
     cluster = Cluster(on_a_cluster())
     make = partial(Counting, 1)
@@ -159,15 +143,16 @@ def test_actors_are_a_pool_that_readers_feed(recorder: Recorder, gpus: float, in
     assert encoding == ("map_batches", {**ONE, **expected})
 
 
-def test_a_shuffle_groups_by_its_key(recorder: Recorder) -> None:
+def test_a_shuffle_groups_by_its_key(recorder: Mock) -> None:
     cluster = Cluster(on_a_cluster())
     found = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=500)
     assert list(found) == []
     assert asked(recorder) == [
         ("map_batches", {**ONE, "num_cpus": 1}),
-        ("groupby", {"first": "shard", "num_partitions": 64}),
+        ("groupby", {"num_partitions": 64}),
         ("map_groups", {"batch_format": "pyarrow", "num_cpus": 1}),
     ]
+    assert recorder.groupby.call_args.args == ("shard",)
 
 
 def test_only_somebody_elses_cluster_may_grow() -> None:
