@@ -124,14 +124,12 @@ def test_prompts_lie_sorted_in_the_shard_that_their_id_names() -> None:
 def test_shards_without_a_prompt_exist_and_are_empty() -> None:
     config = dataset(TOPIC)
     groups = shards_of(config, source(text=["only one"], topic=["sea"]), 5)
-    sizes = [prompts_of(group, number)[0].num_rows for number, group in enumerate(groups)]
+    assert all(group.num_rows for group in groups)
+    tables = [prompts_of(group, number) for number, group in enumerate(groups)]
+    sizes = [table.cast(schema.PROMPTS).num_rows for table, _, _ in tables]
     assert sorted(sizes) == [0, 0, 0, 0, 1]
-    for group in groups:
-        assert group.num_rows
-        assert items_of(group, config.tasks[0])[0].num_rows <= 1
-    empty = prompts_of(groups[sizes.index(0)], 0)
-    assert empty[0].cast(schema.PROMPTS).num_rows == 0
-    assert set(empty[2].values()) == {0}
+    assert [items_of(group, config.tasks[0])[0].num_rows for group in groups] == sizes
+    assert {count for _, _, facts in tables for count in facts.values()} == {0}
 
 
 def test_two_labels_of_one_text_are_two_items_in_source_order() -> None:
@@ -194,11 +192,9 @@ def test_two_texts_with_one_id_are_an_error_that_shows_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(records, "prompt_id", lambda _text: 77)
-    group = shards_of(dataset(), source(text=["first", "second"]), 1)[0]
     with pytest.raises(ValueError, match=r"share the prompt_id 77: 'first' and 'second'"):
-        prompts_of(group, 0)
-    repeated = shards_of(dataset(), source(text=["first", "first"]), 1)[0]
-    assert prompts_of(repeated, 0)[2]["duplicates"] == 1
+        prompts(dataset(), source(text=["first", "second"]))
+    assert prompts(dataset(), source(text=["first"] * 2)) == (["first"], {"duplicates": 1})
 
 
 def test_shards_cover_the_valid_texts_without_overlap() -> None:
@@ -244,14 +240,12 @@ def test_an_id_of_two_rows_names_both_wherever_they_are() -> None:
     keys = [f"row-{n}" for n in range(40)]
     keys[31] = keys[4]
     rows = source(text=[f"text {n}" for n in range(40)], key=keys)
-    expected = "dataset data, column key: row 5 and row 32 have the same id 'row-4'"
-    assert refused_ids(rows) == [expected]
-    assert refused_ids(rows.take(list(reversed(range(40))))) == [expected]
-    second_file = rows.set_column(
-        rows.column_names.index("row"),
-        "row",
-        pa.array([n if n < 20 else (1 << schema.ROW_BITS) + n - 20 for n in range(40)], pa.int64()),
-    )
-    assert refused_ids(second_file) == [
-        "dataset data, column key: row 5 and row 12 of source part 2 have the same id 'row-4'"
-    ]
+    places = [n if n < 20 else (1 << schema.ROW_BITS) + n - 20 for n in range(40)]
+    second_file = rows.drop_columns("row").append_column("row", pa.array(places, pa.int64()))
+    for table, second in (
+        (rows, "row 32"),
+        (rows.take([*reversed(range(40))]), "row 32"),
+        (second_file, "row 12 of source part 2"),
+    ):
+        expected = f"dataset data, column key: row 5 and {second} have the same id 'row-4'"
+        assert refused_ids(table) == [expected]
