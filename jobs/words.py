@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TypeGuard
 
 from operators.ranking.scores import TIE
@@ -89,6 +90,15 @@ def counted(amount: int, noun: str) -> str:
 def listed(parts: Sequence[str]) -> str:
     """Return parts as a sentence lists them: a, b and c."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def layers_in_words(layers: Sequence[int]) -> str:
+    """Return layers in words, three and more in a row as a range."""
+    parts: list[str] = []
+    for _, same in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
+        run = [str(layer) for _, layer in same]
+        parts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run  # noqa: PLR2004  (2 are no range)
+    return f"layer{'' if len(layers) == 1 else 's'} {listed(parts)}"
 
 
 def capital(text: str) -> str:

@@ -110,6 +110,11 @@ class Lines:
         )
 
 
+def where_any(plot: Lines) -> Lines | None:
+    """Return a chart of lines, None if none of them has a point."""
+    return plot if any(line.points for line in plot.lines) else None
+
+
 @dataclass(frozen=True)
 class Point:
     """A point: what it is called, how far up its whisker goes, and how it is drawn.

@@ -49,19 +49,14 @@ SIZES: dict[Shape, tuple[Size, ...]] = {  # two: for wide and for narrow windows
     "panel": (Size(330, 210, left=56),),
     "small": (Size(144, 92, left=2, right=2, top=4, bottom=20),),
 }
-INK, MUTED, RULE, ACCENT, BAND = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
-PAPER, SECOND, THIRD, FOURTH = "#101112", "#131415", "#161718", "#191a1b"
+# The page's variables by the colour that matplotlib draws in their stead.
 _VARIABLES = {
-    INK: "ink",
-    MUTED: "muted",
-    RULE: "rule",
-    ACCENT: "accent",
-    BAND: "band",
-    PAPER: "paper",
-    SECOND: "second",
-    THIRD: "third",
-    FOURTH: "fourth",
+    f"#0102{number:02x}": name
+    for number, name in enumerate(
+        ("ink", "muted", "rule", "accent", "band", "second", "third", "fourth"), 1
+    )
 }
+INK, MUTED, RULE, ACCENT, BAND, SECOND, THIRD, FOURTH = _VARIABLES
 _COLOURS = (ACCENT, SECOND, THIRD, FOURTH)
 _DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 2), (8, 2, 2, 2))
 _DASHED = (0, (4, 2))

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.report.charts import Plot, Shape
-from jobs.report.drawing import draw, swatch
+from jobs.report.drawing import draw
 from jobs.words import NOTHING
 
 COLUMNS = 100  # of a console
@@ -116,11 +116,6 @@ def level_swatch(opacity: float, *, dashed: bool = False) -> Markup:
     """Return the line of a level, for a legend."""
     look = "dashed" if dashed else "line"
     return Markup('<span class="{0}" style="opacity: {1}"></span>').format(look, f"{opacity:g}")
-
-
-def model_swatch(index: int) -> Markup:
-    """Return the line of the model with this number, for a legend."""
-    return swatch(index)
 
 
 def json_bytes(data: object) -> bytes:

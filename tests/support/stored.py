@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require
 from storage.partition import KEYS, Partition, partitions, shard_name
@@ -14,14 +15,27 @@ from storage.shards import Receipt, write_shard
 from storage.sql import connect
 
 
-def store(root: Root, where: Partition, shards: Sequence[pa.Table], settings: Settings) -> Manifest:
-    """Store a partition, a shard a table, as a stage leaves it."""
+def store(
+    root: Root,
+    where: Partition,
+    shards: Sequence[pa.Table],
+    settings: Settings,
+    facts: Mapping[str, int | float | str] | None = None,
+) -> Manifest:
+    """Store a partition as a stage leaves it: a shard a table, a row group a layer."""
     receipts = []
     for number, table in enumerate(shards):
-        blank = Receipt(shard_name(number), 0, digest_of(settings), "")
+        blank = Receipt(shard_name(number), 0, digest_of(settings), "", facts=facts or {})
         key = where.shard(blank.name)
-        receipts.append(write_shard(root, key, [table], table.schema, blank))
+        receipts.append(write_shard(root, key, _groups(table), table.schema, blank))
     return Manifests(root).publish(where, settings, receipts)
+
+
+def _groups(table: pa.Table) -> list[pa.Table]:
+    if "layer" not in table.column_names:
+        return [table]
+    layers = pc.unique(table["layer"]).to_pylist()
+    return [table.filter(pc.field("layer") == layer) for layer in layers]
 
 
 def manifests(root: Root) -> list[Manifest]:

@@ -12,7 +12,7 @@ import numpy as np
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.rank.ranking import Row
-from jobs.report.charts import Line, Lines
+from jobs.report.charts import Line, Lines, where_any
 from jobs.report.facts import Facts
 from jobs.report.guide import link_to
 from jobs.report.section import Chart, Section, Table, level_swatch
@@ -191,8 +191,9 @@ def _measured(
     if not all(levels):
         return []
     slopes = run.rows_if_any(partition("sensitivity", subject, dataset, family))
-    found, asked = [], parameters(run.config)
-    for metric in of_metrics(run.config.measure.metrics):
+    found, asked, names = [], parameters(run.config), run.config.measure.metrics
+    views = of_kind(names, Views)  # which are of the clean text alone
+    for metric in (name for name in METRICS if name in names and name not in views):
         variant = METRICS[metric].perturbed or main_variant(metric, asked)
         same = [_of(rows, metric, variant) for rows in levels]
         pairs = ((row["norm"], row["pooling"]) for rows in same for row in rows)
@@ -205,12 +206,6 @@ def _measured(
             sloped = _by_layer(_of(slopes, metric, variant), shown)
             found.append(Response(dataset.name, family, metric, variant, *shown, at, sloped))
     return found
-
-
-def of_metrics(names: Sequence[str]) -> list[str]:
-    """Return the metrics that are measured under conditions: views are of the clean text alone."""
-    views = of_kind(names, Views)
-    return [name for name in METRICS if name in names and name not in views]
 
 
 def _of(rows: Sequence[Row], metric: str, variant: str) -> list[Row]:
@@ -336,11 +331,11 @@ def _chart(facts: Facts, each: Response) -> Chart:
     how = capital(vectors_of(each.norm, each.pooling))
     return Chart(
         each.name,
-        Lines(lines, y=each.unit) if any(line.points for line in lines) else None,
+        where_any(Lines(lines, y=each.unit)),
         says=says(each, f"{100 * facts.ranking.settings.level:g} %"),
         source=f"{how}; {counted(prompts, 'prompt')}{missing}.",
         link=link_to(METRICS[each.metric].title),
-        below=Lines([sloped], y="slope", zero=True) if sloped.points else None,
+        below=where_any(Lines([sloped], y="slope", zero=True)),
     )
 
 

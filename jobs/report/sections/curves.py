@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.config.run import labelled_tasks, learning_examples, noise_conditions
 from jobs.rank.ranking import Row
-from jobs.report.charts import Lines, Look, in_points
+from jobs.report.charts import Lines, Look, in_points, where_any
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.wording import layer_cell
@@ -170,12 +170,11 @@ def _chart(facts: Facts, each: Curves) -> Chart:
         look = looks.get(layer, "faint")
         lines.append(in_points(name, x, mean.tolist(), look, ends, at_end=layer in looks))
     lines.sort(key=lambda line: line.look != "faint")
-    some = any(line.points for line in lines)
     ticks = [(kind.place(x), each.at(x)) for x in each.places]
     metric = capital(each.metric.replace("_", " "))
     return Chart(
         f"{each.label}: {kind.title}",
-        Lines(lines, kind.axis, "score, points", ticks) if some else None,
+        where_any(Lines(lines, kind.axis, "score, points", ticks)),
         says=lead(facts, each),
         source=f"{metric}, {kind.fitted}.",
     )

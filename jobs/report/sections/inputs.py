@@ -13,7 +13,7 @@ from jobs.report.section import Cell, Section, Table
 from jobs.report.sections.metrics import Series, series
 from jobs.report.wording import title
 from jobs.run import Run, partition
-from jobs.words import count, counted, known, listed
+from jobs.words import count, counted, known, layers_in_words
 from operators.metrics.registry import METRICS
 from operators.prompts.conditions import graded
 from operators.prompts.views import view_name
@@ -116,7 +116,7 @@ def undefined(facts: Facts, measured: Sequence[Series]) -> list[list[str]]:
         rows = facts.ranking.rows
         layers = [row["layer"] for row in rows if not known(row["tasks"][task.label])]
         if layers:
-            where = _layers(layers, len(rows))
+            where = layers_in_words(layers) if len(layers) < len(rows) else "every layer"
             found.append([f"Task {task.label}", where, _FROM_SEARCH if searched else _FROM_TASK])
     return found
 
@@ -132,18 +132,13 @@ def _extent(same: Sequence[Series], reason: str) -> str:
     worst = max(rows, key=lambda row: int(row["n_undefined"]))
     parts = []
     if missing:
-        where = _layers(sorted(set(missing)), len({row["layer"] for row in rows}))
+        layers, of = sorted(set(missing)), {row["layer"] for row in rows}
+        where = layers_in_words(layers) if len(layers) < len(of) else "every layer"
         parts.append(f"{len(missing):,} of {counted(len(rows), 'value')}, in {where}")
     if worst["n_undefined"]:
         total = worst["n_prompts"] + worst["n_undefined"]
         parts.append(f"{worst['n_undefined']:,} of {total:,} prompts, at most in one layer")
     return "; ".join(parts)
-
-
-def _layers(layers: Sequence[int], of: int) -> str:
-    if len(layers) == of:
-        return "every layer"
-    return f"layer{'' if len(layers) == 1 else 's'} {listed([*map(str, layers)])}"
 
 
 def _table(label: str, encoded: Sequence[Row], run: Run, *, folded: bool = False) -> Table:

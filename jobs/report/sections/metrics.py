@@ -7,15 +7,14 @@ beside it the same without the first token where that was measured too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from jobs.config.metrics import parameters, shown_vectors
-from jobs.config.run import RunConfig
 from jobs.rank.ranking import Ranking, Row
-from jobs.report.charts import Line, Lines, Look
+from jobs.report.charts import Line, Lines, Look, where_any
 from jobs.report.facts import Facts
 from jobs.report.guide import link_to
 from jobs.report.section import Cell, Chart, Section, Table
@@ -91,21 +90,13 @@ def section(facts: Facts) -> Section:
 
 
 def series(facts: Facts, dataset: str) -> list[Series]:
-    """Return the measured metrics of a dataset in the registry's order."""
+    """Return the rows of a dataset by metric, variant and vectors, in the registry's order."""
     assert facts.run is not None
     config = facts.run.config
-    (where,) = [
-        partition("layer_metrics", facts.ranking.subject, each)
-        for each in config.datasets
-        if each.name == dataset
-    ]
-    return series_of(dataset, facts.run.rows_if_any(where), config)
-
-
-def series_of(dataset: str, rows: Iterable[Row], config: RunConfig) -> list[Series]:
-    """Return the rows of a dataset's `layer_metrics` by metric, variant and vectors."""
+    (of,) = [each for each in config.datasets if each.name == dataset]
+    where = partition("layer_metrics", facts.ranking.subject, of)
     found: dict[tuple[str, str, str, str], list[Row]] = {}
-    for row in rows:
+    for row in facts.run.rows_if_any(where):
         name = (row["metric"], row["variant"], row["norm"], row["pooling"])
         found.setdefault(name, []).append(row)
     known_metrics, asked = list(METRICS), parameters(config)
@@ -176,9 +167,9 @@ def _chart(facts: Facts, each: Series, of: Sequence[Series]) -> Chart:
         Line(name, [row["layer"] for row in s.rows], [row["value"] for row in s.rows], look)
         for s, name, look in named
     ]
-    some = any(line.points for line in lines)
-    plot = Lines(lines, y=unit) if some else None
-    found = chart(each.metric, plot, each.norm, each.pooling, each.prompts)
+    found = chart(
+        each.metric, where_any(Lines(lines, y=unit)), each.norm, each.pooling, each.prompts
+    )
     dashed = " Dashed: without the first token." if beside else ""
     grey = " Grey: from too few prompts." if few else ""
     return replace(found, source=f"{found.source}{dashed}{grey}")
@@ -200,9 +191,7 @@ def _values(facts: Facts, of: Sequence[Series]) -> Table:
         rows,
         words=(0, 1, 2),
         grey=grey,
-        note="Grey: from fewer prompts than a usable value wants, as the guide says."
-        if grey
-        else "",
+        note="Grey: from fewer prompts than a usable value wants, as the guide says." * bool(grey),
         folded=True,
     )
 

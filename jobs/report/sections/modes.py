@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from jobs.report.charts import Histogram
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.run import Run, partition
-from jobs.words import NOTHING, capital, count, known, listed, number, share
+from jobs.words import NOTHING, capital, count, known, layers_in_words, number, share
 from operators.analysis.effects import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
 
@@ -108,14 +107,15 @@ def sentence(rows: Sequence[Row], found: Sequence[Row], unit: str) -> str:
     several = sorted((row for row in found if row["peaks"] > 2), key=lambda row: row["layer"])  # noqa: PLR2004
     groups, peaks = "", ""
     if two:
-        groups = f"In {_layers(two)} the entropies of the prompts fall into two groups."
+        groups = f"In {layers_in_words(two)} the entropies of the prompts fall into two groups."
         if len(two) > 1:
             groups += f" They are furthest from a single one in layer {found[0]['layer']}."
     if several:
         most = max(several, key=lambda row: int(row["peaks"]))
         where = "" if len(several) == 1 else f" in layer {most['layer']}"
+        which = layers_in_words([row["layer"] for row in several])
         peaks = (
-            f"In {_layers([row['layer'] for row in several])} the entropies have more than two "
+            f"In {which} the entropies have more than two "
             f"peaks ({most['peaks']}{where}), as short texts can give, one for every length."
         )
     about = separated(found[0], unit)
@@ -188,16 +188,6 @@ def _medians(trait: Row) -> str:
         for value in (trait["low"], trait["high"])
     )
     return f" (medians: {low} in the lower group, {high} in the upper)"
-
-
-def _layers(layers: Sequence[int]) -> str:
-    """Return layers in words, three and more in a row as a range."""
-    parts: list[str] = []
-    for _, same in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-        run = [layer for _, layer in same]
-        long = len(run) > 2  # noqa: PLR2004  (two are no range)
-        parts += [f"{run[0]} to {run[-1]}"] if long else [str(layer) for layer in run]
-    return f"layer{'' if len(layers) == 1 else 's'} {listed(parts)}"
 
 
 def _chart(row: Row, is_bimodal: bool, unit: str) -> Chart:

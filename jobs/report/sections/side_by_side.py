@@ -7,9 +7,10 @@ from typing import Any
 
 from jobs.rank import sentences
 from jobs.rank.ranking import Ranking, at_layers
-from jobs.report.charts import Line, Lines, in_points
+from jobs.report.charts import Line, Lines, in_points, where_any
+from jobs.report.drawing import swatch
 from jobs.report.facts import Facts
-from jobs.report.section import Cell, Chart, Section, Table, model_swatch
+from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.sections.metrics import chart, drawn, series
 from jobs.report.wording import gain_span
 from jobs.words import NOTHING, counted, hundredths, points, signed
@@ -43,17 +44,8 @@ def section(models: Sequence[Facts]) -> Section:
                 sentences.answer(facts.ranking.evidence, facts.ranking.verdict),
             ]
         )
-    interval = models[0].interval
-    head: list[Cell] = [
-        "Model",
-        "Blocks",
-        "Best layer",
-        "Score",
-        ("Gain", "over the last"),
-        interval,
-    ]
-    head += ["Its depth", "Recommended", "Its depth", "Verdict"]
-    charts = _scores(models)
+    head: list[Cell] = ["Model", "Blocks", "Best layer", "Score", ("Gain", "over the last")]
+    head += [models[0].interval, "Its depth", "Recommended", "Its depth", "Verdict"]
     return Section(
         "Side by side",
         "side",
@@ -62,8 +54,8 @@ def section(models: Sequence[Facts]) -> Section:
             "layer, so that models of different sizes lie on one axis: 0 is the input of the first "
             "block, 1 the last layer."
         ],
-        legend=[(model_swatch(n), each["name"]) for n, each in enumerate(data)],
-        charts=charts,
+        legend=[(swatch(n), each["name"]) for n, each in enumerate(data)],
+        charts=_scores(models),
         tables=[Table("Models side by side", head, rows, words=(0, 9))],
         parts=_metrics(models),
         data={"side_by_side": data},
@@ -97,9 +89,9 @@ def _scores(models: Sequence[Facts]) -> list[Chart]:
     for facts in models:
         name, scores = facts.ranking.subject.name, [row["score"] for row in facts.ranking.rows]
         lines.append(in_points(name, _depths(facts.ranking), scores, "model", at_end=True))
-    if not any(line.points for line in lines):
+    plot = where_any(Lines(lines, "relative depth", "score, points", _TICKS))
+    if plot is None:
         return []
-    plot = Lines(lines, "relative depth", "score, points", _TICKS)
     source = "Score against relative depth, mean over tasks, in points."
     return [Chart("Score against relative depth", plot, "wide", source=source)]
 
@@ -122,16 +114,12 @@ def _metrics(models: Sequence[Facts]) -> list[Section]:
                 continue
             lines = []
             for facts, own in zip(models, shown, strict=True):
-                values = (
-                    {row["layer"]: row["value"] for row in own[metric].rows}
-                    if metric in own
-                    else {}
-                )
+                measured = own[metric].rows if metric in own else ()
+                values = {row["layer"]: row["value"] for row in measured}
                 y = at_layers(values, facts.ranking.layers).tolist()
                 lines.append(Line(facts.ranking.subject.name, _depths(facts.ranking), y, "model"))
-            some = any(line.points for line in lines)
             unit = unit_of(metric, found.variant)
-            plot = Lines(lines, "relative depth", unit, _TICKS) if some else None
+            plot = where_any(Lines(lines, "relative depth", unit, _TICKS))
             charts.append(chart(metric, plot, found.norm, found.pooling))
         if charts:
             among = f" of {dataset.name}" if len(run.config.datasets) > 1 else ""

@@ -28,16 +28,14 @@ from jobs.run import Run, partition
 from operators.metrics.registry import METRICS
 from operators.prompts.views import view_name
 from storage import schema
-from storage.manifest import Manifests, digest_of
 from storage.partition import CLEAN, Partition, partitions
 from storage.root import Root
-from storage.shards import Receipt, vector_column, write_shard
-from tests.support.by_hand import facts, rows
+from tests.support.by_hand import HOSTILE, cost, facts, rows
 from tests.support.here import Here
+from tests.support.stored import store
 
 LAYERS = 4
 FILES = {"report.json", "report.md", "metrics.html", "index.html"}
-HOSTILE = '<script>alert(1)</script>|"&`x`'
 SECRETS = ("key-of-nobody", "secret-of-nobody", "token-of-nobody", "endpoint-of-nobody")
 # The mean over the tasks of each layer; layer 2 is the best by far, and so in every draw.
 SCORES = {"topic": [0.50, 0.60, 0.80, 0.70], "find": [0.30, 0.35, 0.62, 0.41]}
@@ -75,32 +73,11 @@ def _config(tasks: Sequence[str] = tuple(SCORES)) -> RunConfig:
 def _store(
     root: Root,
     where: Partition,
-    groups: Sequence[pa.Table],
+    rows: list[dict[str, Any]],
     columns: pa.Schema,
-    facts: Mapping[str, int | float | str] | None = None,
+    **facts: float | str,
 ) -> None:
-    settings = {"made": "by hand"}
-    blank = Receipt("shard-00000.parquet", 0, digest_of(settings), "", facts=facts or {})
-    receipt = write_shard(root, where.shard(blank.name), groups, columns, blank)
-    Manifests(root).publish(where, settings, [receipt])
-
-
-def _store_rows(
-    root: Root, where: Partition, rows: list[dict[str, Any]], columns: pa.Schema
-) -> None:
-    _store(root, where, [pa.Table.from_pylist(rows, columns)], columns)
-
-
-def _store_embeddings(root: Root, where: Partition) -> None:
-    """Store one prompt in every layer; `jobs.rank.stage` asks only which layers there are."""
-    facts = {"tokens": 1234, "truncated": 5, "skipped_no_tokens": 2, "model_seconds": 1.5}
-    columns = schema.embeddings(2)
-    vector = vector_column(np.zeros((1, 2), dtype=np.float32))
-    groups = [
-        pa.table([[1], [layer], ["final"], ["mean"], [3], vector], names=columns.names)
-        for layer in range(LAYERS)
-    ]
-    _store(root, where, groups, columns, {"prompts": 40, **facts})
+    store(root, where, [pa.Table.from_pylist(rows, columns)], {"made": "by hand"}, facts)
 
 
 def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
@@ -163,23 +140,9 @@ def _run(
     rows = _metric_rows() if metrics is None else metrics
     for dataset in config.datasets:
         _store_dataset(run, dataset, scores, rows)
-    where = Partition("layer_costs", (run.subjects[0].name, run.subjects[0].revision))
-    _store_rows(run.root, where, _cost_rows(), schema.LAYER_COSTS)
+    where = partition("layer_costs", run.subjects[0])
+    _store(run.root, where, [cost(layer) for layer in range(LAYERS)], schema.LAYER_COSTS)
     return run
-
-
-def _cost_rows() -> list[dict[str, Any]]:
-    return [
-        {
-            "layer": layer,
-            "parameters": 5_000_000 + 1_000_000 * layer,
-            "flops_per_token": 2_500_000.0 * layer,
-            "latency_ms": 0.5 + 4.0 * layer,
-            "tokens": 128,
-            "device": "cpu",
-        }
-        for layer in range(LAYERS)
-    ]
 
 
 def _store_dataset(
@@ -196,18 +159,22 @@ def _store_dataset(
         "skipped_too_short": 3,
         "duplicates": 7,
     }
-    prompts = pa.table([[1], ["a text"], [0]], names=schema.PROMPTS.names)
-    where = Partition("prompts", (dataset.name,))
-    _store(run.root, where, [prompts], schema.PROMPTS, facts)
+    prompt = dict(zip(schema.PROMPTS.names, (1, "a text", 0), strict=True))
+    _store(run.root, Partition("prompts", (dataset.name,)), [prompt], schema.PROMPTS, **facts)
+    # One prompt in every layer; `jobs.rank.stage` asks only which layers there are.
+    vector = {"prompt_id": 1, "norm": "final", "pooling": "mean", "n_tokens": 3, "vector": [0, 0]}
+    vectors = [{**vector, "layer": layer} for layer in range(LAYERS)]
+    read = {"prompts": 40, "tokens": 1234, "truncated": 5, "skipped_no_tokens": 2}
     for condition in (CLEAN, *map(view_name, range(run.config.views.count))):
-        _store_embeddings(run.root, partition("embeddings", subject, dataset, condition))
+        where = partition("embeddings", subject, dataset, condition)
+        _store(run.root, where, vectors, schema.embeddings(2), **read, model_seconds=1.5)
     for task in dataset.tasks:
         rows = _score_rows(task.type, scores[task.name])
-        keys = (*partition("embeddings", subject, dataset).values, task.name)
-        _store_rows(run.root, Partition("probe_scores", keys), rows, schema.PROBE_SCORES)
+        where = partition("probe_scores", subject, dataset, task)
+        _store(run.root, where, rows, schema.PROBE_SCORES)
     if metrics:
         where = partition("layer_metrics", subject, dataset)
-        _store_rows(run.root, where, metrics, schema.LAYER_METRICS)
+        _store(run.root, where, metrics, schema.LAYER_METRICS)
 
 
 def _publish(run: Run) -> dict[str, str]:
@@ -377,19 +344,23 @@ def test_a_task_without_any_score_is_named_everywhere(
     assert "not counted" not in whole["report.md"] + whole["index.html"]
 
 
-def test_a_search_and_an_undefined_score_each_leave_layers_out(tmp_path: Path) -> None:
+def test_a_search_and_an_undefined_score_each_leave_layers_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = _config()
     run = _run(tmp_path, config)
     scores = {"topic": SCORES["topic"], "find": [float("nan"), *SCORES["find"][1:]]}
     for task in config.datasets[0].tasks:
-        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
         kept = [row for row in _score_rows(task.type, scores[task.name]) if row["layer"] != 1]
-        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
-        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
-        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
-    (found,) = rank(run)
-    assert "The search dropped layer 1 early" in found.sentence
-    assert "Layer 0 is not in the ranking: task find has" in found.sentence
+        where = partition("probe_scores", run.subjects[0], config.datasets[0], task)
+        _store(run.root, where, kept, schema.PROBE_SCORES, search_share=0.5, survivors="2,3")
+    files = _publish(run)
+    sentence = _strict(files["report.json"])["subjects"][0]["verdict"]["sentence"]
+    assert "The search dropped layer 1 early" in sentence
+    assert "Layer 0 is not in the ranking: task find has" in sentence
+    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
+        assert "The search did 50 % of the scoring of a full sweep" in " ".join(text.split())
+    assert files["index.html"].count("<span>dropped</span>") == 2
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -421,20 +392,15 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert all(len(each) == 1 for each in bars)
 
 
-def test_the_page_loads_nothing(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_is_accessible(tmp_path: Path) -> None:
     page = _publish(_run(tmp_path, _config()))["index.html"]
     addresses = re.findall(r"""\b(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
     allowed = re.compile(r"#|data:,$|report\.(json|md)$|metrics\.html(#[\w-]+)?$")
     assert addresses
     assert [each for each in addresses if not allowed.match(each)] == []
-    assert (
-        re.findall(r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")", page) == []
-    )
+    loads = r"url\((?!#)|@import|<script|<link(?! rel=\"icon\" href=\"data:,\")"
+    assert re.findall(loads, page) == []
     assert "default-src 'none'" in page
-
-
-def test_the_page_is_accessible(tmp_path: Path) -> None:
-    page = _publish(_run(tmp_path, _config()))["index.html"]
     assert '<html lang="en">' in page
     assert 'name="viewport"' in page
     plots = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
@@ -545,8 +511,9 @@ def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
         for examples, values in scores.items()
         for row in _score_rows("classification", values)
     ]
-    keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, "topic")
-    _store_rows(run.root, Partition("learning_curves", keys), rows, schema.LEARNING_CURVES)
+    dataset = config.datasets[0]
+    where = partition("learning_curves", run.subjects[0], dataset, dataset.tasks[0])
+    _store(run.root, where, rows, schema.LEARNING_CURVES)
     files = _publish(run)
     (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
     assert (curves["label"], curves["kind"]) == ("topic", "examples")
@@ -578,20 +545,3 @@ def test_scores_of_a_file_give_the_same_page(tmp_path: Path) -> None:
         assert title in files["index.html"]
     tables = {each.table for name in ("ranking", "choices") for each in partitions(root, name)}
     assert tables == {"ranking", "choices"}
-
-
-def test_a_searched_run_says_what_was_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = _config()
-    run = _run(tmp_path, config)
-    for task in config.datasets[0].tasks:
-        keys = (*partition("embeddings", run.subjects[0], config.datasets[0]).values, task.name)
-        kept = [row for row in _score_rows(task.type, SCORES[task.name]) if row["layer"] > 1]
-        table = pa.Table.from_pylist(kept, schema.PROBE_SCORES)
-        facts: dict[str, int | float | str] = {"search_share": 0.5, "survivors": "2,3"}
-        _store(run.root, Partition("probe_scores", keys), [table], schema.PROBE_SCORES, facts)
-    files = _publish(run)
-    for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
-        assert "The search did 50 % of the scoring of a full sweep" in " ".join(text.split())
-    assert files["index.html"].count("<span>dropped</span>") == 2
