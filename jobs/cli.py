@@ -19,7 +19,7 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_subject, load, overridden, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
-from jobs.plan.limits import Limits, Rates, add_limits, add_prices
+from jobs.plan.limits import Limits, add_limits, add_prices
 from jobs.prepare.folders import add_texts, with_folders
 from operators.model.subject import Norm, Pooling
 from storage.root import Root
@@ -44,18 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.handler(arguments)
-    except KeyboardInterrupt:
-        return _fail(arguments, KeyboardInterrupt("stopped; the same command goes on from here"))
-    except Exception as error:  # noqa: BLE001  (the outermost command: report, then exit non-zero)
-        return _fail(arguments, error)
-    return code
-
-
-def _fail(arguments: argparse.Namespace, error: BaseException) -> int:
-    if getattr(arguments, "verbose", False):
-        traceback.print_exception(error)
-    message, code = explain(error)
-    sys.stderr.write(f"layerrank: {message}\n")
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost command)
+        if getattr(arguments, "verbose", False):
+            traceback.print_exception(error)
+        message, code = explain(error)
+        if isinstance(error, KeyboardInterrupt):
+            message = "stopped; the same command goes on from here"
+        sys.stderr.write(f"layerrank: {message}\n")
     return code
 
 
@@ -66,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         "kept as Parquet, measured, probed and ranked.",
     )
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_plan, _add_status, _add_query, _add_export, _add_nightly):
+    for add in (_add_runs, _add_plan, _add_status, _add_query, _add_export):
         add(added)
     return parser
 
 
-# run, each of its stages, and report
+# run, each of its stages, report and nightly
 
 
 def _add_runs(added: _Parsers[argparse.ArgumentParser]) -> None:
@@ -93,6 +88,8 @@ def _add_runs(added: _Parsers[argparse.ArgumentParser]) -> None:
     )
     rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
     rebuilt.set_defaults(command="rank")
+    text = "checkpoints without a ranking, each against its last one"
+    _add_run(added, "nightly", text).set_defaults(handler=nightly)
 
 
 def _add_run(
@@ -124,9 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _rank_scores(arguments)
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
-    from jobs.extract.stage import extract  # noqa: PLC0415
+    from jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
     from jobs.measure.stage import measure  # noqa: PLC0415
-    from jobs.prepare.stage import prepare  # noqa: PLC0415
+    from jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
     from jobs.probe.stage import probe, require_scores  # noqa: PLC0415
     from jobs.rank.stage import rank  # noqa: PLC0415
     from jobs.report.page import publish  # noqa: PLC0415
@@ -154,7 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
         for each in run.subjects:
             check(each, run.config.storage)
             require_lengths(run.config.conditions, each, run.config.storage)
-        _require_before(wanted[0], run)
+        # A stage on its own reads what those before it have made, with the same settings.
+        if wanted[0] != "prepare":
+            require_prepared(run)
+        if wanted[0] not in ("prepare", "extract"):
+            require_extracted(run)
         within(run.config, run.root, say)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
@@ -167,9 +168,20 @@ def _within(limits: Limits) -> Callable[..., None]:
     """Return what keeps a run from starting that would exceed its limits."""
     if not limits:
         return lambda *_, **__: None
-    from jobs.plan.words import Guard  # noqa: PLC0415  (imports torch, seconds)
+    from jobs.plan.words import Guard  # noqa: PLC0415  (imports s3fs)
 
     return Guard(limits).check
+
+
+def nightly(arguments: argparse.Namespace) -> int:
+    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
+    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
+
+    with _opened(arguments, "LayerRank nightly", each_checkpoint=False) as run:
+        night = evaluated(run, verbose=arguments.verbose)
+    if night.failed:
+        return FAILED
+    return REGRESSED if night.regressed else DONE
 
 
 @contextmanager
@@ -202,17 +214,6 @@ def _opened(arguments: argparse.Namespace, title: str, *, each_checkpoint: bool)
         say=say,
     ) as cluster:
         yield Run(config, root, cluster, arguments.overwrite, chosen, seen)
-
-
-def _require_before(stage: str, run: Run) -> None:
-    """Raise if a stage on its own would read what is not there, or made with other settings."""
-    from jobs.extract import stage as extract  # noqa: PLC0415
-    from jobs.prepare import stage as prepare  # noqa: PLC0415
-
-    if stage != "prepare":
-        prepare.require_prepared(run)
-    if stage not in ("prepare", "extract"):
-        extract.require_extracted(run)
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
@@ -257,16 +258,13 @@ def plan(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     uri = arguments.output or config.output
-    root = Root(uri, config.storage.options() if "://" in uri else {}) if uri else None
+    root = Root(uri, config.storage.options()) if uri else None
     found = planned(config, root, measure=arguments.measure)
-    for line in told(found, _rates(arguments)):
+    prices = arguments.price_gb_month, arguments.price_1000_puts
+    for line in told(found, arguments.tokens_per_second, *prices):
         say(line)
     require_within(found, _limits(arguments))
     return DONE
-
-
-def _rates(arguments: argparse.Namespace) -> Rates:
-    return Rates(arguments.tokens_per_second, arguments.price_gb_month, arguments.price_1000_puts)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -290,7 +288,8 @@ def status(arguments: argparse.Namespace) -> int:
     """Say what an output holds."""
     from jobs.status import status as held  # noqa: PLC0415
 
-    complete = held(_root_of(arguments.output, arguments), say, check_bytes=arguments.verify)
+    root = Root(arguments.output, _storage(arguments).options())
+    complete = held(root, say, check_bytes=arguments.verify)
     return DONE if complete else FAILED
 
 
@@ -306,7 +305,7 @@ def query(arguments: argparse.Namespace) -> int:
     """Answer a query."""
     from storage.sql import connect  # noqa: PLC0415
 
-    with connect(_root_of(arguments.output, arguments)) as connection:
+    with connect(Root(arguments.output, _storage(arguments).options())) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
             say(str(relation).rstrip())
@@ -352,11 +351,11 @@ def export(arguments: argparse.Namespace) -> int:
         name=arguments.name or "",
         trust_remote_code=arguments.trust_remote_code,
     )
-    storage = load(arguments.config).storage if arguments.config else StorageConfig()
+    storage = _storage(arguments)
     each = local(subject(described), storage)
     layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
     if arguments.ranking:
-        root = _root_of(arguments.ranking, arguments)
+        root = Root(arguments.ranking, storage.options())
         row, evidence = ranked_layer(root, each, layer, arguments.group)
         layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
     if layer is None:
@@ -364,25 +363,6 @@ def export(arguments: argparse.Namespace) -> int:
     point = CutPoint(layer, norm or "final", pooling or "mean", arguments.max_tokens)
     say(f"  {exported(each, point, arguments.out, evidence, overwrite=arguments.overwrite)}")
     return DONE
-
-
-# nightly
-
-
-def _add_nightly(added: _Parsers[argparse.ArgumentParser]) -> None:
-    parser = _add_run(added, "nightly", "checkpoints without a ranking, each against its last one")
-    parser.set_defaults(handler=nightly)
-
-
-def nightly(arguments: argparse.Namespace) -> int:
-    """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
-    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
-
-    with _opened(arguments, "LayerRank nightly", each_checkpoint=False) as run:
-        night = evaluated(run, verbose=arguments.verbose)
-    if night.failed:
-        return FAILED
-    return REGRESSED if night.regressed else DONE
 
 
 # what commands share
@@ -402,6 +382,5 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
 
 
-def _root_of(output: str, arguments: argparse.Namespace) -> Root:
-    storage = load(arguments.config).storage if arguments.config else None
-    return Root(output, storage.options() if storage and "://" in output else {})
+def _storage(arguments: argparse.Namespace) -> StorageConfig:
+    return load(arguments.config).storage if arguments.config else StorageConfig()

@@ -165,14 +165,13 @@ class Run:
         settings: Settings,
         rows: Callable[[], Iterable[Row]],
         *,
-        overwrite: bool | None = None,
+        overwrite: bool = False,
     ) -> tuple[Manifest, bool]:
         """Return a table of one object and whether it was made now, by `rows`, or was there.
 
         SettingsConflictError if it was made with other settings, unless it may be overwritten.
         """
-        replaced = self.overwrite if overwrite is None else overwrite
-        present = self.manifests.current(where, settings, overwrite=replaced)
+        present = self.manifests.current(where, settings, overwrite=self.overwrite or overwrite)
         if present is not None:
             return present, False
         return self.write(where, settings, rows()), True
@@ -216,9 +215,8 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     uri = output or config.output
     if not uri:
         raise ConfigError("no output: give --output, or `output:` in the config")
-    remote = "://" in uri
     # Workers have working directories of their own: a relative folder would be another one there.
-    root = Root(uri, config.storage.options()) if remote else Root(str(Path(uri).resolve()))
+    root = Root(uri if "://" in uri else str(Path(uri).resolve()), config.storage.options())
     root.check_writable()
     return root
 

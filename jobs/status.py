@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from storage.manifest import Manifest, require
+from storage.manifest import require
 from storage.partition import KEYS, all_partitions
 from storage.root import Root
 from storage.shards import verify
@@ -25,7 +25,14 @@ def status(root: Root, say: Callable[[str], None], *, check_bytes: bool = False)
                 sound = False
                 continue
             manifest = require(root, partition)
-            broken = _broken(root, manifest, check_bytes)
+            sizes = root.sizes(partition.path)
+            # Shards that are missing, have another size, or (if asked) other bytes.
+            broken = [
+                receipt.name
+                for receipt in manifest.receipts
+                if sizes.get(receipt.name) != receipt.bytes
+                or (check_bytes and not verify(root, partition.shard(receipt.name), receipt))
+            ]
             size = sum(receipt.bytes for receipt in manifest.receipts) / _MIB
             state = f"damaged: {', '.join(broken)}" if broken else "complete"
             say(
@@ -36,14 +43,3 @@ def status(root: Root, say: Callable[[str], None], *, check_bytes: bool = False)
     if not partitions:
         raise FileNotFoundError(f"there is no table under {root.uri}")
     return sound
-
-
-def _broken(root: Root, manifest: Manifest, check_bytes: bool) -> list[str]:
-    """Return the shards that are missing, have another size, or (if asked) other bytes."""
-    sizes = root.sizes(manifest.partition.path)
-    return [
-        receipt.name
-        for receipt in manifest.receipts
-        if sizes.get(receipt.name) != receipt.bytes
-        or (check_bytes and not verify(root, manifest.partition.shard(receipt.name), receipt))
-    ]

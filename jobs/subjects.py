@@ -195,21 +195,21 @@ def _checkpoints(
         parent = Root(config.model, storage.options())
     elif Path(config.model).is_dir():
         parent = Root(str(Path(config.model).resolve()))
-    there = _folders(parent) if parent else []
-    if isinstance(config.revisions, str):
-        known = there if parent else _branches(config.model)
-        wanted = [name for name in known if fnmatchcase(name, config.revisions)]
+    pattern = config.revisions if isinstance(config.revisions, str) else None
+    known = _listed(config.model, parent) if parent or pattern else []
+    if pattern:
+        wanted = [name for name in known if fnmatchcase(name, pattern)]
         if not wanted:
             raise ConfigError(
                 f"model {config.model}: no {'folder' if parent else 'branch'} matches revisions "
-                f"{config.revisions!r}; it has {some(known)}"
+                f"{pattern!r}; it has {some(known)}"
             )
         wanted.sort(key=by_step)
     else:
         wanted = list(config.revisions)
-        gone = [name for name in wanted if parent and name not in there]
+        gone = [name for name in wanted if parent and name not in known]
         if gone and not keep_gone:
-            raise ConfigError(f"model {config.model} has no folder {gone[0]}; it has {some(there)}")
+            raise ConfigError(f"model {config.model} has no folder {gone[0]}; it has {some(known)}")
     for name in wanted:
         if parent:
             last = parent.place().rstrip("/").rpartition("/")[2]
@@ -218,26 +218,22 @@ def _checkpoints(
             yield _named(config, config.model, name, config.name)
 
 
-def _folders(parent: Root) -> list[str]:
-    """Return the folders in a place; ConfigError if they cannot be listed."""
+def _listed(model: str, parent: Root | None) -> list[str]:
+    """Return the folders in a place, or the branches of a hub repository.
+
+    ConfigError if they cannot be listed; errors of the hub are among those of files and values.
+    """
     try:
-        return parent.folders("")
-    except (OSError, BotoCoreError, ImportError, ValueError) as error:
-        raise ConfigError(
-            f"model {parent.uri}: cannot list its checkpoints: {_reason(error)}"
-        ) from error
+        if parent:
+            return parent.folders("")
+        from huggingface_hub import list_repo_refs  # noqa: PLC0415  (slow, and rarely needed)
 
-
-def _branches(model: str) -> list[str]:
-    """Return the branches of a hub repository; ConfigError if they cannot be listed."""
-    from huggingface_hub import list_repo_refs  # noqa: PLC0415  (slow to import, rarely needed)
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled  # noqa: PLC0415
-
-    try:
         return [branch.name for branch in list_repo_refs(model).branches]
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"model {model}: cannot list its branches: {reason}") from error
+    except (OSError, BotoCoreError, ImportError, ValueError) as error:
+        where, what = (parent.uri, "checkpoints") if parent else (model, "branches")
+        # The hub's errors go on with advice of its own.
+        reason = _reason(error) if parent else str(error).partition("\n")[0]
+        raise ConfigError(f"model {where}: cannot list its {what}: {reason}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -193,15 +193,13 @@ def choose(
     `tokens` says how many tokens the models read at most, None if that is unknown beforehand.
     ConfigError if a cluster is named and the processes of this machine are asked for.
     """
-    if asked == "process":
-        if address:
-            raise ConfigError(
-                f"engine process is this machine, and the address {address} another one: "
-                "leave one of them out"
-            )
-        return "process", "as asked"
-    if asked == "ray":
-        return "ray", "as asked"
+    if asked == "process" and address:
+        raise ConfigError(
+            f"engine process is this machine, and the address {address} another one: "
+            "leave one of them out"
+        )
+    if asked != "auto":
+        return asked, "as asked"
     if address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_ID" in os.environ:
         return "ray", "a cluster is given"
     if _has_gpu():
@@ -209,11 +207,10 @@ def choose(
     count = tokens()
     if count is None:
         return "ray", "how much there is to read is not known beforehand"
-    small = count <= SMALL_TOKENS
     bound = f"{count:,.0f} tokens of the {SMALL_TOKENS:,} that are small"
-    return ("process" if small else "ray"), f"no cluster, no GPU, at most {bound}" if small else (
-        f"up to {bound}, which is not small"
-    )
+    if count <= SMALL_TOKENS:
+        return "process", f"no cluster, no GPU, at most {bound}"
+    return "ray", f"up to {bound}, which is not small"
 
 
 def open_cluster(

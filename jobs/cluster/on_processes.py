@@ -135,7 +135,7 @@ class Processes:
                         died[index] += 1
                         said = self._drop(worker)
                         if died[index] == _ATTEMPTS:
-                            raise WorkerDiedError(_ATTEMPTS, worker.exit_code, said)
+                            raise WorkerDiedError(_ATTEMPTS, worker.process.exitcode, said)
                         waiting.appendleft((index, unit))
                         continue
                     result, error = pickle.loads(answer)
@@ -180,18 +180,13 @@ class _Worker:
 
     def __init__(self, context: ForkServerContext, folder: str, *, is_verbose: bool) -> None:
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(
+        self.process = context.Process(
             target=_serve, args=(theirs, dict(os.environ), folder, is_verbose), daemon=True
         )
         with _as_children_start():
-            self._process.start()
+            self.process.start()
         theirs.close()
         self._plan = 0
-
-    @property
-    def exit_code(self) -> int | None:
-        """How the process ended; -9 is SIGKILL."""
-        return self._process.exitcode
 
     def send(self, number: int, plan: bytes, unit: object) -> None:
         """Give the process a unit, and the plan if it does not have it."""
@@ -209,9 +204,9 @@ class _Worker:
 
     def end(self) -> None:
         """End the process at once."""
-        self._process.join(0)  # one that has ended is not killed by its number
-        self._process.kill()
-        self._process.join()
+        self.process.join(0)  # one that has ended is not killed by its number
+        self.process.kill()
+        self.process.join()
         self.connection.close()
 
 
@@ -257,7 +252,11 @@ def _serve(
     threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
     os.environ.update({**environment, **_ONE_THREAD})
     if not is_verbose:
-        _redirect(f"{folder}/{_PRINTED}")
+        # What libraries print goes where the driver can read it, and not into its own story.
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            with Path(folder, _PRINTED).open("ab") as file:
+                os.dup2(file.fileno(), number)
     read: Work | None = None
     worker: Work | None = None
     while True:
@@ -288,16 +287,6 @@ def _end_with_driver(folder: str) -> None:
     driver.join()
     shutil.rmtree(folder, ignore_errors=True)  # the driver ended without doing so
     os._exit(1)
-
-
-def _redirect(printed: str) -> None:
-    """Let what libraries print go where the driver can read it, and not into its own story."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    file = os.open(printed, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
 
 
 def _as_answer(error: Exception) -> bytes:

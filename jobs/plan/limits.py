@@ -15,15 +15,6 @@ _POWERS = "kmgtp"
 
 
 @dataclass(frozen=True)
-class Rates:
-    """What is assumed of speed and prices: tokens per second of a device, and USD."""
-
-    tokens_per_second: float | None
-    gb_month: float
-    thousand_puts: float
-
-
-@dataclass(frozen=True)
 class Limits:
     """The most that a run may write and take; None for no bound."""
 

@@ -20,8 +20,9 @@ from jobs.config.run import RunConfig
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Unit
 from jobs.extract.worker import Batch, Extractor, read
+from jobs.plan.limits import TOKENS_PER_SECOND
 from jobs.plan.sampling import Corpus, Weight, read_corpus, scratch
-from jobs.plan.sizes import Lengths, Model, Pair, Place, written
+from jobs.plan.sizes import Lengths, Pair, Place, written
 from jobs.subjects import is_remote, resolve, shape_of
 from operators.model.subject import ModelShape, ModelUnavailableError
 from storage import schema
@@ -76,9 +77,9 @@ class Plan:
                 found[place.table] += each
         return dict(found)
 
-    def hours(self, tokens_per_second: float) -> float:
-        """Return the hours of one device that encodes so many tokens a second."""
-        return self.tokens / tokens_per_second / 3600
+    def speed(self, stated: float | None) -> float:
+        """Return the tokens per second that hours are reckoned with: stated, measured, assumed."""
+        return stated or self.tokens_per_second or TOKENS_PER_SECOND
 
 
 def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan:
@@ -87,8 +88,7 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
     What is prepared under `root` is counted. With `measure` the first model encodes a sample here.
     """
     corpora = [read_corpus(config, dataset, root) for dataset in config.datasets]
-    models = [_model(config, given) for given in config.subjects]
-    unread = [Pair(config, model, corpus) for model in models for corpus in corpora]
+    unread = [pair for given in config.subjects for pair in _pairs(config, given, corpora)]
     pairs = [replace(pair, lengths=_lengths(pair)) for pair in unread]
     weights: dict[Place, Weight] = defaultdict(Weight)
     for place, each in written(config, pairs):
@@ -96,25 +96,27 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
     return Plan(config.name, pairs, dict(weights), _measured(pairs) if measure else None)
 
 
-def _model(config: RunConfig, given: SubjectConfig) -> Model:
+def _pairs(config: RunConfig, given: SubjectConfig, corpora: Sequence[Corpus]) -> list[Pair]:
+    """Return the first checkpoint of a subject over every dataset."""
     checkpoints = resolve([given], config.storage)
     first = checkpoints[0]
-    if given.shape is None:
-        return Model(first, shape_of(first, config.storage), len(checkpoints))
-    at_hand = is_remote(first.model) or first.is_folder
+    at_hand = given.shape is None or is_remote(first.model) or first.is_folder
     if not at_hand:  # whatever of a stated shape is in the cache, without a network
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
 
         file = "tokenizer_config.json"
         found = try_to_load_from_cache(first.model, file, revision=first.revision)
         at_hand = isinstance(found, str)
-    shape = ModelShape(given.shape.layers, given.shape.hidden_size, None)
-    return Model(first, shape, len(checkpoints), at_hand)
+    if given.shape is None:
+        shape = shape_of(first, config.storage)
+    else:
+        shape = ModelShape(given.shape.layers, given.shape.hidden_size, None)
+    return [Pair(config, each, first, shape, len(checkpoints), at_hand) for each in corpora]
 
 
 def _lengths(pair: Pair) -> list[Lengths]:
     """Return the tokens of sampled prompts in every pass; [] without texts or a tokenizer."""
-    if not pair.corpus.texts.num_rows or not pair.model.is_read:
+    if not pair.corpus.texts.num_rows or not pair.is_read:
         return []
     with _sample(pair) as (_, sample):
         batches = [
@@ -135,7 +137,7 @@ def _sample(pair: Pair) -> Iterator[tuple[Root, Callable[[Pass, int], Batch]]]:
             made = [target for target in each.targets if target is not each.tokens]
             digests = {target.partition.table: target.digest for target in made}
             unit = Unit(each.dataset, each.condition, 0, min(texts, rows), 0, digests)
-            return read(root, pair.model.subject, pair.config, unit)
+            return read(root, pair.subject, pair.config, unit)
 
         yield root, sample
 
@@ -152,7 +154,7 @@ def _measured(pairs: Sequence[Pair]) -> float:
     with _sample(pair) as (root, sample):
         batch = sample(pair.passes[0], _MEASURED)
         extractor = Extractor(
-            root, pair.model.subject, pair.config, "cuda" if gpu else "cpu", extract.threads or 1
+            root, pair.subject, pair.config, "cuda" if gpu else "cpu", extract.threads or 1
         )
         extractor(batch)  # the first pass of a model warms it up
         began = time.perf_counter()

@@ -7,6 +7,7 @@ part, texts that repeat one outside the sample are counted as prompts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSo
 from jobs.config.run import RunConfig
 from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
-from jobs.prepare.records import PROMPT, Rows, items_of, prompts_of, records_of
+from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, records_of, shards_of
 from jobs.run import partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
@@ -125,12 +126,11 @@ def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
     present = [each for each in found if each is not None]
     if len(present) < len(found):
         return None
-    weights: dict[str, Weight] = {}
+    weights: dict[str, Weight] = defaultdict(Weight)
     for manifest in present:
-        table = manifest.partition.table
         own = len(root.read(manifest.partition.shard(MANIFEST)))
         sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
-        weights[table] = weights.get(table, Weight()) + weight(sizes)
+        weights[manifest.partition.table] += weight(sizes)
     prompts = present[0]
     filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
     texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()
@@ -145,13 +145,13 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
         rows, total = _rows(dataset, config.storage.options())
     if not total:
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
-    shards = _shards(dataset, total)
+    shards = shards_of(dataset, total)
     read = sum(table.num_rows for table in rows)
     everything = read == total
     small = shards if everything else max(round(shards * read / total), 1)
-    records = [records_of(dataset, table, small, config.seed) for table in rows]
-    gathered = pa.concat_tables(records) if records else None
-    if gathered is None or PROMPT not in gathered["kind"].unique().to_pylist():
+    marked = [markers(small), *(records_of(dataset, each, small, config.seed) for each in rows)]
+    gathered = pa.concat_tables(marked)
+    if PROMPT not in gathered["kind"].unique().to_pylist():
         raise ConfigError(f"dataset {dataset.name}: no prompt is left of {read:,} sampled rows")
     of_shard = [gathered.filter(pc.equal(gathered["shard"], number)) for number in range(small)]
     prompts = [prompts_of(each, number) for number, each in enumerate(of_shard)]
@@ -161,14 +161,12 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
         receipts = zip(manifest.receipts, counts, strict=True)
         manifest = replace(manifest, receipts=tuple(replace(r, rows=n) for r, n in receipts))
     texts = pa.concat_tables([each[0] for each in prompts[:_SHARDS]])[:_TEXTS]
-    weights = {"prompts": _weigh(manifest.partition, prompts, sum(counts), manifest)}
+    weights: dict[str, Weight] = defaultdict(Weight)
+    weights["prompts"] = _weigh(manifest.partition, prompts, sum(counts), manifest)
     for task in dataset.tasks:
-        where, items = (
-            partition("tasks", task, dataset),
-            [items_of(each, task) for each in of_shard],
-        )
-        more = _weigh(where, items, sum(counts), manifest)
-        weights["tasks"] = weights.get("tasks", Weight()) + more
+        items = [items_of(each, task) for each in of_shard]
+        where = partition("tasks", task, dataset)
+        weights["tasks"] += _weigh(where, items, sum(counts), manifest)
     return Corpus(dataset, "counted" if everything else "sampled", manifest, texts, weights)
 
 
@@ -245,13 +243,9 @@ def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manif
     return partition_weight([mean * larger] * count)
 
 
-def _shards(dataset: DatasetConfig, rows: int) -> int:
-    return max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
-
-
 def _manifest(dataset: DatasetConfig, prompts: int, rows: int) -> Manifest:
     """Return the prompts of so many rows of a dataset, spread evenly over its shards."""
-    shards, settings = _shards(dataset, rows), {"planned": dataset.name}
+    shards, settings = shards_of(dataset, rows), {"planned": dataset.name}
     receipts = (
         Receipt(shard_name(n), (prompts + shards - 1 - n) // shards, digest_of(settings), "")
         for n in range(shards)

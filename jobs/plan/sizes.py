@@ -4,12 +4,12 @@ How many partitions, objects and rows there are follows from the config, the pro
 as the stages themselves derive it. What a row and an object take, compressed columns included, was
 fitted on finished runs of 4 to 7 layers, 32 to 384 features and 40 to 5,000 prompts; three runs of
 the tests hold it to a tenth of all bytes (`tests/support/planned.py`), one of them not among those
-it was fitted on. A new table is one entry of TABLES or of OF_SUBJECT.
+it was fitted on. A new table is one entry of what `of_dataset` or `of_subject` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -47,16 +47,6 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
-    """A subject, its sizes, and how many checkpoints there are like it."""
-
-    subject: Subject
-    shape: ModelShape
-    checkpoints: int
-    is_read: bool = True  # whether its tokenizer is at hand
-
-
-@dataclass(frozen=True)
 class Pair:
     """A subject over a dataset: what is known of it before it is run.
 
@@ -65,14 +55,17 @@ class Pair:
     """
 
     config: RunConfig
-    model: Model
     corpus: Corpus
+    subject: Subject
+    shape: ModelShape
+    checkpoints: int  # that there are like it
+    is_read: bool  # whether its tokenizer is at hand
     lengths: Sequence[Lengths] = ()
 
     @property
     def layers(self) -> int:
         """Layers that are kept, the input among them."""
-        return self.model.shape.layers + 1
+        return self.shape.layers + 1
 
     @property
     def groups(self) -> int:
@@ -83,16 +76,15 @@ class Pair:
     @cached_property
     def passes(self) -> list[Pass]:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
-        model, corpus = self.model, self.corpus
-        identity = {"files": "0" * 32, "dtype": model.subject.dtype}
-        given = (model.subject, identity, model.shape, corpus.dataset, corpus.prompts)
+        identity = {"files": "0" * 32, "dtype": self.subject.dtype}
+        given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
         return [*passes(self.config, *given)]
 
     @property
     def forward(self) -> int:
         """Forward passes of one prompt, of all checkpoints."""
         of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
-        return of_one * self.model.checkpoints
+        return of_one * self.checkpoints
 
     @property
     def mean_lengths(self) -> list[float]:
@@ -100,24 +92,24 @@ class Pair:
         if self.lengths:
             return [float(each.mean()) for each in self.lengths]
         most = self.config.extract.max_tokens
-        return [float(min(most, self.model.shape.max_tokens or most))] * len(self.passes)
+        return [float(min(most, self.shape.max_tokens or most))] * len(self.passes)
 
     @property
     def tokens(self) -> float:
         """Tokens through the model, of all checkpoints."""
         counts = (sum(each.embeddings.shares.values()) for each in self.passes)
         pairs = zip(counts, self.mean_lengths, strict=True)
-        return self.model.checkpoints * sum(count * mean for count, mean in pairs)
+        return self.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
     def states(self) -> TokenPlan:
         """What becomes of token states."""
-        return token_plan(self.config, self.model.shape, self.corpus.prompts.rows)
+        return token_plan(self.config, self.shape, self.corpus.prompts.rows)
 
     @property
     def every_state_bytes(self) -> int:
         """Bytes of the token states of every prompt, at most."""
-        return self.corpus.prompts.rows * state_bytes(self.config, self.model.shape)
+        return self.corpus.prompts.rows * state_bytes(self.config, self.shape)
 
     @cached_property
     def variants(self) -> int:
@@ -151,95 +143,71 @@ def _shards(target: Target | None, groups: int, row: float, group: float) -> Sha
     return [groups * (share * row + group) for share in target.shares.values()] if target else []
 
 
-def _embeddings(pair: Pair) -> Iterator[Shards]:
-    row = 4 * pair.model.shape.hidden_size + 16.6
-    yield from (_shards(each.embeddings, pair.groups, row, 1130) for each in pair.passes)
-
-
-def _tokens(pair: Pair) -> Iterator[Shards]:
-    item = _ITEM_BYTES[pair.config.tokens.dtype] * pair.model.shape.hidden_size
-    row = pair.mean_lengths[0] * item + 24
-    yield from (_shards(each.tokens, pair.layers, row, 1000) for each in pair.passes)
-
-
-def _prompt_metrics(pair: Pair) -> Iterator[Shards]:
-    row = 8.9 * pair.variants
-    yield from (_shards(target, pair.layers, row, 1500) for target in pair.metric_targets)
-
-
-def _prompt_traits(pair: Pair) -> Iterator[Shards]:
-    for target in pair.metric_targets[:1] if pair.has_modes else ():
-        shares = leading(target.shares, pair.config.measure.mode_sample)
-        yield [2700 + 16.5 * share for share in shares.values()]
-
-
-def _layer_metrics(pair: Pair) -> Iterator[Shards]:
-    for condition in range(1 + len(pair.config.conditions.passes())):
-        yield [4300 + 9.5 * pair.layer_rows(views=not condition)]
-
-
-def _sensitivity(pair: Pair) -> Iterator[Shards]:
-    for levels in pair.config.conditions.families().values():
-        if len(levels) >= FEWEST_LEVELS:
-            yield [5600 + 17 * pair.layer_rows(views=False)]
-
-
-def _probe_scores(pair: Pair) -> Iterator[Shards]:
-    config, variants = pair.config, len(pair.config.probe.variants)
-    for task in pair.corpus.dataset.tasks:
-        kind, rows = TYPES[type(task)], pair.groups * variants * task.repeats
+def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
+    config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
+    hidden, probe, modes = pair.shape.hidden_size, config.probe, pair.metric_targets[:1]
+    state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
+    shares = [leading(each.shares, config.measure.mode_sample) for each in modes]
+    levels = [len(each) for each in config.conditions.families().values()]
+    found: dict[TableName, list[Shards]] = {
+        "embeddings": [
+            _shards(each.embeddings, groups, 4 * hidden + 16.6, 1130) for each in pair.passes
+        ],
+        "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
+        "prompt_metrics": [
+            _shards(each, layers, 8.9 * pair.variants, 1500) for each in pair.metric_targets
+        ],
+        "prompt_traits": [
+            [2700 + 16.5 * share for share in each.values()] for each in shares if pair.has_modes
+        ],
+        "layer_metrics": [
+            [4300 + 9.5 * pair.layer_rows(views=not condition)]
+            for condition in range(1 + len(config.conditions.passes()))
+        ],
+        "sensitivity": [
+            [5600 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
+        ],
+        "probe_scores": [],
+        "learning_curves": [],
+    }
+    for task in tasks:
+        kind, rows = TYPES[type(task)], groups * len(probe.variants) * task.repeats
         # Tasks without folds are resampled; directions alone have one score for both variants.
-        drawn = config.probe.replicates if kind.score and task.repeats == 1 else 0
-        different = 1 if kind.scale_free else variants
-        yield [4000 + 10 * rows + 8 * pair.groups * different * drawn]
-        for _ in noise_conditions(config, [task]):
-            yield [4200 + 10 * pair.layers * task.repeats]
+        drawn = probe.replicates if kind.score and task.repeats == 1 else 0
+        different = 1 if kind.scale_free else len(probe.variants)
+        found["probe_scores"].append([4000 + 10 * rows + 8 * groups * different * drawn])
+        noisy = noise_conditions(config, [task])
+        found["probe_scores"] += [[4200 + 10 * layers * task.repeats] for _ in noisy]
+        if examples := len(learning_examples(config, task)):
+            found["learning_curves"].append([4900 + 8 * layers * task.repeats * examples])
+    return found
 
 
-def _learning_curves(pair: Pair) -> Iterator[Shards]:
-    for task in pair.corpus.dataset.tasks:
-        if examples := len(learning_examples(pair.config, task)):
-            yield [4900 + 8 * pair.layers * task.repeats * examples]
-
-
-def _modes(pair: Pair) -> Iterator[Shards]:
-    if pair.has_modes and pair.metric_targets:
-        yield [10_500 + 450 * pair.layers]
-
-
-# Table -> the bytes of the shards of its partitions of a subject over a dataset.
-TABLES: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
-    "embeddings": _embeddings,
-    "tokens": _tokens,
-    "prompt_metrics": _prompt_metrics,
-    "prompt_traits": _prompt_traits,
-    "layer_metrics": _layer_metrics,
-    "sensitivity": _sensitivity,
-    "probe_scores": _probe_scores,
-    "learning_curves": _learning_curves,
-}
-# Table -> those of a subject, whatever the datasets.
-OF_SUBJECT: dict[TableName, Callable[[Pair], Iterable[Shards]]] = {
-    "layer_costs": lambda pair: [[3470 + 40 * pair.layers]],
-    "modes": _modes,
-    "choices": lambda pair: [[3_000 + 50 * len(pair.config.measure.metrics)]],
-    "correlations": lambda pair: [[6_000 + 90 * len(pair.config.measure.metrics)]],
-    "ranking": lambda pair: [[7600 + 75 * pair.layers]],
-}
+def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the same of the tables of a subject, whatever the datasets."""
+    layers, metrics = pair.layers, len(pair.config.measure.metrics)
+    return {
+        "layer_costs": [[3470 + 40 * layers]],
+        "modes": [[10_500 + 450 * layers]] if pair.has_modes and pair.metric_targets else [],
+        "choices": [[3_000 + 50 * metrics]],
+        "correlations": [[6_000 + 90 * metrics]],
+        "ranking": [[7600 + 75 * layers]],
+    }
 
 
 def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, Weight]]:
     """Yield where a run writes and how much that is, for every table and the report."""
     for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
-        for table, found in corpus.weights.items():
-            yield Place("", name, table), found
-    of_subject = {pair.model.subject.name: pair for pair in pairs}.values()
-    tables = [(pair, pair.corpus.dataset.name, TABLES) for pair in pairs]
-    for pair, dataset, weighed in [*tables, *((pair, "", OF_SUBJECT) for pair in of_subject)]:
-        for table, shards_of in weighed.items():
-            place = Place(pair.model.subject.name, dataset, table)
-            for shards in filter(None, shards_of(pair)):
-                yield place, partition_weight(shards).times(pair.model.checkpoints)
+        for table, of_texts in corpus.weights.items():
+            yield Place("", name, table), of_texts
+    subjects = {pair.subject.name: pair for pair in pairs}.values()
+    tables = [(pair, pair.corpus.dataset.name, of_dataset(pair)) for pair in pairs]
+    for pair, dataset, found in [*tables, *((pair, "", of_subject(pair)) for pair in subjects)]:
+        for table, partitions in found.items():
+            place = Place(pair.subject.name, dataset, table)
+            for shards in filter(None, partitions):
+                yield place, partition_weight(shards).times(pair.checkpoints)
     yield Place("", "", REPORT), _report(config, pairs)
 
 
@@ -251,7 +219,7 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
     page, facts = 42_000.0, 0.0
     for pair in pairs:
         plot = 4_500 + 480 * pair.layers
-        metrics, checkpoints = len(config.measure.metrics), pair.model.checkpoints
+        metrics, checkpoints = len(config.measure.metrics), pair.checkpoints
         views = len(of_kind(config.measure.metrics, Views))
         responses, tasks = len(config.conditions.families()) * (metrics - views), 0
         for task in pair.corpus.dataset.tasks:
@@ -263,9 +231,9 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += maps * (5_200 + 110 * pair.layers * checkpoints)
         levels = 1 + len(config.conditions.passes())
         facts += 180 * checkpoints * levels * pair.layer_rows(views=True)
-    for pair in {each.model.subject.name: each for each in pairs}.values():
+    for pair in {each.subject.name: each for each in pairs}.values():
         tasks = sum(len(each.corpus.dataset.tasks) for each in pairs)
-        wide = (8 if tasks > 1 else 6) * bool(tasks) + 4 * (pair.model.checkpoints > 1)
+        wide = (8 if tasks > 1 else 6) * bool(tasks) + 4 * (pair.checkpoints > 1)
         page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
-        facts += 20_000 * pair.model.checkpoints
+        facts += 20_000 * pair.checkpoints
     return weight([page, 69_500.0, 22_000 + 0.025 * page, facts])

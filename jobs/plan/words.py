@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from jobs.config.blocks import ConfigError
 from jobs.config.metrics import FUSED_ABOVE
 from jobs.config.run import RunConfig
-from jobs.plan.limits import (
-    PRICE_1000_PUTS,
-    PRICE_GB_MONTH,
-    TOKENS_PER_SECOND,
-    Limits,
-    Rates,
-    size,
-)
+from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import Corpus
-from jobs.plan.sizes import Pair, Place
+from jobs.plan.sizes import Place
 from jobs.words import counted
 from storage.root import Root
 
@@ -32,18 +25,42 @@ _BASES = {
 }
 
 
-def told(plan: Plan, rates: Rates) -> Iterator[str]:
-    """Yield the lines of a plan."""
+def told(
+    plan: Plan, tokens_per_second: float | None, gb_month: float, thousand_puts: float
+) -> Iterator[str]:
+    """Yield the lines of a plan, with the speed of a device as stated and prices in USD."""
     kind = "some of it upper bounds, as said" if plan.is_bound else "estimates"
     yield f"plan of {plan.run} ({kind})"
     for corpus in plan.corpora:
         yield ""
         yield from _dataset(plan, corpus)
-    for subject in dict.fromkeys(each.model.subject.name for each in plan.pairs):
+    for subject in dict.fromkeys(each.subject.name for each in plan.pairs):
         yield ""
         yield from _model(plan, subject)
     yield ""
-    yield from _totals(plan, rates)
+    total, rate = plan.total, plan.speed(tokens_per_second)
+    month = total.bytes / _GIB * gb_month
+    puts = total.puts / 1000 * thousand_puts
+    how = "measured here" if plan.tokens_per_second and not tokens_per_second else "assumed"
+    report = plan.tables()["report"]
+    yield f"  report: {counted(report.objects, 'object')}, {size(report.bytes)}"
+    yield (
+        f"  total: {plan.passes:,} forward passes, {_tokens(plan.tokens)} tokens, "
+        f"{counted(total.objects, 'object')}, {size(total.bytes)}"
+    )
+    yield (
+        f"  {_small(plan.tokens / rate / 3600)} device-hours at {rate:,.0f} tokens/s "
+        f"({how}; --tokens-per-second, --measure)"
+    )
+    defaults = (gb_month, thousand_puts) == (PRICE_GB_MONTH, PRICE_1000_PUTS)
+    yield (
+        f"  in S3 {_small(month)} USD a month and {_small(puts)} USD once for "
+        f"{counted(total.puts, 'request')}"
+    )
+    yield (
+        f"    at {gb_month:g} USD per GB-month and {thousand_puts:g} USD per 1,000 PUT"
+        f"{' (assumed: S3 Standard, us-east-1)' if defaults else ''}"
+    )
 
 
 def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
@@ -58,8 +75,8 @@ def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
 
 
 def _model(plan: Plan, subject: str) -> Iterator[str]:
-    pairs = [each for each in plan.pairs if each.model.subject.name == subject]
-    checkpoints = pairs[0].model.checkpoints
+    pairs = [each for each in plan.pairs if each.subject.name == subject]
+    checkpoints = pairs[0].checkpoints
     yield f"  {subject}: {pairs[0].layers} layers" + (
         f", {checkpoints} checkpoints" if checkpoints > 1 else ""
     )
@@ -69,49 +86,20 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"{counted(len(each.passes), 'condition')}, {_tokens(each.tokens)} tokens"
             f"{'' if each.lengths else ' at most'}"
         )
-        yield f"      token metrics {_token_metrics(each)}"
+        # Where the token metrics are computed, and from how many token states.
+        stored = counted(each.states.stored, "prompt")
+        how = {
+            (False, False): "not measured",
+            (False, True): f"from the stored states of {stored}",
+            (True, False): "fused into the model actors, no token states stored",
+            (True, True): f"fused into the model actors; states of {stored} stored",
+        }[each.states.fused, each.states.stored > 0]
+        yield f"      token metrics {how}"
         yield (
             f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
             f"default above {size(FUSED_ABOVE)})"
         )
     yield from _tables(plan, lambda place: place.subject == subject)
-
-
-def _totals(plan: Plan, rates: Rates) -> Iterator[str]:
-    total, rate = plan.total, speed(plan, rates.tokens_per_second)
-    month = total.bytes / _GIB * rates.gb_month
-    puts = total.puts / 1000 * rates.thousand_puts
-    how = "measured here" if plan.tokens_per_second and not rates.tokens_per_second else "assumed"
-    report = plan.tables()["report"]
-    yield f"  report: {counted(report.objects, 'object')}, {size(report.bytes)}"
-    yield (
-        f"  total: {plan.passes:,} forward passes, {_tokens(plan.tokens)} tokens, "
-        f"{counted(total.objects, 'object')}, {size(total.bytes)}"
-    )
-    yield (
-        f"  {_small(plan.hours(rate))} device-hours at {rate:,.0f} tokens/s "
-        f"({how}; --tokens-per-second, --measure)"
-    )
-    defaults = (rates.gb_month, rates.thousand_puts) == (PRICE_GB_MONTH, PRICE_1000_PUTS)
-    yield (
-        f"  in S3 {_small(month)} USD a month and {_small(puts)} USD once for "
-        f"{counted(total.puts, 'request')}"
-    )
-    yield (
-        f"    at {rates.gb_month:g} USD per GB-month and {rates.thousand_puts:g} USD per 1,000 PUT"
-        f"{' (assumed: S3 Standard, us-east-1)' if defaults else ''}"
-    )
-
-
-def _token_metrics(pair: Pair) -> str:
-    """Say where the token metrics of a plan are computed, and from how many token states."""
-    stored = counted(pair.states.stored, "prompt")
-    return {
-        (False, False): "not measured",
-        (False, True): f"from the stored states of {stored}",
-        (True, False): "fused into the model actors, no token states stored",
-        (True, True): f"fused into the model actors; states of {stored} stored",
-    }[pair.states.fused, pair.states.stored > 0]
 
 
 def _tables(plan: Plan, among: Callable[[Place], bool]) -> Iterator[str]:
@@ -135,11 +123,6 @@ def _small(amount: float) -> str:
     return f"about {amount:,.2f}" if amount >= 0.01 else "less than 0.01"  # noqa: PLR2004
 
 
-def speed(found: Plan, stated: float | None) -> float:
-    """Return the tokens per second that hours are reckoned with: stated, measured, or assumed."""
-    return stated or found.tokens_per_second or TOKENS_PER_SECOND
-
-
 def require_within(found: Plan, limits: Limits) -> None:
     """ConfigError that names the bound, the estimate and its biggest parts if a plan exceeds it."""
     kind = "at most" if found.is_bound else "about"
@@ -150,13 +133,12 @@ def require_within(found: Plan, limits: Limits) -> None:
             f"{found.run} would write {kind} {size(found.total.bytes)}, and --max-bytes allows "
             f"{size(limits.bytes)}; most of it: {', '.join(parts)}"
         )
-    rate = speed(found, limits.tokens_per_second)
-    hours = found.hours(rate)
+    rate = found.speed(limits.tokens_per_second)
+    hours = found.tokens / rate / 3600
     if limits.gpu_hours is not None and hours > limits.gpu_hours:
         pairs = sorted(found.pairs, key=lambda each: -each.tokens)
         parts = (
-            f"{each.model.subject.name} over {each.corpus.dataset.name} "
-            f"{each.tokens / rate / 3600:,.2f}"
+            f"{each.subject.name} over {each.corpus.dataset.name} {each.tokens / rate / 3600:,.2f}"
             for each in pairs[:_BIGGEST]
         )
         raise ConfigError(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-Options = dict[str, Any]
+Options = dict[str, Any]  # of the filesystem of S3; local files need none
 _DENSITY_BYTES = 1 << 24  # of a large file, read to see how many rows a byte holds
 
 
@@ -43,7 +44,7 @@ class File:
     @contextmanager
     def stream(self, options: Options) -> Iterator[Any]:
         """Open it; an error of the parser becomes one that names the file."""
-        filesystem, path = resolve(self.location, options_for(self.location, options))
+        filesystem, path = resolve(self.location, options)
         with filesystem.open(path, "rb") as stream, readable(self.location, self.kind):
             yield stream
 
@@ -92,7 +93,7 @@ def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[
 
 def size(file: File, options: Options) -> int:
     """Return the bytes of a file."""
-    filesystem, path = resolve(file.location, options_for(file.location, options))
+    filesystem, path = resolve(file.location, options)
     return int(filesystem.size(path))
 
 
@@ -128,16 +129,15 @@ def as_strings(table: pa.Table) -> pa.Table:
 
 
 def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types={column: pa.large_string() for column in columns},
-        null_values=[],
-    )
     return pa_csv.open_csv(
         stream,
         read_options=pa_csv.ReadOptions(block_size=1 << 24),
         parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=convert,
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=list(columns),
+            column_types=dict.fromkeys(columns, pa.large_string()),
+            null_values=[],
+        ),
     )
 
 
@@ -156,22 +156,12 @@ def _json_lines(stream: Any, file: File) -> Iterator[dict[str, Any]]:  # noqa: A
 
 def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Iterator[pa.Table]:
     schema = pa.schema([(column, pa.large_string()) for column in columns])
-    batch: list[dict[str, str | None]] = []
-    for record in records:
-        batch.append({column: _as_text(record.get(column)) for column in columns})
-        if len(batch) == BATCH:
-            yield pa.Table.from_pylist(batch, schema)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema)
+    while batch := [*islice(records, BATCH)]:
+        rows = [{column: _as_text(record.get(column)) for column in columns} for record in batch]
+        yield pa.Table.from_pylist(rows, schema)
 
 
 def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
     if isinstance(value, (list, dict)):
         return json.dumps(value)
     return value if value is None else str(value)
-
-
-def options_for(uri: str, options: Options) -> Options:
-    """Return the options of a file's filesystem: those of S3, and none of a local file."""
-    return options if "://" in uri and not uri.startswith("file://") else {}

@@ -19,7 +19,7 @@ import pyarrow as pa
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from jobs.config.run import RunConfig
-from jobs.prepare.files import FORMATS, File, Options, inspect_file, options_for, read_file
+from jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
 from storage.root import fingerprint, resolve
 
 COLUMNS = ("text", "label", "file", "from_file", "split")
@@ -82,7 +82,7 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
 def identity(folder: str, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
     files = _files(folder, options).items()
-    prints = {name: fingerprint(address, options_for(address, options)) for name, address in files}
+    prints = {name: fingerprint(address, options) for name, address in files}
     return {"folder": prints}
 
 
@@ -151,7 +151,7 @@ def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | No
 
 def _files(folder: str, options: Options) -> dict[str, str]:
     """Return the files to read, path within -> address; ConfigError for none, or far too much."""
-    filesystem, path = resolve(folder, options_for(folder, options))
+    filesystem, path = resolve(folder, options)
     wanted = ", ".join(f"*{ending}" for ending in (*_TEXTS, *_TABLES))
     listed = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
     if not listed:
@@ -198,7 +198,7 @@ def _passages(name: str, address: str, options: Options) -> Iterator[_Passage]:
             for row in part.to_pylist():
                 yield _Passage(row["text"], row.get("label", label), name)
         return
-    filesystem, path = resolve(address, options_for(address, options))
+    filesystem, path = resolve(address, options)
     content: bytes = filesystem.cat_file(path)
     try:
         text = content.decode("utf-8-sig")

@@ -47,6 +47,11 @@ Record = dict[str, Any]
 Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to count of them
 
 
+def shards_of(dataset: DatasetConfig, rows: int) -> int:
+    """Return in how many shards the prompts of so many rows lie."""
+    return max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
+
+
 def markers(shards: int) -> pa.Table:
     """Return one record per shard, so that a shard without a prompt is written too."""
     found = [{"shard": number, "kind": _MARKER} for number in range(shards)]

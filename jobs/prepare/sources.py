@@ -228,7 +228,7 @@ def _file(source: FileSource, location: str) -> File:
 def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> list[str]:
     found: list[str] = []
     for pattern in source.files:
-        filesystem, path = resolve(pattern, files.options_for(pattern, options))
+        filesystem, path = resolve(pattern, options)
         matches = [path]
         if not filesystem.isfile(path):
             listed = filesystem.glob(path, detail=True).items()
@@ -244,7 +244,7 @@ def _file_identity(source: FileSource, paths: list[str], options: Options) -> di
     return {
         "files": [file.rsplit("/", 1)[-1] for file in paths],
         "formats": [_file(source, file).kind for file in paths],
-        "fingerprints": [fingerprint(file, files.options_for(file, options)) for file in paths],
+        "fingerprints": [fingerprint(file, options) for file in paths],
     }
 
 

@@ -150,7 +150,7 @@ def _write(
     if not sum(rows):
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
     parts, total = sources.cut(whole, rows, dataset.limit)
-    shards = max(-(-total * len(dataset.text_columns) // dataset.shard_prompts), 1)
+    shards = records.shards_of(dataset, total)
     split = partial(_records, dataset, shards, run.config.seed, options, parts[0])
     write = partial(_write_shards, run.root, dataset, wanted)
     found: dict[str, list[Receipt]] = {name: [] for name in wanted}

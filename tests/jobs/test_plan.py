@@ -24,7 +24,7 @@ from jobs.plan import sampling
 from jobs.plan.limits import Limits, parse_bytes, size
 from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import scratch
-from jobs.plan.sizes import OF_SUBJECT, TABLES, Pair
+from jobs.plan.sizes import Pair, of_dataset, of_subject
 from jobs.plan.words import Guard
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
@@ -101,13 +101,13 @@ def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixtur
     assert cli.main(["plan", "pythia-410m", "--tokens-per-second", "5000"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "plan of pythia-410m (some of it upper bounds, as said)"
-    assert "wikitext-103: 50,000 prompts in 25 shards (at most: the texts are not at hand)" in lines
-    over = "66,000 forward passes in 17 conditions, 33.8 M tokens at most"
-    assert f"over wikitext-103: {over}" in lines
-    assert "token metrics fused into the model actors; states of 256 prompts stored" in lines
     every = 50_000 * 25 * 512 * 1024 * 2 / 2**40
-    bound = "fused by default above 1.0 GiB)"
-    assert f"(every prompt's states: at most {every:.1f} TiB; {bound}" in lines
+    assert {
+        "wikitext-103: 50,000 prompts in 25 shards (at most: the texts are not at hand)",
+        "over wikitext-103: 66,000 forward passes in 17 conditions, 33.8 M tokens at most",
+        "token metrics fused into the model actors; states of 256 prompts stored",
+        f"(every prompt's states: at most {every:.1f} TiB; fused by default above 1.0 GiB)",
+    } <= {*lines}
     hours = (66_000 + 29_083) * 512 / 5_000 / 3600
     assert f"about {hours:.2f} device-hours at 5,000 tokens/s" in "\n".join(lines)
     # 25 layers of 1,024 float32: the vectors alone, and the columns beside them.
@@ -133,12 +133,18 @@ def test_the_demo_is_planned_from_what_is_installed() -> None:
 
 def test_every_number_of_a_plan_follows_from_the_config() -> None:
     found = pair_of(extract={"max_tokens": 10, "norms": ["none", "final"]})
-    assert (found.model.subject.name, found.corpus.dataset.name) == ("org/model", "data")
-    assert (found.layers, found.model.checkpoints, len(found.passes)) == (4, 1, 3)
+    assert (found.subject.name, found.corpus.dataset.name) == ("org/model", "data")
+    assert (found.layers, found.checkpoints, len(found.passes)) == (4, 1, 3)
     assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
     assert (found.tokens, found.lengths) == (160 * 10, [])
     assert found.states == TokenPlan(fused=False, stored=20)
     assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
+    # Samples are no larger than the corpus, and every text column can be a prompt.
+    small = pair_of(datasets=[{**HUB, "limit": 10}])
+    assert (small.corpus.prompts.rows, small.forward, small.states.stored) == (10, 30, 10)
+    task = {"name": "find", "type": "retrieval", "query_column": "query"}
+    double = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
+    assert (double.rows, len(double.receipts)) == (200, 7)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +165,6 @@ def test_a_plan_knows_where_token_metrics_are_computed(
     assert found.states == TokenPlan(fused=fused, stored=stored)
 
 
-def test_samples_are_no_larger_than_the_corpus() -> None:
-    found = pair_of(datasets=[{**HUB, "limit": 10}])
-    assert (found.corpus.prompts.rows, found.forward, found.states.stored) == (10, 30, 10)
-
-
-def test_every_text_column_can_be_a_prompt() -> None:
-    task = {"name": "find", "type": "retrieval", "query_column": "query"}
-    found = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
-    assert (found.rows, len(found.receipts)) == (200, 7)
-
-
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
     assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
@@ -177,16 +172,13 @@ def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
 
 def test_what_is_prepared_is_counted() -> None:
     root, where = out(), Partition("prompts", ("data",))
-    rows = [
-        [{"prompt_id": 25 * shard + n, "text": "a", "shard": shard} for n in range(25)]
-        for shard in range(3)
-    ]
-    store(root, where, [pa.Table.from_pylist(each, schema.PROMPTS) for each in rows], {})
+    rows = [{"prompt_id": n, "text": "a", "shard": n // 25} for n in range(75)]
+    table = pa.Table.from_pylist(rows, schema.PROMPTS)
+    store(root, where, [table[start : start + 25] for start in (0, 25, 50)], {})
     found = pair_of(root, datasets=[{"name": "data", "source": {"hub": "org/data"}}])
-    corpus = found.corpus
-    assert (corpus.prompts.rows, len(corpus.prompts.receipts)) == (75, 3)
+    corpus, prompts = found.corpus, found.corpus.prompts
+    assert (corpus.basis, prompts.rows, len(prompts.receipts)) == ("prepared", 75, 3)
     assert found.forward == 75 + 2 * 30
-    assert corpus.basis == "prepared"
     assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
 
 
@@ -233,11 +225,7 @@ def test_a_large_source_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPat
     exact = sampling.read_corpus(config, config.datasets[0], None)
     assert (exact.basis, exact.prompts.rows) == ("counted", 2000)
     assert some.weights["prompts"].bytes == pytest.approx(exact.weights["prompts"].bytes, rel=0.1)
-
-
-def test_rows_of_a_large_file_are_estimated_from_its_first_lines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    # Rows of a large file are estimated from its first lines.
     dataset = write_rows([f"text {n:04d}" for n in range(4000)])
     monkeypatch.setattr(sampling, "_COUNTED_BYTES", 1000)
     monkeypatch.setattr(files, "_DENSITY_BYTES", 2000)
@@ -262,34 +250,15 @@ def test_a_sweep_is_its_checkpoints_times_one(checkpoint: Path) -> None:
 
 def test_every_table_is_weighed() -> None:
     """Those of a dataset alone by the sample of its texts, the others by a formula."""
-    assert {*TABLES, *OF_SUBJECT, "prompts", "tasks"} == set(KEYS) == set(WRITTEN)
+    found = pair_of()
+    weighed = {*of_dataset(found), *of_subject(found), "prompts", "tasks"}
+    assert weighed == set(KEYS) == set(WRITTEN)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("4096", 4096),
-        ("10GB", 10 * 10**9),
-        ("500MiB", 500 << 20),
-        ("1.5 kb", 1500),
-        ("2T", 2 * 10**12),
-        ("1PiB", 1 << 50),
-        ("7B", 7),
-    ],
-)
-def test_sizes_are_read_in_both_kinds_of_units(text: str, expected: int) -> None:
-    assert parse_bytes(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "10 apples", "1e9", "nan"])
-def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["plan", "demo", f"--max-bytes={text}"])
-    assert caught.value.code == 2
-    assert "no size; give a number and a unit" in capsys.readouterr().err
-
-
-def test_sizes_are_shown_in_binary_units() -> None:
+def test_sizes_are_read_in_both_kinds_of_units_and_shown_in_binary_ones() -> None:
+    read = {"4096": 4096, "10GB": 10 * 10**9, "500MiB": 500 << 20, "1.5 kb": 1500, "7B": 7}
+    read |= {"2T": 2 * 10**12, "1PiB": 1 << 50}
+    assert {text: parse_bytes(text) for text in read} == read
     shown = [size(count) for count in (0, 1023, 1024, 1536, 1 << 30, 5 << 50)]
     assert shown == ["0 B", "1,023 B", "1.0 KiB", "1.5 KiB", "1.0 GiB", "5.0 PiB"]
 
@@ -316,9 +285,7 @@ def test_a_run_beyond_its_bounds_does_not_start(
 
 def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
     said: list[str] = []
-    config = configs.load(write_run())
-    guard = Guard(Limits(bytes=10))
-    root = out()
+    config, guard, root = configs.load(write_run()), Guard(Limits(bytes=10)), out()
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")
@@ -357,8 +324,12 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "words"),
     [
-        ("plan", {"datasets": [{**HUB, "limit": None}]}, "data: the number of rows is unknown"),
-        ("plan", {"datasets": [{**HUB, "limit": None}]}, "or run `layerrank prepare` first"),
+        (
+            "plan",
+            {"datasets": [{**HUB, "limit": None}]},
+            "data: the number of rows is unknown before it is read; set limit, or run `layerrank "
+            "prepare` first",
+        ),
         ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
         ("run", {}, "no output: give --output"),
         *(
@@ -374,26 +345,27 @@ def test_a_config_that_cannot_be_run_or_planned_is_one_line(
     assert words in failure(capsys, command, write_run(**changes))
 
 
-def test_an_unknown_recipe_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown recipe 'nope'" in failure(capsys, "plan", "nope")
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "--help"]])
-def test_help_names_commands_and_recipes(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, ["run", "plan", "status", "query"]),
+        *(([command, "--help"], 0, ["demo", "pythia-410m"]) for command in ("run", "plan")),
+        *(
+            (arguments, USAGE, ["usage: layerrank"])
+            for arguments in ([], ["fly"], ["run"], ["plan", "demo", "--speed", "1"])
+        ),
+        *(
+            (["plan", "demo", f"--max-bytes={text}"], USAGE, ["no size; give a number and a unit"])
+            for text in ("", "GB", "-1GB", "10 apples", "1e9", "nan")
+        ),
+    ],
+)
+def test_help_names_commands_and_recipes_and_bad_arguments_are_told(
+    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    words = ["run", "plan", "status", "query"] if len(arguments) == 1 else ["demo", "pythia-410m"]
+    assert caught.value.code == code
+    shown = capsys.readouterr()
     for word in words:
-        assert word in shown
-
-
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["run"], ["plan", "demo", "--speed", "1"]])
-def test_bad_arguments_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
-    assert caught.value.code == 2
-    assert "usage: layerrank" in capsys.readouterr().err
+        assert word in (shown.err if code else shown.out)

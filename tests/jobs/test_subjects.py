@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig, SubjectConfig
 from jobs.subjects import resolve, step_of
 from operators.model.subject import Subject
 
 
-def _config(*subjects: dict[str, Any]) -> RunConfig:
-    datasets = [{"name": "texts", "source": {"files": "texts.jsonl"}}]
-    return RunConfig.model_validate({"name": "r", "subjects": [*subjects], "datasets": datasets})
-
-
-def _resolve(config: RunConfig) -> tuple[Subject, ...]:
-    return resolve(config.subjects, config.storage)
+def _resolve(model: object, revisions: str | list[str], **more: str) -> tuple[Subject, ...]:
+    given = {"model": str(model), "revisions": revisions, **more}
+    return resolve([SubjectConfig.model_validate(given)], StorageConfig())
 
 
 @pytest.fixture
@@ -33,26 +28,26 @@ def ladder(tmp_path: Path) -> Path:
 
 
 def test_a_pattern_takes_matching_folders_in_the_order_of_their_steps(ladder: Path) -> None:
-    found = _resolve(_config({"model": str(ladder), "revisions": "step*"}))
+    found = _resolve(ladder, "step*")
     assert [each.revision for each in found] == ["step0", "step64", "step1000"]
     assert {each.name for each in found} == {"neox"}
     assert [each.model for each in found] == [str(ladder / each.revision) for each in found]
 
 
 def test_a_list_keeps_its_order_and_every_name_must_be_there(ladder: Path) -> None:
-    found = _resolve(_config({"model": str(ladder), "revisions": ["step64", "step0"]}))
+    found = _resolve(ladder, ["step64", "step0"])
     assert [each.revision for each in found] == ["step64", "step0"]
     with pytest.raises(ConfigError, match="has no folder step7; it has notes, step0"):
-        _resolve(_config({"model": str(ladder), "revisions": ["step7"]}))
+        _resolve(ladder, ["step7"])
     with pytest.raises(ConfigError, match="no folder matches revisions 'epoch"):
-        _resolve(_config({"model": str(ladder), "revisions": "epoch*"}))
+        _resolve(ladder, "epoch*")
 
 
 def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
     branches = [SimpleNamespace(name=name) for name in ("main", "step2000", "step512")]
     refs = SimpleNamespace(branches=branches)
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", lambda _: refs)
-    found = _resolve(_config({"model": "org/model", "revisions": "step*"}))
+    found = _resolve("org/model", "step*")
     assert [str(each) for each in found] == ["org/model at step512", "org/model at step2000"]
 
     def offline(_: str) -> None:
@@ -60,14 +55,14 @@ def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(huggingface_hub, "list_repo_refs", offline)
     with pytest.raises(ConfigError, match=r"org/model: cannot list its branches: the hub"):
-        _resolve(_config({"model": "org/model", "revisions": "step*"}))
+        _resolve("org/model", "step*")
 
 
 def test_revision_and_revisions_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="give revision or revisions, not both"):
-        _config({"model": "org/model", "revision": "main", "revisions": ["step0"]})
+        _resolve("org/model", ["step0"], revision="main")
     with pytest.raises(ValueError, match="names no checkpoint"):
-        _config({"model": "org/model", "revisions": []})
+        _resolve("org/model", [])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import pyarrow as pa
 import pytest
 import ray.data
 
@@ -56,30 +55,31 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "asked", "tokens", "environment", "gpu", "engine"),
+    ("address", "asked", "tokens", "variable", "gpu", "engine"),
     [
-        (None, "auto", 0.0, {}, False, "process"),
-        (None, "auto", SMALL_TOKENS, {}, False, "process"),
-        (None, "auto", SMALL_TOKENS + 1.0, {}, False, "ray"),
-        (None, "auto", None, {}, False, "ray"),
-        ("auto", "auto", 1, {}, False, "ray"),
-        (None, "auto", 1, {"RAY_ADDRESS": "10.0.0.1:6379"}, False, "ray"),
-        (None, "auto", 1, {}, True, "ray"),
-        (None, "ray", 1, {}, False, "ray"),
-        (None, "process", None, {}, False, "process"),
+        (None, "auto", 0.0, None, False, "process"),
+        (None, "auto", SMALL_TOKENS, None, False, "process"),
+        (None, "auto", SMALL_TOKENS + 1.0, None, False, "ray"),
+        (None, "auto", None, None, False, "ray"),
+        ("auto", "auto", 1, None, False, "ray"),
+        (None, "auto", 1, "RAY_ADDRESS", False, "ray"),
+        (None, "auto", 1, "RAY_JOB_ID", False, "ray"),
+        (None, "auto", 1, None, True, "ray"),
+        (None, "ray", 1, None, False, "ray"),
+        (None, "process", None, None, False, "process"),
     ],
 )
 def test_what_is_small_runs_in_processes_unless_a_cluster_a_gpu_or_a_wish_says_otherwise(
     address: str | None,
     asked: Engine,
     tokens: float | None,
-    environment: dict[str, str],
+    variable: str | None,
     gpu: bool,
     engine: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    if variable:
+        monkeypatch.setenv(variable, "10.0.0.1:6379")
     monkeypatch.setattr(seam, "_has_gpu", lambda: gpu)
     assert choose(address, asked, lambda: tokens)[0] == engine
 
@@ -92,67 +92,40 @@ def test_an_address_and_this_machine_contradict_each_other() -> None:
 # what reaches Ray
 
 
-class Recorder:
-    """Stands in for a Dataset: what was asked of it, in order."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., Recorder]:
-        def ask(first: object, **options: object) -> Recorder:
-            self.asked.append((name, {"first": first, **options}))
-            return self
-
-        return ask
-
-    def iter_rows(self) -> Iterator[dict[str, Any]]:
-        return iter(())
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    found = Recorder()
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stand in for a Dataset: what was asked of it, in order."""
+    found = Mock(**{"iter_rows.return_value": ()})
+    for name in ("map_batches", "groupby", "map_groups"):
+        getattr(found, name).return_value = found
     monkeypatch.setattr(on_ray, "_from_units", lambda _: found)
     return found
 
 
-def on_a_cluster(address: str | None = None) -> RayCluster:
-    return RayCluster(address, 0, False, lambda _: None, _started=True)
+def on_a_cluster() -> RayCluster:
+    return RayCluster(None, 0, False, print, _started=True)
 
 
-def asked(recorder: Recorder) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (name, {key: value for key, value in options.items() if not callable(value)})
-        for name, options in recorder.asked
-    ]
+def asked(recorder: Mock) -> list[tuple[str, dict[str, Any]]]:
+    """Return the steps of a plan and their options, functions left out."""
+    return [(name, options) for name, _, options in recorder.mock_calls if name != "iter_rows"]
 
 
 ONE = {"batch_size": 1, "batch_format": "pyarrow"}
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 0.0), ("cuda", 1.0)])
-def test_each_is_one_task_a_unit(recorder: Recorder, device: Any, gpus: float) -> None:  # noqa: ANN401
+def test_each_is_one_task_a_unit(recorder: Mock, device: Any, gpus: float) -> None:  # noqa: ANN401
     cluster = Cluster(on_a_cluster())
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
-    work = recorder.asked[0][1]["first"]
-    (result,) = on_ray._results(Rows(work(on_ray._packed(5, "unit"))))  # type: ignore[arg-type]
-    assert result == 25
-
-
-class Rows:
-    """A Dataset of one table."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def iter_rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.table.to_pylist()
-        return rows
+    (work,) = recorder.map_batches.call_args.args
+    rows = Mock(iter_rows=work(on_ray._packed(5, "unit")).to_pylist)
+    assert list(on_ray._results(rows)) == [25]
 
 
 @pytest.mark.parametrize(("gpus", "inside"), [(0.0, 2), (1.0, 4)])
-def test_actors_are_a_pool_that_readers_feed(recorder: Recorder, gpus: float, inside: int) -> None:
+def test_actors_are_a_pool_that_readers_feed(recorder: Mock, gpus: float, inside: int) -> None:
     pool = Pool(2, 5, 0.75, gpus, 1)
     cluster = Cluster(on_a_cluster())
     make = partial(Counting, 1)
@@ -170,15 +143,16 @@ def test_actors_are_a_pool_that_readers_feed(recorder: Recorder, gpus: float, in
     assert encoding == ("map_batches", {**ONE, **expected})
 
 
-def test_a_shuffle_groups_by_its_key(recorder: Recorder) -> None:
+def test_a_shuffle_groups_by_its_key(recorder: Mock) -> None:
     cluster = Cluster(on_a_cluster())
     found = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=500)
     assert list(found) == []
     assert asked(recorder) == [
         ("map_batches", {**ONE, "num_cpus": 1}),
-        ("groupby", {"first": "shard", "num_partitions": 64}),
+        ("groupby", {"num_partitions": 64}),
         ("map_groups", {"batch_format": "pyarrow", "num_cpus": 1}),
     ]
+    assert recorder.groupby.call_args.args == ("shard",)
 
 
 def test_only_somebody_elses_cluster_may_grow() -> None:
@@ -201,10 +175,6 @@ def each(side: Side, work: Callable[[int], Any]) -> Iterator[Any]:
     return side.each(UNITS, work, cpus=1, gpus=0)
 
 
-def test_every_unit_has_its_result(processes: Processes) -> None:
-    assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
-
-
 def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
     processes: Processes,
 ) -> None:
@@ -222,15 +192,18 @@ def test_a_worker_is_built_once_in_each_process_and_lives_through_a_plan(
 
 
 def test_processes_live_through_plans(processes: Processes) -> None:
-    pids = {worker._process.pid for worker in processes._workers}
-    list(each(processes, square))
-    assert pids == {worker._process.pid for worker in processes._workers}
+    pids = {worker.process.pid for worker in processes._workers}
+    assert sorted(each(processes, square)) == [unit * unit for unit in UNITS]
+    assert pids == {worker.process.pid for worker in processes._workers}
 
 
 @pytest.mark.parametrize("side", [Here(), Processes()])
-def test_rows_meet_by_their_key(side: Side) -> None:
+def test_rows_meet_by_their_key_and_nothing_is_left_of_a_pool(side: Side) -> None:
     with Cluster(side) as cluster:
         found = dict(cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3))
+        folder = Path(side._temporary()) if isinstance(side, Processes) else None
+        assert folder is None or [each.name for each in folder.iterdir()] == ["printed"]
+    assert folder is None or not folder.exists()
     expected = {shard: [f"a {unit}" for unit in UNITS if unit % 3 == shard] for shard in range(3)}
     expected[2] += [f"b {unit}" for unit in UNITS]
     expected[0] += [f"c {unit}" for unit in UNITS]
@@ -295,16 +268,6 @@ def test_an_error_of_the_stage_ends_its_plan_with_the_run() -> None:
     with pytest.raises(ConfigError, match="no such column"):
         stage()
     assert next(opened[0], None) is None
-
-
-def test_nothing_is_left_of_a_pool() -> None:
-    processes = Processes()
-    with Cluster(processes) as cluster:
-        rows = cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3)
-        assert len(list(rows)) == 3
-        folder = Path(processes._temporary())
-        assert [each.name for each in folder.iterdir()] == ["printed"]
-    assert not folder.exists()
 
 
 def test_workers_import_the_packages_of_their_driver(

@@ -61,7 +61,7 @@ def test_blank_lines_separate_passages_and_nothing_else_does(tmp_path: Path) -> 
 
 def test_subfolders_are_labels_that_take_turns(tmp_path: Path) -> None:
     files = {"sea/a.txt": "s1\n\ns2", "sea/deep/b.txt": "s3", "sky/c.txt": "k1", "loose.txt": "l1"}
-    folder = write(tmp_path, {**files, ".git/x.txt": "hidden", "sky/.y.txt": "hidden"})
+    folder = write(tmp_path / "two", {**files, ".git/x.txt": "hidden", "sky/.y.txt": "hidden"})
     assert rows(folder, "text", "label", "split") == [
         ("l1", None, "train"),
         ("s1", "sea", "train"),
@@ -69,11 +69,8 @@ def test_subfolders_are_labels_that_take_turns(tmp_path: Path) -> None:
         ("s2", "sea", "test"),
         ("s3", "sea", "train"),
     ]
-
-
-def test_one_subfolder_is_no_label(tmp_path: Path) -> None:
-    folder = write(tmp_path, {"docs/a.txt": "a1\n\na2", "docs/b.txt": "b1"})
-    assert rows(folder, "text", "label") == [("a1", None), ("b1", None), ("a2", None)]
+    one = write(tmp_path / "one", {"docs/a.txt": "a1\n\na2", "docs/b.txt": "b1"})
+    assert rows(one, "text", "label") == [("a1", None), ("b1", None), ("a2", None)]
 
 
 def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_path: Path) -> None:
@@ -122,29 +119,23 @@ def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
 
 def test_labels_become_a_classification_of_what_the_limit_leaves(tmp_path: Path) -> None:
     folder = write(tmp_path, {f"{label}/a.txt": passages(40, label) for label in ("sea", "sky")})
-    task = task_of(folder)
-    assert task is not None
-    assert (task.name, task.label_column, task.split_column) == ("label", "label", "split")
-    assert task.samples_per_label == 8
-    few = task_of(folder, limit=10)  # five of each label, three of them for training
-    assert few is not None
-    assert few.samples_per_label == 3
+    # Of a limit of ten five are of each label, three of them for training.
+    for limit, samples in ((None, 8), (10, 3)):
+        task = task_of(folder, limit=limit)
+        assert task is not None
+        assert (task.name, task.label_column, task.split_column) == ("label", "label", "split")
+        assert task.samples_per_label == samples
+    assert task_of(folder, tasks=()) is None  # stated tasks stay
 
 
 def test_without_labels_long_files_are_told_apart_and_short_ones_are_not(tmp_path: Path) -> None:
-    files = {"a.txt": passages(20, "a"), "b.txt": passages(16, "b"), "c.txt": passages(15, "c")}
-    folder = write(tmp_path, {**files})
+    counts = {"a": 20, "b": 16, "c": 15}
+    folder = write(tmp_path, {f"{name}.txt": passages(n, name) for name, n in counts.items()})
     task = task_of(folder)
     assert task is not None
     assert (task.name, task.label_column) == ("file", "from_file")
     assert {name for (name,) in rows(folder, "from_file")} == {"a.txt", "b.txt", None}
     assert task_of(write(tmp_path / "alone", {"a.txt": passages(50, "a")})) is None
-
-
-def test_stated_tasks_stay(tmp_path: Path) -> None:
-    folder = write(tmp_path, {f"{label}/a.txt": passages(9, label) for label in ("sea", "sky")})
-    assert task_of(folder) is not None
-    assert task_of(folder, tasks=()) is None
 
 
 def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
@@ -176,11 +167,10 @@ def test_errors_say_what_and_where(
     assert expected in error_of(write(tmp_path / "it", files))
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_an_empty_and_a_large_folder_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert f"{tmp_path} is empty; name one with --texts that holds" in error_of(str(tmp_path))
-
-
-def test_a_large_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "_LARGEST", 1 << 20)
     folder = write(tmp_path, {"a.txt": "x" * (2 << 20)})
     assert "holds 2 MiB of texts, and at most 1 are read as a folder" in error_of(folder)
