@@ -186,7 +186,9 @@ def _data(
             "policy": found.settings.policy,
             "verdict": {**asdict(found.verdict), "sentence": found.sentence},
         }
-        subjects.append({**head, **_together(sections[id(facts)])})
+        subjects.append(head)
+        for each in sections[id(facts)]:
+            head |= each.data
     settings = report.models[0].ranking.settings
     side, *sweeps = of_all
     return {
@@ -199,14 +201,6 @@ def _data(
         "sweeps": [each.data for each in sweeps],
         **side.data,
     }
-
-
-def _together(sections: Sequence[Section]) -> dict[str, Any]:
-    return {name: value for each in sections for name, value in each.data.items()}
-
-
-def _about(facts: Facts, run: str) -> str:
-    return f"Revision {facts.ranking.subject.revision}; {facts.setting}; run {run}."
 
 
 def _markdown(models: Sequence[tuple[Facts, Sequence[Section]]], of_all: Sequence[Section]) -> str:
@@ -224,23 +218,17 @@ def _page(
     of_all: Sequence[Section],
     version: str,
 ) -> bytes:
-    names = list(dict.fromkeys(facts.ranking.subject.name for facts, _ in models))
+    told = []
+    for facts, sections in models:
+        name, revision = facts.ranking.subject.name, facts.ranking.subject.revision
+        about = f"Revision {revision}; {facts.setting}; run {report.name}."
+        told.append({"name": name, "about": about, "sections": sections})
+    names = {each["name"] for each in told}
     count = counted(len(models), "model")
-    about = f"{count}, each with its own part; of several checkpoints the newest."
-    told = [
-        {
-            "name": facts.ranking.subject.name,
-            "about": _about(facts, report.name),
-            "sections": sections,
-        }
-        for facts, sections in models
-    ]
     return section.page(
         "page.html.j2",
-        title=f"{', '.join(names)}: layer ranking"
-        if len(names) == 1
-        else f"{report.name}: layer ranking",
-        about=about,
+        title=f"{report.name if len(names) > 1 else told[0]['name']}: layer ranking",
+        about=f"{count}, each with its own part; of several checkpoints the newest.",
         before=of_all,
         models=told,
         after=[report.made],

@@ -24,14 +24,13 @@ from operators.prompts.conditions import FAMILIES, Condition
 from storage.partition import CLEAN
 
 _PALEST = 0.25  # opacity of the weakest level
-_FROM_0 = "from p = 0 to 1"
 
 
 class _Family(NamedTuple):
     title: str
     says: str
     level: str = "p"  # how a level is called
-    per: str = _FROM_0  # what a slope is per
+    per: str = "from p = 0 to 1"  # what a slope is per
     grows: str = "p"  # what grows with the level
 
 
@@ -48,16 +47,16 @@ _FAMILIES = {
     "truncate": _Family(
         "Truncation",
         "Only the first share of each prompt is kept.",
-        "share",
-        "from nothing to the whole prompt",
-        "share",
+        level="share",
+        per="from nothing to the whole prompt",
+        grows="share",
     ),
     "length": _Family(
         "Length",
         "Prompts of random tokens alone, of growing length.",
-        "tokens",
-        "per doubling of the length",
-        "length",
+        level="tokens",
+        per="per doubling of the length",
+        grows="length",
     ),
 }
 
@@ -137,12 +136,11 @@ class Response:
 
 def section(facts: Facts) -> Section:
     """Return the families of every dataset: what they do, the metrics per level, and slopes."""
-    found = responses(facts)
-    families = {(each.dataset, each.family): None for each in found}
-    parts = [
-        _family(facts, [each for each in found if (each.dataset, each.family) == key])
-        for key in families
-    ]
+    found: list[list[Response]] = []
+    if (run := facts.run) is not None:
+        for dataset in run.config.datasets:
+            for family, conditions in run.config.conditions.families().items():
+                found.append(_measured(facts, run, dataset, family, conditions))
     says = (
         "Every prompt went through the model again, perturbed. Lines: the metric in every layer, "
         "the more colour the stronger the perturbation; dashed: the clean prompts. Below: each "
@@ -156,25 +154,12 @@ def section(facts: Facts) -> Section:
     return Section(
         "Under extreme input",
         "conditions",
-        says=[says] if found else [],
-        parts=parts,
+        says=[says] if any(found) else [],
+        parts=[_family(facts, same) for same in found if same],
         link="metrics.html#conditions",
         folded=True,
-        data={"responses": [_data(each) for each in found]},
+        data={"responses": [_data(each) for same in found for each in same]},
     )
-
-
-def responses(facts: Facts) -> list[Response]:
-    """Return every metric under every family of conditions that was measured."""
-    run = facts.run
-    if run is None:
-        return []
-    return [
-        each
-        for dataset in run.config.datasets
-        for family, conditions in run.config.conditions.families().items()
-        for each in _measured(facts, run, dataset, family, conditions)
-    ]
 
 
 def _measured(
@@ -227,7 +212,7 @@ def _family(facts: Facts, same: Sequence[Response]) -> Section:
     slopes = Table(
         f"{family.title}: all slopes",
         ["Metric", *(f"layer {layer}" for layer in layers)],
-        [[(each.name, each.unit), *(cell(each.slopes.get(n)) for n in layers)] for each in same],
+        [[(each.name, each.unit), *(slope(each.slopes.get(n)) for n in layers)] for each in same],
         note=f"Slope {family.per}, with its {facts.interval} where it has one.",
         folded=True,
     )
@@ -280,28 +265,19 @@ def says(each: Response, interval: str) -> str:
             where = "every layer" if number == of else f"{number} of {counted(of, 'layer')}"
             parts.append(f"{word} in {where}")
     told = "; ".join(parts) or "no clear change in any layer"
-    slope = signed(steepest["slope"])
-    if known(steepest["slope_low"]):
-        ends = f"{signed(steepest['slope_low'])} to {signed(steepest['slope_high'])}"
-        slope += f" ({interval} {ends})"
-    per = _FAMILIES[each.family].per
-    return f"{capital(told)}; steepest in layer {layer}: {slope} {each.unit} {per}."
+    most, per = slope(steepest, f"{interval} "), _FAMILIES[each.family].per
+    return f"{capital(told)}; steepest in layer {layer}: {most} {each.unit} {per}."
 
 
-def signed(value: float) -> str:
-    """Return a slope with its sign and three digits."""
-    if not known(value):
-        return NOTHING
-    return f"{'-' if value < 0 else '+' if value > 0 else ''}{size(abs(value))}"
-
-
-def cell(row: Row | None) -> str:
-    """Return the slope of a layer with the ends of its interval, as a table has it."""
+def slope(row: Row | None, interval: str = "") -> str:
+    """Return a slope of a layer with its sign and the ends of its interval, three digits each."""
     if row is None or not known(row["slope"]):
         return NOTHING
-    if not known(row["slope_low"]):
-        return signed(row["slope"])
-    return f"{signed(row['slope'])} ({signed(row['slope_low'])} to {signed(row['slope_high'])})"
+    said, low, high = (
+        f"{'-' if value < 0 else '+' if value > 0 else ''}{size(abs(value))}"
+        for value in (row["slope"], row["slope_low"], row["slope_high"])
+    )
+    return f"{said} ({interval}{low} to {high})" if known(row["slope_low"]) else said
 
 
 def _chart(facts: Facts, each: Response) -> Chart:
@@ -316,10 +292,10 @@ def _chart(facts: Facts, each: Response) -> Chart:
         )
         for level, opacity in zip(each.levels, opacities(each.levels), strict=True)
     ]
-    slope, low, high = (
+    y, low, high = (
         [row[name] for row in each.slopes.values()] for name in ("slope", "slope_low", "slope_high")
     )
-    sloped = Line("slope", list(each.slopes), slope, low=low, high=high, form="+.3g")
+    sloped = Line("slope", list(each.slopes), y, low=low, high=high, form="+.3g")
     worst = max(each.levels, key=lambda level: level.most("n_undefined"))
     prompts = max(level.most("n_prompts") + level.most("n_undefined") for level in each.levels)
     missing = ""
@@ -344,21 +320,14 @@ def _data(each: Response) -> dict[str, Any]:
             "condition": level.condition,
             "level": level.level,
             "values": level.values(each.layers),
-            "n_prompts": level.most("n_prompts"),
-            "n_undefined": level.most("n_undefined"),
+            **{name: level.most(name) for name in ("n_prompts", "n_undefined")},
         }
         for level in each.levels
     ]
+    ends = {"slope": "slope", "low": "slope_low", "high": "slope_high"}
+    columns = {**ends, **{name: name for name in ("reason", "n_prompts", "n_undefined")}}
     slopes = [
-        {
-            "layer": layer,
-            "slope": row["slope"],
-            "low": row["slope_low"],
-            "high": row["slope_high"],
-            "reason": row["reason"],
-            "n_prompts": int(row["n_prompts"]),
-            "n_undefined": int(row["n_undefined"]),
-        }
+        {"layer": layer, **{name: row[column] for name, column in columns.items()}}
         for layer, row in each.slopes.items()
     ]
     plain = ("dataset", "family", "metric", "variant", "norm", "pooling", "layers")

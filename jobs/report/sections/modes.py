@@ -54,13 +54,18 @@ def section_of(rows: Sequence[Row], level: float, texts: Mapping[int, str]) -> S
         "smallest to its largest value. Coloured: Hartigan's dip test rejects a single mode at "
         f"{1 - level:g}, corrected by Holm for all layers; dashed: where the groups part."
     )
+    cells = [
+        [str(row["layer"]), count(row["n_prompts"]), number(row["dip"]), p_value(row["p_holm"])]
+        for row in rows
+    ]
+    tests = Table("The test of every layer", ["Layer", "Prompts", "Dip", "p"], cells, folded=True)
     return Section(
         "Two kinds of prompts?",
         "modes",
         says=[sentence(rows, found, unit)],
         charts=[_chart(row, row in found, unit) for row in rows],
         notes=[note],
-        tables=[_tests(rows), *_tables(found, unit, texts)],
+        tables=[tests, *_tables(found, unit, texts)],
         link="metrics.html#two-kinds-of-prompts",
         folded=True,
         data={"modes": _data(rows, found, texts)},
@@ -82,14 +87,11 @@ def _texts(run: Run, rows: Sequence[Row]) -> dict[int, str]:
     found: dict[int, str] = {}
     for (dataset, shard), ids in wanted.items():
         texts = prompt_texts(run.root, dataset, shard, pa.array([*ids]))
-        found.update(zip(ids, map(_short, texts), strict=True))
+        for prompt_id, text in zip(ids, texts, strict=True):
+            line = " ".join(text.split())
+            short = textwrap.shorten(line, _SHOWN, placeholder=" ...")
+            found[prompt_id] = short if len(short) > len(" ...") else f"{line[: _SHOWN - 4]} ..."
     return found
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    short = textwrap.shorten(line, _SHOWN, placeholder=" ...")
-    return short if len(short) > len(" ...") else f"{line[: _SHOWN - 4]} ..."
 
 
 def sentence(rows: Sequence[Row], found: Sequence[Row], unit: str) -> str:
@@ -103,8 +105,9 @@ def sentence(rows: Sequence[Row], found: Sequence[Row], unit: str) -> str:
             f"{p_value(min(row['p_holm'] for row in tested))}, from "
             f"{max(row['n_prompts'] for row in tested):,} prompts."
         )
-    two = sorted(row["layer"] for row in found if row["peaks"] == 2)  # noqa: PLR2004
-    several = sorted((row for row in found if row["peaks"] > 2), key=lambda row: row["layer"])  # noqa: PLR2004
+    ordered = sorted(found, key=lambda row: int(row["layer"]))
+    two = [row["layer"] for row in ordered if row["peaks"] == 2]  # noqa: PLR2004
+    several = [row for row in ordered if row["peaks"] > 2]  # noqa: PLR2004
     groups, peaks = "", ""
     if two:
         groups = f"In {layers_in_words(two)} the entropies of the prompts fall into two groups."
@@ -197,14 +200,6 @@ def _chart(row: Row, is_bimodal: bool, unit: str) -> Chart:
     return Chart(f"Layer {row['layer']}", plot, "small", label=label)
 
 
-def _tests(rows: Sequence[Row]) -> Table:
-    cells = [
-        [str(row["layer"]), count(row["n_prompts"]), number(row["dip"]), p_value(row["p_holm"])]
-        for row in rows
-    ]
-    return Table("The test of every layer", ["Layer", "Prompts", "Dip", "p"], cells, folded=True)
-
-
 def _tables(found: Sequence[Row], unit: str, texts: Mapping[int, str]) -> list[Table]:
     """Return what separates the groups of bimodal layers, and prompts near their modes."""
     if not found:
@@ -254,15 +249,14 @@ def _examples(row: Row, texts: Mapping[int, str], folded: bool) -> Table:
 
 
 def _data(rows: Sequence[Row], found: Sequence[Row], texts: Mapping[int, str]) -> dict[str, Any]:
-    layers = []
+    of_all, layers = ("metric", "variant", "norm"), []
     for row in rows:
-        own = {
-            name: row[name] for name in row if name not in ("metric", "variant", "norm", "group")
-        }
-        examples = []
-        for each in row["examples"] if row in found else ():
-            plain = {name: value for name, value in each.items() if name != "shard"}
-            examples.append({**plain, "text": texts[each["prompt_id"]]})
-        traits = row["traits"] if row in found else []
-        layers.append({**own, "bimodal": row in found, "traits": traits, "examples": examples})
-    return {**{name: rows[0][name] for name in ("metric", "variant", "norm")}, "layers": layers}
+        own = {name: row[name] for name in row if name not in (*of_all, "group")}
+        own |= {"bimodal": row in found, "traits": row["traits"] if row in found else []}
+        own["examples"] = [
+            {name: each[name] for name in each if name != "shard"}
+            | {"text": texts[each["prompt_id"]]}
+            for each in (row["examples"] if row in found else ())
+        ]
+        layers.append(own)
+    return {**{name: rows[0][name] for name in of_all}, "layers": layers}

@@ -39,9 +39,10 @@ def section(
     newest, rows = checkpoints[-1], overtaken(checkpoints)
     interval = f"{100 * level:g} % interval"
     told = sweep_sentence(checkpoints, rows, level)
+    verdict = _VERDICTS[newest.ranking[0]["verdict"]].format(newest.recommended)
     scored = any(known(row["score"]) for each in checkpoints for row in each.ranking)
     return Section(
-        headline(checkpoints),
+        f"{newest.model} at {at(newest.revision)}: {verdict}",
         "training",
         says=[told],
         figures=figures(checkpoints, interval),
@@ -78,13 +79,6 @@ def axis(checkpoints: Sequence[Checkpoint]) -> str:
     """Return what the columns of a map are."""
     named = any(step_of(each.revision) is None for each in checkpoints)
     return "checkpoint" if named else "training step"
-
-
-def headline(checkpoints: Sequence[Checkpoint]) -> str:
-    """Return what the newest checkpoint recommends."""
-    newest = checkpoints[-1]
-    verdict = _VERDICTS[newest.ranking[0]["verdict"]].format(newest.recommended)
-    return f"{newest.model} at {at(newest.revision)}: {verdict}"
 
 
 def figures(checkpoints: Sequence[Checkpoint], interval: str) -> list[tuple[str, str]]:
@@ -178,22 +172,15 @@ def _score_charts(
 
     looks: dict[str, Look] = {"last": "plain", "best": "second", "recommended": "strong"}
     ends = scores("recommended", "score_low"), scores("recommended", "score_high")
-    lines = [
-        in_points(
-            name,
-            x,
-            scores(name, "score"),
-            look,
-            ends if look == "strong" else ((), ()),
-            at_end=True,
-        )
-        for name, look in looks.items()
-    ]
+    lines = []
+    for name, look in looks.items():
+        band = ends if look == "strong" else ((), ())
+        lines.append(in_points(name, x, scores(name, "score"), look, band, at_end=True))
     marks = [Mark(n) for n, each in enumerate(checkpoints) if each.revision in alerts]
     dotted = " Dotted: a checkpoint with an alert." if marks else ""
-    name = checkpoints[-1].model
+    model = checkpoints[-1].model
     score = Chart(
-        f"Score of the recommended, the best and the last layer of {name} over training",
+        f"Score of the recommended, the best and the last layer of {model} over training",
         Lines(lines, axis(checkpoints), "score, points", ticks, marks),
         "wide",
         source=f"Band: {interval} of the recommended layer's score. Best: the highest score of any "
@@ -288,9 +275,10 @@ def _map(
     values_LS[~np.isfinite(values_LS)] = np.nan
     if np.isnan(values_LS).all():
         return Chart(name, None, **told)
-    dots: list[int | None] = []
-    for column in values_LS.T if best else ():
-        dots.append(None if np.isnan(column).all() else layers[int(np.nanargmax(column))])
+    dots = [
+        None if np.isnan(column).all() else layers[int(np.nanargmax(column))]
+        for column in (values_LS.T if best else ())
+    ]
     plot = HeatMap(
         values_LS,
         layers,
@@ -301,24 +289,20 @@ def _map(
         rings=[each.recommended for each in checkpoints] if best else [],
         form=".1f" if unit == "points" else ".4g",
     )
-    notes = [told.pop("source", "")]
-    notes += ["Logarithmic colours."] * plot.is_logarithmic + ["Blank: no value."] * bool(
-        np.isnan(values_LS).any()
-    )
+    notes = [told.pop("source", ""), "Logarithmic colours." * plot.is_logarithmic]
+    notes += ["Blank: no value." * bool(np.isnan(values_LS).any())]
     return Chart(name, plot, source=" ".join(filter(None, notes)), **told)
 
 
 def _maps(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> list[Section]:
     """Return the maps of every task, and of every metric at every layer."""
-
     newest = checkpoints[-1]
-    parts = []
-    if len(newest.tasks) > 1:
-        maps = [
-            _map(checkpoints, [each.tasks.get(task, {}) for each in checkpoints], task)
-            for task in newest.tasks
-        ]
-        parts.append(Section("Score of every task over training", charts=maps, folded=True))
+    maps = [
+        _map(checkpoints, [each.tasks.get(task, {}) for each in checkpoints], task)
+        for task in newest.tasks
+    ]
+    name = "Score of every task over training"
+    parts = [Section(name, charts=maps, folded=True)] if len(maps) > 1 else []
     datasets = list(dict.fromkeys(dataset for dataset, _ in newest.metrics))
     for dataset in datasets:
         maps = [
