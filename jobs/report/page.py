@@ -228,7 +228,7 @@ def _page(
     return section.page(
         "page.html.j2",
         title=f"{report.name if len(names) > 1 else told[0]['name']}: layer ranking",
-        about=f"{count}, each with its own part; of several checkpoints the newest.",
+        about=f"{count} in full{', of several checkpoints the newest' if report.sweeps else ''}.",
         before=of_all,
         models=told,
         after=[report.made],
