@@ -58,9 +58,7 @@ def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
     if form == "parquet":
         pq.write_table(pa.table(columns), buffer)
         return buffer.getvalue()
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    rows = pa.table(columns).to_pylist()
     if form == "jsonl":
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     if form == "text":
@@ -231,17 +229,16 @@ def test_a_missing_column_names_those_that_exist_and_the_tasks_that_want_it(tmp_
         {"name": "kind", "type": "classification", "label_column": "label", "split_column": "part"},
         {"name": "groups", "type": "clustering", "label_column": "label"},
     ]
-    for form in FORMATS:
-        path = write(tmp_path / f"t.{form}", {"text": ["a"], "topic": ["b"]})
-        config = of_files(path, tasks=tasks, id_column="key")
-        fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
-        with pytest.raises(ConfigError) as caught:
-            sources.require_columns(config, fragment, columns)
-        assert str(caught.value) == (
-            f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
-            "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
-        )
-        sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
+    path = write(tmp_path / "t.csv", {"text": ["a"], "topic": ["b"]})
+    config = of_files(path, tasks=tasks, id_column="key")
+    fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
+    with pytest.raises(ConfigError) as caught:
+        sources.require_columns(config, fragment, columns)
+    assert str(caught.value) == (
+        f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
+        "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
+    )
+    sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
 
 
 def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> None:
@@ -303,25 +300,13 @@ def test_identity_of_a_builtin_corpus_names_the_version_of_every_library() -> No
     assert all(version[0].isdigit() for version in versions.values())
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[str]]]]:
-    """Stand in for mteb: names its tasks, gives their texts, remembers what was recorded."""
-    asked: list[tuple[str, list[str]]] = []
-
-    def texts(task: str, modules: list[str]) -> list[str]:
-        asked.append((task, list(modules)))
-        return [f"first of {task}", "", f"last of {task}"]
-
-    monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
-    monkeypatch.setattr(benchmark_score, "recorded_texts", texts)
-    sources._mteb_texts.cache_clear()
-    yield asked
-    sources._mteb_texts.cache_clear()
-
-
 def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
-    recorded: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    recorded = Mock(side_effect=lambda task, _modules: [f"first of {task}", "", f"last of {task}"])
+    monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
+    monkeypatch.setattr(benchmark_score, "recorded_texts", recorded)
+    sources._mteb_texts.cache_clear()
     config = dataset({"mteb": ["One", "Two"], "modules": "my.tasks"})
     found = []
     for whole in sources.discover(config, {}):
@@ -335,7 +320,7 @@ def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
         for index, name in enumerate(["One", "Two"])
         for row, text in enumerate([f"first of {name}", "", f"last of {name}"])
     ]
-    assert recorded == [("One", ["my.tasks"]), ("Two", ["my.tasks"])]
+    assert recorded.mock_calls == [call(name, ("my.tasks",)) for name in ("One", "Two")]
     monkeypatch.setattr(sources, "version", {"mteb": "2.26"}.__getitem__)
     expected = {"tasks": ["One", "Two"], "modules": ["my.tasks"], "mteb": "2.26"}
     assert sources.identity(config, {}) == expected
@@ -353,11 +338,7 @@ SPLITS: dict[str, dict[str, list[Any]]] = {
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     """Stand in for `datasets.load_dataset` and remember what it was asked for."""
 
-    def split_of(_name: str, _config: str | None, *, split: str, revision: str) -> object:
-        del revision
-        return datasets.Dataset.from_dict(SPLITS[split])
-
-    stand_in = Mock(side_effect=split_of)
+    stand_in = Mock(side_effect=lambda *_, split, **__: datasets.Dataset.from_dict(SPLITS[split]))
     monkeypatch.setattr(datasets, "load_dataset", stand_in)
     sources._hub_split.cache_clear()
     yield stand_in
