@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,20 +74,16 @@ def one_of_each_pair(task: RerankingTask | RetrievalTask, records: pa.Table) -> 
             f"task {task.name}, column {task.candidate_column}: the query of "
             f"{row_place(pc.min(bare['row']).as_py())} has no candidate; leave it out of the data"
         )
-    seen: dict[tuple[int, int], tuple[float, int]] = {}
-    keep = []
-    for index, each in enumerate(found.to_pylist()):
-        pair = each["prompt_id"], each["candidate_id"]
-        first = seen.setdefault(pair, (each["value"], each["row"]))
-        if first[0] != each["value"]:
+    pairs: dict[tuple[int, int], dict[str, Any]] = {}
+    for each in found.to_pylist():
+        first = pairs.setdefault((each["prompt_id"], each["candidate_id"]), each)
+        if first["value"] != each["value"]:
             raise ConfigError(
-                f"task {task.name}, column {task.relevance_column}: {row_place(first[1])} and "
+                f"task {task.name}, column {task.relevance_column}: {row_place(first['row'])} and "
                 f"{row_place(each['row'])} have the same query and candidate, but relevance "
-                f"{first[0]:g} and {each['value']:g}"
+                f"{first['value']:g} and {each['value']:g}"
             )
-        if first[1] == each["row"]:
-            keep.append(index)
-    return found.take(pa.array(keep, pa.int64()))
+    return pa.Table.from_pylist([*pairs.values()], found.schema)
 
 
 def check_relevance(task: RerankingTask | RetrievalTask, items: pa.Table) -> None:

@@ -108,7 +108,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / "__init__.py").touch()
         (folder / "zoo.py").write_text(TOY, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(docstrings, "LIBRARIES", (("toy-package", "toy"),))
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"toy": "toy-package"})
     return package
 
 
@@ -251,7 +251,7 @@ def test_reading_does_not_import_the_library() -> None:
 def test_a_library_that_is_missing_or_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unknown library 'nunpy'; known: numpy, scipy, sklearn"):
         read_library("nunpy", 5)
-    monkeypatch.setattr(docstrings, "LIBRARIES", (("toy-package", "toy"),))
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"toy": "toy-package"})
     missing = r"needs library 'toy', which is not installed: pip install toy-package"
     with pytest.raises(ValueError, match=missing):
         read_library("toy", 5)
@@ -261,7 +261,7 @@ def test_a_library_that_is_missing_or_unknown_is_named(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_the_libraries_are_balanced_and_modules_are_groups() -> None:
-    passages = [p for _, name in docstrings.LIBRARIES for p in read_library(name, 280)]
+    passages = [p for name in docstrings.LIBRARIES for p in read_library(name, 280)]
     assert len(passages) >= 2_000
     assert min(Counter(passage.library for passage in passages).values()) >= 200
     sizes = Counter(passage.module for passage in passages)

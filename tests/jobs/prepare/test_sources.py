@@ -296,7 +296,7 @@ def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
 
 def test_identity_of_a_builtin_corpus_names_the_version_of_every_library() -> None:
     versions = sources.identity(dataset({"builtin": "docstrings"}), {})["versions"]
-    assert list(versions) == [name for _, name in docstrings.LIBRARIES]
+    assert list(versions) == list(docstrings.LIBRARIES)
     assert all(version[0].isdigit() for version in versions.values())
 
 
