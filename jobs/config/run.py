@@ -187,8 +187,8 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
-    """Add the options that replace a config's subjects."""
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the options that replace a config's subjects, and its folder of texts."""
     parser.add_argument(
         "--subject",
         action="append",
@@ -201,10 +201,16 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="a sweep over the checkpoints that match: branches of the hub, or folders in MODEL",
     )
+    parser.add_argument(
+        "--texts",
+        metavar="FOLDER",
+        help="your texts, instead of the folder in the config: text files, or tables with a "
+        "column text; subfolders, or a column label, are the labels",
+    )
 
 
 def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-    """Return the config with what the command line replaces; ConfigError if that makes no run.
+    """Return the config with the subjects of the command line; ConfigError if that makes no run.
 
     `--subject` keeps the dtype if the config's subjects share one, and nothing else of theirs:
     what was trusted in one model is not trusted in another.

@@ -7,7 +7,6 @@ of different files) take turns, so that a limit leaves some of each.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -37,16 +36,6 @@ class _Passage(NamedTuple):
     text: str | None
     label: str | None
     file: str
-
-
-def add_texts(parser: argparse.ArgumentParser) -> None:
-    """Add the option that replaces the folder of a recipe."""
-    parser.add_argument(
-        "--texts",
-        metavar="FOLDER",
-        help="your texts, instead of the folder in the config: text files, or tables with a "
-        "column text; subfolders, or a column label, are the labels",
-    )
 
 
 def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, Task
-from jobs.config.run import RunConfig, add_subject, load, overridden, parse
+from jobs.config.run import RunConfig, add_overrides, load, overridden, parse
 from jobs.config.settings import StorageConfig
 from jobs.prepare.records import PROMPT
 from jobs.prepare.sources import KINDS
@@ -449,7 +449,7 @@ RECIPE = run_with(
 
 def overridden_with(config: RunConfig, *words: str) -> RunConfig:
     parser = ArgumentParser()
-    add_subject(parser)
+    add_overrides(parser)
     return overridden(config, parser.parse_args(words))
 
 

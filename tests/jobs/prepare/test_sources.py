@@ -30,6 +30,7 @@ from operators.benchmark import score as benchmark_score
 from operators.benchmark import tasks as benchmark_tasks
 from storage.root import resolve
 from tests.conftest import S3
+from tests.jobs.prepare.test_records import dataset
 
 ROW = 1 << 32  # the order key of the first row of the second fragment
 TEXTS = [
@@ -46,10 +47,6 @@ TEXTS = [
 LINES = ["first line\nsecond line", "windows\r\nline", "a\n\nparagraph"]
 LONG = "wörd " * 40_000  # 200,000 characters
 FORMATS = ["parquet", "jsonl", "csv"]
-
-
-def dataset(source: dict[str, Any], **changes: Any) -> DatasetConfig:  # noqa: ANN401
-    return DatasetConfig.model_validate({"name": "data", "source": source, **changes})
 
 
 def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
@@ -76,7 +73,7 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 
 def of_files(path: object, **changes: Any) -> DatasetConfig:  # noqa: ANN401
-    return dataset({"files": str(path)}, **changes)
+    return dataset(source={"files": str(path)}, **changes)
 
 
 def s3_options(s3: S3) -> Options:
@@ -203,7 +200,7 @@ def test_globs_read_files_in_the_order_of_their_names(many: Path) -> None:
     assert read_all(of_files(f"{many}/*.*")) == SIX
     assert texts_of(of_files(f"{many}/?.[jt]*")) == ["3", "4", "5"]
     listed = [f"{many}/c.txt", f"file://{many}/a*"]
-    assert texts_of(dataset({"files": listed})) == ["4", "5", "0", "1", "2"]
+    assert texts_of(dataset(source={"files": listed})) == ["4", "5", "0", "1", "2"]
     odd = write(many / "a[0].csv", {"text": ["odd"]})  # a glob in its name
     assert texts_of(of_files(odd)) == ["odd"]
 
@@ -246,7 +243,7 @@ def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> No
     path.write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match=r"dataset data: cannot tell the format of .*texts\.data"):
         sources.discover(of_files(path), {})
-    assert texts_of(dataset({"files": str(path), "format": "text"})) == ["one", "two"]
+    assert texts_of(dataset(source={"files": str(path), "format": "text"})) == ["one", "two"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -283,7 +280,7 @@ def test_a_broken_file_is_named_and_the_line_of_json(
 
 def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
     def identity(path: Path, form: str = "auto") -> dict[str, Any]:
-        return sources.identity(dataset({"files": str(path), "format": form}), {})
+        return sources.identity(dataset(source={"files": str(path), "format": form}), {})
 
     path = write(tmp_path / "t.csv", {"text": ["a", "b"]})
     before = identity(path)
@@ -295,7 +292,7 @@ def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
 
 
 def test_identity_of_a_builtin_corpus_names_the_version_of_every_library() -> None:
-    versions = sources.identity(dataset({"builtin": "docstrings"}), {})["versions"]
+    versions = sources.identity(dataset(source={"builtin": "docstrings"}), {})["versions"]
     assert list(versions) == list(docstrings.LIBRARIES)
     assert all(version[0].isdigit() for version in versions.values())
 
@@ -307,7 +304,7 @@ def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
     monkeypatch.setattr(benchmark_score, "recorded_texts", recorded)
     sources._mteb_texts.cache_clear()
-    config = dataset({"mteb": ["One", "Two"], "modules": "my.tasks"})
+    config = dataset(source={"mteb": ["One", "Two"], "modules": "my.tasks"})
     found = []
     for whole in sources.discover(config, {}):
         length, columns = sources.inspect(whole, {})
@@ -346,7 +343,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 
 
 def test_hub_splits_are_joined_and_named(hub: Mock) -> None:
-    config = dataset({"hub": "org/name", "config": "en", "split": "train + test"})
+    config = dataset(source={"hub": "org/name", "config": "en", "split": "train + test"})
     assert read_all(config, ["text", "split", "label"]) == [
         ("a", "train", "0", 0),
         (None, "train", "1", 1),
@@ -360,11 +357,11 @@ def test_hub_splits_are_joined_and_named(hub: Mock) -> None:
 
 
 def test_a_slice_keeps_its_splits_name_and_a_column_of_that_name_is_the_datasets(hub: Mock) -> None:
-    config = dataset({"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
+    config = dataset(source={"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
     rows = read_all(config, ["split", "text"])
     assert rows[:3] == [("train", "a", 0), ("train", None, 1), ("test", "d", ROW)]
     assert hub.mock_calls[0] == call("org/name", None, split="train[:2]", revision="v1")
-    rows = read_all(dataset({"hub": "org/name", "split": "named"}), ["text", "split"])
+    rows = read_all(dataset(source={"hub": "org/name", "split": "named"}), ["text", "split"])
     assert rows == [("a", "test", 0), ("b", "train", 1)]
 
 
@@ -372,7 +369,7 @@ def test_slices_read_their_rows_and_load_the_split_once(
     hub: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_SLICE", 2)
-    config = dataset({"hub": "org/name", "split": "train+test"})
+    config = dataset(source={"hub": "org/name", "split": "train+test"})
     parts, total = sources.cut(sources.discover(config, {}), [3, 2], 4)
     assert total == 4
     cuts = [(part.index, part.start, part.stop) for part in parts]
@@ -386,7 +383,7 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     sources._hub_split.cache_clear()
-    fragment = sources.discover(dataset({"hub": "nobody/no-such-dataset"}), {})[0]
+    fragment = sources.discover(dataset(source={"hub": "nobody/no-such-dataset"}), {})[0]
     with pytest.raises(
         ConfigError, match=r"cannot load hub dataset nobody/no-such-dataset \(train\): .*"
     ):
@@ -399,7 +396,7 @@ def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_pat
     for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
         filesystem, path = resolve(f"{folder}/{number}.{form}", options)
         filesystem.pipe_file(path, encoded(form, {"text": texts}))
-    config = dataset({"files": f"{folder}/*.{form}", "format": form})
+    config = dataset(source={"files": f"{folder}/*.{form}", "format": form})
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]
