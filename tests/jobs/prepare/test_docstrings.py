@@ -60,22 +60,6 @@ def _private(x):
 class Cage:
     """Hold parrots of any weight at all"""
 
-    def open(self):
-        """Open the cage for {who}, who is a template.
-
-        This text is long enough to be a passage and has every other property of one, but the
-        summary before it is a template that is filled in when the module is imported.
-        """
-
-    def close(self):
-        """Close the cage before it is too late.
-
-        This text is long enough to be a passage and has every other property of one, but it says
-        again what the summary says.
-
-        Close the cage before it is too late. It may be opened again after that.
-        """
-
     def shut(self):
         """Shut the cage before it is too late.
 
@@ -157,11 +141,14 @@ def test_summaries_are_one_line_of_bounded_length(toy: Path) -> None:
         "No period at the end of it": False,
         "lower case at the beginning of it.": False,
         "A formula such as x^2 in the summary.": False,
+        "A template that {who} fills in later.": False,
         "L" + "o" * 160 + "ng.": False,
     }
     for summary, kept in summaries.items():
         define(toy, (summary, ESTIMATE.text))
         assert [passage.summary for passage in read_library("toy", 9)] == [summary] * kept
+        define(toy, (summary, f"{ESTIMATE.text} {summary}"))  # which says nothing new
+        assert read_library("toy", 9) == []
 
 
 def test_no_two_passages_share_a_summary_or_an_opening_sentence(toy: Path) -> None:
