@@ -14,10 +14,8 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import ClassificationTask
 from jobs.config.run import RunConfig, load
 from jobs.prepare import folders, sources
-from storage.root import resolve
 from tests.conftest import S3
 from tests.jobs.prepare.test_records import dataset
-from tests.jobs.prepare.test_sources import s3_options
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> str:
@@ -110,11 +108,10 @@ def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
-    options = s3_options(s3)
-    filesystem, path = resolve(f"{s3.uri}/texts", options)
+    root = s3.root("texts")
     for name in ("sea/a.txt", "sky/b.txt"):
-        filesystem.pipe_file(f"{path}/{name}", b"one\n\ntwo")
-    table = folders.read(f"{s3.uri}/texts", options)
+        root.write(name, b"one\n\ntwo")
+    table = folders.read(root.uri, dict(root.options))
     assert table["label"].to_pylist() == ["sea", "sky", "sea", "sky"]
 
 

@@ -28,7 +28,6 @@ from jobs.prepare.files import BATCH, Options
 from jobs.prepare.sources import Fragment
 from operators.benchmark import score as benchmark_score
 from operators.benchmark import tasks as benchmark_tasks
-from storage.root import resolve
 from tests.conftest import S3
 from tests.jobs.prepare.test_records import dataset
 
@@ -74,14 +73,6 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 def of_files(path: object, **changes: Any) -> DatasetConfig:  # noqa: ANN401
     return dataset(source={"files": str(path)}, **changes)
-
-
-def s3_options(s3: S3) -> Options:
-    """Return what reaches the S3 server."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    key, secret = (s3.environment[name] for name in names)
-    client = {"endpoint_url": s3.endpoint, "region_name": "us-east-1"}
-    return {"key": key, "secret": secret, "client_kwargs": client}
 
 
 def inspected(config: DatasetConfig) -> tuple[int, list[str]]:
@@ -149,8 +140,7 @@ def test_numbers_become_strings_and_lists_json(form: str, tmp_path: Path) -> Non
 def test_categories_and_structs_of_parquet_become_text(tmp_path: Path) -> None:
     days = pa.array([{"on": date(2024, 2, 29), "n": 1}, None, None])
     labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels, "day": days}), path)
+    path = write(tmp_path / "t.parquet", {"text": ["a", "b", "c"], "label": labels, "day": days})
     rows = read_all(of_files(path), ["label", "day"])
     assert [label for label, _, _ in rows] == ["sea", "sky", "sea"]
     assert [day for _, day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None, None]
@@ -392,13 +382,13 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("form", [*FORMATS, "text"])
 def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
-    options, folder = s3_options(s3), f"{s3.uri}/{tmp_path.name}"
+    root = s3.root(tmp_path.name)
     for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
-        filesystem, path = resolve(f"{folder}/{number}.{form}", options)
-        filesystem.pipe_file(path, encoded(form, {"text": texts}))
-    config = dataset(source={"files": f"{folder}/*.{form}", "format": form})
+        root.write(f"{number}.{form}", encoded(form, {"text": texts}))
+    config = dataset(source={"files": f"{root.uri}/*.{form}", "format": form})
+    options = dict(root.options)
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]
-    with pytest.raises(ConfigError, match=rf"there is no file {folder}/gone\.csv"):
-        sources.discover(of_files(f"{folder}/gone.csv"), options)
+    with pytest.raises(ConfigError, match=rf"there is no file {root.uri}/gone\.csv"):
+        sources.discover(of_files(f"{root.uri}/gone.csv"), options)
