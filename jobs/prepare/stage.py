@@ -173,7 +173,6 @@ def _records(
 def _write_shards(
     root: Root, dataset: DatasetConfig, wanted: Mapping[str, Manifest], found: pa.Table
 ) -> dict[str, Receipt]:
-    """Write one shard of every wanted table from its records."""
     records.check_ids(dataset, found)
     number = found["shard"][0].as_py()
     tasks = {task.name: task for task in dataset.tasks}

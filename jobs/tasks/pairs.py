@@ -41,7 +41,7 @@ def item(
         return None
     alike = isinstance(task, PairTask)
     value = 1.0
-    if second is None and not alike:  # `one_of_each_pair` has to see the query
+    if second is None and not alike:  # `one_of_each_pair` has to see every query
         value = 0.0
     elif second is None or (column and not row[column]):
         return None
