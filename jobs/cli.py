@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, get_args
 from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig, add_subject, load, overridden, recipes
+from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
 from jobs.plan.limits import Limits, add_limits, add_prices
-from jobs.prepare.folders import add_texts, with_folders
+from jobs.prepare.folders import with_folders
 from operators.model.subject import Norm, Pooling
 from storage.root import Root
 
@@ -374,8 +374,7 @@ def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> No
         "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
     )
     parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
-    add_subject(parser)
-    add_texts(parser)
+    add_overrides(parser)
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +12,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Given = TypeVar("Given", bound=Sequence[object])
 
 
 class Block(BaseModel):
@@ -29,27 +31,18 @@ class Block(BaseModel):
         return values
 
 
-def require_distinct(values: Sequence[object], what: str = "") -> None:
-    """ValueError that names what is there twice."""
-    names = [str(value) for value in values]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+def require_distinct(values: Given, what: str = "") -> Given:
+    """Return the values; ValueError that names what is there twice."""
+    counts = Counter(map(str, values))
+    repeated = sorted(name for name, count in counts.items() if count > 1)
     if repeated:
         raise ValueError(f"{what}{', '.join(repeated)} is used twice")
-
-
-def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
-    require_distinct(values)
     return values
 
 
-def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
-    require_distinct(values)
-    return tuple(sorted(values))
-
-
 # Of a tuple of a block: no value twice, and besides in ascending order.
-Distinct = AfterValidator(_distinct)
-Ascending = AfterValidator(_ascending)
+Distinct = AfterValidator(require_distinct)
+Ascending = AfterValidator(lambda values: tuple(sorted(require_distinct(values))))
 
 
 class ConfigError(ValueError):

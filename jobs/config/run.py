@@ -103,17 +103,16 @@ def _require_enough(config: RunConfig) -> None:
         )
     if "metrics" not in measure.model_fields_set:
         return
+    limits = {
+        f"limit of dataset {each.name}": each.limit * len(each.text_columns)
+        for each in config.datasets
+        if each.limit is not None
+    }
     for name in measure.metrics:
-        fewest = METRICS[name].fewest
-        given = {
-            f"limit of dataset {each.name}": each.limit * len(each.text_columns)
-            for each in config.datasets
-            if each.limit is not None
-        }
+        given, fewest = dict(limits), METRICS[name].fewest
         if name in unseen:
             given["views.sample"] = views.sample
-        at_most = getattr(METRICS[name].measured, "at_most", "")
-        if at_most:
+        if at_most := getattr(METRICS[name].measured, "at_most", ""):
             given[f"measure.{at_most}"] = getattr(measure, at_most)
         for key, prompts in given.items():
             if prompts < fewest:
@@ -177,9 +176,9 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     match problem["loc"]:
         case ("datasets", int(dataset), "tasks", int(number), *_):
-            task = values["datasets"][dataset]["tasks"][number]
-            if isinstance(task, Mapping) and isinstance(task.get("name"), str):
-                key += f" (task {task['name']})"
+            match values["datasets"][dataset]["tasks"][number]:
+                case {"name": str(name)}:
+                    key += f" (task {name})"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
     plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
@@ -188,8 +187,8 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def add_subject(parser: argparse.ArgumentParser) -> None:
-    """Add the options that replace a config's subjects."""
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add the options that replace a config's subjects, and its folder of texts."""
     parser.add_argument(
         "--subject",
         action="append",
@@ -202,15 +201,23 @@ def add_subject(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="a sweep over the checkpoints that match: branches of the hub, or folders in MODEL",
     )
+    parser.add_argument(
+        "--texts",
+        metavar="FOLDER",
+        help="your texts, instead of the folder in the config: text files, or tables with a "
+        "column text; subfolders, or a column label, are the labels",
+    )
 
 
 def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-    """Return the config with what the command line replaces; ConfigError if that makes no run.
+    """Return the config with the subjects of the command line; ConfigError if that makes no run.
 
     `--subject` keeps the dtype if the config's subjects share one, and nothing else of theirs:
     what was trusted in one model is not trusted in another.
     """
     given, revisions = arguments.subject, arguments.revisions
+    if not given and revisions is None:
+        return config
     if revisions == "":
         raise ConfigError("--revisions is empty: give a name or a pattern, such as 'step*'")
     subjects = config.subjects
@@ -221,9 +228,7 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
     if revisions is not None:
         sweep = {"revision": "", "revisions": revisions}
         subjects = tuple(each.model_copy(update=sweep) for each in subjects)
-    return (
-        config if subjects == config.subjects else config.model_copy(update={"subjects": subjects})
-    )
+    return config.model_copy(update={"subjects": subjects})
 
 
 def _subject(given: str) -> settings.SubjectConfig:

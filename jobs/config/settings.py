@@ -5,6 +5,7 @@ Units are in the field names or their descriptions.
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -24,7 +25,6 @@ from operators.prompts.conditions import FAMILIES, Condition
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "process", "ray"]
-TokenMetricsMode = Literal["auto", "fused", "stored", "both"]
 Variant = Literal["raw", "l2"]
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Search = Literal["full", "halving"]
@@ -116,7 +116,7 @@ class MeasureConfig(Block):
 
     device: Device = "auto"
     metrics: tuple[str, ...] = Field(default_factory=_every_metric)
-    token_metrics: TokenMetricsMode = Field(
+    token_metrics: Literal["auto", "fused", "stored", "both"] = Field(
         "auto",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
         "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
@@ -147,8 +147,7 @@ class MeasureConfig(Block):
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
-        require_distinct(names)
-        return names
+        return require_distinct(names)
 
 
 class ProbeConfig(Block):
@@ -201,14 +200,10 @@ class ConditionsConfig(Block):
 
     def families(self) -> dict[str, list[Condition]]:
         """Return the conditions of each family that is asked for, the clean pass among them."""
-        found: dict[str, list[Condition]] = {}
-        for each in self.passes():
-            found.setdefault(each.family, []).append(each)
-        for name, conditions in found.items():
+        found = {}
+        for name, levels in groupby(self.passes(), key=lambda each: each.family):
             clean = FAMILIES[name].clean
-            if clean is not None:
-                conditions.append(Condition(name, clean))
-            conditions.sort()
+            found[name] = sorted([*levels, *([] if clean is None else [Condition(name, clean)])])
         return found
 
     def require_within(self, most: int, whose: str, fewest: int = 1) -> None:
@@ -254,10 +249,12 @@ class StorageConfig(Block):
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of s3fs."""
         secrets = {"key": self.key, "secret": self.secret, "token": self.token}
-        options: dict[str, Any] = {k: v.get_secret_value() for k, v in secrets.items() if v}
         client = {"endpoint_url": self.endpoint_url, "region_name": self.region}
-        given = {k: v for k, v in client.items() if v}
-        return {**options, **({"client_kwargs": given} if given else {})}
+        given = {name: value for name, value in client.items() if value}
+        return {
+            **{name: value.get_secret_value() for name, value in secrets.items() if value},
+            **({"client_kwargs": given} if given else {}),
+        }
 
 
 class ClusterConfig(Block):

@@ -173,7 +173,7 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
 def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Table], int]:
     """Return rows of the built-in corpus, and how many a run reads of it."""
     tables, total = [], 0
-    for index, (_, library) in enumerate(docstrings.LIBRARIES):
+    for index, library in enumerate(docstrings.LIBRARIES):
         left = source.per_library if dataset.limit is None else dataset.limit - total
         found, count = docstrings.sample_library(library, min(source.per_library, left))
         rows = [{**asdict(each), "row": index << ROW_BITS | at} for at, each in enumerate(found)]

@@ -24,17 +24,17 @@ from importlib import metadata, util
 from itertools import accumulate, takewhile
 from pathlib import Path
 
-# Distribution name, import name.
-LIBRARIES: tuple[tuple[str, str], ...] = (
-    ("numpy", "numpy"),
-    ("scipy", "scipy"),
-    ("scikit-learn", "sklearn"),
-    ("pandas", "pandas"),
-    ("matplotlib", "matplotlib"),
-    ("networkx", "networkx"),
-    ("torch", "torch"),
-    ("sympy", "sympy"),
-)
+# By import name, the name of the distribution.
+LIBRARIES: dict[str, str] = {
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
+    "networkx": "networkx",
+    "torch": "torch",
+    "sympy": "sympy",
+}
 # Subpackages that are read of the large libraries: documented, and quick to parse.
 _SUBPACKAGES: dict[str, str] = {
     "scipy": "cluster fft interpolate io linalg ndimage optimize signal sparse spatial special"
@@ -91,7 +91,7 @@ class Passage:
 def versions() -> dict[str, str]:
     """Return the installed version of every library by import name."""
     found = {}
-    for distribution, library in LIBRARIES:
+    for library, distribution in LIBRARIES.items():
         try:
             found[library] = metadata.version(distribution)
         except metadata.PackageNotFoundError as error:
@@ -126,9 +126,8 @@ def sample_library(library: str, limit: int) -> tuple[list[Passage], int]:
 
 def _files(library: str) -> tuple[Path, list[Path]]:
     """Return the folder of a library, and its files that document it, as their paths tell."""
-    if library not in dict(LIBRARIES).values():
-        known = ", ".join(name for _, name in LIBRARIES)
-        raise ValueError(f"unknown library {library!r}; known: {known}")
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library {library!r}; known: {', '.join(LIBRARIES)}")
     spec = util.find_spec(library)
     if spec is None or not spec.submodule_search_locations:
         raise _missing(library)
@@ -148,10 +147,9 @@ def _files(library: str) -> tuple[Path, list[Path]]:
 
 
 def _missing(library: str) -> ValueError:
-    (distribution,) = (name for name, imported in LIBRARIES if imported == library)
     return ValueError(
         f"the built-in corpus needs library {library!r}, which is not installed: "
-        f"pip install {distribution}"
+        f"pip install {LIBRARIES[library]}"
     )
 
 

@@ -7,7 +7,6 @@ of different files) take turns, so that a limit leaves some of each.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -39,42 +38,29 @@ class _Passage(NamedTuple):
     file: str
 
 
-def add_texts(parser: argparse.ArgumentParser) -> None:
-    """Add the option that replaces the folder of a recipe."""
-    parser.add_argument(
-        "--texts",
-        metavar="FOLDER",
-        help="your texts, instead of the folder in the config: text files, or tables with a "
-        "column text; subfolders, or a column label, are the labels",
-    )
-
-
 def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
     """Return the config with `texts` as its folder, and with the task that each folder brings.
 
     A dataset that states its `tasks` keeps them. ConfigError if there is no folder to replace, if
     a folder cannot be read, or if one of its labels has too few passages.
     """
-    folders = [each for each in config.datasets if isinstance(each.source, FolderSource)]
-    if texts is not None and len(folders) != 1:
+    folders = sum(isinstance(each.source, FolderSource) for each in config.datasets)
+    if texts is not None and folders != 1:
         raise ConfigError(
-            f"--texts replaces the folder of a dataset, but {config.name} has {len(folders)} "
+            f"--texts replaces the folder of a dataset, but {config.name} has {folders} "
             "datasets with `source: {folder: …}`; the recipe quickcheck has one"
         )
-    if not folders:
-        return config
-    options, datasets = config.storage.options(), []
+    datasets = []
     for each in config.datasets:
         changes: dict[str, Any] = {}
         if isinstance(each.source, FolderSource):
-            folder = each.source if texts is None else FolderSource(folder=texts)
-            changes = {"source": folder}
+            changes["source"] = each.source if texts is None else FolderSource(folder=texts)
             if "tasks" not in each.model_fields_set:
                 try:
-                    task = _task(each, read(folder.folder, options))
+                    passages = read(changes["source"].folder, config.storage.options())
+                    changes["tasks"] = _tasks(each, passages)
                 except ConfigError as error:
                     raise ConfigError(f"dataset {each.name}: {error}") from error
-                changes["tasks"] = () if task is None else (task,)
         datasets.append(each.model_copy(update=changes))
     return config.model_copy(update={"datasets": tuple(datasets)})
 
@@ -82,8 +68,7 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
 def identity(folder: str, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
     files = _files(folder, options).items()
-    prints = {name: fingerprint(address, options) for name, address in files}
-    return {"folder": prints}
+    return {"folder": {name: fingerprint(address, options) for name, address in files}}
 
 
 def read(folder: str, options: Options) -> pa.Table:
@@ -95,18 +80,17 @@ def read(folder: str, options: Options) -> pa.Table:
     """
     files = _files(folder, options).items()
     found = [each for name, address in files for each in _passages(name, address, options)]
-    labelled = len({each.label for each in found if each.label}) > 1
+    if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice
+        found = [each._replace(label=None) for each in found]
     parts: dict[str, list[_Passage]] = defaultdict(list)
     for each in found:
-        parts[(each.label if labelled else None) or each.file].append(each)
+        parts[each.label or each.file].append(each)
     lengths = Counter(each.file for each in found)
     sides = ("train", "test")
     split = {each.text: sides[n % 2] for part in parts.values() for n, each in enumerate(part)}
     rows = [
         {
-            "text": each.text,
-            "label": each.label if labelled else None,
-            "file": each.file,
+            **each._asdict(),
             "from_file": each.file if lengths[each.file] >= _ENOUGH else None,
             "split": split[each.text],
         }
@@ -117,7 +101,7 @@ def read(folder: str, options: Options) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema([(name, pa.large_string()) for name in COLUMNS]))
 
 
-def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | None:
+def _tasks(dataset: DatasetConfig, passages: pa.Table) -> tuple[ClassificationTask, ...]:
     """Return the task that the passages allow: their label, else their file, else none."""
     rows = [
         row
@@ -132,13 +116,14 @@ def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | No
         rarest = min(names, key=lambda name: (counts[name, "train"], name))
         examples = counts[rarest, "train"]
         if examples >= _FEWEST:
-            return ClassificationTask(
+            task = ClassificationTask(
                 name="label" if column == "label" else "file",
                 type="classification",
                 label_column=column,
                 split_column="split",
                 samples_per_label=min(examples, _MOST_EXAMPLES),
             )
+            return (task,)
         if column == "label":
             total = counts[rarest, "train"] + counts[rarest, "test"]
             raise ConfigError(
@@ -146,7 +131,7 @@ def _task(dataset: DatasetConfig, passages: pa.Table) -> ClassificationTask | No
                 f"{2 * _FEWEST} are needed to learn it and to test it; add texts, raise `limit`, "
                 "or take that label out of the folder"
             )
-    return None
+    return ()
 
 
 def _files(folder: str, options: Options) -> dict[str, str]:

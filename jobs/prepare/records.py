@@ -6,7 +6,6 @@ Pure functions over Arrow tables: `jobs.prepare.stage` says where they run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -43,7 +42,6 @@ _RECORDED = {
     "query_id": "prompt_id",
     "relevance": "value",
 }
-Record = dict[str, Any]
 Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to count of them
 
 
@@ -60,7 +58,25 @@ def markers(shards: int) -> pa.Table:
 
 def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
     """Return the records of source rows: prompts, skipped texts and task items."""
-    found = [each for row in rows.to_pylist() for each in _records(dataset, row, shards, seed)]
+    found: list[dict[str, Any]] = []
+    for row in rows.to_pylist():
+        place, ids = row["row"], dict[str | None, int | None]()
+        for column in dataset.text_columns:
+            text, ids[column] = row[column], None
+            if reason := dataset.skipped(column, text):
+                found.append({"shard": place % shards, "kind": _SKIP, "text": reason})
+                continue
+            ids[column] = key = prompt_id(text)
+            found.append({"shard": key % shards, "kind": PROMPT, "prompt_id": key, "text": text})
+        name = row[dataset.id_column] if dataset.id_column else None
+        if name:  # a CSV cannot tell an empty id from none
+            shard = prompt_id(name) % shards
+            found.append({"shard": shard, "kind": _ID, "text": name, "row": place})
+        ids[None] = ids.get(dataset.text_column)
+        for task in dataset.tasks:
+            if item := TYPES[type(task)].item(task, row, ids, seed):
+                shard = item["prompt_id"] % shards
+                found.append({**item, "row": place, "kind": f"task {task.name}", "shard": shard})
     return pa.Table.from_pylist(found, _RECORD)
 
 
@@ -112,24 +128,3 @@ def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:
 
 def _of_kind(records: pa.Table, kind: str) -> pa.Table:
     return records.filter(pc.equal(records["kind"], kind))
-
-
-def _records(dataset: DatasetConfig, row: Record, shards: int, seed: int) -> Iterator[Record]:
-    ids: dict[str | None, int | None] = {}
-    for column in dataset.text_columns:
-        text = row[column]
-        if reason := dataset.skipped(column, text):
-            ids[column] = None
-            yield {"shard": row["row"] % shards, "kind": _SKIP, "text": reason}
-        else:
-            ids[column] = identity = prompt_id(text)
-            yield {"shard": identity % shards, "kind": PROMPT, "prompt_id": identity, "text": text}
-    name = row[dataset.id_column] if dataset.id_column else None
-    if name:  # a CSV cannot tell an empty id from none
-        yield {"shard": prompt_id(name) % shards, "kind": _ID, "text": name, "row": row["row"]}
-    ids[None] = ids.get(dataset.text_column)
-    for task in dataset.tasks:
-        item = TYPES[type(task)].item(task, row, ids, seed)
-        if item is not None:
-            shard = item["prompt_id"] % shards
-            yield {**item, "row": row["row"], "kind": f"task {task.name}", "shard": shard}

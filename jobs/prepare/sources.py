@@ -204,11 +204,9 @@ def _inspect_hub(fragment: Fragment, _options: Options) -> tuple[int, list[str]]
 def _read_hub(fragment: Fragment, columns: Sequence[str], _options: Options) -> Iterator[pa.Table]:
     with files.readable(fragment.location, "hub"):
         data = _hub_split(fragment.source, fragment.location)
-        stop = len(data) if fragment.stop is None else fragment.stop
+        rows = range(len(data))[fragment.start : fragment.stop]
         own = [column for column in columns if column in data.column_names]
-        table = as_strings(
-            data.select(range(fragment.start, stop)).select_columns(own).with_format("arrow")[:]
-        )
+        table = as_strings(data.select(rows).select_columns(own).with_format("arrow")[:])
         if "split" in columns and "split" not in own:
             split = fragment.location.partition(":")[2].partition("[")[0]  # train of train[:10%]
             table = table.append_column("split", pa.array([split] * table.num_rows))
@@ -262,7 +260,7 @@ def _most_lines(fragments: Sequence[Fragment], options: Options) -> int | None:
 
 KINDS: dict[type[Block], Kind] = {
     BuiltinSource: Kind(
-        locations=lambda *_: [name for _, name in docstrings.LIBRARIES],
+        locations=lambda *_: list(docstrings.LIBRARIES),
         identity=lambda source, *_: {**source.model_dump(), "versions": docstrings.versions()},
         inspect=lambda part, _: (part.source.per_library, list(_PASSAGE_COLUMNS)),
         table=lambda part, _: _library(part.source, part.location),

@@ -6,12 +6,10 @@ whole corpus; and because ids are hashes, the first shards are a random sample o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -24,28 +22,42 @@ from jobs.prepare.files import Options
 from jobs.prepare.records import PROMPT, SKIPPED
 from jobs.run import Run, partition
 from jobs.tasks.types import check_items
-from storage.manifest import Manifests, digest_of
-from storage.partition import Partition, shard_name
+from storage.manifest import Manifest, Manifests
+from storage.partition import shard_name
 from storage.root import Root
 from storage.shards import Receipt, read_tables, write_shard
 
 
-@dataclass(frozen=True)
-class _Target:
-    """A partition to write, and the settings that it is made with."""
-
-    partition: Partition
-    settings: dict[str, Any]
-
-    def keys(self, receipts: Iterable[Receipt]) -> list[str]:
-        """Return the names of its shards in the root."""
-        return [self.partition.shard(receipt.name) for receipt in receipts]
-
-
 def prepare(run: Run) -> None:
-    """Prepare every dataset of the run whose prompts or tasks are not there yet."""
+    """Prepare what is not there yet of every dataset of the run, and say what there is."""
     for dataset in run.config.datasets:
-        _prepare(run, dataset)
+        wanted = {
+            name: target
+            for name, target in _targets(run, dataset).items()
+            if not _is_complete(run, target, overwrite=run.overwrite)
+        }
+        if wanted:
+            made = _write(run, dataset, wanted)
+            try:
+                _check(run, dataset, made)
+            except ConfigError:
+                for key in (key for each in made.values() for key in each.objects()):
+                    run.root.delete(key)
+                raise
+            # The prompts last: whoever finds them finds the tasks too.
+            for each in sorted(made.values(), key=lambda each: each.partition.table == "prompts"):
+                run.publish(each.partition, each.settings, each.receipts, "prepare")
+        prompts = run.prompts(dataset)
+        facts, words = prompts.facts(), {f"skipped_{why}": why for why in SKIPPED}
+        left_out = [
+            f"{facts[fact]:,} {word}"
+            for fact, word in {**words, "duplicates": "repeated"}.items()
+            if facts[fact]
+        ]
+        say(
+            f"  {dataset.name}: {prompts.rows:,} unique prompts in {len(prompts.receipts)} shards"
+            + (f" (left out: {', '.join(left_out)})" if left_out else "")
+        )
 
 
 def require_prepared(run: Run) -> None:
@@ -75,36 +87,8 @@ def most_tokens(config: RunConfig, manifests: Manifests, checkpoints: int) -> fl
     return float(checkpoints * total * config.extract.max_tokens)
 
 
-def _prepare(run: Run, dataset: DatasetConfig) -> None:
-    """Make what is missing of a dataset, and say what there is."""
-    wanted = {
-        name: target
-        for name, target in _targets(run, dataset).items()
-        if not _is_complete(run, target, overwrite=run.overwrite)
-    }
-    if wanted:
-        found = _write(run, dataset, wanted)
-        try:
-            _check(run, dataset, wanted, found)
-        except ConfigError:
-            for name, receipts in found.items():
-                for key in wanted[name].keys(receipts):
-                    run.root.delete(key)
-            raise
-        # The prompts last: whoever finds them finds the tasks too.
-        for name in sorted(found, key=lambda name: name == PROMPT):
-            run.publish(wanted[name].partition, wanted[name].settings, found[name], "prepare")
-    manifest = run.prompts(dataset)
-    facts = {name: int(count) for name, count in manifest.facts().items() if count}
-    notes = [f"{facts[f'skipped_{why}']:,} {why}" for why in SKIPPED if f"skipped_{why}" in facts]
-    if "duplicates" in facts:
-        notes.append(f"{facts['duplicates']:,} repeated")
-    left_out = f" (left out: {', '.join(notes)})" if notes else ""
-    shards = len(manifest.receipts)
-    say(f"  {dataset.name}: {manifest.rows:,} unique prompts in {shards} shards{left_out}")
-
-
-def _targets(run: Run, dataset: DatasetConfig) -> dict[str, _Target]:
+def _targets(run: Run, dataset: DatasetConfig) -> dict[str, Manifest]:
+    """Return what is to be of the prompts and of every task, without a shard yet."""
     source = {
         "source": sources.identity(dataset, run.config.storage.options()),
         "text_columns": list(dataset.text_columns),
@@ -113,16 +97,16 @@ def _targets(run: Run, dataset: DatasetConfig) -> dict[str, _Target]:
         "id_column": dataset.id_column,
         "shard_prompts": dataset.shard_prompts,
     }
-    targets: dict[str, _Target] = {PROMPT: _Target(partition("prompts", dataset.name), source)}
+    targets = {PROMPT: Manifest(partition("prompts", dataset), source, ())}
     for task in dataset.tasks:
         settings = {**source, **task.model_dump(exclude=PROTOCOL)}
         if isinstance(task, FittedTask) and task.split_column is None:
             settings |= {"seed": run.config.seed, "test_fraction": task.test_fraction}
-        targets[task.name] = _Target(partition("tasks", task, dataset), settings)
+        targets[task.name] = Manifest(partition("tasks", task, dataset), settings, ())
     return targets
 
 
-def _is_complete(run: Run, target: _Target, *, overwrite: bool = False) -> bool:
+def _is_complete(run: Run, target: Manifest, *, overwrite: bool = False) -> bool:
     """Whether a partition is published and was made with these settings.
 
     Shards without a manifest are written again in any case, so whatever made them is no conflict: a
@@ -133,9 +117,7 @@ def _is_complete(run: Run, target: _Target, *, overwrite: bool = False) -> bool:
     )
 
 
-def _write(
-    run: Run, dataset: DatasetConfig, wanted: Mapping[str, _Target]
-) -> dict[str, list[Receipt]]:
+def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> dict[str, Manifest]:
     """Read, split into records, bring the records of a shard together, and write the shards."""
     options = run.config.storage.options()
     whole = sources.discover(dataset, options)
@@ -153,17 +135,18 @@ def _write(
     shards = records.shards_of(dataset, total)
     split = partial(_records, dataset, shards, run.config.seed, options, parts[0])
     write = partial(_write_shards, run.root, dataset, wanted)
-    found: dict[str, list[Receipt]] = {name: [] for name in wanted}
+    found: list[dict[str, Receipt]] = []
     with Progress("prepare", shards, "shards") as progress:
         for receipts in run.cluster.shuffle(
             "prepare", parts, split, write, key="shard", groups=shards
         ):
-            for name, receipt in receipts.items():
-                found[name].append(receipt)
+            found.append(receipts)
             progress.add(1)
-    for name, written in found.items():
-        assert len(written) == shards, f"{name}: {len(written)} of {shards} shards were written"
-    return found
+    assert len(found) == shards, f"{len(found)} of {shards} shards were written"
+    return {
+        name: replace(target, receipts=tuple(receipts[name] for receipts in found))
+        for name, target in wanted.items()
+    }
 
 
 def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str]]:
@@ -188,9 +171,8 @@ def _records(
 
 
 def _write_shards(
-    root: Root, dataset: DatasetConfig, wanted: Mapping[str, _Target], found: pa.Table
+    root: Root, dataset: DatasetConfig, wanted: Mapping[str, Manifest], found: pa.Table
 ) -> dict[str, Receipt]:
-    """Write one shard of every wanted table from its records."""
     records.check_ids(dataset, found)
     number = found["shard"][0].as_py()
     tasks = {task.name: task for task in dataset.tasks}
@@ -202,7 +184,7 @@ def _write_shards(
             with _named(dataset):
                 table, columns, facts = records.items_of(found, tasks[name])
         key = shard_name(number)
-        blank = Receipt(key, 0, digest_of(target.settings), "", facts=facts)
+        blank = Receipt(key, 0, target.digest, "", facts=facts)
         groups = [table] if table.num_rows else []
         receipts[name] = write_shard(root, target.partition.shard(key), groups, columns, blank)
     return receipts
@@ -217,32 +199,22 @@ def _named(dataset: DatasetConfig) -> Iterator[None]:
         raise ConfigError(f"dataset {dataset.name}, {error}") from error
 
 
-def _check(
-    run: Run,
-    dataset: DatasetConfig,
-    wanted: Mapping[str, _Target],
-    found: Mapping[str, list[Receipt]],
-) -> None:
+def _check(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> None:
     """Refuse prompts and tasks of which nothing can be made, naming all of the tasks."""
-    if PROMPT in found and not sum(receipt.rows for receipt in found[PROMPT]):
-        reasons = Counter[str]()
-        for receipt in found[PROMPT]:
-            reasons.update({k: int(v) for k, v in receipt.facts.items() if v})
+    if PROMPT in made and not made[PROMPT].rows:
+        reasons = sorted((+made[PROMPT].facts()).items())
         raise ConfigError(
             f"dataset {dataset.name}: no prompt is left after the filters "
-            f"({', '.join(f'{reason}: {count}' for reason, count in sorted(reasons.items()))})"
+            f"({', '.join(f'{reason}: {count}' for reason, count in reasons)})"
         )
-    tasks = [task for task in dataset.tasks if task.name in wanted]
-    units = [(task, wanted[task.name].keys(found[task.name])) for task in tasks]
-    checked = run.cluster.each("prepare", units, partial(_refusal, run.root))
-    reasons_of = {name: why for name, why in checked if why}
-    if reasons_of:
-        refused = [reasons_of[task.name] for task in tasks if task.name in reasons_of]
+    units = [(task, made[task.name].objects()) for task in dataset.tasks if task.name in made]
+    whys = dict(run.cluster.each("prepare", units, partial(_refusal, run.root)))
+    refused = [why for task, _ in units if (why := whys[task.name])]
+    if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
 
 
 def _refusal(root: Root, unit: tuple[Task, list[str]]) -> tuple[str, str | None]:
-    """Return the name of a task, and why its items in some shards cannot be scored."""
     task, keys = unit
     try:
         check_items(task, read_tables(root, keys))

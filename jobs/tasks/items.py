@@ -7,7 +7,7 @@ model runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +21,6 @@ Row = Mapping[str, Any]  # the columns of a source row as text, and its order ke
 Ids = Mapping[str | None, int | None]
 Item = dict[str, Any]  # columns of a record of `jobs.prepare.records`
 _SHOWN = 5
-
-
-class Named(Protocol):
-    """A task, for what is said of it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
 
 
 class Given(NamedTuple):
@@ -58,15 +50,14 @@ def row_place(row: int) -> str:
     return f"row {number} of source part {part + 1}" if part else f"row {number}"
 
 
-def refuse(task: Named, column: str, row: Row, wanted: str) -> NoReturn:
+def refuse(task: str, column: str, row: Row, wanted: str) -> NoReturn:
     """Raise for the cell of a row that is not what is wanted of it."""
     raise ConfigError(
-        f"task {task.name}, column {column}: {row[column]!r} in {row_place(row['row'])} is not "
-        f"{wanted}"
+        f"task {task}, column {column}: {row[column]!r} in {row_place(row['row'])} is not {wanted}"
     )
 
 
-def number(task: Named, column: str, row: Row) -> float:
+def number(task: str, column: str, row: Row) -> float:
     """Return the number of a cell; ConfigError if it is none, or not finite."""
     try:
         value = float(row[column])

@@ -59,7 +59,7 @@ def item(
         return None
     found = {"prompt_id": text, "split": split}
     if isinstance(task, RegressionTask):
-        return {**found, "value": number(task, column, row)}
+        return {**found, "value": number(task.name, column, row)}
     if isinstance(task, ClassificationTask) and task.multi_label:
         return {**found, "text": _labels(task, row)}
     return {**found, "text": row[column]}
@@ -72,7 +72,7 @@ def _labels(task: ClassificationTask, row: Row) -> str:
         try:
             labels = [str(label) for label in json.loads(text) if label is not None]
         except ValueError:
-            refuse(task, task.label_column, row, "a list of labels")
+            refuse(task.name, task.label_column, row, "a list of labels")
     else:
         labels = [label.strip() for label in text.split(task.label_separator) if label.strip()]
     return json.dumps(sorted(set(labels)), ensure_ascii=False)

@@ -25,7 +25,7 @@ from jobs.config.datasets import (
     StsTask,
     Task,
 )
-from jobs.tasks import labelled, pairs, relevance
+from jobs.tasks import labelled, pairs
 from jobs.tasks.items import Given, Ids, Item, Row
 from operators.probes.fold import FoldScore
 from storage import schema
@@ -50,22 +50,19 @@ class TaskType:
     scale_free: bool = False  # its scores depend on directions alone: both variants have the same
 
 
+_LABELLED = partial(TaskType, schema.LABELLED_ITEMS, labelled.item)
+_PAIRS = partial(TaskType, schema.PAIR_ITEMS, pairs.item, pairs.check)
 _RELEVANCE = partial(
     TaskType,
     schema.RETRIEVAL_ITEMS,
-    relevance.item,
-    relevance.check,
-    gather=relevance.one_of_each_pair,
+    pairs.item,
+    pairs.check_relevance,
+    gather=pairs.one_of_each_pair,
     scale_free=True,
 )
 TYPES: dict[type[Any], TaskType] = {
-    ClassificationTask: TaskType(
-        schema.LABELLED_ITEMS,
-        labelled.item,
-        labelled.check_classification,
-        labelled.score_classification,
-        "accuracy",
-        by_fold=True,
+    ClassificationTask: _LABELLED(
+        labelled.check_classification, labelled.score_classification, "accuracy", by_fold=True
     ),
     RegressionTask: TaskType(
         schema.VALUED_ITEMS,
@@ -74,27 +71,13 @@ TYPES: dict[type[Any], TaskType] = {
         labelled.score_regression,
         "kendalltau",
     ),
-    ClusteringTask: TaskType(
-        schema.LABELLED_ITEMS,
-        labelled.item,
-        labelled.check_clustering,
-        labelled.score_clustering,
-        "v_measure",
-        by_fold=True,
+    ClusteringTask: _LABELLED(
+        labelled.check_clustering, labelled.score_clustering, "v_measure", by_fold=True
     ),
-    PairClassificationTask: TaskType(
-        schema.PAIR_ITEMS, pairs.item, pairs.check, pairs.score_pair_classification, "max_ap"
-    ),
-    StsTask: TaskType(
-        schema.PAIR_ITEMS,
-        pairs.item,
-        pairs.check,
-        pairs.score_sts,
-        "cosine_spearman",
-        scale_free=True,
-    ),
-    RerankingTask: _RELEVANCE(relevance.score_reranking, "map_at_1000"),
-    RetrievalTask: _RELEVANCE(relevance.score_retrieval, "ndcg_at_10"),
+    PairClassificationTask: _PAIRS(pairs.score_pair_classification, "max_ap"),
+    StsTask: _PAIRS(pairs.score_sts, "cosine_spearman", scale_free=True),
+    RerankingTask: _RELEVANCE(pairs.score_reranking, "map_at_1000"),
+    RetrievalTask: _RELEVANCE(pairs.score_retrieval, "ndcg_at_10"),
     MtebTask: TaskType(
         schema.MTEB_ITEMS,
         lambda task, row, ids, _: {"prompt_id": ids["text"]} if row["task"] == task.name else None,

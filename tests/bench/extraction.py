@@ -49,7 +49,7 @@ def main() -> None:
     device = torch.device(parser.parse_args().device)
     if device.type == "cpu":
         torch.set_num_threads(2)
-        texts = [p.text for _, name in LIBRARIES[:4] for p in read_library(name, 200)]
+        texts = [p.text for name in list(LIBRARIES)[:4] for p in read_library(name, 200)]
         ids = tokenise(load_tokenizer(MINILM), texts, 256).ids
         plain = AutoModel.from_pretrained(MINILM.source, dtype=torch.float32).eval()
         _compare("MiniLM, 2 threads", plain, load_model(MINILM, device), ids)

@@ -21,7 +21,7 @@ from jobs.run import Run
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
-from storage.manifest import SettingsConflictError, digest_of, require
+from storage.manifest import Manifest, SettingsConflictError, digest_of, require
 from storage.partition import KEYS, Partition, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -209,7 +209,7 @@ def test_what_was_refused_is_mended_and_runs_without_overwrite(
 
 def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path, checkpoint: Path) -> None:
     root, where = Root(str(tmp_path / "out")), Partition("prompts", ("odd",))
-    target = prepare._Target(where, {"source": "mended"})
+    target = Manifest(where, {"source": "mended"}, ())
     blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
     receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
     run = Run(load(str(write_config(tmp_path, checkpoint))), root, Cluster(Here()))

@@ -11,12 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import ClassificationTask, DatasetConfig
+from jobs.config.datasets import ClassificationTask
 from jobs.config.run import RunConfig, load
 from jobs.prepare import folders, sources
-from storage.root import resolve
 from tests.conftest import S3
-from tests.jobs.prepare.test_sources import s3_options
+from tests.jobs.prepare.test_records import dataset
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> str:
@@ -38,14 +37,14 @@ def passages(count: int, about: str) -> str:
 
 def quickcheck(folder: str, **changes: Any) -> RunConfig:  # noqa: ANN401
     config = load("quickcheck")
-    dataset = config.datasets[0].model_copy(update=changes)
-    return folders.with_folders(config.model_copy(update={"datasets": (dataset,)}), folder)
+    changed = (config.datasets[0].model_copy(update=changes),)
+    return folders.with_folders(config.model_copy(update={"datasets": changed}), folder)
 
 
 def task_of(folder: str, **changes: Any) -> ClassificationTask | None:  # noqa: ANN401
-    tasks = quickcheck(folder, **changes).datasets[0].tasks
-    assert all(isinstance(each, ClassificationTask) for each in tasks)
-    return tasks[0] if tasks else None  # type: ignore[return-value]
+    (task,) = quickcheck(folder, **changes).datasets[0].tasks or (None,)
+    assert task is None or isinstance(task, ClassificationTask)
+    return task
 
 
 def test_blank_lines_separate_passages_and_nothing_else_does(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_pa
 
 def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
     folder = write(tmp_path, {"a.txt": "1\n\n2\n\n3", "b.txt": "4"})
-    config = DatasetConfig.model_validate({"name": "texts", "source": {"folder": folder}})
+    config = dataset(source={"folder": folder})
     (fragment,) = sources.discover(config, {})
     assert sources.inspect(fragment, {}) == (4, list(folders.COLUMNS))
     parts, total = sources.cut([fragment], [4], 3)
@@ -109,11 +108,10 @@ def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
 
 
 def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
-    options = s3_options(s3)
-    filesystem, path = resolve(f"{s3.uri}/texts", options)
+    root = s3.root("texts")
     for name in ("sea/a.txt", "sky/b.txt"):
-        filesystem.pipe_file(f"{path}/{name}", b"one\n\ntwo")
-    table = folders.read(f"{s3.uri}/texts", options)
+        root.write(name, b"one\n\ntwo")
+    table = folders.read(root.uri, dict(root.options))
     assert table["label"].to_pylist() == ["sea", "sky", "sea", "sky"]
 
 

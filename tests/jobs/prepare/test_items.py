@@ -106,8 +106,6 @@ def test_values_are_numbers_in_any_notation() -> None:
     )
     assert found["value"].to_pylist() == [1.0, -2.5, 1000.0, 4.0, 0.0]
     assert found["split"].to_pylist() == ["train", "test", "train", "test", "train"]
-    drawn = items({**PRICE, "test_fraction": 0.5}, text=texts(60), cost=["1"] * 60)
-    assert set(drawn["split"].to_pylist()) == {"train", "test"}
 
 
 def test_labels_of_a_cell_are_a_sorted_list() -> None:
@@ -186,6 +184,9 @@ def test_documents_are_relevant_unless_a_column_says_otherwise() -> None:
     assert items(FIND, **columns)["relevance"].to_pylist() == [1, 1]
     assert items(GRADED, **columns, gain=["0", "3", "1"])["relevance"].to_pylist() == [0, 3]
     assert items(GRADED, **columns, gain=["32767", None, ""])["relevance"].to_pylist() == [32767]
+    found = items({**FIND, "document_column": "note"}, **columns, note=["m", "", "n"])
+    q, r, m, n = map(prompt_id, "qrmn")
+    assert [*zip(*found.to_pydict().values(), strict=True)] == [(0, q, m, 1), (2, r, n, 1)]
 
 
 def test_texts_of_mteb_are_items_of_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,14 +349,6 @@ def test_what_differs_in_one_cell_from_the_refused_is_accepted() -> None:
     check({**GROUPS, **PART}, **labelled(8, ["x", "y"], ["test", "train"]))
     for task in (ORDER, GRADED):
         check(task, **SEEN, gain=list("0131"))
-
-
-def test_a_row_of_another_file_is_named_with_it() -> None:
-    rows = source(text=["a"], cost=["cheap"])
-    second = pa.array([(1 << schema.ROW_BITS) + 4], pa.int64())
-    rows = rows.set_column(rows.column_names.index("row"), "row", second)
-    with pytest.raises(ConfigError, match=r"'cheap' in row 5 of source part 2 is not a number"):
-        table_of(dataset(PRICE), rows)
 
 
 @pytest.mark.parametrize("task", [FEW, {**PRICE, **PART}])

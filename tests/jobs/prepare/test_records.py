@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jobs.config.blocks import ConfigError
@@ -86,50 +87,12 @@ def prompts(config: DatasetConfig, rows: pa.Table) -> tuple[list[str], dict[str,
     return sorted(table["text"].to_pylist()), counts
 
 
-def test_skipped_and_repeated_texts_are_counted() -> None:
-    texts = ["abc", None, "", " ", "ab", "abc", "abd", "abc", None]
-    found, counts = prompts(dataset(min_chars=3), source(text=texts))
-    assert found == ["abc", "abd"]
-    each = {"null": 2, "empty": 1, "whitespace": 1, "too_short": 1}
-    assert counts == {**each, "duplicates": 2}
-    # `min_chars` is of the text column alone.
-    rows = source(text=["a long passage", "short"], query=["ab", ""])
-    expected = (["a long passage", "ab"], {"too_short": 1, "empty": 1})
-    assert prompts(dataset(FIND, min_chars=6), rows) == expected
-
-
 def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:
     rows = source(text=["", " ", None, "a"], query=["q", "", "\t", None])
     config = dataset(FIND, min_chars=0)
     assert prompts(config, rows) == (["", "\t", " ", "a", "q"], {"null": 2, "duplicates": 1})
     found = [(item["query_id"], item["candidate_id"]) for item in items(config, rows)]
     assert found == [(prompt_id("q"), prompt_id("")), (prompt_id(""), prompt_id(" "))]
-
-
-def test_prompts_lie_sorted_in_the_shard_that_their_id_names() -> None:
-    texts = [f"text {n}" for n in range(200)]
-    ids = {prompt_id(text): text for text in texts}
-    assert min(ids) < 0 < max(ids)
-    seen = []
-    for number, group in enumerate(shards_of(dataset(), source(text=texts), 7)):
-        table = prompts_of(group, number)[0]
-        own = table["prompt_id"].to_pylist()
-        assert own == sorted(key for key in ids if key % 7 == number)
-        assert table["text"].to_pylist() == [ids[key] for key in own]
-        assert set(table["shard"].to_pylist()) == {number}
-        seen += own
-    assert len(seen) == 200
-
-
-def test_shards_without_a_prompt_exist_and_are_empty() -> None:
-    config = dataset(TOPIC)
-    groups = shards_of(config, source(text=["only one"], topic=["sea"]), 5)
-    assert all(group.num_rows for group in groups)
-    tables = [prompts_of(group, number) for number, group in enumerate(groups)]
-    sizes = [table.cast(schema.PROMPTS).num_rows for table, _, _ in tables]
-    assert sorted(sizes) == [0, 0, 0, 0, 1]
-    assert [items_of(group, config.tasks[0])[0].num_rows for group in groups] == sizes
-    assert {count for _, _, facts in tables for count in facts.values()} == {0}
 
 
 def test_two_labels_of_one_text_are_two_items_in_source_order() -> None:
@@ -162,24 +125,6 @@ def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
     assert drawn < tests_of(dataset({**TOPIC, "test_fraction": 0.6}), rows, 1)
 
 
-def test_retrieval_pairs_queries_with_documents() -> None:
-    rows = source(
-        text=["text 0", "text 1", None, "text 3"],
-        query=["query 0", None, "query 2", "query 3"],
-        note=["note 0", "note 1", "note 2", ""],
-    )
-    for column, places in (("text", [0, 3]), ("note", [0, 2])):
-        task = FIND if column == "text" else {**FIND, "document_column": column}
-        found = items(dataset(task), rows)
-        assert [(item["row"], item["relevance"]) for item in found] == [(n, 1) for n in places]
-        pairs = [(item["query_id"], item["candidate_id"]) for item in found]
-        assert pairs == [(prompt_id(f"query {n}"), prompt_id(f"{column} {n}")) for n in places]
-    config = dataset(FIND)
-    for number, group in enumerate(shards_of(config, rows, 4)):
-        queries = items_of(group, config.tasks[0])[0]["query_id"].to_pylist()
-        assert {query % 4 for query in queries} <= {number}
-
-
 def test_tasks_do_not_see_each_others_items() -> None:
     rows = source(text=["a", "b"], topic=["x", "y"], query=["q", "r"])
     config = dataset(TOPIC, FIND, GROUPS)
@@ -197,24 +142,40 @@ def test_two_texts_with_one_id_are_an_error_that_shows_both(
     assert prompts(dataset(), source(text=["first"] * 2)) == (["first"], {"duplicates": 1})
 
 
-def test_shards_cover_the_valid_texts_without_overlap() -> None:
-    texts = st.one_of(st.none(), st.sampled_from(["", " ", "a", "aa", "\n"]), st.text(max_size=12))
-
-    @given(st.lists(texts, max_size=30), st.integers(1, 9), st.integers(0, 3))
-    def check(given_texts: list[str | None], shards: int, min_chars: int) -> None:
-        config = dataset(min_chars=min_chars)
-        groups = shards_of(config, source(text=given_texts), shards)
-        tables = [prompts_of(group, number) for number, group in enumerate(groups)]
-        found = [text for table, _, _ in tables for text in table["text"].to_pylist()]
-        valid = {t for t in given_texts if t is not None}
-        if min_chars:  # 0 keeps blank texts
-            valid = {t for t in valid if t.strip() and len(t) >= min_chars}
-        assert len(found) == len(set(found))
-        assert set(found) == valid
-        left_out = sum(sum(facts.values()) for _, _, facts in tables)
-        assert len(found) + left_out == len(given_texts)
-
-    check()
+@given(
+    st.lists(
+        st.one_of(st.none(), st.sampled_from(["", " ", "a", "aa", "\n"]), st.text(max_size=12)),
+        max_size=30,
+    ),
+    st.integers(1, 9),
+    st.integers(0, 3),
+)
+@example([f"text {n}" for n in range(200)], 7, 1)
+@example(["only one"], 5, 1)
+def test_shards_hold_what_their_ids_name_and_count_what_is_left_out(
+    texts: list[str | None], shards: int, min_chars: int
+) -> None:
+    config = dataset(TOPIC, min_chars=min_chars)
+    groups = shards_of(config, source(text=texts, topic=["x"] * len(texts)), shards)
+    reasons = [config.skipped("text", text) for text in texts]
+    kept = {n: (prompt_id(t), t) for n, t in enumerate(texts) if t is not None and not reasons[n]}
+    expected = Counter(f"skipped_{reason}" for reason in reasons if reason)
+    expected["duplicates"] = len(kept) - len(set(kept.values()))
+    left_out = Counter[str]()
+    for number, group in enumerate(groups):
+        assert group.num_rows  # a shard without a prompt is written too
+        table, columns, facts = prompts_of(group, number)
+        assert columns == schema.PROMPTS
+        own = {row: (key, text) for row, (key, text) in kept.items() if key % shards == number}
+        rows = [(key, text, number) for key, text in sorted(set(own.values()))]
+        assert [tuple(row.values()) for row in table.cast(columns).to_pylist()] == rows
+        left_out.update(facts)
+        found = items_of(group, config.tasks[0])[0].to_pylist()
+        assert {item["row"]: item["prompt_id"] for item in found} == {
+            row: key for row, (key, _) in own.items()
+        }
+    assert len(groups) == shards
+    assert +left_out == +expected
 
 
 def refused_ids(rows: pa.Table) -> list[str]:

@@ -28,8 +28,8 @@ from jobs.prepare.files import BATCH, Options
 from jobs.prepare.sources import Fragment
 from operators.benchmark import score as benchmark_score
 from operators.benchmark import tasks as benchmark_tasks
-from storage.root import resolve
 from tests.conftest import S3
+from tests.jobs.prepare.test_records import dataset
 
 ROW = 1 << 32  # the order key of the first row of the second fragment
 TEXTS = [
@@ -48,19 +48,13 @@ LONG = "wörd " * 40_000  # 200,000 characters
 FORMATS = ["parquet", "jsonl", "csv"]
 
 
-def dataset(source: dict[str, Any], **changes: Any) -> DatasetConfig:  # noqa: ANN401
-    return DatasetConfig.model_validate({"name": "data", "source": source, **changes})
-
-
 def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
     """Return a file of `columns` in one of the formats."""
     buffer = io.BytesIO()
     if form == "parquet":
         pq.write_table(pa.table(columns), buffer)
         return buffer.getvalue()
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    rows = pa.table(columns).to_pylist()
     if form == "jsonl":
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     if form == "text":
@@ -78,15 +72,7 @@ def write(path: Path, columns: dict[str, list[Any]]) -> Path:
 
 
 def of_files(path: object, **changes: Any) -> DatasetConfig:  # noqa: ANN401
-    return dataset({"files": str(path)}, **changes)
-
-
-def s3_options(s3: S3) -> Options:
-    """Return what reaches the S3 server."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    key, secret = (s3.environment[name] for name in names)
-    client = {"endpoint_url": s3.endpoint, "region_name": "us-east-1"}
-    return {"key": key, "secret": secret, "client_kwargs": client}
+    return dataset(source={"files": str(path)}, **changes)
 
 
 def inspected(config: DatasetConfig) -> tuple[int, list[str]]:
@@ -154,8 +140,7 @@ def test_numbers_become_strings_and_lists_json(form: str, tmp_path: Path) -> Non
 def test_categories_and_structs_of_parquet_become_text(tmp_path: Path) -> None:
     days = pa.array([{"on": date(2024, 2, 29), "n": 1}, None, None])
     labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": labels, "day": days}), path)
+    path = write(tmp_path / "t.parquet", {"text": ["a", "b", "c"], "label": labels, "day": days})
     rows = read_all(of_files(path), ["label", "day"])
     assert [label for label, _, _ in rows] == ["sea", "sky", "sea"]
     assert [day for _, day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None, None]
@@ -187,12 +172,13 @@ def test_byte_order_marks_and_blank_lines_are_no_rows_and_a_record_may_lack_a_ke
     assert rows == [("x", "1" if name == "t.csv" else None, 0), ("y", rows[1][1], 1)]
 
 
-SIX = [("0", 0), ("1", 1), ("2", 2), ("3", ROW), ("4", 2 * ROW), ("5", 2 * ROW + 1)]
+SIX = [("0", 0), ("1", 1), ("2", 2), ("3", 2 * ROW), ("4", 3 * ROW), ("5", 3 * ROW + 1)]
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Six rows in three files of three formats."""
+    """Six rows in three files of three formats, and a file without any."""
+    write(tmp_path / "a_.csv", {"text": []})
     write(tmp_path / "b.jsonl", {"text": ["3"]})
     write(tmp_path / "a.csv", {"text": ["0", "1", "2"]})
     write(tmp_path / "c.txt", {"text": ["4", "5"]})
@@ -204,22 +190,14 @@ def test_globs_read_files_in_the_order_of_their_names(many: Path) -> None:
     assert read_all(of_files(f"{many}/*.*")) == SIX
     assert texts_of(of_files(f"{many}/?.[jt]*")) == ["3", "4", "5"]
     listed = [f"{many}/c.txt", f"file://{many}/a*"]
-    assert texts_of(dataset({"files": listed})) == ["4", "5", "0", "1", "2"]
+    assert texts_of(dataset(source={"files": listed})) == ["4", "5", "0", "1", "2"]
     odd = write(many / "a[0].csv", {"text": ["odd"]})  # a glob in its name
     assert texts_of(of_files(odd)) == ["odd"]
 
 
 @pytest.mark.parametrize("limit", range(1, 8))
 def test_a_limit_cuts_across_files(limit: int, many: Path) -> None:
-    assert read_all(of_files(f"{many}/?.*", limit=limit)) == SIX[:limit]
-
-
-def test_cut_counts_what_it_gives() -> None:
-    whole = [Fragment(FileSource(files=("x",)), name, n) for n, name in enumerate("abc")]
-    for limit, last, expected in ((None, 4, 7), (5, 2, 5)):
-        parts, total = sources.cut(whole, [3, 0, 4], limit)
-        found = [(part.location, part.start, part.stop) for part in parts]
-        assert (found, total) == ([("a", 0, 3), ("c", 0, last)], expected)
+    assert read_all(of_files(f"{many}/*.*", limit=limit)) == SIX[:limit]
 
 
 def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
@@ -238,17 +216,16 @@ def test_a_missing_column_names_those_that_exist_and_the_tasks_that_want_it(tmp_
         {"name": "kind", "type": "classification", "label_column": "label", "split_column": "part"},
         {"name": "groups", "type": "clustering", "label_column": "label"},
     ]
-    for form in FORMATS:
-        path = write(tmp_path / f"t.{form}", {"text": ["a"], "topic": ["b"]})
-        config = of_files(path, tasks=tasks, id_column="key")
-        fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
-        with pytest.raises(ConfigError) as caught:
-            sources.require_columns(config, fragment, columns)
-        assert str(caught.value) == (
-            f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
-            "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
-        )
-        sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
+    path = write(tmp_path / "t.csv", {"text": ["a"], "topic": ["b"]})
+    config = of_files(path, tasks=tasks, id_column="key")
+    fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
+    with pytest.raises(ConfigError) as caught:
+        sources.require_columns(config, fragment, columns)
+    assert str(caught.value) == (
+        f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
+        "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
+    )
+    sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
 
 
 def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> None:
@@ -256,7 +233,7 @@ def test_a_format_that_the_name_does_not_tell_must_be_said(tmp_path: Path) -> No
     path.write_text("one\ntwo\n")
     with pytest.raises(ConfigError, match=r"dataset data: cannot tell the format of .*texts\.data"):
         sources.discover(of_files(path), {})
-    assert texts_of(dataset({"files": str(path), "format": "text"})) == ["one", "two"]
+    assert texts_of(dataset(source={"files": str(path), "format": "text"})) == ["one", "two"]
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
@@ -293,7 +270,7 @@ def test_a_broken_file_is_named_and_the_line_of_json(
 
 def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
     def identity(path: Path, form: str = "auto") -> dict[str, Any]:
-        return sources.identity(dataset({"files": str(path), "format": form}), {})
+        return sources.identity(dataset(source={"files": str(path), "format": form}), {})
 
     path = write(tmp_path / "t.csv", {"text": ["a", "b"]})
     before = identity(path)
@@ -305,31 +282,19 @@ def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
 
 
 def test_identity_of_a_builtin_corpus_names_the_version_of_every_library() -> None:
-    versions = sources.identity(dataset({"builtin": "docstrings"}), {})["versions"]
-    assert list(versions) == [name for _, name in docstrings.LIBRARIES]
+    versions = sources.identity(dataset(source={"builtin": "docstrings"}), {})["versions"]
+    assert list(versions) == list(docstrings.LIBRARIES)
     assert all(version[0].isdigit() for version in versions.values())
 
 
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, list[str]]]]:
-    """Stand in for mteb: names its tasks, gives their texts, remembers what was recorded."""
-    asked: list[tuple[str, list[str]]] = []
-
-    def texts(task: str, modules: list[str]) -> list[str]:
-        asked.append((task, list(modules)))
-        return [f"first of {task}", "", f"last of {task}"]
-
-    monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
-    monkeypatch.setattr(benchmark_score, "recorded_texts", texts)
-    sources._mteb_texts.cache_clear()
-    yield asked
-    sources._mteb_texts.cache_clear()
-
-
 def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
-    recorded: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = dataset({"mteb": ["One", "Two"], "modules": "my.tasks"})
+    recorded = Mock(side_effect=lambda task, _modules: [f"first of {task}", "", f"last of {task}"])
+    monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
+    monkeypatch.setattr(benchmark_score, "recorded_texts", recorded)
+    sources._mteb_texts.cache_clear()
+    config = dataset(source={"mteb": ["One", "Two"], "modules": "my.tasks"})
     found = []
     for whole in sources.discover(config, {}):
         length, columns = sources.inspect(whole, {})
@@ -342,7 +307,7 @@ def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
         for index, name in enumerate(["One", "Two"])
         for row, text in enumerate([f"first of {name}", "", f"last of {name}"])
     ]
-    assert recorded == [("One", ["my.tasks"]), ("Two", ["my.tasks"])]
+    assert recorded.mock_calls == [call(name, ("my.tasks",)) for name in ("One", "Two")]
     monkeypatch.setattr(sources, "version", {"mteb": "2.26"}.__getitem__)
     expected = {"tasks": ["One", "Two"], "modules": ["my.tasks"], "mteb": "2.26"}
     assert sources.identity(config, {}) == expected
@@ -360,11 +325,7 @@ SPLITS: dict[str, dict[str, list[Any]]] = {
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     """Stand in for `datasets.load_dataset` and remember what it was asked for."""
 
-    def split_of(_name: str, _config: str | None, *, split: str, revision: str) -> object:
-        del revision
-        return datasets.Dataset.from_dict(SPLITS[split])
-
-    stand_in = Mock(side_effect=split_of)
+    stand_in = Mock(side_effect=lambda *_, split, **__: datasets.Dataset.from_dict(SPLITS[split]))
     monkeypatch.setattr(datasets, "load_dataset", stand_in)
     sources._hub_split.cache_clear()
     yield stand_in
@@ -372,7 +333,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 
 
 def test_hub_splits_are_joined_and_named(hub: Mock) -> None:
-    config = dataset({"hub": "org/name", "config": "en", "split": "train + test"})
+    config = dataset(source={"hub": "org/name", "config": "en", "split": "train + test"})
     assert read_all(config, ["text", "split", "label"]) == [
         ("a", "train", "0", 0),
         (None, "train", "1", 1),
@@ -386,11 +347,11 @@ def test_hub_splits_are_joined_and_named(hub: Mock) -> None:
 
 
 def test_a_slice_keeps_its_splits_name_and_a_column_of_that_name_is_the_datasets(hub: Mock) -> None:
-    config = dataset({"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
+    config = dataset(source={"hub": "org/name", "split": "train[:2]+test", "revision": "v1"})
     rows = read_all(config, ["split", "text"])
     assert rows[:3] == [("train", "a", 0), ("train", None, 1), ("test", "d", ROW)]
     assert hub.mock_calls[0] == call("org/name", None, split="train[:2]", revision="v1")
-    rows = read_all(dataset({"hub": "org/name", "split": "named"}), ["text", "split"])
+    rows = read_all(dataset(source={"hub": "org/name", "split": "named"}), ["text", "split"])
     assert rows == [("a", "test", 0), ("b", "train", 1)]
 
 
@@ -398,7 +359,7 @@ def test_slices_read_their_rows_and_load_the_split_once(
     hub: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_SLICE", 2)
-    config = dataset({"hub": "org/name", "split": "train+test"})
+    config = dataset(source={"hub": "org/name", "split": "train+test"})
     parts, total = sources.cut(sources.discover(config, {}), [3, 2], 4)
     assert total == 4
     cuts = [(part.index, part.start, part.stop) for part in parts]
@@ -412,7 +373,7 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     sources._hub_split.cache_clear()
-    fragment = sources.discover(dataset({"hub": "nobody/no-such-dataset"}), {})[0]
+    fragment = sources.discover(dataset(source={"hub": "nobody/no-such-dataset"}), {})[0]
     with pytest.raises(
         ConfigError, match=r"cannot load hub dataset nobody/no-such-dataset \(train\): .*"
     ):
@@ -421,13 +382,13 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("form", [*FORMATS, "text"])
 def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
-    options, folder = s3_options(s3), f"{s3.uri}/{tmp_path.name}"
+    root = s3.root(tmp_path.name)
     for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
-        filesystem, path = resolve(f"{folder}/{number}.{form}", options)
-        filesystem.pipe_file(path, encoded(form, {"text": texts}))
-    config = dataset({"files": f"{folder}/*.{form}", "format": form})
+        root.write(f"{number}.{form}", encoded(form, {"text": texts}))
+    config = dataset(source={"files": f"{root.uri}/*.{form}", "format": form})
+    options = dict(root.options)
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]
-    with pytest.raises(ConfigError, match=rf"there is no file {folder}/gone\.csv"):
-        sources.discover(of_files(f"{folder}/gone.csv"), options)
+    with pytest.raises(ConfigError, match=rf"there is no file {root.uri}/gone\.csv"):
+        sources.discover(of_files(f"{root.uri}/gone.csv"), options)
