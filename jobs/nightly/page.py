@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from jobs.cluster.console import say
 from jobs.config.metrics import parameters
-from jobs.nightly.alerts import Alert, read_alerts
+from jobs.nightly.judge import Alert, read_alerts
 from jobs.rank.ranking import Checkpoint
 from jobs.report import guide, made, section
 from jobs.report.section import Section, Table

@@ -16,7 +16,7 @@ import pytest
 from jobs.config.blocks import ConfigError
 from jobs.config.run import parse
 from jobs.config.settings import NightlyConfig
-from jobs.nightly.alerts import VARIABLE, Alert, Broken, place, post, read_alerts
+from jobs.nightly.judge import VARIABLE, Alert, Broken, place, post, read_alerts
 from storage.root import Root
 
 SECRET = "path-of-nobody"

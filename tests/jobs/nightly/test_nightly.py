@@ -15,8 +15,7 @@ from transformers import AutoModel
 
 from jobs.cluster.pool import CannotScheduleError
 from jobs.nightly import stage as nights
-from jobs.nightly.alerts import place, read_alerts
-from jobs.nightly.judge import ranked
+from jobs.nightly.judge import place, ranked, read_alerts
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import ModelUnavailableError

@@ -13,8 +13,7 @@ import pytest
 
 from jobs.config.run import RunConfig
 from jobs.nightly import page as trend
-from jobs.nightly.alerts import Alert, Broken, place
-from jobs.nightly.judge import before, judge, ranked, without_ranking
+from jobs.nightly.judge import Alert, Broken, before, judge, place, ranked, without_ranking
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import Subject
