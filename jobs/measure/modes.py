@@ -8,7 +8,7 @@ prompts, and finds what separates them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -126,7 +126,19 @@ def _tested(run: Run, parts: Sequence[Part], rows: MetricRows) -> list[dict[str,
 
 def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> dict[str, Any]:
     """Read one layer and test it: its row of `modes`, but for the correction over the layers."""
-    table = pa.concat_tables(_sampled(root, parts, rows, layer))
+    tables = []
+    for part in parts:
+        for name, take in part.shares.items():
+            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
+            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
+            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
+            assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
+            shares = first["value"] if len(first) else pa.nulls(take, pa.float64())
+            columns = {column: traits[column] for column in traits.column_names}
+            columns |= {"norm": measured["norm"], "value": measured["value"]}
+            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
+            tables.append(pa.table({**columns, _FIRST_TOKEN.metric: shares}))
+    table = pa.concat_tables(tables)
     norm = table["norm"][0].as_py()
     # A text that an earlier dataset has already counts once.
     _, first = np.unique(table["prompt_id"].to_numpy(), return_index=True)
@@ -167,21 +179,6 @@ def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int)
         "examples": examples,
         "reason": UNDEFINED if modes is NOTHING else None,
     }
-
-
-def _sampled(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> Iterator[pa.Table]:
-    """Yield every shard's prompts with their value and their traits."""
-    for part in parts:
-        for name, take in part.shares.items():
-            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
-            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
-            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
-            assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
-            shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
-            columns = {column: traits[column] for column in traits.column_names}
-            columns |= {"norm": measured["norm"], "value": measured["value"]}
-            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
-            yield pa.table({**columns, _FIRST_TOKEN.metric: shares})
 
 
 def _prompt_traits(

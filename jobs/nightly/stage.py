@@ -104,7 +104,6 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
 
 
 def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:
-    """Compare a checkpoint with the one before it, and leave an alert if it breaks a rule."""
     key = judge.place(run.config.name, new.model, new.revision)
     if not earlier:
         say("  there is no earlier checkpoint to compare with")

@@ -78,7 +78,7 @@ class Scorer:
     """Scores units; what fails is reported beside what was scored, and stops nothing else."""
 
     root: Root
-    targets: tuple[ScoreTarget, ...]
+    targets: Sequence[ScoreTarget]
     seed: int
     replicates: int
 
@@ -157,7 +157,6 @@ class Scorer:
                 yield {**asdict(unit.group), **shared, **asdict(score)}
 
     def _read(self, embeddings: Manifest, unit: ScoreUnit, items: pa.Table) -> LayerVectors:
-        """Read the vectors of a task's texts."""
         columns = [name for name in items.column_names if name.endswith("_id")]
         wanted = np.concatenate([items[name].to_numpy() for name in columns])
         return read_vectors(self.root, embeddings, unit.group, wanted)

@@ -237,7 +237,10 @@ def _read_mteb(
     path: str,
     name: str,
 ) -> tuple[list[_ScoreRow], list[tuple[_Key, str]]]:
-    """Return the rows of a folder of mteb results, and notes on the models; ConfigError if none."""
+    """Return the rows of a folder of mteb results, and notes on the models; ConfigError if none.
+
+    A result's score is the mean main score over the subsets of its split.
+    """
     rows, notes = [], dict[tuple[_Key, str], None]()
     for file in sorted(filesystem.find(path)):
         parts = file.removeprefix(path).strip("/").split("/")
@@ -245,38 +248,32 @@ def _read_mteb(
         if layer is None or not parts[-1].endswith(".json") or parts[-1] in _NOT_RESULTS:
             continue
         where = "/".join(parts)
-        task, split, score = _main_score(filesystem.cat_file(file), where, name)
+        at = f"{name}/{where}"
+        try:
+            result = json.loads(filesystem.cat_file(file))
+        except ValueError as error:
+            raise ConfigError(f"{at} is not JSON: {error}") from error
+        splits = result.get("scores") if isinstance(result, Mapping) else None
+        if not isinstance(splits, Mapping):
+            raise ConfigError(f"{at} is not an mteb task result: it has no scores")
+        split = "test" if "test" in splits or len(splits) != 1 else next(iter(splits))
+        if not splits.get(split):
+            raise ConfigError(f"{at} has no test split; it has: {', '.join(splits) or 'none'}")
+        scores = []
+        for subset in splits[split]:
+            if not isinstance(subset, Mapping) or "main_score" not in subset:
+                raise ConfigError(f"{at}: a subset of the test split has no main_score")
+            what = f"{at}: main_score of {subset.get('hf_subset')}"
+            scores.append(_score(subset["main_score"], what))
+        task = str(result.get("task_name") or parts[-1].removesuffix(".json"))
         model, revision = parts[-3].replace("__", "/", 1), parts[-2]
         if split != "test":
             notes[(model, revision), f"task {task} has no test split: {split} was read"] = None
-        rows.append(_ScoreRow(model, revision, int(layer[1]), task, "", "", score, where))
+        mean = sum(scores) / len(scores)
+        rows.append(_ScoreRow(model, revision, int(layer[1]), task, "", "", mean, where))
     if not rows:
         raise ConfigError(
             f"{name} holds no mteb results: expected files "
             "layer-07/<org__model>/<revision>/<Task>.json, one folder per layer"
         )
     return rows, list(notes)
-
-
-def _main_score(content: bytes, where: str, name: str) -> tuple[str, str, float]:
-    """Return task, split and mean main score over the split's subsets of a result."""
-    file = f"{name}/{where}"
-    try:
-        result = json.loads(content)
-    except ValueError as error:
-        raise ConfigError(f"{file} is not JSON: {error}") from error
-    splits = result.get("scores") if isinstance(result, Mapping) else None
-    if not isinstance(splits, Mapping):
-        raise ConfigError(f"{file} is not an mteb task result: it has no scores")
-    split = "test" if "test" in splits or len(splits) != 1 else next(iter(splits))
-    subsets = splits.get(split)
-    if not subsets:
-        raise ConfigError(f"{file} has no test split; it has: {', '.join(splits) or 'none'}")
-    scores = []
-    for subset in subsets:
-        if not isinstance(subset, Mapping) or "main_score" not in subset:
-            raise ConfigError(f"{file}: a subset of the test split has no main_score")
-        what = f"{file}: main_score of {subset.get('hf_subset')}"
-        scores.append(_score(subset["main_score"], what))
-    task = result.get("task_name") or where.rsplit("/", 1)[-1].removesuffix(".json")
-    return str(task), split, sum(scores) / len(scores)
