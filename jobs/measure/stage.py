@@ -77,10 +77,8 @@ def measure_costs(run: Run) -> None:
         where = partition("layer_costs", subject)
         manifest, made = run.make(where, settings, partial(measured, subject))
         if made:
-            last = max(run.rows(where), key=itemgetter("layer"))
-            say(
-                f"  {subject}: cost of {manifest.rows} layers, {last['latency_ms']:.1f} ms the last"
-            )
+            last = max(run.rows(where), key=itemgetter("layer"))["latency_ms"]
+            say(f"  {subject}: cost of {manifest.rows} layers, {last:.1f} ms the last")
 
 
 def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[Row]:

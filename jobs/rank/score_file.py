@@ -27,8 +27,7 @@ _NEEDED = ("model", "layer", "task", "score")
 _OPTIONAL = ("revision", "task_type", "fold")
 _TEXTS = ("model", "revision", "task", "task_type", "fold")
 _LAYER_PART = re.compile(r"layer-(\d+)")
-# Beside the results, mteb's own cache and the export keep files about the model.
-_NOT_RESULTS = ("model_meta.json",)
+_ABOUT_MODEL = "model_meta.json"  # beside the results, of mteb's own cache and the export
 _Key = tuple[str, str]  # model, revision
 
 
@@ -245,7 +244,7 @@ def _read_mteb(
     for file in sorted(filesystem.find(path)):
         parts = file.removeprefix(path).strip("/").split("/")
         layer = next((m for part in parts[:-3] if (m := _LAYER_PART.fullmatch(part))), None)
-        if layer is None or not parts[-1].endswith(".json") or parts[-1] in _NOT_RESULTS:
+        if layer is None or not parts[-1].endswith(".json") or parts[-1] == _ABOUT_MODEL:
             continue
         where = "/".join(parts)
         at = f"{name}/{where}"
