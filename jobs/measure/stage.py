@@ -120,14 +120,14 @@ def _measure_layers(
     conditions = [CLEAN, *(each.name for each in run.config.conditions.passes())]
     wanted = {name: _task(run, subject, dataset, name, prompt_metrics) for name in conditions}
     current = partial(run.manifests.current, overwrite=run.overwrite)
-    present = {name: current(task.target, settings) for name, (task, settings) in wanted.items()}
+    present = {name: current(task.target, task.settings) for name, task in wanted.items()}
     if rows := sum(manifest.rows for manifest in present.values() if manifest):
         say(f"  {dataset.name}: {rows:,} layer metrics, present")
-    absent = {name: each for name, each in wanted.items() if present[name] is None}
+    absent = [name for name in conditions if present[name] is None]
     if not absent:
         return
     device = run.cluster.device(run.config.measure.device)
-    tasks = {name: replace(task, device=device) for name, (task, _) in absent.items()}
+    tasks = {name: replace(wanted[name], device=device) for name in absent}
     units = [(name, group) for name, task in tasks.items() for group in task.groups]
     found: dict[str, dict[Group, Measured]] = {name: {} for name in absent}
     metrics: set[str] = set()
@@ -135,11 +135,11 @@ def _measure_layers(
         work = partial(measure_group, tasks)
         for name, measured in run.cluster.each("measure", units, work, device=device):
             found[name][measured.group] = measured
-            task, settings = absent[name]
+            task = tasks[name]
             if len(found[name]) == len(task.groups):
                 written = [*layer_rows(task, found.pop(name))]
                 written.sort(key=itemgetter("metric", "variant", "layer", "norm", "pooling"))
-                run.write(task.target, settings, written)
+                run.write(task.target, task.settings, written)
                 metrics |= {row["metric"] for row in written}
             progress.add(1)
     others = f" under {len(absent)} conditions" if len(absent) > 1 else ""
@@ -152,8 +152,8 @@ def _task(
     dataset: DatasetConfig,
     condition: str,
     prompt_metrics: Manifest | None,
-) -> tuple[LayerMetrics, Settings]:
-    """Return what is measured under a condition, and what it depends on.
+) -> LayerMetrics:
+    """Return what is measured under a condition.
 
     Views are of the clean pass alone; so are `prompt_metrics`, of which a condition has its own.
     """
@@ -182,4 +182,4 @@ def _task(
     if not units:
         raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
     given, measured = (run.root, embeddings, views, prompt_metrics), own["metrics"]
-    return LayerMetrics(*given, measured, parameters(run.config), units), settings
+    return LayerMetrics(*given, measured, parameters(run.config), units, settings)

@@ -33,7 +33,7 @@ from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.layers import Group, prompt_metrics_table, shard_vectors, token_states
-from storage.manifest import Manifest
+from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, group_values, read_group, read_receipt, write_shard
@@ -115,6 +115,7 @@ class LayerMetrics:
     metrics: Sequence[str]
     parameters: Parameters
     groups: Sequence[Group]  # sorted; those like the first also average the token metrics
+    settings: Settings
     device: TorchDevice = "cpu"
 
     @property

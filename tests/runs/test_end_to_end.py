@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -23,6 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 from jobs.config.run import load as config_of
 from jobs.config.run import parse
 from jobs.plan.plan import plan
+from jobs.prepare.folders import with_folders
 from jobs.run import TABLES
 from operators.metrics.registry import METRICS
 from storage.layers import Group, LayerVectors, read_vectors
@@ -427,6 +429,30 @@ def _wait_for_shards(root: Root, driver: subprocess.Popen[bytes], count: int) ->
 def _shard_times(root: Root) -> dict[str, int]:
     folder = Path(root.path(CLEAN.path))
     return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.parquet")}
+
+
+def test_a_folder_of_texts_becomes_one_page(
+    tmp_path: Path, checkpoint: Path, fresh_cli: Cli
+) -> None:
+    for row in map(json.loads, write_texts(tmp_path / "rows.jsonl", 60).read_text().splitlines()):
+        path = tmp_path / "texts" / row["topic"] / "all.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as stream:
+            stream.write(f"{row['text']}\n\n")
+    texts, subject_, out = str(tmp_path / "texts"), str(checkpoint), tmp_path / "out"
+    given = ["--texts", texts, "--subject", f"tiny={subject_}", "--output", str(out)]
+    fresh_cli("run", "quickcheck", *given, "--max-bytes", "1GB")
+    planned = with_folders(config_of("quickcheck"), texts)
+    named = planned.subjects[0].model_copy(update={"model": subject_, "name": "tiny"})
+    assert_planned(plan(planned.model_copy(update={"subjects": (named,)}), None), out)
+    facts = json.loads((out / "report/report.json").read_text())
+    (found,) = facts["subjects"]
+    assert facts["datasets"][0]["prompts"] == 60
+    assert [task["label"] for task in found["tasks"]] == ["label"]
+    assert {each["kind"] for each in found["curves"]} == {"examples", "noise"}
+    page = html.unescape((out / "report/index.html").read_text())
+    assert "4 layers, 1 task, one pass of the model" in page
+    assert page.count("With typos in 30 % of the words") == 1
 
 
 def test_the_readmes_sql_works(finished: Finished) -> None:

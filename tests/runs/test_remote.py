@@ -1,4 +1,7 @@
-"""Away from the laptop: S3 as the root, and a job submitted to a running cluster."""
+"""Away from the checkout: S3 as the root, a job submitted to a running cluster, and any folder.
+
+The folder may have a `storage.py` or a `jobs/` of the user's.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import S3, Cli, write_config
+from tests.conftest import S3, Cli, offline_environment, write_config
 from tests.support.installed import Installed, install, users_folder
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
 
 pytestmark = pytest.mark.slow
+TIME_LIMIT = 120  # workers that cannot import a library are started again and again
 
 
 @dataclass(frozen=True)
@@ -102,3 +106,37 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     )
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert list(folder.glob("joined/prompts/**/*.parquet"))
+
+
+def _run(installed: Installed, folder: Path, name: str, *arguments: str) -> None:
+    result = subprocess.run(
+        [str(installed.scripts / name), *arguments],
+        cwd=folder,
+        env=offline_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
+def test_a_users_modules_are_not_taken_for_ours_in_any_folder(
+    tmp_path: Path, checkpoint: Path, editable: bool
+) -> None:
+    """Nor is a module with the name of a library's taken for it on a worker."""
+    installed = install(tmp_path / "installed", editable=editable)
+    config = write_config(tmp_path, checkpoint)
+    folder = users_folder(tmp_path / "users", "jobs.py", "datasets.py", "pyarrow/__init__.py")
+    for engine in ("ray", "process"):
+        engined = ("--output", engine, "--engine", engine)
+        _run(installed, folder, "layerrank", "prepare", str(config), *engined)
+        assert list(folder.glob(f"{engine}/prompts/**/*.parquet"))
+
+    # Python itself looks in the folder first for what `-m` runs, and for the libraries.
+    output, folder = str(folder / "ray"), users_folder(tmp_path / "more")
+    query = ("query", output, "SELECT 1")
+    _run(installed, folder, "python", "-m", "layerrank", *query)
+    shutil.rmtree(folder / "jobs")
+    _run(installed, folder, "python", "-m", "jobs", *query)

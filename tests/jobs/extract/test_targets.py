@@ -282,7 +282,7 @@ def test_the_order_of_norms_and_poolings_does_not_matter() -> None:
     assert one == two
 
 
-def test_clean_units_take_every_prompt_and_view_units_their_shards_share() -> None:
+def test_units_take_what_a_shard_shares_and_make_the_tables_that_it_lacks() -> None:
     clean, view, *_ = passes_of()
     every = set(TABLES)
     assert units_of(clean, {}) == [
@@ -292,10 +292,6 @@ def test_clean_units_take_every_prompt_and_view_units_their_shards_share() -> No
         (3, 3, 0, every - {"tokens"}),
     ]
     assert units_of(view, {}) == [(0, 5, 0, {"embeddings"}), (2, 1, 0, {"embeddings"})]
-
-
-def test_a_shard_of_which_a_table_is_missing_is_extracted_again() -> None:
-    clean, *_ = passes_of()
     whole = {0, 1, 2, 3}
     done = {"embeddings": whole, "tokens": {0}, "prompt_metrics": whole}
     assert units_of(clean, done) == [(2, 7, 4, {"tokens"})]
