@@ -14,15 +14,8 @@ import numpy.typing as npt
 from jobs.rank import sentences
 from jobs.rank.sentences import Gap
 from jobs.words import known
+from operators.analysis import labelfree
 from operators.analysis.correlates import correlations
-from operators.analysis.labelfree import (
-    DEFAULT_RULE,
-    Choice,
-    depth_rules,
-    metric_rules,
-    regrets,
-    task_regrets,
-)
 from operators.model.subject import Subject
 from operators.ranking.evidence import Evidence, draw_scores, weigh
 from operators.ranking.policy import Policy, Verdict, pareto, recommend
@@ -255,7 +248,7 @@ def ranking_of(
     evidence = weigh(found, layers=layers, level=settings.level, **drawn)
     verdict = recommend(evidence, cost_L, settings.policy)
     if verdict.kind == "no_labels":
-        layer = depth_rules(layers)[DEFAULT_RULE]
+        layer = labelfree.depth_rules(layers)[labelfree.DEFAULT_RULE]
         saved = float(1 - cost_L[list(layers).index(layer)])
         verdict = Verdict("no_labels", layer, saved, "no_labels")
     draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
@@ -291,21 +284,22 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
     """
     layers, settings = ranking.layers, ranking.settings
     several = len({dataset for dataset, _ in ranking.metrics}) > 1
-    rules = depth_rules(layers)
+    rules = labelfree.depth_rules(layers)
     for (dataset, metric), values in ranking.metrics.items():
-        of_metric = metric_rules({metric: at_layers(values, layers)}, layers=layers)
+        of_metric = labelfree.metric_rules({metric: at_layers(values, layers)}, layers=layers)
         name = f"{metric}{ON}{dataset}" if several else metric
         rules.update((name, layer) for layer in of_metric.values())
     if not ranking.scored:
         nothing = [math.nan] * 4
-        return [asdict(Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
+        return [asdict(labelfree.Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
+    how: dict[str, Any] = {"layers": layers, "level": settings.level}
     if len(ranking.evidence.tasks) > 1:
-        drawn = {"seed": settings.seed, "draws": settings.draws}
-        found = task_regrets(rules, ranking.scores_LT, layers=layers, level=settings.level, **drawn)
+        how |= {"seed": settings.seed, "draws": settings.draws}
+        found = labelfree.task_regrets(rules, ranking.scores_LT, **how)
     else:
         score_L = np.array([row.score for row in ranking.evidence.layers])
         draws_LB = ranking.draws_LB if ranking.draws_LB.shape[1] else None
-        found = regrets(rules, score_L, layers=layers, draws_LB=draws_LB, level=settings.level)
+        found = labelfree.regrets(rules, score_L, draws_LB=draws_LB, **how)
     return [asdict(each) for each in found]
 
 
