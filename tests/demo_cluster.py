@@ -35,7 +35,7 @@ def main() -> int:
         with local_cluster(python, environment, Path(folder), nodes=2, cpus=1) as cluster:
             command = ("python", "-m", "jobs", "run", "demo", "--output", str(SUBMITTED))
             _say(f"ray job submit --working-dir . -- {' '.join(command)}")
-            result = cluster.submit(python.parent / "ray", PROJECT, *command, shown=True)
+            result = cluster.submit(PROJECT, *command, shown=True)
     if result.returncode:
         sys.stderr.write(result.stderr)
         return 1

@@ -6,9 +6,7 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import token_metric_settings, token_plan
@@ -17,12 +15,11 @@ from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name
 from storage.manifest import Manifest, Settings, digest_of
-from storage.partition import CLEAN, Partition, TableName, shard_name
+from storage.partition import CLEAN, Partition, TableName
 from storage.shards import Receipt
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One shard of prompts under one condition, through one model.
 
     It is the first `prompts` of the shard in sample order. What is written is what is missing:
@@ -38,22 +35,15 @@ class Unit:
     digests: dict[TableName, str]
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A partition to fill: its settings, and the share of each of its shards' prompts it takes."""
 
     partition: Partition
     settings: Settings
     shares: dict[str, int]
 
-    @cached_property
-    def digest(self) -> str:
-        """The digest of its settings."""
-        return digest_of(self.settings)
 
-
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """One pass over a dataset under one condition.
 
     Every pass gives embeddings; the clean one can give token states and token metrics too, and
@@ -101,17 +91,17 @@ def passes(
     measured = {**source, "norm": tokens.norm, **token_metric_settings(config)}
 
     def target(
-        table: TableName, condition: str, settings: Settings, shares: Mapping[str, int] = everything
+        table: TableName, condition: str, settings: Settings, shares: dict[str, int] = everything
     ) -> Target:
-        return Target(partition(table, subject, dataset, condition), settings, dict(shares))
+        return Target(partition(table, subject, dataset, condition), settings, shares)
 
     clean = Pass(dataset.name, CLEAN, target("embeddings", CLEAN, kept))
     if planned.stored:
         stored = {**source, **states, "dtype": tokens.dtype}
         shares = leading(everything, planned.stored)
-        clean = replace(clean, tokens=target("tokens", CLEAN, stored, shares))
+        clean = clean._replace(tokens=target("tokens", CLEAN, stored, shares))
     if planned.fused and measured["metrics"]:
-        clean = replace(clean, prompt_metrics=target("prompt_metrics", CLEAN, measured))
+        clean = clean._replace(prompt_metrics=target("prompt_metrics", CLEAN, measured))
     yield clean
     drawn = {**kept, **config.views.model_dump(exclude={"count"})}
     shares = leading(everything, config.views.sample)
@@ -129,17 +119,15 @@ def missing_units(
     each: Pass, prompts: Manifest, done: Mapping[str, Mapping[str, Receipt]]
 ) -> list[Unit]:
     """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
-    found = []
-    for number in range(len(prompts.receipts)):
-        name = shard_name(number)
-        absent = [
-            target
-            for target in each.targets
+    digests, found = [digest_of(target.settings) for target in each.targets], []
+    for number, name in enumerate(receipt.name for receipt in prompts.receipts):
+        absent = {
+            target.partition.table: digest
+            for target, digest in zip(each.targets, digests, strict=True)
             if name in target.shares and name not in done[target.partition.path]
-        ]
+        }
         if absent:
             count = each.embeddings.shares[name]
-            stored = sum(target.shares[name] for target in absent if target is each.tokens)
-            digests = {target.partition.table: target.digest for target in absent}
-            found.append(Unit(each.dataset, each.condition, number, count, stored, digests))
+            stored = each.tokens.shares[name] if each.tokens and "tokens" in absent else 0
+            found.append(Unit(each.dataset, each.condition, number, count, stored, absent))
     return found

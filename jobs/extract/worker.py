@@ -100,13 +100,12 @@ class Extractor:
             return self._extract(batch, kept, prompt_ids)
         except ModelUnavailableError:
             raise
-        except NonFiniteError as error:
-            first = prompt_ids[error.rows[0]]
-            raise ValueError(
-                f"{where}: {error}, first prompt_id {first}; run the model in float32"
-            ) from error
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            remedy = ""
+            if isinstance(error, NonFiniteError):
+                first = prompt_ids[error.rows[0]]
+                remedy = f", first prompt_id {first}; run the model in float32"
+            raise ValueError(f"{where}: {error}{remedy}") from error
 
     def _extract(
         self, batch: Batch, kept: npt.NDArray[np.int64], prompt_ids: npt.NDArray[np.int64]
@@ -126,9 +125,8 @@ class Extractor:
             began = time.perf_counter()
             found = token_metrics(states, lengths_N, self._metrics, self._parameters)
             for key, values_Ln in found.items():
-                if key not in measured:
-                    measured[key] = np.full((layers + 1, len(texts)), np.nan)
-                measured[key][:, rows] = values_Ln
+                of_all = measured.setdefault(key, np.full((layers + 1, len(texts)), np.nan))
+                of_all[:, rows] = values_Ln
             metric_seconds += time.perf_counter() - began
 
         def write(

@@ -8,7 +8,7 @@ prompts, and finds what separates them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,15 +22,7 @@ from jobs.config.metrics import parameters
 from jobs.config.run import RunConfig
 from jobs.run import Run, leading, partition
 from jobs.subjects import tokenizer_of
-from operators.analysis.modes import (
-    NOTHING,
-    UNDEFINED,
-    find_modes,
-    histogram,
-    middle,
-    nearest,
-    separations,
-)
+from operators.analysis import modes as analysis
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
@@ -126,7 +118,19 @@ def _tested(run: Run, parts: Sequence[Part], rows: MetricRows) -> list[dict[str,
 
 def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> dict[str, Any]:
     """Read one layer and test it: its row of `modes`, but for the correction over the layers."""
-    table = pa.concat_tables(_sampled(root, parts, rows, layer))
+    tables = []
+    for part in parts:
+        for name, take in part.shares.items():
+            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
+            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
+            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
+            assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
+            shares = first["value"] if len(first) else pa.nulls(take, pa.float64())
+            columns = {column: traits[column] for column in traits.column_names}
+            columns |= {"norm": measured["norm"], "value": measured["value"]}
+            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
+            tables.append(pa.table({**columns, _FIRST_TOKEN.metric: shares}))
+    table = pa.concat_tables(tables)
     norm = table["norm"][0].as_py()
     # A text that an earlier dataset has already counts once.
     _, first = np.unique(table["prompt_id"].to_numpy(), return_index=True)
@@ -135,20 +139,21 @@ def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int)
     defined_N = ~np.isnan(values_N)
     undefined = int((~defined_N).sum())
     table, values_N = table.filter(pa.array(defined_N)), values_N[defined_N]
-    modes = find_modes(values_N)
-    places = {"low": middle(values_N, modes.low), "high": middle(values_N, modes.high)}
+    modes = analysis.find_modes(values_N)
+    middles = (analysis.middle(values_N, each) for each in (modes.low, modes.high))
+    places = dict(zip(("low", "high"), middles, strict=True))
     is_high_N = values_N > modes.split
     traits, examples = [], []
-    if modes is not NOTHING:
+    if modes is not analysis.NOTHING:
         numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
-        found = separations(is_high_N, numbers, {_DATASET: table[_DATASET].to_pylist()})
+        found = analysis.separations(is_high_N, numbers, {_DATASET: table[_DATASET].to_pylist()})
         traits = [asdict(each) for each in found]
         known = table.select(["prompt_id", _DATASET, "shard", "n_tokens"])
         for mode, place in places.items():
-            near = nearest(values_N, table["prompt_id"].to_numpy(), place, _EXAMPLES)
+            near = analysis.nearest(values_N, table["prompt_id"].to_numpy(), place, _EXAMPLES)
             for row, at in zip(known.take(near).to_pylist(), near, strict=True):
                 examples.append({"mode": mode, **row, "value": float(values_N[at])})
-    edges, counts = histogram(values_N)
+    edges, counts = analysis.histogram(values_N)
     return {
         "layer": layer,
         "norm": norm,
@@ -162,26 +167,11 @@ def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int)
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         **{f"mode_{mode}": place for mode, place in places.items()},
-        "share_high": float("nan") if modes is NOTHING else float(is_high_N.mean()),
+        "share_high": float("nan") if modes is analysis.NOTHING else float(is_high_N.mean()),
         "traits": traits,
         "examples": examples,
-        "reason": UNDEFINED if modes is NOTHING else None,
+        "reason": analysis.UNDEFINED if modes is analysis.NOTHING else None,
     }
-
-
-def _sampled(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> Iterator[pa.Table]:
-    """Yield every shard's prompts with their value and their traits."""
-    for part in parts:
-        for name, take in part.shares.items():
-            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
-            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
-            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
-            assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
-            shares = first["value"] if len(first) else pa.nulls(len(traits), pa.float64())
-            columns = {column: traits[column] for column in traits.column_names}
-            columns |= {"norm": measured["norm"], "value": measured["value"]}
-            columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
-            yield pa.table({**columns, _FIRST_TOKEN.metric: shares})
 
 
 def _prompt_traits(

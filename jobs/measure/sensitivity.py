@@ -19,17 +19,7 @@ from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import TOKENS, token_metrics
 from jobs.run import Run, partition
-from operators.analysis.sensitivity import (
-    FEWEST_LEVELS,
-    NO_SLOPES,
-    Slope,
-    SlopeSums,
-    least_squares_slopes,
-    mean_slope,
-    merge_slopes,
-    population_slope,
-    slope_sums,
-)
+from operators.analysis import sensitivity as slopes
 from operators.metrics.registry import METRICS, Views, of_kind
 from operators.model.subject import Subject
 from storage.manifest import Manifest, Settings
@@ -62,7 +52,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
     level = run.config.rank.level
     absent = []
     for family, conditions in run.config.conditions.families().items():
-        if len(conditions) < FEWEST_LEVELS:
+        if len(conditions) < slopes.FEWEST_LEVELS:
             say(f"  {dataset.name}: one level of {family} has no slope")
             continue
         layers = [
@@ -97,7 +87,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
             for index, layer, sums in run.cluster.each("measure", units, work):
                 for (metric, variant, norm), each in sums.items():
                     key = (layer, norm, TOKENS, metric, variant)
-                    slope = mean_slope(each, level)
+                    slope = slopes.mean_slope(each, level)
                     row = _row(absent[index], key, slope, each.prompts, each.undefined)
                     found[index].append(row)
                 progress.add(1)
@@ -109,7 +99,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
 
 def layer_slopes(
     root: Root, families: Sequence[FamilyTables], unit: tuple[int, int]
-) -> tuple[int, int, dict[Name, SlopeSums]]:
+) -> tuple[int, int, dict[Name, slopes.SlopeSums]]:
     """Reduce the slopes of all prompts in one layer of one family, shard by shard.
 
     `unit` is the index of the family and the layer; they come back with the sums of every metric.
@@ -117,7 +107,7 @@ def layer_slopes(
     index, layer = unit
     tables = families[index]
     filled = [{r.name for r in each.receipts if r.rows} for each in tables.prompt_metrics]
-    found: dict[Name, SlopeSums] = {}
+    found: dict[Name, slopes.SlopeSums] = {}
     for shard in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
         levels = [
             _by_metric(read_group(root, each.partition.shard(shard), {"layer": layer}))
@@ -127,8 +117,8 @@ def layer_slopes(
         ]
         for name in sorted(set().union(*levels)):
             values_PN = aligned([level.get(name) for level in levels])
-            sums = slope_sums(least_squares_slopes(values_PN, tables.places))
-            found[name] = merge_slopes(found.get(name, NO_SLOPES), sums)
+            sums = slopes.slope_sums(slopes.least_squares_slopes(values_PN, tables.places))
+            found[name] = slopes.merge_slopes(found.get(name, slopes.NO_SLOPES), sums)
     return index, layer, found
 
 
@@ -168,13 +158,13 @@ def _population_rows(run: Run, tables: FamilyTables) -> list[Row]:
             values.setdefault(key, np.full(len(tables.places), np.nan))[index] = row["value"]
             prompts[key] = min(prompts.get(key, row["n_prompts"]), row["n_prompts"])
     return [
-        _row(tables, key, population_slope(value_P, tables.places), prompts[key], 0)
+        _row(tables, key, slopes.population_slope(value_P, tables.places), prompts[key], 0)
         for key, value_P in values.items()
     ]
 
 
 def _row(
-    tables: FamilyTables, key: tuple[Any, ...], slope: Slope, prompts: int, undefined: int
+    tables: FamilyTables, key: tuple[Any, ...], slope: slopes.Slope, prompts: int, undefined: int
 ) -> Row:
     return {
         **dict(zip(_KEY, key, strict=True)),

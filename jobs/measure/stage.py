@@ -1,4 +1,4 @@
-"""measure (CPU or GPU tasks): representation metrics over the shards.
+"""measure (CPU or GPU tasks): what each layer costs, and representation metrics over the shards.
 
 `tokens -> prompt_metrics` shard by shard, unless the model actors have made them already, then
 `prompt_metrics, embeddings -> layer_metrics` layer by layer, of the clean pass and of every
@@ -8,25 +8,39 @@ all datasets of a subject. No text is encoded again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 
+import torch
+
 from jobs.cluster.console import Progress, say
+from jobs.cluster.pool import Pool
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import parameters, token_metric_settings, token_metrics, token_plan
-from jobs.measure.costs import measure_costs
+from jobs.config.settings import StorageConfig
 from jobs.measure.modes import measure_modes
 from jobs.measure.sensitivity import measure_sensitivity
-from jobs.measure.worker import LayerMetrics, Measured, layer_rows, measure_group, measure_shard
+from jobs.measure.worker import (
+    LayerMetrics,
+    Measured,
+    Row,
+    layer_rows,
+    measure_group,
+    measure_shard,
+)
 from jobs.run import Run, partition
+from jobs.subjects import local
 from operators.metrics.registry import Views, of_kind
+from operators.model.backend import load_backend
+from operators.model.cost import layer_costs
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
 from storage.layers import Group, groups
 from storage.manifest import Manifest, Settings, digest_of, missing
 from storage.partition import CLEAN
 
+_TOKENS = 128  # of the prompt whose forward passes are measured
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
 _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
 
@@ -41,6 +55,36 @@ def measure(run: Run) -> None:
             _measure_layers(run, subject, dataset, measured.get(dataset.name))
             measure_sensitivity(run, subject, dataset)
         measure_modes(run, subject, measured)
+
+
+def measure_costs(run: Run) -> None:
+    """Measure the layers of every subject whose costs are not there yet: one worker, once."""
+    config = run.config.extract
+
+    def measured(subject: Subject) -> list[Row]:
+        pool = run.cluster.pool(config.device, 1, threads=config.threads)
+        work = partial(_costs, run.config.storage, pool)
+        units = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
+        return [row for rows in units for row in rows]
+
+    for subject in run.subjects:
+        settings = {
+            # The device decides how long a pass takes; which machine it was is not known before.
+            "subject": run.identity(subject),
+            "tokens": _TOKENS,
+            "device": config.device,
+        }
+        where = partition("layer_costs", subject)
+        manifest, made = run.make(where, settings, partial(measured, subject))
+        if made:
+            last = max(run.rows(where), key=itemgetter("layer"))["latency_ms"]
+            say(f"  {subject}: cost of {manifest.rows} layers, {last:.1f} ms the last")
+
+
+def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[Row]:
+    torch.set_num_threads(pool.threads)
+    model = load_backend(local(subject, storage), torch.device(pool.device))
+    return [asdict(cost) for cost in layer_costs(model, _TOKENS)]
 
 
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
@@ -75,18 +119,15 @@ def _measure_layers(
     """Measure the clean pass and every condition, all of their layers in one plan."""
     conditions = [CLEAN, *(each.name for each in run.config.conditions.passes())]
     wanted = {name: _task(run, subject, dataset, name, prompt_metrics) for name in conditions}
-    rows, absent = 0, {}
-    for name, (task, settings) in wanted.items():
-        present = run.manifests.current(task.target, settings, overwrite=run.overwrite)
-        rows += present.rows if present else 0
-        if present is None:
-            absent[name] = task, settings
-    if rows:
+    current = partial(run.manifests.current, overwrite=run.overwrite)
+    present = {name: current(task.target, task.settings) for name, task in wanted.items()}
+    if rows := sum(manifest.rows for manifest in present.values() if manifest):
         say(f"  {dataset.name}: {rows:,} layer metrics, present")
+    absent = [name for name in conditions if present[name] is None]
     if not absent:
         return
     device = run.cluster.device(run.config.measure.device)
-    tasks = {name: replace(task, device=device) for name, (task, _) in absent.items()}
+    tasks = {name: replace(wanted[name], device=device) for name in absent}
     units = [(name, group) for name, task in tasks.items() for group in task.groups]
     found: dict[str, dict[Group, Measured]] = {name: {} for name in absent}
     metrics: set[str] = set()
@@ -94,11 +135,11 @@ def _measure_layers(
         work = partial(measure_group, tasks)
         for name, measured in run.cluster.each("measure", units, work, device=device):
             found[name][measured.group] = measured
-            task, settings = absent[name]
+            task = tasks[name]
             if len(found[name]) == len(task.groups):
                 written = [*layer_rows(task, found.pop(name))]
                 written.sort(key=itemgetter("metric", "variant", "layer", "norm", "pooling"))
-                run.write(task.target, settings, written)
+                run.write(task.target, task.settings, written)
                 metrics |= {row["metric"] for row in written}
             progress.add(1)
     others = f" under {len(absent)} conditions" if len(absent) > 1 else ""
@@ -111,8 +152,8 @@ def _task(
     dataset: DatasetConfig,
     condition: str,
     prompt_metrics: Manifest | None,
-) -> tuple[LayerMetrics, Settings]:
-    """Return what is measured under a condition, and what it depends on.
+) -> LayerMetrics:
+    """Return what is measured under a condition.
 
     Views are of the clean pass alone; so are `prompt_metrics`, of which a condition has its own.
     """
@@ -121,8 +162,7 @@ def _task(
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
     own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
     names = map(view_name, range(run.config.views.count if of_views and condition == CLEAN else 0))
-    compared = (partition("embeddings", subject, dataset, name) for name in names)
-    views = [run.manifests.require(each) for each in compared]
+    views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:
         own = {name: value for name, value in own.items() if name not in _OF_VIEWS}
         own["metrics"] = [name for name in config.metrics if name not in of_views]
@@ -141,4 +181,4 @@ def _task(
     if not units:
         raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
     given, measured = (run.root, embeddings, views, prompt_metrics), own["metrics"]
-    return LayerMetrics(*given, measured, parameters(run.config), units), settings
+    return LayerMetrics(*given, measured, parameters(run.config), units, settings)

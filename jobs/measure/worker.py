@@ -33,7 +33,7 @@ from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.layers import Group, prompt_metrics_table, shard_vectors, token_states
-from storage.manifest import Manifest
+from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, group_values, read_group, read_receipt, write_shard
@@ -115,6 +115,7 @@ class LayerMetrics:
     metrics: Sequence[str]
     parameters: Parameters
     groups: Sequence[Group]  # sorted; those like the first also average the token metrics
+    settings: Settings
     device: TorchDevice = "cpu"
 
     @property
@@ -125,30 +126,17 @@ class LayerMetrics:
     def measure(self, group: Group) -> Measured:
         """Measure one group."""
         prompts = Population(self._blocks(group))
-        rows = [
-            *self._prompt_rows(group, prompts),
-            *self._view_rows(group),
-            *self._token_rows(group),
-        ]
-        terms = {
-            kind: Hsic(*(each.double().cpu() for each in terms))
-            for kind, terms in self._terms(group, prompts)
-        }
-        return Measured(group, rows, terms)
-
-    def _prompt_rows(self, group: Group, prompts: Population) -> Iterator[Row]:
+        rows = [*self._view_rows(group), *self._token_rows(group)]
         for name, measure in of_kind(self.metrics, Prompts).items():
             at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
             count = min(prompts.n_prompts, at_most or prompts.n_prompts)
-            yield from _rows(group, name, measure.compute(prompts, self.parameters), count)
-
-    def _terms(self, group: Group, prompts: Population) -> Iterator[tuple[str, Hsic]]:
-        """Yield the HSIC of the layer with itself and with the layers it is compared to."""
+            rows += _rows(group, name, measure.compute(prompts, self.parameters), count)
         others = {measure.other for measure in of_kind(self.metrics, Layers).values()}
         layers = {"previous": group.layer - 1, "last": self.groups[-1].layer}
+        terms = {}
         for kind in ("itself", *sorted(others)) if others else ():
             layer = layers.get(kind, group.layer)
-            if layer < 0:
+            if layer < 0:  # nothing comes before the first
                 continue
             own = layer == group.layer
             other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
@@ -156,7 +144,9 @@ class LayerMetrics:
                 hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
                 for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
             )
-            yield kind, hsic(reduce(merge_hsic, parts))
+            of_all = hsic(reduce(merge_hsic, parts))
+            terms[kind] = Hsic(*(each.double().cpu() for each in of_all))
+        return Measured(group, rows, terms)
 
     def _blocks(self, group: Group) -> Iterable[Tensor]:
         """Return the vectors of a group, one block [n, D] per shard."""

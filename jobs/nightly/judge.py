@@ -1,20 +1,29 @@
-"""The checkpoints that a root has ranked, and which rules a new one breaks against them.
+"""Which rules a checkpoint breaks against those that a root has ranked, and the alert it leaves.
 
 What counts of a checkpoint are its tables: its ranking and metrics, in the order of their steps.
+An alert is a JSON file and, where there is a webhook, a POST.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
+from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from jobs import words
-from jobs.config.settings import NightlyConfig
-from jobs.nightly.alerts import Broken
+from jobs.cluster.console import say
+from jobs.config.settings import WEB, NightlyConfig
 from jobs.rank.ranking import Checkpoint
 from jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
 from jobs.report.wording import title
@@ -25,9 +34,46 @@ from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.manifest import digest_of
 from storage.partition import Partition, partitions
+from storage.root import Root
 
+SCHEMA_VERSION = 1
+FOLDER = "alerts"
+VARIABLE = "LAYERRANK_WEBHOOK"
 _READERS = 16
 _MOST_NAMED = 8  # layers in a sentence
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule that a checkpoint broke: its name in the config, a sentence, and the numbers.
+
+    Scores and their changes are 0..1 in `numbers`, and in points in the sentence.
+    """
+
+    rule: str
+    says: str
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Alert:
+    """The rules that a checkpoint broke against the previous one, and where to look.
+
+    `text` is the whole in a few sentences, under the key that chat services show.
+    """
+
+    run: str
+    model: str
+    revision: str
+    previous: str
+    text: str
+    rules: list[Broken]
+    trend: str
+
+    def to_json(self) -> bytes:
+        """Return the alert as JSON."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
@@ -48,11 +94,20 @@ def ranked(run: Run) -> list[Checkpoint]:
 
     They are those of the root's tables: a checkpoint counts when its files are long gone.
     """
+    digest = digest_of(ranking_settings(run.config))
+
+    def read(where: Partition) -> Checkpoint | None:
+        manifest = run.manifests.load(where)
+        if manifest is None or manifest.digest != digest:
+            return None
+        of = where.keys["model"], where.keys["revision"]
+        rows = sorted(run.rows(where), key=itemgetter("layer"))
+        return Checkpoint(*of, rows, main_metrics(run, *of))
+
     found = partitions(run.root, "ranking")
     own = [each for each in found if each.keys["group"] == run.config.name]
     with ThreadPoolExecutor(_READERS) as pool:
-        read = list(pool.map(lambda where: _read(run, where), own))
-    return in_order(each for each in read if each is not None)
+        return in_order(filter(None, pool.map(read, own)))
 
 
 def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -64,15 +119,6 @@ def before(checkpoints: Sequence[Checkpoint], model: str, revision: str) -> list
     """Return the checkpoints of a model that come before one of its revisions, in order."""
     last = by_step(revision)
     return [each for each in checkpoints if each.model == model and by_step(each.revision) < last]
-
-
-def _read(run: Run, where: Partition) -> Checkpoint | None:
-    manifest = run.manifests.load(where)
-    if manifest is None or manifest.digest != digest_of(ranking_settings(run.config)):
-        return None
-    model, revision = where.keys["model"], where.keys["revision"]
-    rows = sorted(run.rows(where), key=lambda row: row["layer"])
-    return Checkpoint(model, revision, rows, main_metrics(run, model, revision))
 
 
 def judge(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> list[Broken]:
@@ -95,7 +141,34 @@ def judge(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> list[Brok
         says = f"The recommended layer moved from {layer} to {new.recommended} (limit {moved})."
         numbers = {"before": layer, "now": new.recommended, "limit": moved}
         broken.append(Broken("layer_moved", says, numbers))
-    return [*broken, *_metric_jumps(config, earlier, new)]
+    limit = config.metric_jump
+    if limit is None:
+        return broken
+    for (dataset, metric), values in new.metrics.items():
+        layers = sorted(values)
+        of_each = [each.metrics.get((dataset, metric), {}) for each in (*earlier, new)]
+        table_CL = np.array([[found.get(at, math.nan) for at in layers] for found in of_each])
+        found = [
+            replace(jump, layer=layers[jump.layer])
+            for jump in jumps(table_CL, limit=limit, fewest=config.changes)
+        ]
+        if not found:
+            continue
+        most = max(found, key=lambda jump: jump.deviations)
+        where = f"layer {most.layer}"
+        if len(found) > 1:
+            named = ", ".join(str(jump.layer) for jump in found[:_MOST_NAMED])
+            rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+            where = f"layers {named}{rest}, most in {where}:"
+        says = (
+            f"{title(metric)} on {dataset} jumped in {where} from {words.number(most.before)} to "
+            f"{words.number(most.now)}, {most.deviations:,.0f} median absolute deviations from its "
+            f"usual change (limit {limit:g})."
+        )
+        numbers = {"dataset": dataset, "metric": metric}
+        numbers |= {"layers": [asdict(jump) for jump in found], "limit": limit}
+        broken.append(Broken("metric_jump", says, numbers))
+    return broken
 
 
 def change_at(run: Run, previous: Checkpoint, new: Checkpoint) -> ScoreChange | None:
@@ -103,16 +176,12 @@ def change_at(run: Run, previous: Checkpoint, new: Checkpoint) -> ScoreChange | 
 
     None if the layer has no score in one of them.
     """
-    layer = previous.recommended
+    layer, config = previous.recommended, run.config
     if layer not in new.layers:
         return None
-    return score_change(
-        _scores_at(run, previous, layer),
-        _scores_at(run, new, layer),
-        seed=run.config.seed,
-        draws=run.config.rank.draws,
-        level=run.config.rank.level,
-    )
+    before, now = (_scores_at(run, each, layer) for each in (previous, new))
+    drawn = {"seed": config.seed, "draws": config.rank.draws}
+    return score_change(before, now, **drawn, level=config.rank.level)
 
 
 def _scores_at(run: Run, checkpoint: Checkpoint, layer: int) -> list[TaskScores]:
@@ -128,31 +197,49 @@ def _scores_at(run: Run, checkpoint: Checkpoint, layer: int) -> list[TaskScores]
     ]
 
 
-def _metric_jumps(
-    config: NightlyConfig, earlier: Sequence[Checkpoint], new: Checkpoint
-) -> Iterator[Broken]:
-    limit = config.metric_jump
-    if limit is None:
+def place(run: str, model: str, revision: str) -> str:
+    """Return the key of the alert of a checkpoint."""
+    return f"{_folder(run, model)}/{quote(revision, safe='')}.json"
+
+
+def read_alerts(root: Root, run: str, model: str) -> dict[str, Alert]:
+    """Return the alerts of a model by revision."""
+    folder = _folder(run, model)
+    found = {}
+    for name in sorted(name for name in root.sizes(folder) if name.endswith(".json")):
+        values = json.loads(root.read(f"{folder}/{name}"))
+        del values["schema_version"]
+        rules = [Broken(**each) for each in values.pop("rules")]
+        found[unquote(name.removesuffix(".json"))] = Alert(**values, rules=rules)
+    return found
+
+
+def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = os.environ) -> None:
+    """POST an alert to the webhook, if there is one; a failure is a line and no more.
+
+    Neither the line nor anything else shows the address: it is what lets people post there.
+    """
+    secret = config.webhook
+    address = secret.get_secret_value() if secret else environment.get(VARIABLE, "")
+    if not address:
         return
-    for key, values in new.metrics.items():
-        layers = sorted(values)
-        of_each = [each.metrics.get(key, {}) for each in (*earlier, new)]
-        table_CL = np.array([[found.get(at, math.nan) for at in layers] for found in of_each])
-        found = jumps(table_CL, limit=limit, fewest=config.changes)
-        if not found:
-            continue
-        found = [replace(jump, layer=layers[jump.layer]) for jump in found]
-        most = max(found, key=lambda jump: jump.deviations)
-        where = f"layer {most.layer}"
-        if len(found) > 1:
-            named = ", ".join(str(jump.layer) for jump in found[:_MOST_NAMED])
-            rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-            where = f"layers {named}{rest}, most in {where}:"
-        dataset, metric = key
-        says = (
-            f"{title(metric)} on {dataset} jumped in {where} from {words.number(most.before)} to "
-            f"{words.number(most.now)}, {most.deviations:,.0f} median absolute deviations from its "
-            f"usual change (limit {limit:g})."
-        )
-        numbers = {"layers": [asdict(jump) for jump in found], "limit": limit}
-        yield Broken("metric_jump", says, {"dataset": dataset, "metric": metric, **numbers})
+    if not address.startswith(WEB):
+        say(f"  warning: {VARIABLE} is no http:// or https:// address; the alert was not posted")
+        return
+    headers = {"Content-Type": "application/json", "User-Agent": "layerrank"}
+    try:
+        request = urllib.request.Request(address, alert.to_json(), headers, method="POST")
+        with urllib.request.urlopen(request, timeout=config.webhook_seconds):
+            say("  the alert was posted to the webhook")
+        return
+    except urllib.error.HTTPError as error:
+        failed = f"it answered {error.code}"
+        error.close()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        failed = type(error if isinstance(reason, str) else reason).__name__
+    say(f"  warning: the webhook did not take the alert ({failed}); the file of the alert stays")
+
+
+def _folder(run: str, model: str) -> str:
+    return f"{FOLDER}/{quote(run, safe='')}/{quote(model, safe='')}"

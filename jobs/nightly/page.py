@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from jobs.cluster.console import say
 from jobs.config.metrics import parameters
-from jobs.nightly.alerts import Alert, read_alerts
+from jobs.nightly.judge import read_alerts
 from jobs.rank.ranking import Checkpoint
 from jobs.report import guide, made, section
 from jobs.report.section import Section, Table
@@ -50,22 +50,10 @@ def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, st
     sections, models = [], []
     for name in sorted({each.model for each in history} | {each.name for each in failed}):
         checkpoints = [each for each in history if each.model == name]
-        ranked = [each.revision for each in checkpoints]
         reasons = {each.revision: reason for each, reason in failed.items() if each.name == name}
-        unranked = [[each, reasons[each]] for each in sorted(reasons, key=by_step)]
-        unranked = [pair for pair in unranked if pair[0] not in ranked]
-        alerts = read_alerts(run.root, run.config.name, name)
-        own = [alerts[revision] for revision in ranked if revision in alerts]
-        units = units_of(parameters(run.config))
-        sections.append(_section(name, checkpoints, run.config.rank.level, units, own, unranked))
-        models.append(
-            {
-                "model": name,
-                **_training(checkpoints, units),
-                "alerts": [asdict(alert) for alert in own],
-                "unranked": [{"revision": each, "reason": reason} for each, reason in unranked],
-            }
-        )
+        told, data = _model(run, name, checkpoints, reasons)
+        sections.append(told)
+        models.append(data)
     trend = {"schema_version": SCHEMA_VERSION, "run": run.config.name}
     version = made.versions()["layerrank"] or ""
     files = {
@@ -87,15 +75,17 @@ def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, st
     say(f"  trend: {address(run)}")
 
 
-def _section(
-    name: str,
-    checkpoints: Sequence[Checkpoint],
-    level: float,
-    units: Mapping[str, str],
-    alerts: Sequence[Alert],
-    unranked: list[list[str]],
-) -> Section:
-    """Return the training section of a model, then its alerts and what has no ranking."""
+def _model(
+    run: Run, name: str, checkpoints: Sequence[Checkpoint], failed: Mapping[str, str]
+) -> tuple[Section, dict[str, Any]]:
+    """Return the training section of a model, after its alerts and what has no ranking; its data.
+
+    `failed` says of revisions why they could not be ranked.
+    """
+    units, revisions = units_of(parameters(run.config)), [each.revision for each in checkpoints]
+    without = [each for each in sorted(failed, key=by_step) if each not in revisions]
+    found = read_alerts(run.root, run.config.name, name)
+    alerts = [found[revision] for revision in revisions if revision in found]
     parts = [
         Section(
             f"Alert at {alert.revision}, compared with {alert.previous}",
@@ -103,26 +93,21 @@ def _section(
         )
         for alert in reversed(alerts)
     ]
-    if unranked:
+    if without:
+        unranked = [[revision, failed[revision]] for revision in without]
         table = Table(
             "Checkpoints without a ranking", ["Checkpoint", "Why"], unranked, words=(0, 1)
         )
         parts.append(
             Section("Without a ranking", says=["Tried again every night."], tables=[table])
         )
-    anchor = f"m-{quote(name, safe='').lower()}"
-    if not checkpoints:
-        return Section(f"{name} over training", anchor, parts=parts)
-    rules = {
-        alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
-        for alert in alerts
-    }
-    told = training.section(checkpoints, level, units, rules)
-    return replace(told, anchor=anchor, parts=[*parts, *told.parts])
-
-
-def _training(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> dict[str, Any]:
-    """Return what trend.json holds of the ranked checkpoints of a model."""
+    told = Section(f"{name} over training")
+    if checkpoints:
+        rules = {
+            alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
+            for alert in alerts
+        }
+        told = training.section(checkpoints, run.config.rank.level, units, rules)
 
     def score(each: Checkpoint, layer: int) -> dict[str, Any]:
         row = each.row(layer)
@@ -152,7 +137,15 @@ def _training(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> di
         }
         for key in dict.fromkeys(key for each in checkpoints for key in each.metrics)
     ]
-    return {"checkpoints": ranked, "metrics": metrics}
+    data = {
+        "model": name,
+        "checkpoints": ranked,
+        "metrics": metrics,
+        "alerts": [asdict(alert) for alert in alerts],
+        "unranked": [{"revision": each, "reason": failed[each]} for each in without],
+    }
+    anchor = f"m-{quote(name, safe='').lower()}"
+    return replace(told, anchor=anchor, parts=[*parts, *told.parts]), data
 
 
 def _key(run: Run, name: str) -> str:

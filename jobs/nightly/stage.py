@@ -16,9 +16,8 @@ from jobs.cluster.errors import explain
 from jobs.config.blocks import ConfigError
 from jobs.extract.stage import extract
 from jobs.measure.stage import measure
-from jobs.nightly import alerts
-from jobs.nightly.alerts import Alert
-from jobs.nightly.judge import before, change_at, in_order, judge, ranked, without_ranking
+from jobs.nightly import judge
+from jobs.nightly.judge import Alert, before, in_order, ranked, without_ranking
 from jobs.nightly.page import address, is_stale, publish
 from jobs.prepare.stage import prepare
 from jobs.probe.stage import probe, require_scores
@@ -72,7 +71,16 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
         lock.check()
         if new or is_stale(run, history):
             publish(run, history, night.failed)
-    _conclude(new, night)
+    if not new:
+        say("nothing new")
+        return night
+    failed = night.failed
+    say(f"{counted(len(new) - len(failed), 'checkpoint')} ranked, {len(failed)} failed")
+    for subject, reason in failed.items():
+        say(f"  failed: {subject}: {reason}")
+    for alert in night.regressed:
+        rules = dict.fromkeys(each.rule for each in alert.rules)
+        say(f"  alert: {alert.model} at {alert.revision}: {', '.join(rules)}")
     return night
 
 
@@ -96,21 +104,20 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
 
 
 def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:
-    """Compare a checkpoint with the one before it, and leave an alert if it breaks a rule."""
-    key = alerts.place(run.config.name, new.model, new.revision)
+    key = judge.place(run.config.name, new.model, new.revision)
     if not earlier:
         say("  there is no earlier checkpoint to compare with")
         run.root.delete(key)
         return
     previous = earlier[-1]
-    change, before_it = change_at(run, previous, new), previous.recommended
+    change, before_it = judge.change_at(run, previous, new), previous.recommended
     compared = "no score to compare."
     if change is not None:
         now, since = points(change.now), signed(change.change)
         compared = f"layer {before_it} scores {now} points, {since} since then."
     layers = f"layer {new.recommended} after layer {before_it} at {previous.revision}"
     say(f"  Recommended: {layers}; {compared}")
-    broken = judge(run, earlier, new)
+    broken = judge.judge(run, earlier, new)
     if not broken:
         run.root.delete(key)
         return
@@ -128,17 +135,4 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
     night.regressed.append(alert)
     for each in broken:
         say(f"  alert, {each.rule}: {each.says}")
-    alerts.post(alert, run.config.nightly)
-
-
-def _conclude(new: list[Subject], night: Night) -> None:
-    if not new:
-        say("nothing new")
-        return
-    done = len(new) - len(night.failed)
-    say(f"{counted(done, 'checkpoint')} ranked, {len(night.failed)} failed")
-    for subject, reason in night.failed.items():
-        say(f"  failed: {subject}: {reason}")
-    for alert in night.regressed:
-        rules = dict.fromkeys(each.rule for each in alert.rules)
-        say(f"  alert: {alert.model} at {alert.revision}: {', '.join(rules)}")
+    judge.post(alert, run.config.nightly)

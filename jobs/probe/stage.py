@@ -39,7 +39,24 @@ def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
     targets = score_targets(run)
     missing = _missing(run, targets, overwrite=run.overwrite)
-    failed = _score(run, missing) if missing else {}
+    probing = run.config.probe
+    scores = _Scores(run, Scorer(run.root, missing, probing.seed, probing.replicates))
+    searches = _searches(run, missing)
+    for together in searches:
+        _search(scores, together)
+    searched = {index for together in searches for index in together}
+    units = [
+        ScoreUnit(index, group, 0, target.task.repeats)
+        for index, target in enumerate(missing)
+        if index not in searched
+        for group in scores.groups(target)
+    ]
+    left = Counter(unit.target for unit in units)
+    for index, _ in scores.of(units):
+        left[index] -= 1
+        if not left[index]:
+            scores.publish(index)
+    failed = {missing[index].partition: why for index, why in scores.failed.items()}
     for target in targets:
         if target.partition not in failed:
             manifest = run.manifests.require(target.partition)
@@ -128,28 +145,6 @@ def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreT
 def _names(targets: Iterable[ScoreTarget]) -> str:
     keys = [each.partition.keys for each in targets]
     return ", ".join(sorted(f"{each['dataset']}/{each['task']}" for each in keys))
-
-
-def _score(run: Run, targets: Sequence[ScoreTarget]) -> dict[Partition, str]:
-    """Score what is missing, publish each target when it is whole; return what failed and why."""
-    probing = run.config.probe
-    scorer = Scorer(run.root, tuple(targets), probing.seed, probing.replicates)
-    scores = _Scores(run, scorer)
-    searches = _searches(run, targets)
-    for together in searches:
-        _search(scores, together)
-    units = [
-        ScoreUnit(index, group, 0, target.task.repeats)
-        for index, target in enumerate(targets)
-        if not any(index in together for together in searches)
-        for group in scores.groups(target)
-    ]
-    left = Counter(unit.target for unit in units)
-    for index, _ in scores.of(units):
-        left[index] -= 1
-        if not left[index]:
-            scores.publish(index)
-    return {targets[index].partition: why for index, why in scores.failed.items()}
 
 
 @dataclass

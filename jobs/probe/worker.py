@@ -78,7 +78,7 @@ class Scorer:
     """Scores units; what fails is reported beside what was scored, and stops nothing else."""
 
     root: Root
-    targets: tuple[ScoreTarget, ...]
+    targets: Sequence[ScoreTarget]
     seed: int
     replicates: int
 
@@ -125,29 +125,32 @@ class Scorer:
                     yield {**shared, **own, "reason": reason, **asdict(score)}
 
     def _mteb_rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
-        from operators.benchmark.score import (  # noqa: PLC0415  (imports mteb, seconds)
-            META_FILE,
-            model_meta_json,
-            result_path,
-            score_task,
-        )
+        from operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
 
         items = read_tables(self.root, target.items.objects())
         vectors = self._read(target.embeddings, unit, items)
-        model, name = (target.subject.name, target.subject.revision), target.task.name
+        name = target.task.name
+        model = {"model_name": target.subject.name, "revision": target.subject.revision}
+        known = set(items["prompt_id"].to_pylist())
+
+        def looked_up(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+            ids = [prompt_id(text) for text in texts]
+            for text, identity in zip(texts, ids, strict=True):
+                if identity not in known:
+                    raise KeyError(text)
+            rows = vectors.rows_of(np.array(ids, dtype=np.int64))
+            matrix_ND: npt.NDArray[np.float32] = vectors.matrix_ND[rows]
+            matrix_ND[rows < 0] = 0.0  # a text of the task without a token
+            return matrix_ND
+
         for variant in target.variants:
-            outcome = score_task(
-                _mteb_task(name, target.modules),
-                _Lookup(vectors, set(items["prompt_id"].to_pylist())),
-                model_name=model[0],
-                revision=model[1],
-                variant=variant,
-            )
+            task = _mteb_task(name, target.modules)
+            outcome = mteb.score_task(task, looked_up, **model, variant=variant)
             if variant == target.variants[0]:
-                where = result_path(*model, unit.group.layer, name)
+                where = mteb.result_path(**model, layer=unit.group.layer, task=name)
                 self.root.write(where, outcome.json.encode())
-                meta = model_meta_json(*model).encode()
-                self.root.write(f"{where.rpartition('/')[0]}/{META_FILE}", meta)
+                meta = mteb.model_meta_json(**model).encode()
+                self.root.write(f"{where.rpartition('/')[0]}/{mteb.META_FILE}", meta)
             values = outcome.experiments
             if not values or abs(np.mean(values) - outcome.score) > _SAME:
                 values = (outcome.score,)
@@ -157,7 +160,6 @@ class Scorer:
                 yield {**asdict(unit.group), **shared, **asdict(score)}
 
     def _read(self, embeddings: Manifest, unit: ScoreUnit, items: pa.Table) -> LayerVectors:
-        """Read the vectors of a task's texts."""
         columns = [name for name in items.column_names if name.endswith("_id")]
         wanted = np.concatenate([items[name].to_numpy() for name in columns])
         return read_vectors(self.root, embeddings, unit.group, wanted)
@@ -175,21 +177,3 @@ def _mteb_task(name: str, modules: tuple[str, ...]) -> AbsTask:
     from operators.benchmark.tasks import load_task  # noqa: PLC0415  (imports mteb, seconds)
 
     return load_task(name, modules)
-
-
-@dataclass(frozen=True)
-class _Lookup:
-    """Vectors by text, as mteb asks for them; a text of the task without a token has zeros."""
-
-    vectors: LayerVectors
-    known: set[int]
-
-    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        ids = [prompt_id(text) for text in texts]
-        for text, identity in zip(texts, ids, strict=True):
-            if identity not in self.known:
-                raise KeyError(text)
-        rows = self.vectors.rows_of(np.array(ids, dtype=np.int64))
-        matrix_ND: npt.NDArray[np.float32] = self.vectors.matrix_ND[rows]
-        matrix_ND[rows < 0] = 0.0
-        return matrix_ND

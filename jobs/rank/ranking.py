@@ -14,7 +14,8 @@ import numpy.typing as npt
 from jobs.rank import sentences
 from jobs.rank.sentences import Gap
 from jobs.words import known
-from operators.analysis.labelfree import DEFAULT_RULE, depth_rules
+from operators.analysis import labelfree
+from operators.analysis.correlates import correlations
 from operators.model.subject import Subject
 from operators.ranking.evidence import Evidence, draw_scores, weigh
 from operators.ranking.policy import Policy, Verdict, pareto, recommend
@@ -25,6 +26,7 @@ Row = Mapping[str, Any]  # of a table, by column; NaN where a number does not ex
 ByLayer = dict[int, float]  # layer -> value, NaN where it is undefined
 Metrics = Mapping[tuple[str, str], ByLayer]  # the main variants, by dataset and metric
 ELSEWHERE = "elsewhere"  # norm and pooling of vectors that this tool did not make
+ON = " on "  # between a metric and its dataset, in a rule of a run with several datasets
 
 
 class Vectors(NamedTuple):
@@ -246,7 +248,7 @@ def ranking_of(
     evidence = weigh(found, layers=layers, level=settings.level, **drawn)
     verdict = recommend(evidence, cost_L, settings.policy)
     if verdict.kind == "no_labels":
-        layer = depth_rules(layers)[DEFAULT_RULE]
+        layer = labelfree.depth_rules(layers)[labelfree.DEFAULT_RULE]
         saved = float(1 - cost_L[list(layers).index(layer)])
         verdict = Verdict("no_labels", layer, saved, "no_labels")
     draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
@@ -272,3 +274,52 @@ def at_layers(values: ByLayer, layers: Sequence[int]) -> Array:
     """Return the values of some layers in their order, NaN where there is no finite one."""
     found = np.array([values.get(layer, math.nan) for layer in layers])
     return np.where(np.isfinite(found), found, math.nan)
+
+
+def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
+    """Return what every rule without labels chooses, with its regret where there are labels.
+
+    With several tasks the regret is the mean over tasks of what is lost to the best layer of each
+    task, as published numbers are; with one task it is what is lost to the best layer.
+    """
+    layers, settings = ranking.layers, ranking.settings
+    several = len({dataset for dataset, _ in ranking.metrics}) > 1
+    rules = labelfree.depth_rules(layers)
+    for (dataset, metric), values in ranking.metrics.items():
+        of_metric = labelfree.metric_rules({metric: at_layers(values, layers)}, layers=layers)
+        name = f"{metric}{ON}{dataset}" if several else metric
+        rules.update((name, layer) for layer in of_metric.values())
+    if not ranking.scored:
+        nothing = [math.nan] * 4
+        return [asdict(labelfree.Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
+    how: dict[str, Any] = {"layers": layers, "level": settings.level}
+    if len(ranking.evidence.tasks) > 1:
+        how |= {"seed": settings.seed, "draws": settings.draws}
+        found = labelfree.task_regrets(rules, ranking.scores_LT, **how)
+    else:
+        score_L = np.array([row.score for row in ranking.evidence.layers])
+        draws_LB = ranking.draws_LB if ranking.draws_LB.shape[1] else None
+        found = labelfree.regrets(rules, score_L, draws_LB=draws_LB, **how)
+    return [asdict(each) for each in found]
+
+
+def correlation_rows(ranking: Ranking) -> list[dict[str, Any]]:
+    """Return how the main variant of every metric goes with the score over the layers."""
+    if not ranking.scored:
+        return []
+    score_L = np.array([row.score for row in ranking.evidence.layers])
+    rows = []
+    for (dataset, metric), values in ranking.metrics.items():
+        (found,) = correlations(
+            {metric: at_layers(values, ranking.layers)},
+            score_L,
+            layers=ranking.layers,
+            seed=ranking.settings.seed,
+            level=ranking.settings.level,
+        )
+        row = {"dataset": dataset, "metric": metric, "layers": found.n_layers}
+        for name, association in (("spearman", found.spearman), ("distance", found.distance)):
+            for key, value in asdict(association).items():
+                row[name if key == "value" else f"{name}_{key}"] = value
+        rows.append({**row, "reason": found.reason or None})
+    return rows

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,13 @@ from storage.root import resolve
 
 _NEEDED = ("model", "layer", "task", "score")
 _OPTIONAL = ("revision", "task_type", "fold")
+_TEXTS = ("model", "revision", "task", "task_type", "fold")
 _LAYER_PART = re.compile(r"layer-(\d+)")
-# Beside the results, mteb's own cache and the export keep files about the model.
-_NOT_RESULTS = ("model_meta.json",)
+_ABOUT_MODEL = "model_meta.json"  # beside the results, of mteb's own cache and the export
 _Key = tuple[str, str]  # model, revision
-_Cells = dict[int, dict[str, float]]  # layer -> fold -> score
 
 
-@dataclass(frozen=True)
-class _ScoreRow:
+class _ScoreRow(NamedTuple):
     """One score, NaN if there is none; `where` it stands, `hint` what else a duplicate may mean."""
 
     model: str
@@ -67,37 +65,26 @@ def rank_file(path: str | Path, settings: Settings | None = None) -> list[Rankin
         rows, notes = _read_table(filesystem, inner, str(path)), []
     else:
         raise ConfigError(f"there is no file or folder {path}")
-    subjects: defaultdict[_Key, list[_ScoreRow]] = defaultdict(list)
-    for row in rows:
-        subjects[row.model, row.revision].append(row)
+    of_model = attrgetter("model", "revision")
     return [
-        _ranked(str(path), found, [note for of, note in notes if of == key], settings or Settings())
-        for key, found in sorted(subjects.items())
+        _ranked(str(path), [*of], [note for key, note in notes if key == model], settings)
+        for model, of in groupby(sorted(rows, key=of_model), of_model)
     ]
 
 
 def _ranked(
-    path: str, rows: Sequence[_ScoreRow], notes: Sequence[str], settings: Settings
+    path: str, rows: Sequence[_ScoreRow], notes: Sequence[str], settings: Settings | None
 ) -> Ranking:
     """Rank one model at a revision by the tasks that have a score in every one of its layers."""
     layers = sorted({row.layer for row in rows})
-    by_task: defaultdict[str, list[_ScoreRow]] = defaultdict(list)
-    for row in rows:
-        by_task[row.task].append(row)
     tasks, left_out = [], {}
-    for name, of_task in sorted(by_task.items()):
-        cells = _cells(path, of_task)
-        if reason := _incomplete(cells, layers):
-            left_out[name] = reason
-            continue
-        types = sorted({row.task_type for row in of_task})
-        if len(types) > 1:
-            raise ConfigError(f"{path}: task {name} has several task types: {', '.join(types)}")
-        folds = sorted(cells[layers[0]], key=_fold_order)
-        scores_LF = np.array([[cells[layer][fold] for fold in folds] for layer in layers])
-        resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
-        scores = TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
-        tasks.append(RankedTask(name, name, "", "", len(folds), scores))
+    of_task = attrgetter("task")
+    for name, found in groupby(sorted(rows, key=of_task), of_task):
+        task = _task(path, [*found], layers)
+        if isinstance(task, str):
+            left_out[name] = task
+        else:
+            tasks.append(task)
     told = [f"task {name} is left out: {reason}" for name, reason in left_out.items()]
     model, revision = rows[0].model, rows[0].revision
     return ranking_of(
@@ -106,15 +93,17 @@ def _ranked(
         tasks,
         layers,
         np.array([layer / layers[-1] if layers[-1] else 1.0 for layer in layers]),
-        settings,
+        settings or Settings(),
         left_out=left_out,
         notes=[*notes, *told],
     )
 
 
-def _cells(path: str, rows: Sequence[_ScoreRow]) -> _Cells:
-    """Return the scores of a task by layer and fold; ConfigError if one is there twice."""
-    cells: _Cells = {}
+def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> RankedTask | str:
+    """Return a task with its scores, or why they cannot be compared over the layers.
+
+    ConfigError if a score is there twice, or the task has several types.
+    """
     seen: dict[tuple[int, str], _ScoreRow] = {}
     for row in rows:
         first = seen.setdefault((row.layer, row.fold), row)
@@ -125,37 +114,33 @@ def _cells(path: str, rows: Sequence[_ScoreRow]) -> _Cells:
                 f"{path}: {row.model}{at}, layer {row.layer}, task {row.task}{fold} "
                 f"has two scores, in {first.where} and {row.where}{row.hint}"
             )
-        if not np.isnan(row.score):
-            cells.setdefault(row.layer, {})[row.fold] = row.score
-    return cells
-
-
-def _incomplete(cells: _Cells, layers: Sequence[int]) -> str:
-    """Return why a task cannot be compared over the layers; empty if it can."""
-    absent = [layer for layer in layers if layer not in cells]
-    if absent:
+    scores = {place: row.score for place, row in seen.items() if not math.isnan(row.score)}
+    if absent := sorted({*layers} - {layer for layer, _ in scores}):
         count = f"{len(layers) - len(absent)} of {len(layers)} layers"
-        return f"it has a score in {count}, not in {_named('layer', absent)}"
-    folds = sorted({fold for by_fold in cells.values() for fold in by_fold}, key=_fold_order)
-    partial = [layer for layer in layers if len(cells[layer]) < len(folds)]
-    if partial:
-        lacking = next(fold for fold in folds if fold not in cells[partial[0]])
+        return f"it has a score in {count}, not in {_named(absent)}"
+    folds = sorted({fold for _, fold in scores})
+    # Numbered ones by number, before the others by name.
+    folds.sort(key=lambda fold: (not fold.isdecimal(), int(fold) if fold.isdecimal() else 0))
+    lacking = [(at, fold) for at in layers for fold in folds if (at, fold) not in scores]
+    if lacking:
+        (layer, fold), incomplete = lacking[0], sorted({at for at, _ in lacking})
         return (
-            f"folds that other layers have are missing in {_named('layer', partial)}, such as "
-            f"fold {lacking or '(empty)'} in layer {partial[0]}"
+            f"folds that other layers have are missing in {_named(incomplete)}, such as "
+            f"fold {fold or '(empty)'} in layer {layer}"
         )
-    return ""
+    name, types = rows[0].task, sorted({row.task_type for row in rows})
+    if len(types) > 1:
+        raise ConfigError(f"{path}: task {name} has several task types: {', '.join(types)}")
+    scores_LF = np.array([[scores[layer, fold] for fold in folds] for layer in layers])
+    resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
+    of_layers = TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
+    return RankedTask(name, name, "", "", len(folds), of_layers)
 
 
-def _fold_order(fold: str) -> tuple[bool, int, str]:
-    """Sort key: numbered folds by number, before the others by name."""
-    return not fold.isdecimal(), int(fold) if fold.isdecimal() else 0, fold
-
-
-def _named(noun: str, numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:5])
-    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""  # noqa: PLR2004
-    return f"{noun}{'' if len(numbers) == 1 else 's'} {shown}{more}"
+def _named(layers: Sequence[int]) -> str:
+    shown = ", ".join(str(layer) for layer in layers[:5])
+    more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""  # noqa: PLR2004
+    return f"layer{'' if len(layers) == 1 else 's'} {shown}{more}"
 
 
 def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # noqa: ANN401  (fsspec)
@@ -174,8 +159,21 @@ def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # no
     known = [column for column in (*_NEEDED, *_OPTIONAL) if column in names]
     others = [column for column in names if column not in known]
     hint = f"; columns that are not read: {', '.join(others)}" if others else ""
-    records = enumerate(table.select(known).to_pylist(), 1)
-    return [_row(name, f"row {number}", record, hint) for number, record in records]
+    rows = []
+    for number, record in enumerate(table.select(known).to_pylist(), 1):
+        where = f"row {number}"
+        text = {column: _text(record.get(column)) for column in _TEXTS}
+        for column in ("model", "task"):
+            if not text[column]:
+                raise ConfigError(f"{name}, {where}: column {column!r} is empty")
+        layer = _number(record["layer"])
+        if layer is None or layer < 0 or not layer.is_integer():
+            raise ConfigError(
+                f"{name}, {where}: column 'layer' is {record['layer']!r}, not a whole number from 0"
+            )
+        score = _score(record["score"], f"{name}, {where}: column 'score'")
+        rows.append(_ScoreRow(**text, layer=int(layer), score=score, where=where, hint=hint))
+    return rows
 
 
 def _table(filesystem: Any, path: str, name: str) -> pa.Table:  # noqa: ANN401
@@ -201,35 +199,13 @@ def _table(filesystem: Any, path: str, name: str) -> pa.Table:  # noqa: ANN401
         raise ConfigError(f"cannot read {name} as {ending}: {reason}") from error
 
 
-def _row(name: str, where: str, record: Mapping[str, Any], hint: str) -> _ScoreRow:
-    text = {
-        column: _text(record.get(column))
-        for column in ("model", "revision", "task", "task_type", "fold")
-    }
-    for column in ("model", "task"):
-        if not text[column]:
-            raise ConfigError(f"{name}, {where}: column {column!r} is empty")
-    try:
-        layer = _number(record["layer"])
-        fits = layer >= 0 and layer == int(layer)
-    except (ValueError, OverflowError):
-        fits = False
-    if not fits:
-        raise ConfigError(
-            f"{name}, {where}: column 'layer' is {record['layer']!r}, not a whole number from 0"
-        )
-    score = _score(record["score"], f"{name}, {where}: column 'score'")
-    return _ScoreRow(**text, layer=int(layer), score=score, where=where, hint=hint)
-
-
 def _score(value: object, what: str) -> float:
     """Return a score, NaN for none; ConfigError for anything but a number from -1 to 1."""
     if value is None or value == "":
         return float("nan")
-    try:
-        score = _number(value)
-    except ValueError:
-        raise ConfigError(f"{what} is {value!r}, not a number") from None
+    score = _number(value)
+    if score is None:
+        raise ConfigError(f"{what} is {value!r}, not a number")
     if abs(score) > 1:
         raise ConfigError(
             f"{what} is {score:g}, outside -1..1; scores in percent must be divided by 100"
@@ -246,10 +222,13 @@ def _text(value: object) -> str:
     return str(value).strip()
 
 
-def _number(value: object) -> float:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value)
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _read_mteb(
@@ -257,46 +236,43 @@ def _read_mteb(
     path: str,
     name: str,
 ) -> tuple[list[_ScoreRow], list[tuple[_Key, str]]]:
-    """Return the rows of a folder of mteb results, and notes on the models; ConfigError if none."""
+    """Return the rows of a folder of mteb results, and notes on the models; ConfigError if none.
+
+    A result's score is the mean main score over the subsets of its split.
+    """
     rows, notes = [], dict[tuple[_Key, str], None]()
     for file in sorted(filesystem.find(path)):
         parts = file.removeprefix(path).strip("/").split("/")
         layer = next((m for part in parts[:-3] if (m := _LAYER_PART.fullmatch(part))), None)
-        if layer is None or not parts[-1].endswith(".json") or parts[-1] in _NOT_RESULTS:
+        if layer is None or not parts[-1].endswith(".json") or parts[-1] == _ABOUT_MODEL:
             continue
         where = "/".join(parts)
-        task, split, score = _main_score(filesystem.cat_file(file), where, name)
+        at = f"{name}/{where}"
+        try:
+            result = json.loads(filesystem.cat_file(file))
+        except ValueError as error:
+            raise ConfigError(f"{at} is not JSON: {error}") from error
+        splits = result.get("scores") if isinstance(result, Mapping) else None
+        if not isinstance(splits, Mapping):
+            raise ConfigError(f"{at} is not an mteb task result: it has no scores")
+        split = "test" if "test" in splits or len(splits) != 1 else next(iter(splits))
+        if not splits.get(split):
+            raise ConfigError(f"{at} has no test split; it has: {', '.join(splits) or 'none'}")
+        scores = []
+        for subset in splits[split]:
+            if not isinstance(subset, Mapping) or "main_score" not in subset:
+                raise ConfigError(f"{at}: a subset of the test split has no main_score")
+            what = f"{at}: main_score of {subset.get('hf_subset')}"
+            scores.append(_score(subset["main_score"], what))
+        task = str(result.get("task_name") or parts[-1].removesuffix(".json"))
         model, revision = parts[-3].replace("__", "/", 1), parts[-2]
         if split != "test":
             notes[(model, revision), f"task {task} has no test split: {split} was read"] = None
-        rows.append(_ScoreRow(model, revision, int(layer[1]), task, "", "", score, where))
+        mean = sum(scores) / len(scores)
+        rows.append(_ScoreRow(model, revision, int(layer[1]), task, "", "", mean, where))
     if not rows:
         raise ConfigError(
             f"{name} holds no mteb results: expected files "
             "layer-07/<org__model>/<revision>/<Task>.json, one folder per layer"
         )
     return rows, list(notes)
-
-
-def _main_score(content: bytes, where: str, name: str) -> tuple[str, str, float]:
-    """Return task, split and mean main score over the split's subsets of a result."""
-    file = f"{name}/{where}"
-    try:
-        result = json.loads(content)
-    except ValueError as error:
-        raise ConfigError(f"{file} is not JSON: {error}") from error
-    splits = result.get("scores") if isinstance(result, Mapping) else None
-    if not isinstance(splits, Mapping):
-        raise ConfigError(f"{file} is not an mteb task result: it has no scores")
-    split = "test" if "test" in splits or len(splits) != 1 else next(iter(splits))
-    subsets = splits.get(split)
-    if not subsets:
-        raise ConfigError(f"{file} has no test split; it has: {', '.join(splits) or 'none'}")
-    scores = []
-    for subset in subsets:
-        if not isinstance(subset, Mapping) or "main_score" not in subset:
-            raise ConfigError(f"{file}: a subset of the test split has no main_score")
-        what = f"{file}: main_score of {subset.get('hf_subset')}"
-        scores.append(_score(subset["main_score"], what))
-    task = result.get("task_name") or where.rsplit("/", 1)[-1].removesuffix(".json")
-    return str(task), split, sum(scores) / len(scores)

@@ -43,25 +43,51 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
 
 def sentence(evidence: Evidence, verdict: Verdict) -> str:
     """Return the verdict in a sentence or two: what to do, why, by how much, and how sure."""
-    row = _row(evidence, verdict.layer)
+    row, last = _row(evidence, verdict.layer), evidence.last
     if verdict.reason == "no_labels":
-        return _guessed(row.layer)
+        # The figures are `task_regrets` on the scores of 32 tasks that the authors of arXiv
+        # 2502.02013 released, and how often the best single layer beats the last in 19 models and
+        # checkpoints. On Pythia-410M alone the rule loses 2.7 points and the labels of other tasks
+        # 1.5. On its checkpoints the rule loses 2.7 to 4.2 from step 4000 on and 10.6 to 17.6
+        # before, where layer 0 is the best.
+        return (
+            f"Layer {row.layer} (2/3 of the depth) is a guess, because no labelled task has scores "
+            "to compare. On the published scores of Pythia-160M and 410M this rule loses 2.2 "
+            "points to the best layer of each task, less than any metric's choice; the labels of "
+            "other tasks lose 1.7. On checkpoints from the first 1,000 steps it loses 11 to 18. "
+            "The best single layer beat the last in 18 of 19 published models and checkpoints, so "
+            "the last is no safe choice either. A small labelled task would decide."
+        )
     if verdict.reason == "no_score":
         lacking = "no layer was scored on every task"
         if not evidence.tasks:
             lacking = "no labelled task has a score in any layer"
         return f"Not enough evidence: {lacking}; this leaves the last layer ({row.layer})."
     if verdict.reason == "single_score":
-        return _single(evidence, row)
+        found = _guess(row)
+        if not known(row.gain):
+            found = (
+                f"Not enough evidence: layer {row.layer} scores highest, but the last layer "
+                f"({last.layer}) was not scored on every task, and a single score of one task "
+                "gives no interval"
+            )
+        return f"{found}; take it as a guess."
     if verdict.reason == "unproven":
         return _unproven(evidence)
     if verdict.kind == "keep_last":
-        return _kept(evidence, why(evidence, verdict))
+        rows = [each for each in evidence.layers if known(each.score)]
+        others = [each for each in rows if each.layer != last.layer]
+        because = "there is no other layer with a score"
+        if others:
+            nearest = max(others, key=lambda each: (each.score, -each.layer))
+            scores = f"scores {_amount(nearest)}{_bracket(evidence, nearest)}"
+            because = f"{why(evidence, verdict)}; the nearest, layer {nearest.layer}, {scores}"
+        return f"Keep the last layer ({last.layer}): {because}."
     clause = f"it {_gain(evidence, row)} and saves {_saved(verdict)} of the compute"
     if not known(row.gain):
         clause = (
             f"it saves {_saved(verdict)} of the compute, but the last layer "
-            f"({evidence.last.layer}) was not scored on every task, so no gain over it is known"
+            f"({last.layer}) was not scored on every task, so no gain over it is known"
         )
     return f"Use layer {row.layer}: {why(evidence, verdict)}; {clause}."
 
@@ -139,36 +165,6 @@ def dropped(layers: Sequence[int]) -> str:
     )
 
 
-def _guessed(layer: int) -> str:
-    """Say how weak the default is without labels.
-
-    The figures are `task_regrets` on the scores of 32 tasks that the authors of arXiv 2502.02013
-    released, and how often the best single layer beats the last in 19 models and checkpoints. On
-    Pythia-410M alone the rule loses 2.7 points and the labels of other tasks 1.5. On its
-    checkpoints the rule loses 2.7 to 4.2 from step 4000 on and 10.6 to 17.6 before, where layer 0
-    is the best.
-    """
-    return (
-        f"Layer {layer} (2/3 of the depth) is a guess, because no labelled task has scores to "
-        "compare. On the published scores of Pythia-160M and 410M this rule loses 2.2 points to "
-        "the best layer of each task, less than any metric's choice; the labels of other tasks "
-        "lose 1.7. On checkpoints from the first 1,000 steps it loses 11 to 18. The best single "
-        "layer beat the last in 18 of 19 published models and checkpoints, so the last is no safe "
-        "choice either. A small labelled task would decide."
-    )
-
-
-def _single(evidence: Evidence, best: LayerEvidence) -> str:
-    """Name the layer that scores highest where nothing says how sure that is."""
-    if not known(best.gain):
-        return (
-            f"Not enough evidence: layer {best.layer} scores highest, but the last layer "
-            f"({evidence.last.layer}) was not scored on every task, and a single score of one task "
-            "gives no interval; take it as a guess."
-        )
-    return f"{_guess(best)}; take it as a guess."
-
-
 def _unproven(evidence: Evidence) -> str:
     """Say why the last layer stays although another one scores more."""
     last, best = evidence.last, evidence.best
@@ -188,19 +184,6 @@ def _unproven(evidence: Evidence) -> str:
         interval = f"{_interval(evidence, best)}{few}"
         leads = f"scores {_amount(best)} than the last layer, but the {interval} {_place(best)}"
     return f"Not enough evidence: layer {best.layer} {leads}; {kept}"
-
-
-def _kept(evidence: Evidence, because: str) -> str:
-    """Keep the last layer, and name the one that comes nearest."""
-    last = evidence.last
-    others = [row for row in evidence.layers if row.layer != last.layer and known(row.score)]
-    if not others:
-        return f"Keep the last layer ({last.layer}): there is no other layer with a score."
-    nearest = max(others, key=lambda row: (row.score, -row.layer))
-    return (
-        f"Keep the last layer ({last.layer}): {because}; the nearest, layer {nearest.layer}, "
-        f"scores {_amount(nearest)}{_bracket(evidence, nearest)}."
-    )
 
 
 def _highest(evidence: Evidence, row: LayerEvidence) -> str:

@@ -13,8 +13,6 @@ import numpy as np
 
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.config.run import RunConfig, labelled_tasks
-from jobs.measure.costs import read_costs
-from jobs.rank.choices import choice_rows, correlation_rows
 from jobs.rank.ranking import (
     Array,
     ByLayer,
@@ -23,6 +21,8 @@ from jobs.rank.ranking import (
     Row,
     Settings,
     Vectors,
+    choice_rows,
+    correlation_rows,
     ranking_of,
 )
 from jobs.run import Run, partition
@@ -53,7 +53,11 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
             f"{subject}: no prompt of any dataset has a vector; every text gave no token"
         )
     tasks = ranked_tasks(run, subject, layers)
-    costs, facts = read_costs(run, subject), _search_facts(run, subject)
+    costs = read_costs(run, subject)
+    # What a search of the layers noted beside the scores.
+    wheres = (partition("probe_scores", subject, *of) for _, *of in labelled_tasks(run.config))
+    noted = (run.manifests.require(where).receipts[0].facts for where in wheres)
+    facts = next((each for each in noted if "survivors" in each or "search_share" in each), {})
     kept = {int(layer) for layer in str(facts.get("survivors", "")).split(",") if layer}
     undefined = {layer for task in tasks for layer in task.undefined}
     return ranking_of(
@@ -71,14 +75,15 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
     )
 
 
-def _search_facts(run: Run, subject: Subject) -> Mapping[str, Any]:
-    """Return what a search of the layers noted beside the scores; {} if there was none."""
-    for _, dataset, task in labelled_tasks(run.config):
-        where = partition("probe_scores", subject, dataset, task)
-        facts = run.manifests.require(where).receipts[0].facts
-        if "survivors" in facts or "search_share" in facts:
-            return facts
-    return {}
+def read_costs(run: Run, subject: Subject) -> dict[int, LayerCost]:
+    """Return the measured cost of each layer; FileNotFoundError if it was not measured.
+
+    Tables of earlier versions lack the columns of the quartiles: NaN stands for them.
+    """
+    return {
+        row["layer"]: LayerCost(**{name: each for name, each in row.items() if each is not None})
+        for row in run.rows(partition("layer_costs", subject))
+    }
 
 
 def relative_cost(costs: Mapping[int, LayerCost], layers: Sequence[int]) -> Array:
@@ -95,31 +100,26 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
     found = []
     for label, dataset, task in labelled_tasks(run.config):
         rows = run.ranked_rows(partition("probe_scores", subject, dataset, task))
-        scores = _task_scores(label, rows, layers)
+        by_layer: dict[int, list[Row]] = {layer: [] for layer in layers}
+        for row in rows:
+            by_layer[row["layer"]].append(row)
+        folds = max(map(len, by_layer.values()))
+        values_LF = np.full((len(layers), folds), np.nan)  # a search leaves some out
+        for index, of_layer in enumerate(by_layer.values()):
+            values_LF[index, : len(of_layer)] = [row["value"] for row in of_layer]
+        given = label, str(rows[0]["task_type"]), values_LF.mean(axis=1)
+        if folds > 1:
+            scores = TaskScores(*given, values_LF, "folds")
+        else:
+            drawn = [row["replicates"] for of_layer in by_layer.values() for row in of_layer]
+            count = min(map(len, drawn)) if len(drawn) == len(layers) else 0
+            replicates_LR = np.array([each[:count] for each in drawn]).reshape(len(layers), count)
+            scores = TaskScores(*given, replicates_LR, "replicates")
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
-        folds = len({row["fold"] for row in rows})
-        about = (label, task.name, dataset.name, rows[0]["metric"], folds)
+        metric, folds = rows[0]["metric"], len({row["fold"] for row in rows})
+        about = label, task.name, dataset.name, metric, folds
         found.append(RankedTask(*about, scores, undefined))
     return found
-
-
-def _task_scores(label: str, rows: Sequence[Row], layers: Sequence[int]) -> TaskScores:
-    """Return the scores of a task; a layer that a search left out has none."""
-    by_layer: dict[int, list[Row]] = {layer: [] for layer in layers}
-    for row in rows:
-        by_layer[row["layer"]].append(row)
-    folds = max(map(len, by_layer.values()))
-    values_LF = np.full((len(layers), folds), np.nan)
-    for index, found in enumerate(by_layer.values()):
-        values_LF[index, : len(found)] = [row["value"] for row in found]
-    score_L = values_LF.mean(axis=1)
-    task_type = str(rows[0]["task_type"])
-    if folds > 1:
-        return TaskScores(label, task_type, score_L, values_LF, "folds")
-    drawn = [row["replicates"] for found in by_layer.values() for row in found]
-    count = min(map(len, drawn)) if len(drawn) == len(layers) else 0
-    replicates_LR = np.array([each[:count] for each in drawn]).reshape(len(layers), count)
-    return TaskScores(label, task_type, score_L, replicates_LR, "replicates")
 
 
 def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], ByLayer]:

@@ -14,8 +14,7 @@ from typing import Any
 
 from jobs.cluster.console import say
 from jobs.config.metrics import parameters
-from jobs.rank.choices import choice_rows
-from jobs.rank.ranking import Ranking, checkpoint_of
+from jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
 from jobs.report import guide, made, section
 from jobs.report.facts import Facts
 from jobs.report.section import Section

@@ -96,7 +96,8 @@ def _bare(model: nn.Module, device: torch.device, ids: Sequence[Ids], budget: in
         for rows in token_budget_batches([len(each) for each in ids], budget):
             ids_NT, mask_NT = (each.to(device) for each in pad([ids[row] for row in rows]))
             model(input_ids=ids_NT, attention_mask=mask_NT, **_NO_CACHE)
-    _wait(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
@@ -122,11 +123,6 @@ def _ours(model: LayerModel, ids: Sequence[Ids], keep: Representations, root: Ro
         for done in [pool.submit(extract, start, ids[start : start + SHARD]) for start in starts]:
             done.result()
     return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,13 @@ Side = Callable[[argparse.Namespace, Path], tuple[Seconds, Scores]]
 
 def main() -> None:
     """Print the seconds of every side, its distance from the stored scores, and the ratios."""
-    options = _options()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=[*LAYERS])
+    parser.add_argument("--datasets", nargs="+", choices=TASKS, default=[*TASKS])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.side:
         sys.stdout.write("\n" + json.dumps(SIDES[options.side](options, Path(options.folder))))
         return
@@ -60,22 +66,17 @@ def main() -> None:
         for side in options.sides:
             found[side], scores = _in_a_process(side, folder)
             parts = ", ".join(f"{name} {value:.1f}" for name, value in found[side].items())
-            say(f"{side}: {parts} s; {_distance(scores)}")
+            distances = []
+            for name, of_layer in scores.items():
+                expected = TASKS[name].expected("raw")
+                off = max(abs(value - expected[int(layer)]) for layer, value in of_layer.items())
+                distances.append(f"{name} {off:.1e}")
+            say(f"{side}: {parts} s; at most off the stored scores: {', '.join(distances)}")
     scale = len(LAYERS) / len(options.layers)
     for mine, part, theirs, whole, aim in RATIOS:
         if mine in found and theirs in found:
             ratio = found[mine][part] / (scale * found[theirs][whole])
             say(f"{mine}, {part} / {theirs}, {whole}: 1/{1 / ratio:.1f} (aim: {aim})")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, nargs="+", choices=LAYERS, default=[*LAYERS])
-    parser.add_argument("--datasets", nargs="+", choices=TASKS, default=[*TASKS])
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    return parser.parse_args()
 
 
 def _in_a_process(side: str, folder: str) -> tuple[Seconds, Scores]:
@@ -94,15 +95,6 @@ def _in_a_process(side: str, folder: str) -> tuple[Seconds, Scores]:
         raise RuntimeError(f"{side} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     seconds, scores = json.loads(done.stdout.splitlines()[-1])
     return {"all": time.perf_counter() - began, **seconds}, scores
-
-
-def _distance(scores: Scores) -> str:
-    parts = []
-    for name, of_layer in scores.items():
-        expected = TASKS[name].expected("raw")
-        largest = max(abs(value - expected[int(layer)]) for layer, value in of_layer.items())
-        parts.append(f"{name} {largest:.1e}")
-    return "at most off the stored scores: " + ", ".join(parts)
 
 
 def _files(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:

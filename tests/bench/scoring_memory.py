@@ -24,7 +24,7 @@ from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
 from storage.layers import Group, embeddings_table
-from storage.manifest import Manifest, require
+from storage.manifest import require
 from storage.partition import CLEAN, Partition
 from storage.root import Root
 from tests.support.stored import store
@@ -123,7 +123,7 @@ def _write_vectors(root: Root, rows: int, features: int) -> None:
     store(root, VECTORS, tables, {"rows": rows, "features": features})
 
 
-def _write_items(root: Root, name: str, rows: int) -> Manifest:
+def _write_items(root: Root, name: str, rows: int) -> None:
     """Write the items of a task; between them they name every vector."""
     task, ids = _task(name), np.arange(rows)
     columns: dict[str, Any]
@@ -151,7 +151,7 @@ def _write_items(root: Root, name: str, rows: int) -> Manifest:
     columns = {"row": np.arange(count), **columns}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
     table = pa.Table.from_arrays(arrays, schema=own)
-    return store(root, _items_of(name), [table], {"rows": rows})
+    store(root, _items_of(name), [table], {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from jobs.cluster.console import say
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
@@ -66,7 +67,16 @@ def main() -> None:
             f"{name}: {seconds[name]:.1f} s, "
             f"{1e3 * seconds[name] / len(values[name]):.1f} ms a prompt and layer"
         )
-    _report(seconds, values)
+    for loop in ("straightforward loop", "stricter loop"):
+        for ours in ("exact", "approximate"):
+            say(f"{ours} against the {loop}: {seconds[loop] / seconds[ours]:.1f} times as fast")
+    for ours in ("exact", "approximate"):
+        pairs = zip(values[ours], values["straightforward loop"], strict=True)
+        errors = [abs(got / expected - 1) for got, expected in pairs]
+        say(
+            f"relative error of the {ours} entropy over {len(errors):,} values: "
+            f"median {statistics.median(errors):.1e}, largest {max(errors):.1e}"
+        )
 
 
 def _shares(name: str, options: argparse.Namespace, processes: int) -> list[Share]:
@@ -93,19 +103,6 @@ def _share(name: str, options: argparse.Namespace, index: int, processes: int) -
         _wait(options.device)
         seconds += time.perf_counter() - began
     return seconds, values
-
-
-def _report(seconds: dict[str, float], values: dict[str, Values]) -> None:
-    for loop in ("straightforward loop", "stricter loop"):
-        for ours in ("exact", "approximate"):
-            say(f"{ours} against the {loop}: {seconds[loop] / seconds[ours]:.1f} times as fast")
-    for ours in ("exact", "approximate"):
-        pairs = zip(values[ours], values["straightforward loop"], strict=True)
-        errors = [abs(got / expected - 1) for got, expected in pairs]
-        say(
-            f"relative error of the {ours} entropy over {len(errors):,} values: "
-            f"median {statistics.median(errors):.1e}, largest {max(errors):.1e}"
-        )
 
 
 def _batches(
@@ -153,8 +150,7 @@ def _ours(
 
 def _straightforward(states: Sequence[Tensor], lengths_N: Tensor) -> Values:
     values = []
-    for tokens_TD in _prompts(states, lengths_N):
-        rows_TD = _prepared(tokens_TD)
+    for tokens_TD, rows_TD in _prompts(states, lengths_N):
         eigenvalues_T, _ = torch.linalg.eigh(rows_TD @ rows_TD.T)
         values.append(float(matrix_entropy(eigenvalues_T)))
         angles = []
@@ -168,24 +164,21 @@ def _straightforward(states: Sequence[Tensor], lengths_N: Tensor) -> Values:
 
 def _stricter(states: Sequence[Tensor], lengths_N: Tensor) -> Values:
     values = []
-    for tokens_TD in _prompts(states, lengths_N):
-        rows_TD = _prepared(tokens_TD)
+    for tokens_TD, rows_TD in _prompts(states, lengths_N):
         small = rows_TD.shape[0] <= rows_TD.shape[1]
         gram_KK = rows_TD @ rows_TD.T if small else rows_TD.T @ rows_TD
         values.append(float(matrix_entropy(torch.linalg.eigvalsh(gram_KK))))
-        steps_TD = torch.nn.functional.normalize(tokens_TD.diff(dim=0), dim=1)
+        steps_TD = normalize(tokens_TD.diff(dim=0), dim=1)
         float((steps_TD[1:] * steps_TD[:-1]).sum(dim=1).acos().mean())
     return values
 
 
-def _prompts(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[Tensor]:
+def _prompts(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the tokens of every prompt in every layer, and their centred rows of unit length."""
     for hidden_NTD in states:
         for row, length in enumerate(lengths_N.tolist()):
-            yield hidden_NTD[row, :length].to(torch.float64)
-
-
-def _prepared(tokens_TD: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(tokens_TD - tokens_TD.mean(dim=0), dim=1)
+            tokens_TD = hidden_NTD[row, :length].to(torch.float64)
+            yield tokens_TD, normalize(tokens_TD - tokens_TD.mean(dim=0), dim=1)
 
 
 PROGRAMS: dict[str, Program] = {

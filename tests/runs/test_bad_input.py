@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,6 @@ from tests.support.stored import ask, manifests
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
-EXTRACTED = ("embeddings", "tokens")
-COUNTED = ("whitespace", "empty", "null", "truncated")
 # Of a corpus of one prompt these have values; the others are NaN for a reason, in every layer.
 OF_ONE_PROMPT = {
     *("curvature", "effective_rank", "first_token_share", "largest_coordinate", "mean_norm"),
@@ -77,28 +73,15 @@ def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Pa
     assert partitions(Root(str(tmp_path / "out")), "prompts") == []
 
 
-_Case = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a `layerrank prepare` left: its error, and the files of its output."""
-
-    error: str
-    files: list[str]
-
-    @property
-    def published(self) -> list[str]:
-        """The folders of the prompts and tasks that have a manifest."""
-        return [name.split("/")[1] for name in self.files if name.endswith("/manifest.json")]
-
-
 LABELS, SIMILAR, ORDER = yaml.safe_load("""
 - {name: labels, type: classification, samples_per_label: 4}
 - {name: similar, type: sts, first_column: text, second_column: query, score_column: score}
 - {name: order, type: reranking, query_column: query, candidate_column: text,
    relevance_column: good}
 """)
+
+
+GOOD = {**LABELS, "label_column": "two", "split_column": "part"}
 
 
 def _rows(**changes: tuple[int, Any]) -> list[dict[str, Any]]:
@@ -121,90 +104,76 @@ def _rows(**changes: tuple[int, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cases(folder: Path, checkpoint: Path) -> Iterator[_Case]:
-    """Yield the name, the output and the config of each run, in the order of the runs."""
-
-    def case(name: str, output: str, rows: list[dict[str, Any]], *tasks: object) -> _Case:
-        datasets = _dataset(
-            folder / f"{name}.jsonl", rows, shard_prompts=8, id_column="key", tasks=list(tasks)
-        )
-        (folder / name).mkdir()
-        config = write_config(folder / name, checkpoint, datasets=datasets)
-        return name, str(folder / output), str(config)
-
-    good = {**LABELS, "label_column": "two", "split_column": "part"}
-    yield case("no column", "a", _rows(), good, {**LABELS, "name": "other", "label_column": "to"})
-    yield case(
-        "no task",
-        "a",
-        _rows(two=(30, "new")),
-        {**LABELS, "name": "single", "label_column": "one"},
-        {**LABELS, "name": "few", "label_column": "two", "samples_per_label": 35},
-        {"name": "fine", "type": "clustering", "label_column": "two"},
-        {**good, "name": "unseen"},
-    )
-    yield case("mended tasks", "a", _rows(), good, {**good, "name": "few", "samples_per_label": 9})
-    yield case("no number", "b", _rows(score=(6, "high")), SIMILAR)
-    yield case("same id", "b", _rows(key=(7, "row-3")), SIMILAR)
-    yield case("no candidate", "b", _rows(text=(8, None)), SIMILAR, ORDER)
-    yield case("mended rows", "b", _rows(), SIMILAR, ORDER)
-
-
-@pytest.fixture(scope="module")
-def prepared(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cli
-) -> dict[str, Prepared]:
-    done = {}
-    for name, output, config in _cases(tmp_path_factory.mktemp("prepared"), checkpoint):
-        told = cli("prepare", config, "--output", output, expect=0 if "mended" in name else 2)
-        files = sorted(str(each.relative_to(output)) for each in Path(output).rglob("*.*"))
-        done[name] = Prepared(told.stderr, files)
-    return done
-
-
 @pytest.mark.parametrize(
-    ("case", "expected"),
+    ("rows", "tasks", "expected"),
     [
         (
-            "no column",
-            ["no column.jsonl has no column 'to' (label_column of task other); it has: "],
+            _rows(),
+            [GOOD, {**LABELS, "name": "other", "label_column": "to"}],
+            ["rows.jsonl has no column 'to' (label_column of task other); it has: "],
         ),
         (
-            "no task",
+            _rows(two=(30, "new")),
+            [
+                {**LABELS, "name": "single", "label_column": "one"},
+                {**LABELS, "name": "few", "label_column": "two", "samples_per_label": 35},
+                {"name": "fine", "type": "clustering", "label_column": "two"},
+                {**GOOD, "name": "unseen"},
+            ],
             [
                 "task single, column one: the training items have 1 label (always), 2 are needed; ",
                 "task few, column two: label 'new' has 1 training item, samples_per_label is 35; ",
                 "task unseen, column two: the test items have 1 label (new) that no training item",
             ],
         ),
-        ("no number", ["task similar, column score: 'high' in row 7 is not a number"]),
-        ("same id", ["column key: row 4 and row 8 have the same id 'row-3'"]),
         (
-            "no candidate",
+            _rows(score=(6, "high")),
+            [SIMILAR],
+            ["task similar, column score: 'high' in row 7 is not a number"],
+        ),
+        (
+            _rows(key=(7, "row-3")),
+            [SIMILAR],
+            ["column key: row 4 and row 8 have the same id 'row-3'"],
+        ),
+        (
+            _rows(text=(8, None)),
+            [SIMILAR, ORDER],
             ["task order, column text: the query of row 9 has no candidate; leave it out"],
         ),
     ],
 )
-def test_data_that_a_task_cannot_use_is_one_line_and_nothing_is_published(
-    prepared: dict[str, Prepared], case: str, expected: list[str]
+def test_data_that_a_task_cannot_use_is_one_line_until_it_is_mended(
+    cli: Cli,
+    tmp_path: Path,
+    checkpoint: Path,
+    rows: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    expected: list[str],
 ) -> None:
-    done = prepared[case]
-    assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", done.error)
+    """Nothing is published, and what was written stands in nobody's way without `--overwrite`."""
+
+    def prepared(rows: list[dict[str, Any]], *tasks: object, code: int = 0) -> tuple[str, set[str]]:
+        odd = {"shard_prompts": 8, "id_column": "key", "tasks": list(tasks)}
+        datasets = _dataset(tmp_path / "rows.jsonl", rows, **odd)
+        config = write_config(tmp_path, checkpoint, datasets=datasets)
+        told = cli("prepare", str(config), "--output", str(tmp_path / "out"), expect=code)
+        return told.stderr, parents("manifest.json")
+
+    def parents(pattern: str) -> set[str]:
+        out = tmp_path / "out"
+        return {path.relative_to(out).parts[1] for path in out.rglob(pattern)}
+
+    error, published = prepared(rows, *tasks, code=2)
+    assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", error)
     for words in expected:
-        assert words in done.error
-    assert done.published == []
-    assert "fine" not in done.error
-
-
-def test_what_was_refused_is_mended_and_runs_without_overwrite(
-    prepared: dict[str, Prepared],
-) -> None:
-    for case, tasks in (("mended tasks", ["few", "labels"]), ("mended rows", ["order", "similar"])):
-        done = prepared[case]
-        assert done.error == ""
-        assert done.published == ["dataset=odd", *(f"task={task}" for task in tasks)]
-        with_shards = {name.split("/")[1] for name in done.files if name.endswith(".parquet")}
-        assert with_shards == set(done.published)
+        assert words in error
+    assert "fine" not in error
+    assert published == set()
+    few = {**GOOD, "name": "few", "samples_per_label": 9}
+    made = {"task=labels", "task=few", "task=similar", "task=order", "dataset=odd"}
+    assert prepared(_rows(), GOOD, few, SIMILAR, ORDER) == ("", made)
+    assert parents("*.parquet") == made
 
 
 def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path, checkpoint: Path) -> None:
@@ -284,7 +253,8 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
     embeddings = Partition("embeddings", ("tiny", "local", "odd", "clean"))
     assert require(root, embeddings).facts()["truncated"] == 1
     report = json.loads(root.read("report/report.json"))
-    assert [word for word in COUNTED if word not in json.dumps(report)] == []
+    counted = ("whitespace", "empty", "null", "truncated")
+    assert [word for word in counted if word not in json.dumps(report)] == []
     assert report["subjects"][0]["verdict"]["kind"] == "no_labels"
 
 
@@ -317,6 +287,6 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     after = {m.partition: m.digest for m in manifests(root)}
     changed = {where.table for where, digest in before.items() if after[where] != digest}
     measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
-    assert changed == {*EXTRACTED, *measured, "probe_scores"}
+    assert changed == {"embeddings", "tokens", *measured, "probe_scores"}
     longest = ask(root, "SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
     assert longest == [(3,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from jobs.config.run import load as config_of
 from jobs.config.run import parse
 from jobs.plan.plan import plan
+from jobs.prepare.folders import with_folders
 from jobs.run import TABLES
 from operators.metrics.registry import METRICS
 from storage.layers import Group, LayerVectors, read_vectors
@@ -69,19 +72,24 @@ def vectors_of(root: Root, layer: int, norm: str) -> LayerVectors:
     return read_vectors(root, require(root, CLEAN), Group(layer, norm, "mean"), ids)
 
 
-def texts_of(root: Root, count: int) -> list[tuple[np.ndarray[Any, Any], str]]:
-    """Return the ids and texts of some prompts, each id as an array of one."""
-    rows = ask(root, f"SELECT prompt_id, text FROM prompts ORDER BY prompt_id LIMIT {count}")
-    return [(np.array([prompt_id]), text) for prompt_id, text in rows]
+def assert_as_the_library(
+    root: Root, folder: Path, places: Mapping[tuple[int, str], int], count: int
+) -> None:
+    """Hold the vectors of a (layer, norm) to the states that the library has at an index.
 
-
-def states_of(folder: Path, text: str) -> tuple[torch.Tensor, ...]:
-    """Return the states of a text as the library has them, from the embeddings on."""
+    It takes `count` texts one at a time; its states begin with the embeddings, where it has them.
+    """
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    with torch.inference_mode():
-        encoded = tokenizer(text, return_tensors="pt")
-        found: tuple[torch.Tensor, ...] = model(**encoded, output_hidden_states=True).hidden_states
-    return found
+    found = {place: vectors_of(root, *place) for place in places}
+    rows = ask(root, f"SELECT prompt_id, text FROM prompts ORDER BY prompt_id LIMIT {count}")
+    for prompt_id, text in rows:
+        with torch.inference_mode():
+            given = tokenizer(text, return_tensors="pt")
+            states = model(**given, output_hidden_states=True).hidden_states
+        for place, index in places.items():
+            row = found[place].rows_of(np.array([prompt_id]))[0]
+            got, expected = found[place].matrix_ND[row], states[index][0].mean(dim=0).numpy()
+            np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
@@ -115,17 +123,9 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
 
 def test_vectors_equal_the_library_one_text_at_a_time(finished: Finished, checkpoint: Path) -> None:
     """The sharded, padded, batched pipeline gives what a user computes by hand."""
-    root = finished.root
-    found = {
-        norm: [vectors_of(root, layer, norm) for layer in range(BLOCKS + 1)]
-        for norm in ("none", "final")
-    }
-    for ids, text in texts_of(root, 8):
-        # The library: entries 0..L-1 are raw states, the last is the final norm of layer L.
-        for layer, state in enumerate(states_of(checkpoint, text)):
-            vectors = found["none" if layer < BLOCKS else "final"][layer]
-            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
-            np.testing.assert_allclose(got, state[0].mean(dim=0).numpy(), atol=1e-5)
+    # The library: entries 0..L-1 are raw states, the last is the final norm of layer L.
+    places = {(layer, "none" if layer < BLOCKS else "final"): layer for layer in range(BLOCKS + 1)}
+    assert_as_the_library(finished.root, checkpoint, places, 8)
 
 
 def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None:
@@ -134,13 +134,8 @@ def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None
     config = write_config(tmp_path, model_folder, views={"count": 2, "sample": 12})
     root = Root(str(tmp_path / "out"))
     cli("run", str(config), "--output", root.uri)
-    found = {layer: vectors_of(root, layer, "none") for layer in range(1, BLOCKS)}
-    for ids, text in texts_of(root, 4):
-        states = states_of(model_folder, text)
-        for layer, vectors in found.items():
-            got = vectors.matrix_ND[vectors.rows_of(ids)[0]]
-            expected = states[layer - 1][0].mean(dim=0).numpy()
-            np.testing.assert_allclose(got, expected, atol=1e-5)
+    places = {(layer, "none"): layer - 1 for layer in range(1, BLOCKS)}
+    assert_as_the_library(root, model_folder, places, 4)
     ranked = ask(root, "SELECT layer, score > 0 FROM ranking ORDER BY layer")
     assert ranked == [(layer, True) for layer in range(BLOCKS + 1)]
 
@@ -381,7 +376,11 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for_shards(killed, driver, 4)
+        deadline = time.monotonic() + 120
+        while len(_shard_times(killed)) < 4:
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            assert time.monotonic() < deadline, "too few shards in 120 s"
+            time.sleep(0.01)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
@@ -414,19 +413,33 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     assert leftovers == []
 
 
-def _wait_for_shards(root: Root, driver: subprocess.Popen[bytes], count: int) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if len(_shard_times(root)) >= count:
-            return
-        assert driver.poll() is None, "the driver ended before it could be killed"
-        time.sleep(0.01)
-    raise AssertionError("no shard appeared in 120 s")
-
-
 def _shard_times(root: Root) -> dict[str, int]:
     folder = Path(root.path(CLEAN.path))
     return {p.name: p.stat().st_mtime_ns for p in folder.glob("shard-*.parquet")}
+
+
+def test_a_folder_of_texts_becomes_one_page(
+    tmp_path: Path, checkpoint: Path, fresh_cli: Cli
+) -> None:
+    for row in map(json.loads, write_texts(tmp_path / "rows.jsonl", 60).read_text().splitlines()):
+        path = tmp_path / "texts" / row["topic"] / "all.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as stream:
+            stream.write(f"{row['text']}\n\n")
+    texts, subject_, out = str(tmp_path / "texts"), str(checkpoint), tmp_path / "out"
+    given = ["--texts", texts, "--subject", f"tiny={subject_}", "--output", str(out)]
+    fresh_cli("run", "quickcheck", *given, "--max-bytes", "1GB")
+    planned = with_folders(config_of("quickcheck"), texts)
+    named = planned.subjects[0].model_copy(update={"model": subject_, "name": "tiny"})
+    assert_planned(plan(planned.model_copy(update={"subjects": (named,)}), None), out)
+    facts = json.loads((out / "report/report.json").read_text())
+    (found,) = facts["subjects"]
+    assert facts["datasets"][0]["prompts"] == 60
+    assert [task["label"] for task in found["tasks"]] == ["label"]
+    assert {each["kind"] for each in found["curves"]} == {"examples", "noise"}
+    page = html.unescape((out / "report/index.html").read_text())
+    assert "4 layers, 1 task, one pass of the model" in page
+    assert page.count("With typos in 30 % of the words") == 1
 
 
 def test_the_readmes_sql_works(finished: Finished) -> None:

@@ -1,46 +1,36 @@
-"""Away from the laptop: S3 as the root, and a job submitted to a running cluster."""
+"""Away from the checkout: S3 as the root, a job submitted to a running cluster, and any folder.
+
+The folder may have a `storage.py` or a `jobs/` of the user's.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.conftest import S3, Cli, write_config
+from tests.conftest import S3, Cli, offline_environment, write_config
 from tests.support.installed import Installed, install, users_folder
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head of a cluster, and where the project is installed on it."""
-
-    cluster: LocalCluster
-    installed: Installed
-
-    def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command as a job with a working folder."""
-        return self.cluster.submit(Path(sys.executable).parent / "ray", folder, *command)
+TIME_LIMIT = 120  # workers that cannot import a library are started again and again
 
 
 @pytest.fixture(scope="module")
-def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Start a head on which the project is installed."""
     folder = tmp_path_factory.mktemp("head")
     installed = install(folder / "installed")
     environment = installed.environment(s3.environment)
     with local_cluster(installed.scripts / "python", environment, folder) as cluster:
-        yield Head(cluster, installed)
+        yield cluster
 
 
 def _small_demo(folder: Path) -> Path:
@@ -57,7 +47,7 @@ def _small_demo(folder: Path) -> Path:
     return config
 
 
-def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path) -> None:
+def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_path: Path) -> None:
     """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
 
     What it leaves is then looked at from elsewhere, which needs no cluster.
@@ -85,7 +75,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: Head, s3: S3, tmp_path: Path)
 
 
 def test_a_users_modules_with_our_names_are_not_taken_for_ours(
-    head: Head, checkpoint: Path, tmp_path: Path
+    head: LocalCluster, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Not in the folder that travels with a job, nor in that of a command that joins a cluster."""
     config = str(write_config(tmp_path, checkpoint))
@@ -95,10 +85,42 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert list(tmp_path.glob("submitted/prompts/**/*.parquet"))
 
-    layerrank = shutil.which("layerrank", path=head.cluster.environment["PATH"])
+    layerrank = shutil.which("layerrank", path=head.environment["PATH"])
     assert layerrank
-    joined = head.cluster.run(
-        folder, layerrank, *prepare[1:], "joined", "--address", head.cluster.address
-    )
+    joined = head.run(folder, layerrank, *prepare[1:], "joined", "--address", head.address)
     assert joined.returncode == 0, joined.stdout + joined.stderr
     assert list(folder.glob("joined/prompts/**/*.parquet"))
+
+
+def _run(installed: Installed, folder: Path, name: str, *arguments: str) -> None:
+    result = subprocess.run(
+        [str(installed.scripts / name), *arguments],
+        cwd=folder,
+        env=offline_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("editable", [True, False], ids=["editable", "wheel"])
+def test_a_users_modules_are_not_taken_for_ours_in_any_folder(
+    tmp_path: Path, checkpoint: Path, editable: bool
+) -> None:
+    """Nor is a module with the name of a library's taken for it on a worker."""
+    installed = install(tmp_path / "installed", editable=editable)
+    config = write_config(tmp_path, checkpoint)
+    folder = users_folder(tmp_path / "users", "jobs.py", "datasets.py", "pyarrow/__init__.py")
+    for engine in ("ray", "process"):
+        engined = ("--output", engine, "--engine", engine)
+        _run(installed, folder, "layerrank", "prepare", str(config), *engined)
+        assert list(folder.glob(f"{engine}/prompts/**/*.parquet"))
+
+    # Python itself looks in the folder first for what `-m` runs, and for the libraries.
+    output, folder = str(folder / "ray"), users_folder(tmp_path / "more")
+    query = ("query", output, "SELECT 1")
+    _run(installed, folder, "python", "-m", "layerrank", *query)
+    shutil.rmtree(folder / "jobs")
+    _run(installed, folder, "python", "-m", "jobs", *query)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,12 +27,13 @@ class LocalCluster:
     environment: dict[str, str]
 
     def submit(
-        self, ray: Path, folder: Path, *command: str, shown: bool = False
+        self, folder: Path, *command: str, shown: bool = False
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as a job with `folder` as its working folder, and wait for its end.
 
         What it prints is kept, or `shown` as it comes.
         """
+        ray = Path(sys.executable).parent / "ray"
         job = [str(ray), "job", "submit", "--address", self.dashboard, "--working-dir", "."]
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -89,15 +91,11 @@ def local_cluster(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-            stack.callback(_stop, process)
+            stack.callback(process.wait, timeout=60)
+            stack.callback(process.terminate)  # before it is waited for
             if not number:
                 _wait_until_up(dashboard, process)
         yield LocalCluster(address, dashboard, environment)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    process.wait(timeout=60)
 
 
 def _free_port() -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from operators.model.subject import Subject
 from tests.support.places import SHARED
@@ -48,34 +49,15 @@ class SharedTask:
 
 
 # The protocols are stated in the column `protocol` of the scores.
-TASKS = {
-    "banking77": SharedTask(
-        "banking77",
-        {"type": "classification", "label_column": "label", "samples_per_label": 8},
-    ),
-    "tweeteval_emotion": SharedTask(
-        "tweeteval_emotion",
-        {"type": "classification", "label_column": "label", "samples_per_label": 16},
-    ),
-    "stsbenchmark": SharedTask(
-        "stsbenchmark",
-        {
-            "type": "sts",
-            "first_column": "sentence1",
-            "second_column": "sentence2",
-            "score_column": "score",
-        },
-    ),
-    "stackoverflow_titles": SharedTask(
-        "stackoverflow_titles_fast",
-        {
-            "type": "clustering",
-            "label_column": "label",
-            "max_documents": 4000,
-            "documents_per_fold": 2000,
-        },
-    ),
-}
+_CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load("""
+banking77: {type: classification, label_column: label, samples_per_label: 8}
+tweeteval_emotion: {type: classification, label_column: label, samples_per_label: 16}
+stsbenchmark: {type: sts, first_column: sentence1, second_column: sentence2, score_column: score}
+stackoverflow_titles: {type: clustering, label_column: label, max_documents: 4000,
+  documents_per_fold: 2000}
+""")
+_SCORED_AS = {"stackoverflow_titles": "stackoverflow_titles_fast"}
+TASKS = {name: SharedTask(_SCORED_AS.get(name, name), each) for name, each in _CONFIGS.items()}
 
 
 def run_config(datasets: list[dict[str, Any]]) -> dict[str, Any]:

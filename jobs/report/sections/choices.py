@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.rank.choices import ON, choice_rows
-from jobs.rank.ranking import Row
+from jobs.rank.ranking import ON, Row, choice_rows
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Section, Table
 from jobs.report.wording import title

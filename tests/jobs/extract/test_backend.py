@@ -14,9 +14,9 @@ from torch import Tensor
 from jobs.cluster.cluster import Cluster
 from jobs.config.run import load
 from jobs.extract.stage import extract
-from jobs.measure.costs import measure_costs, read_costs
+from jobs.measure.stage import measure_costs
 from jobs.prepare.stage import prepare
-from jobs.rank.stage import relative_cost
+from jobs.rank.stage import read_costs, relative_cost
 from jobs.run import Run
 from operators.model import backend
 from operators.model.on_transformers import LayerModel

@@ -13,7 +13,7 @@ from jobs.config.run import RunConfig
 from jobs.extract.targets import Pass, missing_units, passes
 from jobs.run import leading
 from operators.model.subject import ModelShape, Subject
-from storage.manifest import Manifest
+from storage.manifest import Manifest, digest_of
 from storage.partition import Partition, shard_name
 from storage.shards import Receipt
 
@@ -66,8 +66,8 @@ def passes_of(
 def digests(**changes: Any) -> dict[str, str]:  # noqa: ANN401
     """Return the digests of the clean embeddings, token states and metrics, and of the views."""
     clean, *views = passes_of(**changes)
-    found = {target.partition.table: target.digest for target in clean.targets}
-    of_views = {each.embeddings.digest for each in views}
+    found = {target.partition.table: digest_of(target.settings) for target in clean.targets}
+    of_views = {digest_of(each.embeddings.settings) for each in views}
     assert len(of_views) == 1  # views differ by their partition, not by their settings
     return {
         "clean": found["embeddings"],
@@ -83,13 +83,13 @@ def units_of(
     """Return shard, prompts, states to store and tables to write of every unit that is missing."""
     receipts = {
         target.partition.path: {
-            shard_name(number): Receipt(shard_name(number), 1, target.digest, "")
+            shard_name(number): Receipt(shard_name(number), 1, digest_of(target.settings), "")
             for number in done.get(target.partition.table, set())
         }
         for target in each.targets
     }
     units = missing_units(each, prompts_with(ROWS if rows is None else rows), receipts)
-    known = {target.partition.table: target.digest for target in each.targets}
+    known = {target.partition.table: digest_of(target.settings) for target in each.targets}
     for unit in units:
         assert (unit.dataset, unit.condition) == ("data", each.condition)
         assert unit.digests.items() <= known.items()
@@ -282,7 +282,7 @@ def test_the_order_of_norms_and_poolings_does_not_matter() -> None:
     assert one == two
 
 
-def test_clean_units_take_every_prompt_and_view_units_their_shards_share() -> None:
+def test_units_take_what_a_shard_shares_and_make_the_tables_that_it_lacks() -> None:
     clean, view, *_ = passes_of()
     every = set(TABLES)
     assert units_of(clean, {}) == [
@@ -292,10 +292,6 @@ def test_clean_units_take_every_prompt_and_view_units_their_shards_share() -> No
         (3, 3, 0, every - {"tokens"}),
     ]
     assert units_of(view, {}) == [(0, 5, 0, {"embeddings"}), (2, 1, 0, {"embeddings"})]
-
-
-def test_a_shard_of_which_a_table_is_missing_is_extracted_again() -> None:
-    clean, *_ = passes_of()
     whole = {0, 1, 2, 3}
     done = {"embeddings": whole, "tokens": {0}, "prompt_metrics": whole}
     assert units_of(clean, done) == [(2, 7, 4, {"tokens"})]

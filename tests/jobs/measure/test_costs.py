@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.measure.costs import measure_costs, read_costs
+from jobs.measure.stage import measure_costs
+from jobs.rank.stage import read_costs
 from jobs.run import Run, Seen, partition
 from storage import schema
 from storage.manifest import Manifests, require

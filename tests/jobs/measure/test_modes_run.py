@@ -109,13 +109,14 @@ def _position(text: str) -> float:
     return 1 + (2 * SHORT.index(text) if text in SHORT else 2 * LONG.index(text) + 1) / UNIQUE
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
+def _modes(run: Run, measured: dict[str, Manifest] | None = None) -> list[dict[str, Any]]:
+    """Measure the modes of what was `measured`, or of everything, and return their rows."""
+    modes.measure_modes(run, run.subjects[0], _measured(run) if measured is None else measured)
     return run.rows(partition("modes", run.subjects[0], run.config))
 
 
 def test_the_stage_finds_what_was_put_in(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
-    even, two, none = _rows(run)
+    even, two, none = _modes(run)
     assert [even["layer"], two["layer"], none["layer"]] == [0, 1, 2]
     assert {(row["norm"], row["metric"], row["variant"]) for row in (even, two, none)} == {
         ("none", "prompt_entropy", "alpha=1")
@@ -151,7 +152,7 @@ def test_the_stage_finds_what_was_put_in(run: Run) -> None:
 
 
 def test_examples_are_of_their_group_and_their_texts_are_found(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
+    _modes(run)
     found = _data(run)
     assert [each["bimodal"] for each in found["layers"]] == [False, True, False]
     assert (found["layers"][0]["examples"], found["layers"][0]["traits"]) == ([], [])
@@ -176,12 +177,11 @@ def _data(run: Run) -> Any:  # noqa: ANN401  (what report.json holds)
 def test_the_order_of_the_rows_and_of_the_layers_does_not_matter(
     run: Run, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run))
+    rows = _modes(run)
     backwards = {name: [each[::-1] for each in shards[::-1]] for name, shards in SHARDS.items()}
     monkeypatch.setitem(globals(), "SHARDS", backwards)
     other = _run(tmp_path / "other", checkpoint)
-    modes.measure_modes(other, other.subjects[0], _measured(other))
-    for row, turned in zip(_rows(run), _rows(other), strict=True):
+    for row, turned in zip(rows, _modes(other), strict=True):
         for each in row["examples"] + turned["examples"]:
             del each["shard"]  # which holds the text is what was changed
         np.testing.assert_equal(turned, row)
@@ -191,49 +191,46 @@ def test_a_second_run_does_nothing_and_other_settings_are_refused(
     run: Run, tmp_path: Path, checkpoint: Path
 ) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], measured)
+    _modes(run, measured)
     assert len(_units(run)) == 3 + 3  # shards, then layers
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-    modes.measure_modes(run, run.subjects[0], measured)
-    more = _run(tmp_path, checkpoint, mode_sample=5000)  # than there are prompts
-    modes.measure_modes(more, more.subjects[0], measured)
+    _modes(run, measured)
+    _modes(_run(tmp_path, checkpoint, mode_sample=5000), measured)  # than there are prompts
     assert len(_units(run)) == 6
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
     fewer = _run(tmp_path, checkpoint, mode_sample=27)
     with pytest.raises(SettingsConflictError, match="sample: 60 there, 27 here"):
-        modes.measure_modes(fewer, fewer.subjects[0], measured)
-    again = replace(fewer, overwrite=True)
-    modes.measure_modes(again, again.subjects[0], measured)
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {27}
+        _modes(fewer, measured)
+    again = _modes(replace(fewer, overwrite=True), measured)
+    assert {row["n_prompts"] + row["n_undefined"] for row in again} == {27}
 
 
 def test_another_dataset_joins_without_a_conflict(run: Run) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], {"a": measured["a"]})
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {60}
+    rows = _modes(run, {"a": measured["a"]})
+    assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {60}
     _units(run).clear()
-    modes.measure_modes(run, run.subjects[0], measured)
+    rows = _modes(run, measured)
     assert _units(run) == [(shard_name(0), 21), 2, 1, 0]
-    assert {row["n_prompts"] + row["n_undefined"] for row in _rows(run)} == {UNIQUE}
+    assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {UNIQUE}
 
 
 def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
     measured = _measured(run)
-    modes.measure_modes(run, run.subjects[0], measured)
-    before = _rows(run)
+    before = _modes(run, measured)
     where = measured["a"].partition.sibling("prompt_traits")
     for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
         run.root.delete(key)
     run.root.delete(partition("modes", run.subjects[0], run.config).shard("manifest.json"))
     _units(run).clear()
-    modes.measure_modes(replace(run, seen=Seen()), run.subjects[0], measured)
+    after = _modes(replace(run, seen=Seen()), measured)
     assert _units(run) == [(shard_name(1), 30), 2, 1, 0]
-    np.testing.assert_equal(_rows(run), before)
+    np.testing.assert_equal(after, before)
 
 
 def test_a_trait_that_was_not_measured_has_no_effect(run: Run) -> None:
-    modes.measure_modes(run, run.subjects[0], _measured(run, only="prompt_entropy"))
-    effects = {each["trait"]: each for each in _rows(run)[1]["traits"]}
+    rows = _modes(run, _measured(run, only="prompt_entropy"))
+    effects = {each["trait"]: each for each in rows[1]["traits"]}
     assert np.isnan(effects["first_token_share"]["effect"])
     assert effects["first_token_share"]["reason"]
     assert effects["n_tokens"]["effect"] == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from transformers import AutoModel
 
 from jobs.cluster.pool import CannotScheduleError
 from jobs.nightly import stage as nights
-from jobs.nightly.alerts import place, read_alerts
-from jobs.nightly.judge import ranked
+from jobs.nightly.judge import place, ranked, read_alerts
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import ModelUnavailableError
@@ -31,12 +29,7 @@ from tests.support.tiny import save_tiny
 SECRET = "path-of-nobody"
 
 
-@dataclass(frozen=True)
-class Nights:
-    """What every night printed, how it ended, and the root that they left."""
-
-    told: dict[str, Told]
-    root: Root
+Nights = tuple[dict[str, Told], Root]  # what each night printed and how it ended; their root
 
 
 def _checkpoint(folder: Path, base: Path, name: str, change: Callable[[Any], None]) -> Path:
@@ -112,7 +105,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
             lock.acquire()
         told[name] = cli("nightly", str(config), "--output", root.uri, expect=code)
         lock.release()
-    return Nights(told, root)
+    return told, root
 
 
 def _ranked(root: Root) -> set[str]:
@@ -123,9 +116,7 @@ def _ranked(root: Root) -> set[str]:
 def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
     lived: Nights,
 ) -> None:
-    first, again, held, second = (
-        lived.told[name].printed for name in ("first", "again", "held", "second")
-    )
+    first, again, held, second, _ = (told.printed for told in lived[0].values())
     assert "2 checkpoints, 2 without a ranking" in first
     assert "1/2 tiny at step0" in first
     assert "2 checkpoints ranked, 0 failed" in first
@@ -145,7 +136,8 @@ def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
 
 @pytest.mark.slow
 def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -> None:
-    third, root = lived.told["third"], lived.root
+    told, root = lived
+    third = told["third"].printed
     assert _ranked(root) == {f"step{step}" for step in (0, 2, 4, 8, 16, 32)}
     alerts = read_alerts(root, "small", "tiny")
     assert set(alerts) == {"step32"}
@@ -153,8 +145,8 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     assert alert.previous == "step16"
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
-    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.printed
-    everything = "".join(each.printed for each in lived.told.values())
+    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third
+    everything = "".join(each.printed for each in told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
     assert not [each for each in files if SECRET.encode() in each.read_bytes()]

@@ -1,26 +1,49 @@
-"""The trend page and the judging of checkpoints, on a root of synthetic tables."""
+"""The judging of checkpoints and the trend page, on a root of synthetic tables, and the alerts.
+
+An alert is POSTed to a real HTTP server, which takes it, refuses it, or is silent.
+"""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-from dataclasses import replace
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from jobs.config.run import RunConfig
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig, parse
+from jobs.config.settings import NightlyConfig
 from jobs.nightly import page as trend
-from jobs.nightly.alerts import Alert, Broken, place
-from jobs.nightly.judge import before, judge, ranked, without_ranking
+from jobs.nightly.judge import (
+    VARIABLE,
+    Alert,
+    Broken,
+    before,
+    judge,
+    place,
+    post,
+    ranked,
+    read_alerts,
+    without_ranking,
+)
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import Subject
 from storage.manifest import SettingsConflictError
+from storage.root import Root
 from tests.support.checkpoints import LAYERS, MODEL, make_run, store_checkpoint
 
+SECRET = "path-of-nobody"
+BASE = "name: r\nsubjects: [{model: m}]\ndatasets: [{name: d, source: {files: a.jsonl}}]\n"
 HOSTILE = '<script>alert(1)</script>|"&`x`'
 XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
 RISING = [[0.3, 0.35, 0.32, 0.30], [0.3, 0.45, 0.42, 0.40], [0.3, 0.5, 0.62, 0.55]]
@@ -34,9 +57,9 @@ def _publish(run: Run, failed: dict[Subject, str] | None = None) -> dict[str, st
     }
 
 
-def _alert(revision: str, previous: str) -> Alert:
+def _alert(revision: str = "step64", previous: str = "step0") -> Alert:
     broken = Broken("layer_moved", f"It moved {HOSTILE}.", {"before": 1, "now": 5})
-    return Alert("small", MODEL, revision, previous, "Worse.", [broken], "")
+    return Alert("small", MODEL, revision, previous, "Worse.", [broken], "/out/trend/r/index.html")
 
 
 def test_checkpoints_come_in_the_order_of_their_steps_and_outlive_their_files(
@@ -110,7 +133,7 @@ def test_many_checkpoints_are_drawn_over_their_steps(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for step, scores in zip((0, 64, 1500), RISING, strict=True):
         store_checkpoint(run, f"step{step}", scores, entropy=step / 1000)
-    run.root.write(place("small", MODEL, "step64"), _alert("step64", "step0").to_json())
+    run.root.write(place("small", MODEL, "step64"), _alert().to_json())
     gone = Subject(MODEL, "step9", MODEL)
     files = _publish(run, {gone: f"cannot load {HOSTILE}"})
     (model,) = json.loads(files["trend.json"])["models"]
@@ -193,3 +216,106 @@ def test_the_same_tables_give_the_same_bytes_and_new_ones_a_stale_page(tmp_path:
     assert _publish(run) == first
     store_checkpoint(run, "step4", RISING[1])
     assert trend.is_stale(run, ranked(run))
+
+
+@dataclass
+class Server:
+    """What a server was sent, and what it answers."""
+
+    url: str = ""
+    status: int = 200
+    received: list[tuple[str, str, bytes]] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            state.received.append((self.path, self.headers["Content-Type"], body))
+            self.send_response(state.status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{http.server_port}/{SECRET}"
+    thread = threading.Thread(target=http.serve_forever)
+    thread.start()
+    yield state
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def _config(url: str, seconds: float = 5) -> NightlyConfig:
+    return NightlyConfig.model_validate({"webhook": url, "webhook_seconds": seconds})
+
+
+def test_an_alert_is_read_as_it_was_written(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    assert place("small", "org/model", "a/b") == "alerts/small/org%2Fmodel/a%2Fb.json"
+    for revision in ("a/b", "step64"):
+        root.write(place("small", MODEL, revision), _alert(revision).to_json())
+    assert read_alerts(root, "small", MODEL) == {name: _alert(name) for name in ("a/b", "step64")}
+    assert read_alerts(root, "small", "other") == {}
+    content = json.loads(root.read(place("small", MODEL, "step64")))
+    assert content["schema_version"] == 1
+    assert content["rules"][0]["numbers"] == {"before": 1, "now": 5}
+
+
+@pytest.mark.parametrize("where", ["config", "environment"])
+def test_the_webhook_gets_the_same_json(
+    server: Server, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if where == "config":
+        post(_alert(), _config(server.url), {VARIABLE: "http://elsewhere.invalid"})
+    else:
+        post(_alert(), NightlyConfig(), {})
+        assert capsys.readouterr().out == ""  # without an address nothing is said
+        post(_alert(), NightlyConfig(), {VARIABLE: server.url})
+    assert server.received == [(f"/{SECRET}", "application/json", _alert().to_json())]
+    printed = capsys.readouterr().out
+    assert "posted" in printed
+    assert SECRET not in printed
+
+
+def _warning(url: str, capsys: pytest.CaptureFixture[str], seconds: float = 5) -> str:
+    post(_alert(), _config(url, seconds), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("  warning: ")
+    assert printed.count("\n") == 1
+    assert SECRET not in printed
+    return printed
+
+
+def test_a_webhook_that_refuses_or_is_not_there_is_a_warning(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.status = 503
+    assert "it answered 503" in _warning(server.url, capsys)
+    assert "ConnectionRefusedError" in _warning(f"http://127.0.0.1:1/{SECRET}", capsys)
+    assert "InvalidURL" in _warning(f"http://127.0.0.1:1/{SECRET} and more", capsys)
+
+
+def test_a_silent_webhook_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/{SECRET}"
+        began = time.monotonic()
+        assert "TimeoutError" in _warning(url, capsys, seconds=0.3)
+        assert time.monotonic() - began < 10
+
+
+def test_only_web_addresses_are_posted_to(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match=r"nightly\.webhook: a webhook is an http") as told:
+        parse(f"{BASE}nightly: {{webhook: 'file:///{SECRET}'}}", "a config")
+    assert SECRET not in str(told.value)
+    post(_alert(), NightlyConfig(), {VARIABLE: f"file:///{SECRET}"})
+    printed = capsys.readouterr().out
+    assert "no http:// or https:// address" in printed
+    assert SECRET not in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -44,7 +45,7 @@ class Scorer:
         self.asked: list[tuple[int, int, int]] = []
 
     def __call__(self, units: Sequence[ScoreUnit]) -> list[tuple[int, list[Row]]]:
-        found = []
+        found: list[tuple[int, list[Row]]] = []
         for unit in units:
             folds = list(range(unit.first, unit.folds))
             self.asked += [(unit.target, unit.group.layer, fold) for fold in folds]
@@ -52,23 +53,15 @@ class Scorer:
             values = [] if scores is None else list(scores[unit.group.layer])
             if values and math.isnan(values[0]):
                 folds, values = [0], [math.nan]
-            rows = [
-                self._row(unit.group, variant, fold, values[fold])
-                for variant in ("raw", "l2")
-                for fold in folds
-                if values
-            ]
-            found.append((unit.target, rows))
+            found.append((unit.target, []))
+            for variant in ("raw", "l2"):
+                for fold in folds if values else ():
+                    # Another variant has the opposite order of layers.
+                    value = values[fold] if variant == "raw" else -values[fold]
+                    reason = "collapsed" if math.isnan(value) else None
+                    row = {"variant": variant, "fold": fold, "value": value, "reason": reason}
+                    found[-1][1].append({**asdict(unit.group), **row, "replicates": [value] * 3})
         return found
-
-    @staticmethod
-    def _row(group: Group, variant: str, fold: int, value: float) -> Row:
-        vectors = {"layer": group.layer, "norm": group.norm, "pooling": group.pooling}
-        reason = "collapsed" if math.isnan(value) else None
-        # Another variant has the opposite order of layers.
-        value = value if variant == "raw" else -value
-        scores = {"fold": fold, "value": value, "replicates": [value] * 3, "reason": reason}
-        return {**vectors, "variant": variant, **scores}
 
 
 def stored(scorer: Scorer, index: int, folds: int, layers: Sequence[int] = range(LAYERS)) -> Any:  # noqa: ANN401

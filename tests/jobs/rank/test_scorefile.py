@@ -225,20 +225,23 @@ def test_files_that_cannot_be_ranked(
     assert "scores.csv" in str(caught.value)
 
 
-def test_places_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no file or folder .*absent\.csv"):
-        rank_file(tmp_path / "absent.csv")
-    (tmp_path / "scores.xlsx").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"scores\.xlsx: its name ends in neither"):
-        rank_file(tmp_path / "scores.xlsx")
-    (tmp_path / "scores.parquet").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"cannot read .*scores\.parquet as parquet"):
-        rank_file(tmp_path / "scores.parquet")
-    (tmp_path / "empty.csv").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"cannot read .*empty\.csv as csv: Empty"):
-        rank_file(tmp_path / "empty.csv")
-    with pytest.raises(ConfigError, match="holds no mteb results: expected files layer-07/"):
-        rank_file(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.csv", None, r"there is no file or folder .*absent\.csv"),
+        ("scores.xlsx", b"x", r"scores\.xlsx: its name ends in neither"),
+        ("scores.parquet", b"x", r"cannot read .*scores\.parquet as parquet"),
+        ("empty.csv", b"", r"cannot read .*empty\.csv as csv: Empty"),
+        ("", None, "holds no mteb results: expected files layer-07/"),
+    ],
+)
+def test_places_that_cannot_be_read(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        rank_file(tmp_path / name)
 
 
 def test_a_byte_order_mark_and_numbers_as_text(tmp_path: Path) -> None:
