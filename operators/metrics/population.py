@@ -212,8 +212,14 @@ class Population:
             elif wanted == (False, False):
                 raised_DD = means.n_prompts * torch.outer(means.mean_D, means.mean_D)
                 self._grams[wanted] = self.gram(center=True, unit=False) + raised_DD
-            else:
-                self._second_pass(wanted)
+            else:  # one pass for every one that was announced and is not there yet
+                missing = {wanted, *SECOND_PASS} - {(False, False), *self._grams}
+                zeros_DD = means.mean_D.new_zeros(self.dim, self.dim)
+                totals = {each: zeros_DD.clone() for each in missing}
+                for block_nD in self.blocks():
+                    for each, total_DD in totals.items():
+                        total_DD.add_(second_moment(block_nD, means, *each))
+                self._grams.update(totals)
         return self._grams[wanted]
 
     def spectrum(self, center: bool, unit: bool) -> Tensor:
@@ -242,7 +248,7 @@ class Population:
             found.append(block_nD[: at_most - sum(map(len, found))])
             if sum(map(len, found)) >= at_most:
                 break
-        return torch.cat(found) if found else self.means.mean_D.new_empty(0, self.dim)
+        return torch.cat(found) if found else torch.empty(0, 0)
 
     @cached_property
     def _first_pass(self) -> tuple[MeanSums, DirectionSums, list[Tensor] | None]:
@@ -256,14 +262,3 @@ class Population:
             if kept is not None:
                 kept = [*kept, block_nD] if means.n_prompts <= block_nD.shape[1] else None
         return means, directions, kept
-
-    def _second_pass(self, wanted: Preparation) -> None:
-        """Read the blocks for every Gram matrix that was announced and is not there yet."""
-        missing = {wanted, *SECOND_PASS} - {(False, False), *self._grams}
-        totals: dict[Preparation, Tensor] = {}
-        for block_nD in self.blocks():
-            for preparation in missing:
-                part_DD = second_moment(block_nD, self.means, *preparation)
-                total_DD = totals.get(preparation)
-                totals[preparation] = part_DD if total_DD is None else total_DD.add_(part_DD)
-        self._grams.update(totals)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from operators.metrics.population import Population, mean_sums
+from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.entropy import entropies
-from operators.metrics.token.rows import Kernel, length_chunks
+from operators.metrics.tokens import curvatures, entropies
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

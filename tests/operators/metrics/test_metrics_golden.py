@@ -27,8 +27,8 @@ from operators.metrics.prompts import (
     rankme,
     stable_rank,
 )
+from operators.metrics.rows import prepare_rows
 from operators.metrics.spectrum import EntropyNorm, matrix_entropy, normalize_entropy
-from operators.metrics.token.rows import prepare_rows
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
 from tests.support.whole import (

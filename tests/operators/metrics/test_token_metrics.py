@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from operators.metrics import rows as rows_module
 from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
+from operators.metrics.rows import Chunk, length_chunks
 from operators.metrics.spectrum import (
     SpectrumMethod,
     gram_entropies,
@@ -21,10 +23,7 @@ from operators.metrics.spectrum import (
     psd_spectrum,
     small_gram,
 )
-from operators.metrics.token import rows as rows_module
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.token.rows import Chunk, length_chunks
+from operators.metrics.tokens import curvatures, first_token_shares, largest_coordinates, mean_norms
 from tests.support.whole import (
     curvature,
     dataset_entropy,
