@@ -23,18 +23,20 @@ from jobs.config.run import RunConfig
 from jobs.run import Run, leading, partition
 from jobs.subjects import tokenizer_of
 from operators.analysis.modes import (
+    NO_WORD,
     NOTHING,
     UNDEFINED,
     find_modes,
     histogram,
     middle,
     nearest,
+    repeated_share,
     separations,
+    unknown_word_shares,
 )
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
-from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
 from operators.ranking.evidence import holm
 from storage import schema
 from storage.layers import MetricRows, select_rows

@@ -152,5 +152,3 @@ def test_tables_without_meaning_are_errors() -> None:
         correlations({"lidar": four[:3]}, four, layers=range(4))
     with pytest.raises(ValueError, match="repeated"):
         correlations({}, four, layers=[0, 1, 1, 2])
-    with pytest.raises(ValueError, match="draws must be at least 1"):
-        correlations({}, four, layers=range(4), draws=0)

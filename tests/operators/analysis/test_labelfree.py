@@ -17,7 +17,6 @@ from operators.analysis.labelfree import (
     Choice,
     depth_rules,
     metric_rules,
-    other_tasks_layers,
     regrets,
     task_regrets,
 )
@@ -107,13 +106,18 @@ def test_regret_of_a_draw_is_against_the_best_layer_of_that_draw() -> None:
 def test_other_tasks_choose_by_hand() -> None:
     scores = np.array([[0.9, 0.1, 0.1], [0.4, 0.4, 0.4], [0.0, 0.8, 0.0], [math.nan, 1, 1]])
     # Without task 0 the sums are 0.2, 0.8, 0.8; without task 1 1.0, 0.8, 0.0; without 2 as given.
-    assert other_tasks_layers(scores, layers=[0, 1, 2, 3]) == [1, 0, 0]
-    assert other_tasks_layers(scores, layers=[8, 7, 6, 5]) == [6, 8, 8]
     found = by_rule(task_regrets({"one": 1}, scores[:3], layers=range(3)))
     assert found["one"].regret == pytest.approx((0.5 + 0.4 + 0.0) / 3)
     assert found[OTHER_TASKS].layer is None
     assert found[OTHER_TASKS].score == pytest.approx((0.4 + 0.1 + 0.1) / 3)
     assert found[OTHER_TASKS].regret == pytest.approx((0.5 + 0.7 + 0.3) / 3)
+    # The fourth layer, without a score on one task, is no candidate, but the best of two tasks.
+    for layers, first in (([0, 1, 2, 3], 0.4), ([8, 7, 6, 5], 0.0)):
+        (found_again,) = task_regrets({}, scores, layers=layers)
+        assert found_again.score == pytest.approx((first + 0.1 + 0.1) / 3)
+        assert found_again.regret == pytest.approx((0.9 - first + 0.9 + 0.9) / 3)
+    nowhere = np.array([[0.5, math.nan], [math.nan, 0.5]])
+    assert task_regrets({}, nowhere, layers=[0, 1]) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -172,10 +176,6 @@ def test_tables_without_meaning_are_errors() -> None:
         metric_rules({"lidar": np.zeros(2)}, layers=range(3))
     with pytest.raises(ValueError, match="rule: layer 7 is not one of the scored layers"):
         regrets({"rule": 7}, np.zeros(3), layers=range(3))
-    with pytest.raises(ValueError, match="2 tasks or more, got 1"):
-        other_tasks_layers(np.zeros((3, 1)), layers=range(3))
-    with pytest.raises(ValueError, match=r"no layer of .* is scored on all 2 tasks"):
-        other_tasks_layers(np.diag([math.nan, math.nan]), layers=range(2))
     with pytest.raises(ValueError, match="no task has a score"):
         task_regrets({}, np.full((2, 2), math.nan), layers=range(2))
 
