@@ -22,7 +22,12 @@ from operators.metrics import prompts, tokens
 from operators.metrics.population import Population
 from operators.metrics.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks, map_rows
 from operators.metrics.similarity import FEWEST_DEBIASED
-from operators.metrics.spectrum import EntropyNorm, SpectrumMethod, entropy_variant
+from operators.metrics.spectrum import (
+    EntropyNorm,
+    SpectrumMethod,
+    entropy_variant,
+    entropy_variants,
+)
 from operators.metrics.views import dime, infonce, lidar
 
 FEWEST_VIEWS = 2  # that can be told apart
@@ -188,8 +193,12 @@ _NORMALIZED = (
 METRICS: dict[str, Metric] = {
     "prompt_entropy": Metric(
         with_and_without_first(
-            lambda chunk, p: tokens.prompt_entropies(
-                chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.normalizations, p.method
+            lambda chunk, p: entropy_variants(
+                tokens.entropies(chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.method),
+                chunk.mask_MT.sum(dim=1),
+                chunk.tokens_MTD.shape[2],
+                p.alphas,
+                p.normalizations,
             )
         ),
         "Prompt entropy",

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
 from operators.metrics.rows import WITHOUT_FIRST, map_rows, prepare_rows, token_parts
-from operators.metrics.spectrum import (
-    EntropyNorm,
-    SpectrumMethod,
-    entropy_variants,
-    gram_entropies,
-    small_gram,
-)
+from operators.metrics.spectrum import SpectrumMethod, gram_entropies, small_gram
 
 # Variant -> whether angles at a zero difference are skipped, and how many tokens are left out.
 VARIANTS = {
@@ -33,19 +27,6 @@ VARIANTS = {
 # Beyond this cosine an angle is taken from the unit vectors: there arccos loses digits, half of
 # them near 1.
 NEAR_STRAIGHT = 0.9
-
-
-def prompt_entropies(
-    tokens_MTD: Tensor,
-    mask_MT: Tensor,
-    alphas: Sequence[float],
-    normalizations: Sequence[EntropyNorm],
-    method: SpectrumMethod,
-) -> dict[str, Tensor]:
-    """``entropies`` of each row at each order in each normalisation, by variant."""
-    values_AM = entropies(tokens_MTD, mask_MT, alphas, method)
-    size = mask_MT.sum(dim=1), tokens_MTD.shape[2]
-    return entropy_variants(values_AM, *size, alphas, normalizations)
 
 
 def entropies(

@@ -30,7 +30,7 @@ from operators.prompts.conditions import (
     condition_tokens,
     graded,
 )
-from operators.prompts.views import ViewProbabilities, view_text
+from operators.prompts.views import ViewProbabilities
 from tests.support.tiny import tiny_tokenizer
 
 USUAL = ViewProbabilities(0.1, 0.1, 0.1)
@@ -98,9 +98,8 @@ def test_what_acts_on_the_text_leaves_tokens_alone_and_the_other_way_round() -> 
         assert condition_text(text, name, 0, USUAL) == text
 
 
-def test_texts_are_typed_by_view_and_by_level() -> None:
+def test_texts_are_typed_by_level() -> None:
     text = "the quick brown fox jumps over the lazy dog, and then it sleeps for a while"
-    assert condition_text(text, "view-02", 3, USUAL) == view_text(text, "view-02", 3, USUAL)
     low, high = (condition_text(text, name, 3, USUAL) for name in ("noise-0.10", "noise-0.90"))
     assert text != low != high != text
 
