@@ -330,7 +330,7 @@ METRICS: dict[str, Metric] = {
         fewest=prompts.FEWEST_POINTS,
     ),
     "anisotropy": Metric(
-        Prompts(lambda vectors, _: {"": float(prompts.anisotropy(vectors.directions))}),
+        Prompts(lambda vectors, _: {"": float(prompts.anisotropy(vectors.sums))}),
         "Anisotropy",
         "cosine",
         "Mean cosine of two different prompts: near 1 means that all point the same way.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from operators.metrics.population import Population, mean_sums
+from operators.metrics.population import Population, row_sums
 from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
@@ -63,7 +63,7 @@ def dataset_entropy(
 
 def linear_cka(rows_ND: Tensor, other_NE: Tensor) -> Hsic:
     """Biased and debiased similarity of two layers."""
-    mean_D, mean_E = mean_sums(rows_ND).mean_D, mean_sums(other_NE).mean_D
+    mean_D, mean_E = row_sums(rows_ND).mean_D, row_sums(other_NE).mean_D
     return cka(
         hsic(hsic_sums(rows_ND, other_NE, mean_D, mean_E)),
         hsic(hsic_sums(rows_ND, rows_ND, mean_D, mean_D)),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from operators.analysis.correlates import distance_correlation, spearman
 from operators.metrics import views
-from operators.metrics.population import direction_sums
+from operators.metrics.population import row_sums
 from operators.metrics.prompts import (
     anisotropy,
     effective_rank,
@@ -167,7 +167,7 @@ def compute_rank(inputs: Inputs, params: Params) -> dict[str, Tensor]:
         "participation_ratio_uncentered": participation_ratio(raw),
         "stable_rank": stable_rank(raw),
         "stable_rank_centered": stable_rank(centred),
-        "mean_cosine": anisotropy(direction_sums(inputs[0])),
+        "mean_cosine": anisotropy(row_sums(inputs[0])),
     }
 
 

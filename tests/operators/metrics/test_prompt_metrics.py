@@ -17,10 +17,8 @@ from operators.metrics import population as population_module
 from operators.metrics import prompts as prompts_module
 from operators.metrics.population import (
     Population,
-    direction_sums,
-    mean_sums,
-    merge_directions,
-    merge_means,
+    merge_rows,
+    row_sums,
     second_moment,
 )
 from operators.metrics.prompts import (
@@ -53,7 +51,7 @@ RANKS = {each.__name__: each for each in (effective_rank, rankme, participation_
 
 def of_population(population: Population) -> dict[str, Tensor]:
     """Every metric that is made of a population's cached parts."""
-    found = {"anisotropy": anisotropy_of(population.directions)}
+    found = {"anisotropy": anisotropy_of(population.sums)}
     for center, word in ((False, ""), (True, "-centred")):
         spectrum = population.spectrum(center, unit=False)
         found |= {f"{name}{word}": rank(spectrum) for name, rank in RANKS.items()}
@@ -68,7 +66,7 @@ def of_rows(rows_ND: Tensor) -> dict[str, Tensor]:
 
 
 def anisotropy(rows_ND: Tensor) -> Tensor:
-    return anisotropy_of(direction_sums(rows_ND))
+    return anisotropy_of(row_sums(rows_ND))
 
 
 def agree(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:
@@ -362,7 +360,7 @@ def test_equal_rows_leave_no_rounding_to_measure(n: int) -> None:
     equal_ND = torch.tensor([[0.1, 0.2, 0.3, 0.7]], dtype=torch.float64).repeat(n, 1)
     for cut in range(n):
         population = Population([equal_ND[:cut], equal_ND[cut:]])
-        assert float(population.means.squares) == 0
+        assert float(population.sums.squares) == 0
         for unit in (False, True):
             assert not population.spectrum(center=True, unit=unit).any()
     found = of_rows(equal_ND)
@@ -438,17 +436,16 @@ def test_cuts_of_a_population_never_matter(rows_ND: Tensor, data: st.DataObject)
 def test_sums_merge_in_any_grouping(rows_ND: Tensor, data: st.DataObject, seed: int) -> None:
     blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
-    means = [mean_sums(blocks[i]) for i in order]
-    expected = mean_sums(rows_ND)
-    half = len(means) // 2
-    groups = [reduce(merge_means, part) for part in (means[:half], means[half:]) if part]
-    merged = reduce(merge_means, groups)
+    sums = [row_sums(blocks[i]) for i in order]
+    expected = row_sums(rows_ND)
+    half = len(sums) // 2
+    groups = [reduce(merge_rows, part) for part in (sums[:half], sums[half:]) if part]
+    merged = reduce(merge_rows, groups)
     assert merged.n_prompts == len(rows_ND)
     assert same(merged.mean_D, rows_ND.mean(dim=0), 1e-12)
     assert same(merged.squares, (rows_ND - rows_ND.mean(dim=0)).square().sum())
     assert same(merged.squares, expected.squares)
-    directions = reduce(merge_directions, [direction_sums(blocks[i]) for i in order])
-    assert same(anisotropy_of(directions), anisotropy(rows_ND))
+    assert same(anisotropy_of(merged), anisotropy(rows_ND))
     for center, unit in itertools.product((True, False), repeat=2):
         parts = [second_moment(blocks[i], merged, center, unit) for i in order]
         assert same(sum(parts), second_moment(rows_ND, expected, center, unit))
@@ -462,7 +459,7 @@ def test_cuts_of_similarity_never_matter(rows_ND: Tensor, data: st.DataObject, s
     order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def streamed(x_ND: Tensor, y_NE: Tensor) -> Hsic:
-        means = [Population([z[cut] for cut in parts]).means.mean_D for z in (x_ND, y_NE)]
+        means = [Population([z[cut] for cut in parts]).sums.mean_D for z in (x_ND, y_NE)]
         sums = [hsic_sums(x_ND[parts[i]], y_NE[parts[i]], *means) for i in order]
         return hsic(reduce(merge_hsic, sums))
 
@@ -532,7 +529,7 @@ def test_memory_does_not_grow_with_the_prompts(n: int, monkeypatch: pytest.Monke
     stored = in_blocks(draw(8 * n, 6), 8)
     with Watch():  # type: ignore[no-untyped-call]
         of_population(Population(stored))
-        means = mean_sums(stored[0])
+        means = row_sums(stored[0])
         sums = [hsic_sums(x, x, means.mean_D, means.mean_D) for x in stored]
         hsic(reduce(merge_hsic, sums))
     assert largest <= 8 * 6
