@@ -48,18 +48,18 @@ class RowSums(NamedTuple):
     direction_D: Tensor  # sum of their unit vectors
 
 
-def row_chunks(block_nD: Tensor) -> Iterator[Tensor]:
-    """Yield the rows as float64 chunks of bounded memory."""
-    size = max(1, CHUNK_ELEMENTS // max(1, block_nD.shape[1]))
-    for start in range(0, block_nD.shape[0], size):
-        yield block_nD[start : start + size].to(torch.float64)
+def row_chunks(*blocks: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same rows of each block as float64 chunks of bounded memory."""
+    size = max(1, CHUNK_ELEMENTS // max(1, *(block_nD.shape[1] for block_nD in blocks)))
+    for start in range(0, len(blocks[0]), size):
+        yield tuple(block_nD[start : start + size].to(torch.float64) for block_nD in blocks)
 
 
 def row_sums(block_nD: Tensor) -> RowSums:
     """Mean, spread and directions of one block, which may be empty."""
     zeros_D = block_nD.new_zeros(block_nD.shape[1], dtype=torch.float64)
     sums = RowSums(0, zeros_D, zeros_D.new_zeros(()), 0, zeros_D)
-    for rows_nD in row_chunks(block_nD):
+    for (rows_nD,) in row_chunks(block_nD):
         # Relative to the first row, so that equal rows leave an exact zero.
         shifted_nD = rows_nD - rows_nD[0]
         shift_D = shifted_nD.mean(dim=0)
@@ -113,7 +113,7 @@ def second_moment(block_nD: Tensor, sums: RowSums, center: bool, unit: bool) -> 
     ``sums`` is of the whole population, not of the block.
     """
     total_DD = block_nD.new_zeros(2 * block_nD.shape[1:], dtype=torch.float64)
-    for chunk_nD in row_chunks(block_nD):
+    for (chunk_nD,) in row_chunks(block_nD):
         rows_nD = prepare_population(chunk_nD, sums, center, unit)
         total_DD += rows_nD.mT @ rows_nD
     return total_DD
@@ -135,7 +135,7 @@ def deflated_spectrum(gram_KK: Tensor, columns: Iterable[Tensor]) -> Tensor:
         small_KS = basis_KK[:, :n_small]
         total_SS = gram_KK.new_zeros(n_small, n_small)
         for block_nK in columns:
-            for chunk_nK in row_chunks(block_nK):
+            for (chunk_nK,) in row_chunks(block_nK):
                 chunk_nS = chunk_nK @ small_KS
                 total_SS += chunk_nS.mT @ chunk_nS
         value_K = torch.cat([torch.linalg.eigvalsh(total_SS), value_K[n_small:]]).sort().values

@@ -36,16 +36,15 @@ from operators.metrics.views import infonce_loss
 from tests.support.whole import (
     dataset_entropy,
     draw,
+    few,
     linear_cka,
     rotation,
     same,
+    seeds,
     shuffled,
     spectrum_of,
 )
 
-few = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
-RowMetric = Callable[[Tensor], Tensor]
 RANKS = {each.__name__: each for each in (effective_rank, rankme, participation_ratio, stable_rank)}
 
 

@@ -5,7 +5,7 @@ from functools import reduce
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,16 +19,17 @@ from operators.metrics.views import (
     lidar_scatter,
     merge_scatters,
 )
-from tests.support.whole import draw, rotation, same, shuffled
-
-ALPHAS = [0.5, 1.0, 2.0, 3.0]
-few = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
-small_sizes = st.integers(2, 9)
-
-
-def float64(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from tests.support.whole import (
+    ALPHAS,
+    draw,
+    few,
+    float64,
+    rotation,
+    same,
+    seeds,
+    shuffled,
+    small_sizes,
+)
 
 
 def lidar(views_NVD: Tensor, delta: float = 1e-4, alpha: float = 1.0) -> Tensor:
