@@ -163,16 +163,7 @@ def test_undefined_entropy_is_nan(alpha: float) -> None:
     assert dataset_entropy(hidden_NTD[1], alpha).isnan()
 
 
-def test_normalized_entropy() -> None:
-    for how, n, divisor in (
-        ("raw", 8, 1.0),
-        ("maxEntropy", 8, math.log(4)),
-        ("maxEntropy", 3, math.log(3)),
-        ("logN", 8, math.log(8)),
-        ("logD", 8, math.log(4)),
-        ("logNlogD", 8, math.log(8) * math.log(4)),
-    ):
-        assert same(normalize_entropy(1.5, n, 4, how), 1.5 / divisor)  # type: ignore[arg-type]
+def test_an_entropy_is_normalized_by_what_its_prompt_could_reach() -> None:
     per_prompt = normalize_entropy(torch.tensor([1.5, 0.0]), torch.tensor([8, 1]), 4, "logN")
     assert same(per_prompt, float64([1.5 / math.log(8), math.nan]))
     with pytest.raises(ValueError, match="raw, maxEntropy, logN, logD, logNlogD"):
