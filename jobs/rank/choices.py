@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jobs.rank.ranking import Ranking, at_layers
-from operators.analysis.correlates import correlations
-from operators.analysis.labelfree import Choice, depth_rules, metric_rules, regrets, task_regrets
+from operators.analysis.correlates import correlation
+from operators.analysis.labelfree import Choice, depth_rules, metric_rule, regrets, task_regrets
 
 ON = " on "  # between a metric and its dataset, in a rule of a run with several datasets
 
@@ -28,9 +28,9 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
     several = len({dataset for dataset, _ in ranking.metrics}) > 1
     rules = depth_rules(layers)
     for (dataset, metric), values in ranking.metrics.items():
-        of_metric = metric_rules({metric: at_layers(values, layers)}, layers=layers)
-        name = f"{metric}{ON}{dataset}" if several else metric
-        rules.update((name, layer) for layer in of_metric.values())
+        chosen = metric_rule(metric, at_layers(values, layers), layers=layers)
+        if chosen is not None:
+            rules[f"{metric}{ON}{dataset}" if several else metric] = chosen
     if not ranking.scored:
         nothing = [math.nan] * 4
         return [asdict(Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
@@ -51,8 +51,9 @@ def correlation_rows(ranking: Ranking) -> list[dict[str, Any]]:
     score_L = np.array([row.score for row in ranking.evidence.layers])
     rows = []
     for (dataset, metric), values in ranking.metrics.items():
-        (found,) = correlations(
-            {metric: at_layers(values, ranking.layers)},
+        found = correlation(
+            metric,
+            at_layers(values, ranking.layers),
             score_L,
             layers=ranking.layers,
             seed=ranking.settings.seed,

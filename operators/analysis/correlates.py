@@ -7,7 +7,7 @@ values [L] is of each row of [B, L].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,6 @@ class Correlation:
     `reason` says why all numbers are NaN, and is empty where they are not.
     """
 
-    metric: str
     n_layers: int
     left_out: int
     spearman: Association
@@ -53,16 +52,17 @@ class Correlation:
     reason: str
 
 
-def correlations(
-    metrics: Mapping[str, Values],
+def correlation(
+    metric: str,
+    values_L: Values,
     score_L: Values,
     *,
     layers: Sequence[int],
     seed: int = 0,
     draws: int = 1000,
     level: float = 0.95,
-) -> list[Correlation]:
-    """Spearman and distance correlation of every metric with the score, over the layers.
+) -> Correlation:
+    """Spearman and distance correlation of a metric with the score, over the layers.
 
     Layers are few, and both quantities change gradually with depth. Two unrelated gradual curves
     correlate strongly (Yule 1926), so next to the level of a plain permutation stands one that
@@ -85,34 +85,24 @@ def correlations(
 
     The order of rows does not matter, that of the layer numbers is the depth; layers that are left
     out or missing count as a step like any other. The draws depend on the seed and the number of
-    layers only, so a metric's numbers do not depend on which others are asked for.
+    layers only.
     """
     if len(set(layers)) != len(layers):
         raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
-    for name, values_L in {**metrics, "score": score_L}.items():
-        if len(values_L) != len(layers):
-            raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(values_L)}")
-    order_L, nothing = np.argsort(layers), Association(*[math.nan] * 5)
-    found = []
-    for metric, values_L in metrics.items():
-        both_XL = np.stack([values_L, score_L], dtype=np.float64)[:, order_L]
-        x_L, y_L = both_XL[:, np.isfinite(both_XL).all(axis=0)]
-        n_layers, reason = len(x_L), ""
-        if n_layers < FEWEST_LAYERS:
-            reason = f"{n_layers} layers have both values, {FEWEST_LAYERS} are needed"
-        elif same := [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]:
-            reason = f"{' and '.join(same)} is the same in every layer"
-        pair = [nothing] * 2 if reason else _associations(x_L, y_L, seed, draws, level)
-        left_out = len(layers) - n_layers
-        found.append(Correlation(metric, n_layers, left_out, pair[0], pair[1], reason))
-    return found
-
-
-def _associations(
-    x_L: Values, y_L: Values, seed: int, draws: int, level: float
-) -> list[Association]:
-    """Return how two quantities go together: by Spearman and by distance correlation."""
-    n_layers = len(x_L)
+    for name, each_L in ((metric, values_L), ("score", score_L)):
+        if len(each_L) != len(layers):
+            raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(each_L)}")
+    both_XL = np.stack([values_L, score_L], dtype=np.float64)[:, np.argsort(layers)]
+    x_L, y_L = both_XL[:, np.isfinite(both_XL).all(axis=0)]
+    n_layers, reason = len(x_L), ""
+    left_out = len(layers) - n_layers
+    if n_layers < FEWEST_LAYERS:
+        reason = f"{n_layers} layers have both values, {FEWEST_LAYERS} are needed"
+    elif constant := [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]:
+        reason = f"{' and '.join(constant)} is the same in every layer"
+    if reason:
+        nothing = Association(*[math.nan] * 5)
+        return Correlation(n_layers, left_out, nothing, nothing, reason)
     generator = np.random.default_rng([seed, n_layers])
     permuted_BL = generator.permuted(np.tile(x_L, (draws, 1)), axis=1)
     smooth_BL = sign_surrogates(x_L, draws, generator)
@@ -132,7 +122,7 @@ def _associations(
             magnitudes = np.append(np.abs(statistic(rows_BL, y_BL)), abs(value))
             nulls.append(float(np.nanquantile(magnitudes, level, method="higher")))
         found.append(Association(value, float(low), float(high), *nulls))
-    return found
+    return Correlation(n_layers, left_out, found[0], found[1], "")
 
 
 def sign_surrogates(x_L: Values, draws: int, generator: np.random.Generator) -> Values:

@@ -72,20 +72,16 @@ def depth_rules(layers: Sequence[int]) -> dict[str, int]:
     }
 
 
-def metric_rules(metrics: Mapping[str, Values], *, layers: Sequence[int]) -> dict[str, int]:
-    """Layer that each metric would choose: where it is highest or lowest, as people read it.
+def metric_rule(metric: str, values_L: Values, *, layers: Sequence[int]) -> int | None:
+    """Layer that a metric would choose: where it is highest or lowest, as people read it.
 
-    `metrics` holds one value per layer. Layers without a finite value are passed over, of several
-    equal layers the lowest counts. A metric without a direction, or without any value, has no rule.
+    Layers without a finite value are passed over, of several equal layers the lowest counts. A
+    metric without a direction, or without any value, has no rule: None.
     """
-    _check(layers, **metrics)
-    chosen = {}
-    for metric in [name for name in metrics if name in READ_AS]:
-        signed_L = metrics[metric] * (-1 if READ_AS[metric] == "high" else 1)
-        pairs = [pair for pair in zip(signed_L, layers, strict=True) if np.isfinite(pair[0])]
-        if pairs:
-            chosen[metric] = min(pairs)[1]
-    return chosen
+    _check(layers, **{metric: values_L})
+    signed_L = values_L * (-1 if READ_AS.get(metric) == "high" else 1)
+    pairs = [pair for pair in zip(signed_L, layers, strict=True) if np.isfinite(pair[0])]
+    return min(pairs)[1] if pairs and metric in READ_AS else None
 
 
 def regrets(

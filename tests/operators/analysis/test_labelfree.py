@@ -16,7 +16,7 @@ from operators.analysis.labelfree import (
     READ_AS,
     Choice,
     depth_rules,
-    metric_rules,
+    metric_rule,
     regrets,
     task_regrets,
 )
@@ -59,9 +59,11 @@ def test_depth_rules_take_the_nearest_layer_there_is(layers: list[int], chosen: 
 
 def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> None:
     values = np.array([math.nan, 3.0, 1.0, 3.0, math.inf])
-    metrics = {"lidar": values, "curvature": values, "twonn": values, "dime": values * math.nan}
-    assert metric_rules(metrics, layers=[0, 1, 2, 3, 4]) == {"lidar": 1, "curvature": 2}
-    assert metric_rules(metrics, layers=[9, 8, 7, 6, 5]) == {"lidar": 6, "curvature": 7}
+    for layers, highest, lowest in ((range(5), 1, 2), ([9, 8, 7, 6, 5], 6, 7)):
+        assert metric_rule("lidar", values, layers=layers) == highest
+        assert metric_rule("curvature", values, layers=layers) == lowest
+        assert metric_rule("twonn", values, layers=layers) is None
+        assert metric_rule("dime", values * math.nan, layers=layers) is None
 
 
 def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
@@ -173,7 +175,7 @@ def test_tables_without_meaning_are_errors() -> None:
     with pytest.raises(ValueError, match="repeated"):
         depth_rules([1, 1])
     with pytest.raises(ValueError, match="lidar: 3 layers need as many values, got 2"):
-        metric_rules({"lidar": np.zeros(2)}, layers=range(3))
+        metric_rule("lidar", np.zeros(2), layers=range(3))
     with pytest.raises(ValueError, match="rule: layer 7 is not one of the scored layers"):
         regrets({"rule": 7}, np.zeros(3), layers=range(3))
     with pytest.raises(ValueError, match="no task has a score"):
@@ -201,10 +203,14 @@ def published_metrics() -> dict[str, Values]:
 def test_the_published_scores_say_what_the_sentence_says() -> None:
     layers = range(25)
     choices = depth_rules(layers)
-    metrics = metric_rules(published_metrics(), layers=layers)
-    assert set(metrics) == {
-        *("prompt_entropy", "curvature", "dataset_entropy", "infonce", "lidar", "dime"),
+    rules = {
+        name: metric_rule(name, values_L, layers=layers)
+        for name, values_L in published_metrics().items()
     }
+    metrics = {name: layer for name, layer in rules.items() if layer is not None}
+    assert " ".join(sorted(metrics)) == (
+        "curvature dataset_entropy dime infonce lidar prompt_entropy"
+    )
     found = by_rule(task_regrets(choices | metrics, published_scores("main"), layers=layers))
     assert found["2/3 depth"].regret == pytest.approx(0.0266, abs=1e-4)
     assert found[OTHER_TASKS].regret == pytest.approx(0.0148, abs=1e-4)
