@@ -189,17 +189,6 @@ SOURCES = [
 ]
 
 
-def as_inputs(arrays: list[np.ndarray], dtype: torch.dtype) -> Inputs:
-    tensors = [torch.from_numpy(array) for array in arrays]
-    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
-
-
-def agrees(got: float, expected: float, tolerance: float) -> bool:
-    if math.isnan(expected):
-        return math.isnan(got)
-    return abs(got - expected) <= tolerance * max(1.0, abs(expected))
-
-
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("metric", COMPUTE)
 def test_values_are_those_of_the_reference(metric: str, source: tuple[Path, str]) -> None:
@@ -210,10 +199,12 @@ def test_values_are_those_of_the_reference(metric: str, source: tuple[Path, str]
         tolerance = case[tol]
         if case["metric"] != metric or tolerance is None:
             continue
-        got = COMPUTE[metric](as_inputs([arrays[n] for n in case["inputs"]], dtype), case["params"])
+        inputs = [torch.from_numpy(arrays[name]) for name in case["inputs"]]
+        inputs = [each.to(dtype) if each.is_floating_point() else each for each in inputs]
+        got = COMPUTE[metric](inputs, case["params"])
         for output, raw in zip(case["outputs"], case["expected"], strict=True):
             value, expected = float(got[output]), float(raw)
-            if not agrees(value, expected, tolerance):
+            if value != pytest.approx(expected, rel=tolerance, abs=tolerance, nan_ok=True):
                 where = f"case {case['id']} {case['inputs'][0]} {dtype} {case['params']} {output}"
                 failed.append(f"{where}: got {value!r}, expected {expected!r}, within {tolerance}")
         checked += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from operators.metrics import rows as rows_module
 from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
-from operators.metrics.rows import Chunk, Kernel, length_chunks
+from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.spectrum import (
     SpectrumMethod,
     gram_entropies,
@@ -333,15 +333,6 @@ def test_a_lone_prompt_is_read_where_it_is_and_without_tokens_is_zero() -> None:
     assert not nothing.tokens_MTD.any()
 
 
-def of_chunk(chunk: Chunk) -> Values:
-    """Everything that is measured on a chunk, by metric and variant."""
-    return {
-        (name, variant): values_M
-        for name, measure in TOKEN_METRICS.items()
-        for variant, values_M in measure.compute(chunk, EVERYTHING).items()
-    }
-
-
 def in_chunks(states: list[Tensor], lengths_N: Tensor) -> Values:
     """Values [L, N] of every metric."""
     found = token_metrics(states, lengths_N, [*TOKEN_METRICS], EVERYTHING)
@@ -349,15 +340,13 @@ def in_chunks(states: list[Tensor], lengths_N: Tensor) -> Values:
 
 
 def alone(states: list[Tensor], lengths_N: Tensor, first: int = 0) -> Values:
-    """The same, one prompt of one layer at a time, which begins at a token."""
+    """The same without padding, one prompt of one layer at a time, which begins at a token."""
     found: dict[tuple[str, str], list[Tensor]] = {}
     for state in states:
         for hidden_TD, length in zip(state, lengths_N.tolist(), strict=True):
-            tokens_MTD = hidden_TD[None, first : max(length, first + 1)]
-            mask_MT = torch.full(tokens_MTD.shape[:2], length > first)
-            tokens_MTD = tokens_MTD.where(mask_MT[..., None], 0.0)
-            chunk = Chunk(torch.zeros(1), tokens_MTD, mask_MT, slice(0, 1))
-            for key, value in of_chunk(chunk).items():
+            tokens_1TD = hidden_TD[None, first : max(length, first + 1)]
+            left_1 = torch.tensor([max(length - first, 0)])
+            for key, value in in_chunks([tokens_1TD], left_1).items():
                 found.setdefault(key, []).append(value)
     return {key: torch.cat(values).view(len(states), -1) for key, values in found.items()}
 
