@@ -1,7 +1,6 @@
 """Rules without labels: what they choose, and what that loses on scores with a known outcome."""
 
 import math
-import re
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +12,13 @@ from hypothesis import strategies as st
 from operators.analysis.labelfree import (
     DEFAULT_RULE,
     OTHER_TASKS,
-    READ_AS,
     Choice,
     depth_rules,
     metric_rule,
     regrets,
     task_regrets,
 )
-from operators.metrics.registry import METRICS
-from tests.support.places import PROJECT
 from tests.support.published import PUBLISHED, layer_scores
-
-GUIDE = PROJECT / "docs" / "metrics.md"
 
 Values = npt.NDArray[np.float64]
 
@@ -64,22 +58,6 @@ def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> Non
         assert metric_rule("curvature", values, layers=layers) == lowest
         assert metric_rule("twonn", values, layers=layers) is None
         assert metric_rule("dime", values * math.nan, layers=layers) is None
-
-
-def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
-    assert set(READ_AS) <= set(METRICS)
-    guide = GUIDE.read_text()
-    for name, metric in METRICS.items():
-        section = guide.split(f"\n## {metric.title}\n", 1)[1].split("\n## ", 1)[0]
-        stated = re.search(r"\*\*Which way is better\*\*: (.*?)\n- ", section, re.DOTALL)
-        assert stated is not None
-        for words, direction in (
-            ("neither", None),
-            (("high", "the paper finds higher"), "high"),
-            (("low", "a lower"), "low"),
-        ):
-            if stated[1].startswith(words):
-                assert READ_AS.get(name) == direction
 
 
 def test_regret_is_the_distance_to_the_best_single_layer() -> None:
