@@ -26,7 +26,6 @@ from operators.analysis import modes as analysis
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
-from operators.prompts.traits import NO_WORD, repeated_share, unknown_word_shares
 from operators.ranking.evidence import holm
 from storage import schema
 from storage.layers import MetricRows, select_rows
@@ -218,13 +217,13 @@ def shard_traits(
     texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
     tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokens = tokenise(tokenizer, texts, limit).ids
-    unknown_N = unknown_word_shares(tokenizer, texts)
+    unknown_N = analysis.unknown_word_shares(tokenizer, texts)
     columns = [
         prompt_ids,
         pa.array([len(ids) for ids in tokens], pa.int32()),
-        pa.array([repeated_share(ids) for ids in tokens], pa.float64()),
+        pa.array([analysis.repeated_share(ids) for ids in tokens], pa.float64()),
         pa.array(unknown_N),
-        pa.array([NO_WORD if nan else None for nan in np.isnan(unknown_N)], pa.string()),
+        pa.array([analysis.NO_WORD if nan else None for nan in np.isnan(unknown_N)], pa.string()),
     ]
     table = pa.table(columns, names=schema.PROMPT_TRAITS.names)
     where = measured.sibling("prompt_traits").shard(name)

@@ -141,7 +141,7 @@ class LayerMetrics:
             own = layer == group.layer
             other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
             parts = (
-                hsic_sums(x_nD, y_nD, prompts.means.mean_D, other.means.mean_D)
+                hsic_sums(x_nD, y_nD, prompts.sums.mean_D, other.sums.mean_D)
                 for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
             )
             of_all = hsic(reduce(merge_hsic, parts))

@@ -15,7 +15,7 @@ from jobs.rank import sentences
 from jobs.rank.sentences import Gap
 from jobs.words import known
 from operators.analysis import labelfree
-from operators.analysis.correlates import correlations
+from operators.analysis.correlates import correlation
 from operators.model.subject import Subject
 from operators.ranking.evidence import Evidence, draw_scores, weigh
 from operators.ranking.policy import Policy, Verdict, pareto, recommend
@@ -286,9 +286,9 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
     several = len({dataset for dataset, _ in ranking.metrics}) > 1
     rules = labelfree.depth_rules(layers)
     for (dataset, metric), values in ranking.metrics.items():
-        of_metric = labelfree.metric_rules({metric: at_layers(values, layers)}, layers=layers)
-        name = f"{metric}{ON}{dataset}" if several else metric
-        rules.update((name, layer) for layer in of_metric.values())
+        chosen = labelfree.metric_rule(metric, at_layers(values, layers), layers=layers)
+        if chosen is not None:
+            rules[f"{metric}{ON}{dataset}" if several else metric] = chosen
     if not ranking.scored:
         nothing = [math.nan] * 4
         return [asdict(labelfree.Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
@@ -310,8 +310,9 @@ def correlation_rows(ranking: Ranking) -> list[dict[str, Any]]:
     score_L = np.array([row.score for row in ranking.evidence.layers])
     rows = []
     for (dataset, metric), values in ranking.metrics.items():
-        (found,) = correlations(
-            {metric: at_layers(values, ranking.layers)},
+        found = correlation(
+            metric,
+            at_layers(values, ranking.layers),
             score_L,
             layers=ranking.layers,
             seed=ranking.settings.seed,

@@ -7,7 +7,7 @@ values [L] is of each row of [B, L].
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,6 @@ class Correlation:
     `reason` says why all numbers are NaN, and is empty where they are not.
     """
 
-    metric: str
     n_layers: int
     left_out: int
     spearman: Association
@@ -53,16 +52,17 @@ class Correlation:
     reason: str
 
 
-def correlations(
-    metrics: Mapping[str, Values],
+def correlation(
+    metric: str,
+    values_L: Values,
     score_L: Values,
     *,
     layers: Sequence[int],
     seed: int = 0,
     draws: int = 1000,
     level: float = 0.95,
-) -> list[Correlation]:
-    """Spearman and distance correlation of every metric with the score, over the layers.
+) -> Correlation:
+    """Spearman and distance correlation of a metric with the score, over the layers.
 
     Layers are few, and both quantities change gradually with depth. Two unrelated gradual curves
     correlate strongly (Yule 1926), so next to the level of a plain permutation stands one that
@@ -85,36 +85,24 @@ def correlations(
 
     The order of rows does not matter, that of the layer numbers is the depth; layers that are left
     out or missing count as a step like any other. The draws depend on the seed and the number of
-    layers only, so a metric's numbers do not depend on which others are asked for.
+    layers only.
     """
     if len(set(layers)) != len(layers):
         raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
-    for name, values_L in {**metrics, "score": score_L}.items():
-        if len(values_L) != len(layers):
-            raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(values_L)}")
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"draws must be at least 1 and level in (0, 1), got {draws} and {level}")
-    order_L = np.argsort(np.asarray(layers))
-    return [
-        _correlation(metric, values_L[order_L], score_L[order_L], (seed, draws, level))
-        for metric, values_L in metrics.items()
-    ]
-
-
-def _correlation(
-    metric: str, values_L: Values, score_L: Values, settings: tuple[int, int, float]
-) -> Correlation:
-    both_L = np.isfinite(values_L) & np.isfinite(score_L)
-    x_L, y_L = (np.asarray(v, dtype=np.float64)[both_L] for v in (values_L, score_L))
-    n_layers, left_out, reason = len(x_L), len(both_L) - len(x_L), ""
+    for name, each_L in ((metric, values_L), ("score", score_L)):
+        if len(each_L) != len(layers):
+            raise ValueError(f"{name}: {len(layers)} layers need as many, got {len(each_L)}")
+    both_XL = np.stack([values_L, score_L], dtype=np.float64)[:, np.argsort(layers)]
+    x_L, y_L = both_XL[:, np.isfinite(both_XL).all(axis=0)]
+    n_layers, reason = len(x_L), ""
+    left_out = len(layers) - n_layers
     if n_layers < FEWEST_LAYERS:
         reason = f"{n_layers} layers have both values, {FEWEST_LAYERS} are needed"
     elif constant := [name for name, v in ((metric, x_L), ("the score", y_L)) if np.ptp(v) == 0]:
         reason = f"{' and '.join(constant)} is the same in every layer"
     if reason:
         nothing = Association(*[math.nan] * 5)
-        return Correlation(metric, n_layers, left_out, nothing, nothing, reason)
-    seed, draws, level = settings
+        return Correlation(n_layers, left_out, nothing, nothing, reason)
     generator = np.random.default_rng([seed, n_layers])
     permuted_BL = generator.permuted(np.tile(x_L, (draws, 1)), axis=1)
     smooth_BL = sign_surrogates(x_L, draws, generator)
@@ -134,7 +122,7 @@ def _correlation(
             magnitudes = np.append(np.abs(statistic(rows_BL, y_BL)), abs(value))
             nulls.append(float(np.nanquantile(magnitudes, level, method="higher")))
         found.append(Association(value, float(low), float(high), *nulls))
-    return Correlation(metric, n_layers, left_out, found[0], found[1], "")
+    return Correlation(n_layers, left_out, found[0], found[1], "")
 
 
 def sign_surrogates(x_L: Values, draws: int, generator: np.random.Generator) -> Values:
@@ -176,18 +164,16 @@ def distance_correlation(x_BL: Values, y_BL: Values) -> Values:
     if x_BL.ndim > 1 and len(x_BL) > chunk:
         parts = (slice(start, start + chunk) for start in range(0, len(x_BL), chunk))
         return np.concatenate([distance_correlation(x_BL[part], y_BL[part]) for part in parts])
-    a_BLL, b_BLL = (_centred_distances(values_BL) for values_BL in (x_BL, y_BL))
+    centred = []
+    for values_BL in (x_BL, y_BL):
+        distance_BLL = np.abs(values_BL[..., :, None] - values_BL[..., None, :])
+        rows_BL1 = distance_BLL.mean(axis=-1, keepdims=True)
+        mean_B11 = rows_BL1.mean(axis=-2, keepdims=True)
+        centred.append(distance_BLL - rows_BL1 - rows_BL1.mT + mean_B11)
+    a_BLL, b_BLL = centred
     variances = (a_BLL**2).mean(axis=(-2, -1)) * (b_BLL**2).mean(axis=(-2, -1))
     rooted: Values = np.sqrt(np.maximum(_ratio((a_BLL * b_BLL).mean(axis=(-2, -1)), variances), 0))
     return rooted
-
-
-def _centred_distances(values_BL: Values) -> Values:
-    distances_BLL = np.abs(values_BL[..., :, None] - values_BL[..., None, :])
-    rows_BL = distances_BLL.mean(axis=-1)
-    mean_B11 = rows_BL.mean(axis=-1)[..., None, None]
-    centred_BLL: Values = distances_BLL - rows_BL[..., :, None] - rows_BL[..., None, :] + mean_B11
-    return centred_BLL
 
 
 def _ratio(covariance: Values, variances: Values) -> Values:

@@ -64,7 +64,7 @@ def depth_rules(layers: Sequence[int]) -> dict[str, int]:
     the depth is taken, of two equally near the lower, which is the cheaper. Example: layers 0..6
     give 3, 4, 4 and 6.
     """
-    _check_layers(layers)
+    _check(layers)
     last = max(layers)
     return {
         rule: min(layers, key=lambda layer: (abs(layer - share * last), layer))
@@ -72,22 +72,16 @@ def depth_rules(layers: Sequence[int]) -> dict[str, int]:
     }
 
 
-def metric_rules(metrics: Mapping[str, Values], *, layers: Sequence[int]) -> dict[str, int]:
-    """Layer that each metric would choose: where it is highest or lowest, as people read it.
+def metric_rule(metric: str, values_L: Values, *, layers: Sequence[int]) -> int | None:
+    """Layer that a metric would choose: where it is highest or lowest, as people read it.
 
-    `metrics` holds one value per layer. Layers without a finite value are passed over, of several
-    equal layers the lowest counts. A metric without a direction, or without any value, has no rule.
+    Layers without a finite value are passed over, of several equal layers the lowest counts. A
+    metric without a direction, or without any value, has no rule: None.
     """
-    _check_layers(layers)
-    chosen = {}
-    for metric, values_L in metrics.items():
-        _check_length(metric, values_L, layers)
-        if metric not in READ_AS or not np.isfinite(values_L).any():
-            continue
-        sign = -1 if READ_AS[metric] == "high" else 1
-        pairs = zip(sign * np.asarray(values_L, dtype=np.float64), layers, strict=True)
-        chosen[metric] = min((value, layer) for value, layer in pairs if np.isfinite(value))[1]
-    return chosen
+    _check(layers, **{metric: values_L})
+    signed_L = values_L * (-1 if READ_AS.get(metric) == "high" else 1)
+    pairs = [pair for pair in zip(signed_L, layers, strict=True) if np.isfinite(pair[0])]
+    return min(pairs)[1] if pairs and metric in READ_AS else None
 
 
 def regrets(
@@ -110,38 +104,18 @@ def regrets(
     above 0 if another could have been the best. With many nearly equal layers the best of a draw
     is better than the best of the truth: then both bounds are a little too high.
     """
-    _check_layers(layers)
-    _check_length("score", score_L, layers)
+    _check(layers, score=score_L)
     scored_L = ~np.isnan(score_L)
     best = float(score_L[scored_L].max()) if scored_L.any() else math.nan
     found = []
     for rule, layer in choices.items():
         row = _row(rule, layer, layers)
-        low = high = math.nan
+        regret_B = np.full(1, math.nan)
         if draws_LB is not None and scored_L[row]:
             regret_B = draws_LB[scored_L].max(axis=0) - draws_LB[row]
-            low, high = _quantiles(regret_B, level)
         score = float(score_L[row])
-        found.append(Choice(rule, layer, score, best - score, low, high))
+        found.append(Choice(rule, layer, score, best - score, *_interval(regret_B, level)))
     return sorted(found, key=_order)
-
-
-def other_tasks_layers(scores_LT: Values, *, layers: Sequence[int]) -> list[int]:
-    """Layer for each task that has the highest mean score over the *other* tasks.
-
-    What a person gets who has labels for other tasks than the own. Only layers that are scored on
-    every task are candidates; of equal ones the lowest counts. Needs two tasks.
-    """
-    _check_layers(layers)
-    n_tasks = scores_LT.shape[1]
-    if n_tasks < 2:  # noqa: PLR2004 - one task has no other
-        raise ValueError(f"the labels of other tasks need 2 tasks or more, got {n_tasks}")
-    rows = [row for row in np.argsort(layers) if not np.isnan(scores_LT[row]).any()]
-    if not rows:
-        raise ValueError(f"no layer of {sorted(layers)} is scored on all {n_tasks} tasks")
-    others_LT = scores_LT[rows].sum(axis=1, keepdims=True) - scores_LT[rows]
-    best_LT = others_LT >= others_LT.max(axis=0) - TIE
-    return [int(layers[rows[first]]) for first in best_LT.argmax(axis=0)]
 
 
 def task_regrets(
@@ -158,47 +132,46 @@ def task_regrets(
     regret = mean over tasks t of (max over layers of s_lt - s_{chosen, t}). It is `regrets` plus a
     constant: what the best single layer loses to the best of each task. This is the number that
     the published results are quoted in, and the only one in which a rule that chooses for each task
-    anew, `OTHER_TASKS`, can be compared. That rule is added where two or more tasks allow it.
+    anew can be compared: `OTHER_TASKS`, the layer with the highest mean score over the *other*
+    tasks, which a person gets who has labels for those. It is added where two or more tasks allow
+    it; only layers that are scored on every task are candidates, of equal ones the lowest counts.
 
     Interval: percentile bootstrap of the mean over tasks (Efron and Tibshirani 1993, chapter 13),
     NaN for one task. It holds the choices fixed and knows nothing of the noise within a task. A
     task without any score does not count; a choice that lacks a task has the regret NaN.
     """
-    _check_layers(layers)
-    _check_length("scores", scores_LT, layers)
+    _check(layers, scores=scores_LT)
     scores_LT = scores_LT[:, ~np.isnan(scores_LT).all(axis=0)]
     n_tasks = scores_LT.shape[1]
     if not n_tasks:
         raise ValueError("regrets: no task has a score")
-    chosen: dict[str, list[int]] = {rule: [layer] * n_tasks for rule, layer in choices.items()}
-    if n_tasks > 1 and not np.isnan(scores_LT).any(axis=1).all():
-        chosen[OTHER_TASKS] = other_tasks_layers(scores_LT, layers=layers)
+    chosen = {rule: [layer] * n_tasks for rule, layer in choices.items()}
+    rows = [row for row in np.argsort(layers) if not np.isnan(scores_LT[row]).any()]
+    if n_tasks > 1 and rows:
+        others_LT = scores_LT[rows].sum(axis=1, keepdims=True) - scores_LT[rows]
+        best_LT = others_LT >= others_LT.max(axis=0) - TIE
+        chosen[OTHER_TASKS] = [layers[rows[first]] for first in best_LT.argmax(axis=0)]
 
     best_T = np.nanmax(scores_LT, axis=0)
     counts_BT = np.random.default_rng(seed).multinomial(n_tasks, [1 / n_tasks] * n_tasks, draws)
     found = []
     for rule, layer_T in chosen.items():
-        rows_T = [_row(rule, layer, layers) for layer in layer_T]
-        score_T = scores_LT[rows_T, np.arange(n_tasks)]
+        score_T = scores_LT[[_row(rule, layer, layers) for layer in layer_T], np.arange(n_tasks)]
         regret_T = best_T - score_T
-        low, high = math.nan, math.nan
-        if n_tasks > 1:
-            low, high = _quantiles(counts_BT @ regret_T / n_tasks, level)
-        layer = choices.get(rule)
-        found.append(Choice(rule, layer, float(score_T.mean()), float(regret_T.mean()), low, high))
+        regret_B = counts_BT @ regret_T / n_tasks if n_tasks > 1 else np.full(1, math.nan)
+        means = float(score_T.mean()), float(regret_T.mean())
+        found.append(Choice(rule, choices.get(rule), *means, *_interval(regret_B, level)))
     return sorted(found, key=_order)
 
 
-def _check_layers(layers: Sequence[int]) -> None:
+def _check(layers: Sequence[int], **of_layers: Values) -> None:
     if not len(layers):
         raise ValueError("there are no layers to choose from")
     if len(set(layers)) != len(layers):
         raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
-
-
-def _check_length(name: str, values: Values, layers: Sequence[int]) -> None:
-    if len(values) != len(layers):
-        raise ValueError(f"{name}: {len(layers)} layers need as many values, got {len(values)}")
+    for name, values in of_layers.items():
+        if len(values) != len(layers):
+            raise ValueError(f"{name}: {len(layers)} layers need as many values, got {len(values)}")
 
 
 def _row(rule: str, layer: int, layers: Sequence[int]) -> int:
@@ -207,15 +180,13 @@ def _row(rule: str, layer: int, layers: Sequence[int]) -> int:
     return list(layers).index(layer)
 
 
-def _quantiles(values_B: Values, level: float) -> tuple[float, float]:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}")
+def _interval(values_B: Values, level: float) -> tuple[float, float]:
     low, high = np.quantile(values_B, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _order(choice: Choice) -> tuple[bool, float, float, str]:
     """Lowest regret first, NaN last; of equal ones the cheaper layer, then the name."""
-    missing = math.isnan(choice.regret)
     layer = math.inf if choice.layer is None else choice.layer
+    missing = math.isnan(choice.regret)
     return missing, 0.0 if missing else choice.regret, layer, choice.rule

@@ -1,8 +1,8 @@
 """Whether values have one mode or several, where two modes lie, and what separates them.
 
 A mode is where values are dense. The dip asks whether one is enough; the excess mass, the same
-number in another form, says where two of them are. Effect sizes say how strongly traits of prompts
-differ between the groups of two modes.
+number in another form, says where two of them are. Effect sizes say how strongly traits of prompts,
+some of which are measured here, differ between the groups of two modes.
 
 Shapes: N values or prompts; A and B values of two groups; K candidate densities; B bins of a
 histogram.
@@ -10,15 +10,17 @@ histogram.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import diptest
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import chi2_contingency, rankdata
+from scipy.stats.contingency import crosstab
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -28,11 +30,13 @@ MOST = 72_000  # the table of p-values ends here
 _LEAST_P = 1e-5  # and here: the last tabulated quantile is 0.99999
 _FEWEST_BINS, _MOST_BINS = 8, 40
 _MOST_PEAKS = 6  # that are counted
+_WORD = re.compile(r"[^\W\d_]+")
 Measure = Literal["cliffs_delta", "cramers_v"]
 CLIFFS_DELTA: Final = "cliffs_delta"
 CRAMERS_V: Final = "cramers_v"
 ONE_KIND = "all prompts are of one kind, or each of its own"
 NO_VALUE = "no value in one of the groups"
+NO_WORD = "no word of letters"
 UNDEFINED = f"fewer than {FEWEST} prompts with a value, or all values equal"
 
 
@@ -92,31 +96,24 @@ def excess_mass(sorted_N: Array) -> tuple[float, Range, Range, int]:
     what the second adds: values that stand like a comb have many. The values [N] are ascending, two
     at least, and not all equal.
     """
-    densities = _densities(sorted_N)
-    found = [_excess(sorted_N, density) for density in densities]
-    best = max(range(len(found)), key=lambda index: found[index][0])
-    mass, first, last, next_first, next_last = found[best]
-    low = (float(sorted_N[first]), float(sorted_N[last]))
-    high = (float(sorted_N[next_first]), float(sorted_N[next_last]))
-    gains = _gains(sorted_N, densities[best])
-    return mass, low, high, 1 + int((gains[1:] >= gains[1] / 2).sum())
-
-
-def _ends(sorted_N: Array, density: float) -> tuple[Array, Array]:
-    """Start and end [N]: the excess mass of the range from value i to j is end[j] - start[i]."""
-    n = len(sorted_N)
-    return np.arange(n) / n - density * sorted_N, np.arange(1, n + 1) / n - density * sorted_N
-
-
-def _gains(sorted_N: Array, density: float) -> Array:
-    """Return what each further range adds to the largest excess mass, falling, [_MOST_PEAKS]."""
+    found = [(density, *_excess(sorted_N, density)) for density in _densities(sorted_N)]
+    density, mass, *ends = max(found, key=lambda each: each[1])
+    low_0, low_1, high_0, high_1 = sorted_N[ends].tolist()
+    # What each further range adds to the largest excess mass at this density.
     start_N, end_N = _ends(sorted_N, density)
     held_N, total = np.zeros(len(sorted_N)), [0.0]  # by the ranges so far, up to each value
     for _ in range(_MOST_PEAKS):
         before_N = np.concatenate([[0.0], held_N[:-1]])
         held_N = np.maximum.accumulate(end_N + np.maximum.accumulate(before_N - start_N))
         total.append(float(held_N[-1]))
-    return np.diff(total)
+    gains = np.diff(total)
+    return mass, (low_0, low_1), (high_0, high_1), 1 + int((gains[1:] >= gains[1] / 2).sum())
+
+
+def _ends(sorted_N: Array, density: float) -> tuple[Array, Array]:
+    """Start and end [N]: the excess mass of the range from value i to j is end[j] - start[i]."""
+    n = len(sorted_N)
+    return np.arange(n) / n - density * sorted_N, np.arange(1, n + 1) / n - density * sorted_N
 
 
 def _densities(sorted_N: Array) -> Array:
@@ -162,7 +159,7 @@ def _excess(sorted_N: Array, density: float) -> tuple[float, int, int, int, int]
 def middle(values_N: Array, ends: Range) -> float:
     """Return the median of the values in a range, ends included; NaN without any."""
     inside = values_N[(values_N >= ends[0]) & (values_N <= ends[1])]
-    return float(np.median(inside)) if len(inside) else float("nan")
+    return float(np.median(inside)) if len(inside) else np.nan
 
 
 def nearest(values_N: Array, ids_N: Counts, place: float, count: int) -> npt.NDArray[np.intp]:
@@ -210,7 +207,7 @@ def cliffs_delta(low_A: Array, high_B: Array) -> float:
     """
     a, b = len(low_A), len(high_B)
     if not a or not b:
-        return float("nan")
+        return np.nan
     ranks = rankdata(np.concatenate([low_A, high_B]))
     u = ranks[a:].sum() - b * (b + 1) / 2
     return float(2 * u / (a * b) - 1)
@@ -225,16 +222,13 @@ def cramers_v(is_high_N: npt.NDArray[np.bool_], names_N: Sequence[str]) -> float
     nothing of the group; with two names 1: it says all. NaN with a single name or group,
     and when every prompt has a name of its own.
     """
-    names, name_N = np.unique(np.asarray(names_N), return_inverse=True)
-    table = np.zeros((len(names), 2))
-    np.add.at(table, (name_N, is_high_N.astype(int)), 1)
-    n, rows, columns = len(name_N), len(names), int((table.sum(axis=0) > 0).sum())
+    table = crosstab(names_N, is_high_N).count
+    n, (rows, columns) = len(names_N), table.shape
     # 1 for one kind, and again for as many kinds as prompts.
     sides = [side - (side - 1) ** 2 / max(n - 1, 1) for side in (rows, columns)]
     if min(sides) <= 1:
-        return float("nan")
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / n
-    phi = ((table - expected) ** 2 / expected).sum() / n
+        return np.nan
+    phi = chi2_contingency(table, correction=False).statistic / n
     corrected = max(phi - (rows - 1) * (columns - 1) / (n - 1), 0.0)
     return float(min(np.sqrt(corrected / (min(sides) - 1)), 1.0))
 
@@ -245,15 +239,44 @@ def separations(
     names: Mapping[str, Sequence[str]],
 ) -> Iterator[Separation]:
     """Yield the effect of every trait; prompts whose trait is NaN are left out of it."""
-    nan = float("nan")
     for trait, values_N in numbers.items():
         known_N = ~np.isnan(values_N)
         groups = values_N[known_N & ~is_high_N], values_N[known_N & is_high_N]
         effect = cliffs_delta(*groups)
-        low, high = (float(np.median(each)) if len(each) else nan for each in groups)
+        low, high = (float(np.median(each)) if len(each) else np.nan for each in groups)
         reason = NO_VALUE if np.isnan(effect) else None
         yield Separation(trait, CLIFFS_DELTA, effect, low, high, int(known_N.sum()), reason)
     for trait, names_N in names.items():
         effect = cramers_v(is_high_N, names_N)
         reason = ONE_KIND if np.isnan(effect) else None
-        yield Separation(trait, CRAMERS_V, effect, nan, nan, len(names_N), reason)
+        yield Separation(trait, CRAMERS_V, effect, np.nan, np.nan, len(names_N), reason)
+
+
+def repeated_share(ids: npt.NDArray[np.int32]) -> float:
+    """Return the share of a prompt's tokens that occurred before in it, 0..1 (excluded).
+
+    0: all tokens differ. Special tokens count. It grows with the length of any natural text. The
+    prompt must not be empty.
+    """
+    return 1 - len(np.unique(ids)) / len(ids)
+
+
+def unknown_word_shares(tokenizer: Any, texts: Sequence[str]) -> Array:  # noqa: ANN401
+    """Return the share of each text's words that the tokenizer has no single token for, 0..1 [N].
+
+    A word is a run of letters, counted as often as it occurs, in the whole text. It is unknown if
+    the tokenizer cuts it into pieces or gives it its unknown token, both at the start of a text and
+    after a blank. In scripts without blanks a run is a clause, and the share is near 1. NaN for a
+    text without a word.
+    """
+    words = [_WORD.findall(text) for text in texts]
+    different = sorted({word for each in words for word in each})
+    known = set()
+    for forms in (different, [f" {word}" for word in different]) if different else ():
+        encoded = tokenizer(forms, add_special_tokens=False)["input_ids"]
+        for word, ids in zip(different, encoded, strict=True):
+            if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                known.add(word)
+    return np.array(
+        [1 - sum(word in known for word in each) / len(each) if each else np.nan for each in words]
+    )

@@ -96,10 +96,8 @@ def mean_slope(sums: SlopeSums, level: float) -> Slope:
     same kind. The slopes need not be normal for it, only many; t makes up for few. One prompt has
     no interval (NaN), none has no slope.
     """
-    if not sums.prompts:
-        return Slope(math.nan, math.nan, math.nan)
     if sums.prompts < FEWEST_PROMPTS:
-        return Slope(sums.mean, math.nan, math.nan)
+        return Slope(sums.mean if sums.prompts else math.nan, math.nan, math.nan)
     freedom = sums.prompts - 1
     error = math.sqrt(sums.squares / freedom / sums.prompts)
     half = float(student.ppf((1 + level) / 2, freedom)) * error

@@ -38,43 +38,41 @@ DEFLATED = 1e-6
 DEFLATED_FLOOR = 1e-19
 
 
-class MeanSums(NamedTuple):
-    """Mean and spread of some prompts; ``merge_means`` adds two disjoint sets of them."""
+class RowSums(NamedTuple):
+    """Mean, spread and directions of some prompts; ``merge_rows`` adds two disjoint sets."""
 
     n_prompts: int
     mean_D: Tensor
     squares: Tensor  # sum over prompts of the squared distance to the mean
+    n_directions: int  # prompts that have a direction, which zero rows have not
+    direction_D: Tensor  # sum of their unit vectors
 
 
-class DirectionSums(NamedTuple):
-    """Sum of the unit vectors of the rows that have a direction, which zero rows have not."""
-
-    n_rows: int
-    total_D: Tensor
-
-
-def row_chunks(block_nD: Tensor) -> Iterator[Tensor]:
-    """Yield the rows as float64 chunks of bounded memory."""
-    size = max(1, CHUNK_ELEMENTS // max(1, block_nD.shape[1]))
-    for start in range(0, block_nD.shape[0], size):
-        yield block_nD[start : start + size].to(torch.float64)
+def row_chunks(*blocks: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same rows of each block as float64 chunks of bounded memory."""
+    size = max(1, CHUNK_ELEMENTS // max(1, *(block_nD.shape[1] for block_nD in blocks)))
+    for start in range(0, len(blocks[0]), size):
+        yield tuple(block_nD[start : start + size].to(torch.float64) for block_nD in blocks)
 
 
-def mean_sums(block_nD: Tensor) -> MeanSums:
-    """Mean and spread of one block, which may be empty."""
+def row_sums(block_nD: Tensor) -> RowSums:
+    """Mean, spread and directions of one block, which may be empty."""
     zeros_D = block_nD.new_zeros(block_nD.shape[1], dtype=torch.float64)
-    sums = MeanSums(0, zeros_D, zeros_D.new_zeros(()))
-    for rows_nD in row_chunks(block_nD):
+    sums = RowSums(0, zeros_D, zeros_D.new_zeros(()), 0, zeros_D)
+    for (rows_nD,) in row_chunks(block_nD):
         # Relative to the first row, so that equal rows leave an exact zero.
         shifted_nD = rows_nD - rows_nD[0]
         shift_D = shifted_nD.mean(dim=0)
         squares = (shifted_nD - shift_D).square().sum()
-        sums = merge_means(sums, MeanSums(len(rows_nD), rows_nD[0] + shift_D, squares))
+        norm_n1 = torch.linalg.vector_norm(rows_nD, dim=1, keepdim=True)
+        direction_D = (rows_nD / norm_n1).masked_fill(norm_n1 == 0, 0.0).sum(dim=0)
+        spread = len(rows_nD), rows_nD[0] + shift_D, squares
+        sums = merge_rows(sums, RowSums(*spread, int((norm_n1 != 0).sum()), direction_D))
     return sums
 
 
-def merge_means(left: MeanSums, right: MeanSums) -> MeanSums:
-    """Mean and spread of two disjoint sets of prompts (Chan, Golub & LeVeque 1983).
+def merge_rows(left: RowSums, right: RowSums) -> RowSums:
+    """Sums of two disjoint sets of prompts (Chan, Golub & LeVeque 1983).
 
     Rows that are all equal keep a spread of exactly 0, and their mean is the row itself.
     """
@@ -83,32 +81,16 @@ def merge_means(left: MeanSums, right: MeanSums) -> MeanSums:
     n_prompts = left.n_prompts + right.n_prompts
     shift_D = right.mean_D - left.mean_D
     weight = left.n_prompts * right.n_prompts / n_prompts
-    return MeanSums(
+    return RowSums(
         n_prompts=n_prompts,
         mean_D=left.mean_D + shift_D * (right.n_prompts / n_prompts),
         squares=left.squares + right.squares + weight * shift_D.square().sum(),
+        n_directions=left.n_directions + right.n_directions,
+        direction_D=left.direction_D + right.direction_D,
     )
 
 
-def direction_sums(block_nD: Tensor) -> DirectionSums:
-    """Sum of the unit vectors of one block, which may be empty."""
-    sums = DirectionSums(0, block_nD.new_zeros(block_nD.shape[1], dtype=torch.float64))
-    for rows_nD in row_chunks(block_nD):
-        norm_n = torch.linalg.vector_norm(rows_nD, dim=1)
-        unit_nD = (rows_nD / norm_n[:, None]).masked_fill(norm_n[:, None] == 0, 0.0)
-        part = DirectionSums(int((norm_n != 0).sum()), unit_nD.sum(dim=0))
-        sums = merge_directions(sums, part)
-    return sums
-
-
-def merge_directions(left: DirectionSums, right: DirectionSums) -> DirectionSums:
-    """Sum of the unit vectors of two disjoint sets of prompts."""
-    if not (left.n_rows and right.n_rows):
-        return left if left.n_rows else right
-    return DirectionSums(left.n_rows + right.n_rows, left.total_D + right.total_D)
-
-
-def prepare_population(rows_nD: Tensor, means: MeanSums, center: bool, unit: bool) -> Tensor:
+def prepare_population(rows_nD: Tensor, sums: RowSums, center: bool, unit: bool) -> Tensor:
     """Centre rows by the mean of the population, then scale each to unit length, in float64.
 
     A row equal to the mean keeps a zero row. The bound for "equal" is relative to the root mean
@@ -116,23 +98,23 @@ def prepare_population(rows_nD: Tensor, means: MeanSums, center: bool, unit: boo
     """
     rows_nD = rows_nD.to(torch.float64)
     if center:
-        rows_nD = rows_nD - means.mean_D
+        rows_nD = rows_nD - sums.mean_D
     if unit:
         norm_n1 = torch.linalg.vector_norm(rows_nD, dim=1, keepdim=True)
-        size = (means.squares / max(1, means.n_prompts) + means.mean_D.square().sum()).sqrt()
+        size = (sums.squares / max(1, sums.n_prompts) + sums.mean_D.square().sum()).sqrt()
         bound = size * ZERO_ROW if center else 0.0
         rows_nD = (rows_nD / norm_n1).masked_fill(norm_n1 <= bound, 0.0)
     return rows_nD
 
 
-def second_moment(block_nD: Tensor, means: MeanSums, center: bool, unit: bool) -> Tensor:
+def second_moment(block_nD: Tensor, sums: RowSums, center: bool, unit: bool) -> Tensor:
     """``Z^T Z`` of the prepared rows of one block; the sum over blocks is that of the population.
 
-    ``means`` is of the whole population, not of the block.
+    ``sums`` is of the whole population, not of the block.
     """
     total_DD = block_nD.new_zeros(2 * block_nD.shape[1:], dtype=torch.float64)
-    for chunk_nD in row_chunks(block_nD):
-        rows_nD = prepare_population(chunk_nD, means, center, unit)
+    for (chunk_nD,) in row_chunks(block_nD):
+        rows_nD = prepare_population(chunk_nD, sums, center, unit)
         total_DD += rows_nD.mT @ rows_nD
     return total_DD
 
@@ -153,7 +135,7 @@ def deflated_spectrum(gram_KK: Tensor, columns: Iterable[Tensor]) -> Tensor:
         small_KS = basis_KK[:, :n_small]
         total_SS = gram_KK.new_zeros(n_small, n_small)
         for block_nK in columns:
-            for chunk_nK in row_chunks(block_nK):
+            for (chunk_nK,) in row_chunks(block_nK):
                 chunk_nS = chunk_nK @ small_KS
                 total_SS += chunk_nS.mT @ chunk_nS
         value_K = torch.cat([torch.linalg.eigvalsh(total_SS), value_K[n_small:]]).sort().values
@@ -182,38 +164,39 @@ class Population:
     @property
     def n_prompts(self) -> int:
         """Number of rows (first pass)."""
-        return self.means.n_prompts
+        return self.sums.n_prompts
 
     @property
     def dim(self) -> int:
         """Number of features; 0 where there is not even an empty block (first pass)."""
-        return self.means.mean_D.shape[0]
+        return self.sums.mean_D.shape[0]
 
     @property
-    def means(self) -> MeanSums:
-        """Mean and spread of the rows (first pass)."""
+    def sums(self) -> RowSums:
+        """Mean, spread and directions of the raw rows (first pass)."""
         return self._first_pass[0]
-
-    @property
-    def directions(self) -> DirectionSums:
-        """Sum of the unit vectors of the raw rows (first pass)."""
-        return self._first_pass[1]
 
     def gram(self, center: bool, unit: bool) -> Tensor:
         """Return ``Z Z^T`` or ``Z^T Z`` of the prepared rows, whichever is smaller: ``[K, K]``."""
         wanted = (center, unit)
         if wanted not in self._grams:
-            means, _, kept = self._first_pass
-            if means.n_prompts == 0:
-                self._grams[wanted] = means.mean_D.new_full((1, 1), torch.nan)
+            sums, kept = self._first_pass
+            if sums.n_prompts == 0:
+                self._grams[wanted] = sums.mean_D.new_full((1, 1), torch.nan)
             elif kept is not None:
-                rows_ND = prepare_population(torch.cat(kept), means, center, unit)
+                rows_ND = prepare_population(torch.cat(kept), sums, center, unit)
                 self._grams[wanted] = small_gram(rows_ND)
             elif wanted == (False, False):
-                raised_DD = means.n_prompts * torch.outer(means.mean_D, means.mean_D)
+                raised_DD = sums.n_prompts * torch.outer(sums.mean_D, sums.mean_D)
                 self._grams[wanted] = self.gram(center=True, unit=False) + raised_DD
-            else:
-                self._second_pass(wanted)
+            else:  # one pass for every one that was announced and is not there yet
+                missing = {wanted, *SECOND_PASS} - {(False, False), *self._grams}
+                zeros_DD = sums.mean_D.new_zeros(self.dim, self.dim)
+                totals = {each: zeros_DD.clone() for each in missing}
+                for block_nD in self.blocks():
+                    for each, total_DD in totals.items():
+                        total_DD.add_(second_moment(block_nD, sums, *each))
+                self._grams.update(totals)
         return self._grams[wanted]
 
     def spectrum(self, center: bool, unit: bool) -> Tensor:
@@ -225,7 +208,7 @@ class Population:
         """
         wanted = (center, unit)
         if wanted not in self._spectra:
-            gram_KK, kept = self.gram(center, unit), self._first_pass[2]
+            gram_KK, kept = self.gram(center, unit), self._first_pass[1]
             if wanted == (False, False):
                 # Raw vectors in blocks with as many columns as the Gram matrix has.
                 columns = [torch.cat(kept).mT] if kept else self.blocks()
@@ -236,34 +219,22 @@ class Population:
 
     def sample(self, at_most: int) -> Tensor:
         """Return the first rows, as they came; reads no more blocks than these lie in."""
-        known = self._first_pass[2] if "_first_pass" in self.__dict__ else None
+        known = self._first_pass[1] if "_first_pass" in self.__dict__ else None
         found: list[Tensor] = []
         for block_nD in known or self.blocks():
             found.append(block_nD[: at_most - sum(map(len, found))])
             if sum(map(len, found)) >= at_most:
                 break
-        return torch.cat(found) if found else self.means.mean_D.new_empty(0, self.dim)
+        return torch.cat(found) if found else torch.empty(0, 0)
 
     @cached_property
-    def _first_pass(self) -> tuple[MeanSums, DirectionSums, list[Tensor] | None]:
-        """Read the blocks for the means, the directions, and the rows unless they outnumber D."""
+    def _first_pass(self) -> tuple[RowSums, list[Tensor] | None]:
+        """Read the blocks for their sums, and the rows unless they outnumber D."""
         nothing = torch.zeros(0, dtype=torch.float64)
-        means, directions = MeanSums(0, nothing, nothing.sum()), DirectionSums(0, nothing)
+        sums = RowSums(0, nothing, nothing.sum(), 0, nothing)
         kept: list[Tensor] | None = []
         for block_nD in self.blocks():
-            means = merge_means(means, mean_sums(block_nD))
-            directions = merge_directions(directions, direction_sums(block_nD))
+            sums = merge_rows(sums, row_sums(block_nD))
             if kept is not None:
-                kept = [*kept, block_nD] if means.n_prompts <= block_nD.shape[1] else None
-        return means, directions, kept
-
-    def _second_pass(self, wanted: Preparation) -> None:
-        """Read the blocks for every Gram matrix that was announced and is not there yet."""
-        missing = {wanted, *SECOND_PASS} - {(False, False), *self._grams}
-        totals: dict[Preparation, Tensor] = {}
-        for block_nD in self.blocks():
-            for preparation in missing:
-                part_DD = second_moment(block_nD, self.means, *preparation)
-                total_DD = totals.get(preparation)
-                totals[preparation] = part_DD if total_DD is None else total_DD.add_(part_DD)
-        self._grams.update(totals)
+                kept = [*kept, block_nD] if sums.n_prompts <= block_nD.shape[1] else None
+        return sums, kept

@@ -1,7 +1,7 @@
 """Metrics of the pooled vectors of the prompts in one layer: entropy, ranks, decay, neighbours.
 
 Shape suffixes: N prompts, D features, C candidates for neighbours; a lower-case k is the ranks of a
-fit, or the possible neighbours of one block, m the points of one block.
+fit, m the points of one block.
 
 ``eigenvalues`` are those of the Gram matrix of the vectors, min(N, D) of them, with exact zeros in
 the place of rounding, as ``Population.spectrum`` has them: one solve then serves all. Singular
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.metrics.population import DirectionSums, Population
+from operators.metrics.population import Population, RowSums
 from operators.metrics.spectrum import (
     EntropyNorm,
     floor_spectrum,
@@ -140,7 +140,7 @@ def alpha_req(
     return -(weight_k * x_k * y_k).sum() / (weight_k * x_k.square()).sum()
 
 
-def anisotropy(sums: DirectionSums) -> Tensor:
+def anisotropy(sums: RowSums) -> Tensor:
     """How much the vectors of different prompts point the same way; high is a narrow cone.
 
     Formula: mean over i != j of ``z_i . z_j / (|z_i| |z_j|)`` of the raw, uncentred vectors, from
@@ -151,10 +151,8 @@ def anisotropy(sums: DirectionSums) -> Tensor:
     has no cosine and is left out of n; NaN for fewer than two other vectors and for a non-finite
     one.
     """
-    pairs = sums.n_rows * (sums.n_rows - 1)
-    if not pairs:
-        return sums.total_D.new_full((), torch.nan)
-    return (sums.total_D.square().sum() - sums.n_rows) / pairs
+    n = sums.n_directions
+    return (sums.direction_D.square().sum() - n) / (n * (n - 1) or torch.nan)
 
 
 def twonn(rows_ND: Tensor) -> Tensor:
@@ -177,11 +175,14 @@ def twonn(rows_ND: Tensor) -> Tensor:
     if n_points < FEWEST_POINTS:
         return undefined
     points_ND = points_ND - points_ND.mean(dim=0)
-    side = max(1, min(math.isqrt(BLOCK_ELEMENTS), BLOCK_ELEMENTS // (CANDIDATES * dim)))
+    square_N = points_ND.square().sum(dim=1)
+    side = max(1, BLOCK_ELEMENTS // max(n_points, CANDIDATES * dim))
     ratios = []
-    for start in range(0, n_points, side):
-        index_mC = _candidates(points_ND, start, side)
-        own_mD = points_ND[start : start + side]
+    for own_m in torch.split(torch.arange(n_points, device=rows_ND.device), side):
+        own_mD = points_ND[own_m]
+        # The point's own |x|^2 is the same for all its neighbours and left out.
+        distance_mN = (square_N - 2 * own_mD @ points_ND.mT).scatter_(1, own_m[:, None], torch.inf)
+        index_mC = distance_mN.topk(CANDIDATES, dim=1, largest=False).indices
         exact_mC = torch.linalg.vector_norm(points_ND[index_mC] - own_mD[:, None], dim=2)
         nearest_mC = exact_mC.sort(dim=1).values
         ratios.append(nearest_mC[:, 1] / nearest_mC[:, 0])
@@ -189,23 +190,3 @@ def twonn(rows_ND: Tensor) -> Tensor:
     log_ratio_n = torch.cat(ratios).sort().values[:kept].log()
     share_n = torch.arange(1, kept + 1, dtype=torch.float64, device=rows_ND.device) / n_points
     return -(torch.log1p(-share_n) * log_ratio_n).sum() / log_ratio_n.square().sum()
-
-
-def _candidates(points_ND: Tensor, start: int, side: int) -> Tensor:
-    """Indices of the points nearest to those of one block, itself excepted, block by block."""
-    own_mD = points_ND[start : start + side]
-    found_mC = own_mD.new_empty((len(own_mD), 0))
-    index_mC = torch.empty((len(own_mD), 0), dtype=torch.int64, device=own_mD.device)
-    own_m = torch.arange(start, start + len(own_mD), device=own_mD.device)
-    for first in range(0, len(points_ND), side):
-        other_kD = points_ND[first : first + side]
-        other_k = torch.arange(first, first + len(other_kD), device=own_mD.device)
-        # The point's own |x|^2 is the same for all its neighbours and left out.
-        distance_mk = other_kD.square().sum(dim=1) - 2 * own_mD @ other_kD.mT
-        distance_mk = distance_mk.masked_fill(own_m[:, None] == other_k, torch.inf)
-        near_mC, place_mC = distance_mk.topk(min(CANDIDATES, len(other_kD)), dim=1, largest=False)
-        near_mC = torch.cat([found_mC, near_mC], dim=1)
-        every_mC = torch.cat([index_mC, place_mC + first], dim=1)
-        found_mC, best_mC = near_mC.topk(min(CANDIDATES, near_mC.shape[1]), dim=1, largest=False)
-        index_mC = every_mC.gather(1, best_mC)
-    return index_mC

@@ -1,7 +1,7 @@
 """Every metric by name: what it is measured on, what it says, and how it is computed.
 
-Adding a metric: a function in the file of its kind (`token/`, `prompts.py`, `views.py`), an entry
-of METRICS, a section and a row of docs/metrics.md, and a test.
+Adding a metric: a function in the file of its kind (`tokens.py`, `prompts.py`, `views.py`), an
+entry of METRICS, a section and a row of docs/metrics.md, and a test.
 
 Shapes: L layers, N prompts, T tokens (right-padded), V views, D features; a lower-case n is the
 prompts of one chunk, and M = L x n.
@@ -18,26 +18,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from operators.metrics import prompts, tokens
 from operators.metrics.population import Population
-from operators.metrics.prompts import (
-    FEWEST_POINTS,
-    FEWEST_RANKS,
-    FIRST_RANK,
-    alpha_req,
-    anisotropy,
-    dataset_entropies,
-    effective_rank,
-    participation_ratio,
-    rankme,
-    stable_rank,
-    twonn,
-)
+from operators.metrics.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks, map_rows
 from operators.metrics.similarity import FEWEST_DEBIASED
-from operators.metrics.spectrum import EntropyNorm, SpectrumMethod, entropy_variant
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.entropy import prompt_entropies
-from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.token.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks
+from operators.metrics.spectrum import (
+    EntropyNorm,
+    SpectrumMethod,
+    entropy_variant,
+    entropy_variants,
+)
 from operators.metrics.views import dime, infonce, lidar
 
 FEWEST_VIEWS = 2  # that can be told apart
@@ -59,11 +49,14 @@ class Parameters:
     seed: int = 0
 
 
+OfChunk = Callable[[Chunk, Parameters], dict[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Measured on the tokens of each prompt: variant -> one value per prompt and layer [M]."""
 
-    compute: Callable[[Chunk, Parameters], dict[str, Tensor]]
+    compute: OfChunk
 
 
 @dataclass(frozen=True)
@@ -120,15 +113,13 @@ class Metric:
 
 def of_kind(names: Iterable[str], kind: type[Kind]) -> dict[str, Kind]:
     """Return those of the named metrics that are measured on one kind of thing."""
-    found = ((name, METRICS[name].measured) for name in names)
-    return {name: measured for name, measured in found if isinstance(measured, kind)}
+    return {name: found for name in names if isinstance(found := METRICS[name].measured, kind)}
 
 
 def unit_of(metric: str, variant: str) -> str:
     """Return the unit of a metric's values in one of its variants."""
-    words = variant.split(",")
-    special = [unit for word, unit in METRICS[metric].units if word in words]
-    return special[0] if special else METRICS[metric].unit
+    units = dict(METRICS[metric].units)
+    return next((units[w] for w in variant.split(",") if w in units), METRICS[metric].unit)
 
 
 def main_variant(metric: str, parameters: Parameters) -> str:
@@ -158,20 +149,14 @@ def token_metrics(
     for chunk in length_chunks(states, lengths_N):
         for name, measure in measures.items():
             for variant, values_M in measure.compute(chunk, parameters).items():
-                values_LN = found.get((name, variant))
-                if values_LN is None:
-                    values_LN = values_M.new_full(shape, torch.nan)
-                    found[name, variant] = values_LN
+                values_LN = found.setdefault((name, variant), values_M.new_full(shape, torch.nan))
                 values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
     return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}
 
 
-OfChunk = Callable[[Chunk, Parameters], dict[str, Tensor]]
-
-
 def single(kernel: Kernel) -> OfChunk:
-    """Return what gives a kernel's values of a chunk, in one variant."""
-    return lambda chunk, _: {"": kernel(chunk.tokens_MTD, chunk.mask_MT)}
+    """Return what gives the values of a kernel, in one variant."""
+    return lambda chunk, _: {"": map_rows(kernel, chunk.tokens_MTD, chunk.mask_MT)}
 
 
 def with_and_without_first(compute: OfChunk) -> Tokens:
@@ -187,16 +172,17 @@ def with_and_without_first(compute: OfChunk) -> Tokens:
     return Tokens(both)
 
 
-def centered_or_not(compute: Callable[[Tensor], Tensor]) -> Prompts:
-    """Return a metric of the spectrum of the vectors around their mean, and as they are."""
+def of_spectrum(compute: Callable[[Tensor], Tensor], centered: dict[str, bool]) -> Prompts:
+    """Return a metric of the vectors' spectrum, by variant around their mean or as they are."""
     return Prompts(
-        lambda prompts, _: {
-            name: float(compute(prompts.spectrum(center=center, unit=False)))
-            for name, center in (("centered", True), ("uncentered", False))
+        lambda vectors, _: {
+            variant: float(compute(vectors.spectrum(center=center, unit=False)))
+            for variant, center in centered.items()
         }
     )
 
 
+_BOTH = {"centered": True, "uncentered": False}
 _NORMALIZED = (
     ("maxEntropy", "share of the maximum"),
     ("logNlogD", "nats^-1"),
@@ -207,8 +193,12 @@ _NORMALIZED = (
 METRICS: dict[str, Metric] = {
     "prompt_entropy": Metric(
         with_and_without_first(
-            lambda chunk, p: prompt_entropies(
-                chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.normalizations, p.method
+            lambda chunk, p: entropy_variants(
+                tokens.entropies(chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.method),
+                chunk.mask_MT.sum(dim=1),
+                chunk.tokens_MTD.shape[2],
+                p.alphas,
+                p.normalizations,
             )
         ),
         "Prompt entropy",
@@ -221,7 +211,9 @@ METRICS: dict[str, Metric] = {
         units=_NORMALIZED,
     ),
     "curvature": Metric(
-        Tokens(lambda chunk, p: curvatures(chunk.tokens_MTD, chunk.mask_MT, p.without_first)),
+        Tokens(
+            lambda chunk, p: tokens.curvatures(chunk.tokens_MTD, chunk.mask_MT, p.without_first)
+        ),
         "Curvature",
         "radians",
         "How sharply the path from token to token turns; 2π/3 is what unrelated tokens give.",
@@ -231,7 +223,7 @@ METRICS: dict[str, Metric] = {
         perturbed="skip",
     ),
     "mean_norm": Metric(
-        with_and_without_first(single(mean_norms)),
+        with_and_without_first(single(tokens.mean_norms)),
         "Mean norm",
         "activation units",
         "How long the token vectors are on average: in most models it grows with depth.",
@@ -240,7 +232,7 @@ METRICS: dict[str, Metric] = {
         enough=50,
     ),
     "largest_coordinate": Metric(
-        with_and_without_first(single(largest_coordinates)),
+        with_and_without_first(single(tokens.largest_coordinates)),
         "Largest coordinate",
         "activation units",
         "The largest absolute value of any feature: a sudden rise is a massive activation.",
@@ -249,7 +241,7 @@ METRICS: dict[str, Metric] = {
         enough=50,
     ),
     "first_token_share": Metric(
-        Tokens(single(first_token_shares)),
+        Tokens(single(tokens.first_token_shares)),
         "First-token share",
         "share",
         "How much of a prompt's squared norm its first token holds: near 1 is an attention sink.",
@@ -258,7 +250,7 @@ METRICS: dict[str, Metric] = {
         enough=100,
     ),
     "dataset_entropy": Metric(
-        Prompts(lambda prompts, p: dataset_entropies(prompts, p.alphas, p.normalizations)),
+        Prompts(lambda vectors, p: prompts.dataset_entropies(vectors, p.alphas, p.normalizations)),
         "Dataset entropy",
         "nats",
         "How evenly the prompts spread over directions: high means diverse vectors.",
@@ -271,7 +263,7 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "effective_rank": Metric(
-        Prompts(lambda prompts, _: {"": float(effective_rank(prompts.spectrum(False, False)))}),
+        of_spectrum(prompts.effective_rank, {"": False}),
         "Effective rank",
         "directions",
         "How many directions the vectors use, each weighed by its singular value.",
@@ -281,7 +273,7 @@ METRICS: dict[str, Metric] = {
         enough_per_feature=4,
     ),
     "rankme": Metric(
-        Prompts(lambda prompts, _: {"": float(rankme(prompts.spectrum(False, False)))}),
+        of_spectrum(prompts.rankme, {"": False}),
         "RankMe",
         "directions",
         "The effective rank as RankMe smooths it, a label-free guess at downstream quality.",
@@ -291,7 +283,7 @@ METRICS: dict[str, Metric] = {
         enough_per_feature=4,
     ),
     "participation_ratio": Metric(
-        centered_or_not(participation_ratio),
+        of_spectrum(prompts.participation_ratio, _BOTH),
         "Participation ratio",
         "directions",
         "How many directions share the variance of the vectors: 1 when one of them has it all.",
@@ -303,7 +295,7 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "stable_rank": Metric(
-        centered_or_not(stable_rank),
+        of_spectrum(prompts.stable_rank, _BOTH),
         "Stable rank",
         "directions",
         "Total variance over that of the strongest direction: 1 when one direction dominates.",
@@ -315,30 +307,30 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "alpha_req": Metric(
-        Prompts(lambda prompts, _: {"": float(alpha_req(prompts.spectrum(True, False)))}),
+        of_spectrum(prompts.alpha_req, {"": True}),
         "alpha-ReQ",
         "exponent",
         "How fast the variance falls from one direction to the next: high means few carry it.",
-        f"fewer than {FEWEST_RANKS} directions to fit, from rank {FIRST_RANK} on",
+        f"fewer than {prompts.FEWEST_RANKS} directions to fit, from rank {prompts.FIRST_RANK} on",
         "Agrawal et al. 2022, NeurIPS",
         enough=800,
-        fewest=FIRST_RANK + FEWEST_RANKS,
+        fewest=prompts.FIRST_RANK + prompts.FEWEST_RANKS,
     ),
     "twonn": Metric(
         Prompts(
-            lambda prompts, p: {"": float(twonn(prompts.sample(p.neighbour_sample)))},
+            lambda vectors, p: {"": float(prompts.twonn(vectors.sample(p.neighbour_sample)))},
             at_most="neighbour_sample",
         ),
         "Intrinsic dimension",
         "dimensions",
         "How many coordinates describe the vectors locally, from two nearest neighbours.",
-        f"fewer than {FEWEST_POINTS} distinct vectors",
+        f"fewer than {prompts.FEWEST_POINTS} distinct vectors",
         "Facco et al. 2017, doi 10.1038/s41598-017-11873-y",
         enough=1600,  # none is safe, but single samples scatter by 5 % from here on
-        fewest=FEWEST_POINTS,
+        fewest=prompts.FEWEST_POINTS,
     ),
     "anisotropy": Metric(
-        Prompts(lambda prompts, _: {"": float(anisotropy(prompts.directions))}),
+        Prompts(lambda vectors, _: {"": float(prompts.anisotropy(vectors.sums))}),
         "Anisotropy",
         "cosine",
         "Mean cosine of two different prompts: near 1 means that all point the same way.",

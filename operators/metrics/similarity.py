@@ -42,17 +42,13 @@ class Hsic(NamedTuple):
 def hsic_sums(block_nD: Tensor, other_nE: Tensor, mean_D: Tensor, mean_E: Tensor) -> HsicSums:
     """Sums of one block of the same prompts in two layers; the means are over all prompts."""
     assert block_nD.shape[0] == other_nE.shape[0]
-    shape = (block_nD.shape[1], other_nE.shape[1])
-    sums = HsicSums(0, mean_D.new_zeros(shape), *mean_D.new_zeros(3))
-    start = 0  # the wider of the two layers bounds the chunk
-    for wide_nD in row_chunks(block_nD if shape[0] >= shape[1] else other_nE):
-        stop = start + wide_nD.shape[0]
-        x_nD = block_nD[start:stop].to(torch.float64) - mean_D
-        y_nE = other_nE[start:stop].to(torch.float64) - mean_E
+    zeros_DE = mean_D.new_zeros(block_nD.shape[1], other_nE.shape[1])
+    sums = HsicSums(0, zeros_DE, *mean_D.new_zeros(3))
+    for rows_nD, rows_nE in row_chunks(block_nD, other_nE):
+        x_nD, y_nE = rows_nD - mean_D, rows_nE - mean_E
         square_x_n, square_y_n = x_nD.square().sum(dim=1), y_nE.square().sum(dim=1)
         squares = square_x_n.sum(), square_y_n.sum(), (square_x_n * square_y_n).sum()
-        sums = merge_hsic(sums, HsicSums(stop - start, x_nD.mT @ y_nE, *squares))
-        start = stop
+        sums = merge_hsic(sums, HsicSums(len(x_nD), x_nD.mT @ y_nE, *squares))
     return sums
 
 

@@ -225,10 +225,7 @@ def dime_entropies(
     matrices of the vectors as given and ``*`` the elementwise product. Prompts are permuted by the
     rows of ``permutations_PN``.
     """
-    gram_a_NN, gram_b_NN = (
-        view_ND @ view_ND.mT
-        for view_ND in (view_a_ND.to(torch.float64), view_b_ND.to(torch.float64))
-    )
+    gram_a_NN, gram_b_NN = (view @ view.mT for view in (view_a_ND.double(), view_b_ND.double()))
     permutations_PN = permutations_PN.to(gram_b_NN.device, torch.int64)
     size = max(1, BLOCK_ELEMENTS // max(1, gram_a_NN.numel()))
     permuted = []

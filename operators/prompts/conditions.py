@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.prompts import seeding
-from operators.prompts.views import ViewProbabilities, augment, view_text
+from operators.prompts.views import ViewProbabilities, augment
 
 Ids = npt.NDArray[np.int32]
 _CLEAN = "clean"
@@ -154,14 +154,13 @@ def graded(name: str) -> Condition | None:
 
 def condition_text(text: str, name: str, seed: int, probabilities: ViewProbabilities) -> str:
     """Return what a prompt reads like under the condition `name`, before it is tokenised."""
-    if name.startswith(_VIEW):
-        return view_text(text, name, seed, probabilities)
-    condition = graded(name)
-    if condition is None or FAMILIES[condition.family].change is not None:
+    drawn_for, condition = name, graded(name)
+    if condition is not None and FAMILIES[condition.family].change is None:
+        drawn_for = condition.family
+        probabilities = ViewProbabilities(*[condition.level] * 3)
+    elif not name.startswith(_VIEW):
         return text
-    each = ViewProbabilities(condition.level, condition.level, condition.level)
-    draws = seeding.generator(seed, seeding.prompt_id(text), condition.family)
-    return augment(text, each, draws)
+    return augment(text, probabilities, seeding.generator(seed, seeding.prompt_id(text), drawn_for))
 
 
 def condition_tokens(

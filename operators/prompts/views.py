@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-
-from operators.prompts import seeding
 
 _Choice = TypeVar("_Choice")
 _WORD = re.compile(r"\S+")
@@ -55,21 +53,10 @@ class ViewProbabilities:
     random_char: float
     split: float
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{field.name} = {value!r}: a probability is between 0 and 1")
-
 
 def view_name(i: int) -> str:
     """Return the condition that names view `i`: ``view-00``, ``view-01``, ..."""
     return f"view-{i:02d}"
-
-
-def view_text(text: str, view: str, seed: int, probabilities: ViewProbabilities) -> str:
-    """Return what the prompt `text` reads like in `view` of the run with this seed."""
-    return augment(text, probabilities, seeding.generator(seed, seeding.prompt_id(text), view))
 
 
 def augment(text: str, probabilities: ViewProbabilities, generator: np.random.Generator) -> str:

@@ -30,10 +30,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from jobs.cluster.console import say
+from operators.metrics.rows import length_chunks
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.entropy import entropies
-from operators.metrics.token.rows import length_chunks
+from operators.metrics.tokens import curvatures, entropies
 from operators.model.encode import token_budget_batches
 
 PROMPTS, LAYERS, FEATURES = 64, 25, 1024

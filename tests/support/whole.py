@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics.population import Population, mean_sums
+from operators.metrics.population import Population, row_sums
+from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
 from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.entropy import entropies
-from operators.metrics.token.rows import Kernel, length_chunks
+from operators.metrics.tokens import curvatures, entropies
+
+ALPHAS = [0.5, 1.0, 2.0, 3.0]
+few = settings(max_examples=25, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+small_sizes = st.integers(2, 9)
+
+
+def float64(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def whole(tokens_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """One prompt without padding."""
+    return tokens_TD[None], torch.tensor([tokens_TD.shape[0]])
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -64,7 +79,7 @@ def dataset_entropy(
 
 def linear_cka(rows_ND: Tensor, other_NE: Tensor) -> Hsic:
     """Biased and debiased similarity of two layers."""
-    mean_D, mean_E = mean_sums(rows_ND).mean_D, mean_sums(other_NE).mean_D
+    mean_D, mean_E = row_sums(rows_ND).mean_D, row_sums(other_NE).mean_D
     return cka(
         hsic(hsic_sums(rows_ND, other_NE, mean_D, mean_E)),
         hsic(hsic_sums(rows_ND, rows_ND, mean_D, mean_D)),

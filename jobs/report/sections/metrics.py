@@ -31,7 +31,7 @@ from operators.metrics.registry import (
     main_variant,
     unit_of,
 )
-from operators.metrics.token.rows import WITHOUT_FIRST
+from operators.metrics.rows import WITHOUT_FIRST
 
 _MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
     Tokens: "Tokens of a prompt",

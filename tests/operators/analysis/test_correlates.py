@@ -10,7 +10,7 @@ from scipy.fft import dct
 from operators.analysis.correlates import (
     FEWEST_LAYERS,
     Correlation,
-    correlations,
+    correlation,
     distance_correlation,
     sign_surrogates,
     spearman,
@@ -23,15 +23,8 @@ def walk(generator: np.random.Generator, n_layers: int) -> Values:
     return np.cumsum(generator.normal(size=n_layers))
 
 
-def one(values: Values, score: Values, **settings: float) -> Correlation:
-    defaults = {"draws": 200}
-    (found,) = correlations(
-        {"metric": values},
-        score,
-        layers=range(len(score)),
-        **(defaults | settings),  # type: ignore[arg-type]  # seed and draws are ints, level a float
-    )
-    return found
+def one(values: Values, score: Values, draws: int = 200) -> Correlation:
+    return correlation("metric", values, score, layers=range(len(score)), draws=draws)
 
 
 def test_every_row_is_measured_alone_and_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,23 +127,18 @@ def test_what_has_no_correlation_says_why(
     assert math.isnan(found.distance.smooth)
 
 
-def test_neither_other_metrics_nor_the_order_of_rows_matter() -> None:
+def test_the_order_of_rows_does_not_matter_and_the_seed_does() -> None:
     generator = np.random.default_rng(7)
-    metrics = {"a": walk(generator, 9), "b": walk(generator, 9)}
-    score, order = walk(generator, 9), generator.permutation(9)
-    plain = correlations(metrics, score, layers=range(9), draws=50)
-    shuffled = {name: values[order] for name, values in reversed(metrics.items())}
-    mixed = correlations(shuffled, score[order], layers=order.tolist(), draws=50)
-    assert plain == mixed[::-1]
-    assert plain == correlations(metrics, score, layers=range(9), draws=50)
-    assert plain != correlations(metrics, score, layers=range(9), draws=50, seed=1)
+    values, score, order = walk(generator, 9), walk(generator, 9), generator.permutation(9)
+    plain = correlation("metric", values, score, layers=range(9), draws=50)
+    mixed = correlation("metric", values[order], score[order], layers=order.tolist(), draws=50)
+    assert plain == mixed
+    assert plain != correlation("metric", values, score, layers=range(9), draws=50, seed=1)
 
 
 def test_tables_without_meaning_are_errors() -> None:
     four = np.arange(4.0)
     with pytest.raises(ValueError, match="lidar: 4 layers need as many, got 3"):
-        correlations({"lidar": four[:3]}, four, layers=range(4))
+        correlation("lidar", four[:3], four, layers=range(4))
     with pytest.raises(ValueError, match="repeated"):
-        correlations({}, four, layers=[0, 1, 1, 2])
-    with pytest.raises(ValueError, match="draws must be at least 1"):
-        correlations({}, four, layers=range(4), draws=0)
+        correlation("lidar", four, four, layers=[0, 1, 1, 2])

@@ -1,7 +1,6 @@
 """Rules without labels: what they choose, and what that loses on scores with a known outcome."""
 
 import math
-import re
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +12,13 @@ from hypothesis import strategies as st
 from operators.analysis.labelfree import (
     DEFAULT_RULE,
     OTHER_TASKS,
-    READ_AS,
     Choice,
     depth_rules,
-    metric_rules,
-    other_tasks_layers,
+    metric_rule,
     regrets,
     task_regrets,
 )
-from operators.metrics.registry import METRICS
-from tests.support.places import PROJECT
 from tests.support.published import PUBLISHED, layer_scores
-
-GUIDE = PROJECT / "docs" / "metrics.md"
 
 Values = npt.NDArray[np.float64]
 
@@ -60,25 +53,11 @@ def test_depth_rules_take_the_nearest_layer_there_is(layers: list[int], chosen: 
 
 def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> None:
     values = np.array([math.nan, 3.0, 1.0, 3.0, math.inf])
-    metrics = {"lidar": values, "curvature": values, "twonn": values, "dime": values * math.nan}
-    assert metric_rules(metrics, layers=[0, 1, 2, 3, 4]) == {"lidar": 1, "curvature": 2}
-    assert metric_rules(metrics, layers=[9, 8, 7, 6, 5]) == {"lidar": 6, "curvature": 7}
-
-
-def test_every_direction_is_of_a_metric_and_in_the_guide() -> None:
-    assert set(READ_AS) <= set(METRICS)
-    guide = GUIDE.read_text()
-    for name, metric in METRICS.items():
-        section = guide.split(f"\n## {metric.title}\n", 1)[1].split("\n## ", 1)[0]
-        stated = re.search(r"\*\*Which way is better\*\*: (.*?)\n- ", section, re.DOTALL)
-        assert stated is not None
-        for words, direction in (
-            ("neither", None),
-            (("high", "the paper finds higher"), "high"),
-            (("low", "a lower"), "low"),
-        ):
-            if stated[1].startswith(words):
-                assert READ_AS.get(name) == direction
+    for layers, highest, lowest in ((range(5), 1, 2), ([9, 8, 7, 6, 5], 6, 7)):
+        assert metric_rule("lidar", values, layers=layers) == highest
+        assert metric_rule("curvature", values, layers=layers) == lowest
+        assert metric_rule("twonn", values, layers=layers) is None
+        assert metric_rule("dime", values * math.nan, layers=layers) is None
 
 
 def test_regret_is_the_distance_to_the_best_single_layer() -> None:
@@ -107,13 +86,18 @@ def test_regret_of_a_draw_is_against_the_best_layer_of_that_draw() -> None:
 def test_other_tasks_choose_by_hand() -> None:
     scores = np.array([[0.9, 0.1, 0.1], [0.4, 0.4, 0.4], [0.0, 0.8, 0.0], [math.nan, 1, 1]])
     # Without task 0 the sums are 0.2, 0.8, 0.8; without task 1 1.0, 0.8, 0.0; without 2 as given.
-    assert other_tasks_layers(scores, layers=[0, 1, 2, 3]) == [1, 0, 0]
-    assert other_tasks_layers(scores, layers=[8, 7, 6, 5]) == [6, 8, 8]
     found = by_rule(task_regrets({"one": 1}, scores[:3], layers=range(3)))
     assert found["one"].regret == pytest.approx((0.5 + 0.4 + 0.0) / 3)
     assert found[OTHER_TASKS].layer is None
     assert found[OTHER_TASKS].score == pytest.approx((0.4 + 0.1 + 0.1) / 3)
     assert found[OTHER_TASKS].regret == pytest.approx((0.5 + 0.7 + 0.3) / 3)
+    # The fourth layer, without a score on one task, is no candidate, but the best of two tasks.
+    for layers, first in (([0, 1, 2, 3], 0.4), ([8, 7, 6, 5], 0.0)):
+        (found_again,) = task_regrets({}, scores, layers=layers)
+        assert found_again.score == pytest.approx((first + 0.1 + 0.1) / 3)
+        assert found_again.regret == pytest.approx((0.9 - first + 0.9 + 0.9) / 3)
+    nowhere = np.array([[0.5, math.nan], [math.nan, 0.5]])
+    assert task_regrets({}, nowhere, layers=[0, 1]) == []
 
 
 @settings(max_examples=50, deadline=None)
@@ -169,13 +153,9 @@ def test_tables_without_meaning_are_errors() -> None:
     with pytest.raises(ValueError, match="repeated"):
         depth_rules([1, 1])
     with pytest.raises(ValueError, match="lidar: 3 layers need as many values, got 2"):
-        metric_rules({"lidar": np.zeros(2)}, layers=range(3))
+        metric_rule("lidar", np.zeros(2), layers=range(3))
     with pytest.raises(ValueError, match="rule: layer 7 is not one of the scored layers"):
         regrets({"rule": 7}, np.zeros(3), layers=range(3))
-    with pytest.raises(ValueError, match="2 tasks or more, got 1"):
-        other_tasks_layers(np.zeros((3, 1)), layers=range(3))
-    with pytest.raises(ValueError, match=r"no layer of .* is scored on all 2 tasks"):
-        other_tasks_layers(np.diag([math.nan, math.nan]), layers=range(2))
     with pytest.raises(ValueError, match="no task has a score"):
         task_regrets({}, np.full((2, 2), math.nan), layers=range(2))
 
@@ -201,10 +181,14 @@ def published_metrics() -> dict[str, Values]:
 def test_the_published_scores_say_what_the_sentence_says() -> None:
     layers = range(25)
     choices = depth_rules(layers)
-    metrics = metric_rules(published_metrics(), layers=layers)
-    assert set(metrics) == {
-        *("prompt_entropy", "curvature", "dataset_entropy", "infonce", "lidar", "dime"),
+    rules = {
+        name: metric_rule(name, values_L, layers=layers)
+        for name, values_L in published_metrics().items()
     }
+    metrics = {name: layer for name, layer in rules.items() if layer is not None}
+    assert " ".join(sorted(metrics)) == (
+        "curvature dataset_entropy dime infonce lidar prompt_entropy"
+    )
     found = by_rule(task_regrets(choices | metrics, published_scores("main"), layers=layers))
     assert found["2/3 depth"].regret == pytest.approx(0.0266, abs=1e-4)
     assert found[OTHER_TASKS].regret == pytest.approx(0.0148, abs=1e-4)

@@ -25,9 +25,10 @@ from operators.analysis.modes import (
     histogram,
     middle,
     nearest,
+    repeated_share,
     separations,
+    unknown_word_shares,
 )
-from operators.prompts.traits import repeated_share, unknown_word_shares
 
 Array = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Array]

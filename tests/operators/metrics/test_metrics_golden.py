@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from operators.analysis.correlates import distance_correlation, spearman
 from operators.metrics import views
-from operators.metrics.population import direction_sums
+from operators.metrics.population import row_sums
 from operators.metrics.prompts import (
     anisotropy,
     effective_rank,
@@ -27,8 +28,8 @@ from operators.metrics.prompts import (
     rankme,
     stable_rank,
 )
+from operators.metrics.rows import prepare_rows
 from operators.metrics.spectrum import EntropyNorm, matrix_entropy, normalize_entropy
-from operators.metrics.token.rows import prepare_rows
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
 from tests.support.whole import (
@@ -48,29 +49,18 @@ Params = dict[str, Any]
 Inputs = list[Tensor]
 
 
-def read_index(folder: Path, stem: str) -> list[Case]:
-    index = folder / ("golden_index.json" if stem == "golden" else f"{stem}.json")
-    cases: list[Case] = json.loads(index.read_text())["cases"]
-    return cases
-
-
 @cache
 def load(folder: Path, stem: str) -> tuple[list[Case], dict[str, np.ndarray]]:
-    index = read_index(folder, stem)
-    cases = [
-        case for case in index if case["impl"] in IMPLEMENTATIONS and case["metric"] in COMPUTE
-    ]
+    index = folder / ("golden_index.json" if stem == "golden" else f"{stem}.json")
+    cases = json.loads(index.read_text())["cases"]
+    cases = [case for case in cases if case["impl"] in IMPLEMENTATIONS]
     with np.load(folder / f"{stem}.npz") as arrays:
         return cases, {name: arrays[name] for case in cases for name in case["inputs"]}
 
 
-def one_prompt(tokens_TD: Tensor) -> tuple[Tensor, Tensor]:
-    return tokens_TD[None], torch.tensor([tokens_TD.shape[0]])
-
-
-def padded(tokens_SD: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Prompts stored one after the other, right-padded with NaN."""
-    lengths_N = offsets.diff()
+def padded(tokens_SD: Tensor, offsets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Prompts stored one after the other, right-padded with NaN; without offsets there is one."""
+    lengths_N = torch.tensor([len(tokens_SD)]) if offsets is None else offsets.diff()
     prompts = list(tokens_SD.split_with_sizes(lengths_N.tolist()))
     hidden_NTD = torch.nn.utils.rnn.pad_sequence(prompts, True, math.nan)
     return hidden_NTD, lengths_N
@@ -87,31 +77,21 @@ def normalised(value: Tensor, n: Tensor | int, d: int) -> dict[str, Tensor]:
 
 
 def compute_prompt_entropy(inputs: Inputs, params: Params) -> dict[str, Tensor]:
-    hidden_NTD, lengths_N = one_prompt(inputs[0])
-    if params["zero_row"] == "nan" and prepared(hidden_NTD, lengths_N).eq(0).all(dim=2).any():
-        return {"raw": torch.tensor(math.nan)}
-    value = prompt_entropy(hidden_NTD, lengths_N, params["alpha"])[0]
-    return normalised(value, *inputs[0].shape)
-
-
-def compute_curvature(inputs: Inputs, params: Params) -> dict[str, Tensor]:
-    hidden_NTD, lengths_N = one_prompt(inputs[0])
-    if params["on"] == "centred+unit tokens":
-        hidden_NTD = prepared(hidden_NTD, lengths_N)
-    variant = "skip" if params["undefined"] == "skip" else ""
-    value = curvature(hidden_NTD, lengths_N, variant)[0]
-    return {"raw": value, "logD": value / math.log(inputs[0].shape[1])}
-
-
-def compute_prompt_entropy_mean(inputs: Inputs, params: Params) -> dict[str, Tensor]:
     hidden_NTD, lengths_N = padded(*inputs)
+    if params.get("zero_row") == "nan" and prepared(hidden_NTD, lengths_N).eq(0).all(dim=2).any():
+        return {"raw": torch.tensor(math.nan)}
     values_N = prompt_entropy(hidden_NTD, lengths_N, params["alpha"])
     values = normalised(values_N, lengths_N, hidden_NTD.shape[2])
     return {how: value_N.mean() for how, value_N in values.items()}
 
 
-def compute_curvature_mean(inputs: Inputs, _: Params) -> dict[str, Tensor]:
-    return {"raw": curvature(*padded(*inputs)).mean()}
+def compute_curvature(inputs: Inputs, params: Params) -> dict[str, Tensor]:
+    hidden_NTD, lengths_N = padded(*inputs)
+    if params.get("on") == "centred+unit tokens":
+        hidden_NTD = prepared(hidden_NTD, lengths_N)
+    variant = "skip" if params.get("undefined") == "skip" else ""
+    value = curvature(hidden_NTD, lengths_N, variant).mean()
+    return {"raw": value, "logD": value / math.log(hidden_NTD.shape[2])}
 
 
 def compute_dataset_entropy(inputs: Inputs, params: Params) -> dict[str, Tensor]:
@@ -167,7 +147,7 @@ def compute_rank(inputs: Inputs, params: Params) -> dict[str, Tensor]:
         "participation_ratio_uncentered": participation_ratio(raw),
         "stable_rank": stable_rank(raw),
         "stable_rank_centered": stable_rank(centred),
-        "mean_cosine": anisotropy(direction_sums(inputs[0])),
+        "mean_cosine": anisotropy(row_sums(inputs[0])),
     }
 
 
@@ -187,8 +167,8 @@ def compute_statistics(inputs: Inputs, _: Params) -> dict[str, Tensor]:
 COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "prompt_entropy": compute_prompt_entropy,
     "curvature": compute_curvature,
-    "prompt_entropy_mean": compute_prompt_entropy_mean,
-    "curvature_mean": compute_curvature_mean,
+    "prompt_entropy_mean": compute_prompt_entropy,
+    "curvature_mean": compute_curvature,
     "dataset_entropy": compute_dataset_entropy,
     "infonce": compute_infonce,
     "lidar": compute_lidar,
@@ -197,13 +177,6 @@ COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "cka": compute_cka,
     "statistics": compute_statistics,
 }
-WITHOUT_FLOAT32 = ("prompt_entropy_mean", "curvature_mean", "statistics")
-RUNS = [
-    pytest.param(metric, dtype, id=f"{metric}-{str(dtype)[6:]}")
-    for dtype in (torch.float64, torch.float32)
-    for metric in COMPUTE
-    if dtype == torch.float64 or metric not in WITHOUT_FLOAT32
-]
 SOURCES = [
     pytest.param(SMALL, id="copied"),
     pytest.param(
@@ -216,34 +189,23 @@ SOURCES = [
 ]
 
 
-def as_inputs(arrays: list[np.ndarray], dtype: torch.dtype) -> Inputs:
-    tensors = [torch.from_numpy(array) for array in arrays]
-    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
-
-
-def agrees(got: float, expected: float, tolerance: float) -> bool:
-    if math.isnan(expected):
-        return math.isnan(got)
-    return abs(got - expected) <= tolerance * max(1.0, abs(expected))
-
-
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize(("metric", "dtype"), RUNS)
-def test_values_are_those_of_the_reference(
-    metric: str, dtype: torch.dtype, source: tuple[Path, str]
-) -> None:
+@pytest.mark.parametrize("metric", COMPUTE)
+def test_values_are_those_of_the_reference(metric: str, source: tuple[Path, str]) -> None:
     cases, arrays = load(*source)
     failed: list[str] = []
     checked = 0
-    for case in cases:
-        tolerance = case["tol" if dtype == torch.float64 else "tol32"]
+    for case, (dtype, tol) in product(cases, ((torch.float64, "tol"), (torch.float32, "tol32"))):
+        tolerance = case[tol]
         if case["metric"] != metric or tolerance is None:
             continue
-        got = COMPUTE[metric](as_inputs([arrays[n] for n in case["inputs"]], dtype), case["params"])
+        inputs = [torch.from_numpy(arrays[name]) for name in case["inputs"]]
+        inputs = [each.to(dtype) if each.is_floating_point() else each for each in inputs]
+        got = COMPUTE[metric](inputs, case["params"])
         for output, raw in zip(case["outputs"], case["expected"], strict=True):
             value, expected = float(got[output]), float(raw)
-            if not agrees(value, expected, tolerance):
-                where = f"case {case['id']} {case['inputs'][0]} {case['params']} {output}"
+            if value != pytest.approx(expected, rel=tolerance, abs=tolerance, nan_ok=True):
+                where = f"case {case['id']} {case['inputs'][0]} {dtype} {case['params']} {output}"
                 failed.append(f"{where}: got {value!r}, expected {expected!r}, within {tolerance}")
         checked += 1
     assert not failed, f"{len(failed)} values of {checked} cases:\n" + "\n".join(failed)
@@ -253,5 +215,4 @@ def test_values_are_those_of_the_reference(
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_metric_of_the_reference_is_compared(source: tuple[Path, str]) -> None:
     """Every case of a paper's formula is of a metric that is compared here, and none is missing."""
-    found = {raw["metric"] for raw in read_index(*source) if raw["impl"] in IMPLEMENTATIONS}
-    assert found == COMPUTE.keys()
+    assert {case["metric"] for case in load(*source)[0]} == COMPUTE.keys()

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
-from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,10 +17,8 @@ from operators.metrics import population as population_module
 from operators.metrics import prompts as prompts_module
 from operators.metrics.population import (
     Population,
-    direction_sums,
-    mean_sums,
-    merge_directions,
-    merge_means,
+    merge_rows,
+    row_sums,
     second_moment,
 )
 from operators.metrics.prompts import (
@@ -38,22 +36,21 @@ from operators.metrics.views import infonce_loss
 from tests.support.whole import (
     dataset_entropy,
     draw,
+    few,
     linear_cka,
     rotation,
     same,
+    seeds,
     shuffled,
     spectrum_of,
 )
 
-few = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
-RowMetric = Callable[[Tensor], Tensor]
 RANKS = {each.__name__: each for each in (effective_rank, rankme, participation_ratio, stable_rank)}
 
 
 def of_population(population: Population) -> dict[str, Tensor]:
     """Every metric that is made of a population's cached parts."""
-    found = {"anisotropy": anisotropy_of(population.directions)}
+    found = {"anisotropy": anisotropy_of(population.sums)}
     for center, word in ((False, ""), (True, "-centred")):
         spectrum = population.spectrum(center, unit=False)
         found |= {f"{name}{word}": rank(spectrum) for name, rank in RANKS.items()}
@@ -68,7 +65,7 @@ def of_rows(rows_ND: Tensor) -> dict[str, Tensor]:
 
 
 def anisotropy(rows_ND: Tensor) -> Tensor:
-    return anisotropy_of(direction_sums(rows_ND))
+    return anisotropy_of(row_sums(rows_ND))
 
 
 def agree(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-9) -> None:
@@ -97,19 +94,6 @@ def cuts(drawn: st.DrawFn, n: int) -> list[slice]:
     """Slices that cover n rows in order, some of them empty."""
     edges = sorted(drawn(st.lists(st.integers(0, n), max_size=5)))
     return [slice(*edge) for edge in itertools.pairwise([0, *edges, n])]
-
-
-class Counted:
-    """Blocks that count how often they are read from the beginning, and how many are read."""
-
-    def __init__(self, blocks: list[Tensor]) -> None:
-        self.stored, self.passes, self.reads = blocks, 0, 0
-
-    def __call__(self) -> Iterator[Tensor]:
-        self.passes += 1
-        for block in self.stored:
-            self.reads += 1
-            yield block
 
 
 # --- closed forms
@@ -362,7 +346,7 @@ def test_equal_rows_leave_no_rounding_to_measure(n: int) -> None:
     equal_ND = torch.tensor([[0.1, 0.2, 0.3, 0.7]], dtype=torch.float64).repeat(n, 1)
     for cut in range(n):
         population = Population([equal_ND[:cut], equal_ND[cut:]])
-        assert float(population.means.squares) == 0
+        assert float(population.sums.squares) == 0
         for unit in (False, True):
             assert not population.spectrum(center=True, unit=unit).any()
     found = of_rows(equal_ND)
@@ -438,17 +422,16 @@ def test_cuts_of_a_population_never_matter(rows_ND: Tensor, data: st.DataObject)
 def test_sums_merge_in_any_grouping(rows_ND: Tensor, data: st.DataObject, seed: int) -> None:
     blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
-    means = [mean_sums(blocks[i]) for i in order]
-    expected = mean_sums(rows_ND)
-    half = len(means) // 2
-    groups = [reduce(merge_means, part) for part in (means[:half], means[half:]) if part]
-    merged = reduce(merge_means, groups)
+    sums = [row_sums(blocks[i]) for i in order]
+    expected = row_sums(rows_ND)
+    half = len(sums) // 2
+    groups = [reduce(merge_rows, part) for part in (sums[:half], sums[half:]) if part]
+    merged = reduce(merge_rows, groups)
     assert merged.n_prompts == len(rows_ND)
     assert same(merged.mean_D, rows_ND.mean(dim=0), 1e-12)
     assert same(merged.squares, (rows_ND - rows_ND.mean(dim=0)).square().sum())
     assert same(merged.squares, expected.squares)
-    directions = reduce(merge_directions, [direction_sums(blocks[i]) for i in order])
-    assert same(anisotropy_of(directions), anisotropy(rows_ND))
+    assert same(anisotropy_of(merged), anisotropy(rows_ND))
     for center, unit in itertools.product((True, False), repeat=2):
         parts = [second_moment(blocks[i], merged, center, unit) for i in order]
         assert same(sum(parts), second_moment(rows_ND, expected, center, unit))
@@ -462,7 +445,7 @@ def test_cuts_of_similarity_never_matter(rows_ND: Tensor, data: st.DataObject, s
     order = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed)).tolist()
 
     def streamed(x_ND: Tensor, y_NE: Tensor) -> Hsic:
-        means = [Population([z[cut] for cut in parts]).means.mean_D for z in (x_ND, y_NE)]
+        means = [Population([z[cut] for cut in parts]).sums.mean_D for z in (x_ND, y_NE)]
         sums = [hsic_sums(x_ND[parts[i]], y_NE[parts[i]], *means) for i in order]
         return hsic(reduce(merge_hsic, sums))
 
@@ -476,27 +459,33 @@ def test_cuts_of_similarity_never_matter(rows_ND: Tensor, data: st.DataObject, s
 # --- passes and memory
 
 
+def counted(stored: list[Tensor]) -> Mock:
+    """Blocks that count how often they are read from the beginning."""
+    return Mock(side_effect=lambda: iter(stored))
+
+
 def test_passes_over_the_blocks_are_few() -> None:
-    blocks = Counted(in_blocks(draw(40, 5), 7))
+    stored = in_blocks(draw(40, 5), 7)
+    reading = iter(stored)
+    assert len(Population(lambda: reading).sample(10)) == 10
+    assert len(list(reading)) == len(stored) - 2
+    blocks = counted(stored)
     population = Population(blocks)
-    assert blocks.passes == 0
-    population.sample(10)
-    assert blocks.reads == 2
-    blocks.passes = 0
+    assert blocks.call_count == 0
     of_population(population)
     # Means; centred moments; small singular values do not occur; uncentred unit rows.
-    assert blocks.passes == 3
+    assert blocks.call_count == 3
     of_population(population)
     population.sample(10**6)
-    assert blocks.passes == 4
+    assert blocks.call_count == 4
 
 
 def test_few_prompts_need_one_pass() -> None:
-    blocks = Counted(in_blocks(draw(12, 30), 5))
+    blocks = counted(in_blocks(draw(12, 30), 5))
     population = Population(blocks)
     of_population(population)
     assert len(population.sample(10)) == 10
-    assert blocks.passes == 1
+    assert blocks.call_count == 1
     assert population.gram(center=True, unit=True).shape == (12, 12)
 
 
@@ -532,35 +521,22 @@ def test_memory_does_not_grow_with_the_prompts(n: int, monkeypatch: pytest.Monke
     stored = in_blocks(draw(8 * n, 6), 8)
     with Watch():  # type: ignore[no-untyped-call]
         of_population(Population(stored))
-        means = mean_sums(stored[0])
+        means = row_sums(stored[0])
         sums = [hsic_sums(x, x, means.mean_D, means.mean_D) for x in stored]
         hsic(reduce(merge_hsic, sums))
     assert largest <= 8 * 6
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "compute"),
-    [
-        (population_module, "CHUNK_ELEMENTS", lambda: of_rows(draw(9, 4) + 3)),
-        (
-            population_module,
-            "CHUNK_ELEMENTS",
-            lambda: linear_cka(draw(9, 4), draw(9, 2, seed=1))._asdict(),
-        ),
-        (prompts_module, "BLOCK_ELEMENTS", lambda: {"twonn": twonn(draw(40, 4))}),
-    ],
-    ids=["population", "cka", "twonn"],
-)
-def test_chunks_never_matter(
-    module: ModuleType,
-    name: str,
-    compute: Callable[[], dict[str, Tensor]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    expected = compute()
+def test_chunks_never_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def computed() -> dict[str, Tensor]:
+        similar = linear_cka(draw(9, 4), draw(9, 2, seed=1))
+        return {**of_rows(draw(9, 4) + 3), **similar._asdict(), "twonn": twonn(draw(40, 4))}
+
+    expected = computed()
     for elements in (1, 7, 50):
-        monkeypatch.setattr(module, name, elements)
-        agree(compute(), expected)
+        monkeypatch.setattr(population_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(prompts_module, "BLOCK_ELEMENTS", elements)
+        agree(computed(), expected)
 
 
 @pytest.mark.gpu

@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from operators.metrics import rows as rows_module
+from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
+from operators.metrics.registry import Parameters, token_metrics
+from operators.metrics.rows import length_chunks
 from operators.metrics.spectrum import SpectrumMethod
-from operators.metrics.token import rows as rows_module
-from operators.metrics.token.entropy import entropies
-from operators.metrics.token.quadrature import SMALLEST_SIDE, quadrature_entropies
-from operators.metrics.token.rows import length_chunks
+from operators.metrics.tokens import entropies
 from tests.support.whole import draw, prompt_entropy, rotation
 
 TOKENS, FEATURES = 520, 430
@@ -86,14 +89,12 @@ def test_scale_changes_nothing_and_rotation_and_order_less_than_the_error() -> N
 
 def test_short_prompts_are_exact() -> None:
     assert SMALLEST_SIDE > 300
-    hidden_NTD, lengths_N = draw(3, 300, 500), torch.tensor([300, 20, 1])
-    exact_N = prompt_entropy(hidden_NTD, lengths_N)
-    approximate_N = prompt_entropy(hidden_NTD, lengths_N, method="approximate")
-    assert torch.equal(approximate_N.nan_to_num(), exact_N.nan_to_num())
-    few_features_NTD = draw(1, 600, 50)
-    lengths_N = torch.tensor([600])
-    exact_N = prompt_entropy(few_features_NTD, lengths_N)
-    assert torch.equal(prompt_entropy(few_features_NTD, lengths_N, method="approximate"), exact_N)
+    for hidden_NTD, lengths in ((draw(3, 300, 500), [300, 20, 1]), (draw(1, 600, 50), [600])):
+        exact_N, approximate_N = (
+            prompt_entropy(hidden_NTD, torch.tensor(lengths), method=method).nan_to_num()
+            for method in get_args(SpectrumMethod)
+        )
+        assert torch.equal(approximate_N, exact_N)
 
 
 @pytest.mark.parametrize("block", [1, 2**26], ids=["a block a row", "one block"])
@@ -107,20 +108,13 @@ def test_padding_batch_layers_and_order_never_matter(
         power_law(5 * 460, 425, exponent).view(5, 460, 425).to(torch.float32)
         for exponent in (0.7, 1.3)
     ]
-    alone = [
-        [measured(row[:length], [1.0]) for row, length in zip(state, lengths_N, strict=True)]
-        for state in states
-    ]
+    alone = [[measured(state[n, : lengths_N[n]], [1.0]) for n in range(5)] for state in states]
     padding_NT1 = (torch.arange(460) >= lengths_N[:, None])[..., None]
     order = torch.tensor([3, 1, 0, 4, 2])
     filled = [state.masked_fill(padding_NT1, math.nan)[order] for state in states]
-    found_LN = torch.zeros(2, 5, dtype=torch.float64)
-    for index_n, tokens_MTD, mask_MT, layers in length_chunks(filled, lengths_N[order]):
-        (values_M,) = entropies(tokens_MTD, mask_MT, [1.0], method="approximate")
-        found_LN[layers, order[index_n]] = values_M.view(-1, len(index_n))
-    assert found_LN.flatten().tolist() == pytest.approx(
-        [float(value) for row in alone for value in row], rel=1e-5
-    )
+    asked = Parameters((1.0,), without_first=False, method="approximate")
+    (found_LN,) = token_metrics(filled, lengths_N[order], ["prompt_entropy"], asked).values()
+    assert found_LN == pytest.approx(np.array(alone)[:, order, 0], rel=1e-5)
 
 
 def test_values_repeat_and_touch_no_global_random_state() -> None:

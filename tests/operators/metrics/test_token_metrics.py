@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
@@ -12,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from operators.metrics import rows as rows_module
 from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
+from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.spectrum import (
     SpectrumMethod,
     gram_entropies,
@@ -21,43 +22,28 @@ from operators.metrics.spectrum import (
     psd_spectrum,
     small_gram,
 )
-from operators.metrics.token import rows as rows_module
-from operators.metrics.token.curvature import curvatures
-from operators.metrics.token.norms import first_token_shares, largest_coordinates, mean_norms
-from operators.metrics.token.rows import Chunk, length_chunks
+from operators.metrics.tokens import curvatures, first_token_shares, largest_coordinates, mean_norms
 from tests.support.whole import (
+    ALPHAS,
     curvature,
     dataset_entropy,
     draw,
+    few,
+    float64,
     of_prompts,
     prompt_entropy,
     rotation,
     same,
+    seeds,
     shuffled,
+    small_sizes,
+    whole,
 )
 
-ALPHAS = [0.5, 1.0, 2.0, 3.0]
 EVERYTHING = Parameters(alphas=tuple(ALPHAS))
 TOKEN_METRICS = of_kind(METRICS, Tokens)
 Values = dict[tuple[str, str], Tensor]
-few = settings(max_examples=25, deadline=None)
 many = settings(max_examples=80, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
-small_sizes = st.integers(2, 9)
-TokenMetric = Callable[[Tensor, Tensor], Tensor]
-NORMS: dict[str, TokenMetric] = {
-    kernel.__name__: lambda hidden, lengths, kernel=kernel: of_prompts(kernel, hidden, lengths)  # type: ignore[misc]
-    for kernel in (mean_norms, largest_coordinates, first_token_shares)
-}
-
-
-def float64(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def whole(tokens_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """One prompt without padding."""
-    return tokens_TD[None], torch.tensor([tokens_TD.shape[0]])
 
 
 def gram_spectrum(rows_ND: Tensor) -> Tensor:
@@ -177,16 +163,7 @@ def test_undefined_entropy_is_nan(alpha: float) -> None:
     assert dataset_entropy(hidden_NTD[1], alpha).isnan()
 
 
-def test_normalized_entropy() -> None:
-    for how, n, divisor in (
-        ("raw", 8, 1.0),
-        ("maxEntropy", 8, math.log(4)),
-        ("maxEntropy", 3, math.log(3)),
-        ("logN", 8, math.log(8)),
-        ("logD", 8, math.log(4)),
-        ("logNlogD", 8, math.log(8) * math.log(4)),
-    ):
-        assert same(normalize_entropy(1.5, n, 4, how), 1.5 / divisor)  # type: ignore[arg-type]
+def test_an_entropy_is_normalized_by_what_its_prompt_could_reach() -> None:
     per_prompt = normalize_entropy(torch.tensor([1.5, 0.0]), torch.tensor([8, 1]), 4, "logN")
     assert same(per_prompt, float64([1.5 / math.log(8), math.nan]))
     with pytest.raises(ValueError, match="raw, maxEntropy, logN, logD, logNlogD"):
@@ -289,35 +266,17 @@ def test_entropy_of_any_prompt_ignores_scale_rotation_and_order(
             assert same(prompt_entropy(*whole(turned_TD), alpha), expected)
 
 
-@few
-@given(
-    tokens=st.integers(3, 9), dim=small_sizes, seed=seeds, scale=st.sampled_from([1e-20, 3.0, 1e20])
-)
-def test_curvature_ignores_scale_rotation_offset_and_direction(
-    tokens: int, dim: int, seed: int, scale: float
-) -> None:
-    tokens_TD = draw(tokens, dim, seed=seed)
-    expected = curvature(*whole(tokens_TD))
-    assert 0 <= float(expected) <= math.pi
-    turned_TD = tokens_TD @ rotation(dim, seed)
-    for changed_TD in (tokens_TD * scale, turned_TD, tokens_TD + 5.0, tokens_TD.flip(0)):
-        assert same(curvature(*whole(changed_TD)), expected)
-
-
-def path_angles(tokens_TD: Tensor) -> list[float]:
-    """The turns of a path one by one, NaN at a zero difference."""
-    steps = tokens_TD.diff(dim=0)
-    units = [step / step.norm() for step in steps]
-    return [
-        2 * math.atan2(float((after - before).norm()), float((after + before).norm()))
-        for before, after in itertools.pairwise(units)
-    ]
-
-
 @many
 @given(tokens_TD=prompts())
 def test_curvature_of_any_prompt_is_the_mean_of_its_turns(tokens_TD: Tensor) -> None:
-    angles = float64(path_angles(tokens_TD))
+    """Of the turns one by one, NaN at a zero difference, whatever the scale."""
+    units = [step / step.norm() for step in tokens_TD.diff(dim=0)]
+    angles = float64(
+        [
+            2 * math.atan2(float((after - before).norm()), float((after + before).norm()))
+            for before, after in itertools.pairwise(units)
+        ]
+    )
     assert same(curvature(*whole(tokens_TD)), angles.mean()[None])
     defined = angles[~angles.isnan()]
     assert same(curvature(*whole(tokens_TD), "skip"), defined.mean()[None])
@@ -328,23 +287,29 @@ def test_curvature_of_any_prompt_is_the_mean_of_its_turns(tokens_TD: Tensor) -> 
 def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
     norm_T = torch.linalg.vector_norm(tokens_TD, dim=1)
     largest = float(norm_T.max())
-    mean, coordinate, share = (metric(*whole(tokens_TD)) for metric in NORMS.values())
+    kernels = mean_norms, largest_coordinates, first_token_shares
+    mean, coordinate, share = (of_prompts(each, *whole(tokens_TD)) for each in kernels)
     assert same(mean / largest, norm_T.mean()[None] / largest)
     assert same(coordinate, tokens_TD.abs().max()[None], 0.0)
     power_T = (norm_T / largest) ** 2
     assert same(share, (power_T[0] / power_T.sum())[None])
 
 
-def test_undefined_norms_are_nan() -> None:
+@pytest.mark.parametrize(
+    ("kernel", "start"),
+    [
+        (mean_norms, [2**0.5, 0.0]),
+        (largest_coordinates, [1.0, 0.0]),
+        (first_token_shares, [1 / 3, math.nan]),
+    ],
+)
+def test_undefined_norms_are_nan(kernel: Kernel, start: list[float]) -> None:
     hidden_NTD = torch.ones(5, 3, 2)
     hidden_NTD[1] = 0
     hidden_NTD[2, 1, 0] = math.inf
     hidden_NTD[3, 2, 1] = math.nan
-    for metric, start in zip(
-        NORMS.values(), ([2**0.5, 0.0], [1.0, 0.0], [1 / 3, math.nan]), strict=True
-    ):
-        values_N = metric(hidden_NTD, torch.tensor([3, 3, 3, 3, 0]))
-        assert same(values_N, float64([*start, math.nan, math.nan, math.nan]))
+    values_N = of_prompts(kernel, hidden_NTD, torch.tensor([3, 3, 3, 3, 0]))
+    assert same(values_N, float64([*start, math.nan, math.nan, math.nan]))
 
 
 def test_a_non_finite_token_beside_a_repeat_is_not_skipped() -> None:
@@ -368,15 +333,6 @@ def test_a_lone_prompt_is_read_where_it_is_and_without_tokens_is_zero() -> None:
     assert not nothing.tokens_MTD.any()
 
 
-def of_chunk(chunk: Chunk) -> Values:
-    """Everything that is measured on a chunk, by metric and variant."""
-    return {
-        (name, variant): values_M
-        for name, measure in TOKEN_METRICS.items()
-        for variant, values_M in measure.compute(chunk, EVERYTHING).items()
-    }
-
-
 def in_chunks(states: list[Tensor], lengths_N: Tensor) -> Values:
     """Values [L, N] of every metric."""
     found = token_metrics(states, lengths_N, [*TOKEN_METRICS], EVERYTHING)
@@ -384,15 +340,13 @@ def in_chunks(states: list[Tensor], lengths_N: Tensor) -> Values:
 
 
 def alone(states: list[Tensor], lengths_N: Tensor, first: int = 0) -> Values:
-    """The same, one prompt of one layer at a time, which begins at a token."""
+    """The same without padding, one prompt of one layer at a time, which begins at a token."""
     found: dict[tuple[str, str], list[Tensor]] = {}
     for state in states:
         for hidden_TD, length in zip(state, lengths_N.tolist(), strict=True):
-            tokens_MTD = hidden_TD[None, first : max(length, first + 1)]
-            mask_MT = torch.full(tokens_MTD.shape[:2], length > first)
-            tokens_MTD = tokens_MTD.where(mask_MT[..., None], 0.0)
-            chunk = Chunk(torch.zeros(1), tokens_MTD, mask_MT, slice(0, 1))
-            for key, value in of_chunk(chunk).items():
+            tokens_1TD = hidden_TD[None, first : max(length, first + 1)]
+            left_1 = torch.tensor([max(length - first, 0)])
+            for key, value in in_chunks([tokens_1TD], left_1).items():
                 found.setdefault(key, []).append(value)
     return {key: torch.cat(values).view(len(states), -1) for key, values in found.items()}
 
@@ -465,8 +419,7 @@ def test_chunks_hold_every_prompt_once_and_nothing_else(dtype: torch.dtype) -> N
         assert tokens_MTD.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         expected = torch.cat([state[index_n, : tokens_MTD.shape[1]] for state in states])
         assert torch.equal(mask_MT.sum(dim=1), chosen_n.repeat(2))
-        masked = expected.where(mask_MT[..., None], torch.zeros((), dtype=dtype))
-        assert torch.equal(tokens_MTD, masked.to(tokens_MTD.dtype))
+        assert torch.equal(tokens_MTD, (expected * mask_MT[..., None]).to(tokens_MTD.dtype))
         seen += index_n.tolist()
     assert sorted(seen) == list(range(len(lengths_N)))
 

@@ -5,7 +5,7 @@ from functools import reduce
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,16 +19,17 @@ from operators.metrics.views import (
     lidar_scatter,
     merge_scatters,
 )
-from tests.support.whole import draw, rotation, same, shuffled
-
-ALPHAS = [0.5, 1.0, 2.0, 3.0]
-few = settings(max_examples=25, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
-small_sizes = st.integers(2, 9)
-
-
-def float64(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+from tests.support.whole import (
+    ALPHAS,
+    draw,
+    few,
+    float64,
+    rotation,
+    same,
+    seeds,
+    shuffled,
+    small_sizes,
+)
 
 
 def lidar(views_NVD: Tensor, delta: float = 1e-4, alpha: float = 1.0) -> Tensor:
@@ -58,12 +59,8 @@ def test_one_hot_views_have_a_closed_form() -> None:
     assert same(infonce_loss(torch.eye(8), torch.eye(8), 0.5), expected)
 
 
-def test_infonce_equals_its_definition() -> None:
+def test_infonce_of_what_is_not_finite_is_undefined() -> None:
     a_ND, b_ND = draw(7, 4), draw(7, 4, seed=1)
-    every_MD = torch.cat([a_ND, b_ND])
-    logits_MM = (every_MD @ every_MD.T / 0.1).fill_diagonal_(-math.inf)
-    expected = torch.nn.functional.cross_entropy(logits_MM, torch.arange(14).roll(7))
-    assert same(infonce_loss(a_ND, b_ND), expected)
     for bad in (math.nan, math.inf, -math.inf):
         assert infonce_loss(a_ND.index_fill(0, torch.tensor([2]), bad), b_ND).isnan()
     assert infonce_loss(torch.tensor([[math.inf], [1.0]]), torch.tensor([[-1.0], [1.0]])).isnan()

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.prompts import seeding
-from operators.prompts.views import ViewProbabilities, augment, view_name, view_text
+from operators.prompts.conditions import condition_text
+from operators.prompts.views import ViewProbabilities, augment, view_name
 
 PLAIN = "The quick brown fox jumps over the lazy dog, and Ünïcode stays."
 KEYBOARD = ViewProbabilities(keyboard=1, random_char=0, split=0)
@@ -79,7 +80,7 @@ def test_consecutive_ids_are_sampled_evenly() -> None:
 
 
 def test_a_view_is_pinned_and_names_sort_as_numbers() -> None:
-    view = view_text(PLAIN, view_name(3), 0, USUAL)
+    view = condition_text(PLAIN, view_name(3), 0, USUAL)
     assert view == "The quick brown fox jumps evsr the lazy dog, and Üqïcode stays."
     names = [view_name(i) for i in range(16)]
     assert (names[0], names[15], names) == ("view-00", "view-15", sorted(names))
@@ -87,11 +88,13 @@ def test_a_view_is_pinned_and_names_sort_as_numbers() -> None:
 
 def test_a_view_depends_on_seed_view_and_text_alone() -> None:
     text = PLAIN * 5
-    first = view_text(text, "view-00", 0, USUAL)
-    assert view_text(text, "view-00", 0, USUAL) == first
+    first = condition_text(text, "view-00", 0, USUAL)
+    assert condition_text(text, "view-00", 0, USUAL) == first
     generator = seeding.generator(0, seeding.prompt_id(text), "view-00")
     assert augment(text, USUAL, generator) == first
-    views = {view_text(text, view_name(i), seed, USUAL) for i in range(16) for seed in range(2)}
+    views = {
+        condition_text(text, view_name(i), seed, USUAL) for i in range(16) for seed in range(2)
+    }
     assert len(views | {text}) == 33
 
 
@@ -189,11 +192,3 @@ def test_a_higher_probability_edits_the_same_words_and_more() -> None:
     edited = [at for at, word in enumerate(words) if low[at] != word]
     assert 0 < len(edited) < sum(a != b for a, b in zip(words, high, strict=True))
     assert all(low[at] == high[at] for at in edited)
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.5, math.nan])
-@pytest.mark.parametrize("field", ["keyboard", "random_char", "split"])
-def test_a_probability_out_of_bounds_is_named(field: str, value: float) -> None:
-    given_values = {"keyboard": 0.0, "random_char": 0.0, "split": 0.0, field: value}
-    with pytest.raises(ValueError, match=rf"^{field} = {value!r}: .* between 0 and 1$"):
-        ViewProbabilities(**given_values)

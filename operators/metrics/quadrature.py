@@ -111,14 +111,17 @@ def _normal_rows(draws: int) -> Tensor:
 
 def _head(gram_mKK: Tensor, start_mKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest Ritz values of a block Krylov space, their residual norms, and their vectors."""
-    basis_mKB = start_mKB[..., :0]
+    block_mKB, basis_mKB = start_mKB, start_mKB[..., :0]
     image_mKB = basis_mKB
-    block_mKB = start_mKB
     for _ in range(DEPTH):
         for _ in range(2):  # once leaves rounding
             longest_m1 = torch.linalg.vector_norm(block_mKB, dim=1).amax(dim=1, keepdim=True)
-            rest_mKB = block_mKB - basis_mKB @ (basis_mKB.mT @ block_mKB)
-            block_mKB = _orthonormal(rest_mKB, longest_m1 * DEPENDENT)
+            block_mKB = block_mKB - basis_mKB @ (basis_mKB.mT @ block_mKB)
+            square_mB, vectors_mBB = torch.linalg.eigh((block_mKB.mT @ block_mKB).to(torch.float64))
+            # Orthonormal columns of the same span, and zeros for directions that are rounding.
+            kept_mB = square_mB > (longest_m1 * DEPENDENT).to(torch.float64).square()
+            scale_mB = square_mB.rsqrt().where(kept_mB, 0.0)
+            block_mKB = block_mKB @ (vectors_mBB * scale_mB[:, None]).to(block_mKB.dtype)
         basis_mKB = torch.cat([basis_mKB, block_mKB], dim=-1)
         block_mKB = gram_mKK @ block_mKB
         image_mKB = torch.cat([image_mKB, block_mKB], dim=-1)
@@ -127,15 +130,6 @@ def _head(gram_mKK: Tensor, start_mKB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     basis_mKB = basis_mKB @ vectors_mBB
     residual_mKB = image_mKB @ vectors_mBB - basis_mKB * ritz_mB[:, None].to(gram_mKK.dtype)
     return ritz_mB, torch.linalg.vector_norm(residual_mKB, dim=1, dtype=torch.float64), basis_mKB
-
-
-def _orthonormal(block_mKB: Tensor, shortest_m1: Tensor) -> Tensor:
-    """Orthonormal columns of the same span; a direction that is shorter gives a zero column."""
-    square_mB, vectors_mBB = torch.linalg.eigh((block_mKB.mT @ block_mKB).to(torch.float64))
-    kept_mB = square_mB > shortest_m1.to(torch.float64).square()
-    scale_mB = square_mB.rsqrt().where(kept_mB, 0.0)
-    orthonormal_mKB: Tensor = block_mKB @ (vectors_mBB * scale_mB[:, None]).to(block_mKB.dtype)
-    return orthonormal_mKB
 
 
 def _lanczos(gram_mKK: Tensor, basis_mKB: Tensor, probes_mKV: Tensor) -> tuple[Tensor, Tensor]:
