@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import s3fs
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
@@ -39,7 +38,6 @@ _FILES = 32  # files, evenly spaced, that are opened to count and to sample
 _COUNTED_BYTES = 1 << 26  # of a file without a footer; the lines of a longer one are estimated
 _TEXTS = 1024  # that the tokenizer sees
 _MANIFEST, _RECEIPT = 500, 370  # bytes of a manifest, and of what it says of a shard
-_PART_BYTES: int = s3fs.S3FileSystem.default_block_size
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,11 @@ class Weight:
 
 def weight(sizes: Sequence[float]) -> Weight:
     """Return the weight of objects of these sizes in bytes."""
+    from s3fs import S3FileSystem  # noqa: PLC0415  (a third of a second)
+
+    part = S3FileSystem.default_block_size
     # A large one is put in parts, with two requests around them.
-    puts = (1 if size <= _PART_BYTES else -int(-size // _PART_BYTES) + 2 for size in sizes)
+    puts = (1 if size <= part else -int(-size // part) + 2 for size in sizes)
     return Weight(len(sizes), sum(sizes), sum(puts))
 
 

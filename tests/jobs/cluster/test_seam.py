@@ -15,8 +15,8 @@ from unittest.mock import Mock
 
 import pytest
 import ray.data
+import torch
 
-from jobs.cluster import cluster as seam
 from jobs.cluster import on_ray
 from jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
 from jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
@@ -51,7 +51,7 @@ UNITS = list(range(7))
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAY_ADDRESS", "RAY_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(seam, "_has_gpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_is_small_runs_in_processes_unless_a_cluster_a_gpu_or_a_wish_says_o
 ) -> None:
     if variable:
         monkeypatch.setenv(variable, "10.0.0.1:6379")
-    monkeypatch.setattr(seam, "_has_gpu", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert choose(address, asked, lambda: tokens)[0] == engine
 
 
