@@ -19,7 +19,7 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_subject, load, overridden, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
-from jobs.plan.limits import Limits, add_limits, add_prices
+from jobs.plan import limits
 from jobs.prepare.folders import add_texts, with_folders
 from operators.model.subject import Norm, Pooling
 from storage.root import Root
@@ -72,20 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
         require_scores(run)
         publish(run, rank(run))
 
-    def prepare_within_limits(run: Run) -> None:
-        prepare(run)
-        guard.check(run.config, run.root, say, prepared=True)
-
-    guard = Guard(_limits(arguments))
     stages: dict[str, Callable[[Run], object]] = {
-        "prepare": prepare_within_limits,
+        "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
         "rank": rank_and_report,
     }
     wanted = STAGES if arguments.command == "run" else (arguments.command,)
-    began = time.monotonic()
+    guard, began = Guard(_limits(arguments)), time.monotonic()
     with _opened(arguments) as run:
         for each in run.subjects:
             check(each, run.config.storage)
@@ -99,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
+            if stage == "prepare":
+                guard.check(run.config, run.root, say, prepared=True)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
 
@@ -185,10 +182,10 @@ def plan(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def _limits(arguments: argparse.Namespace) -> limits.Limits:
     """Return the bounds of a plan or a run; a single stage has none."""
     names = ("max_bytes", "max_gpu_hours", "tokens_per_second")
-    return Limits(*(getattr(arguments, name, None) for name in names))
+    return limits.Limits(*(getattr(arguments, name, None) for name in names))
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -256,7 +253,8 @@ def export(arguments: argparse.Namespace) -> int:
     layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
     if arguments.ranking:
         root = Root(arguments.ranking, storage.options())
-        row, evidence = ranked_layer(root, each, layer, arguments.group)
+        evidence = ranked_layer(root, each, layer, arguments.group)
+        row = evidence.row
         layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
     if layer is None:
         raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
@@ -334,9 +332,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = of["plan"].add_argument
     add("--measure", action="store_true", help="run the model on a sample here, for its speed")
+    add(
+        "--price-gb-month",
+        type=limits.price,
+        default=limits.PRICE_GB_MONTH,
+        metavar="USD",
+        help=f"of 2^30 bytes for a month (default: {limits.PRICE_GB_MONTH}, S3 Standard in "
+        "us-east-1)",
+    )
+    add(
+        "--price-1000-puts",
+        type=limits.price,
+        default=limits.PRICE_1000_PUTS,
+        metavar="USD",
+        help=f"of 1,000 PUT requests (default: {limits.PRICE_1000_PUTS}, the same)",
+    )
     for name in ("run", "plan"):
-        add_limits(of[name])
-    add_prices(of["plan"])
+        add = of[name].add_argument
+        add(
+            "--max-bytes",
+            type=limits.parse_bytes,
+            metavar="SIZE",
+            help="refuse a run that would write more, such as 10GB or 500MiB",
+        )
+        add(
+            "--max-gpu-hours",
+            type=limits.positive,
+            metavar="HOURS",
+            help="refuse a run that would take more hours of one device",
+        )
+        add(
+            "--tokens-per-second",
+            type=limits.positive,
+            metavar="N",
+            help=f"assumed speed of one device (default: {limits.TOKENS_PER_SECOND:,.0f})",
+        )
     for name in ("status", "query"):
         of[name].add_argument("output", help="folder or s3:// prefix")
     add = of["status"].add_argument

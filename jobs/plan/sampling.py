@@ -26,7 +26,7 @@ from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, re
 from jobs.run import partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
-from storage.partition import MANIFEST, Partition, shard_name
+from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.schema import ROW_BITS
 from storage.shards import Receipt, read_table, write_shard
@@ -129,9 +129,8 @@ def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
         return None
     weights: dict[str, Weight] = defaultdict(Weight)
     for manifest in present:
-        own = len(root.read(manifest.partition.shard(MANIFEST)))
-        sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
-        weights[manifest.partition.table] += weight(sizes)
+        sizes = root.sizes(manifest.partition.path).values()
+        weights[manifest.partition.table] += weight([*sizes])
     prompts = present[0]
     filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
     texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.config.blocks import ConfigError
@@ -10,8 +10,7 @@ from jobs.config.metrics import FUSED_ABOVE
 from jobs.config.run import RunConfig
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.plan.plan import Plan, plan
-from jobs.plan.sampling import Corpus
-from jobs.plan.sizes import Place
+from jobs.plan.sampling import Weight
 from jobs.words import counted
 from storage.root import Root
 
@@ -32,8 +31,15 @@ def told(
     kind = "some of it upper bounds, as said" if plan.is_bound else "estimates"
     yield f"plan of {plan.run} ({kind})"
     for corpus in plan.corpora:
+        name, prompts = corpus.dataset.name, corpus.prompts
         yield ""
-        yield from _dataset(plan, corpus)
+        yield (
+            f"  {name}: {counted(prompts.rows, 'prompt')} in "
+            f"{counted(len(prompts.receipts), 'shard')} ({_BASES[corpus.basis]})"
+        )
+        if corpus.basis == "bound":
+            yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
+        yield from _tables(plan.tables("", name))
     for subject in dict.fromkeys(each.subject.name for each in plan.pairs):
         yield ""
         yield from _model(plan, subject)
@@ -63,17 +69,6 @@ def told(
     )
 
 
-def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
-    name, prompts = corpus.dataset.name, corpus.prompts
-    yield (
-        f"  {name}: {counted(prompts.rows, 'prompt')} in "
-        f"{counted(len(prompts.receipts), 'shard')} ({_BASES[corpus.basis]})"
-    )
-    if corpus.basis == "bound":
-        yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
-    yield from _tables(plan, lambda place: (place.subject, place.dataset) == ("", name))
-
-
 def _model(plan: Plan, subject: str) -> Iterator[str]:
     pairs = [each for each in plan.pairs if each.subject.name == subject]
     checkpoints = pairs[0].checkpoints
@@ -99,12 +94,11 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
             f"default above {size(FUSED_ABOVE)})"
         )
-    yield from _tables(plan, lambda place: place.subject == subject)
+    yield from _tables(plan.tables(subject))
 
 
-def _tables(plan: Plan, among: Callable[[Place], bool]) -> Iterator[str]:
-    """Yield an aligned line per table of some places: its name, objects and bytes."""
-    found = plan.tables(among)
+def _tables(found: Mapping[str, Weight]) -> Iterator[str]:
+    """Yield an aligned line per table: its name, objects and bytes."""
     cells = [(name, f"{each.objects:,}", size(each.bytes)) for name, each in found.items()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, objects, total in cells:

@@ -22,9 +22,8 @@ from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
 from jobs.plan.limits import Limits, parse_bytes, size
-from jobs.plan.plan import Plan, plan
+from jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
 from jobs.plan.sampling import scratch
-from jobs.plan.sizes import Pair, of_dataset, of_subject
 from jobs.plan.words import Guard
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
@@ -136,7 +135,7 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     assert (found.subject.name, found.corpus.dataset.name) == ("org/model", "data")
     assert (found.layers, found.checkpoints, len(found.passes)) == (4, 1, 3)
     assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
-    assert (found.tokens, found.lengths) == (160 * 10, [])
+    assert (found.tokens, found.lengths) == (160 * 10, ())
     assert found.states == TokenPlan(fused=False, stored=20)
     assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
     # Samples are no larger than the corpus, and every text column can be a prompt.
