@@ -146,24 +146,6 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     assert (double.rows, len(double.receipts)) == (200, 7)
 
 
-@pytest.mark.parametrize(
-    ("measure", "sample", "fused", "stored"),
-    [
-        ({"token_metrics": "stored"}, 20, False, 20),
-        ({"token_metrics": "fused"}, 20, True, 0),
-        ({"token_metrics": "both"}, 20, True, 20),
-        ({"metrics": ["twonn"]}, 20, False, 0),
-        ({}, 20, False, 100),
-        ({}, 0, True, 0),
-    ],
-)
-def test_a_plan_knows_where_token_metrics_are_computed(
-    measure: dict[str, Any], sample: int, fused: bool, stored: int
-) -> None:
-    found = pair_of(measure=measure, tokens={"sample": sample})
-    assert found.states == TokenPlan(fused=fused, stored=stored)
-
-
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
     assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import S3, Cli, write_config
-from tests.support.installed import Installed, install, users_folder
+from tests.support.installed import install, users_folder
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
@@ -23,10 +24,9 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Head:
-    """A running head of a cluster, and where the project is installed on it."""
+    """A running head of a cluster."""
 
     cluster: LocalCluster
-    installed: Installed
 
     def submit(self, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as a job with a working folder."""
@@ -37,10 +37,11 @@ class Head:
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Start a head on which the project is installed."""
     folder = tmp_path_factory.mktemp("head")
-    installed = install(folder / "installed")
-    environment = installed.environment(s3.environment)
-    with local_cluster(installed.scripts / "python", environment, folder) as cluster:
-        yield Head(cluster, installed)
+    commands = install(folder / "installed")
+    path = f"{commands}{os.pathsep}{s3.environment['PATH']}"
+    environment = {**s3.environment, "PATH": path}
+    with local_cluster(commands / "python", environment, folder) as cluster:
+        yield Head(cluster)
 
 
 def _small_demo(folder: Path) -> Path:
