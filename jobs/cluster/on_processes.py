@@ -152,8 +152,6 @@ class Processes:
         """End a worker, and return the end of what the workers printed."""
         worker.end()
         self._workers.remove(worker)
-        if self._is_verbose:
-            return ""
         printed = Path(self._temporary(), _PRINTED).read_bytes()
         return printed[-_SHOWN_BYTES:].decode(errors="replace")
 
@@ -249,7 +247,7 @@ def _serve(
             stream.flush()
             with Path(folder, _PRINTED).open("ab") as file:
                 os.dup2(file.fileno(), number)
-    read: Work | None = None
+    read: Work
     worker: Work | None = None
     while True:
         try:
@@ -264,7 +262,6 @@ def _serve(
                     torch.set_num_threads(1)  # again, whatever the plan before asked for
                 read, make = pickle.loads(plan)
                 worker = make() if make else None
-            assert read is not None
             found = read(unit)
             answer = pickle.dumps((worker(found) if worker else found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)

@@ -140,9 +140,9 @@ class Pair:
         return targets
 
     @property
-    def has_modes(self) -> bool:
-        """Whether the values of every prompt are tested for groups."""
-        return MODES_METRIC in self.config.measure.metrics
+    def mode_targets(self) -> list[Target]:
+        """The partition whose values are tested for groups, if there is one."""
+        return self.metric_targets[:1] if MODES_METRIC in self.config.measure.metrics else []
 
     def layer_rows(self, *, views: bool) -> float:
         """Return the rows of `layer_metrics` under one condition."""
@@ -296,9 +296,9 @@ def _shards(target: Target | None, groups: int, row: float, group: float) -> Sha
 def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
     config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
-    hidden, probe, modes = pair.shape.hidden_size, config.probe, pair.metric_targets[:1]
+    hidden, probe = pair.shape.hidden_size, config.probe
     state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
-    shares = [leading(each.shares, config.measure.mode_sample) for each in modes]
+    shares = [leading(each.shares, config.measure.mode_sample) for each in pair.mode_targets]
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
@@ -308,9 +308,7 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
         "prompt_metrics": [
             _shards(each, layers, 8.9 * pair.variants, 1500) for each in pair.metric_targets
         ],
-        "prompt_traits": [
-            [2700 + 16.5 * share for share in each.values()] for each in shares if pair.has_modes
-        ],
+        "prompt_traits": [[2700 + 16.5 * share for share in each.values()] for each in shares],
         "layer_metrics": [
             [4300 + 9.5 * pair.layer_rows(views=not condition)]
             for condition in range(1 + len(config.conditions.passes()))
@@ -339,7 +337,7 @@ def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
     layers, metrics = pair.layers, len(pair.config.measure.metrics)
     return {
         "layer_costs": [[3470 + 40 * layers]],
-        "modes": [[10_500 + 450 * layers]] if pair.has_modes and pair.metric_targets else [],
+        "modes": [[10_500 + 450 * layers]] if pair.mode_targets else [],
         "choices": [[3_000 + 50 * metrics]],
         "correlations": [[6_000 + 90 * metrics]],
         "ranking": [[7600 + 75 * layers]],

@@ -45,8 +45,6 @@ def told(
         yield from _model(plan, subject)
     yield ""
     total, rate = plan.total, plan.speed(tokens_per_second)
-    month = total.bytes / _GIB * gb_month
-    puts = total.puts / 1000 * thousand_puts
     how = "measured here" if plan.tokens_per_second and not tokens_per_second else "assumed"
     report = plan.tables()["report"]
     yield f"  report: {counted(report.objects, 'object')}, {size(report.bytes)}"
@@ -60,8 +58,8 @@ def told(
     )
     defaults = (gb_month, thousand_puts) == (PRICE_GB_MONTH, PRICE_1000_PUTS)
     yield (
-        f"  in S3 {_small(month)} USD a month and {_small(puts)} USD once for "
-        f"{counted(total.puts, 'request')}"
+        f"  in S3 {_small(total.bytes / _GIB * gb_month)} USD a month and "
+        f"{_small(total.puts / 1000 * thousand_puts)} USD once for {counted(total.puts, 'request')}"
     )
     yield (
         f"    at {gb_month:g} USD per GB-month and {thousand_puts:g} USD per 1,000 PUT"

@@ -173,7 +173,9 @@ def test_padding_is_right_by_the_end_token_and_truncation_is_the_run_s(
     assert loaded.pad_token == "<|end|>"
 
 
-def test_what_a_shorter_config_does_not_describe_is_refused(tmp_path: Path) -> None:
+def test_what_a_shorter_config_does_not_describe_and_code_of_a_checkpoint_are_refused(
+    tmp_path: Path,
+) -> None:
     uneven = tiny_model("llama")
     for name, sizes in (("up", (32, 65)), ("gate", (32, 65)), ("down", (65, 32))):
         setattr(uneven.layers[0].mlp, f"{name}_proj", torch.nn.Linear(*sizes, bias=False))
@@ -183,6 +185,10 @@ def test_what_a_shorter_config_does_not_describe_is_refused(tmp_path: Path) -> N
     patched.layers[0].register_forward_hook(lambda _module, _args, output: output + 1)
     with pytest.raises(CutError, match=r"does not give the states of layer 2 .* norm: none may"):
         _cut(patched, MEAN, tmp_path / "patched")
+    own = tiny_model("llama")
+    own.__class__ = type("Custom", (type(own),), {"__module__": "custom"})
+    with pytest.raises(CutError, match="Custom is code of its checkpoint"):
+        _cut(own, MEAN, tmp_path / "own")
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "modernbert"])
@@ -193,13 +199,6 @@ def test_an_architecture_that_needs_a_block_says_so(architecture: str, tmp_path:
     with pytest.raises(CutError, match=r"cannot make and run .* with 0 blocks .* another layer"):
         _cut(module, CutPoint(0, "final", "mean", MAX_TOKENS), tmp_path / "0")
     _cut(module, MEAN, tmp_path / "2")
-
-
-def test_code_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.__class__ = type("Custom", (type(model),), {"__module__": "custom"})
-    with pytest.raises(CutError, match="Custom is code of its checkpoint"):
-        _cut(model, MEAN, tmp_path / "cut")
 
 
 @pytest.mark.parametrize(

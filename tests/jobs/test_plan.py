@@ -7,7 +7,8 @@ import re
 import shutil
 import socket
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,16 +38,12 @@ from tests.support.stored import store
 DEMO_BYTES = 68_100_000  # that a run of it wrote
 HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
 FORTY = [f"text {n}" for n in range(40)]
-SHAPE = {"layers": 3, "hidden_size": 8}
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, in an empty folder."""
-
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("a plan opened a connection")
-
+    refuse = Mock(side_effect=AssertionError("a plan opened a connection"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -57,7 +54,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_run(**changes: Any) -> str:  # noqa: ANN401
     config = {
         "name": "small",
-        "subjects": [{"model": "org/model", "shape": SHAPE}],
+        "subjects": [{"model": "org/model", "shape": {"layers": 3, "hidden_size": 8}}],
         "datasets": [HUB],
         "extract": {"max_tokens": 10},
         "views": {"count": 2, "sample": 30},
@@ -78,8 +75,9 @@ def pair_of(output: Root | None = None, **changes: Any) -> Pair:  # noqa: ANN401
     return found
 
 
-def out() -> Root:
-    return Root(str(Path("out").resolve()))
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(str(tmp_path / "out"))
 
 
 def write_rows(texts: list[str]) -> dict[str, Any]:
@@ -151,8 +149,8 @@ def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
 
 
-def test_what_is_prepared_is_counted() -> None:
-    root, where = out(), Partition("prompts", ("data",))
+def test_what_is_prepared_is_counted(root: Root) -> None:
+    where = Partition("prompts", ("data",))
     rows = [{"prompt_id": n, "text": "a", "shard": n // 25} for n in range(75)]
     table = pa.Table.from_pylist(rows, schema.PROMPTS)
     store(root, where, [table[start : start + 25] for start in (0, 25, 50)], {})
@@ -164,10 +162,9 @@ def test_what_is_prepared_is_counted() -> None:
 
 
 def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
-    monkeypatch: pytest.MonkeyPatch,
+    root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows x passes x tokens: of a clean pass, of views of a sample, and of conditions."""
-    root = out()
 
     def most(**changes: Any) -> float | None:  # noqa: ANN401
         return most_tokens(configs.load(write_run(**changes)), Manifests(root), 1)
@@ -264,9 +261,9 @@ def test_a_run_beyond_its_bounds_does_not_start(
     )
 
 
-def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
+def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared(root: Root) -> None:
     said: list[str] = []
-    config, guard, root = configs.load(write_run()), Guard(Limits(bytes=10)), out()
+    config, guard = configs.load(write_run()), Guard(Limits(bytes=10))
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")

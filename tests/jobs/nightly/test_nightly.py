@@ -124,7 +124,8 @@ def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
     lived: Nights,
 ) -> None:
     first, again, held, second = (
-        lived.told[name].printed for name in ("first", "again", "held", "second")
+        lived.told[name].stdout + lived.told[name].stderr
+        for name in ("first", "again", "held", "second")
     )
     assert "2 checkpoints, 2 without a ranking" in first
     assert "1/2 tiny at step0" in first
@@ -153,8 +154,8 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     assert alert.previous == "step16"
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
-    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.printed
-    everything = "".join(each.printed for each in lived.told.values())
+    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third.stdout
+    everything = "".join(each.stdout + each.stderr for each in lived.told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
     assert not [each for each in files if SECRET.encode() in each.read_bytes()]
