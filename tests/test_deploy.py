@@ -72,15 +72,11 @@ def _check_command(words: list[str]) -> None:
     assert cli._parser().parse_args(words[1:]).command == "nightly"
 
 
-@pytest.mark.parametrize("kind", ["ConfigMap", "CronJob"])
-def test_the_manifests_of_the_cronjob_are_valid_for_kubernetes(kind: str) -> None:
-    kubernetes_validate.validate(_manifests("cronjob.yaml")[kind], KUBERNETES, strict=True)
-
-
-@pytest.mark.parametrize("container", ["nightly", "ray-head", "ray-worker"])
-def test_the_pods_of_every_manifest_are_valid_for_kubernetes(container: str) -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": _pods()[container]}
-    kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+@pytest.mark.parametrize("name", ["ConfigMap", "CronJob", "nightly", "ray-head", "ray-worker"])
+def test_the_cronjob_and_all_pods_are_valid_for_kubernetes(name: str) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": _pods().get(name)}
+    manifest = _manifests("cronjob.yaml").get(name, pod)
+    kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
 def test_the_rayjob_has_the_fields_of_its_definition() -> None:

@@ -63,12 +63,14 @@ def _wanted(
 
 
 def _cut(model: Any, point: CutPoint, folder: Path, tokenizer: Any = None) -> Cut:  # noqa: ANN401
-    """Cut a model; what was written gives the vectors of its layer."""
+    """Cut a model; what was written gives the vectors of its layer, and of no other."""
     folder.mkdir()
     given = tokenizer or tiny_tokenizer()
     cut = cut_model(LayerModel(model), given, point, folder)
-    wanted_ND = _wanted(LayerModel(model), given, point)[point.layer]
-    np.testing.assert_allclose(_vectors(folder, TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    wanted_LND, found_ND = _wanted(LayerModel(model), given, point), _vectors(folder, TEXTS)
+    np.testing.assert_allclose(found_ND, wanted_LND[point.layer], rtol=0, atol=1e-5)
+    others_LND = np.delete(wanted_LND, point.layer, axis=0)
+    assert np.abs(others_LND - found_ND).max(axis=(1, 2)).min() > 1e-4
     return cut
 
 
@@ -83,13 +85,9 @@ MEAN = CutPoint(2, "final", "mean", MAX_TOKENS)
 def test_a_cut_gives_the_vectors_of_its_layer(
     architecture: str, layer: int, norm: Norm, pooling: Pooling, tmp_path: Path
 ) -> None:
-    model, point = tiny_model(architecture), CutPoint(layer, norm, pooling, MAX_TOKENS)
-    whole, folder = LayerModel(model), tmp_path / "cut"
-    cut = _cut(model, point, folder)
-    wanted_LND, found_ND = _wanted(whole, tiny_tokenizer(), point), _vectors(folder, TEXTS)
-    others = [np.abs(found_ND - wanted_LND[k]).max() for k in range(BLOCKS + 1) if k != layer]
-    assert min(others) > 1e-4  # otherwise the comparison would not tell the layers apart
-    assert cut.blocks == layer + (norm == "none" and whole.has_final_norm)
+    model, folder = tiny_model(architecture), tmp_path / "cut"
+    cut = _cut(model, CutPoint(layer, norm, pooling, MAX_TOKENS), folder)
+    assert cut.blocks == layer + (norm == "none" and LayerModel(model).has_final_norm)
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == cut.blocks
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.rglob("*.py"))
@@ -280,16 +278,14 @@ def test_the_facts_are_those_of_the_folder(checkpoint: Path, tmp_path: Path) -> 
     assert "layer 1 of 3, 32 dimensions" in str(facts)
 
 
-SCORE = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
-GAIN = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
-EVIDENCE = Evidence("demo", 3, 0.95, {"rank": 1, **SCORE, **GAIN})
-
-
 def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    export(_subject(checkpoint), MEAN, tmp_path / "out", EVIDENCE)
+    score = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
+    gain = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
+    evidence = Evidence("demo", 3, 0.95, {"rank": 1, **score, **gain})
+    export(_subject(checkpoint), MEAN, tmp_path / "out", evidence)
     card = hub.ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "sentence-transformers"
     assert "base_model" not in card.data.to_dict()  # a folder has no id on the hub

@@ -326,24 +326,23 @@ def test_a_config_that_cannot_be_run_or_planned_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--help"], 0, ["run", "plan", "status", "query"]),
-        *(([command, "--help"], 0, ["demo", "pythia-410m"]) for command in ("run", "plan")),
+        (["--help"], 0, "(?s)  run .*  plan .*  status .*  query "),
+        *(([command, "--help"], 0, "(?s)demo, .*pythia-410m") for command in ("run", "plan")),
         *(
-            (arguments, USAGE, ["usage: layerrank"])
+            (arguments, USAGE, "usage: layerrank")
             for arguments in ([], ["fly"], ["run"], ["plan", "demo", "--speed", "1"])
         ),
         *(
-            (["plan", "demo", f"--max-bytes={text}"], USAGE, ["no size; give a number and a unit"])
+            (["plan", "demo", f"--max-bytes={text}"], USAGE, "no size; give a number and a unit")
             for text in ("", "GB", "-1GB", "10 apples", "1e9", "nan")
         ),
     ],
 )
 def test_help_names_commands_and_recipes_and_bad_arguments_are_told(
-    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == code
     shown = capsys.readouterr()
-    for word in words:
-        assert word in (shown.err if code else shown.out)
+    assert re.search(words, shown.err if code else shown.out)

@@ -122,17 +122,19 @@ def test_each_is_one_task_a_unit(recorder: Mock, device: Any, gpus: float) -> No
 def test_actors_are_a_pool_that_readers_feed(recorder: Mock, gpus: float, inside: int) -> None:
     pool, make = Pool(2, 5, 0.75, gpus, 1), partial(Counting, 1)
     assert list(Cluster(on_a_cluster()).actors("extract", UNITS, make, pool, feed=doubled)) == []
-    reading, encoding = asked(recorder)
-    readers = reading[1].pop("compute")
-    assert isinstance(readers, ray.data.TaskPoolStrategy)
-    assert readers.size == pool.readers
-    assert reading == ("map_batches", {**ONE, "num_cpus": TASK_CPUS})
-    actors = encoding[1].pop("compute")
-    assert isinstance(actors, ray.data.ActorPoolStrategy)
-    assert (actors.min_size, actors.max_size) == (2, 5)
-    assert actors.max_tasks_in_flight_per_actor == inside
-    expected = {"num_cpus": 0.75, "num_gpus": gpus, "fn_constructor_args": (make,)}
-    assert encoding == ("map_batches", {**ONE, **expected})
+    readers = ray.data.TaskPoolStrategy(size=pool.readers)
+    actors = ray.data.ActorPoolStrategy(
+        min_size=2,
+        max_size=5,
+        max_tasks_in_flight_per_actor=inside,
+        max_concurrent_calls_per_actor=inside,
+        enable_true_multi_threading=True,
+    )
+    of_actor = {"num_cpus": 0.75, "num_gpus": gpus, "fn_constructor_args": (make,)}
+    assert asked(recorder) == [
+        ("map_batches", {**ONE, "num_cpus": TASK_CPUS, "compute": readers}),
+        ("map_batches", {**ONE, **of_actor, "compute": actors}),
+    ]
 
 
 def test_a_shuffle_groups_by_its_key(recorder: Mock) -> None:
