@@ -249,7 +249,7 @@ def _pairs(
 
 
 def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
-    """Return as many texts of a dataset as the subject reads them in a pass."""
+    """Return some texts of a dataset, as the subject reads them in a pass."""
     made = [target for target in each.targets if target is not each.tokens]
     digests = {target.partition.table: target.digest for target in made}
     unit = Unit(each.dataset, each.condition, 0, texts, 0, digests)
