@@ -1,4 +1,4 @@
-"""The command line: `layerrank COMMAND`. Each command's parser stands beside what it does.
+"""The command line: `layerrank COMMAND`, what each command does, and the parser of them all.
 
 Exit codes: 0 done; 1 failed or incomplete; 2 bad usage or config; 3 done, and a regression found.
 Heavy imports wait until a command needs them, so that --help and query are quick.
@@ -19,7 +19,7 @@ from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
 from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
-from jobs.plan.limits import Limits, add_limits, add_prices
+from jobs.plan import limits
 from jobs.prepare.folders import with_folders
 from operators.model.subject import Norm, Pooling
 from storage.root import Root
@@ -27,7 +27,6 @@ from storage.root import Root
 if TYPE_CHECKING:
     from jobs.run import Run
 
-_Parsers = argparse._SubParsersAction  # what add_subparsers gives has no public name
 STAGES = ("prepare", "extract", "measure", "probe", "rank")
 # The modules of the stages' workers, which processes of this machine import once.
 WORKERS = (
@@ -54,67 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="layerrank",
-        description="Which layer of a language model to use: one pass over a corpus, every layer "
-        "kept as Parquet, measured, probed and ranked.",
-    )
-    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_runs, _add_plan, _add_status, _add_query, _add_export):
-        add(added)
-    return parser
-
-
-# run, each of its stages, report and nightly
-
-
-def _add_runs(added: _Parsers[argparse.ArgumentParser]) -> None:
-    add_limits(_add_run(added, "run", "all stages; what exists is not made again"))
-    for stage in STAGES[:-1]:
-        _add_run(added, stage, f"only the stage {stage}")
-    ranked = _add_run(added, "rank", "only the stage rank, or scores from elsewhere", nargs="?")
-    ranked.add_argument(
-        "--scores",
-        metavar="FILE",
-        help="rank this alone: Parquet or CSV with model, layer, task, score (and revision, fold), "
-        "or a folder of mteb results, one folder layer-NN per layer",
-    )
-    ranked.add_argument(
-        "--policy",
-        choices=get_args(Policy),
-        default="cheapest_equal",
-        help="with --scores; a config has its own (default: cheapest_equal)",
-    )
-    rebuilt = _add_run(added, "report", "rebuild the ranking and the report of an output")
-    rebuilt.set_defaults(command="rank")
-    text = "checkpoints without a ranking, each against its last one"
-    _add_run(added, "nightly", text).set_defaults(handler=nightly)
-
-
-def _add_run(
-    added: _Parsers[argparse.ArgumentParser], name: str, text: str, nargs: str | None = None
-) -> argparse.ArgumentParser:
-    parser = added.add_parser(name, help=text)
-    _add_config(parser, nargs)
-    parser.add_argument(
-        "--engine",
-        choices=get_args(Engine),
-        help="what runs the work (default: the config's, which is auto): ray, or processes of this "
-        "machine for what is small",
-    )
-    parser.add_argument(
-        "--address",
-        help="a running Ray cluster: auto, or host:port (default: RAY_ADDRESS, else a local one)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace partitions made with other settings"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show workers' logs and tracebacks")
-    parser.set_defaults(handler=run)
-    return parser
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Run one stage or all."""
     if getattr(arguments, "scores", None):
@@ -123,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     from jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
     from jobs.measure.stage import measure  # noqa: PLC0415
+    from jobs.plan.words import Guard  # noqa: PLC0415
     from jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
     from jobs.probe.stage import probe, require_scores  # noqa: PLC0415
     from jobs.rank.stage import rank  # noqa: PLC0415
@@ -133,21 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         require_scores(run)
         publish(run, rank(run))
 
-    def prepare_within_limits(run: Run) -> None:
-        prepare(run)
-        within(run.config, run.root, say, prepared=True)
-
-    within = _within(_limits(arguments))
     stages: dict[str, Callable[[Run], object]] = {
-        "prepare": prepare_within_limits,
+        "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
         "rank": rank_and_report,
     }
     wanted = STAGES if arguments.command == "run" else (arguments.command,)
-    began = time.monotonic()
-    with _opened(arguments, "LayerRank", each_checkpoint=True) as run:
+    guard, began = Guard(_limits(arguments)), time.monotonic()
+    with _opened(arguments) as run:
         for each in run.subjects:
             check(each, run.config.storage)
             require_lengths(run.config.conditions, each, run.config.storage)
@@ -156,28 +90,21 @@ def run(arguments: argparse.Namespace) -> int:
             require_prepared(run)
         if wanted[0] not in ("prepare", "extract"):
             require_extracted(run)
-        within(run.config, run.root, say)
+        guard.check(run.config, run.root, say)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
+            if stage == "prepare":
+                guard.check(run.config, run.root, say, prepared=True)
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
-
-
-def _within(limits: Limits) -> Callable[..., None]:
-    """Return what keeps a run from starting that would exceed its limits."""
-    if not limits:
-        return lambda *_, **__: None
-    from jobs.plan.words import Guard  # noqa: PLC0415  (imports s3fs)
-
-    return Guard(limits).check
 
 
 def nightly(arguments: argparse.Namespace) -> int:
     """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
     from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
 
-    with _opened(arguments, "LayerRank nightly", each_checkpoint=False) as run:
+    with _opened(arguments) as run:
         night = evaluated(run, verbose=arguments.verbose)
     if night.failed:
         return FAILED
@@ -185,7 +112,7 @@ def nightly(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _opened(arguments: argparse.Namespace, title: str, *, each_checkpoint: bool) -> Iterator[Run]:
+def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
     """Give the run of a command; the first line that it prints says what runs it, and why.
 
     A nightly finds out which checkpoints are new when it has its lock, and is sized by one.
@@ -198,12 +125,14 @@ def _opened(arguments: argparse.Namespace, title: str, *, each_checkpoint: bool)
 
     config, seen = _config(arguments), Seen()
     root = open_root(config, arguments.output)
-    chosen = resolve(config.subjects, config.storage) if each_checkpoint else None
+    is_nightly = arguments.command == "nightly"
+    chosen = None if is_nightly else resolve(config.subjects, config.storage)
     manifests = Manifests(root, seen.manifests)
     asked = arguments.engine or config.cluster.engine
     engine, why = choose(
         arguments.address, asked, lambda: most_tokens(config, manifests, len(chosen or [0]))
     )
+    title = "LayerRank nightly" if is_nightly else "LayerRank"
     say(f"{title}: {config.name} -> {root.uri} (engine {engine}: {why})")
     with open_cluster(
         engine,
@@ -237,20 +166,6 @@ def _rank_scores(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-# plan
-
-
-def _add_plan(added: _Parsers[argparse.ArgumentParser]) -> None:
-    planned = added.add_parser("plan", help="passes, bytes, hours and cost, before a run")
-    _add_config(planned)
-    planned.add_argument(
-        "--measure", action="store_true", help="run the model on a sample here, for its speed"
-    )
-    add_limits(planned)
-    add_prices(planned)
-    planned.set_defaults(handler=plan)
-
-
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
@@ -267,38 +182,46 @@ def plan(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _limits(arguments: argparse.Namespace) -> Limits:
+def _limits(arguments: argparse.Namespace) -> limits.Limits:
     """Return the bounds of a plan or a run; a single stage has none."""
     names = ("max_bytes", "max_gpu_hours", "tokens_per_second")
-    return Limits(*(getattr(arguments, name, None) for name in names))
-
-
-# status and query
-
-
-def _add_status(added: _Parsers[argparse.ArgumentParser]) -> None:
-    shown = added.add_parser("status", help="what an output holds, and what is unfinished")
-    shown.add_argument("output", help="folder or s3:// prefix")
-    shown.add_argument("--verify", action="store_true", help="read every shard and check its bytes")
-    _add_storage(shown)
-    shown.set_defaults(handler=status)
+    return limits.Limits(*(getattr(arguments, name, None) for name in names))
 
 
 def status(arguments: argparse.Namespace) -> int:
-    """Say what an output holds."""
-    from jobs.status import status as held  # noqa: PLC0415
+    """Say what every partition of an output holds; DONE if all are complete and as written."""
+    from storage.manifest import require  # noqa: PLC0415
+    from storage.partition import KEYS, all_partitions  # noqa: PLC0415
+    from storage.shards import verify  # noqa: PLC0415
 
     root = Root(arguments.output, _storage(arguments).options())
-    complete = held(root, say, check_bytes=arguments.verify)
-    return DONE if complete else FAILED
-
-
-def _add_query(added: _Parsers[argparse.ArgumentParser]) -> None:
-    asked = added.add_parser("query", help="SQL over the tables of an output")
-    asked.add_argument("output", help="folder or s3:// prefix")
-    asked.add_argument("sql", help="a DuckDB query; every table is a view")
-    _add_storage(asked)
-    asked.set_defaults(handler=query)
+    found = [each for table in KEYS for each in all_partitions(root, table)]
+    if not found:
+        raise FileNotFoundError(f"there is no table under {root.uri}")
+    code = DONE
+    for partition, complete in found:
+        sizes = root.sizes(partition.path)
+        if not complete:
+            shards = sum(name.endswith(".parquet") for name in sizes)
+            say(f"incomplete  {partition}: {shards} shards, no manifest yet")
+            code = FAILED
+            continue
+        manifest = require(root, partition)
+        # Shards that are missing, have another size, or (if asked) other bytes.
+        broken = [
+            receipt.name
+            for receipt in manifest.receipts
+            if sizes.get(receipt.name) != receipt.bytes
+            or (arguments.verify and not verify(root, partition.shard(receipt.name), receipt))
+        ]
+        size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
+        state = f"damaged: {', '.join(broken)}" if broken else "complete"
+        say(
+            f"{state:<10}  {partition}: {manifest.rows:,} rows, "
+            f"{len(manifest.receipts)} shards, {size:,.1f} MiB"
+        )
+        code = FAILED if broken else code
+    return code
 
 
 def query(arguments: argparse.Namespace) -> int:
@@ -310,32 +233,6 @@ def query(arguments: argparse.Namespace) -> int:
         if relation is not None:
             say(str(relation).rstrip())
     return DONE
-
-
-# export
-
-
-def _add_export(added: _Parsers[argparse.ArgumentParser]) -> None:
-    parser = added.add_parser("export", help="the model cut at a layer, as a folder to load")
-    parser.add_argument("out", metavar="OUT", help="folder to write")
-    parser.add_argument(
-        "--subject",
-        required=True,
-        metavar="MODEL",
-        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
-    )
-    parser.add_argument("--revision", help="of the model (default: main, of a folder local)")
-    parser.add_argument("--name", help="the model's name in the ranking, if it is another one")
-    parser.add_argument("--layer", type=int, help="default: the one that --ranking recommends")
-    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
-    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a text (default: 512)")
-    parser.add_argument("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
-    parser.add_argument("--group", help="the run in that output, where it holds several")
-    parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
-    _add_storage(parser)
-    parser.set_defaults(handler=export)
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -356,7 +253,8 @@ def export(arguments: argparse.Namespace) -> int:
     layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
     if arguments.ranking:
         root = Root(arguments.ranking, storage.options())
-        row, evidence = ranked_layer(root, each, layer, arguments.group)
+        evidence = ranked_layer(root, each, layer, arguments.group)
+        row = evidence.row
         layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
     if layer is None:
         raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
@@ -365,21 +263,134 @@ def export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-# what commands share
-
-
-def _add_config(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    names = ", ".join(recipes())
-    parser.add_argument(
-        "config", metavar="RECIPE|FILE", nargs=nargs, help=f"a recipe ({names}) or a YAML file"
-    )
-    parser.add_argument("--output", help="folder or s3:// prefix (default: the config's)")
-    add_overrides(parser)
-
-
-def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="a config whose `storage:` reaches S3")
-
-
 def _storage(arguments: argparse.Namespace) -> StorageConfig:
     return load(arguments.config).storage if arguments.config else StorageConfig()
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands: which there are, what many share, what is one's own."""
+    parser = argparse.ArgumentParser(
+        prog="layerrank",
+        description="Which layer of a language model to use: one pass over a corpus, every layer "
+        "kept as Parquet, measured, probed and ranked.",
+    )
+    commands: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
+        "run": (run, "all stages; what exists is not made again"),
+        **{stage: (run, f"only the stage {stage}") for stage in STAGES[:-1]},
+        "rank": (run, "only the stage rank, or scores from elsewhere"),
+        "report": (run, "rebuild the ranking and the report of an output"),
+        "nightly": (nightly, "checkpoints without a ranking, each against its last one"),
+        "plan": (plan, "passes, bytes, hours and cost, before a run"),
+        "status": (status, "what an output holds, and what is unfinished"),
+        "query": (query, "SQL over the tables of an output"),
+        "export": (export, "the model cut at a layer, as a folder to load"),
+    }
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    of: dict[str, argparse.ArgumentParser] = {}
+    for name, (handler, text) in commands.items():
+        of[name] = added.add_parser(name, help=text)
+        of[name].set_defaults(handler=handler)
+    of["report"].set_defaults(command="rank")
+    names = ", ".join(recipes())
+    for name in (*STAGES, "run", "report", "nightly", "plan"):
+        add = of[name].add_argument
+        add(
+            "config",
+            metavar="RECIPE|FILE",
+            nargs="?" if name == "rank" else None,
+            help=f"a recipe ({names}) or a YAML file",
+        )
+        add("--output", help="folder or s3:// prefix (default: the config's)")
+        add_overrides(of[name])
+    for name in (*STAGES, "run", "report", "nightly"):
+        add = of[name].add_argument
+        add(
+            "--engine",
+            choices=get_args(Engine),
+            help="what runs the work (default: the config's, which is auto): ray, or processes of "
+            "this machine for what is small",
+        )
+        add(
+            "--address",
+            help="a running Ray cluster: auto, or host:port (default: RAY_ADDRESS, else a local "
+            "one)",
+        )
+        add("--overwrite", action="store_true", help="replace partitions made with other settings")
+        add("--verbose", action="store_true", help="show workers' logs and tracebacks")
+    of["rank"].add_argument(
+        "--scores",
+        metavar="FILE",
+        help="rank this alone: Parquet or CSV with model, layer, task, score (and revision, fold), "
+        "or a folder of mteb results, one folder layer-NN per layer",
+    )
+    of["rank"].add_argument(
+        "--policy",
+        choices=get_args(Policy),
+        default="cheapest_equal",
+        help="with --scores; a config has its own (default: cheapest_equal)",
+    )
+    add = of["plan"].add_argument
+    add("--measure", action="store_true", help="run the model on a sample here, for its speed")
+    add(
+        "--price-gb-month",
+        type=limits.price,
+        default=limits.PRICE_GB_MONTH,
+        metavar="USD",
+        help=f"of 2^30 bytes for a month (default: {limits.PRICE_GB_MONTH}, S3 Standard in "
+        "us-east-1)",
+    )
+    add(
+        "--price-1000-puts",
+        type=limits.price,
+        default=limits.PRICE_1000_PUTS,
+        metavar="USD",
+        help=f"of 1,000 PUT requests (default: {limits.PRICE_1000_PUTS}, the same)",
+    )
+    for name in ("run", "plan"):
+        add = of[name].add_argument
+        add(
+            "--max-bytes",
+            type=limits.parse_bytes,
+            metavar="SIZE",
+            help="refuse a run that would write more, such as 10GB or 500MiB",
+        )
+        add(
+            "--max-gpu-hours",
+            type=limits.positive,
+            metavar="HOURS",
+            help="refuse a run that would take more hours of one device",
+        )
+        add(
+            "--tokens-per-second",
+            type=limits.positive,
+            metavar="N",
+            help=f"assumed speed of one device (default: {limits.TOKENS_PER_SECOND:,.0f})",
+        )
+    for name in ("status", "query"):
+        of[name].add_argument("output", help="folder or s3:// prefix")
+    add = of["status"].add_argument
+    add("--verify", action="store_true", help="read every shard and check its bytes")
+    of["query"].add_argument("sql", help="a DuckDB query; every table is a view")
+    add = of["export"].add_argument
+    add("out", metavar="OUT", help="folder to write")
+    add(
+        "--subject",
+        required=True,
+        metavar="MODEL",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
+    )
+    add("--revision", help="of the model (default: main, of a folder local)")
+    add("--name", help="the model's name in the ranking, if it is another one")
+    add("--layer", type=int, help="default: the one that --ranking recommends")
+    add("--norm", choices=get_args(Norm), help="default: as ranked; final")
+    add("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
+    add("--max-tokens", type=int, default=512, help="of a text (default: 512)")
+    add("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
+    add("--group", help="the run in that output, where it holds several")
+    add("--overwrite", action="store_true", help="replace an exported model")
+    add("--trust-remote-code", action="store_true", help="run the model's own code")
+    for name in ("status", "query", "export"):
+        of[name].add_argument(
+            "--config", metavar="FILE", help="a config whose `storage:` reaches S3"
+        )
+    return parser

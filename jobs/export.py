@@ -299,8 +299,8 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
 
 def ranked_layer(
     root: Root, subject: Subject, layer: int | None, group: str | None = None
-) -> tuple[dict[str, Any], Evidence]:
-    """Return the row of a layer in the ranking of a subject, and what a model card cites of it.
+) -> Evidence:
+    """Return what the ranking of a subject says of a layer, which a model card cites.
 
     Without a layer it is the recommended one. ConfigError if the output has no ranking of the
     subject, several that recommend different vectors, or none of the layer.
@@ -320,13 +320,10 @@ def ranked_layer(
         groups = ", ".join(each.partition.keys["group"] for each in found)
         raise ConfigError(f"{root.uri} has several rankings of {subject}: {groups}; give --group")
     (ranking,) = found
-    rows: list[dict[str, Any]] = read_table(root, ranking.objects()[0]).to_pylist()
-    row = next(
-        (row for row in rows if (row["recommended"] if layer is None else row["layer"] == layer)),
-        None,
-    )
-    if row is None:
-        layers = ", ".join(str(each["layer"]) for each in rows)
-        raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")
+    rows = read_table(root, ranking.objects()[0]).to_pylist()
     tasks, level = len(ranking.settings["tasks"]), ranking.settings["level"]
-    return row, Evidence(ranking.partition.keys["group"], tasks, level, row)
+    for row in rows:
+        if row["recommended"] if layer is None else row["layer"] == layer:
+            return Evidence(ranking.partition.keys["group"], tasks, level, row)
+    layers = ", ".join(str(each["layer"]) for each in rows)
+    raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")

@@ -47,8 +47,7 @@ def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> 
     if not is_remote(subject.model):
         return subject
     with explained_files(subject):
-        checkpoint = checkpoint_of(subject, storage)
-        assert checkpoint is not None
+        checkpoint = Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
         return replace(subject, folder=str(checkpoint.fetch(weights=weights)))
 
 
@@ -195,27 +194,26 @@ def _checkpoints(
         parent = Root(config.model, storage.options())
     elif Path(config.model).is_dir():
         parent = Root(str(Path(config.model).resolve()))
-    pattern = config.revisions if isinstance(config.revisions, str) else None
-    known = _listed(config.model, parent) if parent or pattern else []
-    if pattern:
-        wanted = [name for name in known if fnmatchcase(name, pattern)]
+    wanted: Sequence[str]
+    if isinstance(config.revisions, str):
+        known = _listed(config.model, parent)
+        matching = (name for name in known if fnmatchcase(name, config.revisions))
+        wanted = sorted(matching, key=by_step)
         if not wanted:
             raise ConfigError(
                 f"model {config.model}: no {'folder' if parent else 'branch'} matches revisions "
-                f"{pattern!r}; it has {some(known)}"
+                f"{config.revisions!r}; it has {some(known)}"
             )
-        wanted.sort(key=by_step)
     else:
-        wanted = list(config.revisions)
-        gone = [name for name in wanted if parent and name not in known]
+        wanted = config.revisions
+        known = _listed(config.model, parent) if parent else [*wanted]
+        gone = [name for name in wanted if name not in known]
         if gone and not keep_gone:
             raise ConfigError(f"model {config.model} has no folder {gone[0]}; it has {some(known)}")
+    last = parent.place().rstrip("/").rpartition("/")[2] if parent else ""
     for name in wanted:
-        if parent:
-            last = parent.place().rstrip("/").rpartition("/")[2]
-            yield _named(config, parent.place(name), name, config.name or last)
-        else:
-            yield _named(config, config.model, name, config.name)
+        model = parent.place(name) if parent else config.model
+        yield _named(config, model, name, config.name or last)
 
 
 def _listed(model: str, parent: Root | None) -> list[str]:

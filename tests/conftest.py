@@ -54,7 +54,7 @@ class Cli:
         if self.living:
             told = self.living.tell(list(arguments), TIME_LIMIT)
         else:
-            result = subprocess.run(
+            told = subprocess.run(
                 [sys.executable, "-m", "jobs", *arguments],
                 cwd=PROJECT,
                 env=self.environment,
@@ -63,7 +63,6 @@ class Cli:
                 timeout=TIME_LIMIT,
                 check=False,
             )
-            told = Told(result.returncode, result.stdout, result.stderr)
         assert told.returncode == expect, f"{arguments}\n{told.stdout}\n{told.stderr}"
         return told
 

@@ -39,19 +39,17 @@ def main() -> int:
     if result.returncode:
         sys.stderr.write(result.stderr)
         return 1
-    demo, submitted = _shards(DEMO), _shards(SUBMITTED)
-    other = sorted(name for name in {*demo, *submitted} if demo.get(name) != submitted.get(name))
+    demo, submitted = content(Root(str(DEMO))), content(Root(str(SUBMITTED)))
+    other = sorted(
+        where for where in {*demo, *submitted} if demo.get(where) != submitted.get(where)
+    )
     if other or not demo:
-        _say(f"{len(other)} of {len(demo)} shards differ, first {other[:1]}")
+        _say(f"{len(other)} of {len(demo)} partitions differ, first {other[:1]}")
         return 1
-    rows = sum(count for count, _ in demo.values())
-    _say(f"{len(demo)} shards, {rows:,} rows: the same to the bit as those of `make demo`")
+    shards = [each for of_partition in demo.values() for each in of_partition.values()]
+    rows = sum(count for count, _ in shards)
+    _say(f"{len(shards)} shards, {rows:,} rows: the same to the bit as those of `make demo`")
     return 0
-
-
-def _shards(folder: Path) -> dict[str, tuple[int, str]]:
-    found = content(Root(str(folder)))
-    return {f"{where}/{name}": each for where in found for name, each in found[where].items()}
 
 
 def _say(line: str) -> None:

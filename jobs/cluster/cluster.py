@@ -202,7 +202,9 @@ def choose(
         return asked, "as asked"
     if address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_ID" in os.environ:
         return "ray", "a cluster is given"
-    if _has_gpu():
+    import torch  # noqa: PLC0415  (seconds, and most callers have it anyway)
+
+    if torch.cuda.is_available():
         return "ray", "this machine has a GPU"
     count = tokens()
     if count is None:
@@ -238,9 +240,3 @@ def open_cluster(
 
         side = Processes(preload, verbose=verbose)
     return Cluster(side, say)
-
-
-def _has_gpu() -> bool:
-    import torch  # noqa: PLC0415  (seconds, and most callers have it anyway)
-
-    return bool(torch.cuda.is_available())

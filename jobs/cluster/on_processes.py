@@ -7,7 +7,6 @@ that dies is replaced, and its unit is tried again; all end with the driver, how
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -54,11 +53,9 @@ class Processes:
         self._context.set_forkserver_preload([*preload])
         self._size = cpu_count()
         self._workers: list[_Worker] = []
-        self._plans = itertools.count(1)
         self._is_verbose = verbose
         # Of temporary files, once there are workers; it goes with the driver.
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._shuffles = itertools.count(1)
         self._is_busy = False
 
     def resources(self, *, gpu: bool) -> dict[str, float]:
@@ -91,16 +88,12 @@ class Processes:
 
         The rows of a bucket of keys meet in files of a temporary folder, and never in the driver.
         """
-        folder = Path(self._temporary()) / f"shuffle-{next(self._shuffles)}"
-        folder.mkdir()
-        buckets = _Buckets(folder, key, min(groups, MOST_BUCKETS), split, write)
-        try:
+        with tempfile.TemporaryDirectory(dir=self._temporary()) as folder:
+            buckets = _Buckets(Path(folder), key, min(groups, MOST_BUCKETS), split, write)
             for _ in self._run([*enumerate(units)], buckets.spread, self._size):
                 pass
             for results in self._run(range(buckets.count), buckets.gather, self._size):
                 yield from results
-        finally:
-            shutil.rmtree(folder)
 
     def close(self) -> None:
         """End every process."""
@@ -116,7 +109,7 @@ class Processes:
     ) -> Iterator[Any]:
         """Yield the result of every unit as it is read, or as the workers make it of that."""
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
-        plan, number = pickle.dumps((read, make)), next(self._plans)
+        plan = pickle.dumps((read, make))
         self._is_busy = True
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
@@ -126,7 +119,7 @@ class Processes:
                 for worker in self._idle(min(at_once, len(waiting) + len(busy)), busy):
                     if waiting:
                         busy[worker] = waiting.popleft()
-                        worker.send(number, plan, busy[worker][1])
+                        worker.send(plan, busy[worker][1])
                 of_connection: dict[Any, _Worker] = {each.connection: each for each in busy}
                 for worker in [of_connection[each] for each in wait([*of_connection])]:
                     index, unit = busy.pop(worker)
@@ -152,16 +145,13 @@ class Processes:
         if len(self._workers) < at_once:
             _start_server()
         while len(self._workers) < at_once:
-            worker = _Worker(self._context, self._temporary(), is_verbose=self._is_verbose)
-            self._workers.append(worker)
+            self._workers.append(_Worker(self._context, self._temporary(), self._is_verbose))
         return [worker for worker in self._workers[:at_once] if worker not in busy]
 
     def _drop(self, worker: _Worker) -> str:
         """End a worker, and return the end of what the workers printed."""
         worker.end()
         self._workers.remove(worker)
-        if self._is_verbose:
-            return ""
         printed = Path(self._temporary(), _PRINTED).read_bytes()
         return printed[-_SHOWN_BYTES:].decode(errors="replace")
 
@@ -178,7 +168,7 @@ class Processes:
 class _Worker:
     """One process of the pool, as the driver sees it."""
 
-    def __init__(self, context: ForkServerContext, folder: str, *, is_verbose: bool) -> None:
+    def __init__(self, context: ForkServerContext, folder: str, is_verbose: bool) -> None:
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
             target=_serve, args=(theirs, dict(os.environ), folder, is_verbose), daemon=True
@@ -186,12 +176,12 @@ class _Worker:
         with _as_children_start():
             self.process.start()
         theirs.close()
-        self._plan = 0
+        self._plan = b""
 
-    def send(self, number: int, plan: bytes, unit: object) -> None:
+    def send(self, plan: bytes, unit: object) -> None:
         """Give the process a unit, and the plan if it does not have it."""
-        known = number == self._plan
-        self._plan = number
+        known = plan is self._plan
+        self._plan = plan
         with suppress(OSError):  # it died; that there is no answer says so
             self.connection.send_bytes(pickle.dumps((None if known else plan, unit)))
 
@@ -257,7 +247,7 @@ def _serve(
             stream.flush()
             with Path(folder, _PRINTED).open("ab") as file:
                 os.dup2(file.fileno(), number)
-    read: Work | None = None
+    read: Work
     worker: Work | None = None
     while True:
         try:
@@ -272,7 +262,6 @@ def _serve(
                     torch.set_num_threads(1)  # again, whatever the plan before asked for
                 read, make = pickle.loads(plan)
                 worker = make() if make else None
-            assert read is not None
             found = read(unit)
             answer = pickle.dumps((worker(found) if worker else found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)

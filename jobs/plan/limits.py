@@ -1,4 +1,4 @@
-"""What a run may cost at most, what is assumed of speed and prices, and both as options."""
+"""What a run may cost at most, what is assumed of speed and prices, and how both are given."""
 
 from __future__ import annotations
 
@@ -60,43 +60,3 @@ def size(count: float) -> str:
     if not power:
         return f"{count:,.0f} B"
     return f"{count / 1024**power:,.1f} {_POWERS[power - 1].upper()}iB"
-
-
-def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the bounds, and the speed that hours are reckoned with."""
-    parser.add_argument(
-        "--max-bytes",
-        type=parse_bytes,
-        metavar="SIZE",
-        help="refuse a run that would write more, such as 10GB or 500MiB",
-    )
-    parser.add_argument(
-        "--max-gpu-hours",
-        type=positive,
-        metavar="HOURS",
-        help="refuse a run that would take more hours of one device",
-    )
-    parser.add_argument(
-        "--tokens-per-second",
-        type=positive,
-        metavar="N",
-        help=f"assumed speed of one device (default: {TOKENS_PER_SECOND:,.0f})",
-    )
-
-
-def add_prices(parser: argparse.ArgumentParser) -> None:
-    """Add what object storage is assumed to cost."""
-    parser.add_argument(
-        "--price-gb-month",
-        type=price,
-        default=PRICE_GB_MONTH,
-        metavar="USD",
-        help=f"of 2^30 bytes for a month (default: {PRICE_GB_MONTH}, S3 Standard in us-east-1)",
-    )
-    parser.add_argument(
-        "--price-1000-puts",
-        type=price,
-        default=PRICE_1000_PUTS,
-        metavar="USD",
-        help=f"of 1,000 PUT requests (default: {PRICE_1000_PUTS}, the same)",
-    )

@@ -1,47 +1,163 @@
 """plan: what a run would do, write and cost, before anything is spent.
 
-The texts are sampled and tokenised; what is written follows by formula (`jobs.plan.sizes`). Where
-texts or tokenizer are not at hand, the largest number that there can be stands, and the plan says
-so.
+The texts are sampled and tokenised. Where texts or tokenizer are not at hand, the largest number
+that there can be stands, and the plan says so.
+
+What is written follows by formula: the rows of every table, times what a row of it takes. How many
+partitions, objects and rows there are follows from the config, the prompts and the model, as the
+stages themselves derive it. What a row and an object take, compressed columns included, was fitted
+on finished runs of 4 to 7 layers, 32 to 384 features and 40 to 5,000 prompts; three runs of the
+tests hold it to a tenth of all bytes (`tests/support/planned.py`), one of them not among those it
+was fitted on. A new table is one entry of what `of_dataset` or `of_subject` returns.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from jobs.config.run import RunConfig
+from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
-from jobs.extract.targets import Pass, Unit
+from jobs.extract.targets import Pass, Target, Unit, passes
 from jobs.extract.worker import Batch, Extractor, read
+from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.limits import TOKENS_PER_SECOND
-from jobs.plan.sampling import Corpus, Weight, read_corpus, scratch
-from jobs.plan.sizes import Lengths, Pair, Place, written
+from jobs.plan.sampling import Corpus, Weight, partition_weight, read_corpus, scratch, weight
+from jobs.run import leading
 from jobs.subjects import is_remote, resolve, shape_of
-from operators.model.subject import ModelShape, ModelUnavailableError
+from jobs.tasks.types import TYPES
+from operators.analysis.sensitivity import FEWEST_LEVELS
+from operators.metrics.registry import Tokens, Views, of_kind
+from operators.metrics.registry import token_metrics as measure_tokens
+from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from storage import schema
-from storage.partition import shard_name
+from storage.partition import TableName, shard_name
 from storage.root import Root
 from storage.shards import write_shard
 
+Shards = list[float]  # bytes of each
 _TEXTS = 1024  # that the tokenizer sees of the clean pass
 _MORE_TEXTS = 128  # and of every other pass
 _MEASURED = 64  # texts that the model encodes to measure its speed
+_ITEM_BYTES = {"float32": 4, "float16": 2}
+_PER_METRIC = 2.0  # variants of a metric that is not of tokens, on average
+
+
+class Place(NamedTuple):
+    """Where something is written: of which subject and dataset ("" = of the run), which table."""
+
+    subject: str
+    dataset: str
+    table: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A subject over a dataset: what is known of it before it is run.
+
+    `lengths` are tokens per prompt of a sample, by pass; none without texts or a tokenizer, and
+    then every prompt has the most tokens that there can be.
+    """
+
+    config: RunConfig
+    corpus: Corpus
+    subject: Subject
+    shape: ModelShape
+    checkpoints: int  # that there are like it
+    lengths: Sequence[npt.NDArray[np.int32]] = ()
+
+    @property
+    def layers(self) -> int:
+        """Layers that are kept, the input among them."""
+        return self.shape.layers + 1
+
+    @property
+    def groups(self) -> int:
+        """The (layer, norm, pooling) groups that are kept."""
+        extract = self.config.extract
+        return self.layers * len(extract.norms) * len(extract.poolings)
+
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """The passes of the subject, as extraction plans them; its files' content plays no part."""
+        identity = {"files": "0" * 32, "dtype": self.subject.dtype}
+        given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
+        return [*passes(self.config, *given)]
+
+    @property
+    def forward(self) -> int:
+        """Forward passes of one prompt, of all checkpoints."""
+        of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
+        return of_one * self.checkpoints
+
+    @property
+    def mean_lengths(self) -> list[float]:
+        """The mean tokens of a prompt in every pass, or the most that it can have."""
+        if self.lengths:
+            return [float(each.mean()) for each in self.lengths]
+        most = self.config.extract.max_tokens
+        return [float(min(most, self.shape.max_tokens or most))] * len(self.passes)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens through the model, of all checkpoints."""
+        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
+        pairs = zip(counts, self.mean_lengths, strict=True)
+        return self.checkpoints * sum(count * mean for count, mean in pairs)
+
+    @cached_property
+    def states(self) -> TokenPlan:
+        """What becomes of token states."""
+        return token_plan(self.config, self.shape, self.corpus.prompts.rows)
+
+    @property
+    def every_state_bytes(self) -> int:
+        """Bytes of the token states of every prompt, at most."""
+        return self.corpus.prompts.rows * state_bytes(self.config, self.shape)
+
+    @cached_property
+    def variants(self) -> int:
+        """How many (metric, variant) token states are measured with."""
+        states, lengths = [torch.randn(2, 4, 4)], torch.tensor([4, 4])
+        wanted = token_metrics(self.config)
+        return len(measure_tokens(states, lengths, wanted, parameters(self.config)))
+
+    @property
+    def metric_targets(self) -> list[Target]:
+        """Every partition of `prompt_metrics`, the clean one first."""
+        targets = [each.prompt_metrics for each in self.passes if each.prompt_metrics]
+        if self.variants and not self.states.fused:
+            targets += [each.tokens for each in self.passes if each.tokens]
+        return targets
+
+    @property
+    def mode_targets(self) -> list[Target]:
+        """The partition whose values are tested for groups, if there is one."""
+        return self.metric_targets[:1] if MODES_METRIC in self.config.measure.metrics else []
+
+    def layer_rows(self, *, views: bool) -> float:
+        """Return the rows of `layer_metrics` under one condition."""
+        own = set(self.config.measure.metrics) - set(of_kind(self.config.measure.metrics, Tokens))
+        own -= set() if views else set(of_kind(self.config.measure.metrics, Views))
+        return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a whole run comes to; `weights` says how much is written where."""
+    """What a whole run comes to; `written` says where it writes, and how much."""
 
     run: str
     pairs: list[Pair]
-    weights: dict[Place, Weight]
+    written: list[tuple[Place, Weight]]
     tokens_per_second: float | None = None  # as measured here
 
     @property
@@ -62,18 +178,20 @@ class Plan:
     @cached_property
     def total(self) -> Weight:
         """All that is written."""
-        return sum(self.weights.values(), Weight())
+        return sum((each for _, each in self.written), Weight())
 
     @property
     def is_bound(self) -> bool:
         """Whether some of it is the most that there can be, and no estimate."""
         return any(each.corpus.basis == "bound" or not each.lengths for each in self.pairs)
 
-    def tables(self, among: Callable[[Place], bool] = lambda _: True) -> dict[str, Weight]:
-        """Return the weight of each table of some places, in the order of the stages."""
+    def tables(self, *of: str) -> dict[str, Weight]:
+        """Return the weight of each table, in the order of the stages, or of those that lie under
+        a subject, or under a subject and a dataset.
+        """
         found: dict[str, Weight] = defaultdict(Weight)
-        for place, each in self.weights.items():
-            if among(place):
+        for place, each in self.written:
+            if place[: len(of)] == of:
                 found[place.table] += each
         return dict(found)
 
@@ -88,76 +206,167 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
     What is prepared under `root` is counted. With `measure` the first model encodes a sample here.
     """
     corpora = [read_corpus(config, dataset, root) for dataset in config.datasets]
-    unread = [pair for given in config.subjects for pair in _pairs(config, given, corpora)]
-    pairs = [replace(pair, lengths=_lengths(pair)) for pair in unread]
-    weights: dict[Place, Weight] = defaultdict(Weight)
-    for place, each in written(config, pairs):
-        weights[place] += each
-    return Plan(config.name, pairs, dict(weights), _measured(pairs) if measure else None)
+    with scratch() as sampled:
+        for each in corpora:
+            if each.texts.num_rows:
+                key = each.prompts.partition.shard(shard_name(0))
+                blank = each.prompts.receipts[0]
+                write_shard(sampled, key, [each.texts], schema.PROMPTS, blank)
+        pairs = [
+            pair for given in config.subjects for pair in _pairs(config, given, corpora, sampled)
+        ]
+        rate = _measured(pairs, sampled) if measure else None
+    return Plan(config.name, pairs, [*written(config, pairs)], rate)
 
 
-def _pairs(config: RunConfig, given: SubjectConfig, corpora: Sequence[Corpus]) -> list[Pair]:
-    """Return the first checkpoint of a subject over every dataset."""
+def _pairs(
+    config: RunConfig, given: SubjectConfig, corpora: Sequence[Corpus], sampled: Root
+) -> Iterator[Pair]:
+    """Yield the first checkpoint of a subject over every dataset, of which `sampled` has texts."""
     checkpoints = resolve([given], config.storage)
     first = checkpoints[0]
-    at_hand = given.shape is None or is_remote(first.model) or first.is_folder
+    if given.shape is None:
+        shape, at_hand = shape_of(first, config.storage), True
+    else:
+        shape = ModelShape(given.shape.layers, given.shape.hidden_size, None)
+        at_hand = is_remote(first.model) or first.is_folder
     if not at_hand:  # whatever of a stated shape is in the cache, without a network
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
 
         file = "tokenizer_config.json"
         found = try_to_load_from_cache(first.model, file, revision=first.revision)
         at_hand = isinstance(found, str)
-    if given.shape is None:
-        shape = shape_of(first, config.storage)
-    else:
-        shape = ModelShape(given.shape.layers, given.shape.hidden_size, None)
-    return [Pair(config, each, first, shape, len(checkpoints), at_hand) for each in corpora]
+    for corpus in corpora:
+        pair = Pair(config, corpus, first, shape, len(checkpoints))
+        if at_hand and corpus.texts.num_rows:
+            batches = [
+                _sample(pair, each, _MORE_TEXTS if index else _TEXTS, sampled)
+                for index, each in enumerate(pair.passes)
+            ]
+            lengths = [np.array([len(ids) for ids in each.token_ids], np.int32) for each in batches]
+            pair = replace(pair, lengths=lengths)
+        yield pair
 
 
-def _lengths(pair: Pair) -> list[Lengths]:
-    """Return the tokens of sampled prompts in every pass; [] without texts or a tokenizer."""
-    if not pair.corpus.texts.num_rows or not pair.is_read:
-        return []
-    with _sample(pair) as (_, sample):
-        batches = [
-            sample(each, _MORE_TEXTS if index else _TEXTS) for index, each in enumerate(pair.passes)
-        ]
-        return [np.array([len(ids) for ids in each.token_ids], np.int32) for each in batches]
+def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
+    """Return some texts of a dataset, as the subject reads them in a pass."""
+    made = [target for target in each.targets if target is not each.tokens]
+    digests = {target.partition.table: "" for target in made}  # kept by nobody
+    unit = Unit(each.dataset, each.condition, 0, texts, 0, digests)
+    return read(sampled, pair.subject, pair.config, unit)
 
 
-@contextmanager
-def _sample(pair: Pair) -> Iterator[tuple[Root, Callable[[Pass, int], Batch]]]:
-    """Give a root with a shard of sampled texts, and what reads some of them in a pass."""
-    rows, prompts = pair.corpus.texts.num_rows, pair.corpus.prompts
-    with scratch() as root:
-        key = prompts.partition.shard(shard_name(0))
-        write_shard(root, key, [pair.corpus.texts], schema.PROMPTS, prompts.receipts[0])
-
-        def sample(each: Pass, texts: int) -> Batch:
-            made = [target for target in each.targets if target is not each.tokens]
-            digests = {target.partition.table: "" for target in made}  # kept by nobody
-            unit = Unit(each.dataset, each.condition, 0, min(texts, rows), 0, digests)
-            return read(root, pair.subject, pair.config, unit)
-
-        yield root, sample
-
-
-def _measured(pairs: Sequence[Pair]) -> float:
+def _measured(pairs: Sequence[Pair], sampled: Root) -> float:
     """Return the tokens per second of the first model's worker on this machine, on some texts."""
-    import torch  # noqa: PLC0415
-
     pair = next((each for each in pairs if each.corpus.texts.num_rows), None)
     if pair is None:
         raise ModelUnavailableError("no texts are at hand to measure on: run `layerrank prepare`")
     extract = pair.config.extract
     gpu = extract.device != "cpu" and torch.cuda.is_available()
-    with _sample(pair) as (root, sample):
-        batch = sample(pair.passes[0], _MEASURED)
-        extractor = Extractor(
-            root, pair.subject, pair.config, "cuda" if gpu else "cpu", extract.threads or 1
-        )
-        extractor(batch)  # the first pass of a model warms it up
-        began = time.perf_counter()
-        extractor(batch)
-        seconds = time.perf_counter() - began
-    return sum(map(len, batch.token_ids)) / seconds
+    batch = _sample(pair, pair.passes[0], _MEASURED, sampled)
+    extractor = Extractor(
+        sampled, pair.subject, pair.config, "cuda" if gpu else "cpu", extract.threads or 1
+    )
+    extractor(batch)  # the first pass of a model warms it up
+    began = time.perf_counter()
+    extractor(batch)
+    return sum(map(len, batch.token_ids)) / (time.perf_counter() - began)
+
+
+def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, Weight]]:
+    """Yield where a run writes and how much that is, for every table and the report."""
+    for name, corpus in {pair.corpus.dataset.name: pair.corpus for pair in pairs}.items():
+        for table, of_texts in corpus.weights.items():
+            yield Place("", name, table), of_texts
+    subjects = {pair.subject.name: pair for pair in pairs}.values()
+    tables = [(pair, pair.corpus.dataset.name, of_dataset(pair)) for pair in pairs]
+    for pair, dataset, found in [*tables, *((pair, "", of_subject(pair)) for pair in subjects)]:
+        for table, partitions in found.items():
+            place = Place(pair.subject.name, dataset, table)
+            for shards in filter(None, partitions):
+                yield place, partition_weight(shards).times(pair.checkpoints)
+    yield Place("", "", "report"), _report(config, pairs)
+
+
+def _shards(target: Target | None, groups: int, row: float, group: float) -> Shards:
+    """Return the bytes of shards of so many row groups, of what a row and a group take."""
+    return [groups * (share * row + group) for share in target.shares.values()] if target else []
+
+
+def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
+    config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
+    hidden, probe = pair.shape.hidden_size, config.probe
+    state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
+    shares = [leading(each.shares, config.measure.mode_sample) for each in pair.mode_targets]
+    levels = [len(each) for each in config.conditions.families().values()]
+    found: dict[TableName, list[Shards]] = {
+        "embeddings": [
+            _shards(each.embeddings, groups, 4 * hidden + 16.6, 1130) for each in pair.passes
+        ],
+        "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
+        "prompt_metrics": [
+            _shards(each, layers, 8.9 * pair.variants, 1500) for each in pair.metric_targets
+        ],
+        "prompt_traits": [[2700 + 16.5 * share for share in each.values()] for each in shares],
+        "layer_metrics": [
+            [4300 + 9.5 * pair.layer_rows(views=not condition)]
+            for condition in range(1 + len(config.conditions.passes()))
+        ],
+        "sensitivity": [
+            [5600 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
+        ],
+        "probe_scores": [],
+        "learning_curves": [],
+    }
+    for task in tasks:
+        kind, rows = TYPES[type(task)], groups * len(probe.variants) * task.repeats
+        # Tasks without folds are resampled; directions alone have one score for both variants.
+        drawn = probe.replicates if kind.score and task.repeats == 1 else 0
+        different = 1 if kind.scale_free else len(probe.variants)
+        found["probe_scores"].append([4000 + 10 * rows + 8 * groups * different * drawn])
+        noisy = noise_conditions(config, [task])
+        found["probe_scores"] += [[4200 + 10 * layers * task.repeats] for _ in noisy]
+        if examples := len(learning_examples(config, task)):
+            found["learning_curves"].append([4900 + 8 * layers * task.repeats * examples])
+    return found
+
+
+def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
+    """Return the same of the tables of a subject, whatever the datasets."""
+    layers, metrics = pair.layers, len(pair.config.measure.metrics)
+    return {
+        "layer_costs": [[3470 + 40 * layers]],
+        "modes": [[10_500 + 450 * layers]] if pair.mode_targets else [],
+        "choices": [[3_000 + 50 * metrics]],
+        "correlations": [[6_000 + 90 * metrics]],
+        "ranking": [[7600 + 75 * layers]],
+    }
+
+
+def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
+    """Return the weight of the four files of a report.
+
+    Its plots are most of the page: each grows with the layers, by a point of every curve.
+    """
+    page, facts = 42_000.0, 0.0
+    for pair in pairs:
+        plot = 4_500 + 480 * pair.layers
+        metrics, checkpoints = len(config.measure.metrics), pair.checkpoints
+        views = len(of_kind(config.measure.metrics, Views))
+        responses = len(config.conditions.families()) * (metrics - views)
+        tasks = pair.corpus.dataset.tasks
+        for task in tasks:
+            curves = bool(learning_examples(config, task)) + bool(noise_conditions(config, [task]))
+            page += plot * curves + 4_000
+        page += (plot + 650) * (metrics + 2 * responses)
+        maps = metrics + len(tasks) if checkpoints > 1 else 0
+        page += maps * (5_200 + 110 * pair.layers * checkpoints)
+        levels = 1 + len(config.conditions.passes())
+        facts += 180 * checkpoints * levels * pair.layer_rows(views=True)
+    for pair in {each.subject.name: each for each in pairs}.values():
+        count = sum(len(each.corpus.dataset.tasks) for each in pairs)
+        wide = (8 if count > 1 else 6) * bool(count) + 4 * (pair.checkpoints > 1)
+        page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
+        facts += 20_000 * pair.checkpoints
+    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts])

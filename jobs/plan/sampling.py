@@ -16,7 +16,6 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import s3fs
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
@@ -27,7 +26,7 @@ from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, re
 from jobs.run import partition
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
-from storage.partition import MANIFEST, Partition, shard_name
+from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.schema import ROW_BITS
 from storage.shards import Receipt, read_table, write_shard
@@ -39,7 +38,6 @@ _FILES = 32  # files, evenly spaced, that are opened to count and to sample
 _COUNTED_BYTES = 1 << 26  # of a file without a footer; the lines of a longer one are estimated
 _TEXTS = 1024  # that the tokenizer sees
 _MANIFEST, _RECEIPT = 500, 370  # bytes of a manifest, and of what it says of a shard
-_PART_BYTES: int = s3fs.S3FileSystem.default_block_size
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,11 @@ class Weight:
 
 def weight(sizes: Sequence[float]) -> Weight:
     """Return the weight of objects of these sizes in bytes."""
+    from s3fs import S3FileSystem  # noqa: PLC0415  (a third of a second)
+
+    part = S3FileSystem.default_block_size
     # A large one is put in parts, with two requests around them.
-    puts = (1 if size <= _PART_BYTES else -int(-size // _PART_BYTES) + 2 for size in sizes)
+    puts = (1 if size <= part else -int(-size // part) + 2 for size in sizes)
     return Weight(len(sizes), sum(sizes), sum(puts))
 
 
@@ -128,9 +129,8 @@ def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
         return None
     weights: dict[str, Weight] = defaultdict(Weight)
     for manifest in present:
-        own = len(root.read(manifest.partition.shard(MANIFEST)))
-        sizes = [*(receipt.bytes for receipt in manifest.receipts), own]
-        weights[manifest.partition.table] += weight(sizes)
+        sizes = root.sizes(manifest.partition.path).values()
+        weights[manifest.partition.table] += weight([*sizes])
     prompts = present[0]
     filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
     texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from jobs.config.blocks import ConfigError
@@ -10,8 +10,7 @@ from jobs.config.metrics import FUSED_ABOVE
 from jobs.config.run import RunConfig
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.plan.plan import Plan, plan
-from jobs.plan.sampling import Corpus
-from jobs.plan.sizes import Place
+from jobs.plan.sampling import Weight
 from jobs.words import counted
 from storage.root import Root
 
@@ -32,15 +31,20 @@ def told(
     kind = "some of it upper bounds, as said" if plan.is_bound else "estimates"
     yield f"plan of {plan.run} ({kind})"
     for corpus in plan.corpora:
+        name, prompts = corpus.dataset.name, corpus.prompts
         yield ""
-        yield from _dataset(plan, corpus)
+        yield (
+            f"  {name}: {counted(prompts.rows, 'prompt')} in "
+            f"{counted(len(prompts.receipts), 'shard')} ({_BASES[corpus.basis]})"
+        )
+        if corpus.basis == "bound":
+            yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
+        yield from _tables(plan.tables("", name))
     for subject in dict.fromkeys(each.subject.name for each in plan.pairs):
         yield ""
         yield from _model(plan, subject)
     yield ""
     total, rate = plan.total, plan.speed(tokens_per_second)
-    month = total.bytes / _GIB * gb_month
-    puts = total.puts / 1000 * thousand_puts
     how = "measured here" if plan.tokens_per_second and not tokens_per_second else "assumed"
     report = plan.tables()["report"]
     yield f"  report: {counted(report.objects, 'object')}, {size(report.bytes)}"
@@ -54,24 +58,13 @@ def told(
     )
     defaults = (gb_month, thousand_puts) == (PRICE_GB_MONTH, PRICE_1000_PUTS)
     yield (
-        f"  in S3 {_small(month)} USD a month and {_small(puts)} USD once for "
-        f"{counted(total.puts, 'request')}"
+        f"  in S3 {_small(total.bytes / _GIB * gb_month)} USD a month and "
+        f"{_small(total.puts / 1000 * thousand_puts)} USD once for {counted(total.puts, 'request')}"
     )
     yield (
         f"    at {gb_month:g} USD per GB-month and {thousand_puts:g} USD per 1,000 PUT"
         f"{' (assumed: S3 Standard, us-east-1)' if defaults else ''}"
     )
-
-
-def _dataset(plan: Plan, corpus: Corpus) -> Iterator[str]:
-    name, prompts = corpus.dataset.name, corpus.prompts
-    yield (
-        f"  {name}: {counted(prompts.rows, 'prompt')} in "
-        f"{counted(len(prompts.receipts), 'shard')} ({_BASES[corpus.basis]})"
-    )
-    if corpus.basis == "bound":
-        yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
-    yield from _tables(plan, lambda place: (place.subject, place.dataset) == ("", name))
 
 
 def _model(plan: Plan, subject: str) -> Iterator[str]:
@@ -99,12 +92,11 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
             f"default above {size(FUSED_ABOVE)})"
         )
-    yield from _tables(plan, lambda place: place.subject == subject)
+    yield from _tables(plan.tables(subject))
 
 
-def _tables(plan: Plan, among: Callable[[Place], bool]) -> Iterator[str]:
-    """Yield an aligned line per table of some places: its name, objects and bytes."""
-    found = plan.tables(among)
+def _tables(found: Mapping[str, Weight]) -> Iterator[str]:
+    """Yield an aligned line per table: its name, objects and bytes."""
     cells = [(name, f"{each.objects:,}", size(each.bytes)) for name, each in found.items()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, objects, total in cells:

@@ -63,12 +63,14 @@ def _wanted(
 
 
 def _cut(model: Any, point: CutPoint, folder: Path, tokenizer: Any = None) -> Cut:  # noqa: ANN401
-    """Cut a model; what was written gives the vectors of its layer."""
+    """Cut a model; what was written gives the vectors of its layer, and of no other."""
     folder.mkdir()
     given = tokenizer or tiny_tokenizer()
     cut = cut_model(LayerModel(model), given, point, folder)
-    wanted_ND = _wanted(LayerModel(model), given, point)[point.layer]
-    np.testing.assert_allclose(_vectors(folder, TEXTS), wanted_ND, rtol=0, atol=1e-5)
+    wanted_LND, found_ND = _wanted(LayerModel(model), given, point), _vectors(folder, TEXTS)
+    np.testing.assert_allclose(found_ND, wanted_LND[point.layer], rtol=0, atol=1e-5)
+    others_LND = np.delete(wanted_LND, point.layer, axis=0)
+    assert np.abs(others_LND - found_ND).max(axis=(1, 2)).min() > 1e-4
     return cut
 
 
@@ -83,13 +85,9 @@ MEAN = CutPoint(2, "final", "mean", MAX_TOKENS)
 def test_a_cut_gives_the_vectors_of_its_layer(
     architecture: str, layer: int, norm: Norm, pooling: Pooling, tmp_path: Path
 ) -> None:
-    model, point = tiny_model(architecture), CutPoint(layer, norm, pooling, MAX_TOKENS)
-    whole, folder = LayerModel(model), tmp_path / "cut"
-    cut = _cut(model, point, folder)
-    wanted_LND, found_ND = _wanted(whole, tiny_tokenizer(), point), _vectors(folder, TEXTS)
-    others = [np.abs(found_ND - wanted_LND[k]).max() for k in range(BLOCKS + 1) if k != layer]
-    assert min(others) > 1e-4  # otherwise the comparison would not tell the layers apart
-    assert cut.blocks == layer + (norm == "none" and whole.has_final_norm)
+    model, folder = tiny_model(architecture), tmp_path / "cut"
+    cut = _cut(model, CutPoint(layer, norm, pooling, MAX_TOKENS), folder)
+    assert cut.blocks == layer + (norm == "none" and LayerModel(model).has_final_norm)
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == cut.blocks
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.rglob("*.py"))
@@ -173,7 +171,9 @@ def test_padding_is_right_by_the_end_token_and_truncation_is_the_run_s(
     assert loaded.pad_token == "<|end|>"
 
 
-def test_what_a_shorter_config_does_not_describe_is_refused(tmp_path: Path) -> None:
+def test_what_a_shorter_config_does_not_describe_and_code_of_a_checkpoint_are_refused(
+    tmp_path: Path,
+) -> None:
     uneven = tiny_model("llama")
     for name, sizes in (("up", (32, 65)), ("gate", (32, 65)), ("down", (65, 32))):
         setattr(uneven.layers[0].mlp, f"{name}_proj", torch.nn.Linear(*sizes, bias=False))
@@ -183,6 +183,10 @@ def test_what_a_shorter_config_does_not_describe_is_refused(tmp_path: Path) -> N
     patched.layers[0].register_forward_hook(lambda _module, _args, output: output + 1)
     with pytest.raises(CutError, match=r"does not give the states of layer 2 .* norm: none may"):
         _cut(patched, MEAN, tmp_path / "patched")
+    own = tiny_model("llama")
+    own.__class__ = type("Custom", (type(own),), {"__module__": "custom"})
+    with pytest.raises(CutError, match="Custom is code of its checkpoint"):
+        _cut(own, MEAN, tmp_path / "own")
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "modernbert"])
@@ -193,13 +197,6 @@ def test_an_architecture_that_needs_a_block_says_so(architecture: str, tmp_path:
     with pytest.raises(CutError, match=r"cannot make and run .* with 0 blocks .* another layer"):
         _cut(module, CutPoint(0, "final", "mean", MAX_TOKENS), tmp_path / "0")
     _cut(module, MEAN, tmp_path / "2")
-
-
-def test_code_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
-    model = tiny_model("llama")
-    model.__class__ = type("Custom", (type(model),), {"__module__": "custom"})
-    with pytest.raises(CutError, match="Custom is code of its checkpoint"):
-        _cut(model, MEAN, tmp_path / "cut")
 
 
 @pytest.mark.parametrize(
@@ -281,16 +278,14 @@ def test_the_facts_are_those_of_the_folder(checkpoint: Path, tmp_path: Path) -> 
     assert "layer 1 of 3, 32 dimensions" in str(facts)
 
 
-SCORE = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
-GAIN = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
-EVIDENCE = Evidence("demo", 3, 0.95, {"rank": 1, **SCORE, **GAIN})
-
-
 def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    export(_subject(checkpoint), MEAN, tmp_path / "out", EVIDENCE)
+    score = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
+    gain = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
+    evidence = Evidence("demo", 3, 0.95, {"rank": 1, **score, **gain})
+    export(_subject(checkpoint), MEAN, tmp_path / "out", evidence)
     card = hub.ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "sentence-transformers"
     assert "base_model" not in card.data.to_dict()  # a folder has no id on the hub

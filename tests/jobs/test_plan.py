@@ -7,7 +7,8 @@ import re
 import shutil
 import socket
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +23,8 @@ from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.plan import sampling
 from jobs.plan.limits import Limits, parse_bytes, size
-from jobs.plan.plan import Plan, plan
+from jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
 from jobs.plan.sampling import scratch
-from jobs.plan.sizes import Pair, of_dataset, of_subject
 from jobs.plan.words import Guard
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
@@ -38,16 +38,12 @@ from tests.support.stored import store
 DEMO_BYTES = 68_100_000  # that a run of it wrote
 HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
 FORTY = [f"text {n}" for n in range(40)]
-SHAPE = {"layers": 3, "hidden_size": 8}
 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, in an empty folder."""
-
-    def refuse(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("a plan opened a connection")
-
+    refuse = Mock(side_effect=AssertionError("a plan opened a connection"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -58,7 +54,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def write_run(**changes: Any) -> str:  # noqa: ANN401
     config = {
         "name": "small",
-        "subjects": [{"model": "org/model", "shape": SHAPE}],
+        "subjects": [{"model": "org/model", "shape": {"layers": 3, "hidden_size": 8}}],
         "datasets": [HUB],
         "extract": {"max_tokens": 10},
         "views": {"count": 2, "sample": 30},
@@ -79,8 +75,9 @@ def pair_of(output: Root | None = None, **changes: Any) -> Pair:  # noqa: ANN401
     return found
 
 
-def out() -> Root:
-    return Root(str(Path("out").resolve()))
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(str(tmp_path / "out"))
 
 
 def write_rows(texts: list[str]) -> dict[str, Any]:
@@ -136,7 +133,7 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     assert (found.subject.name, found.corpus.dataset.name) == ("org/model", "data")
     assert (found.layers, found.checkpoints, len(found.passes)) == (4, 1, 3)
     assert (found.corpus.prompts.rows, found.forward) == (100, 100 + 2 * 30)
-    assert (found.tokens, found.lengths) == (160 * 10, [])
+    assert (found.tokens, found.lengths) == (160 * 10, ())
     assert found.states == TokenPlan(fused=False, stored=20)
     assert found.every_state_bytes == 100 * 4 * 10 * 8 * 2
     # Samples are no larger than the corpus, and every text column can be a prompt.
@@ -147,31 +144,13 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     assert (double.rows, len(double.receipts)) == (200, 7)
 
 
-@pytest.mark.parametrize(
-    ("measure", "sample", "fused", "stored"),
-    [
-        ({"token_metrics": "stored"}, 20, False, 20),
-        ({"token_metrics": "fused"}, 20, True, 0),
-        ({"token_metrics": "both"}, 20, True, 20),
-        ({"metrics": ["twonn"]}, 20, False, 0),
-        ({}, 20, False, 100),
-        ({}, 0, True, 0),
-    ],
-)
-def test_a_plan_knows_where_token_metrics_are_computed(
-    measure: dict[str, Any], sample: int, fused: bool, stored: int
-) -> None:
-    found = pair_of(measure=measure, tokens={"sample": sample})
-    assert found.states == TokenPlan(fused=fused, stored=stored)
-
-
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:
     datasets = [{"name": "docs", "source": {"builtin": "docstrings"}, "limit": 50}]
     assert 45 <= pair_of(datasets=datasets).corpus.prompts.rows <= 50
 
 
-def test_what_is_prepared_is_counted() -> None:
-    root, where = out(), Partition("prompts", ("data",))
+def test_what_is_prepared_is_counted(root: Root) -> None:
+    where = Partition("prompts", ("data",))
     rows = [{"prompt_id": n, "text": "a", "shard": n // 25} for n in range(75)]
     table = pa.Table.from_pylist(rows, schema.PROMPTS)
     store(root, where, [table[start : start + 25] for start in (0, 25, 50)], {})
@@ -183,10 +162,9 @@ def test_what_is_prepared_is_counted() -> None:
 
 
 def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
-    monkeypatch: pytest.MonkeyPatch,
+    root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows x passes x tokens: of a clean pass, of views of a sample, and of conditions."""
-    root = out()
 
     def most(**changes: Any) -> float | None:  # noqa: ANN401
         return most_tokens(configs.load(write_run(**changes)), Manifests(root), 1)
@@ -283,9 +261,9 @@ def test_a_run_beyond_its_bounds_does_not_start(
     )
 
 
-def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared() -> None:
+def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared(root: Root) -> None:
     said: list[str] = []
-    config, guard, root = configs.load(write_run()), Guard(Limits(bytes=10)), out()
+    config, guard = configs.load(write_run()), Guard(Limits(bytes=10))
     guard.check(config, root, said.append)
     assert "small would write at most" in said[0]
     assert said[0].endswith("decided when the texts are prepared")
@@ -348,24 +326,23 @@ def test_a_config_that_cannot_be_run_or_planned_is_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--help"], 0, ["run", "plan", "status", "query"]),
-        *(([command, "--help"], 0, ["demo", "pythia-410m"]) for command in ("run", "plan")),
+        (["--help"], 0, "(?s)  run .*  plan .*  status .*  query "),
+        *(([command, "--help"], 0, "(?s)demo, .*pythia-410m") for command in ("run", "plan")),
         *(
-            (arguments, USAGE, ["usage: layerrank"])
+            (arguments, USAGE, "usage: layerrank")
             for arguments in ([], ["fly"], ["run"], ["plan", "demo", "--speed", "1"])
         ),
         *(
-            (["plan", "demo", f"--max-bytes={text}"], USAGE, ["no size; give a number and a unit"])
+            (["plan", "demo", f"--max-bytes={text}"], USAGE, "no size; give a number and a unit")
             for text in ("", "GB", "-1GB", "10 apples", "1e9", "nan")
         ),
     ],
 )
 def test_help_names_commands_and_recipes_and_bad_arguments_are_told(
-    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == code
     shown = capsys.readouterr()
-    for word in words:
-        assert word in (shown.err if code else shown.out)
+    assert re.search(words, shown.err if code else shown.out)

@@ -5,6 +5,7 @@ The folder may have a `storage.py` or a `jobs/` of the user's.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from tests.conftest import S3, Cli, offline_environment, write_config
-from tests.support.installed import Installed, install, users_folder
+from tests.support.installed import install, users_folder
 from tests.support.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
@@ -27,9 +28,10 @@ TIME_LIMIT = 120  # workers that cannot import a library are started again and a
 def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """Start a head on which the project is installed."""
     folder = tmp_path_factory.mktemp("head")
-    installed = install(folder / "installed")
-    environment = installed.environment(s3.environment)
-    with local_cluster(installed.scripts / "python", environment, folder) as cluster:
+    commands = install(folder / "installed")
+    path = f"{commands}{os.pathsep}{s3.environment['PATH']}"
+    environment = {**s3.environment, "PATH": path}
+    with local_cluster(commands / "python", environment, folder) as cluster:
         yield cluster
 
 
@@ -92,9 +94,9 @@ def test_a_users_modules_with_our_names_are_not_taken_for_ours(
     assert list(folder.glob("joined/prompts/**/*.parquet"))
 
 
-def _run(installed: Installed, folder: Path, name: str, *arguments: str) -> None:
+def _run(commands: Path, folder: Path, name: str, *arguments: str) -> None:
     result = subprocess.run(
-        [str(installed.scripts / name), *arguments],
+        [str(commands / name), *arguments],
         cwd=folder,
         env=offline_environment(),
         capture_output=True,
@@ -110,17 +112,17 @@ def test_a_users_modules_are_not_taken_for_ours_in_any_folder(
     tmp_path: Path, checkpoint: Path, editable: bool
 ) -> None:
     """Nor is a module with the name of a library's taken for it on a worker."""
-    installed = install(tmp_path / "installed", editable=editable)
+    commands = install(tmp_path / "installed", editable=editable)
     config = write_config(tmp_path, checkpoint)
     folder = users_folder(tmp_path / "users", "jobs.py", "datasets.py", "pyarrow/__init__.py")
     for engine in ("ray", "process"):
         engined = ("--output", engine, "--engine", engine)
-        _run(installed, folder, "layerrank", "prepare", str(config), *engined)
+        _run(commands, folder, "layerrank", "prepare", str(config), *engined)
         assert list(folder.glob(f"{engine}/prompts/**/*.parquet"))
 
     # Python itself looks in the folder first for what `-m` runs, and for the libraries.
     output, folder = str(folder / "ray"), users_folder(tmp_path / "more")
     query = ("query", output, "SELECT 1")
-    _run(installed, folder, "python", "-m", "layerrank", *query)
+    _run(commands, folder, "python", "-m", "layerrank", *query)
     shutil.rmtree(folder / "jobs")
-    _run(installed, folder, "python", "-m", "jobs", *query)
+    _run(commands, folder, "python", "-m", "jobs", *query)

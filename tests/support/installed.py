@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.places import PROJECT
 
 
-@dataclass(frozen=True)
-class Installed:
-    """An environment with the project in it, and with this one's libraries."""
+def install(folder: Path, *, editable: bool = False) -> Path:
+    """Install a copy of the project under `folder`, and return where its commands are.
 
-    folder: Path
-
-    @property
-    def scripts(self) -> Path:
-        """Where its `python` and `layerrank` are."""
-        return self.folder / "bin"
-
-    def environment(self, base: dict[str, str]) -> dict[str, str]:
-        """Return `base` with this environment's commands before any others."""
-        return {**base, "PATH": f"{self.scripts}{os.pathsep}{base['PATH']}"}
-
-
-def install(folder: Path, *, editable: bool = False) -> Installed:
-    """Install a copy of the project in an environment of its own under `folder`.
-
-    It sees this environment's libraries, but not what is installed here in editable mode.
+    Its environment sees this one's libraries, but not what is installed here in editable mode.
     """
     source, environment = folder / "source", folder / "environment"
     for name in ("jobs", "operators", "storage"):
@@ -49,7 +31,7 @@ def install(folder: Path, *, editable: bool = False) -> Installed:
     subprocess.run([*command, *offline, *how, str(source)], check=True, timeout=120)
     if not editable:
         shutil.rmtree(source)
-    return Installed(environment)
+    return environment / "bin"
 
 
 def users_folder(folder: Path, *more: str) -> Path:

@@ -13,22 +13,9 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Told:
-    """What a command printed, and how it ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-    @property
-    def printed(self) -> str:
-        """Everything that was printed."""
-        return self.stdout + self.stderr
+Told = subprocess.CompletedProcess[str]  # what a command printed, and how it ended
 
 
 class Living:
@@ -58,7 +45,7 @@ class Living:
             limit.cancel()
         if not line:
             raise RuntimeError(f"{arguments} ended its process, or took {seconds:g} s")
-        return Told(**json.loads(line))
+        return Told(arguments, **json.loads(line))
 
     def end(self) -> None:
         """Let the process end."""
@@ -75,8 +62,8 @@ def main() -> None:
         stdout, stderr = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             code = run(json.loads(line))
-        told = Told(code, stdout.getvalue(), stderr.getvalue())
-        answers.write(json.dumps(vars(told)) + "\n")
+        told = {"returncode": code, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
+        answers.write(json.dumps(told) + "\n")
         answers.flush()
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -26,18 +26,6 @@ def machine(cpus: float, gpus: float = 0) -> dict[str, float]:
     return {"CPU": cpus, "memory": 1e9, **({"GPU": gpus} if gpus else {})}
 
 
-@dataclass
-class Stated(Here):
-    """A side that has what it is said to have."""
-
-    stated: dict[str, float]
-    may_grow: bool = False
-
-    def resources(self, *, gpu: bool) -> dict[str, float]:
-        del gpu
-        return self.stated
-
-
 def plan_pool(
     resources: dict[str, float],
     device: Device,
@@ -46,7 +34,9 @@ def plan_pool(
     may_grow: bool = False,
     **wanted: int | None,
 ) -> Pool:
-    return Cluster(Stated(resources, may_grow)).pool(device, units, **wanted)
+    side = Mock(spec=Here, may_grow=may_grow)
+    side.resources.return_value = resources
+    return Cluster(side).pool(device, units, **wanted)
 
 
 @pytest.mark.parametrize(
@@ -103,45 +93,34 @@ def test_a_cluster_that_may_grow_starts_with_what_fits() -> None:
     assert (pool.size, pool.most) == (4, 6)
 
 
-def test_no_pool_starves_the_tasks_that_feed_it() -> None:
-    some = st.one_of(st.none(), st.integers(1, 20))
+some = st.one_of(st.none(), st.integers(1, 20))
 
-    @given(
-        st.integers(1, 128),
-        st.integers(0, 16),
-        st.sampled_from(["auto", "cpu", "cuda"]),
-        st.integers(0, 200),
-        some,
-        some,
-        st.booleans(),
-    )
-    def check(
-        cpus: int,
-        gpus: int,
-        device: Device,
-        units: int,
-        workers: int | None,
-        threads: int | None,
-        may_grow: bool,
-    ) -> None:
-        resources = machine(cpus, gpus)
-        try:
-            pool = plan_pool(
-                resources, device, units, workers=workers, threads=threads, may_grow=may_grow
-            )
-        except CannotScheduleError:
-            # On CPUs alone only a wish of the config can be too much.
-            assert workers or threads or gpus or device == "cuda"
-            return
-        assert pool.size * pool.num_cpus + TASK_CPUS <= cpus
-        assert pool.size * pool.num_gpus <= gpus
-        assert 1 <= pool.size <= pool.most <= max(units, 1)
-        assert workers is None or pool.most <= workers
-        assert 1 <= pool.readers <= pool.most
-        if pool.device == "cpu" and not (workers or threads):  # every core has its actor
-            assert pool.size == max(min(cpus, units), 1)
 
-    check()
+@given(
+    st.integers(1, 128),
+    st.integers(0, 16),
+    st.sampled_from(["auto", "cpu", "cuda"]),
+    st.integers(0, 200),
+    st.fixed_dictionaries({"workers": some, "threads": some}),
+    st.booleans(),
+)
+def test_no_pool_starves_the_tasks_that_feed_it(
+    cpus: int, gpus: int, device: Device, units: int, wanted: dict[str, int | None], may_grow: bool
+) -> None:
+    workers, threads = wanted["workers"], wanted["threads"]
+    try:
+        pool = plan_pool(machine(cpus, gpus), device, units, may_grow=may_grow, **wanted)
+    except CannotScheduleError:
+        # On CPUs alone only a wish of the config can be too much.
+        assert workers or threads or gpus or device == "cuda"
+        return
+    assert pool.size * pool.num_cpus + TASK_CPUS <= cpus
+    assert pool.size * pool.num_gpus <= gpus
+    assert 1 <= pool.size <= pool.most <= max(units, 1)
+    assert workers is None or pool.most <= workers
+    assert 1 <= pool.readers <= pool.most
+    if pool.device == "cpu" and not (workers or threads):  # every core has its actor
+        assert pool.size == max(min(cpus, units), 1)
 
 
 def test_a_progress_line_counts_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def _ranked(root: Root) -> set[str]:
 def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
     lived: Nights,
 ) -> None:
-    first, again, held, second, _ = (told.printed for told in lived[0].values())
+    first, again, held, second, _ = (each.stdout + each.stderr for each in lived[0].values())
     assert "2 checkpoints, 2 without a ranking" in first
     assert "1/2 tiny at step0" in first
     assert "2 checkpoints ranked, 0 failed" in first
@@ -137,7 +137,7 @@ def test_a_night_ranks_what_is_new_and_names_who_is_at_work_and_what_is_broken(
 @pytest.mark.slow
 def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -> None:
     told, root = lived
-    third = told["third"].printed
+    third = told["third"].stdout
     assert _ranked(root) == {f"step{step}" for step in (0, 2, 4, 8, 16, 32)}
     alerts = read_alerts(root, "small", "tiny")
     assert set(alerts) == {"step32"}
@@ -146,7 +146,7 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
     assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third
-    everything = "".join(each.printed for each in told.values())
+    everything = "".join(each.stdout + each.stderr for each in told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
     assert not [each for each in files if SECRET.encode() in each.read_bytes()]
