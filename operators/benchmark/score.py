@@ -169,11 +169,8 @@ def score_task(
 
     A text without a vector raises ValueError with the task and the text's first characters.
     """
-
-    def unit_vectors(texts: Sequence[str]) -> Vectors:
-        return unit_rows(lookup(texts))
-
-    result = _evaluate(task, lookup if variant == "raw" else unit_vectors, model_name, revision)
+    looked_up = lookup if variant == "raw" else lambda texts: unit_rows(lookup(texts))
+    result = _evaluate(task, looked_up, model_name, revision)
     metric = str(task.metadata.main_score)
     parts: list[Mapping[str, Any]] = [part for split in result.scores.values() for part in split]
     with TemporaryDirectory() as folder:

@@ -111,7 +111,11 @@ def parse(name: str) -> TaskName:
         raise ValueError(
             f"mteb task {name!r}: expected NAME, NAME[SUBSET,SUBSET] or NAME[SUBSET@SPLIT]"
         )
-    return TaskName(match["task"], _listed(match["subsets"]), _listed(match["splits"]))
+    parts = (
+        None if part is None else tuple(item.strip() for item in part.split(","))
+        for part in match.group("subsets", "splits")
+    )
+    return TaskName(match["task"], *parts)
 
 
 def limit(task: AbsTask, part: TaskName) -> AbsTask:
@@ -152,10 +156,6 @@ def usual_part(metadata: TaskMetadata) -> tuple[list[str], list[str]]:
     return [english] if english in every else every, ["test"] if "test" in splits else splits
 
 
-def _listed(part: str | None) -> tuple[str, ...] | None:
-    return None if part is None else tuple(item.strip() for item in part.split(","))
-
-
 def mteb_library() -> ModuleType:
     """Return the mteb package; ValueError with the command that installs it if it is absent."""
     try:
@@ -179,9 +179,21 @@ def task_names(spec: str | Sequence[str], modules: Sequence[str] = ()) -> list[s
 
     A name that is none of these raises ValueError with the names closest to it. No network is used.
     """
-    names = [spec] if isinstance(spec, str) else list(spec)
-    own = _own_tasks(modules) if modules else {}
-    return list(dict.fromkeys(part for name in names for part in _expanded(name, own)))
+    own = _own_tasks(modules)
+    found: list[str] = []
+    for name in [spec] if isinstance(spec, str) else spec:
+        tasks = None
+        if name in LISTS:
+            found += LISTS[name]
+            continue
+        if name not in own:
+            with suppress(KeyError):
+                tasks = mteb_library().get_benchmark(name).tasks
+        for task in [_named(name, own)] if tasks is None else tasks:
+            for part in _parts(task):
+                _require_text(part)
+                found.append(canonical(part))
+    return list(dict.fromkeys(found))
 
 
 def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
@@ -215,20 +227,6 @@ def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
     task.data_loaded = True
     task.dataset = eager_columns(task.dataset)
     return task
-
-
-def _expanded(name: str, own: OwnTasks) -> Iterator[str]:
-    if name in LISTS:
-        yield from LISTS[name]
-        return
-    tasks = None
-    if name not in own:
-        with suppress(KeyError):
-            tasks = mteb_library().get_benchmark(name).tasks
-    for task in [_named(name, own)] if tasks is None else tasks:
-        for part in _parts(task):
-            _require_text(part)
-            yield canonical(part)
 
 
 def _parts(task: AbsTask) -> Iterator[AbsTask]:

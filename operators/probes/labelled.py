@@ -229,25 +229,6 @@ def _bins(value_N: Values) -> npt.NDArray[np.intp]:
     return numbered_N
 
 
-def _shares(
-    size_B: npt.NDArray[np.intp], n_draws: int, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """How many rows of each bin make `n_draws`: in proportion, the largest remainders rounded up.
-
-    Among equal remainders the generator chooses.
-    """
-    exact_B = n_draws * size_B / size_B.sum()
-    share_B: npt.NDArray[np.int64] = np.floor(exact_B).astype(np.int64)
-    left_B = exact_B - share_B
-    for remainder in np.unique(left_B)[::-1]:
-        missing = int(n_draws - share_B.sum())
-        if not missing:
-            break
-        tied = np.flatnonzero(left_B == remainder)
-        share_B[generator.choice(tied, size=min(len(tied), missing), replace=False)] += 1
-    return share_B
-
-
 def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[np.intp]:
     """Return `samples` rows in random order, every tenth of the values in its proportion.
 
@@ -264,7 +245,15 @@ def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[
             f"{len(size_B)}..{len(value_N) - len(size_B)}, or use all rows with a higher one"
         )
     generator = np.random.default_rng(seed)
-    staying_B = _shares(size_B, staying, generator)
+    # In proportion, the largest remainders rounded up; among equal ones the generator chooses.
+    exact_B = staying * size_B / size_B.sum()
+    staying_B = np.floor(exact_B).astype(np.int64)
+    left_B = exact_B - staying_B
+    for remainder in np.unique(left_B)[::-1]:
+        absent = int(staying - staying_B.sum())
+        tied = np.flatnonzero(left_B == remainder)
+        if absent:
+            staying_B[generator.choice(tied, size=min(len(tied), absent), replace=False)] += 1
     stays: list[int] = []
     drawn: list[int] = []
     for number, n_stays in enumerate(staying_B.tolist()):

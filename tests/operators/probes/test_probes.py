@@ -10,7 +10,6 @@ from scipy.stats import kendalltau
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import normalize
 
-from operators.probes import MAIN_METRICS
 from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
 from operators.probes.labelled import (
     _bins,
@@ -47,14 +46,15 @@ def test_separable_groups_score_one() -> None:
     rows, labels = blobs(200, spread=0.01)
     own_group = [[row] for row in range(200)]
     probes = {
-        "classification": classification(10 * rows, labels, 10 * rows, labels),
-        "clustering": clustering(rows, labels, documents_per_fold=200),
-        "retrieval": retrieval(rows, rows, own_group),
+        "accuracy": classification(10 * rows, labels, 10 * rows, labels),
+        "v_measure": clustering(rows, labels, documents_per_fold=200),
+        "ndcg_at_10": retrieval(rows, rows, own_group),
     }
-    for probe, scores in probes.items():
-        n_folds = 1 if probe == "retrieval" else 10
-        assert [score.fold for score in scores] == list(range(n_folds))
-        assert {score.metric for score in scores} == {MAIN_METRICS[probe]}
+    for metric, scores in probes.items():
+        n_folds = 1 if metric == "ndcg_at_10" else 10
+        assert [(score.fold, score.metric) for score in scores] == [
+            (fold, metric) for fold in range(n_folds)
+        ]
         assert values(scores) == pytest.approx([1.0] * n_folds)
 
 
