@@ -163,9 +163,9 @@ def test_a_contender_that_looked_long_ago_does_not_win_below_the_lock(
     holder = Lock(root, "nightly", 60, clock=clock)
     holder.acquire()
     assert _objects(root) == ["nightly-000004.json"]
-    honest = slow._highest
-    first = iter([(1, None)])
-    monkeypatch.setattr(slow, "_highest", lambda: next(first, None) or honest())
+    honest = slow._numbers
+    first = iter([[1]])
+    monkeypatch.setattr(slow, "_numbers", lambda: next(first, None) or honest())
     with pytest.raises(LockHeldError):
         slow.acquire()
     holder.check()
