@@ -77,17 +77,15 @@ PAPER_31 = tuple(name for name in PAPER_32 if name != "MindSmallReranking")
 
 LISTS = MappingProxyType({"paper-31": PAPER_31, "paper-32": PAPER_32})
 
-_ENGLISH = MappingProxyType(
-    {
-        "AmazonCounterfactualClassification": "en",
-        "AmazonReviewsClassification": "en",
-        "MTOPDomainClassification": "en",
-        "MTOPIntentClassification": "en",
-        "MassiveIntentClassification": "en",
-        "MassiveScenarioClassification": "en",
-        "STS17": "en-en",
-    }
-)
+_ENGLISH = {
+    "AmazonCounterfactualClassification": "en",
+    "AmazonReviewsClassification": "en",
+    "MTOPDomainClassification": "en",
+    "MTOPIntentClassification": "en",
+    "MassiveIntentClassification": "en",
+    "MassiveScenarioClassification": "en",
+    "STS17": "en-en",
+}
 
 _CLOSE_NAMES = 3
 # A task's data are {subset: {split: dataset}}, for retrieval {subset: {split: {part: dataset}}}.

@@ -139,7 +139,13 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     outputs = outputs[1:] if inert else outputs[:1]
     real_NT = mask_NT.to(model.device).bool()
     wanted_SD = state_NTD[real_NT]
-    apart = [_distance(found_NTD[real_NT], wanted_SD) for _, found_NTD in outputs]
+    scale = wanted_SD.abs().max().clamp_min(1e-30)
+    apart = [
+        float((found_NTD[real_NT] - wanted_SD).abs().max() / scale)
+        if found_NTD.shape == state_NTD.shape
+        else np.inf
+        for _, found_NTD in outputs
+    ]
     if min(apart, default=np.inf) <= _PROBE_TOLERANCE[model.dtype]:
         cut = Cut(blocks, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
         _write_modules(point, cut, folder)
@@ -149,13 +155,6 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
         f"{model.name} cut after block {point.layer} does not give the states of layer "
         f"{point.layer} with norm: {point.norm}; norm: {other} may work"
     )
-
-
-def _distance(found_SD: Tensor, wanted_SD: Tensor) -> float:
-    """Return the largest difference in units of the largest wanted value."""
-    if found_SD.shape != wanted_SD.shape:
-        return np.inf
-    return float((found_SD - wanted_SD).abs().max() / wanted_SD.abs().max().clamp_min(1e-30))
 
 
 def _write_weights(model: LayerModel, layer: int, inert: bool, pad_id: int, folder: Path) -> None:

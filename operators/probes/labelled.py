@@ -201,9 +201,9 @@ def multilabel_classification(
     require_known_labels(known, found)
     require_positive(folds=folds, samples_per_label=samples_per_label)
 
-    test_NC = MultiLabelBinarizer(classes=sorted(found)).fit_transform(test_labels)
-    binarizer = MultiLabelBinarizer(classes=sorted(known)).fit(train_labels)
-    predicted_C = np.isin(binarizer.classes_, sorted(found))
+    binarizer = MultiLabelBinarizer(classes=sorted(found))
+    test_NC = binarizer.fit_transform(test_labels)
+    train_NC = binarizer.transform([found.intersection(of_row) for of_row in train_labels])
     scores = []
     drawn = multilabel_rows(
         train_labels, seed=seed, folds=folds, samples_per_label=samples_per_label
@@ -214,8 +214,7 @@ def multilabel_classification(
                 f"train: fold {fold} draws {len(rows)} rows, {NEIGHBOURS} neighbours need as many"
             )
         estimator = KNeighborsClassifier(n_neighbors=NEIGHBOURS)
-        drawn_NC: npt.NDArray[np.int64] = binarizer.transform([train_labels[row] for row in rows])
-        estimator.fit(train_ND[rows], drawn_NC[:, predicted_C])
+        estimator.fit(train_ND[rows], train_NC[rows])
         accuracy = float(accuracy_score(test_NC, estimator.predict(test_ND)))
         scores.append(FoldScore(fold, "accuracy", accuracy, len(rows), len(test_ND)))
     return scores
