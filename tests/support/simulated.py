@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from operators.probes.fold import FoldScore
 from operators.ranking.search import Round, Rule, State, replay
 
 Scores = npt.NDArray[np.float64]
@@ -17,6 +18,11 @@ def peaked(n_layers: int = 13, n_tasks: int = 1, n_folds: int = 10, seed: int = 
     of_fold = generator.normal(0, 0.02, size=(1, n_tasks, n_folds))
     noise = generator.normal(0, 0.01, size=(n_layers, n_tasks, n_folds))
     return mean[:, None, None] + of_fold + noise
+
+
+def values(scores: Sequence[FoldScore]) -> list[float]:
+    """Return what a probe scored, fold by fold."""
+    return [score.value for score in scores]
 
 
 def search(

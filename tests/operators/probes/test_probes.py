@@ -23,6 +23,7 @@ from operators.probes.labelled import (
 )
 from operators.probes.pairs import pair_classification, sts
 from operators.probes.relevance import reranking, retrieval
+from tests.support.simulated import values
 
 N_LABELS = 4
 Matrix = npt.NDArray[np.float32]
@@ -36,10 +37,6 @@ def blobs(n_rows: int, *, spread: float, seed: int = 0) -> tuple[Matrix, Labels]
     centres = np.eye(N_LABELS, 16)
     rows = centres[labels] + spread * generator.standard_normal((n_rows, 16))
     return rows.astype(np.float32), labels
-
-
-def values(scores: list[FoldScore]) -> list[float]:
-    return [score.value for score in scores]
 
 
 def test_separable_groups_score_one() -> None:
@@ -109,17 +106,16 @@ def test_scale_matters_to_the_classifier_and_not_to_retrieval_or_clustering() ->
     rows, labels = blobs(400, spread=0.5)
     train, test = slice(0, 200), slice(200, 400)
 
-    def accuracy(scale: float) -> list[float]:
-        scaled = (rows * np.float32(scale)).astype(np.float32)
-        return values(classification(scaled[train], labels[train], scaled[test], labels[test]))
-
-    assert accuracy(1.0) != accuracy(50.0)
+    one, other = (
+        classification(scaled[train], labels[train], scaled[test], labels[test])
+        for scaled in (rows, rows * np.float32(50))
+    )
+    assert values(one) != values(other)
 
     lengths = np.random.default_rng(2).uniform(0.1, 100, (400, 1)).astype(np.float32)
     relevant = [[row, row + 1] for row in range(100)]
-    assert values(retrieval(rows[:100] * lengths[:100], rows * lengths[::-1], relevant)) == (
-        values(retrieval(rows[:100], rows, relevant))
-    )
+    scaled = retrieval(rows[:100] * lengths[:100], rows * lengths[::-1], relevant)
+    assert scaled == retrieval(rows[:100], rows, relevant)
     one_length = values(clustering(rows, labels, documents_per_fold=200))
     assert values(clustering(rows * 4, labels, documents_per_fold=200)) == one_length
 
@@ -131,7 +127,6 @@ def test_the_same_seed_gives_the_same_scores_and_another_one_others() -> None:
         lambda seed: clustering(rows, labels, seed=seed, documents_per_fold=150),
     ]
     for probe in probes:
-        np.random.default_rng().random()
         assert probe(42) == probe(42)
         assert probe(42) != probe(43)
     assert len(set(values(probes[1](42)))) > 1

@@ -44,6 +44,10 @@ def folded(name: str, folds: Sequence[Sequence[float]] | Scores) -> TaskScores:
     return TaskScores(name, "classification", folds_LF.mean(axis=1), folds_LF, "folds")
 
 
+def sampled(name: str, scores: Sequence[float], replicates: Scores) -> TaskScores:
+    return TaskScores(name, "sts", np.array(scores), replicates, "replicates")
+
+
 def singles(scores_LT: Scores) -> list[TaskScores]:
     return [single(f"task-{t:03}", column) for t, column in enumerate(scores_LT.T)]
 
@@ -185,9 +189,7 @@ def test_both_stages_add_their_variance() -> None:
 def test_one_task_with_replicates_has_the_replicates_interval() -> None:
     # 0, 0.001 … 1: a draw takes one replicate, so the quantiles are those of the replicates.
     values = np.linspace(0, 1, 1001)
-    task = TaskScores(
-        "only", "sts", np.array([0.5, 0.5]), np.stack([values, 1 - values]), "replicates"
-    )
+    task = sampled("only", [0.5, 0.5], np.stack([values, 1 - values]))
     row, last = weigh([task], layers=[0, 1], draws=20_000).layers
     assert (row.score_low, row.score_high) == pytest.approx((0.025, 0.975), abs=0.01)
     # Paired: the gain of replicate v is v - (1 - v), which spans -1..1.
@@ -200,11 +202,7 @@ def test_replicates_and_folds_of_several_tasks_mix() -> None:
     generator = np.random.default_rng(5)
     replicates = 0.5 + generator.normal(0, 0.05, size=(1, 400))
     folds = 0.5 + generator.normal(0, 0.05, size=(1, 400))
-    tasks = [
-        TaskScores("a", "sts", np.array([0.5]), replicates, "replicates"),
-        TaskScores("b", "classification", folds.mean(axis=1), folds, "folds"),
-    ]
-    drawn = draw_scores(tasks, draws=20_000)
+    drawn = draw_scores([sampled("a", [0.5], replicates), folded("b", folds)], draws=20_000)
     # Drawn a twice, once, never: variance of a draw given the mix, and none between equal means.
     of_a, of_b = replicates.var(), folds.var() / 400
     between = 0.5 * ((replicates.mean() - folds.mean()) / 2) ** 2
@@ -214,8 +212,7 @@ def test_replicates_and_folds_of_several_tasks_mix() -> None:
 
 def test_an_undefined_replicate_is_left_out_in_every_layer() -> None:
     replicates = np.array([[0.1, np.nan, 0.3], [0.2, 0.9, 0.4]])
-    task = TaskScores("a", "sts", np.array([0.2, 0.3]), replicates, "replicates")
-    drawn = draw_scores([task], draws=200)
+    drawn = draw_scores([sampled("a", [0.2, 0.3], replicates)], draws=200)
     assert {tuple(draw) for draw in drawn.T} == {(0.1, 0.2), (0.3, 0.4)}
 
 
@@ -368,12 +365,12 @@ def test_pythia_410m_is_best_at_layer_17_of_24() -> None:
     best, last = evidence.best, evidence.last
     assert best is not None
     assert best.layer == 17
-    assert (best.score, last.score, evidence.oracle) == pytest.approx(
-        (0.519, 0.468, 0.534), abs=5e-4
+    scores, gains = (
+        (best.score, last.score, evidence.oracle),
+        (best.gain, best.gain_low, best.gain_high),
     )
-    assert (best.gain, best.gain_low, best.gain_high) == pytest.approx(
-        (0.051, 0.038, 0.065), abs=1.5e-3
-    )
+    assert scores == pytest.approx((0.519, 0.468, 0.534), abs=5e-4)
+    assert gains == pytest.approx((0.051, 0.038, 0.065), abs=1.5e-3)
     assert best.p_holm < 0.01
     assert best.p_best > 0.7
     assert last.won == 0
