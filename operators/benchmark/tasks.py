@@ -87,7 +87,6 @@ _ENGLISH = {
     "STS17": "en-en",
 }
 
-_CLOSE_NAMES = 3
 # A task's data are {subset: {split: dataset}}, for retrieval {subset: {split: {part: dataset}}}.
 # What lies deeper, such as the relevant documents of a million queries, holds no dataset.
 _DEPTH = 3
@@ -257,7 +256,7 @@ def _named(name: str, own: OwnTasks) -> AbsTask:
             *(each.metadata.name for each in registered),
             *(benchmark.name for benchmark in library.get_benchmarks()),
         ]
-        close = difflib.get_close_matches(part.task, known, n=_CLOSE_NAMES) or list(LISTS)
+        close = difflib.get_close_matches(part.task, known) or list(LISTS)
         raise ValueError(
             f"unknown mteb task, benchmark or list {name!r}; close to it: {', '.join(close)}"
         ) from None
@@ -265,7 +264,6 @@ def _named(name: str, own: OwnTasks) -> AbsTask:
 
 
 def _own_tasks(modules: Sequence[str]) -> OwnTasks:
-    """Return the user's tasks in `modules` by name."""
     found: dict[str, type[AbsTask]] = {}
     for path in modules:
         base = mteb_library().AbsTask

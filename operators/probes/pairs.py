@@ -26,7 +26,6 @@ from operators.probes.fold import (
 )
 
 Counts = npt.NDArray[np.int64]  # how often each pair is there
-Groups = npt.NDArray[np.intp]
 
 
 def _checked_sides(
@@ -48,7 +47,9 @@ def _checked_sides(
     return first_MD, second_MD, counts[0]
 
 
-def _spearman(first_N: Groups, second_N: Groups, count_N: Counts) -> float:
+def _spearman(
+    first_N: npt.NDArray[np.intp], second_N: npt.NDArray[np.intp], count_N: Counts
+) -> float:
     """Correlation of the ranks of two sides, given by the groups of equal values, ascending.
 
     Pair n is there `count_N[n]` times. NaN if either side has one value only.
