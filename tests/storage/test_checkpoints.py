@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -49,6 +50,11 @@ def sweep(s3: S3, storage: StorageConfig, checkpoint: Path, request: pytest.Fixt
     return uri
 
 
+@pytest.fixture
+def one(sweep: str, storage: StorageConfig) -> Subject:
+    return _resolve(storage, model=f"{sweep}/step8")[0]
+
+
 def _resolve(storage: StorageConfig, **subject: Any) -> tuple[Subject, ...]:  # noqa: ANN401
     return resolve([SubjectConfig.model_validate(subject)], storage)
 
@@ -78,9 +84,8 @@ def test_the_shape_and_the_tokenizer_need_no_weights(
 
 
 def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
-    sweep: str, storage: StorageConfig, tmp_path: Path, checkpoint: Path
+    one: Subject, storage: StorageConfig, tmp_path: Path, checkpoint: Path
 ) -> None:
-    (one,) = _resolve(storage, model=f"{sweep}/step8")
     identity, folder = subject_identity(one, storage), local(one, storage).folder
     # The same files are the same model, wherever they lie, and are fetched once.
     assert identity == subject_identity(Subject(str(checkpoint), "local", "tiny"), storage)
@@ -95,30 +100,23 @@ def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
 
 
 def test_many_fetch_at_once_and_each_file_is_whole(
-    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    one: Subject, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    (one,) = _resolve(storage, model=f"{sweep}/step8")
-    fetched: list[str] = []
     filesystem = Root(one.model, storage.options()).filesystem
-    get = filesystem.get_file
-
-    def counted(path: str, to: str) -> None:
-        fetched.append(path)
-        get(path, to)
-
+    counted = Mock(wraps=filesystem.get_file)
     monkeypatch.setattr(filesystem, "get_file", counted)
     with ThreadPoolExecutor(4) as pool:
         folders = [*pool.map(lambda _: local(one, storage).folder, range(4))]
     assert len(set(folders)) == 1
-    assert len(fetched) == len(set(fetched))
+    fetched = [call.args[0] for call in counted.call_args_list]
+    assert len(fetched) == len({*fetched})
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_killed_fetch_leaves_no_file(
-    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
+    one: Subject, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    (one,) = _resolve(storage, model=f"{sweep}/step8")
     filesystem = Root(one.model, storage.options()).filesystem
 
     def cut_off(_: str, to: str) -> None:
@@ -136,8 +134,7 @@ def test_a_killed_fetch_leaves_no_file(
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    full = type("Usage", (), {"free": 10})()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10))
     with pytest.raises(OSError, match=rf"has room for 0\.0 GB .* or set {CACHE}"):
         Checkpoint(Root(str(checkpoint))).fetch()
     assert not [file for file in cache.rglob("*") if file.is_file()]

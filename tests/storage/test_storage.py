@@ -207,16 +207,12 @@ def test_float16_overflow_names_the_layer() -> None:
         spool.add(3, np.array([0]), np.full((1, DIM), 70000, np.float32))
 
 
-def test_unwritable_root_says_where(tmp_path: Path) -> None:
+def test_an_unwritable_root_says_where(tmp_path: Path, s3: S3) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PermissionError, match=r"cannot write to the output root .*file/out"):
         Root(str(tmp_path / "file" / "out")).check_writable()
-
-
-def test_missing_bucket_is_unwritable(s3: S3) -> None:
-    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": s3.endpoint}}
     with pytest.raises(PermissionError, match="s3://no-such-bucket"):
-        Root("s3://no-such-bucket/x", options).check_writable()
+        Root("s3://no-such-bucket/x", s3.root("").options).check_writable()
 
 
 def test_root_never_shows_its_credentials() -> None:

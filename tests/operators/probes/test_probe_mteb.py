@@ -178,7 +178,7 @@ def test_regression_is_mtebs(samples: int, decimals: int) -> None:
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 
-@pytest.mark.parametrize("decimals", [6, 0])
+@pytest.mark.parametrize("decimals", [6, 1, 0])
 def test_rows_for_regression_are_mtebs_in_its_order(decimals: int) -> None:
     from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskRegression
