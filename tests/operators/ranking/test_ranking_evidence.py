@@ -423,10 +423,11 @@ def test_an_older_checkpoint_shifts_what_came_after_it() -> None:
     behind = np.full((1, 5), -1.0)
     after = overtakings(np.vstack([behind, gain_SL]), np.vstack([behind, low_SL]), layers=range(5))
     assert any(each.stays_above is not None for each in before)
-    for old, new in zip(before, after, strict=True):
-        for name in ("stays_above", "clearly_above"):
-            first, shifted = getattr(old, name), getattr(new, name)
-            assert shifted == (None if first is None else first + 1)
+    later: dict[int | None, int | None] = {None: None, **{at: at + 1 for at in range(6)}}
+    assert after == [
+        Overtaking(each.layer, later[each.stays_above], later[each.clearly_above])
+        for each in before
+    ]
 
 
 def test_shapes_that_do_not_fit_are_an_error() -> None:
