@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from filelock import FileLock
 from storage.root import Root, fingerprint
 
 CACHE = "LAYERRANK_CACHE"
-_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
-_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.py", "*.jinja", "*.tiktoken")
+_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
+_BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".tiktoken")
 _PLAIN, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
 _LENGTH_BYTES = 8  # of the number that a safetensors file begins with
@@ -33,13 +32,6 @@ _HASHED_WHOLE = 1 << 26  # bytes of a remote file; of a larger one a sample tell
 
 class CheckpointError(ValueError):
     """The files of a checkpoint cannot be those of a model; the message says what is wrong."""
-
-
-def cache_folder() -> Path:
-    """Return where this machine keeps copies of remote checkpoints; safe to delete."""
-    given = os.environ.get(CACHE)
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(given or f"{caches}/layerrank").expanduser() / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -57,25 +49,9 @@ class Checkpoint:
         there is no such folder.
         """
         sizes = self._sizes()
-        for name in self.weight_files():
+        for name in self._weights(sizes):
             if name.endswith(".safetensors"):
                 self._check_safetensors(name, sizes[name])
-
-    def weight_files(self) -> list[str]:
-        """Return the names of the files that hold the weights; CheckpointError if one is absent."""
-        sizes = self._sizes()
-        for name in (_PLAIN, _PICKLED) if self.allow_pickle else (_PLAIN,):
-            if name in sizes:
-                return [name]
-            if name + _INDEX in sizes:
-                return self._indexed(name + _INDEX, sizes)
-        pickled = [name for name in (_PICKLED, _PICKLED + _INDEX) if name in sizes]
-        if pickled:
-            raise CheckpointError(
-                f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
-                "set allow_pickle: true if you trust it"
-            )
-        raise CheckpointError(f"it has no weights: no {_PLAIN} among {some(sorted(sizes))}")
 
     def fetch(self, *, weights: bool = True) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
@@ -84,11 +60,15 @@ class Checkpoint:
         FileNotFoundError if there are no files, OSError if the disk is too small.
         """
         sizes = self._sizes()
-        wanted = [name for name in sizes if _matches(name, _BESIDE_WEIGHTS)]
-        wanted += self.weight_files() if weights else []
+        wanted = [name for name in sizes if name.endswith(_BESIDE_WEIGHTS)]
+        wanted += self._weights(sizes) if weights else []
         # Another state of the files has another name, by their listing alone.
         listed = json.dumps([self.root.place(), sorted(self.root.versions("").items())])
-        folder = cache_folder() / blake2b(listed.encode(), digest_size=16).hexdigest()
+        cache = (
+            os.environ.get(CACHE) or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/layerrank"
+        )
+        folder = Path(cache, "checkpoints", blake2b(listed.encode(), digest_size=16).hexdigest())
+        folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         absent = [name for name in wanted if not (folder / name).is_file()]
         needed, free = sum(sizes[name] for name in absent), shutil.disk_usage(folder).free
@@ -98,7 +78,17 @@ class Checkpoint:
                 f"fetched: delete what is old in {folder.parent}, or set {CACHE} to another folder"
             )
         for name in absent:
-            self._fetch_file(name, folder / name, sizes[name])
+            target, part = folder / name, folder / f".{name}.part"
+            # The lock ends with its holder, whose part of a file the next one writes anew.
+            with FileLock(folder / f".{name}.lock"):
+                if target.is_file():
+                    continue
+                self.root.filesystem.get_file(self.root.path(name), str(part))
+                if part.stat().st_size != sizes[name]:
+                    raise OSError(
+                        f"{self.root.place(name)} changed while it was fetched; run again"
+                    )
+                part.replace(target)
         return folder
 
     def prints(self) -> dict[str, str]:
@@ -107,7 +97,7 @@ class Checkpoint:
         return {
             name: fingerprint(self.root.place(name), self.root.options, **whole)
             for name in sorted(self._sizes())
-            if _matches(name, _FILES)
+            if name.endswith(_FILES)
         }
 
     def _sizes(self) -> dict[str, int]:
@@ -118,18 +108,32 @@ class Checkpoint:
             raise FileNotFoundError(f"there are no files in {self.root.place()}{inside}")
         return sizes
 
-    def _indexed(self, index: str, sizes: dict[str, int]) -> list[str]:
-        try:
-            names = sorted(set(json.loads(self.root.read(index))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"its {index} is not a list of weight files") from error
-        absent = [name for name in names if name not in sizes]
-        if absent or not names:
+    def _weights(self, sizes: dict[str, int]) -> list[str]:
+        """Return the names of the files that hold the weights; CheckpointError if one is absent."""
+        for name in (_PLAIN, _PICKLED) if self.allow_pickle else (_PLAIN,):
+            index = name + _INDEX
+            if name in sizes:
+                return [name]
+            if index not in sizes:
+                continue
+            try:
+                names = sorted(set(json.loads(self.root.read(index))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"its {index} is not a list of weight files") from error
+            absent = [name for name in names if name not in sizes]
+            if absent or not names:
+                raise CheckpointError(
+                    f"it lacks {len(absent)} of the {len(names)} weight files of {index}: "
+                    f"{some(absent)}"
+                )
+            return names
+        pickled = [name for name in (_PICKLED, _PICKLED + _INDEX) if name in sizes]
+        if pickled:
             raise CheckpointError(
-                f"it lacks {len(absent)} of the {len(names)} weight files of {index}: "
-                f"{some(absent)}"
+                f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
+                "set allow_pickle: true if you trust it"
             )
-        return names
+        raise CheckpointError(f"it has no weights: no {_PLAIN} among {some(sorted(sizes))}")
 
     def _check_safetensors(self, name: str, size: int) -> None:
         read, path = self.root.filesystem.cat_file, self.root.path(name)
@@ -150,21 +154,6 @@ class Checkpoint:
             raise CheckpointError(
                 f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
             )
-
-    def _fetch_file(self, name: str, target: Path, size: int) -> None:
-        # The lock ends with its holder, whose part of a file the next one writes anew.
-        with FileLock(target.with_name(f".{name}.lock")):
-            if target.is_file():
-                return
-            part = target.with_name(f".{name}.part")
-            self.root.filesystem.get_file(self.root.path(name), str(part))
-            if part.stat().st_size != size:
-                raise OSError(f"{self.root.place(name)} changed while it was fetched; run again")
-            part.replace(target)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

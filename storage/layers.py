@@ -46,15 +46,9 @@ def embeddings_table(
     """Return the rows of one (layer, norm, pooling) group, ready to be a row group of a shard."""
     layer, norm, pooling = group
     count = len(prompt_ids)
-    columns = [
-        pa.array(prompt_ids),
-        pa.array(np.full(count, layer, dtype=np.int16)),
-        pa.array([norm] * count),
-        pa.array([pooling] * count),
-        pa.array(lengths),
-        vector_column(vectors_ND),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema.embeddings(vectors_ND.shape[1]))
+    names = [layer] * count, [norm] * count, [pooling] * count
+    columns = [prompt_ids, *names, lengths, vector_column(vectors_ND)]
+    return pa.table(columns, schema=schema.embeddings(vectors_ND.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -75,11 +69,9 @@ class LayerVectors:
 
 def groups(root: Root, embeddings: Manifest) -> list[Group]:
     """Return the groups that a partition of embeddings holds, in shard order."""
-    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
-        if receipt.rows:
-            found = group_values(root, key, ["layer", "norm", "pooling"])
-            return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
-    return []
+    filled = embeddings.filled()
+    found = group_values(root, filled[0], ["layer", "norm", "pooling"]) if filled else []
+    return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
 
 
 def shard_vectors(root: Root, key: str, group: Group) -> LayerVectors:
@@ -98,17 +90,14 @@ def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) ->
     wanted = np.unique(wanted)
     matrix_ND = np.empty((0, 0), np.float32)
     present_N = np.zeros(len(wanted), dtype=bool)
-    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
-        if not receipt.rows or not len(wanted):
-            continue
+    for key in embeddings.filled() if len(wanted) else []:
         shard = shard_vectors(root, key, group)
         if not len(matrix_ND):
             matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
-        place = np.searchsorted(wanted, shard.prompt_ids)
-        place[place == len(wanted)] = 0
-        keep = wanted[place] == shard.prompt_ids
-        matrix_ND[place[keep]] = shard.matrix_ND[keep]
-        present_N[place[keep]] = True
+        place = LayerVectors(wanted, matrix_ND).rows_of(shard.prompt_ids)
+        kept = place >= 0
+        matrix_ND[place[kept]] = shard.matrix_ND[kept]
+        present_N[place[kept]] = True
     if present_N.all():
         return LayerVectors(wanted, matrix_ND)
     if not present_N.any():
@@ -118,10 +107,9 @@ def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) ->
 
 def features(root: Root, embeddings: Manifest) -> int:
     """Return the length D of the vectors of a partition; 0 if it holds none."""
-    for key, receipt in zip(embeddings.objects(), embeddings.receipts, strict=True):
-        if receipt.rows:
-            with root.reader(key) as stream:
-                return int(pq.read_schema(stream).field("vector").type.list_size)
+    for key in embeddings.filled():
+        with root.reader(key) as stream:
+            return int(pq.read_schema(stream).field("vector").type.list_size)
     return 0
 
 
@@ -174,28 +162,16 @@ class TokenSpool:
             lengths, count = [self._lengths[row] for row in rows], len(rows)
             width = self._dim * self._dtype.itemsize
             stream.seek(0)
-            yield pa.table(
-                {
-                    "prompt_id": self._prompt_ids[rows],
-                    "layer": np.full(count, layer, dtype=np.int16),
-                    "norm": pa.array([norm] * count),
-                    "n_tokens": np.array(lengths, dtype=np.int32),
-                    "dim": np.full(count, self._dim, dtype=np.int32),
-                    "states": pa.array(
-                        [stream.read(length * width) for length in lengths], pa.large_binary()
-                    ),
-                }
-            ).cast(schema.TOKENS)
+            blobs = [stream.read(length * width) for length in lengths]
+            names, dims = ([layer] * count, [norm] * count), [self._dim] * count
+            columns = [self._prompt_ids[rows], *names, lengths, dims, blobs]
+            yield pa.table(columns, schema=schema.TOKENS)
 
 
 def token_states(table: pa.Table, dtype: str) -> list[npt.NDArray[np.floating]]:
     """Return the states [n_tokens, dim] of each row of a `tokens` row group."""
-    dims = table["dim"].to_pylist()
-    blobs = table["states"].to_pylist()
-    return [
-        np.frombuffer(blob, dtype=dtype).reshape(-1, dim)
-        for blob, dim in zip(blobs, dims, strict=True)
-    ]
+    rows = zip(table["states"].to_pylist(), table["dim"].to_pylist(), strict=True)
+    return [np.frombuffer(blob, dtype=dtype).reshape(-1, dim) for blob, dim in rows]
 
 
 def prompt_metrics_table(
@@ -211,22 +187,12 @@ def prompt_metrics_table(
     `undefined` gives the reason that stands beside a NaN, by metric.
     """
     count = len(prompt_ids)
-    parts = [
-        pa.table(
-            [
-                pa.array(prompt_ids),
-                pa.repeat(pa.scalar(layer, pa.int16()), count),
-                pa.repeat(norm, count),
-                pa.repeat(metric, count),
-                pa.repeat(variant, count),
-                pa.array(values_N),
-                pa.array([undefined[metric] if nan else None for nan in np.isnan(values_N)]),
-                pa.array(lengths),
-            ],
-            names=schema.PROMPT_METRICS.names,
-        ).cast(schema.PROMPT_METRICS)
-        for (metric, variant), values_N in values.items()
-    ]
+    parts = []
+    for (metric, variant), values_N in values.items():
+        names = ([each] * count for each in (layer, norm, metric, variant))
+        reasons = [undefined[metric] if nan else None for nan in np.isnan(values_N)]
+        columns = [prompt_ids, *names, values_N, reasons, lengths]
+        parts.append(pa.table(columns, schema=schema.PROMPT_METRICS))
     return pa.concat_tables(parts) if parts else schema.PROMPT_METRICS.empty_table()
 
 

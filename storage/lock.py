@@ -69,15 +69,32 @@ class Lock:
     def acquire(self) -> None:
         """Take the lock; LockHeldError that says who holds it, since when and until when."""
         for _ in range(_ATTEMPTS):
-            number, held = self._highest()
-            if held is not None and not held.released and self.clock() < held.until:
+            number, now = max(self._numbers(), default=0), self.clock()
+            held = self._read(number)
+            if held is not None and not held.released and now < held.until:
                 raise LockHeldError(
                     f"another {self.name} is running on {self.root.uri}: {held.holder}, since "
                     f"{_clock_time(held.since)}; its lease runs until {_clock_time(held.until)}, "
                     "unless it goes on and renews it"
                 )
-            if self._create(number + 1):
-                return
+            number += 1
+            lease = Lease(self.holder, uuid.uuid4().hex, now, now + self.seconds)
+            self.root.create(self._key(number), _encoded(lease))
+            # The object is what counts, not the answer: a write that was repeated after a lost
+            # answer finds its own object there. And the number may be one that a later holder had
+            # deleted.
+            mine = self._read(number)
+            if mine is None or mine.token != lease.token:
+                continue
+            numbers = self._numbers()
+            if max(numbers, default=0) > number:
+                self.root.delete(self._key(number))
+                continue
+            self._number, self._lease = number, lease
+            for old in numbers:
+                if old < number:
+                    self.root.delete(self._key(old))
+            return
         raise LockHeldError(
             f"another {self.name} takes the lock of {self.root.uri} again and again"
         )
@@ -85,21 +102,23 @@ class Lock:
     def renew(self) -> None:
         """Prolong the lease; LeaseLostError if it is no longer this holder's."""
         with self._writing:
-            lease = self._owned()
             self.check()
-            renewed = replace(lease, until=self.clock() + self.seconds)
+            assert self._lease is not None
+            renewed = replace(self._lease, until=self.clock() + self.seconds)
             self.root.write(self._key(self._number), _encoded(renewed))
             self._lease = renewed
         self.check()
 
     def check(self) -> None:
         """Raise LeaseLostError if the lease ran out or the lock was taken over."""
-        lease = self._owned()
+        if self._lease is None:
+            raise LeaseLostError(f"the lock of {self.name} on {self.root.uri} is not held")
         highest = max(self._numbers(), default=0)
-        if highest > self._number or self.clock() >= lease.until:
+        if highest > self._number or self.clock() >= self._lease.until:
             raise LeaseLostError(
-                f"the lock of {self.name} on {self.root.uri} was lost: held until "
-                f"{_clock_time(lease.until)} and not renewed in time; nothing more is published"
+                f"the lock of {self.name} on {self.root.uri} was lost: "
+                f"held until {_clock_time(self._lease.until)} and not renewed in time; "
+                "nothing more is published"
             )
 
     def release(self) -> None:
@@ -109,36 +128,6 @@ class Lock:
                 released = replace(self._lease, released=True)
                 self.root.write(self._key(self._number), _encoded(released))
             self._lease = None
-
-    def _owned(self) -> Lease:
-        if self._lease is None:
-            raise LeaseLostError(f"the lock of {self.name} on {self.root.uri} is not held")
-        return self._lease
-
-    def _create(self, number: int) -> bool:
-        """Create a numbered object and return whether that made it the lock, and ours."""
-        now = self.clock()
-        lease = Lease(self.holder, uuid.uuid4().hex, now, now + self.seconds)
-        self.root.create(self._key(number), _encoded(lease))
-        # The object is what counts, not the answer: a write that was repeated after a lost answer
-        # finds its own object there. And the number may be one that a later holder had deleted.
-        mine = self._read(number)
-        if mine is None or mine.token != lease.token:
-            return False
-        numbers = self._numbers()
-        if max(numbers, default=0) > number:
-            self.root.delete(self._key(number))
-            return False
-        self._number, self._lease = number, lease
-        for old in numbers:
-            if old < number:
-                self.root.delete(self._key(old))
-        return True
-
-    def _highest(self) -> tuple[int, Lease | None]:
-        """Return the number of the lock and what it holds; 0 and None if there never was one."""
-        number = max(self._numbers(), default=0)
-        return number, self._read(number) if number else None
 
     def _numbers(self) -> list[int]:
         pattern = re.compile(rf"{re.escape(self.name)}-(\d+)\.json")

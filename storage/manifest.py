@@ -62,6 +62,10 @@ class Manifest:
         """Return the keys of the shards, in shard order."""
         return [self.partition.shard(receipt.name) for receipt in self.receipts]
 
+    def filled(self) -> list[str]:
+        """Return the keys of the shards that hold rows, in shard order."""
+        return [self.partition.shard(each.name) for each in self.receipts if each.rows]
+
     def facts(self) -> Counter[str]:
         """Return the numeric facts of the receipts, summed over shards."""
         total: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from jobs.config.run import learning_examples, noise_conditions
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
 from operators.model.subject import Subject
-from operators.ranking.search import Rule, State, finished, next_round
+from operators.ranking.search import Rule, State, replay
 from storage.layers import Group, groups
 from storage.partition import CLEAN, Partition
 from storage.shards import Facts
@@ -256,10 +256,9 @@ def search(
         and not (rows[index] and all(math.isnan(row["value"]) for row in rows[index]))
     ]:
         state = _state({index: targets[index] for index in counting}, rows, ranked, replicates)
-        pending = next_round(state, rule)
-        if pending is None:
-            found = finished(state, rule)
-            return found.survivors, found.share
+        pending = replay(state, rule)[-1]
+        if not pending.missing:
+            return pending.layers, state.share
         units = []
         for cells in pending.missing:
             target = targets[counting[cells.task]]

@@ -41,10 +41,6 @@ Vectors = npt.NDArray[np.float32]
 # Vectors [N, D] of N texts in their order; KeyError with the text where there is none.
 Lookup = Callable[[Sequence[str]], Vectors]
 
-# A model that is named without an organisation is filed under this one.
-_ORGANISATION = "layerrank"
-_SHOWN_CHARACTERS = 60
-
 
 class Recorder:
     """A lookup that has a vector for every text, and keeps the texts in first-seen order.
@@ -89,7 +85,7 @@ class LookupEncoder:
         except KeyError as error:
             text = str(error.args[0] if error.args else "")
             raise ValueError(
-                f"mteb task {self.task_name}: no stored vector for {text[:_SHOWN_CHARACTERS]!r} "
+                f"mteb task {self.task_name}: no stored vector for {text[:60]!r} "
                 f"({len(text)} characters); extract the texts that recorded_texts returns for it"
             ) from error
         if vectors_ND.ndim != 2 or len(vectors_ND) != len(texts):  # noqa: PLR2004 - a matrix
@@ -119,7 +115,7 @@ def model_meta(model_name: str, revision: str) -> ModelMeta:
     described = importlib.import_module("mteb.models.model_meta")
     meta: ModelMeta = described.ModelMeta.create_empty(
         overwrites={
-            "name": model_name if "/" in model_name else f"{_ORGANISATION}/{model_name}",
+            "name": model_name if "/" in model_name else f"layerrank/{model_name}",
             "revision": revision,
             "similarity_fn_name": described.ScoringFunction.COSINE,
         }
@@ -169,11 +165,8 @@ def score_task(
 
     A text without a vector raises ValueError with the task and the text's first characters.
     """
-
-    def unit_vectors(texts: Sequence[str]) -> Vectors:
-        return unit_rows(lookup(texts))
-
-    result = _evaluate(task, lookup if variant == "raw" else unit_vectors, model_name, revision)
+    looked_up = lookup if variant == "raw" else lambda texts: unit_rows(lookup(texts))
+    result = _evaluate(task, looked_up, model_name, revision)
     metric = str(task.metadata.main_score)
     parts: list[Mapping[str, Any]] = [part for split in result.scores.values() for part in split]
     with TemporaryDirectory() as folder:

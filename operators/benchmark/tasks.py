@@ -77,19 +77,16 @@ PAPER_31 = tuple(name for name in PAPER_32 if name != "MindSmallReranking")
 
 LISTS = MappingProxyType({"paper-31": PAPER_31, "paper-32": PAPER_32})
 
-_ENGLISH = MappingProxyType(
-    {
-        "AmazonCounterfactualClassification": "en",
-        "AmazonReviewsClassification": "en",
-        "MTOPDomainClassification": "en",
-        "MTOPIntentClassification": "en",
-        "MassiveIntentClassification": "en",
-        "MassiveScenarioClassification": "en",
-        "STS17": "en-en",
-    }
-)
+_ENGLISH = {
+    "AmazonCounterfactualClassification": "en",
+    "AmazonReviewsClassification": "en",
+    "MTOPDomainClassification": "en",
+    "MTOPIntentClassification": "en",
+    "MassiveIntentClassification": "en",
+    "MassiveScenarioClassification": "en",
+    "STS17": "en-en",
+}
 
-_CLOSE_NAMES = 3
 # A task's data are {subset: {split: dataset}}, for retrieval {subset: {split: {part: dataset}}}.
 # What lies deeper, such as the relevant documents of a million queries, holds no dataset.
 _DEPTH = 3
@@ -111,7 +108,11 @@ def parse(name: str) -> TaskName:
         raise ValueError(
             f"mteb task {name!r}: expected NAME, NAME[SUBSET,SUBSET] or NAME[SUBSET@SPLIT]"
         )
-    return TaskName(match["task"], _listed(match["subsets"]), _listed(match["splits"]))
+    parts = (
+        None if part is None else tuple(item.strip() for item in part.split(","))
+        for part in match.group("subsets", "splits")
+    )
+    return TaskName(match["task"], *parts)
 
 
 def limit(task: AbsTask, part: TaskName) -> AbsTask:
@@ -152,10 +153,6 @@ def usual_part(metadata: TaskMetadata) -> tuple[list[str], list[str]]:
     return [english] if english in every else every, ["test"] if "test" in splits else splits
 
 
-def _listed(part: str | None) -> tuple[str, ...] | None:
-    return None if part is None else tuple(item.strip() for item in part.split(","))
-
-
 def mteb_library() -> ModuleType:
     """Return the mteb package; ValueError with the command that installs it if it is absent."""
     try:
@@ -179,9 +176,21 @@ def task_names(spec: str | Sequence[str], modules: Sequence[str] = ()) -> list[s
 
     A name that is none of these raises ValueError with the names closest to it. No network is used.
     """
-    names = [spec] if isinstance(spec, str) else list(spec)
-    own = _own_tasks(modules) if modules else {}
-    return list(dict.fromkeys(part for name in names for part in _expanded(name, own)))
+    own = _own_tasks(modules)
+    found: list[str] = []
+    for name in [spec] if isinstance(spec, str) else spec:
+        tasks = None
+        if name in LISTS:
+            found += LISTS[name]
+            continue
+        if name not in own:
+            with suppress(KeyError):
+                tasks = mteb_library().get_benchmark(name).tasks
+        for task in [_named(name, own)] if tasks is None else tasks:
+            for part in _parts(task):
+                _require_text(part)
+                found.append(canonical(part))
+    return list(dict.fromkeys(found))
 
 
 def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
@@ -217,20 +226,6 @@ def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
     return task
 
 
-def _expanded(name: str, own: OwnTasks) -> Iterator[str]:
-    if name in LISTS:
-        yield from LISTS[name]
-        return
-    tasks = None
-    if name not in own:
-        with suppress(KeyError):
-            tasks = mteb_library().get_benchmark(name).tasks
-    for task in [_named(name, own)] if tasks is None else tasks:
-        for part in _parts(task):
-            _require_text(part)
-            yield canonical(part)
-
-
 def _parts(task: AbsTask) -> Iterator[AbsTask]:
     """Yield the tasks that an aggregate comes down to, or the task itself."""
     averaged = _averaged(task)
@@ -261,7 +256,7 @@ def _named(name: str, own: OwnTasks) -> AbsTask:
             *(each.metadata.name for each in registered),
             *(benchmark.name for benchmark in library.get_benchmarks()),
         ]
-        close = difflib.get_close_matches(part.task, known, n=_CLOSE_NAMES) or list(LISTS)
+        close = difflib.get_close_matches(part.task, known) or list(LISTS)
         raise ValueError(
             f"unknown mteb task, benchmark or list {name!r}; close to it: {', '.join(close)}"
         ) from None
@@ -269,7 +264,6 @@ def _named(name: str, own: OwnTasks) -> AbsTask:
 
 
 def _own_tasks(modules: Sequence[str]) -> OwnTasks:
-    """Return the user's tasks in `modules` by name."""
     found: dict[str, type[AbsTask]] = {}
     for path in modules:
         base = mteb_library().AbsTask

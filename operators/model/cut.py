@@ -35,7 +35,6 @@ _POOLING_KEYS: dict[Pooling, str] = {
     "first": "pooling_mode_cls_token",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
-_PAD_TOKEN = "<|pad|>"
 _PAD_CANDIDATES = ("eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TOKENIZER_PROBES = (
     "Which layer of a language model should be used?",
@@ -126,7 +125,13 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     padded = _padded(tokenizer, point.max_tokens)
     try:
         _write_weights(model, point.layer, inert, padded.pad_token_id, folder)
-        outputs = _run_written(folder, model, ids_NT, mask_NT)
+        # As its users load the folder.
+        loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+        wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+        assert not wrong, f"{model.name}: {wrong[0]} is in the model or in the file, not in both"
+        given = {"input_ids": ids_NT.to(model.device), "attention_mask": mask_NT.to(model.device)}
+        with torch.inference_mode():
+            output = loaded.to(model.device).eval()(**given, output_hidden_states=True)
     except CutError:
         raise
     except _IMPOSSIBLE as error:
@@ -136,12 +141,20 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
             "choose another layer"
         ) from error
     _write_tokenizer(tokenizer, padded, point.max_tokens, folder)
-    outputs = outputs[1:] if inert else outputs[:1]
+    states: list[tuple[int | None, Tensor]] = [(None, output.last_hidden_state)]
+    if inert:
+        states = [*enumerate(output.hidden_states or ())]
     real_NT = mask_NT.to(model.device).bool()
     wanted_SD = state_NTD[real_NT]
-    apart = [_distance(found_NTD[real_NT], wanted_SD) for _, found_NTD in outputs]
+    scale = wanted_SD.abs().max().clamp_min(1e-30)
+    apart = [
+        float((found_NTD[real_NT] - wanted_SD).abs().max() / scale)
+        if found_NTD.shape == state_NTD.shape
+        else np.inf
+        for _, found_NTD in states
+    ]
     if min(apart, default=np.inf) <= _PROBE_TOLERANCE[model.dtype]:
-        cut = Cut(blocks, inert, outputs[int(np.argmin(apart))][0], len(wanted_SD[0]))
+        cut = Cut(blocks, inert, states[int(np.argmin(apart))][0], len(wanted_SD[0]))
         _write_modules(point, cut, folder)
         return cut
     other = "final" if point.norm == "none" else "none"
@@ -149,13 +162,6 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
         f"{model.name} cut after block {point.layer} does not give the states of layer "
         f"{point.layer} with norm: {point.norm}; norm: {other} may work"
     )
-
-
-def _distance(found_SD: Tensor, wanted_SD: Tensor) -> float:
-    """Return the largest difference in units of the largest wanted value."""
-    if found_SD.shape != wanted_SD.shape:
-        return np.inf
-    return float((found_SD - wanted_SD).abs().max() / wanted_SD.abs().max().clamp_min(1e-30))
 
 
 def _write_weights(model: LayerModel, layer: int, inert: bool, pad_id: int, folder: Path) -> None:
@@ -189,7 +195,6 @@ def _write_weights(model: LayerModel, layer: int, inert: bool, pad_id: int, fold
 
 
 def _shorter(config: Any, blocks: int) -> Any:  # noqa: ANN401  (transformers ships no types)
-    """Return the config of the same model with `blocks` blocks."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
     before = text.num_hidden_layers
@@ -216,7 +221,7 @@ def _padded(tokenizer: Any, max_tokens: int) -> Any:  # noqa: ANN401
     if tokenizer.pad_token is None:
         # An ordinary token would become a special one, and texts that hold it would change.
         special = (getattr(tokenizer, name, None) for name in _PAD_CANDIDATES)
-        chosen = next((token for token in special if token is not None), _PAD_TOKEN)
+        chosen = next((token for token in special if token is not None), "<|pad|>")
         tokenizer.add_special_tokens({"pad_token": chosen})
     return tokenizer
 
@@ -232,23 +237,6 @@ def _write_tokenizer(original: Any, padded: Any, max_tokens: int, folder: Path) 
                 f"the tokenizer {type(original).__name__} gives other tokens once it is saved and "
                 "loaded, so the cut model would not give the same vectors"
             )
-
-
-def _run_written(
-    folder: Path, model: LayerModel, ids_NT: Tensor, mask_NT: Tensor
-) -> list[tuple[int | None, Tensor]]:
-    """Load the folder as its users do; return (None, last hidden state), then (i, hidden state)."""
-    loaded, info = AutoModel.from_pretrained(folder, output_loading_info=True)
-    wrong = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-    assert not wrong, f"{model.name}: {wrong[0]} is in the model or in the file, not in both"
-    loaded = loaded.to(model.device).eval()
-    with torch.inference_mode():
-        output = loaded(
-            input_ids=ids_NT.to(model.device),
-            attention_mask=mask_NT.to(model.device),
-            output_hidden_states=True,
-        )
-    return [(None, output.last_hidden_state), *enumerate(output.hidden_states or ())]
 
 
 def _write_modules(point: CutPoint, cut: Cut, folder: Path) -> None:

@@ -73,13 +73,24 @@ class LayerModel:
         self.shape: ModelShape = config_shape(model.config)
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        # The name is what those of the blocks' weights begin with: `layers`, `encoder.layer`.
-        self.blocks_name, self._parent, self._blocks = self._find_blocks()
-        self._blocks[0].register_forward_pre_hook(
+        stacks = (
+            # The name is what those of the blocks' weights begin with: `layers`, `encoder.layer`.
+            (f"{place}.{name}".removeprefix("."), parent, child)
+            for place, parent in model.named_modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.ModuleList) and len(child) == self.shape.layers
+        )
+        found = next(stacks, None)
+        if found is None:
+            raise ModelUnavailableError(
+                f"{self.name} has no list of {self.shape.layers} blocks that LayerRank can read"
+            )
+        self.blocks_name, self._parent, blocks = found
+        blocks[0].register_forward_pre_hook(
             lambda _block, args, given: self._keep(args[0] if args else given["hidden_states"]),
             with_kwargs=True,
         )
-        for block in self._blocks:
+        for block in blocks:
             block.register_forward_hook(
                 lambda _block, _args, out: self._keep(out[0] if isinstance(out, tuple) else out)
             )
@@ -197,13 +208,3 @@ class LayerModel:
             found_NTD, last_NTD, rtol=tolerance, atol=tolerance
         )
         return tail if same else None
-
-    def _find_blocks(self) -> tuple[str, nn.Module, nn.ModuleList]:
-        """Return the name of the stack of blocks, the module that holds it, and the stack."""
-        for place, parent in self.module.named_modules():
-            for name, child in parent.named_children():
-                if isinstance(child, nn.ModuleList) and len(child) == self.shape.layers:
-                    return f"{place}.{name}".removeprefix("."), parent, child
-        raise ModelUnavailableError(
-            f"{self.name} has no list of {self.shape.layers} blocks that LayerRank can read"
-        )

@@ -12,8 +12,6 @@ from operators.model.encode import Ids
 from operators.model.subject import ModelShape, Subject, explained
 from operators.prompts.conditions import Vocabulary
 
-_UNBOUNDED = 1_000_000  # tokenizers without a limit state a number like 1e30
-
 
 class Tokenised(NamedTuple):
     """Token ids per text, and how many texts had to be cut."""
@@ -30,7 +28,8 @@ def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ship
 
 def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa: ANN401
     """Return the most tokens per text: `wanted`, or what the tokenizer or the model allows."""
-    return int(min(wanted, tokenizer.model_max_length, shape.max_tokens or _UNBOUNDED))
+    # A tokenizer without a limit states a number like 1e30.
+    return int(min(wanted, tokenizer.model_max_length, shape.max_tokens or wanted))
 
 
 def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401

@@ -62,11 +62,9 @@ def item_resamples(n_items: int, *, seed: int, count: int) -> Iterator[npt.NDArr
 def mean_score(metric: str, score_N: Values, *, seed: int, replicates: int) -> FoldScore:
     """The mean of one score per item, and the means of its bootstrap resamples."""
     n_items = len(score_N)
-    means = (
-        float(count_N @ score_N) / n_items
-        for count_N in item_resamples(n_items, seed=seed, count=replicates)
-    )
-    return FoldScore(0, metric, float(score_N.mean()), 0, n_items, tuple(means))
+    resamples = item_resamples(n_items, seed=seed, count=replicates)
+    means = tuple(float(count_N @ score_N) / n_items for count_N in resamples)
+    return FoldScore(0, metric, float(score_N.mean()), 0, n_items, means)
 
 
 def unit_rows(vectors_ND: Vectors) -> npt.NDArray[np.float32]:

@@ -201,9 +201,9 @@ def multilabel_classification(
     require_known_labels(known, found)
     require_positive(folds=folds, samples_per_label=samples_per_label)
 
-    test_NC = MultiLabelBinarizer(classes=sorted(found)).fit_transform(test_labels)
-    binarizer = MultiLabelBinarizer(classes=sorted(known)).fit(train_labels)
-    predicted_C = np.isin(binarizer.classes_, sorted(found))
+    binarizer = MultiLabelBinarizer(classes=sorted(found))
+    test_NC = binarizer.fit_transform(test_labels)
+    train_NC = binarizer.transform([found.intersection(of_row) for of_row in train_labels])
     scores = []
     drawn = multilabel_rows(
         train_labels, seed=seed, folds=folds, samples_per_label=samples_per_label
@@ -214,8 +214,7 @@ def multilabel_classification(
                 f"train: fold {fold} draws {len(rows)} rows, {NEIGHBOURS} neighbours need as many"
             )
         estimator = KNeighborsClassifier(n_neighbors=NEIGHBOURS)
-        drawn_NC: npt.NDArray[np.int64] = binarizer.transform([train_labels[row] for row in rows])
-        estimator.fit(train_ND[rows], drawn_NC[:, predicted_C])
+        estimator.fit(train_ND[rows], train_NC[rows])
         accuracy = float(accuracy_score(test_NC, estimator.predict(test_ND)))
         scores.append(FoldScore(fold, "accuracy", accuracy, len(rows), len(test_ND)))
     return scores
@@ -227,25 +226,6 @@ def _bins(value_N: Values) -> npt.NDArray[np.intp]:
     bin_N = np.maximum(np.searchsorted(edges, value_N, side="left") - 1, 0)
     numbered_N: npt.NDArray[np.intp] = np.unique(bin_N, return_inverse=True)[1]
     return numbered_N
-
-
-def _shares(
-    size_B: npt.NDArray[np.intp], n_draws: int, generator: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """How many rows of each bin make `n_draws`: in proportion, the largest remainders rounded up.
-
-    Among equal remainders the generator chooses.
-    """
-    exact_B = n_draws * size_B / size_B.sum()
-    share_B: npt.NDArray[np.int64] = np.floor(exact_B).astype(np.int64)
-    left_B = exact_B - share_B
-    for remainder in np.unique(left_B)[::-1]:
-        missing = int(n_draws - share_B.sum())
-        if not missing:
-            break
-        tied = np.flatnonzero(left_B == remainder)
-        share_B[generator.choice(tied, size=min(len(tied), missing), replace=False)] += 1
-    return share_B
 
 
 def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[np.intp]:
@@ -264,7 +244,15 @@ def stratified_rows(value_N: Values, *, seed: int, samples: int) -> npt.NDArray[
             f"{len(size_B)}..{len(value_N) - len(size_B)}, or use all rows with a higher one"
         )
     generator = np.random.default_rng(seed)
-    staying_B = _shares(size_B, staying, generator)
+    # In proportion, the largest remainders rounded up; among equal ones the generator chooses.
+    exact_B = staying * size_B / size_B.sum()
+    staying_B = np.floor(exact_B).astype(np.int64)
+    left_B = exact_B - staying_B
+    for remainder in np.unique(left_B)[::-1]:
+        absent = int(staying - staying_B.sum())
+        tied = np.flatnonzero(left_B == remainder)
+        if absent:
+            staying_B[generator.choice(tied, size=min(len(tied), absent), replace=False)] += 1
     stays: list[int] = []
     drawn: list[int] = []
     for number, n_stays in enumerate(staying_B.tolist()):

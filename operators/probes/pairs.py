@@ -4,7 +4,8 @@ Shapes: N pairs, M rows of a side, B pairs of a block, D dimensions, G groups of
 values.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,6 @@ from operators.probes.fold import (
 )
 
 Counts = npt.NDArray[np.int64]  # how often each pair is there
-Groups = npt.NDArray[np.intp]
 
 
 def _checked_sides(
@@ -47,7 +47,9 @@ def _checked_sides(
     return first_MD, second_MD, counts[0]
 
 
-def _spearman(first_N: Groups, second_N: Groups, count_N: Counts) -> float:
+def _spearman(
+    first_N: npt.NDArray[np.intp], second_N: npt.NDArray[np.intp], count_N: Counts
+) -> float:
     """Correlation of the ranks of two sides, given by the groups of equal values, ascending.
 
     Pair n is there `count_N[n]` times. NaN if either side has one value only.
@@ -92,45 +94,35 @@ def sts(
     by_people_N, by_cosine_N = (
         np.unique(values_N, return_inverse=True)[1] for values_N in (gold_N, cosine_N)
     )
-    resampled = (
-        _spearman(by_people_N, by_cosine_N, count_N)
-        for count_N in item_resamples(n_pairs, seed=seed, count=replicates)
-    )
-    value = _spearman(by_people_N, by_cosine_N, np.ones(n_pairs, dtype=np.int64))
+    correlation = partial(_spearman, by_people_N, by_cosine_N)
+    value = correlation(np.ones(n_pairs, dtype=np.int64))
+    resampled = map(correlation, item_resamples(n_pairs, seed=seed, count=replicates))
     return [FoldScore(0, "cosine_spearman", value, 0, n_pairs, tuple(resampled))]
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Pairs from the most to the least similar: their rows and labels, and each tie's last place.
+def average_precision(
+    similarity_N: Values, positive_N: npt.NDArray[np.bool_]
+) -> Callable[[Counts], float]:
+    """Return what gives the average precision where pair n is there `count_N[n]` times.
 
-    The pairs of a tie count together, so their order means nothing.
+    AP = sum over thresholds g of (recall_g - recall_{g-1}) precision_g, one threshold per
+    different similarity: the pairs of a tie count together, so their order means nothing. NaN
+    without a positive pair.
     """
+    row_N = np.argsort(-similarity_N)
+    positive_N = positive_N[row_N]
+    last_G = np.flatnonzero(np.diff(similarity_N[row_N], append=-np.inf))  # of each tie
 
-    row_N: npt.NDArray[np.intp]
-    positive_N: npt.NDArray[np.bool_]
-    last_G: npt.NDArray[np.intp]
-
-    @classmethod
-    def by(cls, similarity_N: Values, positive_N: npt.NDArray[np.bool_]) -> "Ranking":
-        """Rank by descending similarity."""
-        row_N = np.argsort(-similarity_N)
-        last_G = np.flatnonzero(np.diff(similarity_N[row_N], append=-np.inf))
-        return cls(row_N, positive_N[row_N], last_G)
-
-    def average_precision(self, count_N: Counts) -> float:
-        """Average precision where pair n is there `count_N[n]` times; NaN without a positive one.
-
-        AP = sum over thresholds g of (recall_g - recall_{g-1}) precision_g, one threshold per
-        different similarity.
-        """
-        there_N = count_N[self.row_N]
-        hits_G = np.cumsum(there_N * self.positive_N)[self.last_G]
+    def of_drawn(count_N: Counts) -> float:
+        there_N = count_N[row_N]
+        hits_G = np.cumsum(there_N * positive_N)[last_G]
         if not hits_G[-1]:
             return float("nan")
         # A threshold above the first pair that is there gains nothing, whatever it divides by.
-        seen_G = np.maximum(np.cumsum(there_N)[self.last_G], 1)
+        seen_G = np.maximum(np.cumsum(there_N)[last_G], 1)
         return float(np.diff(hits_G, prepend=0) @ (hits_G / seen_G) / hits_G[-1])
+
+    return of_drawn
 
 
 def pair_classification(
@@ -145,7 +137,7 @@ def pair_classification(
     """Average precision of telling pairs with label 1 from pairs with label 0 by similarity.
 
     The best of four similarities counts: cosine, dot product, negative Euclidean and Manhattan
-    distance (formula at `Ranking.average_precision`). Nothing is fitted, so there is one score,
+    distance (formula at `average_precision`). Nothing is fitted, so there is one score,
     with its value on `replicates` bootstrap resamples of the pairs, each the best of the four.
     Pair n is row n of both sides, or with `rows` the n-th row of each that they name.
 
@@ -171,10 +163,10 @@ def pair_classification(
         manhattan_N[part] = -np.abs(first_BD, out=first_BD).sum(axis=1)
     cosine_N = paired_cosines(first_MD, second_MD, rows)
     similarities = (cosine_N, dot_N, euclidean_N, manhattan_N)
-    rankings = [Ranking.by(similarity_N, labels_N == 1) for similarity_N in similarities]
+    precisions = [average_precision(each_N, labels_N == 1) for each_N in similarities]
 
     def best(count_N: Counts) -> float:
-        return max(ranking.average_precision(count_N) for ranking in rankings)
+        return max(precision(count_N) for precision in precisions)
 
     value = best(np.ones(n_pairs, dtype=np.int64))
     resampled = map(best, item_resamples(n_pairs, seed=seed, count=replicates))

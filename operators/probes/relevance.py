@@ -109,19 +109,6 @@ def reranking(
     return [mean_score(f"map_at_{k}", score_M, seed=seed, replicates=replicates)]
 
 
-def _best_documents(similarity_QN: npt.NDArray[np.float64], k: int) -> npt.NDArray[np.intp]:
-    """Rows of the `k` most similar documents, best first; of equal ones the lower row first."""
-    n_documents = similarity_QN.shape[1]
-    k = min(k, n_documents)
-    kth_best_Q = np.partition(similarity_QN, n_documents - k, axis=1)[:, n_documents - k]
-    best_QK = np.empty((len(similarity_QN), k), dtype=np.intp)
-    for row, (similarity_N, kth_best) in enumerate(zip(similarity_QN, kth_best_Q, strict=True)):
-        candidates = np.flatnonzero(similarity_N >= kth_best)
-        order = np.argsort(-similarity_N[candidates], kind="stable")
-        best_QK[row] = candidates[order[:k]]
-    return best_QK
-
-
 def _judged(
     query: int, relevant: npt.ArrayLike, gains: npt.ArrayLike | None, n_documents: int
 ) -> tuple[Rows, Values]:
@@ -190,9 +177,14 @@ def retrieval(
         for query, rows in enumerate(relevant)
     ]
     ndcg_M = np.empty(n_queries)
-    block = max(1, BLOCK_ENTRIES // n_documents)
+    block, farther = max(1, BLOCK_ENTRIES // n_documents), max(0, n_documents - k)
     for start in range(0, n_queries, block):
         cosine_QN = cosines(query_MD[start : start + block], document_ND)
-        for query, ranked_K in enumerate(_best_documents(cosine_QN, k), start):
-            ndcg_M[query] = ndcg(ranked_K, *judged_M[query], k)
+        kth_best_Q = np.partition(cosine_QN, farther, axis=1)[:, farther]
+        for query, (cosine_N, kth_best) in enumerate(
+            zip(cosine_QN, kth_best_Q, strict=True), start
+        ):
+            near = np.flatnonzero(cosine_N >= kth_best)
+            ranked = near[np.argsort(-cosine_N[near], kind="stable")]
+            ndcg_M[query] = ndcg(ranked, *judged_M[query], k)
     return [mean_score(f"ndcg_at_{k}", ndcg_M, seed=seed, replicates=replicates)]

@@ -136,7 +136,8 @@ def weigh(
         found_LB = draw_scores(counted, seed=seed, draws=draws)
         drawn_LB = found_LB if found_LB.shape[1] else drawn_LB
     score_L, last = score_LT.mean(axis=1), int(np.argmax(layers))
-    rank_L = _ranks(score_L)
+    ranked_L = np.where(np.isnan(score_L), -np.inf, score_L)
+    rank_L = 1 + (ranked_L[None] > ranked_L[:, None] + TIE).sum(axis=1)
     best = min(range(len(layers)), key=lambda row: (rank_L[row], layers[row]))
     gain_LB = drawn_LB - drawn_LB[last]
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -175,13 +176,6 @@ def weigh(
         tasks=[task.task for task in counted],
         unscored=sorted(task.task for task in tasks if np.all(np.isnan(task.score_L))),
     )
-
-
-def _ranks(score_L: Array) -> Counts:
-    score_L = np.where(np.isnan(score_L), -np.inf, score_L)
-    better_LL = score_L[None, :] > score_L[:, None] + TIE
-    rank_L: Counts = 1 + better_LL.sum(axis=1, dtype=np.int64)
-    return rank_L
 
 
 def _mean_ranks(score_LT: Array) -> Array:
@@ -250,12 +244,7 @@ def draw_scores(tasks: Sequence[TaskScores], *, seed: int = 0, draws: int = 10_0
         return np.empty((len(tasks[0].score_L) if tasks else 0, 0))
     cells = [_cells(task) for task in counted]
     n_cells_T = np.array([each.shape[1] for each in cells])
-    n_taken_T = np.array(
-        [
-            1 if task.resampled == "replicates" else each.shape[1]
-            for task, each in zip(counted, cells, strict=True)
-        ]
-    )
+    n_taken_T = np.where([task.resampled == "replicates" for task in counted], 1, n_cells_T)
     cells_CL = np.ascontiguousarray(np.concatenate(cells, axis=1).T)
     if len(cells_CL) == 1:
         return np.empty((cells_CL.shape[1], 0))
@@ -300,3 +289,51 @@ def _weights(
     starts = np.concatenate([[0], np.cumsum(taken_BSK.sum(axis=(1, 2)))])
     shape = (n_draws, int(n_cells_T.sum()))
     return csr_array((weight_BSK[taken_BSK], cell_BSK[taken_BSK], starts), shape=shape)
+
+
+@dataclass(frozen=True)
+class Overtaking:
+    """Since when a layer scores above the last one, as indices of checkpoints; None: it does not.
+
+    - `stays_above`: the first checkpoint from which on the layer's gain over the last layer is
+      above 0 in every checkpoint, the newest among them.
+    - `clearly_above`: the first checkpoint at which the interval of the gain lies above 0. It may
+      be earlier, if the layer fell behind again, or later, or be there alone.
+    """
+
+    layer: int
+    stays_above: int | None
+    clearly_above: int | None
+
+
+def overtakings(
+    gain_SL: Sequence[Sequence[float]] | Array,
+    low_SL: Sequence[Sequence[float]] | Array,
+    *,
+    layers: Sequence[int],
+) -> list[Overtaking]:
+    """Return when, over S checkpoints from the oldest to the newest, each overtook the last layer.
+
+    `gain_SL` is each layer's score minus the last layer's at the same checkpoint, `low_SL` the
+    lower end of its interval. A gain that is unknown (NaN) is not above 0, so it breaks a run of
+    checkpoints; of a tie the same holds. Each comparison is one layer's own at one checkpoint: with
+    many of both, some intervals lie above 0 by chance. ValueError if the shapes differ.
+
+    >>> overtakings([[-0.1, 0.0], [0.2, 0.0], [0.3, 0.0]], [[-0.2, 0], [-0.1, 0], [0.1, 0]],
+    ...             layers=[0, 1])[0]
+    Overtaking(layer=0, stays_above=1, clearly_above=2)
+    """
+    gain_SL, low_SL = np.asarray(gain_SL, np.float64), np.asarray(low_SL, np.float64)
+    if gain_SL.shape != low_SL.shape or gain_SL.shape[1:] != (len(layers),):
+        raise ValueError(
+            f"expected a gain and its lower end for {len(layers)} layers at every checkpoint, got "
+            f"{gain_SL.shape} and {low_SL.shape}"
+        )
+    above_SL, clear_SL = gain_SL > TIE, low_SL > TIE
+    # Counted from the newest back: whether the layer is above there and everywhere later.
+    staying_SL = np.logical_and.accumulate(above_SL[::-1], axis=0)[::-1]
+    first = [
+        [int(np.argmax(true_S)) if true_S.any() else None for true_S in true_SL.T]
+        for true_SL in (staying_SL, clear_SL)
+    ]
+    return [Overtaking(*each) for each in zip(map(int, layers), *first, strict=True)]

@@ -7,6 +7,15 @@ recommended (racing with blocking, Moore and Lee 1994, ICML): a clear field cost
 full sweep. What to score next is a pure function of what is scored, so a search resumes from stored
 scores, and its rounds can run anywhere.
 
+The one-standard-error rule then recommends one of the survivors, the same layer as from a full
+sweep but for a chance that `Rule.level` sets. Measured with the default level: tasks as cells,
+Pythia-410M's released scores of 32 tasks, 11 checkpoints in 100 orders of the tasks, budgets 8 and
+16: the same recommendation in 99.9 %, for 66 % of the work. All-MiniLM-L6-v2, 10 folds, 200 orders
+of the folds, default budgets: always the same, for 40 % of the work on Banking77 (the least
+possible there) and on k-means of StackOverflow titles, 58 to 66 % on TweetEval emotion. Simulated
+folds of 7 and 25 layers: the same in at least 99 %, for 62 to 99 % of the work, the more the
+flatter the scores.
+
 Shapes: L layers, T tasks, F folds (NaN where a task has fewer), R replicates. A cell is one fold of
 one task; cells count as equal work. Tasks may take the place of folds, [layers, 1, tasks]: then
 mix their kinds, since the first ones stand for the rest.
@@ -14,7 +23,7 @@ mix their kinds, since the first ones stand for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,10 +36,6 @@ from operators.ranking.scores import Array
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
-# score(layers, fold_from, fold_to) -> [layers, tasks, fold_to - fold_from]. NaN is a fold that the
-# task does not have, or a score that is undefined.
-Score = Callable[[list[int], int, int], Array]
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -39,33 +44,20 @@ class Rule:
     After each of `budgets` (folds of every task, ascending) the layers are compared; what survives
     the last comparison is scored on all folds. `level` is the confidence of each single drop. No
     layer is dropped before every task that has more folds to come has `least_cells` of them. The
-    `keep` best, the last layer, which is the baseline, and `always` are never dropped.
+    best layer and the last one, which is the baseline, are never dropped.
     """
 
     budgets: tuple[int, ...] = (3, 5)
     level: float = 0.99
     least_cells: int = 3
-    keep: int = 1
-    always: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.budgets, default=1) < 1 or sorted(set(self.budgets)) != [*self.budgets]:
             raise ValueError(f"budgets must be positive and ascending, got {self.budgets}")
         if not 0.5 <= self.level < 1:  # noqa: PLR2004 - below it the losing side would be dropped
             raise ValueError(f"level must be in [0.5, 1), got {self.level}")
-        if self.least_cells < 2 or self.keep < 1:  # noqa: PLR2004 - one cell has no spread
-            raise ValueError(
-                "least_cells must be at least 2 and keep at least 1, "
-                f"got {self.least_cells} and {self.keep}"
-            )
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A layer that is out, and why, in a sentence; differences in points (score times 100)."""
-
-    layer: int
-    reason: str
+        if self.least_cells < 2:  # noqa: PLR2004 - one cell has no spread
+            raise ValueError(f"least_cells must be at least 2, got {self.least_cells}")
 
 
 @dataclass(frozen=True)
@@ -82,13 +74,13 @@ class Cells:
 class Round:
     """One round: `layers` are scored on up to `budget` folds of every task.
 
-    `missing` is the work that is not done yet; `dropped` what the scores of a done round ruled out.
+    `missing` is the work that is not done yet, `dropped` what the scores of a done round ruled out.
     """
 
     budget: int
     layers: list[int]
     missing: list[Cells] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -119,76 +111,19 @@ class State:
             if array.shape != shape:
                 raise ValueError(f"{name}: [layers, tasks, folds] is {shape}, got {array.shape}")
 
-
-@dataclass(frozen=True)
-class Search:
-    """What a search found: `share` of the cells of a full sweep were scored.
-
-    `survivors` are scored on every fold. Cells that were not scored are NaN in `scores_LTF`.
-    """
-
-    survivors: list[int]
-    scores_LTF: Array
-    rounds: list[Round]
-    share: float
-
-
-def halving(
-    score: Score, layers: Sequence[int], n_folds: Sequence[int], *, rule: Rule | None = None
-) -> Search:
-    """Run a search in one process: score what the next round misses until nothing does.
-
-    The one-standard-error rule then recommends one of the survivors, the same layer as from a full
-    sweep but for a chance that `rule.level` sets. A task with one cell is scored in the first
-    round.
-
-    Measured with the default level. Tasks as cells, Pythia-410M's released scores of 32 tasks, 11
-    checkpoints in 100 orders of the tasks, budgets 8 and 16: the same recommendation in 99.9 %, for
-    66 % of the work. All-MiniLM-L6-v2, 10 folds, 200 orders of the folds, default budgets: always
-    the same, for 40 % of the work on Banking77 (the least possible there) and on k-means of
-    StackOverflow titles, 58 to 66 % on TweetEval emotion. Simulated folds of 7 and 25 layers: the
-    same in at least 99 %, for 62 to 99 % of the work, the more the flatter the scores.
-    """
-    rule = rule or Rule()
-    shape = (len(layers), len(n_folds), max(n_folds, default=0))
-    scores_LTF, done_LTF = np.full(shape, np.nan), np.zeros(shape, dtype=np.bool_)
-    state = State(tuple(layers), tuple(n_folds), scores_LTF, done_LTF)
-    while (pending := next_round(state, rule)) is not None:
-        fold_from = min(cells.fold_from for cells in pending.missing)
-        rows = [state.layers.index(layer) for layer in pending.layers]
-        found_LTF = score(list(pending.layers), fold_from, pending.budget)
-        expected = (len(rows), len(n_folds), pending.budget - fold_from)
-        if found_LTF.shape != expected:
-            raise ValueError(
-                f"score returned {found_LTF.shape} for layers {pending.layers} and folds "
-                f"{fold_from} to {pending.budget}, expected {expected}"
-            )
-        scores_LTF[rows, :, fold_from : pending.budget] = found_LTF
-        done_LTF[rows, :, fold_from : pending.budget] = True
-    return finished(state, rule)
-
-
-def finished(state: State, rule: Rule) -> Search:
-    """Sum up a search that misses nothing; one that does raises."""
-    rounds = replay(state, rule)
-    if rounds[-1].missing:
-        raise ValueError(f"the search misses {len(rounds[-1].missing)} pieces of work")
-    exists_TF = np.arange(state.scores_LTF.shape[2]) < np.asarray(state.n_folds)[:, None]
-    share = state.done_LTF[:, exists_TF].sum() / (len(state.layers) * exists_TF.sum())
-    return Search(rounds[-1].layers, state.scores_LTF, rounds, float(share))
-
-
-def next_round(state: State, rule: Rule) -> Round | None:
-    """Return the first round that misses cells, with them; None when the search is finished."""
-    last = replay(state, rule)[-1]
-    return last if last.missing else None
+    @property
+    def share(self) -> float:
+        """The share of the cells of a full sweep that are done."""
+        exists_TF = np.arange(self.done_LTF.shape[2]) < np.asarray(self.n_folds)[:, None]
+        return float(self.done_LTF[:, exists_TF].mean())
 
 
 def replay(state: State, rule: Rule) -> list[Round]:
     """Every round up to the first that misses cells, or to the end.
 
     What a round drops depends on the cells within its budget only: scores beyond it, of another run
-    or a full sweep, change nothing. The last round has the budget of the longest task.
+    or a full sweep, change nothing. The last round has the budget of the longest task: the layers
+    of one that misses nothing are scored on every fold, the search is finished.
     """
     most = max(state.n_folds)
     alive = sorted(state.layers)
@@ -197,21 +132,9 @@ def replay(state: State, rule: Rule) -> list[Round]:
         missing = _missing(state, alive, budget)
         if missing:
             return [*rounds, Round(budget, alive, missing)]
-        dropped = []
-        if budget < most:
-            rows = [state.layers.index(layer) for layer in alive]
-            replicates_LTR = None if state.replicates_LTR is None else state.replicates_LTR[rows]
-            dropped = eliminate(
-                state.scores_LTF[rows],
-                state.n_folds,
-                rule,
-                layers=alive,
-                budget=budget,
-                replicates_LTR=replicates_LTR,
-            )
+        dropped = eliminate(state, rule, layers=alive, budget=budget) if budget < most else []
         rounds.append(Round(budget, alive, dropped=dropped))
-        out = {drop.layer for drop in dropped}
-        alive = [layer for layer in alive if layer not in out]
+        alive = [layer for layer in alive if layer not in dropped]
     return rounds
 
 
@@ -243,55 +166,38 @@ class Shortfalls(NamedTuple):
     error_L: Array
 
 
-def eliminate(
-    scores_LTF: Array,
-    n_folds: Sequence[int],
-    rule: Rule,
-    *,
-    layers: Sequence[int],
-    budget: int,
-    replicates_LTR: Array | None = None,
-) -> list[Dropped]:
+def eliminate(state: State, rule: Rule, *, layers: Sequence[int], budget: int) -> list[int]:
     """Layers that the first `budget` folds of every task rule out, as `shortfalls` bounds it.
 
     The full sweep recommends the cheapest layer whose shortfall is at most one standard error
     (Breiman et al. 1984, *Classification and Regression Trees*, section 3.4.3). So a layer is
     dropped when its shortfall is surely larger than that: it is then neither the best nor
-    recommended. `n_folds` is how many folds each task has in the full sweep. A layer with an
-    undefined score (NaN) is dropped too, since it has no mean in the full sweep either.
+    recommended. A layer with an undefined score (NaN) is dropped too, since it has no mean in the
+    full sweep either.
     """
-    scores_LTF = np.asarray(scores_LTF, dtype=np.float64)
-    n_folds_T = np.asarray(n_folds, dtype=np.int64)
+    rows = [state.layers.index(layer) for layer in layers]
+    n_folds_T = np.asarray(state.n_folds, dtype=np.int64)
     n_known_T = np.minimum(budget, n_folds_T)
-    known_TF = np.arange(scores_LTF.shape[2]) < n_known_T[:, None]
-    known_LTF = np.where(known_TF, scores_LTF, 0.0)
+    known_TF = np.arange(state.scores_LTF.shape[2]) < n_known_T[:, None]
+    known_LTF = np.where(known_TF, state.scores_LTF[rows], 0.0)
     mean_L = (known_LTF.sum(axis=2) / n_known_T).mean(axis=1)
     # By score, best first, undefined last; of equal ones the lower layer, not the earlier row.
     order = np.lexsort((layers, -mean_L)).tolist()
     defined = [row for row in order if not np.isnan(mean_L[row])]
-    reasons = {
-        layers[row]: f"layer {layers[row]} has an undefined score" for row in order[len(defined) :]
-    }
-    safe = {max(layers), *rule.always, *(layers[row] for row in defined[: rule.keep])}
+    out = {layers[row] for row in order[len(defined) :]}
     if defined and (n_known_T >= np.minimum(rule.least_cells, n_folds_T)).all():
         best = defined[0]
         difference_LTF = np.where(known_TF, known_LTF[best] - known_LTF, np.nan)
         difference_LTF[np.isnan(mean_L)] = np.nan
         noise_LT = np.zeros(difference_LTF.shape[:2])
-        if replicates_LTR is not None:
+        if state.replicates_LTR is not None:
+            replicates_LTR = state.replicates_LTR[rows]
             resampled_LTR = replicates_LTR[best] - replicates_LTR
             drawn_LT = (~np.isnan(resampled_LTR)).any(axis=2)
             noise_LT[drawn_LT] = np.nanvar(resampled_LTR[drawn_LT], axis=1)
         found = shortfalls(difference_LTF, n_folds_T, noise_LT, best=best, level=rule.level)
-        for row in defined:
-            if found.least_L[row] > found.error_L[row]:
-                behind, least, error = (f"{100 * values_L[row]:.2g}" for values_L in found)
-                reasons[layers[row]] = (
-                    f"layer {layers[row]} is {behind} points behind layer {layers[best]} so far, "
-                    f"at least {least} over all folds ({100 * rule.level:g} % confidence); "
-                    f"one standard error is {error}"
-                )
-    return [Dropped(layer, reasons[layer]) for layer in sorted(reasons) if layer not in safe]
+        out |= {layers[row] for row in defined if found.least_L[row] > found.error_L[row]}
+    return sorted(out - {max(layers)})
 
 
 def shortfalls(

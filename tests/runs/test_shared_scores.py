@@ -27,8 +27,8 @@ from operators.probes.pairs import sts
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import recommend
 from operators.ranking.scores import TaskScores
-from operators.ranking.search import halving
 from tests.support.shared_data import FOLDER, LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS
+from tests.support.simulated import search
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,11 +136,7 @@ def check(name: str, variant: str, layer: int, found: list[FoldScore], tolerance
 def check_search(name: str, found: Mapping[int, Sequence[FoldScore]]) -> None:
     """Halving recommends the layer of the full sweep, for a known share of its work."""
     scores_LTF = np.array([[[fold.value for fold in found[layer]]] for layer in LAYERS])
-
-    def score(layers: list[int], fold_from: int, fold_to: int) -> npt.NDArray[np.float64]:
-        return scores_LTF[layers, :, fold_from:fold_to]
-
-    searched = halving(score, LAYERS, [scores_LTF.shape[2]])
+    searched, _ = search(scores_LTF)
     assert recommended(name, searched.scores_LTF) == recommended(name, scores_LTF)
     assert searched.share <= SEARCHED[name] + 1e-9
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig
-from jobs.config.settings import StorageConfig
+from jobs.config.settings import StorageConfig, SubjectConfig
 from jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
 from operators.model.on_transformers import load_model
 from operators.model.subject import ModelUnavailableError, Subject
@@ -50,39 +50,32 @@ def sweep(s3: S3, storage: StorageConfig, checkpoint: Path, request: pytest.Fixt
     return uri
 
 
-def _config(storage: StorageConfig, **subject: Any) -> RunConfig:  # noqa: ANN401
-    return RunConfig.model_validate(
-        {
-            "name": "r",
-            "subjects": [subject],
-            "datasets": [{"name": "texts", "source": {"files": "texts.jsonl"}}],
-            "storage": storage,
-        }
-    )
+@pytest.fixture
+def one(sweep: str, storage: StorageConfig) -> Subject:
+    return _resolve(storage, model=f"{sweep}/step8")[0]
 
 
-def _resolve(config: RunConfig) -> tuple[Subject, ...]:
-    return resolve(config.subjects, config.storage)
+def _resolve(storage: StorageConfig, **subject: Any) -> tuple[Subject, ...]:  # noqa: ANN401
+    return resolve([SubjectConfig.model_validate(subject)], storage)
 
 
 def test_a_sweep_in_object_storage_is_listed_and_loads(sweep: str, storage: StorageConfig) -> None:
-    config = _config(storage, model=sweep, revisions="step*")
-    found = _resolve(config)
+    found = _resolve(storage, model=sweep, revisions="step*")
     assert [str(each) for each in found] == ["neox at step8", "neox at step64"]
     assert [each.model for each in found] == [f"{sweep}/step8", f"{sweep}/step64"]
-    assert SECRET not in repr(found) + repr(config)
+    assert SECRET not in repr(found) + repr(storage)
     here = local(found[0], storage)
     assert load_model(here, torch.device("cpu")).shape.layers == BLOCKS
     with pytest.raises(ConfigError, match=r"no folder matches revisions 'epoch\*'; it has step64"):
-        _resolve(_config(storage, model=sweep, revisions="epoch*"))
+        _resolve(storage, model=sweep, revisions="epoch*")
     with pytest.raises(ConfigError, match="has no folder step7; it has step64, step8"):
-        _resolve(_config(storage, model=sweep, revisions=["step7"]))
+        _resolve(storage, model=sweep, revisions=["step7"])
 
 
 def test_the_shape_and_the_tokenizer_need_no_weights(
     sweep: str, storage: StorageConfig, cache: Path
 ) -> None:
-    (one,) = _resolve(_config(storage, model=f"{sweep}/step8/"))
+    (one,) = _resolve(storage, model=f"{sweep}/step8/")
     assert str(one) == "step8 at remote"
     assert shape_of(one, storage).layers == BLOCKS
     assert load_tokenizer(local(one, storage, weights=False))("a text")["input_ids"]
@@ -91,9 +84,8 @@ def test_the_shape_and_the_tokenizer_need_no_weights(
 
 
 def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
-    sweep: str, storage: StorageConfig, tmp_path: Path, checkpoint: Path
+    one: Subject, storage: StorageConfig, tmp_path: Path, checkpoint: Path
 ) -> None:
-    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     identity, folder = subject_identity(one, storage), local(one, storage).folder
     # The same files are the same model, wherever they lie, and are fetched once.
     assert identity == subject_identity(Subject(str(checkpoint), "local", "tiny"), storage)
@@ -108,30 +100,23 @@ def test_a_replaced_checkpoint_is_fetched_anew_and_another_identity(
 
 
 def test_many_fetch_at_once_and_each_file_is_whole(
-    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    one: Subject, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
 ) -> None:
-    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
-    fetched: list[str] = []
     filesystem = Root(one.model, storage.options()).filesystem
-    get = filesystem.get_file
-
-    def counted(path: str, to: str) -> None:
-        fetched.append(path)
-        get(path, to)
-
+    counted = Mock(wraps=filesystem.get_file)
     monkeypatch.setattr(filesystem, "get_file", counted)
     with ThreadPoolExecutor(4) as pool:
         folders = [*pool.map(lambda _: local(one, storage).folder, range(4))]
     assert len(set(folders)) == 1
-    assert len(fetched) == len(set(fetched))
+    fetched = [call.args[0] for call in counted.call_args_list]
+    assert len(fetched) == len({*fetched})
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
 
 
 def test_a_killed_fetch_leaves_no_file(
-    sweep: str, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
+    one: Subject, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    (one,) = _resolve(_config(storage, model=f"{sweep}/step8"))
     filesystem = Root(one.model, storage.options()).filesystem
 
     def cut_off(_: str, to: str) -> None:
@@ -149,8 +134,7 @@ def test_a_killed_fetch_leaves_no_file(
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    full = type("Usage", (), {"free": 10})()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10))
     with pytest.raises(OSError, match=rf"has room for 0\.0 GB .* or set {CACHE}"):
         Checkpoint(Root(str(checkpoint))).fetch()
     assert not [file for file in cache.rglob("*") if file.is_file()]
@@ -165,7 +149,7 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
         {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": SECRET}
     )
     with pytest.raises(ConfigError, match="cannot list its checkpoints") as listed:
-        _resolve(_config(wrong, model=f"{s3.uri}/x", revisions="step*"))
+        _resolve(wrong, model=f"{s3.uri}/x", revisions="step*")
     one = Subject(f"{s3.uri}/x/step8", "step8", "x")
     with pytest.raises(ModelUnavailableError, match="s3://layers/x/step8 at revision s") as read:
         check(one, wrong)
@@ -218,8 +202,7 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
     tmp_path: Path, break_it: Callable[[Path], object], says: str
 ) -> None:
     folder = save_tiny(tmp_path / "neox" / "step8")
-    given = {"model": str(folder.parent), "revisions": "step*"}
-    (one,) = _resolve(_config(StorageConfig(), **given))
+    (one,) = _resolve(StorageConfig(), model=str(folder.parent), revisions="step*")
     assert check(one, StorageConfig()).layers == BLOCKS
     break_it(folder / "model.safetensors")
     with pytest.raises(ModelUnavailableError, match=says) as caught:
@@ -231,7 +214,7 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
 def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox")
     _cut(folder / "model.safetensors", -1)
-    one = subject(_config(StorageConfig(), model=str(folder)).subjects[0])
+    one = subject(SubjectConfig(model=str(folder)))
     with pytest.raises(ModelUnavailableError, match=r"cannot load model .*neox at rev") as caught:
         load_model(one, torch.device("cpu"))
     assert "\n" not in str(caught.value)

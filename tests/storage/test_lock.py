@@ -39,6 +39,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
     return s3.root(tmp_path.name)
 
 
+def _locks(root: Root, count: int = 2) -> tuple[Clock, list[Lock]]:
+    """Return locks of one name by one clock."""
+    clock = Clock()
+    return clock, [Lock(root, "nightly", 60, clock=clock) for _ in range(count)]
+
+
 def _objects(root: Root) -> list[str]:
     return sorted(root.sizes(FOLDER))
 
@@ -64,8 +70,7 @@ def test_the_second_is_told_who_holds_the_lock_and_until_when(root: Root) -> Non
 
 
 def test_a_released_lock_is_free_at_once(root: Root) -> None:
-    clock = Clock()
-    first, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    _, (first, second) = _locks(root)
     first.acquire()
     first.release()
     second.acquire()
@@ -74,8 +79,7 @@ def test_a_released_lock_is_free_at_once(root: Root) -> None:
 
 
 def test_an_expired_lease_is_taken_over_and_its_holder_stops(root: Root) -> None:
-    clock = Clock()
-    crashed, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    clock, (crashed, second) = _locks(root)
     crashed.acquire()
     clock.now += 59.9
     with pytest.raises(LockHeldError):
@@ -93,8 +97,7 @@ def test_an_expired_lease_is_taken_over_and_its_holder_stops(root: Root) -> None
 
 
 def test_a_renewed_lease_runs_on(root: Root) -> None:
-    clock = Clock()
-    first, second = (Lock(root, "nightly", 60, clock=clock) for _ in range(2))
+    clock, (first, second) = _locks(root)
     first.acquire()
     for _ in range(3):
         clock.now += 50
@@ -104,29 +107,27 @@ def test_a_renewed_lease_runs_on(root: Root) -> None:
     first.check()
 
 
-def _contend(root: Root, clock: Clock, together: threading.Barrier) -> bool:
-    lock = Lock(root, "nightly", 60, clock=clock)
-    together.wait()
-    try:
-        lock.acquire()
-    except LockHeldError:
-        return False
-    lock.check()
-    return True
-
-
 @pytest.mark.parametrize("before", ["nothing", "expired", "released"])
 def test_one_of_many_contenders_wins(root: Root, before: str) -> None:
-    clock, together = Clock(), threading.Barrier(CONTENDERS)
+    clock, (last, *contenders) = _locks(root, 1 + CONTENDERS)
+    together = threading.Barrier(CONTENDERS)
     if before != "nothing":
-        last = Lock(root, "nightly", 60, clock=clock)
         last.acquire()
         if before == "released":
             last.release()
         clock.now += 60 if before == "expired" else 0
+
+    def contend(lock: Lock) -> bool:
+        together.wait()
+        try:
+            lock.acquire()
+        except LockHeldError:
+            return False
+        lock.check()
+        return True
+
     with ThreadPoolExecutor(CONTENDERS) as pool:
-        won = list(pool.map(lambda _: _contend(root, clock, together), range(CONTENDERS)))
-    assert sum(won) == 1
+        assert sum(pool.map(contend, contenders)) == 1
 
 
 def test_one_of_many_processes_wins(tmp_path: Path) -> None:
@@ -154,18 +155,15 @@ def test_a_contender_that_looked_long_ago_does_not_win_below_the_lock(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It saw an expired number, others came and went, and its next number was deleted since."""
-    clock = Clock()
-    slow = Lock(root, "nightly", 60, clock=clock)
-    for _ in range(3):
-        other = Lock(root, "nightly", 60, clock=clock)
+    _, (slow, holder, *others) = _locks(root, 5)
+    for other in others:
         other.acquire()
         other.release()
-    holder = Lock(root, "nightly", 60, clock=clock)
     holder.acquire()
     assert _objects(root) == ["nightly-000004.json"]
-    honest = slow._highest
-    first = iter([(1, None)])
-    monkeypatch.setattr(slow, "_highest", lambda: next(first, None) or honest())
+    honest = slow._numbers
+    first = iter([[1]])
+    monkeypatch.setattr(slow, "_numbers", lambda: next(first, None) or honest())
     with pytest.raises(LockHeldError):
         slow.acquire()
     holder.check()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import schema
-from storage.layers import Group, TokenSpool, groups, read_vectors, token_states
+from storage.layers import Group, TokenSpool, embeddings_table, groups, read_vectors, token_states
 from storage.manifest import (
     Manifest,
     Manifests,
@@ -30,7 +30,6 @@ from storage.shards import (
     group_values,
     read_group,
     read_receipt,
-    vector_column,
     vectors,
     verify,
     write_shard,
@@ -53,23 +52,13 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
 
 def _write(root: Root, number: int, rows: int = 3, settings: dict[str, int] = SETTINGS) -> Receipt:
     """Write one shard of two layers whose vectors say which shard, layer and row they are."""
-    name = shard_name(number)
+    name, ids = shard_name(number), np.arange(rows, dtype=np.int64)[::-1] + 10 * number
     tables = []
     for layer in range(2):
         matrix = np.full((rows, DIM), layer, np.float32)
         matrix[:, 0] = np.arange(rows) + 100 * number
-        tables.append(
-            pa.table(
-                {
-                    "prompt_id": np.arange(rows, dtype=np.int64)[::-1] + 10 * number,
-                    "layer": np.full(rows, layer, np.int16),
-                    "norm": ["none"] * rows,
-                    "pooling": ["mean"] * rows,
-                    "n_tokens": np.full(rows, 7, np.int32),
-                    "vector": vector_column(matrix),
-                }
-            )
-        )
+        lengths = np.full(rows, 7, np.int32)
+        tables.append(embeddings_table((layer, "none", "mean"), ids, lengths, matrix))
     blank = Receipt(name, 0, digest_of(settings), "", facts={"tokens": 7 * rows})
     return write_shard(root, WHERE.shard(name), tables, schema.embeddings(DIM), blank)
 
@@ -181,37 +170,33 @@ def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None
         assert connection.sql(query).fetchall() == [("org/mödel 1", "step=5", 6, 2.0)]
 
 
-def test_missing_covers_without_overlap_for_any_state() -> None:
-    @given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))
-    def check(expected: list[int], done: set[int]) -> None:
-        names, finished = [shard_name(n) for n in expected], {shard_name(n) for n in done}
-        left = missing(names, finished)
-        assert set(left) | (finished & set(names)) == set(names)
-        assert not set(left) & finished
-        assert len(left) == len(set(left))
-
-    check()
+@given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))
+def test_missing_covers_without_overlap_for_any_state(expected: list[int], done: set[int]) -> None:
+    names, finished = [shard_name(n) for n in expected], {shard_name(n) for n in done}
+    left = missing(names, finished)
+    assert set(left) | (finished & set(names)) == set(names)
+    assert not set(left) & finished
+    assert len(left) == len(set(left))
 
 
 def test_token_spool_turns_batches_into_layers() -> None:
     lengths = [2, 3, 1]
     ids = np.array([5, 6, 7], dtype=np.int64)
-    states = {
-        (layer, row): np.full((n, DIM), 10 * layer + row, np.float32)
-        for layer in range(2)
-        for row, n in enumerate(lengths)
-    }
+    states = [
+        [np.full((n, DIM), 10 * of + row, np.float32) for row, n in enumerate(lengths)]
+        for of in (0, 1)
+    ]
     with TokenSpool(ids, lengths, "float32") as spool:
         for batch in ([2, 0], [1]):
             for layer in range(2):
-                stacked = np.concatenate([states[layer, row] for row in batch])
+                stacked = np.concatenate([states[layer][row] for row in batch])
                 spool.add(layer, np.array(batch), stacked)
         tables = list(spool.groups("none"))
     assert [table["layer"][0].as_py() for table in tables] == [0, 1]
     for layer, table in enumerate(tables):
         assert table["prompt_id"].to_pylist() == [7, 5, 6]
         for row, got in zip([2, 0, 1], token_states(table, "float32"), strict=True):
-            np.testing.assert_array_equal(got, states[layer, row])
+            np.testing.assert_array_equal(got, states[layer][row])
 
 
 def test_float16_overflow_names_the_layer() -> None:
@@ -222,16 +207,12 @@ def test_float16_overflow_names_the_layer() -> None:
         spool.add(3, np.array([0]), np.full((1, DIM), 70000, np.float32))
 
 
-def test_unwritable_root_says_where(tmp_path: Path) -> None:
+def test_an_unwritable_root_says_where(tmp_path: Path, s3: S3) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PermissionError, match=r"cannot write to the output root .*file/out"):
         Root(str(tmp_path / "file" / "out")).check_writable()
-
-
-def test_missing_bucket_is_unwritable(s3: S3) -> None:
-    options = {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": s3.endpoint}}
     with pytest.raises(PermissionError, match="s3://no-such-bucket"):
-        Root("s3://no-such-bucket/x", options).check_writable()
+        Root("s3://no-such-bucket/x", s3.root("").options).check_writable()
 
 
 def test_root_never_shows_its_credentials() -> None:
@@ -242,12 +223,7 @@ def test_root_never_shows_its_credentials() -> None:
 def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path, whole: int) -> None:
     content = os.urandom(300_000)
     changed = content[:-1] + bytes([content[-1] ^ 1])
-    for name, given_bytes in (
-        ("a", content),
-        ("b", content),
-        ("c", changed),
-        ("d", content + b"x"),
-    ):
+    for name, given_bytes in zip("abcd", (content, content, changed, content + b"x"), strict=True):
         (tmp_path / name).write_bytes(given_bytes)
     prints = {name: fingerprint(str(tmp_path / name), {}, whole=whole) for name in "abcd"}
     assert prints["a"] == prints["b"]

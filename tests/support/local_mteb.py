@@ -52,14 +52,11 @@ def metadata_of(name: str, kind: str, main_score: str, **changes: object) -> Tas
     fields: dict[str, Any] = {
         "name": name,
         "description": "Texts made by a test.",
-        "reference": None,
         "dataset": {"path": "local/none", "revision": "1"},
         "type": kind,
-        "category": "t2t",
         "eval_splits": ["test"],
         "eval_langs": ["eng-Latn"],
         "main_score": main_score,
-        "modalities": ["text"],
     }
     return TaskMetadata(**{**fields, **changes})
 
@@ -118,14 +115,13 @@ class LocalMultilabel(Made, AbsTaskMultilabelClassification):
     n_experiments = 3
 
     def made(self) -> Data:
-        return splits(train=self._rows(30, 45), test=self._rows(31, 24))
-
-    @staticmethod
-    def _rows(seed: int, count: int) -> dict[str, list[Any]]:
-        rows = labelled(seed, count)
-        second = [(label + row // 3) % len(TOPICS) for row, label in enumerate(rows["label"])]
-        pairs = [sorted({a, b}) for a, b in zip(rows["label"], second, strict=True)]
-        return {"text": rows["text"], "label": pairs}
+        made: dict[str, Any] = {}
+        for split, seed, count in (("train", 30, 45), ("test", 31, 24)):
+            rows = labelled(seed, count)
+            second = [(label + row // 3) % len(TOPICS) for row, label in enumerate(rows["label"])]
+            both = zip(rows["label"], second, strict=True)
+            made[split] = {**rows, "label": [sorted({*labels}) for labels in both]}
+        return splits(**made)
 
 
 class LocalRegression(Made, AbsTaskRegression):
@@ -134,14 +130,13 @@ class LocalRegression(Made, AbsTaskRegression):
     n_samples = 30
 
     def made(self) -> Data:
-        return splits(train=self._rows(40, 60), test=self._rows(41, 30))
-
-    @staticmethod
-    def _rows(seed: int, count: int) -> dict[str, list[Any]]:
-        draw = random.Random(seed)
-        own = [draw.randrange(7) for _ in range(count)]
-        texts = [sentence(draw, 0, words, 7 - words) for words in own]
-        return {"text": texts, "value": [words / 7 for words in own]}
+        made: dict[str, Any] = {}
+        for split, seed, count in (("train", 40, 60), ("test", 41, 30)):
+            draw = random.Random(seed)
+            own = [draw.randrange(7) for _ in range(count)]
+            texts = [sentence(draw, 0, words, 7 - words) for words in own]
+            made[split] = {"text": texts, "value": [words / 7 for words in own]}
+        return splits(**made)
 
 
 class LocalClusteringFast(Made, AbsTaskClustering):

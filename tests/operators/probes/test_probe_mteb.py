@@ -10,7 +10,6 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader
 
-from operators.probes import MAIN_METRICS
 from operators.probes.fold import FoldScore
 from operators.probes.labelled import (
     classification,
@@ -21,6 +20,7 @@ from operators.probes.labelled import (
 )
 from operators.probes.pairs import pair_classification, sts
 from operators.probes.relevance import reranking, retrieval
+from tests.support.simulated import values
 
 pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")
 Matrix = npt.NDArray[np.float32]
@@ -32,23 +32,18 @@ ROUNDING = 1e-6
 FIVE_DECIMALS = 6e-6
 
 
-def mteb_scores(kind: str, dataset: object, rows: Matrix, **settings: object) -> dict[str, Any]:
+def mteb_scores(
+    kind: str, main_score: str, dataset: object, rows: Matrix, **settings: object
+) -> dict[str, Any]:
     """Scores of mteb's own class of a probe on texts "0", "1", … for the matrix's rows."""
     import mteb
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ScoringFunction
 
+    from tests.support.local_mteb import metadata_of
+
     name = "STS" if kind == "sts" else kind.title().replace("_", "")
     base = "Retrieval" if kind == "reranking" else name
-    metadata = mteb.TaskMetadata(
-        name="Synthetic",
-        description="rows of a matrix",
-        type=name,
-        dataset={"path": "none", "revision": "none"},
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score=MAIN_METRICS[kind],
-    )
 
     class Rows(AbsEncoder):
         mteb_model_meta = mteb.models.ModelMeta.create_empty(
@@ -61,9 +56,9 @@ def mteb_scores(kind: str, dataset: object, rows: Matrix, **settings: object) ->
         def encode(self, inputs: DataLoader[Any], **_: object) -> Matrix:
             return rows[[int(text) for text in inputs.dataset["text"]]]
 
-    task = type(
-        "Synthetic", (getattr(mteb.abstasks, f"AbsTask{base}"),), {"metadata": metadata, **settings}
-    )()
+    metadata = metadata_of("Synthetic", name, main_score)
+    form = getattr(mteb.abstasks, f"AbsTask{base}")
+    task = type("Synthetic", (form,), {"metadata": metadata, **settings})()
     task.dataset = dataset
     task.data_loaded = True
     with warnings.catch_warnings():
@@ -84,10 +79,6 @@ def texts(start: int, stop: int) -> list[str]:
     return [str(row) for row in range(start, stop)]
 
 
-def values(scores: list[FoldScore]) -> list[float]:
-    return [score.value for score in scores]
-
-
 def both(
     probe: Callable[..., list[FoldScore]],
     rows: Matrix,
@@ -97,14 +88,15 @@ def both(
     theirs: dict[str, int] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Scores by the probe, and by mteb's class, of rows of which the first are for training."""
-    column, kind = "value" if probe is regression else "label", probe.__name__
+    column = "value" if probe is regression else "label"
     dataset = splits(
         train={"text": texts(0, n_train), column: given[:n_train]},
         test={"text": texts(n_train, len(given)), column: given[n_train:]},
     )
-    found = mteb_scores(kind, dataset, rows, **(theirs or ours))
     scores = probe(rows[:n_train], given[:n_train], rows[n_train:], given[n_train:], **ours)
-    return values(scores), [fold[MAIN_METRICS[kind]] for fold in found["scores_per_experiment"]]
+    metric = scores[0].metric
+    found = mteb_scores(probe.__name__, metric, dataset, rows, **(theirs or ours))
+    return values(scores), [fold[metric] for fold in found["scores_per_experiment"]]
 
 
 def noisy_groups(n_rows: int, n_labels: int, spread: float) -> tuple[Matrix, list[int]]:
@@ -130,6 +122,7 @@ def test_clustering_is_mtebs(max_documents: int | None) -> None:
     rows, labels = noisy_groups(300, 4, spread=0.4)
     theirs = mteb_scores(
         "clustering",
+        "v_measure",
         splits(test={"sentences": texts(0, 300), "labels": labels}),
         rows,
         max_fraction_of_documents_to_embed=None,
@@ -147,7 +140,7 @@ def test_clustering_is_mtebs(max_documents: int | None) -> None:
 def test_clustering_with_its_own_defaults_is_mtebs() -> None:
     rows, labels = noisy_groups(2500, 4, spread=0.6)
     dataset = splits(test={"sentences": texts(0, 2500), "labels": labels})
-    theirs = mteb_scores("clustering", dataset, rows, n_clusters=2)
+    theirs = mteb_scores("clustering", "v_measure", dataset, rows, n_clusters=2)
     ours = clustering(rows, labels, folds=2, max_documents=int(0.04 * 2500))
     assert values(ours) == theirs["v_measures"]["Level 0"]
 
@@ -185,7 +178,7 @@ def test_regression_is_mtebs(samples: int, decimals: int) -> None:
     assert ours == pytest.approx(theirs, abs=1e-12)
 
 
-@pytest.mark.parametrize("decimals", [6, 0])
+@pytest.mark.parametrize("decimals", [6, 1, 0])
 def test_rows_for_regression_are_mtebs_in_its_order(decimals: int) -> None:
     from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskRegression
@@ -210,6 +203,7 @@ def test_pair_classification_is_mtebs(scale: float) -> None:
     together = [int(labels[row] == labels[row + 200]) for row in range(200)]
     theirs = mteb_scores(
         "pair_classification",
+        "max_ap",
         splits(test={"sentence1": texts(0, 200), "sentence2": texts(200, 400), "labels": together}),
         rows,
     )
@@ -225,7 +219,7 @@ def test_sts_is_mtebs() -> None:
         2.5 + 2 * (rows[:200] * rows[200:]).sum(axis=1) + generator.standard_normal(200), 1
     ).astype(float)
     pairs = {"sentence1": texts(0, 200), "sentence2": texts(200, 400), "score": scores.tolist()}
-    theirs = mteb_scores("sts", splits(test=pairs), rows)
+    theirs = mteb_scores("sts", "cosine_spearman", splits(test=pairs), rows)
     ours = sts(rows[:200], rows[200:], scores)
     assert values(ours) == pytest.approx([theirs["cosine_spearman"]], abs=ROUNDING)
 
@@ -250,8 +244,8 @@ def test_retrieval_and_reranking_are_mtebs(ranked: bool) -> None:
         "relevant_docs": {f"q{q}": dict(zip(ids[q], gains[q], strict=True)) for q in queries},
         "top_ranked": {f"q{q}": ids[q] for q in queries} if ranked else None,
     }
-    kind = "reranking" if ranked else "retrieval"
-    theirs = mteb_scores(kind, {"default": {"test": dataset}}, rows)
+    kind = ("reranking", "map_at_1000") if ranked else ("retrieval", "ndcg_at_10")
+    theirs = mteb_scores(*kind, {"default": {"test": dataset}}, rows)
     if ranked:
         ours = reranking(rows[:30], rows[30:], candidates, gains)
     else:

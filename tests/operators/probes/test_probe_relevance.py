@@ -9,14 +9,10 @@ from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
 from operators.probes import fold, relevance
-from operators.probes.fold import FoldScore
 from operators.probes.relevance import average_precision, reranking, retrieval
+from tests.support.simulated import values
 
 Matrix = npt.NDArray[np.float32]
-
-
-def values(scores: list[FoldScore]) -> list[float]:
-    return [score.value for score in scores]
 
 
 def lists(n_queries: int) -> tuple[Matrix, Matrix, list[npt.NDArray[np.int64]], list[Matrix]]:
@@ -32,8 +28,6 @@ def lists(n_queries: int) -> tuple[Matrix, Matrix, list[npt.NDArray[np.int64]], 
 
 # Query along x; documents at 0, 60 and 90 degrees, in this order of rows: 90, 0, 60.
 ANGLES = np.array([[0.0, 1.0], [2.0, 0.0], [1.0, math.sqrt(3)]])
-
-
 SECOND, THIRD = 1 / math.log2(3), 1 / math.log2(4)  # discounts of the ranks
 
 

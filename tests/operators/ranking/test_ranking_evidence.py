@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.evidence import Evidence, LayerEvidence, draw_scores, holm, p_values, weigh
+from operators.ranking.evidence import (
+    Evidence,
+    LayerEvidence,
+    Overtaking,
+    draw_scores,
+    holm,
+    overtakings,
+    p_values,
+    weigh,
+)
 from operators.ranking.scores import Resampled, TaskScores
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.published import PUBLISHED, layer_scores
@@ -33,6 +42,10 @@ def single(name: str, scores: Sequence[float] | Scores) -> TaskScores:
 def folded(name: str, folds: Sequence[Sequence[float]] | Scores) -> TaskScores:
     folds_LF = np.asarray(folds, np.float64)
     return TaskScores(name, "classification", folds_LF.mean(axis=1), folds_LF, "folds")
+
+
+def sampled(name: str, scores: Sequence[float], replicates: Scores) -> TaskScores:
+    return TaskScores(name, "sts", np.array(scores), replicates, "replicates")
 
 
 def singles(scores_LT: Scores) -> list[TaskScores]:
@@ -176,9 +189,7 @@ def test_both_stages_add_their_variance() -> None:
 def test_one_task_with_replicates_has_the_replicates_interval() -> None:
     # 0, 0.001 … 1: a draw takes one replicate, so the quantiles are those of the replicates.
     values = np.linspace(0, 1, 1001)
-    task = TaskScores(
-        "only", "sts", np.array([0.5, 0.5]), np.stack([values, 1 - values]), "replicates"
-    )
+    task = sampled("only", [0.5, 0.5], np.stack([values, 1 - values]))
     row, last = weigh([task], layers=[0, 1], draws=20_000).layers
     assert (row.score_low, row.score_high) == pytest.approx((0.025, 0.975), abs=0.01)
     # Paired: the gain of replicate v is v - (1 - v), which spans -1..1.
@@ -191,11 +202,7 @@ def test_replicates_and_folds_of_several_tasks_mix() -> None:
     generator = np.random.default_rng(5)
     replicates = 0.5 + generator.normal(0, 0.05, size=(1, 400))
     folds = 0.5 + generator.normal(0, 0.05, size=(1, 400))
-    tasks = [
-        TaskScores("a", "sts", np.array([0.5]), replicates, "replicates"),
-        TaskScores("b", "classification", folds.mean(axis=1), folds, "folds"),
-    ]
-    drawn = draw_scores(tasks, draws=20_000)
+    drawn = draw_scores([sampled("a", [0.5], replicates), folded("b", folds)], draws=20_000)
     # Drawn a twice, once, never: variance of a draw given the mix, and none between equal means.
     of_a, of_b = replicates.var(), folds.var() / 400
     between = 0.5 * ((replicates.mean() - folds.mean()) / 2) ** 2
@@ -205,8 +212,7 @@ def test_replicates_and_folds_of_several_tasks_mix() -> None:
 
 def test_an_undefined_replicate_is_left_out_in_every_layer() -> None:
     replicates = np.array([[0.1, np.nan, 0.3], [0.2, 0.9, 0.4]])
-    task = TaskScores("a", "sts", np.array([0.2, 0.3]), replicates, "replicates")
-    drawn = draw_scores([task], draws=200)
+    drawn = draw_scores([sampled("a", [0.2, 0.3], replicates)], draws=200)
     assert {tuple(draw) for draw in drawn.T} == {(0.1, 0.2), (0.3, 0.4)}
 
 
@@ -359,12 +365,12 @@ def test_pythia_410m_is_best_at_layer_17_of_24() -> None:
     best, last = evidence.best, evidence.last
     assert best is not None
     assert best.layer == 17
-    assert (best.score, last.score, evidence.oracle) == pytest.approx(
-        (0.519, 0.468, 0.534), abs=5e-4
+    scores, gains = (
+        (best.score, last.score, evidence.oracle),
+        (best.gain, best.gain_low, best.gain_high),
     )
-    assert (best.gain, best.gain_low, best.gain_high) == pytest.approx(
-        (0.051, 0.038, 0.065), abs=1.5e-3
-    )
+    assert scores == pytest.approx((0.519, 0.468, 0.534), abs=5e-4)
+    assert gains == pytest.approx((0.051, 0.038, 0.065), abs=1.5e-3)
     assert best.p_holm < 0.01
     assert best.p_best > 0.7
     assert last.won == 0
@@ -380,3 +386,52 @@ def test_at_no_published_step_is_the_last_layer_best() -> None:
         assert evidence.best is not None
         assert evidence.best.layer != 24
         assert evidence.last.rank > 1
+
+
+@pytest.mark.parametrize(
+    ("gains", "lows", "stays", "clear"),
+    [
+        ([0.1, 0.2, 0.3], None, 0, None),
+        ([-0.1, 0.2, 0.3], None, 1, None),
+        ([0.1, -0.2, 0.3], None, 2, None),
+        ([0.1, 0.2, -0.3], None, None, None),
+        ([0.1, math.nan, 0.3], None, 2, None),
+        ([0.1, 0.2, math.nan], None, None, None),
+        ([0.1, 0.0, 0.3], None, 2, None),
+        ([-0.1, 1e-13, 0.3], None, 2, None),
+        ([0.3], None, 0, None),
+        ([0.1, 0.2, 0.3], [-0.1, 0.1, 0.2], 0, 1),
+        ([0.1, 0.2, -0.3], [0.05, 0.1, -0.4], None, 0),
+        ([0.1, 0.2, 0.3], [math.nan, math.nan, 0.1], 0, 2),
+        ([0.1, 0.2, 0.3], [-0.1, 0.0, -0.1], 0, None),
+        ([0.1, 0.2], [math.nan, math.nan], 0, None),
+    ],
+)
+def test_a_layer_stays_above_from_its_last_fall_and_clearly_once_its_interval_is(
+    gains: list[float], lows: list[float] | None, stays: int | None, clear: int | None
+) -> None:
+    both = [[[value, 0.0] for value in values] for values in (gains, lows or [-1.0] * len(gains))]
+    found = overtakings(both[0], both[1], layers=[3, 4])
+    assert found == [Overtaking(3, stays, clear), Overtaking(4, None, None)]
+
+
+def test_an_older_checkpoint_shifts_what_came_after_it() -> None:
+    generator = np.random.default_rng(0)
+    gain_SL = generator.normal(size=(6, 5))
+    low_SL = gain_SL - generator.uniform(size=(6, 5))
+    before = overtakings(gain_SL, low_SL, layers=range(5))
+    behind = np.full((1, 5), -1.0)
+    after = overtakings(np.vstack([behind, gain_SL]), np.vstack([behind, low_SL]), layers=range(5))
+    assert any(each.stays_above is not None for each in before)
+    later: dict[int | None, int | None] = {None: None, **{at: at + 1 for at in range(6)}}
+    assert after == [
+        Overtaking(each.layer, later[each.stays_above], later[each.clearly_above])
+        for each in before
+    ]
+
+
+def test_shapes_that_do_not_fit_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"for 2 layers .* got \(1, 3\) and \(1, 3\)"):
+        overtakings([[0.1, 0.2, 0.0]], [[0.1, 0.2, 0.0]], layers=[0, 1])
+    with pytest.raises(ValueError, match=r"got \(1, 2\) and \(2, 2\)"):
+        overtakings([[0.1, 0.0]], [[0.1, 0.0], [0.1, 0.0]], layers=[0, 1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -17,44 +16,40 @@ from operators.ranking.policy import Kind, Policy, Reason, pareto, recommend
 from tests.operators.ranking.test_ranking_evidence import GOLDEN, published, single, singles
 
 NAN = math.nan
-TASKS = [f"task-{n}" for n in range(32)]
+
+
+BLANK = LayerEvidence(**dict.fromkeys(LayerEvidence.__dataclass_fields__, 0))
 
 
 def place(layer: int, score: float, *, gain: float = 0.0, half: float = 0.01) -> LayerEvidence:
-    """A layer with an interval of the given half-width; `evidence` sets ranks and shortfalls."""
-    return LayerEvidence(
+    """A layer with intervals of the given half-width; `evidence` sets ranks and shortfalls."""
+    return replace(
+        BLANK,
         layer=layer,
         score=score,
         score_low=score - half,
         score_high=score + half,
-        rank=0,
         gain=gain,
         gain_low=gain - half,
         gain_high=gain + half,
-        mean_rank=1.0,
-        won=0.5,
-        p_value=0.001,
         p_holm=0.002,
-        p_best=0.5,
-        shortfall=NAN,
         shortfall_se=half / 2,
     )
 
 
-def evidence(*rows: LayerEvidence, tasks: Sequence[str] = TASKS) -> Evidence:
+def evidence(*rows: LayerEvidence) -> Evidence:
     top = max((row.score for row in rows if not math.isnan(row.score)), default=NAN)
-    last = max(row.layer for row in rows)
-    filled = []
+    last, filled = max(row.layer for row in rows), []
     for row in rows:
         better = sum(other.score > row.score for other in rows)
         rank = len(rows) if math.isnan(row.score) else 1 + better
-        shortfall_se = 0.0 if rank == 1 and not math.isnan(row.shortfall_se) else row.shortfall_se
+        error = 0.0 if rank == 1 and not math.isnan(row.shortfall_se) else row.shortfall_se
         p = NAN if row.layer == last else row.p_value
-        shortfall = top - row.score
         filled.append(
-            replace(row, rank=rank, shortfall=shortfall, shortfall_se=shortfall_se, p_value=p)
+            replace(row, rank=rank, shortfall=top - row.score, shortfall_se=error, p_value=p)
         )
-    return Evidence(level=0.95, layers=filled, oracle=top, tasks=list(tasks), unscored=[])
+    tasks = [f"task-{n}" for n in range(32)]
+    return Evidence(level=0.95, layers=filled, oracle=top, tasks=tasks, unscored=[])
 
 
 LAST = place(24, 0.468, half=0)
@@ -68,63 +63,38 @@ UNKNOWN = replace(NEAR, gain=NAN, gain_low=NAN, gain_high=NAN)
 WORSE = place(23, 0.46, gain=-0.008, half=0.002)
 DOUBTFUL = place(17, 0.472, gain=0.004, half=0.006)
 EQUAL = place(23, 0.468, half=0.002)
+BELOW = place(20, 0.467, gain=-0.001, half=0.004)
+SINGLE, BLANK_LAST = place(17, 0.5, gain=NAN, half=NAN), place(24, NAN)
+CHEAPEST: Policy = "cheapest_equal"
+PROVEN: Policy = "last_unless_significant"
 # The rows, the policy, and what it advises: kind, layer and reason.
 CASES: list[tuple[list[LayerEvidence], Policy, Kind, int, Reason]] = [
-    ([FAR, NEAR, BEST, LAST], "cheapest_equal", "use_layer", 17, "as_good_as_best"),
+    ([FAR, NEAR, BEST, LAST], CHEAPEST, "use_layer", 17, "as_good_as_best"),
     ([FAR, NEAR, BEST, LAST], "best", "use_layer", 18, "highest"),
-    ([FAR, NEAR, BEST, LAST], "last_unless_significant", "use_layer", 18, "proven"),
-    ([FAR, BEST, LAST], "cheapest_equal", "use_layer", 18, "none_cheaper_as_good"),
-    (
-        [replace(BEST, layer=0), NEAR, LAST],
-        "cheapest_equal",
-        "use_layer",
-        0,
-        "highest_and_cheapest",
-    ),
-    (
-        [FAR, place(20, 0.467, gain=-0.001, half=0.004), LAST],
-        "cheapest_equal",
-        "use_layer",
-        20,
-        "as_good_as_best",
-    ),
+    ([FAR, NEAR, BEST, LAST], PROVEN, "use_layer", 18, "proven"),
+    ([FAR, BEST, LAST], CHEAPEST, "use_layer", 18, "none_cheaper_as_good"),
+    ([replace(BEST, layer=0), NEAR, LAST], CHEAPEST, "use_layer", 0, "highest_and_cheapest"),
+    ([FAR, BELOW, LAST], CHEAPEST, "use_layer", 20, "as_good_as_best"),
     ([FAR, DOUBTFUL, LAST], "best", "use_layer", 17, "highest"),
-    ([FAR, DOUBTFUL, LAST], "last_unless_significant", "not_enough_evidence", 24, "unproven"),
-    (
-        [FAR, replace(NEAR, p_holm=0.08), LAST],
-        "last_unless_significant",
-        "not_enough_evidence",
-        24,
-        "unproven",
-    ),
+    ([FAR, DOUBTFUL, LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
+    ([FAR, replace(NEAR, p_holm=0.08), LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
     ([FAR, WORSE, LAST], "best", "keep_last", 24, "none_higher"),
-    ([FAR, WORSE, LAST], "cheapest_equal", "keep_last", 24, "none_cheaper_as_good"),
-    (TIED, "cheapest_equal", "use_layer", 4, "highest_and_cheapest"),
+    ([FAR, WORSE, LAST], CHEAPEST, "keep_last", 24, "none_cheaper_as_good"),
+    (TIED, CHEAPEST, "use_layer", 4, "highest_and_cheapest"),
     ([EQUAL, replace(EQUAL, layer=22), LAST], "best", "use_layer", 22, "highest"),
-    ([EQUAL, LAST], "last_unless_significant", "keep_last", 24, "none_higher"),
-    (
-        [place(17, 0.5, gain=NAN, half=NAN), place(24, NAN)],
-        "best",
-        "not_enough_evidence",
-        17,
-        "single_score",
-    ),
-    ([UNKNOWN, place(24, NAN)], "cheapest_equal", "use_layer", 17, "highest_and_cheapest"),
-    (
-        [UNKNOWN, place(24, NAN)],
-        "last_unless_significant",
-        "not_enough_evidence",
-        24,
-        "unproven",
-    ),
-    ([LAST], "cheapest_equal", "keep_last", 24, "none_cheaper_as_good"),
-    ([place(17, NAN), place(24, NAN)], "best", "not_enough_evidence", 24, "no_score"),
+    ([EQUAL, LAST], PROVEN, "keep_last", 24, "none_higher"),
+    ([SINGLE, BLANK_LAST], "best", "not_enough_evidence", 17, "single_score"),
+    ([UNKNOWN, BLANK_LAST], CHEAPEST, "use_layer", 17, "highest_and_cheapest"),
+    ([UNKNOWN, BLANK_LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
+    ([LAST], CHEAPEST, "keep_last", 24, "none_cheaper_as_good"),
+    ([place(17, NAN), BLANK_LAST], "best", "not_enough_evidence", 24, "no_score"),
 ]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_verdicts(case: tuple[list[LayerEvidence], Policy, Kind, int, Reason]) -> None:
-    rows, policy, kind, layer, reason = case
+@pytest.mark.parametrize(("rows", "policy", "kind", "layer", "reason"), CASES)
+def test_verdicts(
+    rows: list[LayerEvidence], policy: Policy, kind: Kind, layer: int, reason: Reason
+) -> None:
     advice = recommend(evidence(*rows), [row.layer / 24 for row in rows], policy)
     assert (advice.kind, advice.layer, advice.reason) == (kind, layer, reason)
     assert advice.saved == pytest.approx(1 - layer / 24)
@@ -176,12 +146,13 @@ def test_the_rule_of_one_standard_error_on_a_known_error() -> None:
 
 def test_costs_and_policies_without_meaning_are_errors() -> None:
     known = evidence(NEAR, LAST)
-    with pytest.raises(ValueError, match=r"one cost for each of 2 layers, got \(3,\)"):
-        recommend(known, [0, 0.5, 1])
-    with pytest.raises(ValueError, match=r"cost of layer 17 is 1\.5"):
-        recommend(known, [1.5, 1])
-    with pytest.raises(ValueError, match="cost of layer 24 is nan"):
-        recommend(known, [0.5, NAN])
+    for costs, message in (
+        ([0, 0.5, 1], r"one cost for each of 2 layers, got \(3,\)"),
+        ([1.5, 1], r"cost of layer 17 is 1\.5"),
+        ([0.5, NAN], "cost of layer 24 is nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recommend(known, costs)
     with pytest.raises(ValueError, match="'cheapest'; choose from best, cheapest_equal, last"):
         recommend(known, [0.5, 1], "cheapest")  # type: ignore[arg-type]  # the error under test
 

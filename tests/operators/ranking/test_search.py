@@ -1,39 +1,27 @@
 """Searches that spend less and recommend the same: on simulated folds and published scores."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.ranking.search import (
-    Cells,
-    Rule,
-    Search,
-    State,
-    eliminate,
-    finished,
-    halving,
-    next_round,
-    replay,
-    shortfalls,
-)
+from operators.ranking.search import Cells, Rule, State, eliminate, replay, shortfalls
 from tests.support.published import PUBLISHED, layer_scores
-from tests.support.simulated import Scores, peaked
+from tests.support.simulated import Scores, peaked, search
 
 
-def folds_of(scores: Scores) -> list[int]:
-    return [int(n) for n in (~np.isnan(scores[0])).sum(axis=1)]
+def state_of(scores: Scores, **given: Any) -> State:  # noqa: ANN401
+    """Everything is done."""
+    n_folds = tuple((~np.isnan(scores[-1])).sum(axis=1).tolist())
+    known = {"layers": tuple(range(len(scores))), "n_folds": n_folds, "scores_LTF": scores}
+    return State(**{**known, "done_LTF": np.ones(scores.shape, dtype=bool), **given})
 
 
-def search(scores: Scores, rule: Rule | None = None, layers: list[int] | None = None) -> Search:
-    names = layers or list(range(len(scores)))
-
-    def score(asked: list[int], fold_from: int, fold_to: int) -> Scores:
-        return scores[[names.index(layer) for layer in asked], :, fold_from:fold_to]
-
-    return halving(score, names, folds_of(scores), rule=rule)
+def survivors(scores: Scores, rule: Rule | None = None) -> list[int]:
+    return search(scores, rule)[1][-1].layers
 
 
 def recommended(scores: Scores) -> int:
@@ -49,14 +37,14 @@ def recommended(scores: Scores) -> int:
 
 def test_a_clear_winner_costs_little() -> None:
     scores = peaked(25) - 0.3 * (np.arange(25) != 16)[:, None, None]
-    found = search(scores)
-    assert found.survivors == [16, 24]
+    found, rounds = search(scores)
     assert found.share == pytest.approx((25 * 3 + 2 * 7) / 250)
-    assert [(one.budget, len(one.layers)) for one in found.rounds] == [(3, 25), (5, 2), (10, 2)]
-    assert len(found.rounds[0].dropped) == 23
-    reason = found.rounds[0].dropped[0].reason
-    assert reason.startswith("layer 0 is ")
-    assert "points behind layer 16 so far" in reason
+    assert [(one.budget, one.layers) for one in rounds] == [
+        (3, [*range(25)]),
+        (5, [16, 24]),
+        (10, [16, 24]),
+    ]
+    assert [len(one.dropped) for one in rounds] == [23, 0, 0]
     assert np.isnan(found.scores_LTF[0, 0, 3:]).all()
     assert not np.isnan(found.scores_LTF[[16, 24]]).any()
 
@@ -65,10 +53,10 @@ def test_the_recommendation_is_that_of_the_full_sweep() -> None:
     seeds, agree, shares = range(100), 0, []
     for seed in seeds:
         scores = peaked(n_layers=25, seed=seed)
-        found = search(scores)
+        found, rounds = search(scores)
         agree += recommended(found.scores_LTF) == recommended(scores)
         shares.append(found.share)
-        assert not found.rounds[-1].dropped
+        assert not rounds[-1].dropped
     assert agree >= 99
     assert np.mean(shares) < 0.65
 
@@ -76,21 +64,13 @@ def test_the_recommendation_is_that_of_the_full_sweep() -> None:
 def test_several_tasks_with_different_folds() -> None:
     scores = peaked(25, n_tasks=3, seed=1)
     scores[:, 1, 1:] = math.nan
-    found = search(scores)
-    asked = [cells for cells in next_cells(found, 3) if cells.task == 1]
-    assert {(cells.fold_from, cells.fold_to) for cells in asked} == {(0, 1)}
-    assert len(asked) == 25
+    unscored = state_of(scores, done_LTF=np.zeros(scores.shape, dtype=bool))
+    (first,) = replay(unscored, Rule())
+    asked = [(each.fold_from, each.fold_to) for each in first.missing if each.task == 1]
+    assert asked == [(0, 1)] * 25
+    found, _ = search(scores)
     assert found.share < 1
     assert found.share == pytest.approx((~np.isnan(found.scores_LTF)).sum() / (25 * 21))
-
-
-def next_cells(found: Search, n_tasks: int) -> list[Cells]:
-    n_layers, _, n_folds = found.scores_LTF.shape
-    blank = np.full((n_layers, n_tasks, n_folds), math.nan)
-    state = State(tuple(range(n_layers)), (10, 1, 10), blank, np.zeros(blank.shape, dtype=bool))
-    pending = next_round(state, Rule())
-    assert pending is not None
-    return pending.missing
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,23 +78,21 @@ def next_cells(found: Search, n_tasks: int) -> list[Cells]:
 def test_the_order_of_layers_does_not_matter(seed: int, order: list[int]) -> None:
     scores = peaked(9, seed=seed)
     scores[4] = scores[5]
-    plain, mixed = search(scores), search(scores[order], layers=order)
-    assert plain.rounds == mixed.rounds
+    (plain, rounds), (mixed, same) = search(scores), search(scores[order], layers=order)
+    assert rounds == same
     assert plain.share == mixed.share
     assert np.array_equal(plain.scores_LTF[order], mixed.scores_LTF, equal_nan=True)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.floats(0, 0.5))
-def test_the_last_layer_the_best_and_what_is_asked_for_survive(seed: int, loss: float) -> None:
+def test_the_last_layer_and_the_best_survive(seed: int, loss: float) -> None:
     scores = peaked(9, seed=seed)
-    scores[[2, 8]] -= loss
-    found = search(scores, Rule(always=(2,)))
-    assert {2, 8} <= set(found.survivors)
-    after = np.nanmean(found.scores_LTF[found.survivors], axis=(1, 2))
-    assert not np.isnan(after).any()
-    kept = search(scores - 10 * np.arange(9)[:, None, None], Rule(keep=4))
-    assert {0, 1, 2, 3, 8} <= set(kept.survivors)
+    scores[8] -= loss
+    found, rounds = search(scores)
+    assert 8 in rounds[-1].layers
+    assert not np.isnan(found.scores_LTF[rounds[-1].layers]).any()
+    assert {0, 8} <= set(survivors(scores - 10 * np.arange(9)[:, None, None]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -122,14 +100,13 @@ def test_the_last_layer_the_best_and_what_is_asked_for_survive(seed: int, loss: 
 def test_identical_layers_never_lose_one_another(seed: int, one: int, other: int) -> None:
     scores = peaked(10, seed=seed)
     scores[one] = scores[other]
-    survivors = search(scores).survivors
-    assert (one in survivors) == (other in survivors)
+    left = survivors(scores)
+    assert (one in left) == (other in left)
 
 
 def test_a_tie_of_all_layers_costs_the_full_sweep() -> None:
-    same = np.repeat(peaked(1), 7, axis=0)
-    found = search(same)
-    assert (found.survivors, found.share) == (list(range(7)), 1)
+    found, rounds = search(np.repeat(peaked(1), 7, axis=0))
+    assert (rounds[-1].layers, found.share) == ([*range(7)], 1)
 
 
 def test_scores_that_agree_by_chance_are_not_certain() -> None:
@@ -137,70 +114,57 @@ def test_scores_that_agree_by_chance_are_not_certain() -> None:
     scores = np.round(peaked(7, seed=3), 2)
     scores[1, 0, :3] = scores[5, 0, :3] - 0.02
     scores[5] += 0.02
-    state_scores = scores[:, :, :3]
-    dropped = eliminate(state_scores, [10], Rule(), layers=range(7), budget=3)
-    assert 1 not in [drop.layer for drop in dropped]
+    assert 1 not in eliminate(state_of(scores), Rule(), layers=range(7), budget=3)
     # Where all differences are constant they are certain.
     flat = np.linspace(0.5, 0.6, 7)[:, None, None] + peaked(1)
-    assert search(flat).survivors == [6]
+    assert survivors(flat) == [6]
 
 
 def test_a_budget_beyond_the_folds_is_the_whole() -> None:
-    found = search(peaked(7), Rule(budgets=(3, 10, 20)))
-    assert [one.budget for one in found.rounds] == [3, 10]
-    assert [one.budget for one in search(peaked(7), Rule(budgets=())).rounds] == [10]
+    for budgets, taken in (((3, 10, 20), [3, 10]), ((), [10])):
+        _, rounds = search(peaked(7), Rule(budgets=budgets))
+        assert [one.budget for one in rounds] == taken
 
 
 def test_nothing_is_dropped_before_the_least_cells() -> None:
     scores = peaked(7) - 0.2 * np.arange(7)[:, None, None]
-    assert search(scores, Rule(budgets=(1, 2))).share == 1
-    early = search(scores, Rule(budgets=(1, 2), least_cells=2))
+    assert search(scores, Rule(budgets=(1, 2)))[0].share == 1
+    early, _ = search(scores, Rule(budgets=(1, 2), least_cells=2))
     assert early.share == pytest.approx((7 * 2 + 2 * 8) / 70)
 
 
 def test_an_undefined_score_drops_the_layer_but_not_the_baseline() -> None:
     scores = peaked(7)
-    state = State(tuple(range(7)), (10,), scores, np.ones(scores.shape, dtype=bool))
     scores[[1, 6], 0, 2] = math.nan
-    first = replay(state, Rule())[0]
-    assert [drop.reason for drop in first.dropped if drop.layer == 1] == [
-        "layer 1 has an undefined score"
-    ]
-    assert 6 in finished(state, Rule()).survivors
-    nothing = State(state.layers, (10,), scores * math.nan, state.done_LTF)
-    assert finished(nothing, Rule()).survivors == [6]
+    rounds = replay(state_of(scores, n_folds=(10,)), Rule())
+    assert 1 in rounds[0].dropped
+    assert 6 in rounds[-1].layers
+    assert replay(state_of(scores * math.nan, n_folds=(10,)), Rule())[-1].layers == [6]
 
 
 def test_a_search_resumes_from_what_is_scored() -> None:
     scores = peaked(25)
-    whole = search(scores)
-    state = State(tuple(range(25)), (10,), scores.copy(), np.zeros(scores.shape, dtype=bool))
+    _, whole = search(scores)
+    state = state_of(scores, done_LTF=np.zeros(scores.shape, dtype=bool))
     state.done_LTF[:, :, :3] = True
-    state.done_LTF[whole.rounds[1].layers[0], :, 3] = True
-    pending = next_round(state, Rule())
-    assert pending is not None
-    assert (pending.budget, pending.layers) == (5, whole.rounds[1].layers)
-    assert pending.missing[0] == Cells(whole.rounds[1].layers[0], 0, 4, 5)
-    assert pending.missing[1] == Cells(whole.rounds[1].layers[1], 0, 3, 5)
-    with pytest.raises(ValueError, match=f"misses {len(pending.missing)} pieces"):
-        finished(state, Rule())
+    first, second, *_ = whole[1].layers
+    state.done_LTF[first, :, 3] = True
+    pending = replay(state, Rule())[-1]
+    assert (pending.budget, pending.layers) == (5, whole[1].layers)
+    assert pending.missing[:2] == [Cells(first, 0, 4, 5), Cells(second, 0, 3, 5)]
     # Scores beyond the budget of a round, as of a full sweep, do not change what it drops.
     state.done_LTF[:] = True
-    assert finished(state, Rule()).rounds == whole.rounds
-    assert next_round(state, Rule()) is None
+    assert replay(state, Rule()) == whole
 
 
 def test_tables_without_meaning_are_errors() -> None:
     scores = peaked(3)
-    done = np.ones(scores.shape, dtype=bool)
     with pytest.raises(ValueError, match="needs layers, tasks and folds"):
-        State((0, 1, 2), (), scores, done)
+        state_of(scores, n_folds=())
     with pytest.raises(ValueError, match="repeated"):
-        State((0, 1, 1), (10,), scores, done)
+        state_of(scores, layers=(0, 1, 1))
     with pytest.raises(ValueError, match=r"scores: .* is \(3, 1, 9\), got \(3, 1, 10\)"):
-        State((0, 1, 2), (9,), scores, done)
-    with pytest.raises(ValueError, match=r"score returned \(1, 1, 1\) for layers \[0, 1\]"):
-        halving(lambda *_: np.zeros((1, 1, 1)), [0, 1], [10])
+        state_of(scores, n_folds=(9,))
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="the published layer scores are not here")
@@ -211,7 +175,7 @@ def test_the_published_scores_with_tasks_as_cells(revision: str) -> None:
     shares = []
     for seed in range(20):
         mixed = scores[:, :, np.random.default_rng(seed).permutation(len(of_task))]
-        found = search(mixed, Rule(budgets=(8, 16)))
+        found, _ = search(mixed, Rule(budgets=(8, 16)))
         assert recommended(found.scores_LTF) == recommended(scores)
         shares.append(found.share)
     assert np.mean(shares) < 0.72
@@ -230,7 +194,7 @@ def bounds(scores: Scores, n_folds: list[int], best: int) -> tuple[Scores, Score
 def test_the_predicted_error_is_that_of_the_two_stage_bootstrap() -> None:
     scores = np.random.default_rng(0).normal(0.5, 0.1, size=(2, 6, 4))
     scores[:, 1, 2:] = math.nan
-    difference, folds = scores[0] - scores[1], folds_of(scores)
+    difference, folds = scores[0] - scores[1], [4, 2, 4, 4, 4, 4]
     generator = np.random.default_rng(1)
     draws = [
         np.mean([generator.choice(difference[t, : folds[t]], folds[t]).mean() for t in tasks])
@@ -269,9 +233,8 @@ def test_of_equally_good_layers_the_lower_is_the_reference() -> None:
     scores[[3, 5]] += 0.3
     scores[3] = scores[5]
     for order in (range(7), [6, 5, 4, 3, 2, 1, 0]):
-        dropped = eliminate(scores[list(order)], [10], Rule(), layers=order, budget=5)
-        assert [drop.layer for drop in dropped] == [0, 1, 2, 4]
-        assert all("behind layer 3" in drop.reason for drop in dropped)
+        ordered = state_of(scores[[*order]], layers=tuple(order))
+        assert eliminate(ordered, Rule(), layers=order, budget=5) == [0, 1, 2, 4]
 
 
 def test_replicates_of_a_single_score_keep_layers_in() -> None:
@@ -282,15 +245,12 @@ def test_replicates_of_a_single_score_keep_layers_in() -> None:
     noisy = np.full((4, 2, 50), math.nan)
     noisy[:, 1, :40] = np.random.default_rng(1).normal(0.5, 0.1, size=(4, 40))
     noisy[2, 1, 7] = math.nan
-    folds, names = [10, 1], range(4)
-    dropped = eliminate(scores, folds, Rule(), layers=names, budget=3)
-    assert [drop.layer for drop in dropped] == [0, 1, 2]
-    assert not eliminate(scores, folds, Rule(), layers=names, budget=3, replicates_LTR=noisy)
     quiet = 0.5 + (noisy - 0.5) / 1000
-    still = eliminate(scores, folds, Rule(), layers=names, budget=3, replicates_LTR=quiet)
-    assert [drop.layer for drop in still] == [0, 1, 2]
-    state = State((0, 1, 2, 3), (10, 1), scores, ~np.isnan(scores), noisy)
-    assert finished(state, Rule(budgets=(3,))).survivors == [0, 1, 2, 3]
+    for replicates, dropped in ((None, [0, 1, 2]), (noisy, []), (quiet, [0, 1, 2])):
+        state = state_of(scores, replicates_LTR=replicates)
+        assert eliminate(state, Rule(), layers=range(4), budget=3) == dropped
+    noisy_state = state_of(scores, replicates_LTR=noisy)
+    assert replay(noisy_state, Rule(budgets=(3,)))[-1].layers == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +260,6 @@ def test_replicates_of_a_single_score_keep_layers_in() -> None:
         ({"budgets": (0, 3)}, "positive and ascending"),
         ({"level": 1.0}, r"level must be in \[0.5, 1\)"),
         ({"least_cells": 1}, "least_cells must be at least 2"),
-        ({"keep": 0}, "keep at least 1"),
     ],
 )
 def test_rules_without_meaning_are_errors(settings: dict[str, float], message: str) -> None:
