@@ -92,7 +92,7 @@ def listed(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
-def layers_in_words(layers: Sequence[int]) -> str:
+def numbered(layers: Sequence[int]) -> str:
     """Return layers in words, three and more in a row as a range."""
     parts: list[str] = []
     for _, same in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):

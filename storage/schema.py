@@ -84,15 +84,7 @@ TOKENS = _table(
 )
 
 PROMPT_METRICS = _table(
-    "prompt_metrics",
-    _PROMPT_ID,
-    _LAYER,
-    _NORM,
-    _METRIC,
-    _PARAMETERS,
-    _VALUE,
-    _REASON,
-    _N_TOKENS,
+    "prompt_metrics", _PROMPT_ID, _LAYER, _NORM, _METRIC, _PARAMETERS, _VALUE, _REASON, _N_TOKENS
 )
 
 LAYER_METRICS = _table(

@@ -159,14 +159,7 @@ class Cluster:
         return self._open
 
     def shuffle(
-        self,
-        stage: str,
-        units: Sequence[Any],
-        split: Split,
-        write: Write,
-        *,
-        key: str,
-        groups: int,
+        self, stage: str, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
     ) -> Iterator[Any]:
         """Yield `write(rows)` of the rows of each of the `groups` values of the column `key`.
 

@@ -26,7 +26,7 @@ from jobs.cluster.console import say
 from jobs.config.settings import WEB, NightlyConfig
 from jobs.rank.ranking import Checkpoint
 from jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
-from jobs.report.wording import title
+from jobs.report.facts import title
 from jobs.run import Run, partition
 from jobs.subjects import by_step
 from operators.analysis.regression import ScoreChange, has_moved, jumps, score_change

@@ -17,9 +17,9 @@ from jobs.config.metrics import parameters
 from jobs.nightly.judge import read_alerts
 from jobs.rank.ranking import Checkpoint
 from jobs.report import guide, made, section
+from jobs.report.facts import units_of
 from jobs.report.section import Section, Table
 from jobs.report.sections import training
-from jobs.report.wording import units_of
 from jobs.run import Run
 from jobs.subjects import by_step, step_of
 from jobs.words import counted

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.words import counted, known, listed, share
+from jobs.words import counted, known, numbered, share
 from operators.ranking.evidence import Evidence, LayerEvidence
 from operators.ranking.policy import Verdict
 from operators.ranking.scores import TIE
@@ -150,17 +150,17 @@ def not_counted(why_of: Mapping[str, str]) -> str:
 def not_compared(gaps: Sequence[Gap]) -> str:
     """Name the layers that tasks in the ranking have no score in, which leaves these layers out."""
     layers = sorted({layer for gap in gaps for layer in gap.layers})
-    left_out = f"{_listed(layers).capitalize()} {'is' if len(layers) == 1 else 'are'} not in the"
+    left_out = f"{numbered(layers).capitalize()} {'is' if len(layers) == 1 else 'are'} not in the"
     if len(gaps) == 1:
         return f"{left_out} ranking: task {gaps[0].task} has no score there{gaps[0].because}."
-    named = _some([f"{gap.task} in {_listed(gap.layers)}{gap.because}" for gap in gaps])
+    named = _some([f"{gap.task} in {numbered(gap.layers)}{gap.because}" for gap in gaps])
     return f"{left_out} ranking: {len(gaps)} tasks have no score there: {named}."
 
 
 def dropped(layers: Sequence[int]) -> str:
     """Name the layers that a search left without a score."""
     return (
-        f"The search dropped {_listed(layers)} early: more than one standard error behind the "
+        f"The search dropped {numbered(layers)} early: more than one standard error behind the "
         "best, so not to be recommended."
     )
 
@@ -192,7 +192,7 @@ def _highest(evidence: Evidence, row: LayerEvidence) -> str:
     if not others:
         return "the highest score"
     costs = "costs" if len(others) == 1 else "cost"
-    return f"the highest score (shared with {_listed(others)}, which {costs} as much or more)"
+    return f"the highest score (shared with {numbered(others)}, which {costs} as much or more)"
 
 
 def _row(evidence: Evidence, layer: int) -> LayerEvidence:
@@ -268,7 +268,3 @@ def _some(parts: Sequence[str]) -> str:
     """Return the first of several clauses, and how many more there are."""
     more = len(parts) - _NAMED
     return "; ".join([*parts[:_NAMED], *([f"and {more} more"] if more > 0 else [])])
-
-
-def _listed(layers: Sequence[int]) -> str:
-    return f"layer{'' if len(layers) == 1 else 's'} {listed([*map(str, sorted(layers))])}"

@@ -183,11 +183,7 @@ class _Canvas:
             '<svg viewBox="0 0 {w} {h}" role="img" aria-labelledby="{id}-title {id}-words">'
             '<title id="{id}-title">{title}</title><desc id="{id}-words">{words}</desc>'
         ).format(
-            w=self.size.width,
-            h=self.size.height,
-            id=name,
-            title=escape(title),
-            words=escape(words),
+            w=self.size.width, h=self.size.height, id=name, title=escape(title), words=escape(words)
         )
         over = Markup('<g class="over">{0}</g>').format(Markup("").join(self.over))
         return head + Markup(body) + (over if self.over else "") + Markup("</svg>")
@@ -235,7 +231,18 @@ def _lines(plot: Lines, size: Size) -> _Canvas:
     longest = max((len(_shortened(line, size)) for line in plot.lines if line.at_end), default=0)
     canvas = _Canvas(size, longest * _CHAR_WIDTH + 8 if longest else 0)
     for line in plot.lines:
-        _draw_line(canvas.axes, line, _look(plot, line))
+        axes, look = canvas.axes, _look(plot, line)
+        if line.look == "thin":
+            axes.plot(line.x, _own_scale(line), transform=axes.get_xaxis_transform(), **look)
+        else:
+            axes.plot(line.x, line.y, **look)
+        if line.low:
+            colour, alpha = _BANDS.get(line.look, (BAND, 1.0))
+            axes.fill_between(
+                line.x, line.low, line.high, color=colour, alpha=alpha, lw=0, zorder=1
+            )
+            for x, low, high in line.alone():  # which fill_between leaves out
+                axes.vlines(x, low, high, color=colour, linewidth=6, zorder=1)
     if plot.zero:
         canvas.axes.axhline(0, color=MUTED, linewidth=1, zorder=2)
     canvas.finish(places, plot.x, plot.y)
@@ -267,18 +274,6 @@ def _look(plot: Lines, line: Line) -> dict[str, Any]:
     elif len(line.x) > _MOST_DOTS:
         look["marker"] = None
     return look
-
-
-def _draw_line(axes: Axes, line: Line, look: dict[str, Any]) -> None:
-    if line.look == "thin":
-        axes.plot(line.x, _own_scale(line), transform=axes.get_xaxis_transform(), **look)
-    else:
-        axes.plot(line.x, line.y, **look)
-    if line.low:
-        colour, alpha = _BANDS.get(line.look, (BAND, 1.0))
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=alpha, lw=0, zorder=1)
-        for x, low, high in line.alone():  # which fill_between leaves out
-            axes.vlines(x, low, high, color=colour, linewidth=6, zorder=1)
 
 
 def _tell_lines(canvas: _Canvas, plot: Lines) -> None:
@@ -372,15 +367,18 @@ def _name_points(canvas: _Canvas, plot: Scatter) -> None:
             middle = min(max(x + across, half), width - half)
             if y + up - 7 >= 0 and y + up <= height:
                 boxes.append((middle - half, y + up - 7, middle + half, y + up + 7))
-        free = [box for box in boxes if not any(_overlap(box, each) for each in taken)]
+        free = [
+            box
+            for box in boxes
+            if not any(
+                box[0] < each[2] and each[0] < box[2] and box[1] < each[3] and each[1] < box[3]
+                for each in taken
+            )
+        ]
         for left, low, right, up in (free or (boxes if point.ringed else []))[:1]:
             taken.append((left, low, right, up))
             colour = ACCENT if point.strong else MUTED
             canvas.write((left + right) / 2, (low + up) / 2, point.label, colour, ha="center")
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _histogram(plot: Histogram, size: Size) -> _Canvas:

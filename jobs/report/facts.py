@@ -1,14 +1,14 @@
-"""What a section is made from: a model's ranking, and the run whose tables lie behind it."""
+"""What a section is made from, a model's ranking and its run, and what several call alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.rank.ranking import Ranking
+from jobs.rank.ranking import Ranking, Row
 from jobs.report.charts import Mark
-from jobs.report.wording import vectors_of
 from jobs.run import Run
-from jobs.words import counted
+from jobs.words import NOTHING, counted, known, span
+from operators.metrics.registry import METRICS, Parameters, main_variant, unit_of
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,32 @@ class Facts:
         """Return the ends of the intervals of every layer's score or gain, where there are any."""
         rows = self.ranking.rows if self.ranking.has_intervals else []
         return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]
+
+
+def vectors_of(norm: str, pooling: str) -> str:
+    """Return a norm and a pooling in words."""
+    state = "final norm" if norm == "final" else "raw output"
+    how = "token by token" if pooling == "tokens" else f"{pooling.replace('_', ' ')} pooling"
+    return f"{how}, {state}"
+
+
+def title(metric: str) -> str:
+    """Return a metric's title; its name if no title is known."""
+    return METRICS[metric].title if metric in METRICS else metric
+
+
+def layer_cell(layer: int, ranking: Ranking) -> tuple[str, str]:
+    """Return the number of a layer as a table begins its row, the last one marked."""
+    return str(layer), "last" if layer == ranking.last else ""
+
+
+def gain_span(row: Row, last: int) -> str:
+    """Return the interval of a layer's gain; the last layer is what gains are over."""
+    if row["layer"] == last:
+        return "baseline" if known(row["score"]) else NOTHING
+    return span(row["gain_low"], row["gain_high"])
+
+
+def units_of(asked: Parameters) -> dict[str, str]:
+    """Return the unit of each metric's main variant."""
+    return {name: unit_of(name, main_variant(name, asked)) for name in METRICS}

@@ -16,7 +16,7 @@ from jobs.cluster.console import say
 from jobs.config.metrics import parameters
 from jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
 from jobs.report import guide, made, section
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, units_of
 from jobs.report.section import Section
 from jobs.report.sections import (
     answer,
@@ -32,7 +32,6 @@ from jobs.report.sections import (
     steps,
     training,
 )
-from jobs.report.wording import units_of
 from jobs.run import Run, partition, write_table
 from jobs.subjects import step_of
 from jobs.words import counted

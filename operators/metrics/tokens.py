@@ -30,10 +30,7 @@ NEAR_STRAIGHT = 0.9
 
 
 def entropies(
-    tokens_MTD: Tensor,
-    mask_MT: Tensor,
-    alphas: Sequence[float],
-    method: SpectrumMethod = "exact",
+    tokens_MTD: Tensor, mask_MT: Tensor, alphas: Sequence[float], method: SpectrumMethod = "exact"
 ) -> Tensor:
     """How diverse the tokens within each prompt are, ``values_AM``; low means compressed.
 

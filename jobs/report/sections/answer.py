@@ -7,9 +7,8 @@ import math
 from jobs.rank import sentences
 from jobs.rank.ranking import at_layers
 from jobs.report.charts import Line, Lines, in_points
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, title
 from jobs.report.section import Chart, Section
-from jobs.report.wording import title
 from jobs.words import NOTHING, capital, counted, known, listed, share, signed, span
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
@@ -19,13 +18,18 @@ BESIDE = ("prompt_entropy", "curvature", "infonce")
 def section(facts: Facts) -> Section:
     """Return the answer of a model with its three figures and the plot of its layers."""
     ranking = facts.ranking
-    won = _won(facts)
-    figures = [*won, (share(ranking.verdict.saved), "of the compute saved")]
+    folds = sorted({task.folds for task in ranking.counting})
+    of_folds = ""
+    if folds and folds != [1]:
+        each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
+        of_folds = f" of {each} folds"
+    why = capital(sentences.why(ranking.evidence, ranking.verdict))
+    tasks = counted(len(ranking.counting), "task")
     return Section(
         sentences.answer(ranking.evidence, ranking.verdict),
         "answer",
-        says=[_small_print(facts)],
-        figures=figures,
+        says=[f"{why}; {tasks}{of_folds}; {facts.vectors}."],
+        figures=[*_won(facts), (share(ranking.verdict.saved), "of the compute saved")],
         charts=[_chart(facts)],
     )
 
@@ -51,19 +55,6 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
         (f"{signed(gain)} points", over),
         sure if known(low) else (NOTHING, "a single score has no interval"),
     ]
-
-
-def _small_print(facts: Facts) -> str:
-    """Return in one sentence why, from how much, and of which vectors."""
-    ranking = facts.ranking
-    tasks = ranking.counting
-    folds = sorted({task.folds for task in tasks})
-    of_folds = ""
-    if folds and folds != [1]:
-        each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
-        of_folds = f" of {each} folds"
-    why = sentences.why(ranking.evidence, ranking.verdict)
-    return f"{capital(why)}; {counted(len(tasks), 'task')}{of_folds}; {facts.vectors}."
 
 
 def _chart(facts: Facts) -> Chart:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.rank.ranking import ON, Row, choice_rows
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, title
 from jobs.report.section import Cell, Section, Table
-from jobs.report.wording import title
 from jobs.run import partition
 from jobs.words import capital, counted, hundredths, known, points, share, span
 from operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS

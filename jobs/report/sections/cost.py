@@ -6,9 +6,8 @@ import math
 
 from jobs.rank.ranking import Ranking
 from jobs.report.charts import Point, Scatter
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, layer_cell
 from jobs.report.section import Cell, Chart, Section, Table
-from jobs.report.wording import layer_cell
 from jobs.words import known, share, size
 
 

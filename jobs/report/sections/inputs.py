@@ -8,12 +8,11 @@ from typing import Any
 
 from jobs.config.run import graded_conditions
 from jobs.rank.ranking import Row
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, title
 from jobs.report.section import Cell, Section, Table
 from jobs.report.sections.metrics import Series, series
-from jobs.report.wording import title
 from jobs.run import Run, partition
-from jobs.words import count, counted, known, layers_in_words
+from jobs.words import count, counted, known, numbered
 from operators.metrics.registry import METRICS
 from operators.prompts.conditions import graded
 from operators.prompts.views import view_name
@@ -39,11 +38,16 @@ def section(facts: Facts) -> Section:
     if missing:
         head = ["Value", "Where", "Why"]
         tables.append(Table("Undefined values", head, missing, words=(0, 1, 2)))
-    of_none = "No score and no metric is undefined."
+    tokens, seconds = (sum(each[name] for each in encoded) for name in ("tokens", "model_seconds"))
+    rate = f", {tokens / seconds:,.0f} tokens a second" if seconds else ""
+    says = (
+        f"{tokens:,} tokens went through the model in {seconds:,.0f} seconds of model time, summed "
+        f"over its workers{rate}. Every layer, metric and task was made from these passes."
+    )
     return Section(
         f"What was read, and what was left out{f': {len(missing)} undefined' if missing else ''}",
         "inputs",
-        says=[f"{model_time(encoded)} {'' if missing else of_none}".strip()],
+        says=[says if missing else f"{says} No score and no metric is undefined."],
         tables=tables,
         folded=True,
         data={"encoded": encoded},
@@ -87,16 +91,6 @@ def totals(encoded: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def model_time(encoded: Sequence[Row]) -> str:
-    """Return what the forward passes of a model took."""
-    tokens, seconds = (sum(each[name] for each in encoded) for name in ("tokens", "model_seconds"))
-    rate = f", {tokens / seconds:,.0f} tokens a second" if seconds else ""
-    return (
-        f"{tokens:,} tokens went through the model in {seconds:,.0f} seconds of model time, summed "
-        f"over its workers{rate}. Every layer, metric and task was made from these passes."
-    )
-
-
 def undefined(facts: Facts, measured: Sequence[Series]) -> list[list[str]]:
     """Return what has no value, in how many places, and why: a row per metric and reason."""
     together: dict[tuple[str, str], list[Series]] = {}
@@ -116,7 +110,7 @@ def undefined(facts: Facts, measured: Sequence[Series]) -> list[list[str]]:
         rows = facts.ranking.rows
         layers = [row["layer"] for row in rows if not known(row["tasks"][task.label])]
         if layers:
-            where = layers_in_words(layers) if len(layers) < len(rows) else "every layer"
+            where = numbered(layers) if len(layers) < len(rows) else "every layer"
             found.append([f"Task {task.label}", where, _FROM_SEARCH if searched else _FROM_TASK])
     return found
 
@@ -133,7 +127,7 @@ def _extent(same: Sequence[Series], reason: str) -> str:
     parts = []
     if missing:
         layers, of = sorted(set(missing)), {row["layer"] for row in rows}
-        where = layers_in_words(layers) if len(layers) < len(of) else "every layer"
+        where = numbered(layers) if len(layers) < len(of) else "every layer"
         parts.append(f"{len(missing):,} of {counted(len(rows), 'value')}, in {where}")
     if worst["n_undefined"]:
         total = worst["n_prompts"] + worst["n_undefined"]

@@ -14,7 +14,7 @@ from jobs.report.charts import Histogram
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.run import Run, partition
-from jobs.words import NOTHING, capital, count, known, layers_in_words, number, share
+from jobs.words import NOTHING, capital, count, known, number, numbered, share
 from operators.analysis.modes import CLIFFS_DELTA
 from operators.metrics.registry import METRICS, unit_of
 
@@ -110,13 +110,13 @@ def sentence(rows: Sequence[Row], found: Sequence[Row], unit: str) -> str:
     several = [row for row in ordered if row["peaks"] > 2]  # noqa: PLR2004
     groups, peaks = "", ""
     if two:
-        groups = f"In {layers_in_words(two)} the entropies of the prompts fall into two groups."
+        groups = f"In {numbered(two)} the entropies of the prompts fall into two groups."
         if len(two) > 1:
             groups += f" They are furthest from a single one in layer {found[0]['layer']}."
     if several:
         most = max(several, key=lambda row: int(row["peaks"]))
         where = "" if len(several) == 1 else f" in layer {most['layer']}"
-        which = layers_in_words([row["layer"] for row in several])
+        which = numbered([row["layer"] for row in several])
         peaks = (
             f"In {which} the entropies have more than two "
             f"peaks ({most['peaks']}{where}), as short texts can give, one for every length."

@@ -5,9 +5,8 @@ from __future__ import annotations
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.rank.sentences import FEW_TASKS
 from jobs.report.charts import Lines, Mark, in_points
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, gain_span, layer_cell
 from jobs.report.section import Cell, Chart, Section, Table
-from jobs.report.wording import gain_span, layer_cell
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.ranking.policy import Policy
 from operators.ranking.scores import TIE
@@ -52,10 +51,29 @@ def section(facts: Facts) -> Section:
     }
     if not ranking.scored:
         return Section("Ranking", "ranking", notes=ranking.gaps, data=data)
+    says = [ranking.sentence, ranking.advice]
+    if ranking.search_share is not None:
+        whole = all(known(row["score"]) for row in ranking.rows)
+        left = (
+            "no layer could be dropped"
+            if whole
+            else "the layers that it dropped early have no score"
+        )
+        done = share(ranking.search_share)
+        says.append(f"The search did {done} of the scoring of a full sweep; {left}.")
+    oracle, best = ranking.evidence.oracle, ranking.best_first[0]
+    if known(oracle) and len(ranking.counting) > 1:
+        more = oracle - best["score"]
+        says.append(
+            f"The best layer of each task would score {points(oracle)} points, {points(more)} more "
+            f"than layer {best['layer']}, the best single one."
+            if more > TIE
+            else f"Layer {best['layer']} is the best in every task."
+        )
     return Section(
         "Ranking",
         "ranking",
-        says=[*filter(None, (ranking.sentence, ranking.advice, _search(facts), _oracle(facts)))],
+        says=says,
         charts=[_gains(facts)] if len(ranking.scored) > 1 else [],
         notes=[
             "Points: 100 x score. Gain: over the last layer. Cost: compute of a token, of the "
@@ -126,31 +144,6 @@ def _numbered(facts: Facts, row: Row) -> Cell:
     if not known(row["score"]) and ranking.search_share is not None and layer != ranking.last:
         return str(layer), "dropped"
     return layer_cell(layer, ranking)
-
-
-def _search(facts: Facts) -> str:
-    """Return what a search left out; nothing if every layer was scored."""
-    if facts.ranking.search_share is None:
-        return ""
-    done = f"The search did {share(facts.ranking.search_share)} of the scoring of a full sweep"
-    if all(known(row["score"]) for row in facts.ranking.rows):
-        return f"{done}; no layer could be dropped."
-    return f"{done}; the layers that it dropped early have no score."
-
-
-def _oracle(facts: Facts) -> str:
-    """Return what the best layer of each task would reach; nothing for fewer than two tasks."""
-    ranking, oracle = facts.ranking, facts.ranking.evidence.oracle
-    if not known(oracle) or len(ranking.counting) == 1:
-        return ""
-    best = ranking.best_first[0]
-    more = oracle - best["score"]
-    if more <= TIE:
-        return f"Layer {best['layer']} is the best in every task."
-    return (
-        f"The best layer of each task would score {points(oracle)} points, {points(more)} more "
-        f"than layer {best['layer']}, the best single one."
-    )
 
 
 def _gains(facts: Facts) -> Chart:

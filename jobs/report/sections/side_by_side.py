@@ -9,10 +9,9 @@ from jobs.rank import sentences
 from jobs.rank.ranking import Ranking, at_layers
 from jobs.report.charts import Line, Lines, in_points, where_any
 from jobs.report.drawing import swatch
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, gain_span
 from jobs.report.section import Cell, Chart, Section, Table
 from jobs.report.sections.metrics import chart, drawn, series
-from jobs.report.wording import gain_span
 from jobs.words import NOTHING, counted, hundredths, points, signed
 from operators.metrics.registry import METRICS, unit_of
 

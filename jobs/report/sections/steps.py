@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from jobs.rank.ranking import Row, as_good_as_best
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, layer_cell, title
 from jobs.report.section import Cell, Section, Step, Table
 from jobs.report.sections.cost import has_latency, spread
 from jobs.report.sections.curves import Curves, curves
 from jobs.report.sections.metrics import drawn, from_few, series
-from jobs.report.wording import layer_cell, title
 from jobs.words import counted, known, listed, number, points, share
 from operators.analysis.labelfree import READ_AS
 

@@ -16,11 +16,10 @@ from jobs import words
 from jobs.rank.ranking import as_good_as_best
 from jobs.rank.sentences import answer
 from jobs.report.charts import Lines, Scatter
-from jobs.report.facts import Facts
+from jobs.report.facts import Facts, title
 from jobs.report.section import Section
 from jobs.report.sections import answer as answering
 from jobs.report.sections import choices, cost, curves, inputs, ranking, steps
-from jobs.report.wording import title
 from operators.analysis.labelfree import READ_AS, depth_rules
 from operators.ranking.policy import Kind
 from tests.support import by_hand
