@@ -30,14 +30,14 @@ Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
 class Table:
     """A table of the root: the stage that writes a partition of it, and when that is visible.
 
-    A partition has one object per shard of prompts, or the only `object`, with `columns`. Its
-    manifest is written last, and readers take a partition only through it.
+    A partition has one object per shard of prompts, or the only `object`; the columns are those of
+    its name in `storage.schema`. Its manifest is written last, and readers take a partition only
+    through it.
     """
 
     stage: Stage
     visible: str
     object: str = ""
-    columns: pa.Schema | None = None
 
 
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
@@ -49,38 +49,20 @@ TABLES: dict[TableName, Table] = {
     "embeddings": Table("extract", "when a condition of a subject and dataset has all its shards"),
     "tokens": Table("extract", "with the clean embeddings, where token states are stored"),
     "prompt_metrics": Table("extract", "with the embeddings; by measure where states are stored"),
-    "layer_costs": Table(
-        "measure", "when a subject's layers are timed", "costs.parquet", schema.LAYER_COSTS
-    ),
+    "layer_costs": Table("measure", "when a subject's layers are timed", "costs.parquet"),
     "layer_metrics": Table(
-        "measure",
-        "when all layers under a condition are measured",
-        "metrics.parquet",
-        schema.LAYER_METRICS,
+        "measure", "when all layers under a condition are measured", "metrics.parquet"
     ),
     "prompt_traits": Table("measure", "when the sampled prompts of a dataset are described"),
-    "sensitivity": Table(
-        "measure", "when a family of conditions is reduced", "slopes.parquet", schema.SENSITIVITY
-    ),
-    "modes": Table(
-        "measure", "when all datasets of a subject are measured", "modes.parquet", schema.MODES
-    ),
-    "probe_scores": Table(
-        "probe", "when a task is scored in all layers", "scores.parquet", schema.PROBE_SCORES
-    ),
+    "sensitivity": Table("measure", "when a family of conditions is reduced", "slopes.parquet"),
+    "modes": Table("measure", "when all datasets of a subject are measured", "modes.parquet"),
+    "probe_scores": Table("probe", "when a task is scored in all layers", "scores.parquet"),
     "learning_curves": Table(
-        "probe",
-        "when a task is scored at every number of examples",
-        "scores.parquet",
-        schema.LEARNING_CURVES,
+        "probe", "when a task is scored at every number of examples", "scores.parquet"
     ),
-    "choices": Table("rank", "before the ranking", "choices.parquet", schema.CHOICES),
-    "correlations": Table(
-        "rank", "before the ranking", "correlations.parquet", schema.CORRELATIONS
-    ),
-    "ranking": Table(
-        "rank", "anew by every run; by a nightly once", "ranking.parquet", schema.RANKING
-    ),
+    "choices": Table("rank", "before the ranking", "choices.parquet"),
+    "correlations": Table("rank", "before the ranking", "correlations.parquet"),
+    "ranking": Table("rank", "anew by every run; by a nightly once", "ranking.parquet"),
 }
 
 
@@ -201,12 +183,10 @@ def write_table(
     made: str = "",
 ) -> Manifest:
     """Write a table of one object and make it visible; `made` says what ran the work."""
-    table = TABLES[where.table]
-    assert table.columns is not None, where
-    blank = Receipt(table.object, 0, digest_of(settings), "", facts=facts or {})
-    content = [pa.Table.from_pylist([*rows], table.columns)]
-    key = where.shard(table.object)
-    receipt = write_shard(manifests.root, key, content, table.columns, blank)
+    name, columns = TABLES[where.table].object, getattr(schema, where.table.upper())
+    blank = Receipt(name, 0, digest_of(settings), "", facts=facts or {})
+    content = [pa.Table.from_pylist([*rows], columns)]
+    receipt = write_shard(manifests.root, where.shard(name), content, columns, blank)
     return manifests.publish(where, settings, [receipt], made=made)
 
 

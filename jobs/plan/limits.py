@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from dataclasses import dataclass
+
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 TOKENS_PER_SECOND = 50_000.0  # assumed of a GPU
 PRICE_GB_MONTH = 0.023  # USD, S3 Standard in us-east-1, the first 50 TB
 PRICE_1000_PUTS = 0.005  # USD, the same
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?i?b?)", re.IGNORECASE)
-_POWERS = "kmgtp"
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,12 @@ class Limits:
 
 def parse_bytes(text: str) -> int:
     """Return a size in bytes: `10GB` is 10^10, `500MiB` 500 x 2^20, `4096` itself."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no size; give a number and a unit, such as 10GB or 500MiB"
-        )
-    number, unit = float(found[1]), found[2].lower()
-    power = _POWERS.index(unit[0]) + 1 if unit[:1] and unit[0] in _POWERS else 0
-    return int(number * (1024 if "i" in unit else 1000) ** power)
+        ) from error
 
 
 def positive(text: str) -> float:
@@ -56,7 +53,4 @@ def price(text: str) -> float:
 
 def size(count: float) -> str:
     """Return bytes for people, in binary units."""
-    power = min(int(math.log2(max(count, 1)) // 10), len(_POWERS))
-    if not power:
-        return f"{count:,.0f} B"
-    return f"{count / 1024**power:,.1f} {_POWERS[power - 1].upper()}iB"
+    return ByteSize(count).human_readable(separator=" ")

@@ -7,11 +7,9 @@ repository nor a network.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from importlib import resources
 
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup
 
 from jobs.report import section
@@ -47,14 +45,10 @@ def article(markdown: str) -> Markup:
     tokens = reader.parse(markdown)
     for index, token in enumerate(tokens):
         if token.type == "heading_open":
-            token.attrSet("id", anchor_of(_words(tokens[index + 1])))
+            words = "".join(child.content for child in tokens[index + 1].children or ())
+            token.attrSet("id", anchor_of(words))
         elif token.type == "th_open":
             token.attrSet("scope", "col")
     html = reader.renderer.render(tokens, reader.options, {})
     html = html.replace("<table>", '<div class="scroll" tabindex="0"><table>')
     return Markup(html.replace("</table>", "</table></div>"))
-
-
-def _words(inline: Token) -> str:
-    children: Sequence[Token] = inline.children or ()
-    return "".join(child.content for child in children)

@@ -88,23 +88,12 @@ def _datasets(run: Run) -> tuple[Table, list[dict[str, Any]]]:
                 "duplicates": int(facts["duplicates"]),
             }
         )
-    plain = ("prompts", "shards", "duplicates")
-    rows = [
-        [
-            each["name"],
-            *(count(each[name]) for name in plain),
-            *map(count, each["skipped"].values()),
-        ]
-        for each in found
-    ]
-    left_out: list[Cell] = [(reason.replace("_", " "), "left out") for reason in SKIPPED]
-    head: list[Cell] = [
-        "Dataset",
-        "Unique prompts",
-        "Shards",
-        ("Repeated", "encoded once"),
-        *left_out,
-    ]
+    rows = []
+    for each in found:
+        counts = [each["prompts"], each["shards"], each["duplicates"], *each["skipped"].values()]
+        rows.append([each["name"], *map(count, counts)])
+    head: list[Cell] = ["Dataset", "Unique prompts", "Shards", ("Repeated", "encoded once")]
+    head += [(reason.replace("_", " "), "left out") for reason in SKIPPED]
     return Table("Prompts of every dataset", head, rows), found
 
 

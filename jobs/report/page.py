@@ -88,10 +88,6 @@ class Report:
         newest = {same[-1].ranking.subject.name: same[-1] for same in self.sweeps}
         return [each for each in self.models if newest.get(each.ranking.subject.name, each) is each]
 
-    def of_all(self) -> list[Section]:
-        """Return the sections of several models, and of each sweep."""
-        return [side_by_side.section(self.in_full), *self.training()]
-
     def training(self) -> list[Section]:
         """Return the section of each sweep."""
         found = []
@@ -136,7 +132,12 @@ def tell(report: Report, root: Root | None) -> None:
         for line in ["", f"  {sweep.title}", *section.console([sweep])]:
             say(line)
     for facts in report.in_full:
-        for line in story(facts):
+        lines = [f"  left out: {note}" for note in facts.ranking.notes]
+        if facts.ranking.scored:
+            lines += section.console([ranking.section(facts)])
+        else:
+            lines += ["", *section.wrapped(facts.ranking.sentence)]
+        for line in ["", f"  {facts.ranking.subject}: {facts.setting}", *lines]:
             say(line)
     if root:
         for name, content in files.items():
@@ -145,24 +146,20 @@ def tell(report: Report, root: Root | None) -> None:
         say(f"  report: {root.place(f'{FOLDER}/index.html')}")
 
 
-def story(facts: Facts) -> list[str]:
-    """Return the ranking and the verdict of a model as lines of plain text."""
-    lines = ["", f"  {facts.ranking.subject}: {facts.setting}"]
-    lines += [f"  left out: {note}" for note in facts.ranking.notes]
-    if not facts.ranking.scored:
-        return [*lines, "", *section.wrapped(facts.ranking.sentence)]
-    return [*lines, *section.console([ranking.section(facts)])]
-
-
 def render(report: Report) -> dict[str, bytes]:
     """Return the files of a report, in the order in which they are to be written."""
     sections = {id(facts): [make(facts) for make in SECTIONS] for facts in report.models}
-    of_all = report.of_all()
+    of_all = [side_by_side.section(report.in_full), *report.training()]
     several = [(facts, sections[id(facts)]) for facts in report.in_full]
     version = str(report.made.data["versions"]["layerrank"] or "")
+    parts = [section.markdown(each, 1) for each in of_all]
+    for facts, own in several:
+        name = Section(f"{facts.ranking.subject.name}: layer ranking", says=[facts.setting])
+        parts += [section.markdown(name, 1), *map(section.markdown, own)]
+    text = "\n\n".join(filter(None, [*parts, section.markdown(report.made, 1)]))
     return {
         "report.json": section.json_bytes(_data(report, sections, of_all)),
-        "report.md": _markdown(several, [*of_all, report.made]).encode(),
+        "report.md": f"{text}\n".encode(),
         guide.PAGE: guide.page(version),
         "index.html": _page(report, several, of_all, version),
     }
@@ -199,15 +196,6 @@ def _data(
         "sweeps": [each.data for each in sweeps],
         **side.data,
     }
-
-
-def _markdown(models: Sequence[tuple[Facts, Sequence[Section]]], of_all: Sequence[Section]) -> str:
-    *before, how = of_all
-    parts = [section.markdown(each, 1) for each in before]
-    for facts, sections in models:
-        name = Section(f"{facts.ranking.subject.name}: layer ranking", says=[facts.setting])
-        parts += [section.markdown(name, 1), *map(section.markdown, sections)]
-    return "\n\n".join([*filter(None, parts), section.markdown(how, 1)]) + "\n"
 
 
 def _page(

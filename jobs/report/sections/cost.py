@@ -33,9 +33,8 @@ def measured_on(ranking: Ranking) -> str:
     cost = ranking.costs.get(ranking.last)
     if not cost:
         return ""
-    return (
-        f"one prompt of {cost['tokens']} tokens on a {'GPU' if cost['device'] == 'cuda' else 'CPU'}"
-    )
+    device = "GPU" if cost["device"] == "cuda" else "CPU"
+    return f"one prompt of {cost['tokens']} tokens on a {device}"
 
 
 def has_latency(ranking: Ranking) -> bool:

@@ -19,8 +19,6 @@ from operators.prompts.views import view_name
 from storage.partition import CLEAN
 
 _SUMMED = ("prompts", "shards", "tokens", "truncated", "skipped_no_tokens", "model_seconds")
-_FROM_SEARCH = "dropped early by the search, else undefined for the reason in probe_scores"
-_FROM_TASK = "undefined, for the reason in probe_scores"
 
 
 def section(facts: Facts) -> Section:
@@ -105,13 +103,15 @@ def undefined(facts: Facts, measured: Sequence[Series]) -> list[list[str]]:
         [title(metric), _extent(same, reason), reason]
         for (metric, reason), same in together.items()
     ]
-    searched = facts.ranking.search_share is not None
+    why = "undefined for the reason in probe_scores"
+    if facts.ranking.search_share is not None:
+        why = f"dropped early by the search, else {why}"
     for task in facts.ranking.tasks:
         rows = facts.ranking.rows
         layers = [row["layer"] for row in rows if not known(row["tasks"][task.label])]
         if layers:
             where = numbered(layers) if len(layers) < len(rows) else "every layer"
-            found.append([f"Task {task.label}", where, _FROM_SEARCH if searched else _FROM_TASK])
+            found.append([f"Task {task.label}", where, why])
     return found
 
 

@@ -75,6 +75,14 @@ def section(facts: Facts) -> Section:
             "What the vectors of each layer look like. These describe the layers and do not enter "
             "the ranking: on the published scores of 32 tasks no such metric chose layers reliably."
         )
+    parts = []
+    for name, of in measured.items():
+        among = f" of {name}" if facts.several_datasets else ""
+        shown = drawn(facts.ranking, of)
+        for kind, same in groupby(shown, key=lambda each: type(METRICS[each.metric].measured)):
+            charts = [_chart(facts, each, of) for each in same]
+            parts.append(Section(f"{_MEASURED_ON[kind]}{among}", charts=charts))
+        parts.append(Section(f"Every variant{among}", tables=[_values(facts, of)]))
     if unmeasured:
         names = ", ".join(unmeasured)
         says.append(f"Not measured: {names}. The stage “measure” was not run.")
@@ -82,11 +90,7 @@ def section(facts: Facts) -> Section:
         "Metrics without labels",
         "metrics",
         says=says,
-        parts=[
-            part
-            for name, of in measured.items()
-            for part in _parts(facts, of, f" of {name}" if facts.several_datasets else "")
-        ],
+        parts=parts,
         link="metrics.html",
         folded=True,
         data={
@@ -144,15 +148,6 @@ def chart(name: str, plot: Lines | None, norm: str, pooling: str, prompts: int =
         source=f"{how}{of}. {metric.paper}.",
         link=link_to(metric.title),
     )
-
-
-def _parts(facts: Facts, of: Sequence[Series], among: str) -> list[Section]:
-    groups = groupby(drawn(facts.ranking, of), key=lambda each: type(METRICS[each.metric].measured))
-    parts = [
-        Section(f"{_MEASURED_ON[kind]}{among}", charts=[_chart(facts, each, of) for each in same])
-        for kind, same in groups
-    ]
-    return [*parts, Section(f"Every variant{among}", tables=[_values(facts, of)])]
 
 
 def from_few(facts: Facts, each: Series) -> bool:

@@ -37,18 +37,11 @@ def section(facts: Facts) -> Section:
     ]
     inner = ("norm", "pooling", "pareto", "verdict", "recommended", "device", "tokens")
     layers = [
-        {
-            **{name: value for name, value in row.items() if name not in inner},
-            "front": row["pareto"],
-        }
+        {name: row[name] for name in row if name not in inner} | {"front": row["pareto"]}
         for row in ranking.rows
     ]
-    data = {
-        "oracle": ranking.evidence.oracle,
-        "search_share": ranking.search_share,
-        "tasks": tasks,
-        "layers": layers,
-    }
+    of_all = {"oracle": ranking.evidence.oracle, "search_share": ranking.search_share}
+    data = {**of_all, "tasks": tasks, "layers": layers}
     if not ranking.scored:
         return Section("Ranking", "ranking", notes=ranking.gaps, data=data)
     says = [ranking.sentence, ranking.advice]

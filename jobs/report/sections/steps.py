@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.report.facts import Facts, layer_cell, title
 from jobs.report.section import Cell, Section, Step, Table
@@ -22,13 +20,6 @@ METRICS = {
 _MOST = 5  # candidates
 
 
-class Fall(NamedTuple):
-    """Mean score of a layer over the tasks with noise: on clean texts, and at the highest level."""
-
-    clean: float
-    noisy: float
-
-
 def section(facts: Facts) -> Section:
     """Return the three steps with what each found, and a table of the layers to choose between."""
     return section_of(facts, [each for each in curves(facts) if each.kind == "noise"])
@@ -39,7 +30,7 @@ def section_of(facts: Facts, noise: list[Curves]) -> Section:
     if not facts.ranking.scored:
         return Section("In three steps", "steps")
     chosen = candidates(facts)
-    found = falls(noise, [row["layer"] for row in chosen])
+    found = noisy_scores(noise, [row["layer"] for row in chosen])
     stable = "curves" if found else "metrics" if facts.run else "ranking"
     return Section(
         "In three steps",
@@ -62,19 +53,15 @@ def candidates(facts: Facts) -> list[Row]:
     return [row for row in ranking.scored if row["layer"] in kept]
 
 
-def falls(noise: list[Curves], layers: list[int]) -> dict[int, Fall]:
-    """Return how far the score of each layer falls under noise, mean over the tasks with both."""
+def noisy_scores(noise: list[Curves], layers: list[int]) -> dict[int, float]:
+    """Return each layer's score at the highest noise, mean over tasks with a clean one as well."""
     found = {}
     for layer in layers:
-        ends = []
-        for each in noise:
-            at = each.scores.get(layer, {})
-            if len(at) > 1:
-                ends.append((at[min(at)].mean, at[max(at)].mean))
-        pairs = [(clean, noisy) for clean, noisy in ends if known(clean) and known(noisy)]
-        if pairs:
-            sides = zip(*pairs, strict=True)
-            found[layer] = Fall(*(sum(side) / len(pairs) for side in sides))
+        scores = [each.scores[layer] for each in noise if len(each.scores.get(layer, {})) > 1]
+        ends = [(at[min(at)].mean, at[max(at)].mean) for at in scores]
+        noisy = [noisy for clean, noisy in ends if known(clean) and known(noisy)]
+        if noisy:
+            found[layer] = sum(noisy) / len(noisy)
     return found
 
 
@@ -92,11 +79,11 @@ def _compared(facts: Facts) -> str:
     return f"{said}; {called}, layer {other['layer']}, {points(other['score'])}."
 
 
-def _stability(facts: Facts, noise: list[Curves], found: dict[int, Fall]) -> str:
+def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> str:
     said = []
     if found:
         level = max(x for each in noise for at in each.scores.values() for x in at)
-        parts = [f"layer {n} to {points(fall.noisy)}" for n, fall in found.items()]
+        parts = [f"layer {n} to {points(score)}" for n, score in found.items()]
         said.append(f"With typos in {share(level)} of the words scores fall: {listed(parts)}.")
     best: dict[int, list[str]] = {}
     layers = [row["layer"] for row in candidates(facts)]
@@ -129,7 +116,7 @@ def _measured(facts: Facts) -> list[str]:
     ]
 
 
-def _table(facts: Facts, chosen: list[Row], found: dict[int, Fall]) -> Table:
+def _table(facts: Facts, chosen: list[Row], found: dict[int, float]) -> Table:
     ranking, measured = facts.ranking, _measured(facts)
     timed = has_latency(ranking)
     head: list[Cell] = ["Candidate", ("Score", "points")]
@@ -139,7 +126,7 @@ def _table(facts: Facts, chosen: list[Row], found: dict[int, Fall]) -> Table:
     rows: list[list[Cell]] = []
     for row in chosen:
         layer = row["layer"]
-        noisy = [points(found[layer].noisy if layer in found else None)] if found else []
+        noisy = [points(found.get(layer))] if found else []
         values = [number(ranking.metric(name).get(layer)) for name in measured]
         time = [spread(ranking, layer)] if timed else []
         cells = [points(row["score"]), *noisy, *values, share(row["cost"]), *time]
