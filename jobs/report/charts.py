@@ -1,7 +1,7 @@
 """Four kinds of chart as data: lines with bands, heat map, histogram, scatter.
 
-A section fills one of them with its numbers, and each can say itself in words; `drawing.py` makes
-an SVG of it.
+A section fills one of them with its numbers and gives it a title and a source as a `Chart`. Each
+kind can say itself in words; `drawing.py` makes an SVG of it.
 """
 
 from __future__ import annotations
@@ -222,3 +222,20 @@ class HeatMap:
 
 
 Plot = Lines | Scatter | Histogram | HeatMap
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with what stands above and below it; None instead of one that has no value.
+
+    `link` is where the guide explains it, `below` a second chart over the same axis.
+    """
+
+    title: str
+    plot: Plot | None
+    shape: Shape = "panel"
+    says: str = ""
+    source: str = ""
+    link: str = ""
+    label: str = ""
+    below: Plot | None = None

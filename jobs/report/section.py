@@ -19,7 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.report.charts import Plot, Shape
+from jobs.report.charts import Chart
 from jobs.report.drawing import draw
 from jobs.words import NOTHING
 
@@ -27,23 +27,6 @@ COLUMNS = 100  # of a console
 Cell = str | tuple[str, str]  # text, and what stands small beside it or, in a head, below it
 _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 _MARKDOWN = re.compile(r"([\\`*_\[\]|])")
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with what stands above and below it; None instead of one that has no value.
-
-    `link` is where the guide explains it, `below` a second chart over the same axis.
-    """
-
-    title: str
-    plot: Plot | None
-    shape: Shape = "panel"
-    says: str = ""
-    source: str = ""
-    link: str = ""
-    label: str = ""
-    below: Plot | None = None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import math
 
 from jobs.rank import sentences
 from jobs.rank.ranking import at_layers
-from jobs.report.charts import Line, Lines, in_points
+from jobs.report.charts import Chart, Line, Lines, in_points
 from jobs.report.facts import Facts, title
-from jobs.report.section import Chart, Section
+from jobs.report.section import Section
 from jobs.words import NOTHING, capital, counted, known, listed, share, signed, span
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.

@@ -12,10 +12,10 @@ import numpy as np
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.rank.ranking import Row
-from jobs.report.charts import Line, Lines, where_any
+from jobs.report.charts import Chart, Line, Lines, where_any
 from jobs.report.facts import Facts, title, vectors_of
 from jobs.report.guide import link_to
-from jobs.report.section import Chart, Section, Table, level_swatch
+from jobs.report.section import Section, Table, level_swatch
 from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, counted, known, size
 from operators.metrics.registry import METRICS, Tokens, Views, main_variant, of_kind, unit_of

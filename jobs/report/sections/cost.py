@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from jobs.rank.ranking import Ranking
-from jobs.report.charts import Point, Scatter
+from jobs.report.charts import Chart, Point, Scatter
 from jobs.report.facts import Facts, layer_cell
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.words import known, share, size
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from jobs.config.run import labelled_tasks, learning_examples, noise_conditions
 from jobs.rank.ranking import Row
-from jobs.report.charts import Lines, Look, in_points, where_any
+from jobs.report.charts import Chart, Lines, Look, in_points, where_any
 from jobs.report.facts import Facts, layer_cell
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import capital, known, listed, points
 from operators.prompts.conditions import Condition

@@ -14,10 +14,10 @@ from typing import Any
 
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.rank.ranking import Ranking, Row
-from jobs.report.charts import Line, Lines, Look, where_any
+from jobs.report.charts import Chart, Line, Lines, Look, where_any
 from jobs.report.facts import Facts, title, vectors_of
 from jobs.report.guide import link_to
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import capital, counted, known, number
 from operators.metrics.registry import (

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from jobs.measure.modes import prompt_texts
 from jobs.rank.ranking import Row
-from jobs.report.charts import Histogram
+from jobs.report.charts import Chart, Histogram
 from jobs.report.facts import Facts
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.run import Run, partition
 from jobs.words import NOTHING, capital, count, known, number, numbered, share
 from operators.analysis.modes import CLIFFS_DELTA

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.rank.sentences import FEW_TASKS
-from jobs.report.charts import Lines, Mark, in_points
+from jobs.report.charts import Chart, Lines, Mark, in_points
 from jobs.report.facts import Facts, gain_span, layer_cell
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.ranking.policy import Policy
 from operators.ranking.scores import TIE

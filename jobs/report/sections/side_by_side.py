@@ -7,10 +7,10 @@ from typing import Any
 
 from jobs.rank import sentences
 from jobs.rank.ranking import Ranking, at_layers
-from jobs.report.charts import Line, Lines, in_points, where_any
+from jobs.report.charts import Chart, Line, Lines, in_points, where_any
 from jobs.report.drawing import swatch
 from jobs.report.facts import Facts, gain_span
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.report.sections.metrics import chart, drawn, series
 from jobs.words import NOTHING, counted, hundredths, points, signed
 from operators.metrics.registry import METRICS, unit_of

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from jobs.rank.ranking import Checkpoint, Row
-from jobs.report.charts import HeatMap, Lines, Look, Mark, in_points
+from jobs.report.charts import Chart, HeatMap, Lines, Look, Mark, in_points
 from jobs.report.facts import gain_span, title
 from jobs.report.guide import link_to
-from jobs.report.section import Cell, Chart, Section, Table
+from jobs.report.section import Cell, Section, Table
 from jobs.subjects import step_of
 from jobs.words import NOTHING, counted, known, points, signed, span
 from operators.metrics.registry import METRICS
