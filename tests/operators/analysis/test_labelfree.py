@@ -117,17 +117,6 @@ def test_no_rule_beats_the_best_single_layer_but_the_oracle(seed: int, n_l: int,
         assert by_rule(of_task)[choice.rule].regret == pytest.approx(choice.regret + offset)
 
 
-def test_the_order_of_layers_and_tasks_does_not_matter() -> None:
-    scores = table()
-    order, tasks = np.array([3, 1, 4, 0, 2]), np.array([6, 2, 0, 1, 5, 3, 4])
-    choices = depth_rules(range(5))
-    plain = task_regrets(choices, scores, layers=range(5))
-    mixed = task_regrets(choices, scores[order][:, tasks], layers=order.tolist())
-    for one, other in zip(plain, mixed, strict=True):
-        assert (one.rule, one.layer) == (other.rule, other.layer)
-        assert (one.score, one.regret) == pytest.approx((other.score, other.regret))
-
-
 def test_task_regrets_have_the_width_of_the_standard_error() -> None:
     scores = np.stack([np.zeros(400), np.random.default_rng(1).normal(0.3, 0.05, 400)])
     (last, best, *rest) = reversed(task_regrets({"a": 0, "b": 1}, scores, layers=[0, 1]))

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -15,12 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from operators.metrics import population as population_module
 from operators.metrics import prompts as prompts_module
-from operators.metrics.population import (
-    Population,
-    merge_rows,
-    row_sums,
-    second_moment,
-)
+from operators.metrics.population import Population, row_sums
 from operators.metrics.prompts import (
     alpha_req,
     effective_rank,
@@ -99,33 +95,6 @@ def cuts(drawn: st.DrawFn, n: int) -> list[slice]:
 # --- closed forms
 
 
-@pytest.mark.parametrize("name", RANKS)
-def test_orthogonal_rows_count_as_many_directions(name: str) -> None:
-    for rows_ND in (torch.eye(8), torch.eye(8).repeat(3, 1), 5 * torch.eye(8)[:, :8].flip(0)):
-        for center, count in ((False, 8.0), (True, 7.0)):
-            value = RANKS[name](spectrum_of(rows_ND, center))
-            assert same(value, count, 1e-5 if name == "rankme" else 1e-12)
-    # Two axes of four, both directions of each: the mean is 0.
-    axes_ND = torch.cat([torch.eye(4)[:2], -torch.eye(4)[:2]])
-    assert same(RANKS[name](spectrum_of(axes_ND)), 2.0, 1e-5 if name == "rankme" else 1e-12)
-
-
-def test_ranks_of_two_unequal_directions() -> None:
-    rows_ND = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    spectrum = spectrum_of(rows_ND)
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert same(effective_rank(spectrum), math.exp(entropy))
-    assert same(participation_ratio(spectrum), 10**2 / (81 + 1))
-    assert same(stable_rank(spectrum), 10 / 9)
-    eps = 0.01
-    shares = [0.75 + eps, 0.25 + eps]
-    expected = math.exp(-sum(share * math.log(share) for share in shares))
-    assert same(rankme(spectrum, eps=eps), expected)
-    # Zero singular values count in RankMe, min(N, D) in all.
-    wider = spectrum_of(torch.cat([rows_ND, torch.zeros(3, 5)], dim=1))
-    assert same(rankme(wider, eps=eps), expected * math.exp(-eps * math.log(eps)))
-
-
 def test_small_singular_values_are_not_rounding() -> None:
     sizes_D = torch.tensor([1.0, 1e-3, 1e-7, 1e-8, 1e-9, 0.0], dtype=torch.float64)
     for n in (4, 6, 40):  # fewer prompts than features, as many, more
@@ -135,26 +104,13 @@ def test_small_singular_values_are_not_rounding() -> None:
         assert torch.allclose(spectrum.sqrt().flip(0), sizes_D[: min(n, 6)], rtol=1e-4, atol=1e-12)
 
 
-def test_anisotropy_of_known_directions() -> None:
-    angles = torch.arange(12, dtype=torch.float64) * (math.pi / 6)
-    for rows_ND, expected in (
-        (torch.eye(8), 0.0),
-        (torch.ones(5, 3), 1.0),
-        (torch.tensor([[1.0, 0.0], [-7.0, 0.0]]), -1.0),
-        (torch.stack([angles.cos(), angles.sin()], dim=1), -1 / 11),
-    ):
-        with_zeros_ND = torch.cat([rows_ND, torch.zeros(2, rows_ND.shape[1])])  # without a cosine
-        assert same(anisotropy(rows_ND), expected, 1e-15)
-        assert same(anisotropy(with_zeros_ND), anisotropy(rows_ND), 0.0)
-        assert anisotropy(with_zeros_ND[-3:]).isnan()
-
-
 @few
-@given(rows_ND=populations(2))
-def test_anisotropy_is_the_mean_over_pairs(rows_ND: Tensor) -> None:
+@given(rows_ND=populations(), zeros=st.integers(0, 2))
+def test_anisotropy_is_the_mean_over_pairs_that_have_a_cosine(rows_ND: Tensor, zeros: int) -> None:
     unit_ND = rows_ND / rows_ND.norm(dim=1, keepdim=True)
     pairs = [float(a @ b) for a, b in itertools.combinations(unit_ND, 2)]
-    assert same(anisotropy(rows_ND), sum(pairs) / len(pairs))
+    with_zeros_ND = torch.nn.functional.pad(rows_ND, (0, 0, 0, zeros))
+    assert same(anisotropy(with_zeros_ND), sum(pairs) / len(pairs) if pairs else math.nan)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.7])
@@ -177,13 +133,6 @@ def test_power_law_weighs_ranks_by_their_inverse() -> None:
     assert same(alpha_req(spectrum, 1, 30), -slope)
 
 
-def test_power_law_of_covariances() -> None:
-    half_ND = torch.diag(torch.arange(1, 41, dtype=torch.float64) ** -0.75)
-    rows_ND = torch.cat([half_ND, -half_ND]) @ rotation(40) + 7.0
-    for scale in (1, 1e10):
-        assert same(alpha_req(spectrum_of(scale * rows_ND, center=True)), 1.5)
-
-
 def test_power_law_needs_enough_ranks() -> None:
     spectrum = torch.arange(1, 21, dtype=torch.float64) ** -1.0
     assert same(alpha_req(spectrum), 1.0)
@@ -199,19 +148,6 @@ def test_power_law_needs_enough_ranks() -> None:
         alpha_req(spectrum, 0, 5)
 
 
-@pytest.mark.parametrize("dim", [1, 2, 5])
-def test_twonn_of_a_cube_is_its_dimension(dim: int) -> None:
-    generator = torch.Generator().manual_seed(dim)
-    cube_ND = torch.rand(1500, dim, generator=generator, dtype=torch.float64)
-    rows_ND = cube_ND @ rotation(12)[:dim] + 50.0
-    value = twonn(rows_ND)
-    assert float(value) == pytest.approx(dim, rel=0.12)
-    for changed_ND in (2.0**100 * rows_ND, rows_ND @ rotation(12, 5)):
-        assert same(twonn(changed_ND), value, 1e-6)
-    for changed_ND in (shuffled(rows_ND, 3), torch.cat([rows_ND, rows_ND[:700], rows_ND[:9]])):
-        assert same(twonn(changed_ND), value)
-
-
 def line_of_the_paper(points_ND: Tensor, kept: int) -> Tensor:
     difference_NND = points_ND[:, None] - points_ND
     distance_NN = difference_NND.norm(dim=2).fill_diagonal_(math.inf)
@@ -224,7 +160,9 @@ def line_of_the_paper(points_ND: Tensor, kept: int) -> Tensor:
 
 def test_twonn_is_the_line_of_the_paper_also_far_from_the_origin_and_in_clusters() -> None:
     points_ND, cluster_ND = draw(60, 3), draw(40, 2)
-    assert same(twonn(points_ND), line_of_the_paper(points_ND, 54))
+    repeated_ND = torch.cat([shuffled(points_ND, 3), points_ND[:20], points_ND[:9]])
+    for scale in (1.0, 2.0**100, 2.0**-100):
+        assert same(twonn(scale * repeated_ND), line_of_the_paper(points_ND, 54))
     # Neighbours so close, for their distance to the mean, that |x|^2 + |y|^2 - 2 x y confuses some.
     far_ND = torch.cat([3e-8 * cluster_ND, 3e-8 * cluster_ND.flip(1) + 1.0]) + 100.0
     assert same(twonn(far_ND), line_of_the_paper(far_ND, 72), 0.02)
@@ -239,29 +177,6 @@ def test_twonn_without_neighbourhoods_is_undefined() -> None:
 
 
 # --- similarity
-
-
-@few
-@given(rows_ND=populations(4), seed=seeds, scale=st.sampled_from([2.0**-100, 0.3, 2.0**100]))
-def test_cka_ignores_scale_rotation_offset_and_order(
-    rows_ND: Tensor, seed: int, scale: float
-) -> None:
-    n, dim = rows_ND.shape
-    other_NE = rows_ND[:, :1] + draw(n, 3, seed=seed)
-    changed_ND = scale * rows_ND @ rotation(dim, seed) + 1.0 * scale
-    expected, itself = linear_cka(rows_ND, other_NE), linear_cka(rows_ND, changed_ND)
-    pairs = {
-        "swapped": (other_NE, rows_ND, 1e-9),
-        "scaled": (scale * rows_ND, other_NE, 1e-9),
-        "turned": (rows_ND @ rotation(dim, seed), other_NE, 1e-7),
-        "moved": (rows_ND - 5.0, other_NE, 1e-7),
-        "shuffled": (shuffled(rows_ND, seed), shuffled(other_NE, seed), 1e-9),
-    }
-    for how, (one, other, tolerance) in pairs.items():
-        for got, value in zip(linear_cka(one, other), expected, strict=True):
-            assert same(got, value, tolerance), how
-    assert all(each.isnan() or same(each, 1.0, 1e-7) for each in itself)
-    assert 0 <= float(expected.biased) <= 1 + 1e-12
 
 
 def gram_cka(rows_ND: Tensor, other_NE: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,14 +205,6 @@ def test_cka_equals_its_gram_form(n: int, d: int, e: int) -> None:
     other_NE[:, :2] += rows_ND[:, :2]
     found = linear_cka(rows_ND, other_NE)
     assert all(map(same, found, gram_cka(rows_ND, other_NE)))
-
-
-def test_cka_of_unrelated_layers() -> None:
-    found = [linear_cka(draw(50, 200, seed=s), draw(50, 300, seed=s + 99)) for s in range(8)]
-    biased, debiased = (torch.stack(each) for each in zip(*found, strict=True))
-    assert abs(float(debiased.mean())) < 0.02
-    assert float(debiased.min()) < 0  # not clipped
-    assert float(biased.min()) > 0.7  # the bias where D > N
 
 
 def test_cka_without_differences_is_undefined() -> None:
@@ -411,30 +318,11 @@ def test_cuts_of_a_population_never_matter(rows_ND: Tensor, data: st.DataObject)
     blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
     population = Population(lambda: blocks)
     assert (population.n_prompts, population.dim) == tuple(rows_ND.shape)
+    assert same(population.sums.squares, (rows_ND - rows_ND.mean(dim=0)).square().sum())
     agree(of_population(population), of_rows(rows_ND))
     for at_most in (0, 1, len(rows_ND) // 2, len(rows_ND), len(rows_ND) + 3):
         assert torch.equal(population.sample(at_most), rows_ND[:at_most])
         assert torch.equal(Population(blocks).sample(at_most), rows_ND[:at_most])
-
-
-@few
-@given(rows_ND=populations(2), data=st.data(), seed=seeds)
-def test_sums_merge_in_any_grouping(rows_ND: Tensor, data: st.DataObject, seed: int) -> None:
-    blocks = [rows_ND[cut] for cut in data.draw(cuts(len(rows_ND)))]
-    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
-    sums = [row_sums(blocks[i]) for i in order]
-    expected = row_sums(rows_ND)
-    half = len(sums) // 2
-    groups = [reduce(merge_rows, part) for part in (sums[:half], sums[half:]) if part]
-    merged = reduce(merge_rows, groups)
-    assert merged.n_prompts == len(rows_ND)
-    assert same(merged.mean_D, rows_ND.mean(dim=0), 1e-12)
-    assert same(merged.squares, (rows_ND - rows_ND.mean(dim=0)).square().sum())
-    assert same(merged.squares, expected.squares)
-    assert same(anisotropy_of(merged), anisotropy(rows_ND))
-    for center, unit in itertools.product((True, False), repeat=2):
-        parts = [second_moment(blocks[i], merged, center, unit) for i in order]
-        assert same(sum(parts), second_moment(rows_ND, expected, center, unit))
 
 
 @few
@@ -498,27 +386,21 @@ def test_blocks_must_be_readable_again() -> None:
     assert nothing.sample(5).shape == (0, 0)
 
 
-@pytest.mark.parametrize("n", [3, 30])
-def test_memory_does_not_grow_with_the_prompts(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor that is made along the way is larger than a block or a matrix of features."""
     monkeypatch.setattr(population_module, "CHUNK_ELEMENTS", 24)
     largest = 0
 
     class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(
-            self,
-            func: Callable[..., object],
-            types: object,
-            args: tuple[object, ...] = (),
-            kwargs: dict[str, object] | None = None,
-        ) -> object:
+        def __torch_dispatch__(self, func: Callable[..., object], *call: Any) -> object:  # noqa: ANN401
             nonlocal largest
+            _, args, kwargs = call
             result = func(*args, **(kwargs or {}))
             if isinstance(result, Tensor):
                 largest = max(largest, result.numel())
             return result
 
-    stored = in_blocks(draw(8 * n, 6), 8)
+    stored = in_blocks(draw(240, 6), 8)
     with Watch():  # type: ignore[no-untyped-call]
         of_population(Population(stored))
         means = row_sums(stored[0])

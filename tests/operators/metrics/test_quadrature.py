@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -34,11 +35,7 @@ def massive_first(tokens: int, dim: int) -> Tensor:
 
 SPECTRA: dict[str, Callable[[int, int], Tensor]] = {
     "flat": draw,
-    "power-0.5": lambda t, d: power_law(t, d, 0.5),
-    "power-1": lambda t, d: power_law(t, d, 1.0),
-    "power-1.5": lambda t, d: power_law(t, d, 1.5),
-    "power-2": lambda t, d: power_law(t, d, 2.0),
-    "power-3": lambda t, d: power_law(t, d, 3.0),
+    **{f"power-{each}": partial(power_law, exponent=each) for each in (0.5, 1.0, 1.5, 2.0, 3.0)},
     "rank-10": lambda t, d: draw(t, 10) @ draw(10, d, seed=1),
     "rank-100": lambda t, d: draw(t, 100) @ draw(100, d, seed=1),
     "one-direction": lambda t, d: draw(t, d) + 20 * draw(t, 1, seed=1) @ draw(1, d, seed=2),
