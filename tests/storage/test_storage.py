@@ -93,17 +93,6 @@ def test_checksum_is_of_the_rows_and_verify_sees_a_changed_byte(root: Root) -> N
     assert not verify(root, key, first)
 
 
-def test_failed_write_leaves_nothing(root: Root) -> None:
-    def interrupted_write() -> None:
-        with root.writer("a/object") as stream:
-            stream.write(b"half")
-            raise RuntimeError("interrupted")
-
-    with pytest.raises(RuntimeError, match="interrupted"):
-        interrupted_write()
-    assert root.sizes("a") == {}
-
-
 def test_wrong_type_is_refused_and_leaves_nothing(root: Root) -> None:
     table = pa.table({"prompt_id": ["not a number"], "text": ["x"], "shard": [0]})
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):

@@ -164,19 +164,6 @@ def test_texts_are_unique_and_in_first_seen_order() -> None:
     assert recorded_texts(task) == list(dict.fromkeys([*rows["sentence1"], *rows["sentence2"]]))
 
 
-@pytest.mark.parametrize("name", ["LocalRetrieval", "LocalReranking"])
-def test_documents_are_keyed_as_an_encoder_receives_them(name: str) -> None:
-    task = load_task(name, OWN)
-    assert task.dataset is not None
-    data = task.dataset["default"]["test"]
-    documents = [
-        f"{title} {text}".strip()
-        for title, text in zip(data["corpus"]["title"], data["corpus"]["text"], strict=True)
-    ]
-    assert any(data["corpus"]["title"])
-    assert recorded_texts(task) == [*data["queries"]["text"], *documents]
-
-
 def test_a_lookup_without_a_vector_for_every_text_raises() -> None:
     task = load_task("LocalSTS", OWN)
     with pytest.raises(ValueError, match=r"30 texts need one vector each, .* returned \(1, 3\)"):
@@ -239,8 +226,6 @@ def test_paths_have_one_folder_per_model_and_revision() -> None:
 def test_the_paper_has_32_tasks() -> None:
     assert task_names("paper-32") == list(PAPER_32)
     assert len(set(PAPER_32)) == 32
-    assert task_names("paper-31") == list(PAPER_31)
-    assert set(PAPER_32) - set(PAPER_31) == {"MindSmallReranking"}
     assert set(PAPER_32) < set(task_names("MTEB(eng, v1)"))
 
 
@@ -336,8 +321,6 @@ def test_eager_columns_are_lists_with_the_same_values() -> None:
     eager = eager_columns(lazy)
     assert isinstance(eager, DatasetDict)
     selections: list[Callable[[Any], Any]] = [
-        lambda data: data,
-        lambda data: data.select_columns(["label"]),
         lambda data: data.select([3, 0, 1]),
         lambda data: data.select(range(2)).select_columns(["label"]),
         lambda data: data.rename_columns({"text": "other"}),
@@ -352,15 +335,3 @@ def test_eager_columns_are_lists_with_the_same_values() -> None:
     nested = eager_columns({"default": {"test": {"corpus": lazy["test"], "relevant_docs": rows}}})
     assert type(nested["default"]["test"]["corpus"]["text"]) is list
     assert nested["default"]["test"]["relevant_docs"] is rows
-
-
-def test_the_encoder_is_one_to_mteb(mteb: ModuleType) -> None:
-    encoder = LookupEncoder("t", Recorder(), model_meta("toy", "r1"))
-    assert isinstance(encoder, mteb.EncoderProtocol)
-    assert not isinstance(encoder, mteb.CrossEncoderProtocol)
-    assert not isinstance(encoder, mteb.SearchProtocol)
-    first, second = toy_vectors(["wave tide", "oven", "star"], 0), toy_vectors(["x", "y", "z"], 0)
-    cosine = normalize(first) @ normalize(second).T
-    np.testing.assert_allclose(encoder.similarity(first, second), cosine, atol=1e-6)
-    paired = encoder.similarity_pairwise(first, second)
-    np.testing.assert_allclose(paired, np.diag(cosine), atol=1e-6)

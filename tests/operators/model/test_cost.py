@@ -62,10 +62,6 @@ def test_costs_grow_with_the_layer_and_end_with_the_whole_model(architecture: st
         assert after.latency_ms > before.latency_ms
     whole = sum(p.numel() for n, p in model.module.named_parameters() if "pooler" not in n)
     assert costs[-1].parameters == whole
-    again = layer_costs(model, TOKENS, repeats=1)
-    for one, other in zip(costs, again, strict=True):
-        assert one.parameters == other.parameters
-        assert one.flops_per_token == other.flops_per_token
 
 
 def test_shared_weights_count_once() -> None:
@@ -108,14 +104,9 @@ def test_long_prompts_are_cut_to_the_positions_of_the_model() -> None:
 
 def test_the_model_is_as_it_was() -> None:
     model = LayerModel(tiny_model("gpt2"))
-    ids_NT = torch.arange(1, 9).unsqueeze(0)
-    before = model.forward(ids_NT, torch.ones_like(ids_NT))
     hooks = [len(each._forward_hooks) for each in model.module.modules()]
     layer_costs(model, 8, repeats=1)
     assert [len(each._forward_hooks) for each in model.module.modules()] == hooks
-    after = model.forward(ids_NT, torch.ones_like(ids_NT))
-    for a, b in zip(before, after, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_weights_that_are_inputs_of_modules_can_be_counted() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from operators.ranking.evidence import Evidence, LayerEvidence, weigh
-from operators.ranking.policy import Kind, Policy, Reason, pareto, recommend
+from operators.ranking.policy import Kind, Policy, Reason, Verdict, pareto, recommend
 from tests.operators.ranking.test_ranking_evidence import GOLDEN, published, single, singles
 
 NAN = math.nan
@@ -84,6 +84,7 @@ CASES: list[tuple[list[LayerEvidence], Policy, Kind, int, Reason]] = [
     ([EQUAL, replace(EQUAL, layer=22), LAST], "best", "use_layer", 22, "highest"),
     ([EQUAL, LAST], PROVEN, "keep_last", 24, "none_higher"),
     ([SINGLE, BLANK_LAST], "best", "not_enough_evidence", 17, "single_score"),
+    ([SINGLE, BLANK_LAST], CHEAPEST, "not_enough_evidence", 17, "single_score"),
     ([UNKNOWN, BLANK_LAST], CHEAPEST, "use_layer", 17, "highest_and_cheapest"),
     ([UNKNOWN, BLANK_LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
     ([LAST], CHEAPEST, "keep_last", 24, "none_cheaper_as_good"),
@@ -100,21 +101,11 @@ def test_verdicts(
     assert advice.saved == pytest.approx(1 - layer / 24)
 
 
-def test_one_score_of_one_task_is_a_guess() -> None:
-    lead = weigh([single("only", [0.5, 0.7, 0.6])], layers=[0, 1, 2])
-    for policy in get_args(Policy):
-        advice = recommend(lead, [0, 0.5, 1], policy)
-        asks_for_proof = policy == "last_unless_significant"
-        assert (advice.kind, advice.layer) == ("not_enough_evidence", 2 if asks_for_proof else 1)
-    last = recommend(weigh([single("only", [0.5, 0.6])], layers=[0, 1]), [0, 1])
-    assert last.kind == "keep_last"
-
-
 def test_without_labels_or_scores() -> None:
     none = recommend(weigh([], layers=[0, 1]), [0, 1])
-    assert (none.kind, none.layer, none.saved, none.reason) == ("no_labels", 1, 0, "no_labels")
+    assert none == Verdict("no_labels", 1, 0, "no_labels")
     blank = recommend(weigh([single("blank", [NAN, NAN])], layers=[0, 1]), [0, 1])
-    assert (blank.kind, blank.layer, blank.reason) == ("not_enough_evidence", 1, "no_score")
+    assert blank == Verdict("not_enough_evidence", 1, 0, "no_score")
 
 
 def test_costs_decide_not_layer_numbers() -> None:

@@ -95,15 +95,6 @@ def test_the_last_layer_and_the_best_survive(seed: int, loss: float) -> None:
     assert {0, 8} <= set(survivors(scores - 10 * np.arange(9)[:, None, None]))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 1000), st.integers(0, 8), st.integers(0, 8))
-def test_identical_layers_never_lose_one_another(seed: int, one: int, other: int) -> None:
-    scores = peaked(10, seed=seed)
-    scores[one] = scores[other]
-    left = survivors(scores)
-    assert (one in left) == (other in left)
-
-
 def test_a_tie_of_all_layers_costs_the_full_sweep() -> None:
     found, rounds = search(np.repeat(peaked(1), 7, axis=0))
     assert (rounds[-1].layers, found.share) == ([*range(7)], 1)
