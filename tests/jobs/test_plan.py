@@ -305,8 +305,7 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
         (
             "plan",
             {"datasets": [{**HUB, "limit": None}]},
-            "data: the number of rows is unknown before it is read; set limit, or run `layerrank "
-            "prepare` first",
+            "data: the number of rows is unknown before",
         ),
         ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
         ("run", {}, "no output: give --output"),

@@ -84,12 +84,10 @@ def test_a_file_loads_and_its_errors_name_it(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("name: a: b", "run.yaml is not valid YAML: line 1, column 8: mapping values are not"),
-        ("name: [a", "run.yaml is not valid YAML: line 1, column 9: "),
         ("name: a\x00", "run.yaml is not valid YAML: "),
         ("name: 2024-99-99", "run.yaml is not valid YAML: month"),
         ("- name", "run.yaml must be a mapping of keys, not list"),
         ("", "run.yaml must be a mapping of keys, not NoneType"),
-        ("demo", "run.yaml must be a mapping of keys, not str"),
     ],
 )
 def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
@@ -145,9 +143,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("probe: {variants: [l2, l2]}", "probe.variants: l2 is used twice"),
         ("probe: {replicates: -1}", "probe.replicates: .*equal to 0.*got -1"),
         ("curves: {noise: [0.1, 1.5]}", "curves.noise.1: .*equal to 1.*got 1.5"),
-        ("curves: {noise: [-0.1]}", "curves.noise.0: .*greater than 0.*got -0.1"),
         ("curves: {noise: [0]}", "curves.noise.0: .*greater than 0.*got 0"),
-        ("curves: {noise: [.nan]}", "curves.noise.0: .*nan"),
         ("curves: {noise: [0.125]}", "curves.noise.0: .*multiple of 0.01.*got 0.125"),
         ("curves: {noise: [0.1, 0.10]}", "curves.noise: 0.1 is used twice"),
         ("curves: {examples: [2, 0]}", "curves.examples.1: .*equal to 1.*got 0"),
@@ -171,7 +167,6 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # A source is of exactly one kind.
         (OF_SOURCE % "{}", rf"datasets\.0\.source: give {ONE_OF}; got \[\]$"),
         (OF_SOURCE % "{hub: a, files: b}", rf"give {ONE_OF}; got \['files', 'hub'\]$"),
-        (OF_SOURCE % "{path: a}", rf"give {ONE_OF}; got \['path'\]$"),
         (OF_SOURCE % "t.jsonl", rf"source: give a mapping with {ONE_OF} \(got 't\.jsonl'\)$"),
         (OF_SOURCE % "{builtin: novels}", r"source\.builtin: .*'docstrings' \(got 'novels'\)"),
         (OF_SOURCE % "{files: b, format: xml}", r"source\.format: .*'jsonl'.*'xml'"),
@@ -312,30 +307,19 @@ def test_errors_never_show_a_secret(storage: str) -> None:
 def test_a_config_is_frozen() -> None:
     config = run_with()
     with pytest.raises(ValidationError, match="frozen"):
-        config.seed = 1  # type: ignore[misc]
-    with pytest.raises(ValidationError, match="frozen"):
         config.extract.max_tokens = 9  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("task", "texts", "values"),
-    [
-        ("clustering, label_column: a, split_column: b", ["text"], ["a", "b"]),
-        ("sts, first_column: one, second_column: two, score_column: a", ["one", "two"], ["a"]),
-        ("retrieval, query_column: one", ["text", "one"], []),
-    ],
-)
-def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it(
-    task: str, texts: list[str], values: list[str]
-) -> None:
-    tasks = [yaml.safe_load(f"{{name: t, type: {task}}}")]
-    dataset = dataset_with(tasks=tasks)
-    assert dataset.text_columns == tuple(texts)
-    assert set(dataset.columns) == {*texts, *values}
-    asked = dataset_with(text_column="text", tasks=tasks, id_column="key")
-    assert set(asked.columns) == {"text", *texts, *values, "key"}
-    without = dataset_with(tasks=[])
-    assert without.columns == without.text_columns == ("text",)
+def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it() -> None:
+    columns = {"first_column": "one", "second_column": "two", "score_column": "a"}
+    pairs = {"name": "t", "type": "sts", **columns, "split_column": "b"}
+    alone = dataset_with(tasks=[pairs])
+    assert (alone.text_columns, {*alone.columns}) == (("one", "two"), {"one", "two", "a", "b"})
+    asked = dataset_with(tasks=[pairs], text_column="text", id_column="key")
+    assert {*asked.columns} == {"text", "one", "two", "a", "b", "key"}
+    find = {"name": "t", "type": "retrieval", "query_column": "one"}
+    assert dataset_with(tasks=[find]).columns == ("text", "one")
+    assert dataset_with(tasks=[]).columns == dataset_with(tasks=[]).text_columns == ("text",)
 
 
 def test_columns_are_in_order_and_each_once() -> None:
