@@ -354,12 +354,9 @@ def test_tasks_of_mteb_are_a_dataset_of_their_own() -> None:
     assert [(task.type, task.name) for task in dataset.tasks] == [("mteb", "One"), ("mteb", "Two")]
     assert (dataset.text_columns, dataset.columns) == (("text",), ("text", "task"))
     assert dataset.keeps_blank
-    alone = {key: value for key, value in BARE.items() if key != "datasets"}
-    nothing: list[dict[str, Any]] = [{}, {"datasets": None}, {"datasets": []}]
-    for datasets in nothing:
-        values = {**alone, **datasets, "tasks": {"mteb": ["One"]}}
-        found = parse(yaml.safe_dump(values), "run.yaml").datasets
-        assert [each.name for each in found] == ["mteb"]
+    for nothing in ("", "datasets: null", "datasets: []"):
+        text = f"name: bare\nsubjects: [{{model: m}}]\ntasks: {{mteb: One}}\n{nothing}"
+        assert [each.name for each in parse(text, "run.yaml").datasets] == ["mteb"]
 
 
 def test_an_unknown_task_of_mteb_names_close_ones() -> None:

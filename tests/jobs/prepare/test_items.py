@@ -301,15 +301,6 @@ def test_what_cannot_be_scored_names_task_column_value_and_row(
     assert refusal(task, **columns) == f"task {task['name']}{expected}"
 
 
-def test_what_differs_in_one_cell_from_the_refused_is_accepted() -> None:
-    check(ALIKE, **PAIR, score=["1", "0", "7"])
-    check(SAME, **PAIR, alike=["1", "0", "true"])
-    check({**PRICE, **PART}, **costs("none"))
-    check({**GROUPS, **PART}, **labelled(8, ["x", "y"], ["test", "train"]))
-    for task in (ORDER, GRADED):
-        check(task, **SEEN, gain="0131")
-
-
 @pytest.mark.parametrize("task", [FEW, {**PRICE, **PART}])
 def test_both_splits_are_needed(task: Task) -> None:
     columns: dict[str, Cells] = {"text": texts(4), "topic": ["x", "y"] * 2, "cost": ["1", "2"] * 2}
