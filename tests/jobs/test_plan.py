@@ -37,6 +37,7 @@ from tests.support.stored import store
 
 DEMO_BYTES = 68_100_000  # that a run of it wrote
 HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
+ENDLESS = {**HUB, "limit": None}
 FORTY = [f"text {n}" for n in range(40)]
 
 
@@ -170,7 +171,7 @@ def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
         return most_tokens(configs.load(write_run(**changes)), Manifests(root), 1)
 
     assert most(datasets=[HUB]) == (100 + 2 * 30) * 10
-    assert most(datasets=[{**HUB, "limit": None}]) is None
+    assert most(datasets=[ENDLESS]) is None
     more = {"conditions": {"random": [0, 0.5]}, "measure": {"token_metrics": "fused"}}
     assert most(datasets=[HUB], **more) == (2 * 100 + 2 * 30) * 10
     lines = write_rows(FORTY)
@@ -302,18 +303,10 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("command", "changes", "words"),
     [
-        (
-            "plan",
-            {"datasets": [{**HUB, "limit": None}]},
-            "data: the number of rows is unknown before it is read; set limit, or run `layerrank "
-            "prepare` first",
-        ),
+        ("plan", {"datasets": [ENDLESS]}, "data: the number of rows is unknown before it is read"),
         ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
         ("run", {}, "no output: give --output"),
-        *(
-            (command, {"extrct": {}}, "run.yaml: unknown key extrct; known keys: cluster, cond")
-            for command in ("run", "extract", "plan")
-        ),
+        ("extract", {"extrct": {}}, "run.yaml: unknown key extrct; known keys: cluster, cond"),
     ],
 )
 def test_a_config_that_cannot_be_run_or_planned_is_one_line(

@@ -27,7 +27,6 @@ from operators.model.subject import ModelUnavailableError
 
 SECRET = "hunter2"
 DATASET: dict[str, Any] = {"name": "data", "source": {"files": "texts.jsonl"}}
-PAIR = "first_column: one, second_column: two"
 BARE: dict[str, Any] = {"name": "bare", "subjects": [{"model": "m"}], "datasets": [DATASET]}
 
 
@@ -56,13 +55,8 @@ def test_recipes_load_whatever_lies_beside_them(
     monkeypatch.chdir(tmp_path)
     for name in configs.recipes():
         assert load(name).name == name
-    demo, pythia = load("demo"), load("pythia-410m")
-    assert (demo.extract.norms, demo.views.count) == (("final",), 16)
-    kinds = [task.type for task in demo.datasets[0].tasks]
+    kinds = [task.type for task in load("demo").datasets[0].tasks]
     assert kinds == ["classification", "clustering", "retrieval"]
-    shape = pythia.subjects[0].shape
-    assert shape is not None
-    assert (shape.layers, shape.hidden_size, pythia.tokens.dtype) == (24, 1024, "float16")
     known = ", ".join(configs.recipes())
     assert "demo, paper, perturbations" in known
     with pytest.raises(ConfigError, match=rf"unknown recipe 'nope'.*{known}.*yaml"):
@@ -90,12 +84,10 @@ def test_a_file_loads_and_its_errors_name_it(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ("name: a: b", "run.yaml is not valid YAML: line 1, column 8: mapping values are not"),
-        ("name: [a", "run.yaml is not valid YAML: line 1, column 9: "),
         ("name: a\x00", "run.yaml is not valid YAML: "),
         ("name: 2024-99-99", "run.yaml is not valid YAML: month"),
         ("- name", "run.yaml must be a mapping of keys, not list"),
         ("", "run.yaml must be a mapping of keys, not NoneType"),
-        ("demo", "run.yaml must be a mapping of keys, not str"),
     ],
 )
 def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
@@ -103,8 +95,8 @@ def test_what_is_no_mapping_in_yaml_is_refused(text: str, problem: str) -> None:
 
 
 OF_DATA = "datasets: [{name: data, source: {files: texts.jsonl}, %s}]"
+OF_TASKS = OF_DATA % "tasks: [%s]"
 OF_SOURCE = "datasets: [{name: data, source: %s}]"
-SAME = "{name: same, type: clustering, label_column: a}"
 ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
 
 
@@ -115,13 +107,10 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("extrct: {}", "unknown key extrct; known keys: cluster, conditions, curves, datasets, ex"),
         ("1: 2", "unknown key 1; known keys"),
         ("extract: {nroms: [final]}", "extract: unknown key nroms; .*max_tokens, norms"),
+        (OF_SOURCE % "{hub: a, splt: b}", r"0\.source: unknown key splt; .*config, hub, revis"),
         (
-            OF_SOURCE % "{hub: a, splt: b}",
-            r"0\.source: unknown key splt; .*config, hub, revision, s",
-        ),
-        (
-            OF_DATA % "tasks: [{type: retrieval, name: a, label_column: b}]",
-            r"datasets\.0\.tasks\.0\.retrieval \(task a\): unknown key label_column.*query_column",
+            OF_TASKS % "{type: sts, name: a, b: c}",
+            r"tasks\.0\.sts \(task a\): unknown key b.*first_",
         ),
         # Bad values are named with their key and the choices or the bound.
         ("extract: {device: tpu}", "extract.device: .*'auto', 'cpu' or 'cuda'.*'tpu'"),
@@ -154,9 +143,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("probe: {variants: [l2, l2]}", "probe.variants: l2 is used twice"),
         ("probe: {replicates: -1}", "probe.replicates: .*equal to 0.*got -1"),
         ("curves: {noise: [0.1, 1.5]}", "curves.noise.1: .*equal to 1.*got 1.5"),
-        ("curves: {noise: [-0.1]}", "curves.noise.0: .*greater than 0.*got -0.1"),
         ("curves: {noise: [0]}", "curves.noise.0: .*greater than 0.*got 0"),
-        ("curves: {noise: [.nan]}", "curves.noise.0: .*nan"),
         ("curves: {noise: [0.125]}", "curves.noise.0: .*multiple of 0.01.*got 0.125"),
         ("curves: {noise: [0.1, 0.10]}", "curves.noise: 0.1 is used twice"),
         ("curves: {examples: [2, 0]}", "curves.examples.1: .*equal to 1.*got 0"),
@@ -168,14 +155,8 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("conditions: {truncate: [0]}", "conditions.truncate.0: .*greater than 0.*got 0"),
         ("conditions: {length: [0]}", "conditions.length.0: .*equal to 1.*got 0"),
         ("conditions: {random: [0.1, 0.10]}", "conditions.random: 0.1 is used twice"),
-        (
-            "{conditions: {length: [64, 2048]}, extract: {max_tokens: 1024}}",
-            "conditions.length is 2048.*extract.max_tokens allows 1024",
-        ),
-        (
-            "{conditions: {random: [0.1]}, measure: {token_metrics: stored}}",
-            "measure.token_metrics is stored.*fused, both or auto",
-        ),
+        ("{conditions: {length: [8, 9]}, extract: {max_tokens: 8}}", "is 9.*max_tokens allows 8"),
+        ("{conditions: {random: [1]}, measure: {token_metrics: stored}}", "is stored.*fused, both"),
         ("nightly: {score_drop: -0.1}", "nightly.score_drop: .*equal to 0.*got -0.1"),
         ("nightly: {score_drop: 1}", "nightly.score_drop: .*less than 1.*got 1"),
         ("nightly: {layer_moved: 1.5}", "nightly.layer_moved: .*got 1.5"),
@@ -186,41 +167,39 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # A source is of exactly one kind.
         (OF_SOURCE % "{}", rf"datasets\.0\.source: give {ONE_OF}; got \[\]$"),
         (OF_SOURCE % "{hub: a, files: b}", rf"give {ONE_OF}; got \['files', 'hub'\]$"),
-        (OF_SOURCE % "{path: a}", rf"give {ONE_OF}; got \['path'\]$"),
         (OF_SOURCE % "t.jsonl", rf"source: give a mapping with {ONE_OF} \(got 't\.jsonl'\)$"),
         (OF_SOURCE % "{builtin: novels}", r"source\.builtin: .*'docstrings' \(got 'novels'\)"),
         (OF_SOURCE % "{files: b, format: xml}", r"source\.format: .*'jsonl'.*'xml'"),
         (OF_SOURCE % "{files: []}", r"source\.files: .*at least 1"),
         # Names are used once, and are none of those that the tables use.
+        ("datasets: [&a {name: a, source: {files: b}}, *a]", "dataset name a is used twice$"),
         (
-            "datasets: [{name: a, source: {files: b}}, {name: a, source: {files: c}}]",
-            "dataset name a is used twice$",
+            OF_TASKS % "&a {name: a, type: clustering, label_column: a}, *a",
+            "task name a is used twi",
         ),
-        (
-            OF_DATA % f"tasks: [{SAME}, {SAME}]",
-            r"datasets\.0\.tasks: task name same is used twice$",
+        (OF_TASKS % f"{{name: {PROMPT}, type: sts}}", r"datasets\.0\.tasks\.0\.sts\.name"),
+        (OF_TASKS % "clustering", r"datasets\.0\.tasks\.0: "),
+        (OF_TASKS % "{type: mteb, name: One}", r"0: task One of .* its own .*source: {mteb: "),
+        # Tasks of mteb bring their texts, and take no columns of your own.
+        ("tasks: {mteb: []}", "tasks: mteb: .*at least 1 item.*; tasks on columns of your own"),
+        ("tasks: {mtb: One}", "tasks: unknown key mtb; known keys: modules, mteb; "),
+        ("tasks: [One]", "tasks: .*valid dictionary"),
+        ("{tasks: {mteb: One}, datasets: mine}", "datasets: .*valid tuple"),
+        (OF_SOURCE % "{mteb: 1}", r"datasets\.0\.source\.mteb: "),
+        (OF_SOURCE % "{mteb: One, hub: a}", rf"0\.source: give {ONE_OF}; got \['hub', 'mteb'\]$"),
+        *(
+            (OF_SOURCE % f"{{mteb: One}}, {own}", f"mteb gives it: leave out {own.split(':')[0]}$")
+            for own in ("limit: 5", "min_chars: 1", "text_column: text", "id_column: id")
         ),
-        (
-            OF_DATA % f"tasks: [{{name: {PROMPT}, type: clustering, label_column: a}}]",
-            r"datasets\.0\.tasks\.0\.clustering\.name",
-        ),
-        (OF_DATA % "tasks: [clustering]", r"datasets\.0\.tasks\.0: "),
-        (
-            OF_DATA % "tasks: [{type: mteb, name: Banking77}]",
-            r"datasets\.0: task Banking77 of type mteb brings its own texts.*source: {mteb: ",
-        ),
+        (OF_SOURCE % "{mteb: One}, tasks: 5", r"0: a dataset of mteb has .* leave out tasks$"),
+        (OF_SOURCE % "{mteb: One}, tasks: [{type: clustering}]", "leave out tasks$"),
         # What is ranked is extracted and scored.
         ("extract: {norms: [none]}", "rank.norm is final, but extract.norms has only none$"),
-        (
-            "extract: {poolings: [last, first]}",
-            "is mean, but extract.poolings has only last, first$",
-        ),
-        (
-            "{rank: {variant: l2}, probe: {variants: [raw]}}",
-            "is l2, but probe.variants has only raw$",
-        ),
+        ("extract: {poolings: [last, first]}", "is mean, but .*poolings has only last, first$"),
+        ("{rank: {variant: l2}, probe: {variants: [raw]}}", "l2, but .*variants has only raw$"),
     ],
 )
+@pytest.mark.usefixtures("known_mteb")
 def test_what_is_wrong_is_named_with_its_key_and_the_choices(changes: str, problem: str) -> None:
     message = refusal(**{str(key): value for key, value in yaml.safe_load(changes).items()})
     assert message.startswith("run.yaml: ")
@@ -262,17 +241,12 @@ def test_the_bounds_themselves_are_fine_and_curves_ascend() -> None:
     assert run_with().curves.noise == run_with().curves.examples == ()
 
 
-@pytest.mark.parametrize("metric", ["infonce", "lidar", "dime"])
-def test_metrics_of_views_need_two_views(metric: str) -> None:
-    measure = {"metrics": ["curvature", metric]}
-    message = refusal(views={"count": 1}, measure=measure)
-    assert message == f"run.yaml: views.count is 1, but {metric} needs at least 2 views"
-    assert run_with(views={"count": 2}, measure=measure).views.count == 2
-
-
-def test_without_metrics_of_views_no_views_are_needed() -> None:
-    expected = "views.count is 0, but infonce, lidar, dime need at least 2 views"
-    assert expected in refusal(views={"count": 0})
+def test_metrics_of_views_need_two_views() -> None:
+    expected = "run.yaml: views.count is %s at least 2 views"
+    assert refusal(views={"count": 0}) == expected % "0, but infonce, lidar, dime need"
+    one = {"metrics": ["curvature", "dime"]}
+    assert refusal(views={"count": 1}, measure=one) == expected % "1, but dime needs"
+    assert run_with(views={"count": 2}, measure=one).views.count == 2
     for metrics in (["prompt_entropy", "curvature", "dataset_entropy"], []):
         measure = run_with(views={"count": 0}, measure={"metrics": metrics}).measure
         assert measure.metrics == tuple(metrics)
@@ -314,18 +288,12 @@ def test_secrets_reach_s3fs_and_nothing_else() -> None:
     "storage",
     [
         "{secret: [hunter2]}",
-        "{secret: {a: hunter2}}",
         "{secrt: hunter2}",
-        "{secret: hunter2, region: [1]}",
-        "{endpoint_url: [http://hunter2@host]}",
         "hunter2",
-        "[{secret: hunter2}]",
         "{secret: hunter2",
         "{secret: *hunter2}",
         "{secret: !hunter2 x}",
-        "{secret: hunter2: x}",
         "\n  secret: hunter2: x",
-        "\n  secret: hunter2\n x",
     ],
 )
 def test_errors_never_show_a_secret(storage: str) -> None:
@@ -339,43 +307,19 @@ def test_errors_never_show_a_secret(storage: str) -> None:
 def test_a_config_is_frozen() -> None:
     config = run_with()
     with pytest.raises(ValidationError, match="frozen"):
-        config.seed = 1  # type: ignore[misc]
-    with pytest.raises(ValidationError, match="frozen"):
         config.extract.max_tokens = 9  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("task", "texts", "values"),
-    [
-        ("type: classification, label_column: a", ["text"], ["a"]),
-        ("type: clustering, label_column: a, split_column: b", ["text"], ["a", "b"]),
-        ("type: regression, value_column: a", ["text"], ["a"]),
-        (f"type: pair_classification, {PAIR}, label_column: a", ["one", "two"], ["a"]),
-        (f"type: sts, {PAIR}, score_column: a, split_column: b", ["one", "two"], ["a", "b"]),
-        (
-            "type: reranking, query_column: one, candidate_column: two, relevance_column: a",
-            ["one", "two"],
-            ["a"],
-        ),
-        ("type: retrieval, query_column: one", ["text", "one"], []),
-        (
-            "type: retrieval, query_column: one, document_column: two, relevance_column: a",
-            ["one", "two"],
-            ["a"],
-        ),
-    ],
-)
-def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it(
-    task: str, texts: list[str], values: list[str]
-) -> None:
-    tasks = [yaml.safe_load(f"{{name: t, {task}}}")]
-    dataset = dataset_with(tasks=tasks)
-    assert dataset.text_columns == tuple(texts)
-    assert set(dataset.columns) == {*texts, *values}
-    asked = dataset_with(text_column="text", tasks=tasks, id_column="key")
-    assert set(asked.columns) == {"text", *texts, *values, "key"}
-    without = dataset_with(tasks=[])
-    assert without.columns == without.text_columns == ("text",)
+def test_the_text_column_is_read_only_if_a_task_or_nobody_else_needs_it() -> None:
+    columns = {"first_column": "one", "second_column": "two", "score_column": "a"}
+    pairs = {"name": "t", "type": "sts", **columns, "split_column": "b"}
+    alone = dataset_with(tasks=[pairs])
+    assert (alone.text_columns, {*alone.columns}) == (("one", "two"), {"one", "two", "a", "b"})
+    asked = dataset_with(tasks=[pairs], text_column="text", id_column="key")
+    assert {*asked.columns} == {"text", "one", "two", "a", "b", "key"}
+    find = {"name": "t", "type": "retrieval", "query_column": "one"}
+    assert dataset_with(tasks=[find]).columns == ("text", "one")
+    assert dataset_with(tasks=[]).columns == dataset_with(tasks=[]).text_columns == ("text",)
 
 
 def test_columns_are_in_order_and_each_once() -> None:
@@ -410,45 +354,9 @@ def test_tasks_of_mteb_are_a_dataset_of_their_own() -> None:
     assert [(task.type, task.name) for task in dataset.tasks] == [("mteb", "One"), ("mteb", "Two")]
     assert (dataset.text_columns, dataset.columns) == (("text",), ("text", "task"))
     assert dataset.keeps_blank
-    alone = {key: value for key, value in BARE.items() if key != "datasets"}
-    nothing: list[dict[str, Any]] = [{}, {"datasets": None}, {"datasets": []}]
-    for datasets in nothing:
-        values = {**alone, **datasets, "tasks": {"mteb": ["One"]}}
-        found = parse(yaml.safe_dump(values), "run.yaml").datasets
-        assert [each.name for each in found] == ["mteb"]
-
-
-@pytest.mark.usefixtures("known_mteb")
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"tasks": {"mteb": []}}, "tasks: mteb: .*at least 1 item.*; tasks on columns of your own"),
-        ({"tasks": {"mtb": "One"}}, "tasks: unknown key mtb; known keys: modules, mteb; "),
-        ({"tasks": ["One"]}, "tasks: .*valid dictionary"),
-        ({"tasks": {"mteb": "One"}, "datasets": "mine"}, "datasets: .*valid tuple"),
-        ({"datasets": [{"name": "m", "source": {"mteb": 1}}]}, r"datasets\.0\.source\.mteb: "),
-        (
-            {"datasets": [{"name": "m", "source": {"mteb": "One", "hub": "a"}}]},
-            r"datasets\.0\.source: give exactly one of .*\['hub', 'mteb'\]",
-        ),
-        *(
-            (
-                {"datasets": [{"name": "m", "source": {"mteb": "One"}, key: value}]},
-                rf"datasets\.0: a dataset of mteb has the texts and tasks that .*leave out {key}$",
-            )
-            for key, value in [
-                ("limit", 5),
-                ("min_chars", 1),
-                ("text_column", "text"),
-                ("id_column", "id"),
-                ("tasks", 5),
-                ("tasks", [{"name": "t", "type": "clustering", "label_column": "a"}]),
-            ]
-        ),
-    ],
-)
-def test_tasks_of_mteb_take_no_columns_of_your_own(changes: dict[str, Any], problem: str) -> None:
-    assert re.search(f"^run.yaml: {problem}", refusal(**changes))
+    for nothing in ("", "datasets: null", "datasets: []"):
+        text = f"name: bare\nsubjects: [{{model: m}}]\ntasks: {{mteb: One}}\n{nothing}"
+        assert [each.name for each in parse(text, "run.yaml").datasets] == ["mteb"]
 
 
 def test_an_unknown_task_of_mteb_names_close_ones() -> None:
@@ -488,18 +396,13 @@ def test_subjects_are_replaced_and_trust_is_not_handed_on(
 
 
 def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path) -> None:
+    main = run_with(subjects=[{"model": "org/m", "revision": "main"}])
+    for config, words in ((main, []), (RECIPE, ["--subject", str(tmp_path)])):
+        (swept,) = overridden_with(config, *words, "--revisions", "step*").subjects
+        assert (swept.revision, swept.revisions) == ("", "step*")
     for step in ("step8", "step64", "notes"):
-        (tmp_path / "neox" / step).mkdir(parents=True)
-    config = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"), "--revisions", "step*")
-    assert [str(each) for each in resolve(config.subjects, config.storage)] == [
-        "neox at step8",
-        "neox at step64",
-    ]
-    narrowed = overridden_with(
-        run_with(subjects=[{"model": "org/m", "revision": "main"}]), "--revisions", "step1*"
-    )
-    assert (narrowed.subjects[0].revision, narrowed.subjects[0].revisions) == ("", "step1*")
-    given = overridden_with(RECIPE, "--subject", str(tmp_path / "neox"))
+        (tmp_path / step).mkdir()
+    given = overridden_with(RECIPE, "--subject", str(tmp_path))
     (parent,) = resolve(given.subjects, given.storage)
     with pytest.raises(ModelUnavailableError, match=r"only folders \(notes, step64, step8\): give"):
         check(parent, StorageConfig())

@@ -15,7 +15,6 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.prepare import records
 from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of
-from jobs.tasks.types import TYPES
 from operators.prompts.seeding import prompt_id
 from storage import schema
 
@@ -32,7 +31,7 @@ def dataset(*tasks: dict[str, Any], **changes: Any) -> DatasetConfig:  # noqa: A
 def source(**columns: Sequence[str | None]) -> pa.Table:
     """Return source rows as `sources.read` gives them."""
     count = len(next(iter(columns.values())))
-    strings = {name: pa.array(values, pa.large_string()) for name, values in columns.items()}
+    strings = {name: pa.array([*values], pa.large_string()) for name, values in columns.items()}
     return pa.table({**strings, "row": pa.array(range(count), pa.int64())})
 
 
@@ -43,18 +42,6 @@ def shards_of(config: DatasetConfig, rows: pa.Table, shards: int, seed: int = 0)
     return [every.filter(pa.array(numbers == number)) for number in range(shards)]
 
 
-def items(
-    config: DatasetConfig, rows: pa.Table, *, shards: int = 1, seed: int = 0, task: int = 0
-) -> list[dict[str, Any]]:
-    found = []
-    for group in shards_of(config, rows, shards, seed):
-        table, columns, facts = items_of(group, config.tasks[task])
-        assert table.cast(columns).schema == TYPES[type(config.tasks[task])].columns
-        assert facts == {}
-        found += table.to_pylist()
-    return found
-
-
 @pytest.mark.parametrize(
     ("text", "min_chars", "reason"),
     [
@@ -62,13 +49,11 @@ def items(
         ("", 1, "empty"),
         ("", 0, None),
         (None, 0, "null"),
-        (" ", 0, None),
         (" \t\n\u2003", 1, "whitespace"),
         ("ab", 3, "too_short"),
         ("abc", 3, None),
         (" a ", 3, None),
         ("\0", 1, None),
-        ("a", 0, None),
     ],
 )
 def test_every_skipped_text_has_one_reason(
@@ -87,29 +72,14 @@ def prompts(config: DatasetConfig, rows: pa.Table) -> tuple[list[str], dict[str,
     return sorted(table["text"].to_pylist()), counts
 
 
-def test_min_chars_0_makes_prompts_of_blank_texts_in_every_text_column() -> None:
-    rows = source(text=["", " ", None, "a"], query=["q", "", "\t", None])
-    config = dataset(FIND, min_chars=0)
-    assert prompts(config, rows) == (["", "\t", " ", "a", "q"], {"null": 2, "duplicates": 1})
-    found = [(item["query_id"], item["candidate_id"]) for item in items(config, rows)]
-    assert found == [(prompt_id("q"), prompt_id("")), (prompt_id(""), prompt_id(" "))]
-
-
-def test_two_labels_of_one_text_are_two_items_in_source_order() -> None:
-    rows = source(text=["same", "other", "same", "same"], topic=["sky", "sea", "sea", "air"])
-    shuffled = rows.take([3, 1, 2, 0])
-    found = [item for item in items(dataset(TOPIC), shuffled) if item["row"] != 1]
-    assert [(item["row"], item["label"]) for item in found] == [(0, "sky"), (2, "sea"), (3, "air")]
-    assert {item["prompt_id"] for item in found} == {prompt_id("same")}
-
-
 def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
     texts = [f"text {n}" for n in range(2000)]
     rows = source(text=texts, topic=["x"] * len(texts))
     config = dataset({**TOPIC, "test_fraction": 0.3})
 
     def tests_of(of: DatasetConfig, data: pa.Table, seed: int, shards: int = 1) -> set[int]:
-        found = items(of, data, seed=seed, shards=shards)
+        groups = shards_of(of, data, shards, seed)
+        found = [item for group in groups for item in items_of(group, of.tasks[0])[0].to_pylist()]
         assert len(found) == len(texts)
         assert {item["split"] for item in found} == {"train", "test"}
         return {item["prompt_id"] for item in found if item["split"] == "test"}
@@ -123,14 +93,6 @@ def test_a_drawn_split_depends_on_seed_task_and_text_alone() -> None:
     renamed = dataset({**TOPIC, "name": "other", "test_fraction": 0.3})
     assert abs(len(tests_of(renamed, rows, 1) & drawn) - independent) < 50
     assert drawn < tests_of(dataset({**TOPIC, "test_fraction": 0.6}), rows, 1)
-
-
-def test_tasks_do_not_see_each_others_items() -> None:
-    rows = source(text=["a", "b"], topic=["x", "y"], query=["q", "r"])
-    config = dataset(TOPIC, FIND, GROUPS)
-    counts = [len(items(config, rows, shards=3, task=number)) for number in range(3)]
-    assert counts == [2, 2, 2]
-    assert items(config, rows, task=2)[0]["label"] == "x"
 
 
 def test_two_texts_with_one_id_are_an_error_that_shows_both(
@@ -155,7 +117,7 @@ def test_two_texts_with_one_id_are_an_error_that_shows_both(
 def test_shards_hold_what_their_ids_name_and_count_what_is_left_out(
     texts: list[str | None], shards: int, min_chars: int
 ) -> None:
-    config = dataset(TOPIC, min_chars=min_chars)
+    config = dataset(TOPIC, GROUPS, min_chars=min_chars)
     groups = shards_of(config, source(text=texts, topic=["x"] * len(texts)), shards)
     reasons = [config.skipped("text", text) for text in texts]
     kept = {n: (prompt_id(t), t) for n, t in enumerate(texts) if t is not None and not reasons[n]}
@@ -170,10 +132,9 @@ def test_shards_hold_what_their_ids_name_and_count_what_is_left_out(
         rows = [(key, text, number) for key, text in sorted(set(own.values()))]
         assert [tuple(row.values()) for row in table.cast(columns).to_pylist()] == rows
         left_out.update(facts)
-        found = items_of(group, config.tasks[0])[0].to_pylist()
-        assert {item["row"]: item["prompt_id"] for item in found} == {
-            row: key for row, (key, _) in own.items()
-        }
+        items = items_of(group, config.tasks[0])[0]  # and none of another task
+        assert items["row"].to_pylist() == [*own]
+        assert items["prompt_id"].to_pylist() == [key for key, _ in own.values()]
     assert len(groups) == shards
     assert +left_out == +expected
 

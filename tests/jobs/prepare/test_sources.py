@@ -390,5 +390,3 @@ def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_pat
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]
-    with pytest.raises(ConfigError, match=rf"there is no file {root.uri}/gone\.csv"):
-        sources.discover(of_files(f"{root.uri}/gone.csv"), options)
