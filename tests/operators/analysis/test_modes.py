@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.stats import norm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -77,16 +76,6 @@ def test_two_points_have_the_largest_dip() -> None:
     assert modes.dip == pytest.approx(0.25)
     assert (modes.low, modes.high, modes.split) == ((1.0, 1.0), (3.0, 3.0), 2.0)
     assert modes.p_value == 1e-5  # where the table ends
-
-
-def test_equal_groups_part_in_the_middle() -> None:
-    """Quantiles of two normal groups at 2 and 10: the sample is symmetric about 6."""
-    half = norm.ppf((np.arange(500) + 0.5) / 500)
-    values = np.concatenate([2 + half, 10 + half])
-    modes = find_modes(values)
-    assert modes.split == pytest.approx(6, abs=1e-9)
-    assert middle(values, modes.low) == pytest.approx(2, abs=0.01)
-    assert middle(values, modes.high) == pytest.approx(10, abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
