@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from datasets import Dataset, DatasetDict
 from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader
 
@@ -69,9 +70,7 @@ def mteb_scores(
     return scores
 
 
-def splits(**columns: dict[str, list[Any]]) -> object:
-    from datasets import Dataset, DatasetDict
-
+def splits(**columns: dict[str, list[Any]]) -> DatasetDict:
     return DatasetDict({split: Dataset.from_dict(part) for split, part in columns.items()})
 
 
@@ -94,6 +93,7 @@ def both(
         test={"text": texts(n_train, len(given)), column: given[n_train:]},
     )
     scores = probe(rows[:n_train], given[:n_train], rows[n_train:], given[n_train:], **ours)
+    assert {score.n_test for score in scores} == {len(given) - n_train}
     metric = scores[0].metric
     found = mteb_scores(probe.__name__, metric, dataset, rows, **(theirs or ours))
     return values(scores), [fold[metric] for fold in found["scores_per_experiment"]]
@@ -180,7 +180,6 @@ def test_regression_is_mtebs(samples: int, decimals: int) -> None:
 
 @pytest.mark.parametrize("decimals", [6, 1, 0])
 def test_rows_for_regression_are_mtebs_in_its_order(decimals: int) -> None:
-    from datasets import Dataset, DatasetDict
     from mteb.abstasks import AbsTaskRegression
 
     number = np.round(np.random.default_rng(15).standard_normal(333), decimals)
@@ -226,8 +225,6 @@ def test_sts_is_mtebs() -> None:
 
 @pytest.mark.parametrize("ranked", [False, True], ids=["retrieval", "reranking"])
 def test_retrieval_and_reranking_are_mtebs(ranked: bool) -> None:
-    from datasets import Dataset
-
     rows, labels = noisy_groups(160, 8, spread=0.4)
     generator = np.random.default_rng(14)
     queries, documents = range(30), range(30, 160)

@@ -34,34 +34,14 @@ def noisy_pairs(n_pairs: int) -> tuple[Matrix, Matrix, Matrix]:
     return first, first * scores[:, None] / 5 + noise, scores
 
 
-@pytest.mark.parametrize(
-    ("probe", "given", "expected"),
-    [
-        (sts, [5, 4, 2, 1], 1.0),
-        (sts, [1, 2, 4, 5], -1.0),
-        (sts, [5, 4, 1, 2], 0.8),  # 1 - 6 sum d^2 / (n (n^2 - 1)) with d^2 = 0, 0, 1, 1
-        (sts, [5, 1, 5, 1], 1 / np.sqrt(5)),  # ranks 3.5, 1.5, 3.5, 1.5
-        (pair_classification, [1, 1, 0, 0], 1.0),
-        (pair_classification, [0, 1, 0, 1], (1 / 2 + 2 / 4) / 2),
-        (pair_classification, [1, 0, 0, 1], (1 + 2 / 4) / 2),
-    ],
-)
-def test_scores_by_hand(probe: Probe, given: list[int], expected: float) -> None:
-    (score,) = probe(*at_angles(0, 20, 50, 90), given)
-    assert score.value == pytest.approx(expected)
-    metric = "cosine_spearman" if probe is sts else "max_ap"
-    assert (score.metric, score.n_train, score.n_test) == (metric, 0, 4)
-
-
 def test_the_best_similarity_counts() -> None:
     # All of one direction, so neither the cosine nor the dot product tells; the distance does.
     first = np.array([[1.0, 0.0], [4.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     second = np.array([[1.0, 0.0], [4.0, 0.0], [9.0, 0.0], [7.0, 0.0]])
-    (score,) = pair_classification(first, second, [1, 1, 0, 0])
-    assert score.value == 1.0
+    apart = [FoldScore(0, "max_ap", 1.0, 0, 4)]
+    assert pair_classification(first, second, [1, 1, 0, 0], replicates=0) == apart
     # Only the dot product does.
-    (score,) = pair_classification(second + 1, 2 * second + 2, [0, 0, 1, 1])
-    assert score.value == 1.0
+    assert pair_classification(second + 1, 2 * second + 2, [0, 0, 1, 1], replicates=0) == apart
 
 
 @settings(deadline=None)
@@ -89,13 +69,9 @@ def test_ties_with_scipy() -> None:
     first[20:60] = first[20:21]
     likeness = paired_cosines(first, second)
     assert len(np.unique(likeness)) == 161
-    (score,) = sts(first, second, scores)
-    assert score.value == pytest.approx(spearmanr(likeness, scores).statistic)
-
-
-def judged(probe: Probe, scores: Matrix) -> Matrix:
-    """The scores of pairs, or whether they belong together."""
-    return scores if probe is sts else (scores > 3).astype(float)
+    (score,) = sts(first, second, -scores, replicates=0)
+    assert score == FoldScore(0, "cosine_spearman", score.value, 0, 200)
+    assert score.value == pytest.approx(spearmanr(likeness, -scores).statistic)
 
 
 @PROBES
@@ -103,7 +79,7 @@ def test_order_sides_and_blocks_do_not_matter(
     probe: Probe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, scores = noisy_pairs(150)
-    given = judged(probe, scores)
+    given = scores if probe is sts else (scores > 3).astype(float)
     (score,) = probe(first, second, given)
     order = np.random.default_rng(2).permutation(150)
     (shuffled,) = probe(first[order], second[order], given[order])
