@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
-from jobs.extract.targets import Pass, Unit, missing_units, passes
+from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from jobs.run import leading
 from operators.model.subject import ModelShape, Subject
 from storage.manifest import Manifest, digest_of
@@ -106,6 +106,19 @@ def test_passes_are_the_clean_one_and_every_view() -> None:
         assert each.embeddings.partition.values == ("model", "main", "data", each.condition)
 
 
+def of_a_condition(clean: Pass, name: str, *, metrics: bool = False) -> Pass:
+    """Return what is made under a condition: as of the clean prompts, in a place of its own.
+
+    Its tokens are drawn, so its metrics depend on the seed; those of clean prompts do not.
+    """
+    assert clean.prompt_metrics
+    where = Partition("embeddings", ("model", "main", "data", name))
+    embeddings = clean.embeddings._replace(partition=where)
+    settings = {**clean.prompt_metrics.settings, "seed": 0}
+    measured = Target(where.sibling("prompt_metrics"), settings, ALL)
+    return Pass("data", name, embeddings, prompt_metrics=measured if metrics else None)
+
+
 @pytest.mark.parametrize(
     "fitted", [FITTED, {"name": "t", "type": "classification", "label_column": "a"}]
 )
@@ -115,34 +128,15 @@ def test_noise_is_a_pass_over_every_prompt_of_a_dataset_with_a_fitted_task(
     groups = {"name": "g", "type": "clustering", "label_column": "a"}
     curves = {"noise": [0.2, 0.05]}
     clean, *views, low, high = passes_of(datasets=dataset_with(groups, fitted), curves=curves)
-    assert [each.condition for each in (low, high)] == ["noise-0.05", "noise-0.20"]
+    assert [low, high] == [of_a_condition(clean, name) for name in ("noise-0.05", "noise-0.20")]
     assert len(views) == 3
-    for each in (low, high):
-        assert each.targets == [each.embeddings]
-        assert each.embeddings.shares == ALL
-        assert each.embeddings.settings == clean.embeddings.settings
-        assert each.embeddings.partition.values == ("model", "main", "data", each.condition)
     assert len(passes_of(datasets=dataset_with(groups), curves=curves)) == 1 + 3
 
 
 def test_a_condition_is_a_pass_like_the_clean_one_with_its_own_token_metrics() -> None:
-    clean, *views, low, high, cut = passes_of(
-        conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]}
-    )
+    clean, *passed = passes_of(conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]})
     names = ["random-0.10", "random-0.50", "truncate-0.50"]
-    assert [each.condition for each in (low, high, cut)] == names
-    assert len(views) == 3
-    assert clean.prompt_metrics is not None
-    for each in (low, high, cut):
-        assert each.tokens is None
-        assert each.prompt_metrics is not None
-        assert each.embeddings.shares == each.prompt_metrics.shares == ALL
-        assert each.embeddings.settings == clean.embeddings.settings
-        # Its tokens are drawn, so its metrics depend on the seed; those of clean prompts do not.
-        assert each.prompt_metrics.settings == {**clean.prompt_metrics.settings, "seed": 0}
-        assert each.prompt_metrics.partition == Partition(
-            "prompt_metrics", ("model", "main", "data", each.condition)
-        )
+    assert passed[3:] == [of_a_condition(clean, name, metrics=True) for name in names]
 
 
 def test_a_level_of_noise_that_two_ask_for_is_one_pass_of_what_both_need() -> None:
