@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModel
 
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
@@ -87,6 +85,23 @@ def _rows(column: str = "score", row: int = 0, value: object = 1) -> list[dict[s
     return rows
 
 
+def _prepared(
+    cli: Cli,
+    folder: Path,
+    checkpoint: Path,
+    rows: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    *options: str,
+    code: int = 0,
+) -> tuple[str, set[str]]:
+    """Prepare, expect the code, and return what was told and what is published."""
+    odd = {"shard_prompts": 8, "id_column": "key", "tasks": tasks}
+    config = write_config(folder, checkpoint, datasets=_dataset(folder / "rows.jsonl", rows, **odd))
+    out = folder / "out"
+    told = cli("prepare", str(config), "--output", str(out), *options, expect=code)
+    return told.stderr, {path.relative_to(out).parts[1] for path in out.rglob("manifest.json")}
+
+
 @pytest.mark.parametrize(
     ("rows", "tasks", "expected"),
     [
@@ -112,29 +127,29 @@ def test_data_that_a_task_cannot_use_is_one_line_until_it_is_mended(
     expected: list[str],
 ) -> None:
     """Nothing is published, and what was written stands in nobody's way without `--overwrite`."""
-    out = tmp_path / "out"
-
-    def prepared(
-        rows: list[dict[str, Any]], tasks: list[dict[str, Any]], *options: str, code: int = 0
-    ) -> tuple[str, set[str]]:
-        odd = {"shard_prompts": 8, "id_column": "key", "tasks": tasks}
-        datasets = _dataset(tmp_path / "rows.jsonl", rows, **odd)
-        config = write_config(tmp_path, checkpoint, datasets=datasets)
-        told = cli("prepare", str(config), "--output", str(out), *options, expect=code)
-        return told.stderr, {path.relative_to(out).parts[1] for path in out.rglob("manifest.json")}
-
-    error, published = prepared(rows, tasks, code=2)
+    given = cli, tmp_path, checkpoint
+    error, published = _prepared(*given, rows, tasks, code=2)
     assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", error)
     for words in expected:
         assert words in error
     assert "fine" not in error
     assert published == set()
     made = {"task=labels", "task=few", "task=similar", "task=order", "dataset=odd"}
-    assert prepared(_rows(), [FEW, LABELS, SIMILAR, ORDER]) == ("", made)
+    assert _prepared(*given, _rows(), [FEW, LABELS, SIMILAR, ORDER]) == ("", made)
+    out = tmp_path / "out"
     assert {path.relative_to(out).parts[1] for path in out.rglob("*.parquet")} == made
-    # What is published has settings, which only `--overwrite` changes.
-    assert "['text', 'query'] there, ['text'] here" in prepared(_rows(), [FEW], code=2)[0]
-    assert prepared(_rows(), [FEW], "--overwrite")[0] == ""
+
+
+def test_what_is_published_conflicts_with_other_settings_and_shards_alone_do_not(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    given = cli, tmp_path, checkpoint, _rows()
+    _prepared(*given, [SIMILAR])
+    assert "['text', 'query'] there, ['text'] here" in _prepared(*given, [FEW], code=2)[0]
+    assert _prepared(*given, [FEW], "--overwrite")[0] == ""
+    for path in tmp_path.rglob("manifest.json"):
+        path.unlink()
+    assert _prepared(*given, [SIMILAR])[0] == ""
 
 
 @pytest.mark.parametrize("engine", ["ray", "process"])
@@ -156,12 +171,12 @@ def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
 
 
 def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "broken")
-    model = AutoModel.from_pretrained(folder)
     (rare,) = tiny_tokenizer().encode("~")
-    with torch.no_grad():
+
+    def change(model: Any) -> None:  # noqa: ANN401
         model.embed_in.weight[rare] = float("inf")
-    model.save_pretrained(folder)
+
+    folder = save_tiny(tmp_path / "broken", change=change)
     texts = [*(f"text {n}" for n in range(9)), "one ~ two ~"]
     datasets = _dataset(tmp_path / "a.jsonl", [{"text": text} for text in texts], shard_prompts=5)
     config = write_config(
