@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jobs.cluster.console import say
 from storage.root import Root
+from tests.conftest import offline_environment
 from tests.support.local_cluster import local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import content
@@ -25,11 +26,7 @@ def main() -> int:
     """Run the demo as a job, and return 0 if its tables are the demo's."""
     python = Path(sys.executable)
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
-        "PATH": path,
-        "HF_HUB_OFFLINE": "1",
-    }
+    environment = {**offline_environment(), "PATH": path}
     with tempfile.TemporaryDirectory() as folder:
         _say("starting two Ray nodes on this machine")
         with local_cluster(python, environment, Path(folder), nodes=2, cpus=1) as cluster:

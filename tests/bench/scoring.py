@@ -17,6 +17,7 @@ layers in the ratios. Needs ../shared/data and the extras demo and mteb.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,17 +34,19 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.cluster.console import say
-from tests.support.shared_data import LAYERS, SCORES, TASKS, run_config
+from tests.support.shared_data import LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS, run_config
 
 if TYPE_CHECKING:
     from jobs.run import Run
 
 TORCH_THREADS = 2
+BATCH = 32  # of mteb's encoding
 # Threads that spin while they wait make mteb's encoding three times slower on a busy machine.
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 Seconds = dict[str, float]
 Scores = dict[str, dict[int, float]]  # file -> layer -> main score
-Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+Vectors = npt.NDArray[np.float32]
+Encode = Callable[[Sequence[str]], Vectors]
 Side = Callable[[argparse.Namespace, Path], tuple[Seconds, Scores]]
 
 
@@ -119,12 +123,55 @@ def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _live(options: argparse.Namespace, _folder: Path) -> tuple[Seconds, Scores]:
-    from tests.bench.mteb_sides import Live
-
-    model = Live(TORCH_THREADS)
+    model = Live()
     encoders = {layer: partial(model.encode, layer=layer) for layer in options.layers}
     seconds, scores = _evaluated(options, lambda _, layer: encoders[layer])
     return {**seconds, "of that encoding": model.seconds}, scores
+
+
+@dataclass
+class Live:
+    """Encodes texts and keeps one layer, in the way of sentence-transformers.
+
+    From long texts to short ones in batches of 32, through the whole model, mean over real tokens.
+    Shapes: N texts, T tokens (right-padded), D features.
+    """
+
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        torch.set_num_threads(TORCH_THREADS)
+        self._tokenizer = AutoTokenizer.from_pretrained(SUBJECT.source)
+        self._model = AutoModel.from_pretrained(SUBJECT.source, dtype=torch.float32).eval()
+
+    def encode(self, texts: Sequence[str], layer: int) -> Vectors:
+        """Return the vectors [N, D] of `texts`."""
+        began = time.perf_counter()
+        order = np.argsort([-len(text) for text in texts], kind="stable")
+        parts = [
+            self._batch([texts[row] for row in order[start : start + BATCH]], layer)
+            for start in range(0, len(texts), BATCH)
+        ]
+        vectors_ND = np.empty((len(texts), parts[0].shape[1]), dtype=np.float32)
+        vectors_ND[order] = np.concatenate(parts)
+        self.seconds += time.perf_counter() - began
+        return vectors_ND
+
+    def _batch(self, texts: list[str], layer: int) -> Vectors:
+        import torch
+
+        tokens = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            states = self._model(**tokens, output_hidden_states=True).hidden_states
+            mask_NT1 = tokens["attention_mask"].unsqueeze(-1).float()
+            pooled_ND = (states[layer] * mask_NT1).sum(dim=1) / mask_NT1.sum(dim=1)
+        vectors_ND: Vectors = pooled_ND.numpy()
+        return vectors_ND
 
 
 def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
@@ -146,14 +193,26 @@ def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]
 def _evaluated(
     options: argparse.Namespace, encoder: Callable[[str, int], Encode]
 ) -> tuple[Seconds, Scores]:
-    from tests.bench.mteb_sides import evaluated
+    """Return the seconds of `mteb.evaluate`, and its main scores of the files' tasks.
+
+    Each time a new task, because mteb draws other documents when one is evaluated twice, and its
+    columns read row by row, as the library leaves them.
+    """
+    from operators.benchmark.score import LookupEncoder, model_meta
+    from operators.benchmark.tasks import mteb_library
+    from tests.support.shared_mteb import BY_FILE
 
     total, scores = 0.0, Scores()
-    for name in options.datasets:
-        for layer in options.layers:
-            score, seconds = evaluated(name, layer, encoder(name, layer))
-            scores.setdefault(name, {})[layer] = score
-            total += seconds
+    for name, layer in itertools.product(options.datasets, options.layers):
+        task = BY_FILE[name]()
+        task.load_data()
+        model = LookupEncoder(name, encoder(name, layer), model_meta("bench/minilm", str(layer)))
+        began = time.perf_counter()
+        found = mteb_library().evaluate(
+            model, task, cache=None, co2_tracker=False, show_progress_bar=False
+        )
+        total += time.perf_counter() - began
+        scores.setdefault(name, {})[layer] = float(found.task_results[0].get_score())
     return {"scoring": total}, scores
 
 

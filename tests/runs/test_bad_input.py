@@ -8,23 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from transformers import AutoModel
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.run import load
-from jobs.prepare import stage as prepare
-from jobs.run import Run
 from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
-from storage import schema
-from storage.manifest import Manifest, SettingsConflictError, digest_of, require
-from storage.partition import KEYS, Partition, partitions, shard_name
+from storage.manifest import require
+from storage.partition import KEYS, Partition, partitions
 from storage.root import Root
-from storage.shards import Receipt, write_shard
 from tests.conftest import Cli, edited, write_config
-from tests.support.here import Here
 from tests.support.stored import ask, manifests
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
@@ -52,18 +43,12 @@ def _refused(cli: Cli, config: Path, output: Path, code: int = 2) -> str:
     return lines[0]
 
 
-def test_unloadable_model_and_unwritable_root_are_refused_before_anything(
+def test_an_unwritable_root_and_nothing_left_after_the_filters_are_refused(
     cli: Cli, tmp_path: Path, checkpoint: Path
 ) -> None:
-    config = write_config(tmp_path, checkpoint, subjects=[{"model": "no/such-model"}])
-    assert "cannot load model no/such-model" in _refused(cli, config, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "file").write_text("in the way")
     config = write_config(tmp_path, checkpoint)
     assert "cannot write to the output root" in _refused(cli, config, tmp_path / "file" / "out")
-
-
-def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": None}, {"text": ""}, {"text": " \n"}, {"text": "short"}]
     task = {"name": "groups", "type": "clustering", "label_column": "text"}
     datasets = _dataset(tmp_path / "a.jsonl", rows, min_chars=20, tasks=[task])
@@ -74,73 +59,63 @@ def test_nothing_left_after_the_filters(cli: Cli, tmp_path: Path, checkpoint: Pa
 
 
 LABELS, SIMILAR, ORDER = yaml.safe_load("""
-- {name: labels, type: classification, samples_per_label: 4}
+- {name: labels, type: classification, samples_per_label: 4, label_column: two, split_column: part}
 - {name: similar, type: sts, first_column: text, second_column: query, score_column: score}
 - {name: order, type: reranking, query_column: query, candidate_column: text,
-   relevance_column: good}
+   relevance_column: score}
 """)
+FEW = {**LABELS, "name": "few", "samples_per_label": 9}
+FINE = {"name": "fine", "type": "clustering", "label_column": "two"}
 
 
-GOOD = {**LABELS, "label_column": "two", "split_column": "part"}
-
-
-def _rows(**changes: tuple[int, Any]) -> list[dict[str, Any]]:
-    """Return 40 rows in which one cell of some columns is another."""
+def _rows(column: str = "score", row: int = 0, value: object = 1) -> list[dict[str, Any]]:
+    """Return 40 rows, one cell of which is another."""
     rows: list[dict[str, Any]] = [
         {
             "key": f"row-{n}",
             "text": f"text {n}",
             "query": f"query {n}",
-            "one": "always",
             "two": "even" if n % 2 else "odd",
             "part": "train" if n < 20 else "test",
-            "score": n / 10,
-            "good": 1,
+            "score": n + 1,
         }
         for n in range(40)
     ]
-    for column, (row, value) in changes.items():
-        rows[row][column] = value
+    rows[row][column] = value
     return rows
+
+
+def _prepared(
+    cli: Cli,
+    folder: Path,
+    checkpoint: Path,
+    rows: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    *options: str,
+    code: int = 0,
+) -> tuple[str, set[str]]:
+    """Prepare, expect the code, and return what was told and what is published."""
+    odd = {"shard_prompts": 8, "id_column": "key", "tasks": tasks}
+    config = write_config(folder, checkpoint, datasets=_dataset(folder / "rows.jsonl", rows, **odd))
+    out = folder / "out"
+    told = cli("prepare", str(config), "--output", str(out), *options, expect=code)
+    return told.stderr, {path.relative_to(out).parts[1] for path in out.rglob("manifest.json")}
 
 
 @pytest.mark.parametrize(
     ("rows", "tasks", "expected"),
     [
         (
-            _rows(),
-            [GOOD, {**LABELS, "name": "other", "label_column": "to"}],
-            ["rows.jsonl has no column 'to' (label_column of task other); it has: "],
-        ),
-        (
-            _rows(two=(30, "new")),
+            _rows("two", 30, "new"),
+            [{**FEW, "samples_per_label": 35, "split_column": None}, FINE, LABELS],
             [
-                {**LABELS, "name": "single", "label_column": "one"},
-                {**LABELS, "name": "few", "label_column": "two", "samples_per_label": 35},
-                {"name": "fine", "type": "clustering", "label_column": "two"},
-                {**GOOD, "name": "unseen"},
-            ],
-            [
-                "task single, column one: the training items have 1 label (always), 2 are needed; ",
                 "task few, column two: label 'new' has 1 training item, samples_per_label is 35; ",
-                "task unseen, column two: the test items have 1 label (new) that no training item",
+                "task labels, column two: the test items have 1 label (new) that no training item",
             ],
         ),
-        (
-            _rows(score=(6, "high")),
-            [SIMILAR],
-            ["task similar, column score: 'high' in row 7 is not a number"],
-        ),
-        (
-            _rows(key=(7, "row-3")),
-            [SIMILAR],
-            ["column key: row 4 and row 8 have the same id 'row-3'"],
-        ),
-        (
-            _rows(text=(8, None)),
-            [SIMILAR, ORDER],
-            ["task order, column text: the query of row 9 has no candidate; leave it out"],
-        ),
+        (_rows("score", 6, "high"), [SIMILAR], ["score: 'high' in row 7 is not a number"]),
+        (_rows("key", 7, "row-3"), [SIMILAR], ["row 4 and row 8 have the same id 'row-3'"]),
+        (_rows("text", 8, None), [SIMILAR, ORDER], ["query of row 9 has no candidate; leave it"]),
     ],
 )
 def test_data_that_a_task_cannot_use_is_one_line_until_it_is_mended(
@@ -152,41 +127,29 @@ def test_data_that_a_task_cannot_use_is_one_line_until_it_is_mended(
     expected: list[str],
 ) -> None:
     """Nothing is published, and what was written stands in nobody's way without `--overwrite`."""
-
-    def prepared(rows: list[dict[str, Any]], *tasks: object, code: int = 0) -> tuple[str, set[str]]:
-        odd = {"shard_prompts": 8, "id_column": "key", "tasks": list(tasks)}
-        datasets = _dataset(tmp_path / "rows.jsonl", rows, **odd)
-        config = write_config(tmp_path, checkpoint, datasets=datasets)
-        told = cli("prepare", str(config), "--output", str(tmp_path / "out"), expect=code)
-        return told.stderr, parents("manifest.json")
-
-    def parents(pattern: str) -> set[str]:
-        out = tmp_path / "out"
-        return {path.relative_to(out).parts[1] for path in out.rglob(pattern)}
-
-    error, published = prepared(rows, *tasks, code=2)
+    given = cli, tmp_path, checkpoint
+    error, published = _prepared(*given, rows, tasks, code=2)
     assert re.fullmatch(r"layerrank: dataset odd[,:] [^\n]+\n", error)
     for words in expected:
         assert words in error
     assert "fine" not in error
     assert published == set()
-    few = {**GOOD, "name": "few", "samples_per_label": 9}
     made = {"task=labels", "task=few", "task=similar", "task=order", "dataset=odd"}
-    assert prepared(_rows(), GOOD, few, SIMILAR, ORDER) == ("", made)
-    assert parents("*.parquet") == made
+    assert _prepared(*given, _rows(), [FEW, LABELS, SIMILAR, ORDER]) == ("", made)
+    out = tmp_path / "out"
+    assert {path.relative_to(out).parts[1] for path in out.rglob("*.parquet")} == made
 
 
-def test_shards_without_a_manifest_are_no_conflict(tmp_path: Path, checkpoint: Path) -> None:
-    root, where = Root(str(tmp_path / "out")), Partition("prompts", ("odd",))
-    target = Manifest(where, {"source": "mended"}, ())
-    blank = Receipt(shard_name(0), 0, digest_of({"source": "refused"}), "")
-    receipt = write_shard(root, where.shard(shard_name(0)), [], schema.PROMPTS, blank)
-    run = Run(load(str(write_config(tmp_path, checkpoint))), root, Cluster(Here()))
-    assert not prepare._is_complete(run, target)
-    run.manifests.publish(where, {"source": "refused"}, [receipt])
-    with pytest.raises(SettingsConflictError, match=r"source: 'refused' there, 'mended' here"):
-        prepare._is_complete(run, target)
-    assert not prepare._is_complete(run, target, overwrite=True)
+def test_what_is_published_conflicts_with_other_settings_and_shards_alone_do_not(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    given = cli, tmp_path, checkpoint, _rows()
+    _prepared(*given, [SIMILAR])
+    assert "['text', 'query'] there, ['text'] here" in _prepared(*given, [FEW], code=2)[0]
+    assert _prepared(*given, [FEW], "--overwrite")[0] == ""
+    for path in tmp_path.rglob("manifest.json"):
+        path.unlink()
+    assert _prepared(*given, [SIMILAR])[0] == ""
 
 
 @pytest.mark.parametrize("engine", ["ray", "process"])
@@ -208,12 +171,12 @@ def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
 
 
 def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "broken")
-    model = AutoModel.from_pretrained(folder)
     (rare,) = tiny_tokenizer().encode("~")
-    with torch.no_grad():
+
+    def change(model: Any) -> None:  # noqa: ANN401
         model.embed_in.weight[rare] = float("inf")
-    model.save_pretrained(folder)
+
+    folder = save_tiny(tmp_path / "broken", change=change)
     texts = [*(f"text {n}" for n in range(9)), "one ~ two ~"]
     datasets = _dataset(tmp_path / "a.jsonl", [{"text": text} for text in texts], shard_prompts=5)
     config = write_config(

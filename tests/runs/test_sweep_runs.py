@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from storage.checkpoint import CACHE
 from storage.root import Root
 from tests.conftest import S3, Cli, write_config
 from tests.support.living import Told
-from tests.support.tiny import tiny_model, tiny_tokenizer
+from tests.support.tiny import save_tiny, trained_on
 
 pytestmark = pytest.mark.slow
 STEPS = ("step2", "step10")
@@ -36,13 +35,7 @@ def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     folder = tmp_path_factory.mktemp("sweep")
     remote = s3.root("swept/neox")
     for index, step in enumerate(STEPS):
-        model = tiny_model("gpt_neox", blocks=2)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * index * torch.randn_like(parameter))
-        model.save_pretrained(folder / step)
-        tiny_tokenizer().save_pretrained(folder / step)
-        for file in (folder / step).iterdir():
+        for file in save_tiny(folder / step, blocks=2, change=trained_on(index)).iterdir():
             remote.write(f"{step}/{file.name}", file.read_bytes())
     config = write_config(
         folder,

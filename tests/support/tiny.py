@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,28 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128)
 
 
-def save_tiny(folder: Path, architecture: str = "gpt_neox", blocks: int = BLOCKS) -> Path:
-    """Save a tiny model and its tokenizer as a checkpoint folder."""
-    tiny_model(architecture, blocks).save_pretrained(folder)
+def save_tiny(
+    folder: Path,
+    architecture: str = "gpt_neox",
+    blocks: int = BLOCKS,
+    change: Callable[[Any], object] | None = None,
+) -> Path:
+    """Save a tiny model, with a `change`, and its tokenizer as a checkpoint folder."""
+    model = tiny_model(architecture, blocks)
+    if change:
+        with torch.no_grad():
+            change(model)
+    model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def trained_on(seed: int) -> Callable[[Any], None]:
+    """Return a change that moves every parameter a little, for each seed another way."""
+
+    def change(model: Any) -> None:  # noqa: ANN401
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+
+    return change

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
-from jobs.extract.targets import Pass, missing_units, passes
+from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from jobs.run import leading
 from operators.model.subject import ModelShape, Subject
 from storage.manifest import Manifest, digest_of
@@ -24,7 +24,6 @@ SHAPE = ModelShape(layers=3, hidden_size=8, max_tokens=None)
 TABLES = ("embeddings", "tokens", "prompt_metrics")
 ALL = {shard_name(number): rows for number, rows in enumerate(ROWS)}
 FITTED = {"name": "t", "type": "regression", "value_column": "a"}
-Done = dict[str, set[int]]
 
 
 def prompts_with(rows: list[int], checksum: str = "sum") -> Manifest:
@@ -77,25 +76,6 @@ def digests(**changes: Any) -> dict[str, str]:  # noqa: ANN401
     }
 
 
-def units_of(
-    each: Pass, done: Done, rows: list[int] | None = None
-) -> list[tuple[int, int, int, set[str]]]:
-    """Return shard, prompts, states to store and tables to write of every unit that is missing."""
-    receipts = {
-        target.partition.path: {
-            shard_name(number): Receipt(shard_name(number), 1, digest_of(target.settings), "")
-            for number in done.get(target.partition.table, set())
-        }
-        for target in each.targets
-    }
-    units = missing_units(each, prompts_with(ROWS if rows is None else rows), receipts)
-    known = {target.partition.table: digest_of(target.settings) for target in each.targets}
-    for unit in units:
-        assert (unit.dataset, unit.condition) == ("data", each.condition)
-        assert unit.digests.items() <= known.items()
-    return [(unit.shard, unit.prompts, unit.tokens, {*unit.digests}) for unit in units]
-
-
 def test_a_sample_is_the_leading_prompts_and_a_larger_one_contains_it() -> None:
     @given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 100), st.integers(0, 100))
     def check(rows: list[int], sample: int, more: int) -> None:
@@ -126,6 +106,19 @@ def test_passes_are_the_clean_one_and_every_view() -> None:
         assert each.embeddings.partition.values == ("model", "main", "data", each.condition)
 
 
+def of_a_condition(clean: Pass, name: str, *, metrics: bool = False) -> Pass:
+    """Return what is made under a condition: as of the clean prompts, in a place of its own.
+
+    Its tokens are drawn, so its metrics depend on the seed; those of clean prompts do not.
+    """
+    assert clean.prompt_metrics
+    where = Partition("embeddings", ("model", "main", "data", name))
+    embeddings = clean.embeddings._replace(partition=where)
+    settings = {**clean.prompt_metrics.settings, "seed": 0}
+    measured = Target(where.sibling("prompt_metrics"), settings, ALL)
+    return Pass("data", name, embeddings, prompt_metrics=measured if metrics else None)
+
+
 @pytest.mark.parametrize(
     "fitted", [FITTED, {"name": "t", "type": "classification", "label_column": "a"}]
 )
@@ -135,40 +128,15 @@ def test_noise_is_a_pass_over_every_prompt_of_a_dataset_with_a_fitted_task(
     groups = {"name": "g", "type": "clustering", "label_column": "a"}
     curves = {"noise": [0.2, 0.05]}
     clean, *views, low, high = passes_of(datasets=dataset_with(groups, fitted), curves=curves)
-    assert [each.condition for each in (low, high)] == ["noise-0.05", "noise-0.20"]
+    assert [low, high] == [of_a_condition(clean, name) for name in ("noise-0.05", "noise-0.20")]
     assert len(views) == 3
-    for each in (low, high):
-        assert each.targets == [each.embeddings]
-        assert each.embeddings.shares == ALL
-        assert each.embeddings.settings == clean.embeddings.settings
-        assert each.embeddings.partition.values == ("model", "main", "data", each.condition)
     assert len(passes_of(datasets=dataset_with(groups), curves=curves)) == 1 + 3
-    written = {"embeddings"}
-    left = [(0, 5, 0, written), (1, 0, 0, written), (3, 3, 0, written)]
-    assert units_of(high, {"embeddings": {2}}) == left
 
 
 def test_a_condition_is_a_pass_like_the_clean_one_with_its_own_token_metrics() -> None:
-    clean, *views, low, high, cut = passes_of(
-        conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]}
-    )
+    clean, *passed = passes_of(conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]})
     names = ["random-0.10", "random-0.50", "truncate-0.50"]
-    assert [each.condition for each in (low, high, cut)] == names
-    assert len(views) == 3
-    assert clean.prompt_metrics is not None
-    for each in (low, high, cut):
-        assert each.tokens is None
-        assert each.prompt_metrics is not None
-        assert each.embeddings.shares == each.prompt_metrics.shares == ALL
-        assert each.embeddings.settings == clean.embeddings.settings
-        # Its tokens are drawn, so its metrics depend on the seed; those of clean prompts do not.
-        assert each.prompt_metrics.settings == {**clean.prompt_metrics.settings, "seed": 0}
-        assert each.prompt_metrics.partition == Partition(
-            "prompt_metrics", ("model", "main", "data", each.condition)
-        )
-    assert units_of(low, {"embeddings": {0, 1, 2, 3}}) == [
-        (number, rows, 0, {"prompt_metrics"}) for number, rows in enumerate(ROWS)
-    ]
+    assert passed[3:] == [of_a_condition(clean, name, metrics=True) for name in names]
 
 
 def test_a_level_of_noise_that_two_ask_for_is_one_pass_of_what_both_need() -> None:
@@ -235,10 +203,6 @@ def test_the_default_turns_fused_where_every_prompts_states_pass_the_bound() -> 
     assert state_bytes(config, shorter) == 16 * 4 * 8 * 4
 
 
-def test_every_target_is_made_with_different_settings() -> None:
-    assert len(set(digests().values())) == 4
-
-
 @pytest.mark.parametrize(
     ("changes", "changed"),
     [
@@ -282,24 +246,8 @@ def test_the_order_of_norms_and_poolings_does_not_matter() -> None:
     assert one == two
 
 
-def test_units_take_what_a_shard_shares_and_make_the_tables_that_it_lacks() -> None:
-    clean, view, *_ = passes_of()
-    every = set(TABLES)
-    assert units_of(clean, {}) == [
-        (0, 5, 5, every),
-        (1, 0, 0, every - {"tokens"}),
-        (2, 7, 4, every),
-        (3, 3, 0, every - {"tokens"}),
-    ]
-    assert units_of(view, {}) == [(0, 5, 0, {"embeddings"}), (2, 1, 0, {"embeddings"})]
-    whole = {0, 1, 2, 3}
-    done = {"embeddings": whole, "tokens": {0}, "prompt_metrics": whole}
-    assert units_of(clean, done) == [(2, 7, 4, {"tokens"})]
-    done = {"embeddings": whole, "tokens": {0, 2}, "prompt_metrics": {0, 1, 2}}
-    assert units_of(clean, done) == [(3, 3, 0, {"prompt_metrics"})]
-
-
 def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
+    """A unit takes what the shard shares, and makes the tables that the shard lacks."""
     shards = st.sets(st.integers(0, 6))
 
     @given(
@@ -307,17 +255,28 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
         st.fixed_dictionaries(dict.fromkeys(TABLES, shards)),
         st.integers(0, 30),
     )
-    def check(rows: list[int], state: Done, sample: int) -> None:
-        for each in passes_of(prompts_with(rows), tokens={"sample": sample}, views={"count": 2}):
-            numbers = [number for number, *_ in units_of(each, state, rows)]
-            expected = {
-                number
-                for number in range(len(rows))
+    def check(rows: list[int], state: dict[str, set[int]], sample: int) -> None:
+        prompts, names = prompts_with(rows), [shard_name(number) for number in range(9)]
+        graded = {"random": [0.5]}
+        for each in passes_of(prompts, tokens={"sample": sample}, conditions=graded):
+            expected = []
+            for number, name in enumerate(names):
+                targets = {t.partition.table: t for t in each.targets if name in t.shares}
+                absent = {
+                    table: digest_of(target.settings)
+                    for table, target in targets.items()
+                    if number not in state[table]
+                }
+                if absent:
+                    tokens = targets["tokens"].shares[name] if "tokens" in absent else 0
+                    taken = each.embeddings.shares[name]
+                    unit = Unit("data", each.condition, number, taken, tokens, absent)
+                    expected.append(unit)
+            blank = Receipt("", 1, "", "")
+            done = {
+                target.partition.path: {names[n]: blank for n in state[target.partition.table]}
                 for target in each.targets
-                if shard_name(number) in target.shares
-                and number not in state[target.partition.table]
             }
-            assert numbers == sorted(expected)
-            assert units_of(each, {table: set(range(9)) for table in TABLES}, rows) == []
+            assert missing_units(each, prompts, done) == expected
 
     check()

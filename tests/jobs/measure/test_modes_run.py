@@ -22,11 +22,11 @@ from operators.metrics.registry import METRICS
 from operators.prompts.seeding import prompt_id
 from storage import schema
 from storage.layers import prompt_metrics_table
-from storage.manifest import Manifest, Manifests, SettingsConflictError, digest_of
+from storage.manifest import Manifest, SettingsConflictError
 from storage.partition import Partition, shard_name
-from storage.shards import Receipt, write_shard
 from tests.support import by_hand
 from tests.support.here import Here, run_here
+from tests.support.stored import store
 
 SHORT = [f"sea {n}" for n in range(40)]
 LONG = [f"the layer of a model and {n} {'sea ' * (8 + n % 5)}" for n in range(40)]
@@ -63,28 +63,19 @@ def _units(run: Run) -> list[Any]:
     return run.cluster.side.units
 
 
-def _store(run: Run, where: Partition, number: int, groups: list[pa.Table], rows: int) -> Receipt:
-    columns = getattr(schema, where.table.upper())
-    blank = Receipt(shard_name(number), 0, digest_of({}), "", facts={"prompts": rows})
-    return write_shard(run.root, where.shard(blank.name), groups, columns, blank)
-
-
 def _measured(run: Run, *, only: str = "") -> dict[str, Manifest]:
     """Store the prompts and their metrics; layer 0 has one mode, layer 1 two, layer 2 none."""
     found = {}
     for name, config in zip(SHARDS, run.config.datasets, strict=True):
-        prompts = Partition("prompts", (name,))
-        where = partition("prompt_metrics", run.subjects[0], config)
-        stored: tuple[list[Receipt], list[Receipt]] = ([], [])
+        prompts, measured = [], []
         for number, texts in enumerate(SHARDS[name]):
             ids = np.array([prompt_id(text) for text in texts])
-            table = pa.table([ids, texts, [number] * len(ids)], names=schema.PROMPTS.names)
-            table = table.take(pa.array(np.argsort(ids)))  # not the order of the metrics
-            stored[0].append(_store(run, prompts, number, [table], len(texts)))
-            groups = [_layer(layer, ids, texts, only) for layer in range(3)]
-            stored[1].append(_store(run, where, number, groups, len(texts)))
-        Manifests(run.root).publish(prompts, {}, stored[0])
-        found[name] = Manifests(run.root).publish(where, {}, stored[1])
+            rows = pa.table([ids, texts, [number] * len(ids)], schema=schema.PROMPTS)
+            prompts.append(rows.take(pa.array(np.argsort(ids))))  # not the order of the metrics
+            measured.append(pa.concat_tables(_layer(n, ids, texts, only) for n in range(3)))
+        store(run.root, Partition("prompts", (name,)), prompts, {})
+        where, facts = partition("prompt_metrics", run.subjects[0], config), {"prompts": len(ids)}
+        found[name] = store(run.root, where, measured, {}, facts)
     return found
 
 

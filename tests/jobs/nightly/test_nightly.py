@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModel
 
 from jobs.cluster.pool import CannotScheduleError
+from jobs.config.settings import StorageConfig, SubjectConfig
 from jobs.nightly import stage as nights
 from jobs.nightly.judge import place, ranked, read_alerts
 from jobs.run import Run
@@ -24,31 +23,12 @@ from storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.checkpoints import make_run, store_checkpoint
 from tests.support.living import Told
-from tests.support.tiny import save_tiny
+from tests.support.tiny import save_tiny, trained_on
 
 SECRET = "path-of-nobody"
 
 
 Nights = tuple[dict[str, Told], Root]  # what each night printed and how it ended; their root
-
-
-def _checkpoint(folder: Path, base: Path, name: str, change: Callable[[Any], None]) -> Path:
-    """Save a changed copy of a model."""
-    shutil.copytree(base, folder / name)
-    model = AutoModel.from_pretrained(base)
-    with torch.no_grad():
-        change(model)
-    model.save_pretrained(folder / name)
-    return folder / name
-
-
-def _trained_on(seed: int) -> Callable[[Any], None]:
-    def change(model: Any) -> None:  # noqa: ANN401
-        torch.manual_seed(seed)
-        for parameter in model.parameters():
-            parameter.add_(1e-3 * torch.randn_like(parameter))
-
-    return change
 
 
 def _collapse(model: Any) -> None:  # noqa: ANN401
@@ -61,10 +41,10 @@ def lived(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Nights:
     folder = tmp_path_factory.mktemp("nights")
     base = save_tiny(folder / "base")
     good = {
-        f"step{step}": _checkpoint(folder / "good", base, f"step{step}", _trained_on(step))
+        f"step{step}": save_tiny(folder / f"good/step{step}", change=trained_on(step))
         for step in (0, 2, 4, 8, 16)
     }
-    worse = _checkpoint(folder / "worse", base, "step32", _collapse)
+    worse = save_tiny(folder / "worse", change=_collapse)
     empty, corrupt = folder / "empty", folder / "corrupt"
     for broken in (empty, corrupt):
         shutil.copytree(base, broken)
@@ -238,11 +218,7 @@ def test_an_alert_of_an_earlier_look_is_withdrawn(night: Run) -> None:
 
 
 def test_a_listed_checkpoint_whose_folder_is_gone_fails_alone(tmp_path: Path) -> None:
-    run = make_run(tmp_path, ["step0", "step1"])
-    folder = tmp_path / "models"
-    (folder / "step1").mkdir(parents=True)
-    values = run.config.model_dump()
-    values["subjects"][0]["model"] = str(folder)
-    config = type(run.config).model_validate(values)
-    found = resolve(config.subjects, config.storage, keep_gone=True)
+    (tmp_path / "step1").mkdir()
+    subject = SubjectConfig(model=str(tmp_path), revisions=("step0", "step1"))
+    found = resolve([subject], StorageConfig(), keep_gone=True)
     assert [each.revision for each in found] == ["step0", "step1"]

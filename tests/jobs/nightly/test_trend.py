@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig, parse
+from jobs.config.run import parse
 from jobs.config.settings import NightlyConfig
 from jobs.nightly import page as trend
 from jobs.nightly.judge import (
@@ -80,9 +80,8 @@ def test_rankings_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     store_checkpoint(run, "step0", RISING[0])
     store_checkpoint(run, "step4", RISING[1])
-    values = run.config.model_dump()
-    values["rank"]["draws"] = 300
-    changed = RunConfig.model_validate(values)
+    settings = run.config.rank.model_copy(update={"draws": 300})
+    changed = run.config.model_copy(update={"rank": settings})
     other = replace(run, config=changed)
     assert ranked(other) == []
     subjects = resolve(changed.subjects, changed.storage)
