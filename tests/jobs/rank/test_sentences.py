@@ -30,6 +30,7 @@ NUMBERS = [
     ["shared with layers 23 and 24", "as much", "-0.2 to 0.2", "saves 8 %"],
     ["last layer (24)", "layer 23", "as much", "-0.2 to 0.2"],
     ["layer 17", "last layer (24) was not scored", "a guess"],
+    ["layer 17", "last layer (24) was not scored", "a guess"],
     ["saves 29 %", "last layer (24) was not scored", "no gain"],
     ["last layer (24) was not scored", "layer 17"],
     ["last layer (24)", "no other layer"],
