@@ -254,12 +254,7 @@ def _stages(run: Run) -> tuple[Seconds, list[tuple[str, str, int, float]]]:
     return seconds, ask(run.root, query)
 
 
-SIDES: dict[str, Side] = {
-    "files": _files,
-    "names": _names,
-    "live": _live,
-    "served": _served,
-}
+SIDES: dict[str, Side] = {"files": _files, "names": _names, "live": _live, "served": _served}
 RATIOS = (
     ("files", "all", "live", "all", "1/5"),
     ("names", "all", "live", "all", "1/5"),

@@ -312,11 +312,7 @@ def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_code_of_the_card_gives_the_vectors_and_one_text_alone_too(
-    norm: Norm,
-    pooling: Pooling,
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    norm: Norm, pooling: Pooling, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     point = CutPoint(2, norm, pooling, MAX_TOKENS)
     export(_subject(checkpoint), point, tmp_path / "out")

@@ -32,11 +32,7 @@ class SharedTask:
     def dataset(self, name: str) -> dict[str, Any]:
         """Return the block of a config that reads the file `name` and scores the task."""
         task = {"name": "task", "split_column": "split", **self.config}
-        return {
-            "name": name,
-            "source": {"files": str(FOLDER / f"{name}.parquet")},
-            "tasks": [task],
-        }
+        return {"name": name, "source": {"files": str(FOLDER / f"{name}.parquet")}, "tasks": [task]}
 
     def expected(self, variant: str) -> dict[int, float]:
         """Return mteb's main score of each layer."""

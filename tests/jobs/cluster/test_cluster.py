@@ -147,9 +147,7 @@ def test_a_stage_that_ends_at_once_shows_nothing() -> None:
     assert time.monotonic() - began < console._LOG_SECONDS / 2
 
 
-def test_a_log_does_not_fall_silent_while_nothing_finishes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_log_does_not_fall_silent_while_nothing_finishes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
     stream = io.StringIO()
     with Progress("extract", 7, "texts", stream):
@@ -163,9 +161,7 @@ def test_a_log_does_not_fall_silent_while_nothing_finishes(
     assert stream.getvalue().splitlines() == lines
 
 
-def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
     with Progress("extract", 4, "texts", stream) as progress:

@@ -80,9 +80,7 @@ def inspected(config: DatasetConfig) -> tuple[int, list[str]]:
 
 
 def read_all(
-    config: DatasetConfig,
-    columns: Sequence[str] = ("text",),
-    options: Options | None = None,
+    config: DatasetConfig, columns: Sequence[str] = ("text",), options: Options | None = None
 ) -> list[tuple[Any, ...]]:
     """Return every row of a dataset as prepare reads it: the columns, then the order key."""
     options = options or {}

@@ -32,13 +32,7 @@ from operators.metrics.rows import prepare_rows
 from operators.metrics.spectrum import EntropyNorm, matrix_entropy, normalize_entropy
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
-from tests.support.whole import (
-    curvature,
-    dataset_entropy,
-    linear_cka,
-    prompt_entropy,
-    spectrum_of,
-)
+from tests.support.whole import curvature, dataset_entropy, linear_cka, prompt_entropy, spectrum_of
 
 SMALL = (GOLDEN_FOLDER, "metrics")
 WHOLE = (SHARED / "golden", "golden")

@@ -212,9 +212,7 @@ def test_a_run_has_one_pass_per_level_and_the_clean_one_for_those_that_change_no
     assert ConditionsConfig().passes() == []
 
 
-def test_lengths_fit_the_model_and_what_its_tokenizer_adds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_lengths_fit_the_model_and_what_its_tokenizer_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenise, "load_tokenizer", lambda _: framing_tokenizer())
     subject = Subject("some/model", "main", "model")
     for lengths, most, words in [

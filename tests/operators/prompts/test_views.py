@@ -105,9 +105,7 @@ def test_no_probability_no_change(text: str, seed: int) -> None:
 
 
 @given(
-    text=texts,
-    seed=st.integers(0, 50),
-    rates=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 3),
+    text=texts, seed=st.integers(0, 50), rates=st.tuples(*[st.sampled_from([0.0, 0.3, 1.0])] * 3)
 )
 @settings(deadline=None, max_examples=300)
 def test_a_view_is_never_empty_and_keeps_the_spaces(
