@@ -30,13 +30,8 @@ PRICE: dict[str, Any] = {"name": "price", "type": "regression", "value_column": 
 TEXTS = {"first_column": "one", "second_column": "two"}
 SAME = {"name": "same", "type": "pair_classification", **TEXTS, "label_column": "alike"}
 ALIKE = {"name": "alike", "type": "sts", **TEXTS, "score_column": "score"}
-ORDER: dict[str, Any] = {
-    "name": "order",
-    "type": "reranking",
-    "query_column": "query",
-    "candidate_column": "answer",
-    "relevance_column": "gain",
-}
+ORDER: dict[str, Any] = {"name": "order", "type": "reranking", "relevance_column": "gain"}
+ORDER |= {"query_column": "query", "candidate_column": "answer"}
 GRADED: dict[str, Any] = {**FIND, "relevance_column": "gain"}
 
 Cells = Sequence[str | None]
@@ -194,111 +189,91 @@ def test_items_are_the_same_for_any_shards_and_order_of_rows() -> None:
 
 # What is refused, with task, column, what is there and what is needed.
 
-WHOLE = "a whole number from 0 to 32767"
-CONSTANT = "have the value 1, 2 different ones are needed"
-TRAIN_TEST = ["train", "test"] * 4
-
 
 @pytest.mark.parametrize(
-    ("task", "column", "cell", "wanted"),
+    ("task", "column", "cells"),
     [
-        (PRICE, "cost", "cheap", "a number"),
-        (PRICE, "cost", "nan", "a finite number"),
-        (ALIKE, "score", "4,5", "a number"),
-        (SAME, "alike", "2", "1 or 0, true or false"),
-        (ORDER, "gain", "0.5", WHOLE),
-        (ORDER, "gain", "-1", WHOLE),
-        (GRADED, "gain", "32768", WHOLE),
-        (GRADED, "gain", "high", "a number"),
-        (MULTI, "topic", "['sea']", "a list of labels"),
+        (PRICE, "cost", ["cheap", "nan"]),
+        (ALIKE, "score", ["4,5"]),
+        (SAME, "alike", ["2"]),
+        (ORDER, "gain", ["0.5", "-1"]),
+        (GRADED, "gain", ["32768", "high"]),
+        (MULTI, "topic", ["['sea']"]),
     ],
 )
 def test_a_cell_that_cannot_be_used_names_task_column_value_and_row(
-    task: Task, column: str, cell: str, wanted: str
+    task: Task, column: str, cells: list[str]
 ) -> None:
     columns: dict[str, Cells] = {name: ["a", "b"] for name in dataset(task).columns}
-    message = refusal(task, **{**columns, column: ["1", cell]})
-    assert message == f"task {task['name']}, column {column}: {cell!r} in row 2 is not {wanted}"
+    where = f"task {task['name']}, column {column}"
+    for cell in cells:
+        message = refusal(task, **{**columns, column: ["1", cell]})
+        assert message.startswith(f"{where}: {cell!r} in row 2 is not ")
 
 
 @pytest.mark.parametrize(
-    ("task", "row", "needed"),
+    ("task", "row"),
     [
-        (TOPIC, {"text": "a", "topic": ""}, "the text column and a value in topic"),
-        (FEW, {"text": "a", "topic": "x"}, "the text column and a value in topic and part"),
-        (
-            {**ALIKE, **PART},
-            {"one": "a", "two": "b", "score": "1", "part": "dev"},
-            "one and two and a value in score, and test in part",
-        ),
-        (SAME, {"one": "a", "alike": "1"}, "one and two and a value in alike"),
-        (FIND, {"query": "a", "text": ""}, "query and the text column"),
+        (TOPIC, {"text": "a", "topic": ""}),
+        (FEW, {"text": "a", "topic": "x"}),
+        ({**ALIKE, **PART}, {"one": "a", "two": "b", "score": "1", "part": "dev"}),
+        (SAME, {"one": "a", "alike": "1"}),
+        (FIND, {"query": "a", "text": ""}),
     ],
 )
-def test_no_item_at_all_says_what_a_row_needs(task: Task, row: dict[str, str], needed: str) -> None:
-    columns = {name: [row.get(name)] for name in dataset(task).columns}
-    expected = f"task {task['name']}: no row of the source has a text in {needed}"
-    assert refusal(task, **columns) == expected
+def test_no_item_at_all_says_what_a_row_needs(task: Task, row: dict[str, str]) -> None:
+    needed = [task["name"], *(task[key] for key in task if key.endswith("_column"))]
+    message = refusal(task, **{name: [row.get(name)] for name in dataset(task).columns})
+    assert [name for name in needed if name not in message] == [], message
 
 
 PAIR = {"one": texts(3), "two": texts(3)}
 SEEN = {"query": "qrqs", "answer": "abcd", "text": "abcd"}
-ONE_LABEL = "have 1 label (sea), 2 are needed"
-UNLABELLED = "the label -1 means 'not labelled' in this protocol; rename it"
-MORE = ", column topic: 3 labels need as many documents, but a fold has 2"
-BOTH = "row 1 and row 3 have the same query and candidate, but relevance 1 and 0"
-EMPTY = "the query of row 3 has no candidate; leave it out of the data"
-IRRELEVANT = (
-    "2 of 3 queries have no relevant candidate, first that of row 2; leave them out of the data"
-)
+THIRTY: dict[str, Cells] = {"query": texts(30), "answer": ["a", "b"] + [" "] * 28}
+SPLIT: list[str | None] = ["train", "test"] * 4
+CONSTANT = "1, 2 different ones"
 
 
 def costs(constant: str) -> dict[str, Cells]:
     """Return eight values in two splits, one of which has the same value throughout."""
-    cells = ["1" if part == constant else str(n) for n, part in enumerate(TRAIN_TEST)]
-    return {"text": texts(8), "cost": cells, "part": TRAIN_TEST}
+    cells = ["1" if part == constant else str(n) for n, part in enumerate(SPLIT)]
+    return {"text": texts(8), "cost": cells, "part": SPLIT}
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "expected"),
+    ("task", "columns", "words"),
     [
-        (ORDER, {"query": "qrq", "answer": "aba", "gain": "110"}, f", column gain: {BOTH}"),
+        (ORDER, {"query": "qrq", "answer": "aba", "gain": "110"}, "gain|row 1|row 3|1 and 0"),
         # The first in source order, though shards hold queries by their ids.
-        (
-            ORDER,
-            {"query": texts(30), "answer": ["a", "b"] + [" "] * 28, "gain": ["1"] * 30},
-            f", column answer: {EMPTY}",
-        ),
+        (ORDER, {**THIRTY, "gain": ["1"] * 30}, "answer|row 3"),
         # One value.
-        (ALIKE, {**PAIR, "score": "111"}, f", column score: all items (3) {CONSTANT}"),
-        (SAME, {**PAIR, "alike": ["true"] * 3}, f", column alike: all items (3) {CONSTANT}"),
-        ({**PRICE, **PART}, costs("train"), f", column cost: all training items (4) {CONSTANT}"),
-        ({**PRICE, **PART}, costs("test"), f", column cost: all test items (4) {CONSTANT}"),
+        (ALIKE, {**PAIR, "score": "111"}, f"score|all items (3)|{CONSTANT}"),
+        (SAME, {**PAIR, "alike": ["true"] * 3}, f"alike|all items (3)|{CONSTANT}"),
+        ({**PRICE, **PART}, costs("train"), f"cost|training items (4)|{CONSTANT}"),
+        ({**PRICE, **PART}, costs("test"), f"cost|test items (4)|{CONSTANT}"),
         # One class in training, whatever there is to test on.
-        (
-            FEW,
-            {**labelled(8, ["sea"]), "topic": ["sea", "sky"] * 4},
-            f", column topic: the training items {ONE_LABEL}",
-        ),
+        (FEW, {**labelled(8, ["sea"]), "topic": ["sea", "sky"] * 4}, "topic|1 label (sea), 2 are"),
         # Clusters.
-        (GROUPS, labelled(12, ["sea"]), f", column topic: the items {ONE_LABEL}"),
-        (GROUPS, labelled(12, ["a", "-1"]), f", column topic: {UNLABELLED}"),
-        ({**GROUPS, "documents_per_fold": 2}, labelled(12, "abc"), MORE),
-        ({**GROUPS, "max_documents": 2}, labelled(12, "abc"), MORE),
-        (
-            {**GROUPS, **PART},
-            labelled(2, "xy", ["dev"]),
-            ": column part has no test row; it has: dev",
-        ),
+        (GROUPS, labelled(12, ["sea"]), "topic|items have 1 label (sea), 2 are"),
+        (GROUPS, labelled(12, ["a", "-1"]), "topic|the label -1"),
+        ({**GROUPS, "documents_per_fold": 2}, labelled(12, "abc"), "topic|3 labels|fold has 2"),
+        ({**GROUPS, "max_documents": 2}, labelled(12, "abc"), "topic|3 labels|fold has 2"),
+        ({**GROUPS, **PART}, labelled(2, "xy", ["dev"]), "part|no test row|dev"),
         # Queries without a relevant candidate.
-        (ORDER, {**SEEN, "gain": "1000"}, f", column gain: {IRRELEVANT}"),
-        (GRADED, {**SEEN, "gain": "1000"}, f", column gain: {IRRELEVANT}"),
+        (ORDER, {**SEEN, "gain": "1000"}, "gain|2 of 3 queries|row 2"),
+        (GRADED, {**SEEN, "gain": "1000"}, "gain|2 of 3 queries|row 2"),
+        # Fewer examples than a fold draws.
+        ({**FEW, "samples_per_label": 5}, labelled(8, ["sea", "sky"]), "'sea' has 2 training|is 5"),
+        ({**MULTI, "samples_per_label": 2}, labelled(24, ["sea", "sky"]), "topic|most 4|5 neigh"),
+        ({**MULTI, "samples_per_label": 9}, labelled(8, ["sea", "sky"]), "topic|most 4|5 neighb"),
     ],
 )
 def test_what_cannot_be_scored_names_task_column_value_and_row(
-    task: Task, columns: dict[str, Cells], expected: str
+    task: Task, columns: dict[str, Cells], words: str
 ) -> None:
-    assert refusal(task, **columns) == f"task {task['name']}{expected}"
+    message = refusal(task, **columns)
+    assert message.startswith(f"task {task['name']}")
+    assert [each for each in words.split("|") if each not in message] == [], message
 
 
 @pytest.mark.parametrize("task", [FEW, {**PRICE, **PART}])
@@ -311,36 +286,23 @@ def test_both_splits_are_needed(task: Task) -> None:
     ):
         assert refusal(task, **columns, part=parts * 2) == f"{where} column part has {absent}"
     message = refusal({**task, "split_column": None, "test_fraction": 1e-9}, **columns)
-    assert message == f"{where} test_fraction 1e-09 leaves no test item among 4; give more rows"
+    assert message.startswith(f"{where} test_fraction 1e-09 leaves no test item among 4")
 
 
 def test_labels_only_in_test_are_named_with_those_of_the_training_items() -> None:
     columns = labelled(8, ["sea", "sky"])
     columns["topic"] = [*columns["topic"][:7], "moon"]
-    assert refusal(FEW, **columns) == (
-        "task topic, column topic: the test items have 1 label (moon) that no training item has; "
-        "those have 2 labels (sea, sky)"
-    )
+    message = refusal(FEW, **columns)
+    assert "column topic: the test items have 1 label (moon)" in message
+    assert "2 labels (sea, sky)" in message
     new = [f"new {number:02d}" for number in range(40)]
     more: dict[str, Cells] = {"topic": [*columns["topic"], *new]}
     more |= {"text": texts(48), "part": [*columns["part"], *["test"] * 40]}
-    shown = "have 41 labels (moon, new 00, new 01, new 02, new 03 and 36 more) that no training"
-    assert shown in refusal(FEW, **more)
+    assert "41 labels (moon, new 00, new 01, new 02, new 03 and 36 more)" in refusal(FEW, **more)
     # A label that only training items have is no obstacle.
     columns = labelled(12, ["sea", "sky", "moon"])
     columns["topic"] = ["sky" if n % 6 == 5 else each for n, each in enumerate(columns["topic"])]
     check(FEW, **columns)
-
-
-def test_fewer_examples_than_samples_per_label_name_the_rarest_label() -> None:
-    columns = labelled(12, ["sea", "sky"], ["train", "train", "test"])
-    check({**FEW, "samples_per_label": 4}, **columns)
-    assert refusal({**FEW, "samples_per_label": 5}, **columns) == (
-        "task topic, column topic: label 'sea' has 4 training items, samples_per_label is 5; lower "
-        "it, or leave the label out of the data"
-    )
-    columns["topic"] = ["moon", *columns["topic"][1:]]
-    assert "label 'moon' has 1 training item, samples_per_label is 2;" in refusal(FEW, **columns)
 
 
 def test_a_task_of_many_labels_needs_two_of_them_in_both_splits() -> None:
@@ -352,33 +314,22 @@ def test_a_task_of_many_labels_needs_two_of_them_in_both_splits() -> None:
         return [labels if p == "test" else columns["topic"][n] for n, p in enumerate(parts)]
 
     for topic, expected in (
-        (["sea", "[]"] * 12, "training items have 1 label (sea), 2 are needed"),
-        (["[]"] * 24, "training items have 0 labels, 2 are needed"),
-        (tested("sky"), "test items have 1 label (sky), 2 are needed"),
-        (tested("sky,moon"), "test items have 1 label (moon) that no training item has"),
+        (["sea", "[]"] * 12, "training items have 1 label (sea)"),
+        (["[]"] * 24, "training items have 0 labels"),
+        (tested("sky"), "test items have 1 label (sky)"),
+        (tested("sky,moon"), "test items have 1 label (moon)"),
     ):
         assert refusal(MULTI, **{**columns, "topic": topic}).startswith(f"{where} {expected}")
 
 
-def test_a_task_of_many_labels_needs_its_neighbours() -> None:
-    columns = labelled(24, ["sea", "sky"])
-    assert refusal({**MULTI, "samples_per_label": 2}, **columns) == (
-        "task topic, column topic: a fold draws at most 4 training items with a label, 5 "
-        "neighbours need as many; samples_per_label is 2, the training items have 2 labels (sea, "
-        "sky)"
-    )
-    check({**MULTI, "samples_per_label": 3}, **columns)
-    few = labelled(8, ["sea", "sky"])
-    assert "draws at most 4 training items" in refusal({**MULTI, "samples_per_label": 9}, **few)
-
-
-def test_a_sample_that_cannot_be_drawn_from_the_values_is_refused() -> None:
-    task, parts = {**PRICE, **PART}, ["train"] * 24 + ["test"] * 24
-    columns: dict[str, Cells] = {"text": texts(48), "cost": [*map(str, range(48))], "part": parts}
+def test_as_many_as_a_fold_draws_are_enough() -> None:
+    check({**FEW, "samples_per_label": 2}, **labelled(8, ["sea", "sky"]))
+    check({**MULTI, "samples_per_label": 3}, **labelled(24, ["sea", "sky"]))
+    columns = {**labelled(48, ["a"]), "cost": [*map(str, range(48))]}
     for samples in (12, 24, 2048):
-        check({**task, "samples": samples}, **columns)
-    message = refusal({**task, "samples": 5}, **columns)
-    assert message.startswith("task price, column cost: train: 5 of 24 rows cannot be drawn from ")
+        check({**PRICE, **PART, "samples": samples}, **columns)
+    message = refusal({**PRICE, **PART, "samples": 5}, **columns)
+    assert message.startswith("task price, column cost: train: 5 of 24 rows ")
 
 
 @pytest.mark.parametrize("kind", [FEW, MULTI, GROUPS, PRICE])
