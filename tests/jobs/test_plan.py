@@ -249,17 +249,11 @@ def test_a_run_beyond_its_bounds_does_not_start(
     dataset = write_rows(FORTY)
     path = write_run(subjects=[{"model": str(checkpoint), "name": "tiny"}], datasets=[dataset])
     message = failure(capsys, command, path, "--output", "out", "--max-bytes", "300KiB")
-    assert re.search(
-        r"small would write about [\d.]+ KiB, and --max-bytes allows 300.0 KiB; most of it: "
-        r"report [\d.]+ KiB, \w+ [\d.]+ KiB, \w+ [\d.]+ KiB",
-        message,
-    )
+    assert re.search(r"small .* [\d.]+ KiB, .* 300.0 KiB; .*report [\d.]+ KiB, \w+ ", message)
     assert not [*Path().glob("out/*")]
     bounds = ["--max-gpu-hours", "0.001", "--tokens-per-second", "10", "--max-bytes", "1GB"]
     message = failure(capsys, command, path, "--output", "out", *bounds)
-    assert (
-        "device-hours at 10 tokens/s, and --max-gpu-hours allows 0.001; most of it: tiny" in message
-    )
+    assert re.search(r"at 10 tokens/s, .* 0\.001; .*tiny", message)
 
 
 def test_an_upper_bound_is_decided_on_when_the_texts_are_prepared(root: Root) -> None:

@@ -8,12 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jobs.rank.ranking import RankedTask, Ranking, Settings, Vectors
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Table
 from jobs.report.sections.conditions import Level, Response
 from jobs.report.sections.curves import Curves, Score
+from operators.metrics.registry import METRICS
 from operators.model.subject import Subject
 from operators.ranking.evidence import Evidence, LayerEvidence
 from operators.ranking.policy import Kind, Reason, Verdict
@@ -111,19 +113,46 @@ def task(label: str, scores: Sequence[float], folds: int = 10) -> RankedTask:
     return RankedTask(label, label, "texts", "accuracy", folds, of_task)
 
 
+def score_rows(
+    kind: str, scores_LF: npt.NDArray[np.float64], reason: str = "undefined"
+) -> list[dict[str, Any]]:
+    """Return rows of `probe_scores`, raw vectors: of every layer and fold."""
+    own: dict[str, Any] = {"norm": "final", "pooling": "mean", "variant": "raw", "task_type": kind}
+    own |= {"metric": "accuracy", "n_train": 8, "n_test": 32, "replicates": []}
+    return [
+        {**own, "layer": n, "fold": fold, "value": value, "reason": _why(value, reason)}
+        for (n, fold), value in np.ndenumerate(scores_LF)
+    ]
+
+
+def metric_rows(
+    metric: str, variant: str, values: Sequence[float], **other: object
+) -> list[dict[str, Any]]:
+    """Return rows of `layer_metrics`, of pooled vectors or with other columns: of every layer."""
+    own: dict[str, object] = {
+        "metric": metric,
+        "variant": variant,
+        "norm": "final",
+        "pooling": "mean",
+    }
+    own |= {"n_prompts": 40, "n_undefined": 0, **other}
+    reason = METRICS[metric].undefined if metric in METRICS else HOSTILE
+    return [
+        {**own, "layer": n, "value": value, "reason": _why(value, reason)}
+        for n, value in enumerate(values)
+    ]
+
+
+def _why(value: float, reason: str) -> str | None:
+    return reason if math.isnan(value) else None
+
+
 def cost(number: int, **other: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return the cost of a layer as `layer_costs` has it, with a tenth of a ms of spread."""
     time = 0.5 + 4.0 * number
-    known = {
-        "layer": number,
-        "parameters": 5_000_000 + 1_000_000 * number,
-        "flops_per_token": 2.5e6 * number,
-        "latency_ms": time,
-        "latency_low_ms": time - 0.05,
-        "latency_high_ms": time + 0.05,
-        "tokens": 128,
-        "device": "cpu",
-    }
+    known: dict[str, Any] = {"layer": number, "flops_per_token": 2.5e6 * number}
+    known |= {"parameters": 5_000_000 + 1_000_000 * number, "tokens": 128, "device": "cpu"}
+    known |= {"latency_ms": time, "latency_low_ms": time - 0.05, "latency_high_ms": time + 0.05}
     return {**known, **other}
 
 
@@ -159,31 +188,15 @@ def response(
     An interval of half a unit to either side, except of metrics of all prompts together.
     """
     of_tokens = metric in ("prompt_entropy", "curvature")
-    levels = [
-        Level(
-            f"{family}-{level:.2f}" if level else "clean",
-            level,
-            {
-                n: {
-                    "value": 3 + slope * level,
-                    "n_prompts": 40 - undefined,
-                    "n_undefined": undefined,
-                }
-                for n, slope in enumerate(slopes)
-            },
-        )
-        for level, undefined in ((0.0, 0), (0.3, 0), (0.6, 7))
-    ]
-    half = 0.5 if of_tokens else NAN
+    levels = []
+    for level, undefined in ((0.0, 0), (0.3, 0), (0.6, 7)):
+        counts = {"n_prompts": 40 - undefined, "n_undefined": undefined}
+        rows = {n: {"value": 3 + slope * level, **counts} for n, slope in enumerate(slopes)}
+        levels.append(Level(f"{family}-{level:.2f}" if level else "clean", level, rows))
+    half, counts = 0.5 if of_tokens else NAN, {"n_prompts": 33, "n_undefined": 7}
     found = {
-        n: {
-            "slope": slope,
-            "slope_low": slope - half,
-            "slope_high": slope + half,
-            "reason": "no value" if math.isnan(slope) else None,
-            "n_prompts": 33,
-            "n_undefined": 7,
-        }
+        n: {"slope": slope, "slope_low": slope - half, "slope_high": slope + half, **counts}
+        | {"reason": _why(slope, "no value")}
         for n, slope in enumerate(slopes)
     }
     norm, pooling = ("none", "tokens") if of_tokens else ("final", "mean")

@@ -15,6 +15,7 @@ from jobs.run import Run, partition
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.partition import CLEAN, Partition
+from tests.support.by_hand import metric_rows, score_rows
 from tests.support.here import run_here
 
 MODEL = "org/model"
@@ -43,29 +44,13 @@ def store_checkpoint(
     run: Run, revision: str, scores: Sequence[float], entropy: float = 2.0, model: str = MODEL
 ) -> None:
     """Store what a night leaves of a checkpoint: scores, one metric, and the ranking."""
-    nan = math.isnan(scores[0])
-    folds = [[score + spread for spread in SPREAD] for score in scores]
-    vectors = {"norm": "final", "pooling": "mean"}
-    of_fold: dict[str, Any] = {**vectors, "variant": "raw", "task_type": "classification"}
-    of_fold |= {"metric": "accuracy", "reason": "undefined" if nan else None}
-    of_fold |= {"n_train": 8, "n_test": 32, "replicates": []}
-    rows = [
-        {**of_fold, "layer": layer, "fold": fold, "value": value}
-        for layer, values in enumerate(folds)
-        for fold, value in enumerate(values)
-    ]
+    folds = np.add.outer(scores, SPREAD)
     keys = (model, revision, "texts", CLEAN)
-    run.write(Partition("probe_scores", (*keys, "t")), {"made": "by hand"}, rows)
-    own: dict[str, Any] = {**vectors, "metric": "dataset_entropy", "variant": "alpha=1"}
-    own |= {"n_prompts": 40, "n_undefined": 0}
+    run.write(Partition("probe_scores", (*keys, "t")), {}, score_rows("classification", folds))
     values = [math.nan, *(entropy + layer for layer in range(1, LAYERS))]
-    reasons = ["all vectors equal", *[None] * (LAYERS - 1)]
-    metrics = [
-        {**own, "layer": layer, "value": value, "reason": reason}
-        for layer, (value, reason) in enumerate(zip(values, reasons, strict=True))
-    ]
-    run.write(Partition("layer_metrics", keys), {"made": "by hand"}, metrics)
-    task = TaskScores("t", "classification", np.array(scores), np.array(folds), "folds")
+    rows = metric_rows("dataset_entropy", "alpha=1", values)
+    run.write(Partition("layer_metrics", keys), {}, rows)
+    task = TaskScores("t", "classification", np.array(scores), folds, "folds")
     ranking = ranking_of(
         Subject(model, revision, model),
         Vectors("final", "mean", "raw"),

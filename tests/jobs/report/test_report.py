@@ -16,6 +16,7 @@ import pytest
 from jobs.cluster.cluster import Cluster
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
+from jobs.config.settings import CurvesConfig
 from jobs.rank.score_file import rank_file
 from jobs.rank.stage import rank
 from jobs.report import made
@@ -30,7 +31,7 @@ from operators.prompts.views import view_name
 from storage import schema
 from storage.partition import CLEAN, Partition, partitions
 from storage.root import Root
-from tests.support.by_hand import HOSTILE, cost, facts, rows
+from tests.support.by_hand import HOSTILE, NAN, cost, facts, metric_rows, rows, score_rows
 from tests.support.here import Here
 from tests.support.stored import store
 
@@ -39,109 +40,61 @@ FILES = {"report.json", "report.md", "metrics.html", "index.html"}
 SECRETS = ("key-of-nobody", "secret-of-nobody", "token-of-nobody", "endpoint-of-nobody")
 # The mean over the tasks of each layer; layer 2 is the best by far, and so in every draw.
 SCORES = {"topic": [0.50, 0.60, 0.80, 0.70], "find": [0.30, 0.35, 0.62, 0.41]}
-NO_SCORES: dict[str, list[float]] = {}
 
 
-def _config(tasks: Sequence[str] = tuple(SCORES)) -> RunConfig:
-    kinds = {
-        "topic": {"type": "classification", "label_column": "label"},
-        "find": {"type": "retrieval", "query_column": "query"},
+def _config() -> RunConfig:
+    secrets = dict(zip(("key", "secret", "token"), SECRETS, strict=False))
+    source = {"files": "https://me:pass-of-nobody@example.org/a.jsonl?sig=nobody"}
+    topic = {"name": "topic", "type": "classification", "label_column": "label"}
+    find = {"name": "find", "type": "retrieval", "query_column": "query"}
+    values = {
+        "name": "small",
+        "subjects": [{"model": "someone/model", "revision": "step1"}],
+        "datasets": [{"name": "texts", "source": source, "tasks": [topic, find]}],
+        "views": {"count": 2},
+        "rank": {"draws": 200},
+        "storage": {**secrets, "endpoint_url": f"http://{SECRETS[3]}"},
     }
-    return RunConfig.model_validate(
-        {
-            "name": "small",
-            "subjects": [{"model": "someone/model", "revision": "step1"}],
-            "datasets": [
-                {
-                    "name": "texts",
-                    "source": {"files": "https://me:pass-of-nobody@example.org/a.jsonl?sig=nobody"},
-                    "tasks": [{"name": name, **kinds[name]} for name in tasks],
-                }
-            ],
-            "views": {"count": 2},
-            "rank": {"draws": 200},
-            "storage": {
-                "key": SECRETS[0],
-                "secret": SECRETS[1],
-                "token": SECRETS[2],
-                "endpoint_url": f"http://{SECRETS[3]}",
-            },
-        }
-    )
+    return RunConfig.model_validate(values)
 
 
-def _store(
-    root: Root,
-    where: Partition,
-    rows: list[dict[str, Any]],
-    columns: pa.Schema,
-    **facts: float | str,
-) -> None:
-    store(root, where, [pa.Table.from_pylist(rows, columns)], {"made": "by hand"}, facts)
+def _of_texts(config: RunConfig, **changes: object) -> RunConfig:
+    """Return the config with a dataset that is another."""
+    dataset = config.datasets[0].model_copy(update=changes)
+    return config.model_copy(update={"datasets": (dataset,)})
 
 
-def _score_rows(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
-    return [
-        {
-            "layer": layer,
-            "norm": "final",
-            "pooling": "mean",
-            "variant": "raw",
-            "task_type": kind,
-            "fold": fold,
-            "metric": "accuracy",
-            "value": score + 0.002 * fold,
-            "reason": "all are equal" if np.isnan(score) else None,
-            "n_train": 8,
-            "n_test": 32,
-            "replicates": [],
-        }
-        for layer, score in enumerate(scores)
-        for fold in range(3)
-    ]
-
-
-def _series_rows(
-    metric: str, variant: str, values: Sequence[float], **other: object
-) -> list[dict[str, Any]]:
-    """Return a metric of pooled vectors, or with other columns, in each layer."""
-    plain = {"norm": "final", "pooling": "mean", "reason": None, "n_prompts": 40, "n_undefined": 0}
-    undefined = {"reason": METRICS[metric].undefined} if metric in METRICS else {"reason": HOSTILE}
-    return [
-        {"layer": layer, "metric": metric, "variant": variant, "value": value, **plain, **other}
-        | (undefined if np.isnan(value) else {})
-        for layer, value in enumerate(values)
-    ]
+def _scores(kind: str, scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the scores of three folds in each layer, 0.2 points apart."""
+    found = np.array(scores)[:, None] + 0.002 * np.arange(3)
+    return score_rows(kind, found, reason="all are equal")
 
 
 def _metric_rows() -> list[dict[str, Any]]:
     """Return a metric that is undefined in layer 0, and a token metric of some prompts."""
     token = {"norm": "none", "pooling": "tokens", "n_prompts": 37, "n_undefined": 3}
-    nan = float("nan")
     return [
-        *_series_rows("curvature", "", [1.9, 1.8, 1.7, 1.8], **token),
-        *_series_rows("curvature", "no_first", [2.0, 1.9, 1.9, 1.95], **token),
-        *_series_rows("curvature", "skip", [1.91, 1.81, 1.71, 1.81], **token),
-        *_series_rows("lidar", "alpha=1", [nan, 3.0, 4.0, 5.0]),
-        *_series_rows("lidar", "rank", [nan, 20.1, 54.6, 148.4]),
-        *_series_rows("cka_last", "debiased", [0.1, 0.4, 0.8, 1.0]),
+        *metric_rows("curvature", "", [1.9, 1.8, 1.7, 1.8], **token),
+        *metric_rows("curvature", "no_first", [2.0, 1.9, 1.9, 1.95], **token),
+        *metric_rows("curvature", "skip", [1.91, 1.81, 1.71, 1.81], **token),
+        *metric_rows("lidar", "alpha=1", [NAN, 3.0, 4.0, 5.0]),
+        *metric_rows("lidar", "rank", [NAN, 20.1, 54.6, 148.4]),
+        *metric_rows("cka_last", "debiased", [0.1, 0.4, 0.8, 1.0]),
     ]
 
 
 def _run(
     folder: Path,
-    config: RunConfig,
+    config: RunConfig | None = None,
     scores: Mapping[str, Sequence[float]] = SCORES,
     *,
     metrics: list[dict[str, Any]] | None = None,
 ) -> Run:
     """Return a run whose stages before `rank` have, as far as anyone can see, been run."""
-    run = Run(config, Root(str(folder)), Cluster(Here()))
-    rows = _metric_rows() if metrics is None else metrics
-    for dataset in config.datasets:
-        _store_dataset(run, dataset, scores, rows)
-    where = partition("layer_costs", run.subjects[0])
-    _store(run.root, where, [cost(layer) for layer in range(LAYERS)], schema.LAYER_COSTS)
+    run = Run(config or _config(), Root(str(folder)), Cluster(Here()))
+    for dataset in run.config.datasets:
+        _store_dataset(run, dataset, scores, _metric_rows() if metrics is None else metrics)
+    run.write(partition("layer_costs", run.subjects[0]), {}, [cost(n) for n in range(LAYERS)])
     return run
 
 
@@ -151,30 +104,23 @@ def _store_dataset(
     scores: Mapping[str, Sequence[float]],
     metrics: list[dict[str, Any]],
 ) -> None:
-    subject = run.subjects[0]
-    facts = {
-        "skipped_null": 1,
-        "skipped_empty": 11,
-        "skipped_whitespace": 0,
-        "skipped_too_short": 3,
-        "duplicates": 7,
-    }
-    prompt = dict(zip(schema.PROMPTS.names, (1, "a text", 0), strict=True))
-    _store(run.root, Partition("prompts", (dataset.name,)), [prompt], schema.PROMPTS, **facts)
+    subject, left_out = run.subjects[0], {"null": 1, "empty": 11, "whitespace": 0, "too_short": 3}
+    facts = {"duplicates": 7, **{f"skipped_{why}": count for why, count in left_out.items()}}
+    prompt = pa.Table.from_pylist([{"prompt_id": 1, "text": "a", "shard": 0}], schema.PROMPTS)
+    store(run.root, Partition("prompts", (dataset.name,)), [prompt], {}, facts)
     # One prompt in every layer; `jobs.rank.stage` asks only which layers there are.
     vector = {"prompt_id": 1, "norm": "final", "pooling": "mean", "n_tokens": 3, "vector": [0, 0]}
-    vectors = [{**vector, "layer": layer} for layer in range(LAYERS)]
+    rows = [{**vector, "layer": layer} for layer in range(LAYERS)]
+    vectors = pa.Table.from_pylist(rows, schema.embeddings(2))
     read = {"prompts": 40, "tokens": 1234, "truncated": 5, "skipped_no_tokens": 2}
     for condition in (CLEAN, *map(view_name, range(run.config.views.count))):
         where = partition("embeddings", subject, dataset, condition)
-        _store(run.root, where, vectors, schema.embeddings(2), **read, model_seconds=1.5)
+        store(run.root, where, [vectors], {}, {**read, "model_seconds": 1.5})
     for task in dataset.tasks:
-        rows = _score_rows(task.type, scores[task.name])
         where = partition("probe_scores", subject, dataset, task)
-        _store(run.root, where, rows, schema.PROBE_SCORES)
+        run.write(where, {}, _scores(task.type, scores[task.name]))
     if metrics:
-        where = partition("layer_metrics", subject, dataset)
-        _store(run.root, where, metrics, schema.LAYER_METRICS)
+        run.write(partition("layer_metrics", subject, dataset), {}, metrics)
 
 
 def _publish(run: Run) -> dict[str, str]:
@@ -191,7 +137,7 @@ def _strict(text: str) -> dict[str, Any]:
 
 
 def test_findings_say_what_was_stored_in_the_same_bytes_again(tmp_path: Path) -> None:
-    run = _run(tmp_path, _config())
+    run = _run(tmp_path)
     files = _publish(run)
     assert set(files) == FILES
     assert _publish(run) == files
@@ -231,7 +177,7 @@ def test_findings_say_what_was_stored_in_the_same_bytes_again(tmp_path: Path) ->
 
 
 def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
-    files = _publish(_run(tmp_path, _config()))
+    files = _publish(_run(tmp_path))
     series = {
         (each["metric"], each["variant"]): each
         for each in _strict(files["report.json"])["subjects"][0]["metrics"]
@@ -249,7 +195,7 @@ def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
 
 
 def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_path: Path) -> None:
-    run = _run(tmp_path, _config())
+    run = _run(tmp_path)
     (ranking,) = rank(run)
     found = metrics.section(Facts(ranking, run))
     drawn = {(each["metric"], each["variant"]) for each in found.data["metrics"] if each["main"]}
@@ -285,8 +231,8 @@ def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_pat
 
 
 def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
-    nothing = [float("nan")] * LAYERS
-    run = _run(tmp_path, _config(), {"topic": nothing, "find": nothing})
+    nothing = [NAN] * LAYERS
+    run = _run(tmp_path, None, {"topic": nothing, "find": nothing})
     files = _publish(run)
     (subject,) = _strict(files["report.json"])["subjects"]
     assert subject["verdict"]["kind"] == "not_enough_evidence"
@@ -298,7 +244,7 @@ def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:
 def test_a_run_without_tasks_and_without_metrics_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = _publish(_run(tmp_path, _config(tasks=[]), NO_SCORES, metrics=[]))
+    files = _publish(_run(tmp_path, _of_texts(_config(), tasks=()), metrics=[]))
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         told = " ".join(text.split())
@@ -308,8 +254,8 @@ def test_a_run_without_tasks_and_without_metrics_says_so(
 
 
 def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> None:
-    scores = {**SCORES, "find": [float("nan"), 0.35, 0.62, 0.41]}
-    files = _publish(_run(tmp_path, _config(), scores))
+    scores = {**SCORES, "find": [NAN, 0.35, 0.62, 0.41]}
+    files = _publish(_run(tmp_path, None, scores))
     (subject,) = _strict(files["report.json"])["subjects"]
     assert subject["layers"][0]["tasks"] == {"topic": pytest.approx(0.502), "find": None}
     assert subject["layers"][0]["rank"] is None
@@ -323,11 +269,11 @@ def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> N
 def test_a_task_without_any_score_is_named_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = _publish(_run(tmp_path / "whole", _config()))
+    whole = _publish(_run(tmp_path / "whole"))
     assert "not in the ranking" not in whole["report.json"]
     capsys.readouterr()
-    scores = {**SCORES, "find": [float("nan")] * LAYERS}
-    files = _publish(_run(tmp_path / "lacking", _config(), scores))
+    scores = {**SCORES, "find": [NAN] * LAYERS}
+    files = _publish(_run(tmp_path / "lacking", None, scores))
     said = "Task find is not in the ranking: it has no score in any layer (all are equal)."
     told = capsys.readouterr().out
     (subject,) = _strict(files["report.json"])["subjects"]
@@ -342,13 +288,16 @@ def test_a_task_without_any_score_is_named_everywhere(
 def test_a_search_and_an_undefined_score_each_leave_layers_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = _config()
-    run = _run(tmp_path, config)
-    scores = {"topic": SCORES["topic"], "find": [float("nan"), *SCORES["find"][1:]]}
-    for task in config.datasets[0].tasks:
-        kept = [row for row in _score_rows(task.type, scores[task.name]) if row["layer"] != 1]
-        where = partition("probe_scores", run.subjects[0], config.datasets[0], task)
-        _store(run.root, where, kept, schema.PROBE_SCORES, search_share=0.5, survivors="2,3")
+    run = _run(tmp_path)
+    (dataset,) = run.config.datasets
+    scores = {"topic": SCORES["topic"], "find": [NAN, *SCORES["find"][1:]]}
+    for task in dataset.tasks:
+        kept = [row for row in _scores(task.type, scores[task.name]) if row["layer"] != 1]
+        where, facts = (
+            partition("probe_scores", run.subjects[0], dataset, task),
+            {"survivors": "2,3"},
+        )
+        run.write(where, {}, kept, {"search_share": 0.5, **facts})
     files = _publish(run)
     sentence = _strict(files["report.json"])["subjects"][0]["verdict"]["sentence"]
     assert "The search dropped layer 1 early" in sentence
@@ -359,17 +308,12 @@ def test_a_search_and_an_undefined_score_each_leave_layers_out(
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
-    config = _config()
-    dataset = config.datasets[0]
-    tasks = (dataset.tasks[0].model_copy(update={"name": HOSTILE}), dataset.tasks[1])
-    hostile = config.model_copy(
-        update={
-            "name": HOSTILE,
-            "subjects": (config.subjects[0].model_copy(update={"name": HOSTILE}),),
-            "datasets": (dataset.model_copy(update={"name": HOSTILE, "tasks": tasks}),),
-        }
-    )
-    rows = [*_metric_rows(), *_series_rows(HOSTILE, HOSTILE, [float("nan")] * LAYERS)]
+    config, named = _config(), {"name": HOSTILE}
+    topic, find = config.datasets[0].tasks
+    subjects = tuple(each.model_copy(update=named) for each in config.subjects)
+    hostile = _of_texts(config, tasks=(topic.model_copy(update=named), find), **named)
+    hostile = hostile.model_copy(update={"subjects": subjects, **named})
+    rows = [*_metric_rows(), *metric_rows(HOSTILE, HOSTILE, [NAN] * LAYERS)]
     scores = {HOSTILE: SCORES["topic"], "find": SCORES["find"]}
     files = _publish(_run(tmp_path, hostile, scores, metrics=rows))
     assert "<script" not in files["index.html"]
@@ -388,7 +332,7 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
 
 
 def test_the_page_loads_nothing_and_is_accessible(tmp_path: Path) -> None:
-    files = _publish(_run(tmp_path, _config()))
+    files = _publish(_run(tmp_path))
     page, guide = files["index.html"], files["metrics.html"]
     links = re.findall(r'href="metrics\.html#([^"]+)"', page)
     assert links == ["curvature", "cka-to-the-last-layer", "lidar"]
@@ -418,7 +362,7 @@ def test_the_page_loads_nothing_and_is_accessible(tmp_path: Path) -> None:
 def test_nothing_of_the_storage_block_is_published(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = _publish(_run(tmp_path, _config()))
+    files = _publish(_run(tmp_path))
     assert "storage" not in _strict(files["report.json"])["settings"]
     for text in (*files.values(), capsys.readouterr().out):
         assert not [secret for secret in SECRETS if secret in text]
@@ -429,7 +373,7 @@ def test_nothing_of_the_storage_block_is_published(
 def test_nothing_is_written_when_a_page_cannot_be_made_and_the_page_comes_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = _run(tmp_path, _config())
+    run = _run(tmp_path)
 
     def fail(*_: object) -> str:
         raise RuntimeError("no page")
@@ -446,7 +390,7 @@ def test_nothing_is_written_when_a_page_cannot_be_made_and_the_page_comes_last(
 def test_the_story_is_an_aligned_table_and_a_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = _run(tmp_path, _config())
+    run = _run(tmp_path)
     _publish(run)
     lines = capsys.readouterr().out.splitlines()
     head = next(line for line in lines if line.strip().startswith("Layer"))
@@ -489,20 +433,16 @@ def test_two_tasks_of_one_name_keep_both_scores(tmp_path: Path) -> None:
 
 
 def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
-    config = _config()
-    config = config.model_copy(
-        update={"curves": config.curves.model_copy(update={"examples": (2, 4)})}
-    )
-    run = _run(tmp_path, config)
+    curves_of = CurvesConfig(examples=(2, 4))
+    run = _run(tmp_path, _config().model_copy(update={"curves": curves_of}))
     scores = {2: [0.1, 0.2, 0.5, 0.3], 4: [0.2, 0.3, 0.6, 0.5]}
     rows = [
         {**row, "examples": examples}
         for examples, values in scores.items()
-        for row in _score_rows("classification", values)
+        for row in _scores("classification", values)
     ]
-    dataset = config.datasets[0]
-    where = partition("learning_curves", run.subjects[0], dataset, dataset.tasks[0])
-    _store(run.root, where, rows, schema.LEARNING_CURVES)
+    (dataset,) = run.config.datasets
+    run.write(partition("learning_curves", run.subjects[0], dataset, dataset.tasks[0]), {}, rows)
     files = _publish(run)
     (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
     assert (curves["label"], curves["kind"]) == ("topic", "examples")

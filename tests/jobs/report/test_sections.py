@@ -340,12 +340,6 @@ def test_regrets_stand_in_the_given_order_with_one_default() -> None:
     assert len(choices._choices(unlabelled(), given_rows).head) == 3
 
 
-def test_scores_from_elsewhere_have_the_rules_of_depth_and_no_run() -> None:
-    section = choices.section(facts())
-    assert {row["rule"] for row in section.data["choices"]} >= set(depth_rules(range(4)))
-    assert section.data["correlations"] == []
-
-
 def test_every_rule_of_the_label_free_choices_has_a_name() -> None:
     for rule in depth_rules(range(4)):
         assert choices.rule(rule) == rule[0].upper() + rule[1:]

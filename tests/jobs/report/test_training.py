@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from jobs.report.charts import HeatMap, Lines
 from jobs.report.facts import Facts
 from jobs.report.sections import side_by_side, training
 from operators.model.subject import Subject
-from tests.support.by_hand import NAN, facts, layer, ranking, rows, unlabelled
+from tests.support.by_hand import NAN, layer, ranking, rows, unlabelled
 
 LEVEL = 0.95
 # The gain of each layer over the last, step by step: layer 0 falls behind, layer 2 overtakes.
@@ -195,11 +194,8 @@ def test_one_model_is_beside_nothing() -> None:
     assert "over training" not in page
 
 
-def test_ids_are_unique_links_end_somewhere_and_every_chart_is_described() -> None:
-    page = html.unescape(report.render(_report(*_sweep(), ranking()))["index.html"].decode())
+def test_ids_are_unique_and_links_end_somewhere_on_a_page_of_many() -> None:
+    page = report.render(_report(*_sweep(), ranking()))["index.html"].decode()
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
-    drawn = re.findall(r"<svg [^>]*role=.*?</svg>", page, flags=re.DOTALL)
-    assert all(re.search(r"<title[^>]*>.+?</title><desc[^>]*>.+?</desc>", svg) for svg in drawn)
-    assert facts().ranking.subject.name in page
