@@ -39,16 +39,8 @@ LINES = Lines(
     marks=[Mark(3, "last"), Mark(2, "use layer 2", strong=True)],
 )
 POINTS = [Point(33.0 * n, 40.0 + n, f"layer {n}", str(n), 45.0 + n, strong=n > 1) for n in range(4)]
-MAP = HeatMap(
-    np.array([[1.0, 2.0], [NAN, 4.0], [3.0, 5.0]]),
-    [0, 1, 2],
-    ["8", "1,000"],
-    "training step",
-    "points",
-    dots=[2, 2],
-    rings=[0, None],
-    form=".1f",
-)
+VALUES = np.array([[1.0, 2.0], [NAN, 4.0], [3.0, 5.0]])
+MAP = HeatMap(VALUES, [0, 1, 2], ["8", "1,000"], "step", "points", [2, 2], [0, None], ".1f")
 PLOTS: dict[str, Plot] = {
     "lines": LINES,
     "scatter": Scatter(POINTS, "compute", "points", 100, 43),
@@ -115,13 +107,9 @@ def test_every_point_says_its_value_on_hover(name: str, says: list[str]) -> None
 def test_every_cell_of_a_map_says_its_value_and_is_the_stronger_the_higher() -> None:
     svg = str(draw(MAP, "panel", "m", "t"))
     cells = re.findall(r'fill-opacity="([\d.]+)"><title>(layer .*?)</title>', svg)
-    assert [says for _, says in cells] == [
-        "layer 0, 8: 1.0 points",
-        "layer 0, 1,000: 2.0 points",
-        "layer 1, 1,000: 4.0 points",
-        "layer 2, 8: 3.0 points",
-        "layer 2, 1,000: 5.0 points",
-    ]
+    known = [(0, "8", 1), (0, "1,000", 2), (1, "1,000", 4), (2, "8", 3), (2, "1,000", 5)]
+    expected = [f"layer {layer}, {step}: {value:.1f} points" for layer, step, value in known]
+    assert [says for _, says in cells] == expected
     strength = {says: float(opacity) for opacity, says in cells}
     ordered = sorted(strength, key=lambda says: float(says.split(": ")[1].split()[0]))
     assert [strength[says] for says in ordered] == sorted(strength.values())
@@ -142,14 +130,7 @@ def test_cells_of_a_map_neither_overlap_nor_part() -> None:
 
 
 def test_values_that_span_much_have_logarithmic_colours() -> None:
-    wide = replace(
-        MAP,
-        values_LS=np.array([[1.0, 10.0, 1000.0]]),
-        layers=[0],
-        columns=["a", "b", "c"],
-        dots=[],
-        rings=[],
-    )
+    wide = HeatMap(np.array([[1.0, 10.0, 1000.0]]), [0], ["a", "b", "c"], "step", "points")
     assert wide.is_logarithmic
     assert wide.strengths()[0] == pytest.approx([0, 1 / 3, 1])
     assert not MAP.is_logarithmic
@@ -204,18 +185,11 @@ def test_names_at_the_ends_and_words_above_marks_stay_apart() -> None:
 
 def test_ticks_that_would_touch_are_left_out_and_the_last_stays() -> None:
     ticks = [(float(n), str(2**n)) for n in range(1, 40)]
-    shown = {
-        text: x
-        for text, x, _ in _texts(
-            str(draw(Lines([Line("a", [1.0], [1.0])], ticks=ticks), "panel", "a", "t"))
-        )
-    }
+    svg = str(draw(Lines([Line("a", [1.0], [1.0])], ticks=ticks), "panel", "a", "t"))
+    shown = {text: x for text, x, _ in _texts(svg)}
     assert str(2**39) in shown
-    widths = [7 * len(str(2**39))]
-    assert (
-        np.diff(sorted(shown[t] for t in shown if t.isdigit() and int(t) > 2**8)).min()
-        > 0.5 * widths[0]
-    )
+    places = sorted(shown[text] for text in shown if text.isdigit() and int(text) > 2**8)
+    assert np.diff(places).min() > 0.5 * 7 * len(str(2**39))
 
 
 @pytest.mark.parametrize("kind", ["rise", "flat", "noise"])

@@ -98,11 +98,8 @@ def test_entropy_curvature_and_invariance_are_thin_lines_beside_the_score() -> N
     values = {n: float(n) for n in range(4)}
     metrics = {("texts", name): values for name in ("infonce", "curvature", "rankme")}
     drawn = lines(answering.section(facts(metrics=metrics)))
-    assert [(each.name, each.look) for each in drawn.lines] == [
-        ("score", "strong"),
-        ("Curvature", "thin"),
-        ("InfoNCE", "thin"),
-    ]
+    looks = {each.name: each.look for each in drawn.lines}
+    assert looks == {"score": "strong", "Curvature": "thin", "InfoNCE": "thin"}
     assert drawn.lines[0].y == pytest.approx([40, 47, 60, 52])
     assert drawn.lines[0].low == pytest.approx([35, 42, 55, 47])
     assert [(mark.x, mark.strong) for mark in drawn.marks] == [(3, False), (2, True)]
@@ -112,12 +109,8 @@ def test_entropy_curvature_and_invariance_are_thin_lines_beside_the_score() -> N
 
 def test_layer_score_gain_and_cost_come_first_and_evidence_after_them() -> None:
     table = ranking.table(facts())
-    assert [cell if isinstance(cell, str) else cell[0] for cell in table.head[:4]] == [
-        "Layer",
-        "Score",
-        "Gain",
-        "Cost",
-    ]
+    first = [cell if isinstance(cell, str) else cell[0] for cell in table.head[:4]]
+    assert first == ["Layer", "Score", "Gain", "Cost"]
     last = ["baseline", "47.0 to 57.0", "2", "-", "25 %", "52.0", "52.0"]
     best = ["6.0 to 10.0", "55.0 to 65.0", "1", "0.03", "25 %", "60.0", "60.0"]
     assert rows(table)[2:] == [
@@ -193,14 +186,8 @@ def test_the_cost_of_layers_is_drawn_with_the_front_and_whiskers() -> None:
     assert plot.level == pytest.approx(60)
     assert all(math.isnan(p.top) for p in cost.section(_single()).charts[0].plot.points)  # type: ignore[union-attr]
     assert not cost.section(facts([NAN, NAN, NAN, 0.5], "keep_last", 3)).charts
-    assert rows(cost.section(facts()).tables[0])[2] == [
-        "2",
-        "67 %",
-        "yes",
-        "5.00",
-        "7.00",
-        "8.50 (8.45 to 8.55)",
-    ]
+    expected = ["2", "67 %", "yes", "5.00", "7.00", "8.50 (8.45 to 8.55)"]
+    assert rows(cost.section(facts()).tables[0])[2] == expected
 
 
 @pytest.mark.parametrize(
@@ -244,14 +231,8 @@ def test_the_three_steps_say_their_numbers() -> None:
     compare, stable, price = (step.says for step in section.steps)
     for number in ("4 layers, 2 tasks", "layer 2", "60.0", "layer 3, 52.0"):
         assert number in compare
-    for number in (
-        "30 %",
-        "layer 2 to 50.0",
-        "layer 3 to 52.0",
-        "layer 2 by InfoNCE",
-        "layer 3 by LiDAR",
-    ):
-        assert number in stable
+    numbers = ("30 %", "layer 2 to 50.0", "layer 3 to 52.0", "layer 2 by InfoNCE", "3 by LiDAR")
+    assert all(number in stable for number in numbers)
     for number in ("2 takes 67 %", "3 takes 100 %", "layer 2 is the choice", "saves 33 %"):
         assert number in price
     assert [step.anchor for step in section.steps] == ["ranking", "curves", "cost"]
@@ -302,12 +283,8 @@ def test_curves_are_drawn_on_an_axis_that_doubles_with_the_compared_ones_strong(
     assert isinstance(chart.plot, Lines)
     assert chart.plot.ticks == [(1.0, "2"), (2.0, "4"), (3.0, "8")]
     looks = {line.name: line.look for line in chart.plot.lines}
-    assert looks == {
-        "layer 0": "faint",
-        "layer 1": "faint",
-        "layer 2": "strong",
-        "layer 3, last": "second",
-    }
+    drawn = {"layer 2": "strong", "layer 3, last": "second"}
+    assert looks == {"layer 0": "faint", "layer 1": "faint", **drawn}
     strong = next(line for line in chart.plot.lines if line.look == "strong")
     assert list(strong.y) == pytest.approx([40, 45, 50])
     assert list(strong.low) == pytest.approx([39, 44, 49])
