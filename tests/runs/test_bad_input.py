@@ -70,17 +70,11 @@ FINE = {"name": "fine", "type": "clustering", "label_column": "two"}
 
 def _rows(column: str = "score", row: int = 0, value: object = 1) -> list[dict[str, Any]]:
     """Return 40 rows, one cell of which is another."""
-    rows: list[dict[str, Any]] = [
-        {
-            "key": f"row-{n}",
-            "text": f"text {n}",
-            "query": f"query {n}",
-            "two": "even" if n % 2 else "odd",
-            "part": "train" if n < 20 else "test",
-            "score": n + 1,
-        }
-        for n in range(40)
-    ]
+    rows = []
+    for n in range(40):
+        own: dict[str, Any] = {"key": f"row-{n}", "text": f"text {n}", "query": f"query {n}"}
+        own |= {"two": "even" if n % 2 else "odd", "part": "train" if n < 20 else "test"}
+        rows.append({**own, "score": n + 1})
     rows[row][column] = value
     return rows
 

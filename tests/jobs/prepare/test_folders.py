@@ -74,10 +74,8 @@ def test_subfolders_are_labels_that_take_turns(tmp_path: Path) -> None:
 
 def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_path: Path) -> None:
     lines = [{"text": "x", "label": 3}, {"text": "y", "label": 4}, {"text": "x", "label": 3}]
-    folder = write(
-        tmp_path,
-        {"a.jsonl": "".join(json.dumps(line) + "\n" for line in lines), "b.csv": "n,text\n1,z\n"},
-    )
+    records = "".join(json.dumps(line) + "\n" for line in lines)
+    folder = write(tmp_path, {"a.jsonl": records, "b.csv": "n,text\n1,z\n"})
     pq.write_table(pa.table({"text": ["p", None], "label": ["4", "4"]}), tmp_path / "c.parquet")
     assert rows(folder, "text", "label", "split") == [
         ("x", "3", "test"),

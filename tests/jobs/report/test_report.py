@@ -201,15 +201,8 @@ def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_pat
         assert METRICS[name].paper in chart.source
     (values,) = every.tables
     first, second = rows(values)[:2]
-    assert first[:2] + first[3:] == [
-        "Curvature (main)",
-        "plain",
-        "1.900",
-        "1.800",
-        "1.700",
-        "1.800",
-    ]
-    assert second[:2] + second[3:5] == ["Curvature", "no_first", "2.000", "1.900"]
+    assert (first[:2], second[:2]) == (["Curvature (main)", "plain"], ["Curvature", "no_first"])
+    assert (first[3:], second[3]) == (["1.900", "1.800", "1.700", "1.800"], "2.000")
     assert rows(values)[-1][-1] == "148.4"
     assert (0, 3) in values.grey
 

@@ -171,16 +171,8 @@ COMPUTE: dict[str, Callable[[Inputs, Params], dict[str, Tensor]]] = {
     "cka": compute_cka,
     "statistics": compute_statistics,
 }
-SOURCES = [
-    pytest.param(SMALL, id="copied"),
-    pytest.param(
-        WHOLE,
-        id="whole",
-        marks=pytest.mark.skipif(
-            not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout"
-        ),
-    ),
-]
+HERE = pytest.mark.skipif(not WHOLE[0].is_dir(), reason="no shared/golden beside the checkout")
+SOURCES = [pytest.param(SMALL, id="copied"), pytest.param(WHOLE, id="whole", marks=HERE)]
 
 
 @pytest.mark.parametrize("source", SOURCES)

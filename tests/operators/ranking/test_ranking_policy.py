@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,18 +23,9 @@ BLANK = LayerEvidence(**dict.fromkeys(LayerEvidence.__dataclass_fields__, 0))
 
 def place(layer: int, score: float, *, gain: float = 0.0, half: float = 0.01) -> LayerEvidence:
     """A layer with intervals of the given half-width; `evidence` sets ranks and shortfalls."""
-    return replace(
-        BLANK,
-        layer=layer,
-        score=score,
-        score_low=score - half,
-        score_high=score + half,
-        gain=gain,
-        gain_low=gain - half,
-        gain_high=gain + half,
-        p_holm=0.002,
-        shortfall_se=half / 2,
-    )
+    values: dict[str, Any] = {"gain": gain, "gain_low": gain - half, "gain_high": gain + half}
+    values |= {"score": score, "score_low": score - half, "score_high": score + half}
+    return replace(BLANK, layer=layer, p_holm=0.002, shortfall_se=half / 2, **values)
 
 
 def evidence(*rows: LayerEvidence) -> Evidence:
