@@ -83,6 +83,12 @@ def test_lidar_of_means_that_differ_by_rounding_or_of_what_is_not_finite_is_unde
     assert lidar(views_NVD).isnan()
 
 
+def test_dime_draws_its_permutations_from_the_seed() -> None:
+    compute = of_kind(METRICS, Views)["dime"].compute
+    first, again, other = (compute([draw(9, 2, 5)], Parameters(seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+
+
 # --- bounded memory
 
 
