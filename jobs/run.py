@@ -46,7 +46,7 @@ class Table:
 TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
-    "embeddings": Table("extract", "when a condition of a subject and dataset has all its shards"),
+    "embeddings": Table("extract", "when all shards of a subject, of every condition, are written"),
     "tokens": Table("extract", "with the clean embeddings, where token states are stored"),
     "prompt_metrics": Table("extract", "with the embeddings; by measure where states are stored"),
     "layer_costs": Table("measure", "when a subject's layers are timed", "costs.parquet"),

@@ -22,6 +22,7 @@ from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
+from operators.model.backend import backend_of
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from operators.prompts.conditions import Vocabulary
 from storage.checkpoint import Checkpoint, CheckpointError, some
@@ -36,18 +37,20 @@ def is_remote(model: str) -> bool:
 def checkpoint_of(subject: Subject, storage: StorageConfig) -> Checkpoint | None:
     """Return the files of a subject in a folder or in object storage; None for one of the hub."""
     if is_remote(subject.model):
-        return Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
-    if subject.is_folder or Path(subject.model).is_absolute():
-        return Checkpoint(Root(subject.source), subject.allow_pickle)
-    return None
+        root = Root(subject.model, storage.options())
+    elif subject.is_folder or Path(subject.model).is_absolute():
+        root = Root(subject.source)
+    else:
+        return None
+    return Checkpoint(root, subject.allow_pickle, backend_of(subject).weights)
 
 
 def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> Subject:
     """Return the subject with its files on this machine; ModelUnavailableError if that fails."""
-    if not is_remote(subject.model):
+    checkpoint = checkpoint_of(subject, storage)
+    if checkpoint is None or not is_remote(subject.model):
         return subject
     with explained_files(subject):
-        checkpoint = Checkpoint(Root(subject.model, storage.options()), subject.allow_pickle)
         return replace(subject, folder=str(checkpoint.fetch(weights=weights)))
 
 

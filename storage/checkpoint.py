@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one."""
+    """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one.
+
+    Weights are also files whose names match the pattern `weights`.
+    """
 
     root: Root
     allow_pickle: bool = False
+    weights: str = ""
 
     def check(self) -> None:
         """Raise CheckpointError unless weights are there and whole, by their headers alone.
@@ -97,7 +102,7 @@ class Checkpoint:
         return {
             name: fingerprint(self.root.place(name), self.root.options, **whole)
             for name in sorted(self._sizes())
-            if name.endswith(_FILES)
+            if name.endswith(_FILES) or fnmatchcase(name, self.weights)
         }
 
     def _sizes(self) -> dict[str, int]:
@@ -110,6 +115,8 @@ class Checkpoint:
 
     def _weights(self, sizes: dict[str, int]) -> list[str]:
         """Return the names of the files that hold the weights; CheckpointError if one is absent."""
+        if own := [name for name in sizes if fnmatchcase(name, self.weights)]:
+            return own
         for name in (_PLAIN, _PICKLED) if self.allow_pickle else (_PLAIN,):
             index = name + _INDEX
             if name in sizes:
@@ -133,7 +140,9 @@ class Checkpoint:
                 f"it has no {_PLAIN}, only pickled weights ({pickled[0]}), which can run any code: "
                 "set allow_pickle: true if you trust it"
             )
-        raise CheckpointError(f"it has no weights: no {_PLAIN} among {some(sorted(sizes))}")
+        raise CheckpointError(
+            f"it has no weights: no {self.weights or _PLAIN} among {some(sorted(sizes))}"
+        )
 
     def _check_safetensors(self, name: str, size: int) -> None:
         read, path = self.root.filesystem.cat_file, self.root.path(name)

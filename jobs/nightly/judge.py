@@ -188,12 +188,8 @@ def _scores_at(run: Run, checkpoint: Checkpoint, layer: int) -> list[TaskScores]
     subject = Subject(checkpoint.model, checkpoint.revision, checkpoint.model)
     row = [checkpoint.layers.index(layer)]
     return [
-        replace(
-            task.scores,
-            score_L=task.scores.score_L[row],
-            resampled_LR=task.scores.resampled_LR[row],
-        )
-        for task in ranked_tasks(run, subject, checkpoint.layers)
+        replace(each, score_L=each.score_L[row], resampled_LR=each.resampled_LR[row])
+        for each in (task.scores for task in ranked_tasks(run, subject, checkpoint.layers))
     ]
 
 

@@ -122,15 +122,9 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
         run.root.delete(key)
         return
     says = " ".join(each.says for each in broken)
-    alert = Alert(
-        run.config.name,
-        new.model,
-        new.revision,
-        previous.revision,
-        f"{new.model} at {new.revision}, compared with {previous.revision}: {says}",
-        broken,
-        address(run),
-    )
+    text = f"{new.model} at {new.revision}, compared with {previous.revision}: {says}"
+    names = run.config.name, new.model, new.revision, previous.revision
+    alert = Alert(*names, text, broken, address(run))
     run.root.write(key, alert.to_json())
     night.regressed.append(alert)
     for each in broken:

@@ -133,13 +133,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Points, the steps that join the strong ones up to `right`, and a level across."""
+    """Points, the steps that join the strong ones up to `right`, and a level across.
+
+    The axis of x begins at 0; hovering says a point's y and x with their `units`.
+    """
 
     points: Sequence[Point]
     x: str
     y: str
     right: float
     level: float
+    units: tuple[str, str]
 
     @property
     def steps(self) -> list[tuple[float, float]]:

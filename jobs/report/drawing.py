@@ -331,7 +331,8 @@ def _scatter(plot: Scatter, size: Size) -> _Canvas:
     axes.autoscale_view()  # else the limits are not those of the names' places yet
     _name_points(canvas, plot)
     for point in plot.points:
-        says = f"{point.name}: {point.y:.1f} {plot.y}, {point.x:.0f} % of the compute"
+        of_y, of_x = plot.units
+        says = f"{point.name}: {point.y:.1f} {of_y}, {point.x:.0f} {of_x}"
         canvas.hover(*canvas.pixel(point.x, point.y), says)
     return canvas
 

@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from operators.metrics.registry import METRICS
+
 Values = npt.NDArray[np.float64]
-Direction = Literal["high", "low"]
 DEPTHS = {
     "1/2 depth": Fraction(1, 2),
     "2/3 depth": Fraction(2, 3),
@@ -26,19 +26,7 @@ DEPTHS = {
 TIE = 1e-12
 DEFAULT_RULE = "2/3 depth"
 OTHER_TASKS = "labels of other tasks"
-# How people read each metric as better, where docs/metrics.md states it, for the main variant.
-# That nobody has shown it for the layers of a language model is stated there too.
-READ_AS: dict[str, Direction] = {
-    "prompt_entropy": "low",
-    "curvature": "low",
-    "dataset_entropy": "high",
-    "effective_rank": "high",
-    "rankme": "high",
-    "anisotropy": "low",
-    "infonce": "low",
-    "lidar": "high",
-    "dime": "high",
-}
+READ_AS = {name: metric.read_as for name, metric in METRICS.items() if metric.read_as}
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ class Metric:
     A value is usable from `enough` prompts on, and from `enough_per_feature` times the features;
     `fewest` are needed for any. `main` is the variant that stands for the metric, `perturbed` the
     one that does under conditions, if these leave the main one undefined for many prompts; `units`
-    are those of its other variants, by a word of their name.
+    are those of its other variants, by a word of their name. `read_as` is the end that people take
+    for better: docs/metrics.md says so, and that nobody has shown it for layers of such models.
     """
 
     measured: Tokens | Prompts | Views | Layers
@@ -105,6 +106,7 @@ class Metric:
     paper: str
     enough: int
     enough_per_feature: int = 0
+    read_as: Literal["high", "low", ""] = ""
     main: str = ""
     perturbed: str = ""
     units: tuple[tuple[str, str], ...] = ()
@@ -207,6 +209,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 tokens, or all tokens equal",
         "Skean et al. 2024, arXiv 2412.09563",
         enough=100,
+        read_as="low",
         main="{entropy}",
         units=_NORMALIZED,
     ),
@@ -220,6 +223,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 3 tokens, or two equal neighbours",
         "Hosseini & Fedorenko 2023, arXiv 2311.04930",
         enough=50,
+        read_as="low",
         perturbed="skip",
     ),
     "mean_norm": Metric(
@@ -257,6 +261,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 prompts, or all vectors equal",
         "Skean et al. 2025, arXiv 2502.02013",
         enough=2,
+        read_as="high",
         enough_per_feature=2,
         main="{entropy}",
         units=_NORMALIZED,
@@ -270,6 +275,7 @@ METRICS: dict[str, Metric] = {
         "all vectors zero",
         "Roy & Vetterli 2007, EUSIPCO",
         enough=1,
+        read_as="high",
         enough_per_feature=4,
     ),
     "rankme": Metric(
@@ -280,6 +286,7 @@ METRICS: dict[str, Metric] = {
         "all vectors zero",
         "Garrido et al. 2023, arXiv 2210.02885",
         enough=1,
+        read_as="high",
         enough_per_feature=4,
     ),
     "participation_ratio": Metric(
@@ -337,6 +344,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 vectors that are not zero",
         "Ethayarajh 2019, arXiv 1909.00512",
         enough=400,
+        read_as="low",
         fewest=2,
     ),
     "cka_previous": Metric(
@@ -369,6 +377,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 prompts",
         "van den Oord et al. 2018, arXiv 1807.03748; Chen et al. 2020, arXiv 2002.05709",
         enough=400,
+        read_as="low",
         main="loss",
         fewest=2,
     ),
@@ -380,6 +389,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 prompts, or equal class means",
         "Thilak et al. 2023, arXiv 2312.04000",
         enough=1000,
+        read_as="high",
         main="{entropy}",
         units=(*_NORMALIZED, ("rank", "directions")),
         fewest=2,
@@ -392,6 +402,7 @@ METRICS: dict[str, Metric] = {
         "fewer than 2 prompts",
         "Skean et al. 2023, arXiv 2301.08164",
         enough=1000,  # none is known: the most that were measured
+        read_as="high",
         main="{order}",
         fewest=2,
     ),

@@ -2,7 +2,7 @@
 
 `encode` makes pooled vectors and taps of it, `cost` what its layers cost, the same for every
 backend. To add one: a class with the members of `Backend` and a function that loads it, in a file
-beside `on_transformers.py`, and their entry in `BACKENDS`; nothing else names a backend
+beside `on_transformers.py`, and their `Entry` in `BACKENDS`; nothing else names a backend
 (`tests/jobs/extract/test_backend.py` runs a small one). The config and the tokenizer of a model
 are read without it, as transformers does (`subject.read_shape`, `tokenise.load_tokenizer`).
 
@@ -12,7 +12,7 @@ Shapes: N prompts, T tokens (right-padded), D features, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,7 +66,17 @@ class Backend(Protocol):
         """
 
 
-Load = Callable[[Subject, torch.device], Backend]
+class Entry(NamedTuple):
+    """A backend: which subjects it runs, what loads one onto a device, and its weight files.
+
+    It tells its subjects by what they are, as by their name or the files in their folder; one in
+    object storage is asked for before it is fetched. `weights` is a pattern of the names of the
+    files beside the config that hold them; where none has such a name, transformers' are needed.
+    """
+
+    runs: Callable[[Subject], bool]
+    load: Callable[[Subject, torch.device], Backend]
+    weights: str = ""
 
 
 def _load_model(subject: Subject, device: torch.device) -> Backend:
@@ -76,15 +86,15 @@ def _load_model(subject: Subject, device: torch.device) -> Backend:
     return load_model(subject, device)
 
 
-# Name -> whether it runs a subject, and what loads it onto a device; the first that does is taken.
-# An entry tells its subjects by what they are, as by the files in their folder; it stands before
-# transformers, which runs the rest.
-BACKENDS: dict[str, tuple[Callable[[Subject], bool], Load]] = {
-    "transformers": (lambda _subject: True, _load_model),
-}
+# The first that runs a subject is taken: others stand before transformers, which runs the rest.
+BACKENDS = {"transformers": Entry(lambda _subject: True, _load_model)}
+
+
+def backend_of(subject: Subject) -> Entry:
+    """Return the backend that runs a subject."""
+    return next(each for each in BACKENDS.values() if each.runs(subject))
 
 
 def load_backend(subject: Subject, device: torch.device) -> Backend:
     """Load a subject onto `device`; ModelUnavailableError if that cannot be done."""
-    load = next(load for runs, load in BACKENDS.values() if runs(subject))
-    return load(subject, device)
+    return backend_of(subject).load(subject, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
@@ -237,7 +238,7 @@ def test_where_nothing_can_be_written(checkpoint: Path, tmp_path: Path) -> None:
 def test_only_a_model_of_transformers_is_cut(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(backend.BACKENDS, "transformers", (lambda _: True, lambda *_: object()))
+    monkeypatch.setitem(backend.BACKENDS, "transformers", backend.Entry(lambda _: True, Mock()))
     with pytest.raises(ConfigError, match="only a model that transformers runs can be cut"):
         export(_subject(checkpoint), MEAN, tmp_path / "out")
 

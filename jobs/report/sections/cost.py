@@ -84,13 +84,14 @@ def _chart(facts: Facts) -> Chart:
         for row in ranking.scored
     ]
     best = 100 * ranking.best_first[0]["score"]
+    axes = "compute of a token, % of the whole model", "score, points"
     whisker = (
         " Whisker: one standard error of the difference to the best layer; where it reaches the "
         "dotted line, the best score, that does not tell the two apart."
     )
     return Chart(
         f"Score of every layer of {ranking.subject.name} against its cost",
-        Scatter(points, "compute of a token, % of the whole model", "score, points", 100, best),
+        Scatter(points, axes[0], axes[1], 100, best, ("points", "% of the compute")),
         "wide",
         source="Steps: the most that each amount of compute can buy (the Pareto front)."
         f"{whisker if ranking.has_intervals else ' Dotted: the best score.'}",

@@ -25,14 +25,8 @@ def section(facts: Facts) -> Section:
     """Return the ranking of a model; of one without a score, only what report.json has."""
     ranking = facts.ranking
     tasks = [
-        {
-            "label": task.label,
-            "name": task.name,
-            "dataset": task.dataset,
-            "type": task.scores.task_type,
-            "metric": task.metric,
-            "folds": task.folds,
-        }
+        {"label": task.label, "name": task.name, "dataset": task.dataset}
+        | {"type": task.scores.task_type, "metric": task.metric, "folds": task.folds}
         for task in ranking.tasks
     ]
     inner = ("norm", "pooling", "pareto", "verdict", "recommended", "device", "tokens")
@@ -164,12 +158,9 @@ def _statistics(facts: Facts) -> Section:
     rows: list[list[Cell]] = []
     for row in ranking.rows:
         of_tasks = [decimal(row["mean_rank"]), share(row["won"])] if several else []
-        statistics = [
-            p_value(row["p_value"]),
-            points(row["shortfall"]),
-            points(row["shortfall_se"]),
-        ]
-        rows.append([layer_cell(row["layer"], ranking), *of_tasks, *statistics])
+        behind = points(row["shortfall"]), points(row["shortfall_se"])
+        cell = layer_cell(row["layer"], ranking)
+        rows.append([cell, *of_tasks, p_value(row["p_value"]), *behind])
     good = {n for n, row in enumerate(ranking.rows) if as_good_as_best(row)}
     evidence = Table(
         "Evidence of every layer",
@@ -208,16 +199,10 @@ def _statistics(facts: Facts) -> Section:
 def _tasks(facts: Facts) -> Chart:
     ranking = facts.ranking
     layers = [row["layer"] for row in ranking.rows]
-    named = len(ranking.tasks) <= _MOST_LABELS
+    few = len(ranking.tasks) <= _MOST_LABELS
     lines = [
-        in_points(
-            task.label,
-            layers,
-            [row["tasks"][task.label] for row in ranking.rows],
-            "faint",
-            at_end=named,
-        )
-        for task in ranking.tasks
+        in_points(label, layers, [row["tasks"][label] for row in ranking.rows], "faint", at_end=few)
+        for label in (task.label for task in ranking.tasks)
     ]
     mean = in_points("mean", layers, [row["score"] for row in ranking.rows])
     drawn = Lines([*lines, mean], y="score, points", marks=facts.marks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from jobs.measure.stage import measure_costs
 from jobs.prepare.stage import prepare
 from jobs.rank.stage import read_costs, relative_cost
 from jobs.run import Run
+from jobs.subjects import check
 from operators.model import backend
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Subject, read_shape
+from operators.model.subject import ModelUnavailableError, Subject, read_shape
 from operators.model.tokenise import load_tokenizer
 from storage.root import Root
 from tests.conftest import write_config
@@ -64,14 +66,19 @@ class Lookup:
 def test_a_run_goes_through_another_backend(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = {"lookup": (lambda subject: subject.name == "tiny", Lookup)}
+    folder = shutil.copytree(checkpoint, tmp_path / "own")
+    (folder / "model.safetensors").rename(folder / "table.npy")
+    entry = {"lookup": backend.Entry(lambda each: each.name == "tiny", Lookup, "*.npy")}
     monkeypatch.setattr(backend, "BACKENDS", {**entry, **backend.BACKENDS})
-    config = load(str(write_config(tmp_path, checkpoint, measure={"token_metrics": "both"})))
+    config = load(str(write_config(tmp_path, folder, measure={"token_metrics": "both"})))
     run = Run(config, Root(str(tmp_path / "out")), Cluster(Here()))
+    (subject,) = run.subjects
+    assert check(subject, run.config.storage).layers == BLOCKS
+    with pytest.raises(ModelUnavailableError, match=r"no weights: no model\.safetensors"):
+        check(replace(subject, name="other"), run.config.storage)
     for stage in (prepare, extract, measure_costs):
         stage(run)
-    (subject,) = run.subjects
-    other = backend.load_backend(replace(subject, name="other"), torch.device("cpu"))
+    other = backend.load_backend(Subject(str(checkpoint), "1", "other"), torch.device("cpu"))
     assert isinstance(other, LayerModel)
     tokenizer = load_tokenizer(subject)
     stored = ask(

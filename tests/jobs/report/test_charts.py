@@ -43,7 +43,7 @@ VALUES = np.array([[1.0, 2.0], [NAN, 4.0], [3.0, 5.0]])
 MAP = HeatMap(VALUES, [0, 1, 2], ["8", "1,000"], "step", "points", [2, 2], [0, None], ".1f")
 PLOTS: dict[str, Plot] = {
     "lines": LINES,
-    "scatter": Scatter(POINTS, "compute", "points", 100, 43),
+    "scatter": Scatter(POINTS, "compute", "score", 100, 43, ("points", "% of the compute")),
     "histogram": Histogram([10, 5, 25], [0.5, 1.5, 2.5, 3.5], "nats", split=2.0),
     "heat map": MAP,
 }
@@ -206,7 +206,9 @@ def test_names_of_points_never_cover_one_another(kind: str, layers: int) -> None
         Point(100 * x, y, f"layer {n}", words.get(n, f"p{n}"), y + 3, ringed=n in words)
         for n, (x, y) in enumerate(zip(depth, scores, strict=True))
     ]
-    svg = str(draw(Scatter(points, "compute", "score", 100, max(scores)), "panel", "a", "t"))
+    svg = str(
+        draw(Scatter(points, "compute", "score", 100, max(scores), ("", "")), "panel", "a", "t")
+    )
     labels = [each for each in _texts(svg) if each[0].startswith("p")]
     assert {text for text, _, _ in labels} >= set(words.values())
     for (one, x, y), (other, u, v) in combinations(labels, 2):
