@@ -1,4 +1,4 @@
-"""Three layers of code, one direction, rooms that can be found, and cheap imports."""
+"""Three layers of code, one direction, and rooms that can be found."""
 
 from __future__ import annotations
 

@@ -49,15 +49,14 @@ def layer(number: int, scores: Sequence[float], **other: Any) -> LayerEvidence: 
     score, last = scores[number], scores[-1]
     gain = score - last
     is_last, known = number == len(scores) - 1, not math.isnan(score)
+    spans: dict[str, Any] = {"score_low": score - 0.05, "score_high": score + 0.05}
+    spans |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
     row = LayerEvidence(
         layer=number,
         score=score,
-        score_low=score - 0.05,
-        score_high=score + 0.05,
-        rank=1 + sum(each > score for each in scores),
         gain=gain,
-        gain_low=gain - 0.02,
-        gain_high=gain + 0.02,
+        **spans,
+        rank=1 + sum(each > score for each in scores),
         mean_rank=2.5 if known else NAN,
         won=0.5 if known else NAN,
         p_value=NAN if is_last or not known else 0.01,

@@ -56,6 +56,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("tokens", "given", "engine"),
     [
+        (0, {}, "process"),
         (SMALL_TOKENS, {}, "process"),
         (SMALL_TOKENS + 1.0, {}, "ray"),
         (None, {}, "ray"),

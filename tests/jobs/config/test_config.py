@@ -123,6 +123,8 @@ def test_a_value_out_of_bounds_is_named_with_its_key(block: str, key: str, value
 OF_DATA = "datasets: [{name: data, source: {files: texts.jsonl}, %s}]"
 OF_TASKS = OF_DATA % "tasks: [%s]"
 OF_SOURCE = "datasets: [{name: data, source: %s}]"
+OWN = ["limit: 5", "min_chars: 1", "text_column: text", "id_column: id", "tasks: 5"]
+OWN += ["tasks: [{name: t, type: clustering, label_column: a}]"]
 ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
 
 
@@ -167,16 +169,7 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         ("tasks: [One]", "tasks: .*valid dictionary"),
         ("{tasks: {mteb: One}, datasets: mine}", "datasets: .*valid tuple"),
         (OF_SOURCE % "{mteb: 1}", r"datasets\.0\.source\.mteb: "),
-        *(
-            (OF_SOURCE % f"{{mteb: One}}, {own}", f"mteb .*leave out {own.split(':')[0]}$")
-            for own in (
-                "limit: 5",
-                "min_chars: 1",
-                "text_column: text",
-                "id_column: id",
-                "tasks: 5",
-            )
-        ),
+        *((OF_SOURCE % f"{{mteb: One}}, {own}", f"leave out {own.split(':')[0]}$") for own in OWN),
         # What is ranked is extracted and scored, and what a condition needs is kept.
         ("extract: {norms: [none]}", "rank.norm is final, but extract.norms has only none$"),
         ("extract: {poolings: [last, first]}", "is mean, but .*poolings has only last, first$"),
@@ -206,16 +199,17 @@ def test_every_block_has_an_entry_and_every_protocols_setting_is_a_field() -> No
 
 def test_the_bounds_themselves_are_fine_and_curves_ascend() -> None:
     levels = [number / 100 for number in range(1, 101)]
-    config = run_with(
-        views={"keyboard": 0, "split": 1},
-        curves={"noise": levels[::-1], "examples": [32, 2, 8]},
-        extract={"norms": ["none"], "poolings": ["last", "first"]},
-        rank={"norm": "none", "pooling": "first"},
-    )
-    assert (config.views.keyboard, config.views.split) == (0, 1)
-    assert (config.curves.noise, config.curves.examples) == (tuple(levels), (2, 8, 32))
-    assert (config.rank.norm, config.rank.pooling) == ("none", "first")
-    assert run_with().curves.noise == run_with().curves.examples == ()
+    curves = run_with(curves={"noise": levels[::-1], "examples": [32, 1, 2]}).curves
+    assert (curves.noise, curves.examples) == (tuple(levels), (1, 2, 32))
+    bounds = yaml.safe_load("""
+    extract: {norms: [none], poolings: [last, first], max_tokens: 2}
+    views: {keyboard: 0, split: 1, count: 99}
+    probe: {replicates: 0}
+    rank: {norm: none, pooling: first, draws: 100}
+    nightly: {score_drop: 0, layer_moved: 0, changes: 2, lease_seconds: 5}
+    """)
+    found = run_with(**bounds).model_dump(mode="json")
+    assert {block: {key: found[block][key] for key in bounds[block]} for block in bounds} == bounds
 
 
 def test_metrics_of_views_need_two_views() -> None:

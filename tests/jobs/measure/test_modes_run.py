@@ -74,6 +74,7 @@ def _measured(run: Run, *, only: str = "") -> dict[str, Manifest]:
             prompts.append(rows.take(pa.array(np.argsort(ids))))  # not the order of the metrics
             measured.append(pa.concat_tables(_layer(n, ids, texts, only) for n in range(3)))
         store(run.root, Partition("prompts", (name,)), prompts, {})
+        # The shards of a dataset are equally long.
         where, facts = partition("prompt_metrics", run.subjects[0], config), {"prompts": len(ids)}
         found[name] = store(run.root, where, measured, {}, facts)
     return found

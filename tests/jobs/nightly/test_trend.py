@@ -96,11 +96,8 @@ def test_the_rules_of_the_config_are_applied_to_the_tables(tmp_path: Path) -> No
     store_checkpoint(run, "step9", [0.6, 0.5, 0.57, 0.55], entropy=0.5)
     *earlier, new = ranked(run)
     drop, moved, jump = judge(run, earlier, new)
-    assert [each.rule for each in (drop, moved, jump)] == [
-        "score_drop",
-        "layer_moved",
-        "metric_jump",
-    ]
+    rules = ["score_drop", "layer_moved", "metric_jump"]
+    assert [each.rule for each in (drop, moved, jump)] == rules
     expected = {"layer": 2, "before": 0.62, "now": 0.57, "change": -0.05, "low": -0.05}
     expected |= {"high": -0.05, "limit": 0.02, "level": 0.95}
     assert drop.numbers == pytest.approx(expected)

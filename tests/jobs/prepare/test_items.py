@@ -85,6 +85,10 @@ def test_labels_lie_with_their_text_and_split() -> None:
         {"row": 5, "prompt_id": prompt_id("d"), "label": "0", "split": "dev"},
     ]
     assert items(FEW, text=["a"], topic=["sea"], part=[None]).num_rows == 0
+    costs = {"cost": ["-2.5", "1e3", ""], "part": ["train", "test", "train"]}
+    found = items({**PRICE, **PART}, text=texts(3), **costs)
+    assert found["value"].to_pylist() == [-2.5, 1000.0]
+    assert found["split"].to_pylist() == ["train", "test"]
     groups = items(GROUPS, text=["a", "b"], topic=["x", None])
     assert groups.select(["label", "split"]).to_pylist() == [{"label": "x", "split": "test"}]
 

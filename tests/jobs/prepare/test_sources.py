@@ -372,9 +372,7 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     sources._hub_split.cache_clear()
     fragment = sources.discover(dataset(source={"hub": "nobody/no-such-dataset"}), {})[0]
-    with pytest.raises(
-        ConfigError, match=r"cannot load hub dataset nobody/no-such-dataset \(train\): .*"
-    ):
+    with pytest.raises(ConfigError, match=r"hub dataset nobody/no-such-dataset \(train\)"):
         sources.inspect(fragment, {})
 
 

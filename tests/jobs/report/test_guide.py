@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -90,9 +90,8 @@ def test_a_section_says_what_the_registry_says(name: str) -> None:
 def test_the_table_at_the_top_has_the_metric_with_its_unit(name: str) -> None:
     metric = METRICS[name]
     top = guide.source().partition("## What is measured on what")[0]
-    (row,) = [
-        line for line in top.splitlines() if line.startswith(f"| [{metric.title}]({_link(name)})")
-    ]
+    link = f"| [{metric.title}](#{guide.anchor_of(metric.title)})"
+    (row,) = [line for line in top.splitlines() if line.startswith(link)]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == 7
     assert metric.unit.startswith(cells[3])
@@ -101,10 +100,6 @@ def test_the_table_at_the_top_has_the_metric_with_its_unit(name: str) -> None:
     assert needed
     assert cells[4].split()[0].rstrip(",") == needed[1]
     assert int(needed[1]) >= metric.fewest
-
-
-def _link(name: str) -> str:
-    return f"#{guide.anchor_of(METRICS[name].title)}"
 
 
 def test_anchors_follow_the_rule_of_github() -> None:
@@ -160,7 +155,8 @@ def test_the_paper_recipe_has_the_settings_that_the_guide_names() -> None:
     assert len(named) == 13
     for key, value in named:
         found = {str(each).replace("'", "") for each in _values(config, key)}
-        assert found == {_number(value)}, key
+        number = str(float(value)) if re.fullmatch(r"[\d.]+e-\d+", value) else value
+        assert found == {number}, key
     metrics = ("prompt_entropy", "curvature", "dataset_entropy", "infonce", "lidar", "dime")
     assert config.measure.metrics == metrics
     assert config.subjects[0].shape is not None
@@ -168,19 +164,11 @@ def test_the_paper_recipe_has_the_settings_that_the_guide_names() -> None:
 
 def _values(config: RunConfig, key: str) -> list[object]:
     """Return what a config has under a dotted key, for each of several subjects."""
-    found: list[object] = [config]
+    found: list[Any] = [config.model_dump(mode="json")]
     for name in key.split("."):
-        values = [getattr(each, name) for each in found]
-        found = [each for value in values for each in _several(name, value)]
-    return [list(each) if isinstance(each, tuple) else each for each in found]
-
-
-def _several(name: str, value: object) -> tuple[object, ...]:
-    return value if name == "subjects" and isinstance(value, tuple) else (value,)
-
-
-def _number(value: str) -> str:
-    return str(float(value)) if re.fullmatch(r"[\d.]+e-\d+", value) else value
+        found = [each[name] for each in found]
+        found = found[0] if name == "subjects" else found
+    return found
 
 
 def test_the_main_variants_of_the_paper_recipe_are_the_plain_ones() -> None:

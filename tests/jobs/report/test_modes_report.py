@@ -53,7 +53,7 @@ def _several(numbers: Sequence[int], *traits: Row, **other: Any) -> list[Row]:  
     ("given", "says", "never"),
     [
         ([_tested(0, 0.21), _tested(1, 0.6)], "No layer|0.21|40 prompts", "layer 1"),
-        ([NOTHING_KNOWN], "No layer could be tested: too few", "0.21"),
+        ([NOTHING_KNOWN], "No layer could be tested: too few", "layer 0"),
         (
             [NOTHING_KNOWN, _tested(1, 0.01, LENGTH)],
             f"In layer 1 |length: Cliff's delta 0.82|12 tokens|1,044 tokens|{CEILING}",
@@ -66,7 +66,7 @@ def _several(numbers: Sequence[int], *traits: Row, **other: Any) -> list[Row]:  
             f"first-token share (-0.99)|{CEILING}",
             "repeated",
         ),
-        (_several((1, 2), LENGTH, REPEATED), "is repeated tokens: Cliff's delta 0.90", "length:"),
+        (_several((1, 2), LENGTH, REPEATED), "is repeated tokens: Cliff's delta 0.90", "length"),
         (
             [_tested(n, 0.01, LENGTH, peaks=7 - n) for n in (1, 2)],
             "In layers 1 and 2 |more than two peaks (6 in layer 1)|in layer 2 is length",
@@ -133,7 +133,8 @@ def test_tables_have_the_effects_and_the_examples_of_bimodal_layers() -> None:
 
 def test_the_rows_are_the_data_and_only_bimodal_ones_have_traits() -> None:
     found = _section(_tested(0, 0.5, LENGTH), _tested(1, 0.01, LENGTH)).data["modes"]
-    assert (found["metric"], found["variant"]) == ("prompt_entropy", "alpha=1")
+    of_all = ("prompt_entropy", "alpha=1", "none")
+    assert tuple(found[key] for key in ("metric", "variant", "norm")) == of_all
     one, two = found["layers"]
     assert (one["bimodal"], one["traits"], one["examples"]) == (False, [], [])
     assert (two["bimodal"], two["split"], two["traits"][0]["effect"]) == (True, 2.0, 0.816)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -203,6 +204,10 @@ def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_pat
     first, second = rows(values)[:2]
     assert (first[:2], second[:2]) == (["Curvature (main)", "plain"], ["Curvature", "no_first"])
     assert (first[3:], second[3]) == (["1.900", "1.800", "1.700", "1.800"], "2.000")
+    assert (first[2], rows(values)[-1][2]) == (
+        "token by token, raw output",
+        "mean pooling, final norm",
+    )
     assert rows(values)[-1][-1] == "148.4"
     assert (0, 3) in values.grey
 
@@ -297,13 +302,10 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in files["index.html"]
     assert "<script" not in files["report.md"]
     # A bar in a name ends no cell: every row of a table has as many cells as its head.
-    tables: list[list[str]] = [[]]
-    for line in files["report.md"].splitlines():
-        if line.startswith("|"):
-            tables[-1].append(line)
-        elif tables[-1]:
-            tables.append([])
-    bars = [{len(re.findall(r"(?<!\\)\|", row)) for row in table} for table in tables if table]
+    runs = groupby(files["report.md"].splitlines(), key=lambda line: line.startswith("|"))
+    bars = [
+        {len(re.findall(r"(?<!\\)\|", row)) for row in table} for is_row, table in runs if is_row
+    ]
     assert len(bars) >= 8
     assert all(len(each) == 1 for each in bars)
 

