@@ -19,7 +19,7 @@ from jobs.measure.stage import measure_costs
 from jobs.prepare.stage import prepare
 from jobs.rank.stage import read_costs, relative_cost
 from jobs.run import Run
-from jobs.subjects import check
+from jobs.subjects import check, checkpoint_of
 from operators.model import backend
 from operators.model.on_transformers import LayerModel
 from operators.model.subject import ModelUnavailableError, Subject, read_shape
@@ -74,6 +74,9 @@ def test_a_run_goes_through_another_backend(
     run = Run(config, Root(str(tmp_path / "out")), Cluster(Here()))
     (subject,) = run.subjects
     assert check(subject, run.config.storage).layers == BLOCKS
+    files = checkpoint_of(subject, run.config.storage)
+    assert files is not None
+    assert "table.npy" in files.prints()
     with pytest.raises(ModelUnavailableError, match=r"no weights: no model\.safetensors"):
         check(replace(subject, name="other"), run.config.storage)
     for stage in (prepare, extract, measure_costs):
