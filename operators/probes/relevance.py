@@ -4,7 +4,7 @@ Shapes: M queries, N documents, D dimensions, Q queries of one block, C candidat
 documents kept per query, R relevant documents of one query.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,15 @@ def ndcg(ranked: npt.NDArray[np.intp], relevant: Rows, gain_R: Values, k: int) -
     return float((gain_K @ discount_K[: len(gain_K)]) / (best_K @ discount_K[: len(best_K)]))
 
 
+def _nearest(cosine_QN: Values, k: int) -> Iterator[Rows]:
+    """Yield the rows of each query's k nearest documents, those as near as the last ones too."""
+    farther = max(0, cosine_QN.shape[1] - k)
+    kth_best_Q = np.partition(cosine_QN, farther, axis=1)[:, farther]
+    for cosine_N, kth_best in zip(cosine_QN, kth_best_Q, strict=True):
+        near = np.flatnonzero(cosine_N >= kth_best)
+        yield near[np.argsort(-cosine_N[near], kind="stable")]
+
+
 def retrieval(
     query_MD: Vectors,
     document_ND: Vectors,
@@ -177,14 +186,9 @@ def retrieval(
         for query, rows in enumerate(relevant)
     ]
     ndcg_M = np.empty(n_queries)
-    block, farther = max(1, BLOCK_ENTRIES // n_documents), max(0, n_documents - k)
+    block = max(1, BLOCK_ENTRIES // n_documents)
     for start in range(0, n_queries, block):
-        cosine_QN = cosines(query_MD[start : start + block], document_ND)
-        kth_best_Q = np.partition(cosine_QN, farther, axis=1)[:, farther]
-        for query, (cosine_N, kth_best) in enumerate(
-            zip(cosine_QN, kth_best_Q, strict=True), start
-        ):
-            near = np.flatnonzero(cosine_N >= kth_best)
-            ranked = near[np.argsort(-cosine_N[near], kind="stable")]
-            ndcg_M[query] = ndcg(ranked, *judged_M[query], k)
+        ranked = _nearest(cosines(query_MD[start : start + block], document_ND), k)
+        for query, ranked_K in enumerate(ranked, start):
+            ndcg_M[query] = ndcg(ranked_K, *judged_M[query], k)
     return [mean_score(f"ndcg_at_{k}", ndcg_M, seed=seed, replicates=replicates)]
