@@ -87,13 +87,13 @@ def _chart(facts: Facts) -> Chart:
     axes = "compute of a token, % of the whole model", "score, points"
     whisker = (
         " Whisker: one standard error of the difference to the best layer; where it reaches the "
-        "dotted line, the best score, that does not tell the two apart."
+        "dotted line, that does not tell the two apart."
     )
     return Chart(
         f"Score of every layer of {ranking.subject.name} against its cost",
         Scatter(points, axes[0], axes[1], 100, best, ("points", "% of the compute")),
         "wide",
-        source="Steps: the most that each amount of compute can buy (the Pareto front)."
+        source="Steps: the Pareto front, the most for each amount of compute."
         f"{whisker if ranking.has_intervals else ' Dotted: the best score.'}",
     )
 

@@ -63,9 +63,8 @@ def section(facts: Facts) -> Section:
         says=says,
         charts=[_gains(facts)] if len(ranking.scored) > 1 else [],
         notes=[
-            "Points: 100 x score. Gain: over the last layer. Cost: compute of a token, of the "
-            "whole model's. p: of the gain, corrected by Holm. Best: share of draws with the "
-            "highest mean."
+            "Points: 100 x score. Cost: of a token, of the whole model's. p: of the gain. Best: "
+            "share of draws with the highest mean."
         ],
         tables=[table(facts)],
         parts=[_statistics(facts)],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.report.facts import Facts, layer_cell, title
 from jobs.report.section import Cell, Section, Step, Table
-from jobs.report.sections.cost import has_latency, spread
+from jobs.report.sections.cost import has_latency
 from jobs.report.sections.curves import Curves, curves
 from jobs.report.sections.metrics import drawn, from_few, series
-from jobs.words import counted, known, listed, number, points, share
+from jobs.words import counted, known, listed, number, points, share, size
 from operators.analysis.labelfree import READ_AS
 
 # How people read each metric of stability, which proves nothing.
@@ -99,7 +99,9 @@ def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> st
 
 def _cost(facts: Facts, chosen: list[Row]) -> str:
     verdict = facts.ranking.verdict
-    parts = [f"layer {row['layer']} takes {share(row['cost'])} of the compute" for row in chosen]
+    first, *rest = chosen
+    parts = [f"layer {first['layer']} takes {share(first['cost'])} of the compute"]
+    parts += [f"layer {row['layer']} {share(row['cost'])}" for row in rest]
     end = "the scores do not decide between them"
     if verdict.kind == "use_layer":
         end = f"layer {verdict.layer} is the choice, and saves {share(verdict.saved)}"
@@ -122,13 +124,13 @@ def _table(facts: Facts, chosen: list[Row], found: dict[int, float]) -> Table:
     head: list[Cell] = ["Candidate", ("Score", "points")]
     head += [("With typos", "points")] if found else []
     head += [(title(name), METRICS[name]) for name in measured]
-    head += [("Compute", "of the model"), *([("Latency", "ms, middle half")] if timed else [])]
+    head += [("Compute", "of the model"), *([("Latency", "ms")] if timed else [])]
     rows: list[list[Cell]] = []
     for row in chosen:
         layer = row["layer"]
         noisy = [points(found.get(layer))] if found else []
         values = [number(ranking.metric(name).get(layer)) for name in measured]
-        time = [spread(ranking, layer)] if timed else []
+        time = [size(ranking.costs[layer]["latency_ms"])] if timed else []
         cells = [points(row["score"]), *noisy, *values, share(row["cost"]), *time]
         rows.append([layer_cell(layer, ranking), *cells])
     best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
