@@ -39,7 +39,7 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one.
 
-    Weights are also files whose names match the pattern `weights`.
+    Weights are also files whose names match the glob `weights`.
     """
 
     root: Root

@@ -1,7 +1,7 @@
 """The types of tasks, one entry each: what their items hold, what is refused, how they are scored.
 
-A new type is a block and a member of `Task` in `jobs.config.datasets`, functions in a file like
-`jobs.tasks.pairs` that call a probe of `operators.probes`, and an entry of TYPES.
+A new type is a block and a member of `Task` in `jobs.config.datasets`, functions in the file of its
+family, `labelled` or `pairs`, that call a probe of `operators.probes`, and an entry of TYPES.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ class TaskType:
     """What is done with the tasks of a type; every function gets the task's block first.
 
     `item` makes an item of a source row, or None if the row lacks a text or value that it needs; it
-    gets the seed of drawn splits. `gather` sees the items of a shard, `check` all of them: what
-    cannot be scored is a ConfigError. Without `score`, mteb scores the task (`jobs.probe.worker`).
+    gets the seed of drawn splits. Its keys are those of a record of `jobs.prepare.records`, which
+    become the `columns` (a label is the `text` of a record). `gather` sees the items of a shard,
+    `check` all of them: what cannot be scored is a ConfigError. Without `score`, mteb scores the
+    task (`jobs.probe.worker`).
     """
 
     columns: pa.Schema  # of the items
@@ -51,6 +53,7 @@ class TaskType:
 
 
 _LABELLED = partial(TaskType, schema.LABELLED_ITEMS, labelled.item)
+_VALUED = partial(TaskType, schema.VALUED_ITEMS, labelled.item)
 _PAIRS = partial(TaskType, schema.PAIR_ITEMS, pairs.item, pairs.check)
 _RELEVANCE = partial(
     TaskType,
@@ -64,13 +67,7 @@ TYPES: dict[type[Any], TaskType] = {
     ClassificationTask: _LABELLED(
         labelled.check_classification, labelled.score_classification, "accuracy", by_fold=True
     ),
-    RegressionTask: TaskType(
-        schema.VALUED_ITEMS,
-        labelled.item,
-        labelled.check_regression,
-        labelled.score_regression,
-        "kendalltau",
-    ),
+    RegressionTask: _VALUED(labelled.check_regression, labelled.score_regression, "kendalltau"),
     ClusteringTask: _LABELLED(
         labelled.check_clustering, labelled.score_clustering, "v_measure", by_fold=True
     ),

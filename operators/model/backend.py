@@ -69,9 +69,9 @@ class Backend(Protocol):
 class Entry(NamedTuple):
     """A backend: which subjects it runs, what loads one onto a device, and its weight files.
 
-    It tells its subjects by what they are, as by their name or the files in their folder; one in
-    object storage is asked for before it is fetched. `weights` is a pattern of the names of the
-    files beside the config that hold them; where none has such a name, transformers' are needed.
+    It tells its subjects by what they are, as by their name or the files in their folder; of one
+    in object storage or on the hub only the name is known. `weights` is a glob of the files beside
+    the config that hold them; where none has such a name, those of transformers are needed.
     """
 
     runs: Callable[[Subject], bool]
