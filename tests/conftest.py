@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from storage.root import Root
-from tests.support.living import Living, Told
+from tests.support.machines.living import Living, Told
 from tests.support.places import PROJECT
 from tests.support.tiny import save_tiny
 

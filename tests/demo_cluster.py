@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.cluster.console import say
 from storage.root import Root
 from tests.conftest import offline_environment
-from tests.support.local_cluster import local_cluster
+from tests.support.machines.local_cluster import local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import content
 

@@ -29,7 +29,6 @@ from jobs.report.sections import (
     modes,
     ranking,
     side_by_side,
-    steps,
     training,
 )
 from jobs.run import Run, partition, write_table
@@ -44,7 +43,7 @@ SCHEMA_VERSION = 3
 # What stands in a model's part of a report, in this order; the first is seen before anything else.
 SECTIONS: tuple[Callable[[Facts], Section], ...] = (
     answer.section,
-    steps.section,
+    answer.steps,
     ranking.section,
     cost.section,
     curves.section,

@@ -110,10 +110,10 @@ def _files(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
 
 
 def _names(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from tests.support.shared_mteb import BY_FILE
+    from tests.support.mteb.shared import BY_FILE
 
     file_of = {BY_FILE[name].metadata.name: name for name in options.datasets}
-    source = {"mteb": [*file_of], "modules": ["tests.support.shared_mteb"]}
+    source = {"mteb": [*file_of], "modules": ["tests.support.mteb.shared"]}
     config = run_config([{"name": "mteb", "source": source}])
     seconds, rows = _stages(_run(config, folder / "names"))
     scores: Scores = {name: {} for name in options.datasets}
@@ -200,7 +200,7 @@ def _evaluated(
     """
     from operators.benchmark.score import LookupEncoder, model_meta
     from operators.benchmark.tasks import mteb_library
-    from tests.support.shared_mteb import BY_FILE
+    from tests.support.mteb.shared import BY_FILE
 
     total, scores = 0.0, Scores()
     for name, layer in itertools.product(options.datasets, options.layers):

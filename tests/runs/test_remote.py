@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.conftest import S3, Cli, offline_environment, write_config
-from tests.support.installed import install, users_folder
-from tests.support.local_cluster import LocalCluster, local_cluster
+from tests.support.machines.installed import install, users_folder
+from tests.support.machines.local_cluster import LocalCluster, local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import assert_complete
 

@@ -52,7 +52,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: C
     config = write_config(
         folder,
         checkpoint,
-        tasks={"mteb": list(MTEB_TASKS), "modules": ["tests.support.local_mteb"]},
+        tasks={"mteb": list(MTEB_TASKS), "modules": ["tests.support.mteb.local"]},
         extract={"max_tokens": 64, "workers": 1},
         views={"count": 0},
         measure={"metrics": ["dataset_entropy"]},

@@ -11,7 +11,7 @@ import pytest
 from storage.checkpoint import CACHE
 from storage.root import Root
 from tests.conftest import S3, Cli, write_config
-from tests.support.living import Told
+from tests.support.machines.living import Told
 from tests.support.tiny import save_tiny, trained_on
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.partition import CLEAN, Partition
 from tests.support.by_hand import metric_rows, score_rows
-from tests.support.here import run_here
+from tests.support.machines.here import run_here
 
 MODEL = "org/model"
 LAYERS = 4

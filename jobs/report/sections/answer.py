@@ -1,18 +1,33 @@
-"""The first screen: what to do, what it wins, how sure that is, what it saves, and the scores."""
+"""The first screen, what to do and what it wins, and the three steps that lead to it.
+
+Compare on the tasks, check stability, weigh the cost.
+"""
 
 from __future__ import annotations
 
 import math
 
+from jobs import words
 from jobs.rank import sentences
-from jobs.rank.ranking import at_layers
+from jobs.rank.ranking import Row, as_good_as_best, at_layers
 from jobs.report.charts import Chart, Line, Lines, in_points
-from jobs.report.facts import Facts, title
-from jobs.report.section import Section
-from jobs.words import NOTHING, capital, counted, known, listed, share, signed, span
+from jobs.report.facts import Facts, layer_cell, title
+from jobs.report.section import Cell, Section, Step, Table
+from jobs.report.sections.cost import has_latency
+from jobs.report.sections.curves import Curves, curves
+from jobs.report.sections.metrics import drawn, from_few, series
+from jobs.words import NOTHING, counted, known, listed, points, share, signed, span
+from operators.analysis.labelfree import READ_AS
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
 BESIDE = ("prompt_entropy", "curvature", "infonce")
+# How people read each metric of stability, which proves nothing.
+STABILITY = {
+    "infonce": "low: typos ignored",
+    "lidar": "high: texts apart",
+    "prompt_entropy": "low: compressed",
+}
+_MOST = 5  # candidates
 
 
 def section(facts: Facts) -> Section:
@@ -23,7 +38,7 @@ def section(facts: Facts) -> Section:
     if folds and folds != [1]:
         each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
         of_folds = f" of {each} folds"
-    why = capital(sentences.why(ranking.evidence, ranking.verdict))
+    why = words.capital(sentences.why(ranking.evidence, ranking.verdict))
     tasks = counted(len(ranking.counting), "task")
     return Section(
         sentences.answer(ranking.evidence, ranking.verdict),
@@ -79,3 +94,140 @@ def _chart(facts: Facts) -> Chart:
         "wide",
         source=f"{score} {thin} Layer 0 is the first block's input.".strip(),
     )
+
+
+def steps(facts: Facts) -> Section:
+    """Return the three steps with what each found, and a table of the layers to choose between."""
+    return steps_of(facts, [each for each in curves(facts) if each.kind == "noise"])
+
+
+def steps_of(facts: Facts, noise: list[Curves]) -> Section:
+    """Return the three steps of a model, whose robustness curves are `noise`."""
+    if not facts.ranking.scored:
+        return Section("In three steps", "steps")
+    chosen = candidates(facts)
+    found = noisy_scores(noise, [row["layer"] for row in chosen])
+    stable = "curves" if found else "metrics" if facts.run else "ranking"
+    return Section(
+        "In three steps",
+        "steps",
+        steps=[
+            Step("Compare the layers on the tasks.", "ranking", _comparison(facts)),
+            Step("Check how stable they are.", stable, _stability(facts, noise, found)),
+            Step("Choose by cost.", "cost", _price(facts, chosen)),
+        ],
+        tables=[_candidates_table(facts, chosen, found)],
+    )
+
+
+def candidates(facts: Facts) -> list[Row]:
+    """Return the layers between which to choose: those equal to the best, the next, the last."""
+    ranking = facts.ranking
+    equal = [row["layer"] for row in ranking.best_first if as_good_as_best(row)]
+    kept = {*(equal[: _MOST - 2] or [ranking.best_first[0]["layer"]]), ranking.nearest}
+    kept |= {ranking.last, ranking.verdict.layer}
+    return [row for row in ranking.scored if row["layer"] in kept]
+
+
+def noisy_scores(noise: list[Curves], layers: list[int]) -> dict[int, float]:
+    """Return each layer's score at the highest noise, mean over tasks with a clean one as well."""
+    found = {}
+    for layer in layers:
+        scores = [each.scores[layer] for each in noise if len(each.scores.get(layer, {})) > 1]
+        ends = [(at[min(at)].mean, at[max(at)].mean) for at in scores]
+        noisy = [noisy for clean, noisy in ends if known(clean) and known(noisy)]
+        if noisy:
+            found[layer] = sum(noisy) / len(noisy)
+    return found
+
+
+def _comparison(facts: Facts) -> str:
+    ranking, best_first = facts.ranking, facts.ranking.best_first
+    tasks = counted(len(ranking.counting), "task")
+    said = f"{counted(len(best_first), 'layer')}, {tasks}, one pass of the model: layer "
+    said = said if facts.run else f"{counted(len(best_first), 'layer')}, {tasks}: layer "
+    best = best_first[0]
+    said += f"{best['layer']} scores highest, {points(best['score'])} points"
+    if len(best_first) == 1:
+        return f"{said}."
+    last = next((row for row in best_first if row["layer"] == ranking.last), best)
+    other, called = (best_first[1], "the next") if last is best else (last, "the last")
+    return f"{said}; {called}, layer {other['layer']}, {points(other['score'])}."
+
+
+def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> str:
+    said = []
+    if found:
+        level = max(x for each in noise for at in each.scores.values() for x in at)
+        parts = [f"layer {n} to {points(score)}" for n, score in found.items()]
+        said.append(f"With typos in {share(level)} of the words scores fall: {listed(parts)}.")
+    best: dict[int, list[str]] = {}
+    layers = [row["layer"] for row in candidates(facts)]
+    for name in _measured(facts):
+        values = {n: v for n in layers if known(v := facts.ranking.metric(name).get(n))}
+        choose = min if READ_AS[name] == "low" else max
+        best.setdefault(choose(values, key=values.__getitem__), []).append(title(name))
+    if best:
+        parts = [f"layer {layer} by {listed(names)}" for layer, names in sorted(best.items())]
+        said.append(f"Most stable is {listed(parts)}, which describe and do not decide.")
+    return " ".join(said) or "Nothing was measured that tells: no typos (curves.noise), no metrics."
+
+
+def _price(facts: Facts, chosen: list[Row]) -> str:
+    verdict = facts.ranking.verdict
+    first, *rest = chosen
+    parts = [f"layer {first['layer']} takes {share(first['cost'])} of the compute"]
+    parts += [f"layer {row['layer']} {share(row['cost'])}" for row in rest]
+    end = "the scores do not decide between them"
+    if verdict.kind == "use_layer":
+        end = f"layer {verdict.layer} is the choice, and saves {share(verdict.saved)}"
+    elif verdict.kind == "keep_last":
+        end = "the last layer is the choice, and saves nothing"
+    return f"{listed(parts).capitalize()}; {end}."
+
+
+def _measured(facts: Facts) -> list[str]:
+    """Return which metrics of stability have a value in some candidate."""
+    layers = [row["layer"] for row in candidates(facts)]
+    return [
+        name for name in STABILITY if any(known(facts.ranking.metric(name).get(n)) for n in layers)
+    ]
+
+
+def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) -> Table:
+    ranking, measured = facts.ranking, _measured(facts)
+    timed = has_latency(ranking)
+    head: list[Cell] = ["Candidate", ("Score", "points")]
+    head += [("With typos", "points")] if found else []
+    head += [(title(name), STABILITY[name]) for name in measured]
+    head += [("Compute", "of the model"), *([("Latency", "ms")] if timed else [])]
+    rows: list[list[Cell]] = []
+    for row in chosen:
+        layer = row["layer"]
+        noisy = [points(found.get(layer))] if found else []
+        values = [words.number(ranking.metric(name).get(layer)) for name in measured]
+        time = [words.size(ranking.costs[layer]["latency_ms"])] if timed else []
+        cells = [points(row["score"]), *noisy, *values, share(row["cost"]), *time]
+        rows.append([layer_cell(layer, ranking), *cells])
+    best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
+    note = "Candidates: the layers within one standard error of the best, the next, and the last."
+    few = _from_few(facts)
+    pale = [2 + bool(found) + at for at, name in enumerate(measured) if name in few]
+    if pale:
+        note += " Grey: from too few prompts."
+    marked = best if ranking.is_certain else set()
+    grey = {(row, column) for row in range(len(rows)) for column in pale}
+    return Table("Candidates", head, rows, marked=marked, grey=grey, note=note)
+
+
+def _from_few(facts: Facts) -> set[str]:
+    """Return the metrics whose shown values are from too few prompts."""
+    if facts.run is None:
+        return set()
+    datasets = {metric: dataset for dataset, metric in reversed([*facts.ranking.metrics])}
+    return {
+        each.metric
+        for dataset in dict.fromkeys(datasets.values())
+        for each in drawn(facts.ranking, series(facts, dataset))
+        if datasets[each.metric] == dataset and from_few(facts, each)
+    }

@@ -18,7 +18,7 @@ from jobs.cluster.console import Progress
 from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import Device
-from tests.support.here import Here
+from tests.support.machines.here import Here
 
 
 def machine(cpus: float, gpus: float = 0) -> dict[str, float]:

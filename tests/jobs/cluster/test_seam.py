@@ -25,10 +25,9 @@ from jobs.cluster.on_ray import RayCluster
 from jobs.cluster.pool import TASK_CPUS, Pool
 from jobs.config.blocks import ConfigError
 from operators.model.subject import ModelUnavailableError
-from tests.support.here import Here
-from tests.support.installed import users_folder
-from tests.support.places import PROJECT
-from tests.support.workers import (
+from tests.support.machines.here import Here
+from tests.support.machines.installed import users_folder
+from tests.support.machines.workers import (
     Counting,
     die,
     die_once,
@@ -39,6 +38,7 @@ from tests.support.workers import (
     split,
     square,
 )
+from tests.support.places import PROJECT
 
 UNITS = list(range(7))
 
@@ -283,7 +283,7 @@ def test_workers_import_the_packages_of_their_driver(
 def test_processes_end_with_a_driver_that_is_killed() -> None:
     code = (
         "from jobs.cluster.on_processes import Processes\n"
-        "from tests.support.workers import linger\n"
+        "from tests.support.machines.workers import linger\n"
         "pool = Processes()\n"
         "for pid in pool.each([0, 1, 2], linger, cpus=1, gpus=0):\n"
         "    print(pid, pool._temporary(), flush=True)\n"

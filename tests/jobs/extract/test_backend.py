@@ -26,7 +26,7 @@ from operators.model.subject import ModelUnavailableError, Subject, read_shape
 from operators.model.tokenise import load_tokenizer
 from storage.root import Root
 from tests.conftest import write_config
-from tests.support.here import Here
+from tests.support.machines.here import Here
 from tests.support.stored import ask
 from tests.support.tiny import BLOCKS, VOCABULARY, WIDTH
 

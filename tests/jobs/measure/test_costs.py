@@ -15,7 +15,7 @@ from jobs.run import Run, Seen, partition
 from storage import schema
 from storage.manifest import Manifests, require
 from storage.shards import write_shard
-from tests.support.here import run_here
+from tests.support.machines.here import run_here
 from tests.support.stored import ask
 from tests.support.tiny import BLOCKS
 

@@ -25,7 +25,7 @@ from storage.layers import prompt_metrics_table
 from storage.manifest import Manifest, SettingsConflictError
 from storage.partition import Partition, shard_name
 from tests.support import by_hand
-from tests.support.here import Here, run_here
+from tests.support.machines.here import Here, run_here
 from tests.support.stored import store
 
 SHORT = [f"sea {n}" for n in range(40)]

@@ -22,7 +22,7 @@ from storage.partition import partitions
 from storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.checkpoints import make_run, store_checkpoint
-from tests.support.living import Told
+from tests.support.machines.living import Told
 from tests.support.tiny import save_tiny, trained_on
 
 SECRET = "path-of-nobody"

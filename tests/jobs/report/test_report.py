@@ -33,7 +33,7 @@ from storage import schema
 from storage.partition import CLEAN, Partition, partitions
 from storage.root import Root
 from tests.support.by_hand import HOSTILE, NAN, cost, facts, metric_rows, rows, score_rows
-from tests.support.here import Here
+from tests.support.machines.here import Here
 from tests.support.stored import store
 
 LAYERS = 4

@@ -19,7 +19,7 @@ from jobs.report.charts import Lines, Scatter
 from jobs.report.facts import Facts, title
 from jobs.report.section import Section
 from jobs.report.sections import answer as answering
-from jobs.report.sections import choices, cost, curves, inputs, ranking, steps
+from jobs.report.sections import choices, cost, curves, inputs, ranking
 from operators.analysis.labelfree import READ_AS, depth_rules
 from operators.ranking.policy import Kind
 from tests.support import by_hand
@@ -203,7 +203,7 @@ def test_latency_is_left_out_where_its_spread_is_wider_than_layers_differ(
     found = facts(costs={n: by_hand.cost(n, **spread) for n in range(4)})
     assert cost.latency(found.ranking) == ""
     assert len(cost.section(found).tables[0].head) == 5
-    assert len(steps.section_of(found, []).tables[0].head) == 3
+    assert len(answering.steps_of(found, []).tables[0].head) == 3
     known = cost.latency(facts().ranking)
     assert "layer 2 takes 8.50 (8.45 to 8.55) ms, the whole model 12.5 (" in known
 
@@ -216,7 +216,7 @@ def test_scores_from_elsewhere_cost_blocks_and_have_no_latency() -> None:
 
 def test_candidates_are_those_equal_to_the_best_the_next_and_the_last() -> None:
     def layers(scores: Sequence[float]) -> list[int]:
-        return [row["layer"] for row in steps.candidates(facts(scores))]
+        return [row["layer"] for row in answering.candidates(facts(scores))]
 
     assert layers(SCORES) == [2, 3]  # layer 3, 8 points behind with an error of 5, is the last
     assert layers((0.58, 0.2, 0.6, 0.3)) == [0, 2, 3]
@@ -227,7 +227,7 @@ def test_the_three_steps_say_their_numbers() -> None:
         ("texts", "infonce"): dict(enumerate((2.0, 1.5, 0.5, 1.0))),
         ("texts", "lidar"): dict(enumerate((2.0, 2.5, 3.0, 3.5))),
     }
-    section = steps.section_of(facts(metrics=metrics), [by_hand.curves("noise")])
+    section = answering.steps_of(facts(metrics=metrics), [by_hand.curves("noise")])
     compare, stable, price = (step.says for step in section.steps)
     for number in ("4 layers, 2 tasks", "layer 2", "60.0", "layer 3, 52.0"):
         assert number in compare
@@ -242,7 +242,7 @@ def test_the_three_steps_say_their_numbers() -> None:
         ["3 (last)", "52.0", "52.0", "1.000", "3.500", "100 %", "12.5"],
     ]
     assert table.marked == {0}
-    assert steps.section_of(unlabelled(), []).is_empty
+    assert answering.steps_of(unlabelled(), []).is_empty
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from tests.support.simulated import text_table
 if TYPE_CHECKING:
     from mteb import AbsTask
 
-OWN = ["tests.support.local_mteb"]
+OWN = ["tests.support.mteb.local"]
 # The type, the main metric and the repetitions of each task.
 FORMS = {
     "LocalClassification": ("Classification", "accuracy", 4),
@@ -88,7 +88,7 @@ def live_scores(mteb: ModuleType, name: str, layer: int) -> dict[str, Any]:
         def encode(self, inputs: Any, **_: object) -> Vectors:  # noqa: ANN401
             return toy_vectors([text for batch in inputs for text in batch["text"]], layer)
 
-    import tests.support.local_mteb as local
+    from tests.support.mteb import local
 
     task = getattr(local, name)()
     if "test" in task.eval_splits:

@@ -41,7 +41,7 @@ def mteb_scores(
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ScoringFunction
 
-    from tests.support.local_mteb import metadata_of
+    from tests.support.mteb.local import metadata_of
 
     name = "STS" if kind == "sts" else kind.title().replace("_", "")
     base = "Retrieval" if kind == "reranking" else name

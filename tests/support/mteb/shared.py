@@ -1,6 +1,6 @@
 """The shared datasets as tasks of mteb, by the protocols of `tests.support.shared_data`.
 
-Imported by name (`modules: [tests.support.shared_mteb]`), as a user's own tasks are.
+Imported by name (`modules: [tests.support.mteb.shared]`), as a user's own tasks are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTask, AbsTaskClassification, AbsTaskClustering, AbsTaskSTS
 
-from tests.support.local_mteb import metadata_of
+from tests.support.mteb.local import metadata_of
 from tests.support.shared_data import FOLDER, TASKS
 
 

@@ -23,7 +23,7 @@ class Living:
 
     def __init__(self, environment: dict[str, str], folder: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.living"],
+            [sys.executable, "-m", "tests.support.machines.living"],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """mteb tasks of every form over texts made here: small, offline, the same every time.
 
-Imported by name (`modules=["tests.support.local_mteb"]`), as a user's own tasks are. A text is a
+Imported by name (`modules=["tests.support.mteb.local"]`), as a user's own tasks are. A text is a
 few words of its topic among words of all topics, so that encoders differ in how well they solve a
 task.
 """
