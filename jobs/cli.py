@@ -18,10 +18,11 @@ from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
-from jobs.config.settings import Engine, Policy, StorageConfig, SubjectConfig
+from jobs.config.settings import Engine, StorageConfig, SubjectConfig
 from jobs.plan import limits
 from jobs.prepare.folders import with_folders
 from operators.model.subject import Norm, Pooling
+from operators.ranking.policy import Policy
 from storage.root import Root
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from jobs.config.blocks import (
     require_distinct,
 )
 from operators.analysis.modes import FEWEST, MOST
-from operators.model.subject import Dtype, Norm, Pooling
+from operators.metrics import EntropyNorm, SpectrumMethod
+from operators.model.subject import Dtype, Norm, Pooling, Variant
 from operators.prompts.conditions import FAMILIES, Condition
+from operators.ranking.policy import Policy
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "process", "ray"]
-Variant = Literal["raw", "l2"]
-Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Search = Literal["full", "halving"]
 # Levels of conditions, whose names have two decimals.
 _Probabilities = Annotated[
@@ -35,7 +35,6 @@ _Probabilities = Annotated[
 _Shares = Annotated[tuple[Annotated[float, Field(gt=0, le=1, multiple_of=0.01)], ...], Ascending]
 _Counts = Annotated[tuple[Count, ...], Ascending]
 WEB = ("http://", "https://")
-EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 
 
 class Shape(Block):
@@ -122,7 +121,7 @@ class MeasureConfig(Block):
         "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
         "every prompt are small and there are no conditions, else both",
     )
-    method: Literal["exact", "approximate"] = Field(
+    method: SpectrumMethod = Field(
         "exact", description="spectra of long prompts; see docs/metrics.md for the error"
     )
     alphas: Annotated[tuple[Positive, ...], Distinct] = Field(

@@ -13,10 +13,9 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from jobs.config.datasets import Task
-from jobs.config.settings import Variant
 from jobs.tasks.items import Given
 from jobs.tasks.types import TYPES, check_items
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Variant
 from operators.probes.fold import FoldScore, NoScoreError, unit_rows
 from operators.prompts.seeding import prompt_id
 from storage.layers import Group, LayerVectors, read_vectors

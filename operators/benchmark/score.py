@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -28,13 +28,13 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from operators.benchmark.tasks import canonical, load_task, mteb_library, parse
+from operators.model.subject import Variant
 from operators.probes.fold import unit_rows
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskResult
     from mteb.models.model_meta import ModelMeta
 
-Variant = Literal["raw", "l2"]
 META_FILE = "model_meta.json"
 Vectors = npt.NDArray[np.float32]
 

@@ -17,13 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from operators.metrics import EntropyNorm
 from operators.metrics.population import Population, RowSums
-from operators.metrics.spectrum import (
-    EntropyNorm,
-    floor_spectrum,
-    matrix_entropy,
-    spectrum_entropies,
-)
+from operators.metrics.spectrum import floor_spectrum, matrix_entropy, spectrum_entropies
 
 # Ranks of the fit of alpha-ReQ, both included, 1 being the largest eigenvalue.
 FIRST_RANK, LAST_RANK = 11, 100

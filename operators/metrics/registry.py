@@ -18,16 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from operators.metrics import prompts, tokens
+from operators.metrics import EntropyNorm, SpectrumMethod, prompts, tokens
 from operators.metrics.population import Population
 from operators.metrics.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks, map_rows
 from operators.metrics.similarity import FEWEST_DEBIASED
-from operators.metrics.spectrum import (
-    EntropyNorm,
-    SpectrumMethod,
-    entropy_variant,
-    entropy_variants,
-)
+from operators.metrics.spectrum import entropy_variant, entropy_variants
 from operators.metrics.views import dime, infonce, lidar
 
 FEWEST_VIEWS = 2  # that can be told apart

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
-SpectrumMethod = Literal["exact", "approximate"]
+from operators.metrics import EntropyNorm
+
 ORDER_WITHOUT_SPECTRUM = 2.0
 
 # Eigenvalues below this share of the largest are rounding, not signal: float64 leaves zeros near

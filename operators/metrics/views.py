@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from operators.metrics import EntropyNorm
 from operators.metrics.spectrum import (
-    EntropyNorm,
     entropy_variant,
     gram_entropies,
     matrix_entropy,

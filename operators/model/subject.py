@@ -17,6 +17,7 @@ from typing import Any, Literal
 Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
 Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
+Variant = Literal["raw", "l2"]  # of that vector: as it is, or of length 1
 _PACKAGE = "package:"
 _CAUSES = (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError)
 

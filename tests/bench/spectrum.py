@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from jobs.cluster.console import say
+from operators.metrics import SpectrumMethod
 from operators.metrics.rows import length_chunks
-from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
+from operators.metrics.spectrum import matrix_entropy
 from operators.metrics.tokens import curvatures, entropies
 from operators.model.encode import token_budget_batches
 

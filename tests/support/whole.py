@@ -7,10 +7,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from operators.metrics import SpectrumMethod
 from operators.metrics.population import Population, row_sums
 from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
-from operators.metrics.spectrum import SpectrumMethod, matrix_entropy
+from operators.metrics.spectrum import matrix_entropy
 from operators.metrics.tokens import curvatures, entropies
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]

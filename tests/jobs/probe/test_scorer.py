@@ -14,11 +14,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from jobs.config.datasets import Task
-from jobs.config.settings import Variant
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks import labelled
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Variant
 from storage.layers import Group, embeddings_table
 from storage.partition import CLEAN, Partition
 from storage.root import Root

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from jobs.config.run import RunConfig, load
-from jobs.config.settings import EntropyNorm, MeasureConfig
+from jobs.config.settings import MeasureConfig
 from jobs.report import guide
+from operators.metrics import EntropyNorm
 from operators.metrics.population import Population
 from operators.metrics.registry import (
     METRICS,

@@ -23,7 +23,6 @@ from operators.benchmark.score import (
     LookupEncoder,
     Recorder,
     TaskOutcome,
-    Variant,
     Vectors,
     model_meta,
     model_meta_json,
@@ -39,6 +38,7 @@ from operators.benchmark.tasks import (
     parse,
     task_names,
 )
+from operators.model.subject import Variant
 from tests.support.published import PUBLISHED
 from tests.support.simulated import text_table
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from operators.analysis.correlates import distance_correlation, spearman
-from operators.metrics import views
+from operators.metrics import EntropyNorm, views
 from operators.metrics.population import row_sums
 from operators.metrics.prompts import (
     anisotropy,
@@ -29,7 +29,7 @@ from operators.metrics.prompts import (
     stable_rank,
 )
 from operators.metrics.rows import prepare_rows
-from operators.metrics.spectrum import EntropyNorm, matrix_entropy, normalize_entropy
+from operators.metrics.spectrum import matrix_entropy, normalize_entropy
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
 from tests.support.whole import curvature, dataset_entropy, linear_cka, prompt_entropy, spectrum_of

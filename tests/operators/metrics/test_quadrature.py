@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from operators.metrics import SpectrumMethod
 from operators.metrics import rows as rows_module
 from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
 from operators.metrics.registry import Parameters, token_metrics
 from operators.metrics.rows import length_chunks
-from operators.metrics.spectrum import SpectrumMethod
 from operators.metrics.tokens import entropies
 from tests.support.whole import draw, prompt_entropy, rotation
 

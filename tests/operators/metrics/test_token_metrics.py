@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from operators.metrics import SpectrumMethod
 from operators.metrics import rows as rows_module
 from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
 from operators.metrics.rows import Kernel, length_chunks
 from operators.metrics.spectrum import (
-    SpectrumMethod,
     gram_entropies,
     matrix_entropy,
     normalize_entropy,
