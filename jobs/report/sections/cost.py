@@ -87,7 +87,7 @@ def _chart(facts: Facts) -> Chart:
     axes = "compute of a token, % of the whole model", "score, points"
     whisker = (
         " Whisker: one standard error of the difference to the best layer; where it reaches the "
-        "dotted line, that does not tell the two apart."
+        "best score, dotted, that does not tell the two apart."
     )
     return Chart(
         f"Score of every layer of {ranking.subject.name} against its cost",

@@ -183,8 +183,8 @@ def _score_charts(
         f"Score of the recommended, the best and the last layer of {model} over training",
         Lines(lines, axis(checkpoints), "score, points", ticks, marks),
         "wide",
-        source=f"Band: {interval} of the recommended layer's score.{dotted} Checkpoints stand at "
-        "equal distances.",
+        source=f"Band: {interval} of the recommended layer's score. Best: of any layer.{dotted} "
+        "Checkpoints stand at equal distances.",
     )
     by_layer = [{row["layer"]: row["score"] for row in each.ranking} for each in checkpoints]
     whole = _map(checkpoints, by_layer, "Score of every layer at every checkpoint", best=True)
