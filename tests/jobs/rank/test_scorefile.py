@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_only_the_needed_columns_and_several_models(tmp_path: Path) -> None:
     first, second = ranked
     assert (first.notes, first.gaps) == ([], [])
     why = "it has a score in 1 of 3 layers, not in layers 0, 10"
-    assert second.notes == [f"task pairs is left out: {why}"]
+    assert [why in note for note in second.notes] == [True]
     assert second.left_out == {"pairs": why}
     assert why in second.sentence
 
@@ -156,11 +157,9 @@ def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) 
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "scores.parquet")
     (scored,) = rank_file(tmp_path / "scores.parquet")
     assert [task.label for task in scored.tasks] == ["good"]
-    assert scored.notes == [
-        "task bad is left out: it has a score in 1 of 2 layers, not in layer 0",
-        "task folds is left out: folds that other layers have are missing in layer 0, such as fold "
-        "1 in layer 0",
-    ]
+    bad, folds = scored.notes
+    assert re.search("task bad .* 1 of 2 layers.* layer 0", bad)
+    assert re.search("task folds .* layer 0.* fold 1 in layer 0", folds)
 
 
 def test_a_model_without_a_complete_task_says_so(tmp_path: Path) -> None:
@@ -247,10 +246,9 @@ def test_a_folder_of_mteb_results(tmp_path: Path) -> None:
     assert [task.label for task in scored.tasks] == ["Emotion", "STS22"]
     assert scored.tasks[0].scores.score_L == pytest.approx([0.4, 0.45, 0.5])
     assert scored.tasks[1].scores.score_L == pytest.approx([-0.1] * 3)
-    assert scored.notes == [
-        "task STS22 has no test split: dev was read",
-        "task Sparse is left out: it has a score in 2 of 3 layers, not in layer 1",
-    ]
+    split, sparse = scored.notes
+    assert re.search("STS22 .*test.* dev", split)
+    assert re.search("Sparse .* 2 of 3 layers.* layer 1", sparse)
     assert scored.verdict.layer == 2
 
 

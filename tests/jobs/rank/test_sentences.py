@@ -110,22 +110,26 @@ def test_without_labels_or_scores_what_is_lacking_is_said() -> None:
     assert "in any layer" in sentence(blank, recommend(blank, [0, 1]))
 
 
+def told(sentence: str, words: str) -> bool:
+    return all(word in sentence for word in words.split("|"))
+
+
 def test_tasks_that_do_not_count_are_named() -> None:
     whys = {f"t{number}": f"it lacks {number}" for number in range(5)}
-    assert not_counted({"t0": "it lacks 0"}) == "Task t0 is not in the ranking: it lacks 0."
+    assert told(not_counted({"t0": "it lacks 0"}), "Task t0|it lacks 0")
     two = not_counted({name: whys[name] for name in ("t0", "t1")})
-    assert two.startswith("2 tasks are not in the ranking: t0, because it lacks 0; t1, because")
+    assert told(two, "2 tasks|t0|it lacks 0|t1|it lacks 1")
     many = not_counted(whys)
     assert [name in many for name in whys] == [True, True, True, False, False]
-    assert many.endswith("; and 2 more.")
+    assert told(many, "5 tasks|2 more")
 
 
 def test_layers_that_are_not_compared_name_their_tasks() -> None:
     one = not_compared([Gap("length", [0], "all are equal")])
-    assert one == ("Layer 0 is not in the ranking: task length has no score there (all are equal).")
-    assert not_compared([Gap("a", [0, 2], "")]) == (
-        "Layers 0 and 2 are not in the ranking: task a has no score there."
-    )
+    assert told(one, "Layer 0 |task length|all are equal")
+    two = not_compared([Gap("a", [0, 2], "")])
+    assert told(two, "Layers 0 and 2|task a")
+    assert "(" not in two
     more = not_compared([Gap("a", [3, 4], "why"), *(Gap(f"t{n}", [0], "") for n in range(4))])
-    assert more.startswith("Layers 0, 3 and 4 are not in the ranking: 5 tasks have")
-    assert "a in layers 3 and 4 (why); t0 in layer 0; t1 in layer 0; and 2 more." in more
+    assert told(more, "Layers 0, 3 and 4|5 tasks|a in layers 3 and 4 (why)|t1 in layer 0|2 more")
+    assert "t2" not in more

@@ -44,31 +44,30 @@ def test_a_metric_of_the_whole_dataset_is_folded_and_has_slopes_without_a_band()
 @pytest.mark.parametrize(
     ("slopes", "says"),
     [
-        ((1, 2), "Up in every layer; steepest in layer 1: +2.00 (95 % +1.50 to +2.50) "),
-        ((-1, -2), "Down in every layer; steepest in layer 1: -2.00 (95 % -2.50 to -1.50) "),
-        ((1, -2), "Up in 1 of 2 layers; down in 1 of 2 layers; steepest in layer 1"),
-        ((0.4, 0.1), "No clear change in any layer; steepest in layer 0: +0.400 (95 % -0.100 "),
-        ((NAN, 1), "Up in every layer; steepest in layer 1"),
-        ((NAN, NAN), "No slope: fewer than two levels have a value."),
+        ((1, 2), "Up in every|layer 1: +2.00|95 %|+1.50 to +2.50"),
+        ((-1, -2), "Down in every|layer 1: -2.00|-2.50 to -1.50"),
+        ((1, -2), "Up in 1 of 2|down in 1 of 2|layer 1: -2.00"),
+        ((0.4, 0.1), "No clear|layer 0: +0.400|-0.100 to +0.900"),
+        ((NAN, 1), "Up in every|layer 1: +1.00"),
+        ((NAN, NAN), "No slope"),
     ],
 )
 def test_the_direction_is_told_where_it_is_sure(slopes: tuple[float, ...], says: str) -> None:
-    assert conditions.says(response(slopes=slopes), "95 %").startswith(says)
+    said = conditions.says(response(slopes=slopes), "95 %")
+    assert [each for each in says.split("|") if each not in said] == [], said
 
 
 def test_the_lead_sorts_the_metrics_by_direction() -> None:
     same = [response(slopes=(1, 2)), response(metric="curvature"), response(metric="rankme")]
     up, neither = conditions.lead(same).split(". ")
-    assert up == "With growing p, up in every layer: prompt entropy"
-    assert neither.endswith("curvature.")
+    assert ("growing p" in up, "prompt entropy" in up, "curvature" in up) == (True, True, False)
+    assert "curvature" in neither
     assert "growing length" in conditions.lead([response("length", slopes=(1, 2))])
 
 
-@pytest.mark.parametrize(
-    ("family", "per"), [("length", "per doubling of the length"), ("repeat", "from p = 0 to 1")]
-)
-def test_units_are_those_of_the_axis_of_a_family(family: str, per: str) -> None:
-    assert conditions.says(response(family), "90 %").endswith(f"nats {per}.")
+def test_units_are_those_of_the_axis_of_a_family() -> None:
+    for family, per in (("length", "nats per doubling"), ("repeat", "nats from p = 0 to 1")):
+        assert per in conditions.says(response(family), "90 %")
 
 
 def test_stronger_levels_have_more_of_the_colour() -> None:

@@ -133,7 +133,7 @@ def test_metrics_are_maps_and_cells_without_a_value_are_blank() -> None:
     assert isinstance(chart.plot, HeatMap)
     assert (chart.title, chart.plot.unit) == ("RankMe", "directions")
     assert np.isnan(chart.plot.values_LS).sum() == 4
-    assert chart.source.endswith("Logarithmic colours. Blank: no value.")
+    assert chart.plot.is_logarithmic
     nothing = {("texts", "rankme"): dict.fromkeys(range(4), NAN)}
     bare = [replace(each, metrics=nothing) for each in (young, old)]
     assert _section(bare).parts[1].charts[0].plot is None
