@@ -43,7 +43,7 @@ def _peaks(folder: Path, size: int) -> tuple[int, int]:
         "measure": {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "jobs", "run", str(folder / "run.yaml")]
+    command = [sys.executable, "-m", "jobs", "run", str(folder / "run.yaml"), "--engine", "ray"]
     with subprocess.Popen(
         [*command, "--output", str(folder / "out")],
         stdout=subprocess.DEVNULL,
