@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from jobs.cluster.console import say
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _rank_scores(arguments)
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
+    from jobs.config.stored import record  # noqa: PLC0415
     from jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
     from jobs.measure.stage import measure  # noqa: PLC0415
     from jobs.plan.words import Guard  # noqa: PLC0415
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jobs.rank.stage import rank  # noqa: PLC0415
     from jobs.report.page import publish  # noqa: PLC0415
     from jobs.subjects import check, require_lengths  # noqa: PLC0415
+    from jobs.upkeep import healing  # noqa: PLC0415
 
     def rank_and_report(run: Run) -> None:
         require_scores(run)
@@ -82,21 +85,26 @@ def run(arguments: argparse.Namespace) -> int:
     }
     wanted = STAGES if arguments.command == "run" else (arguments.command,)
     guard, began = Guard(_limits(arguments)), time.monotonic()
-    with _opened(arguments) as run:
-        for each in run.subjects:
-            check(each, run.config.storage)
-            require_lengths(run.config.conditions, each, run.config.storage)
+
+    def work(run: Run) -> None:
         # A stage on its own reads what those before it have made, with the same settings.
         if wanted[0] != "prepare":
             require_prepared(run)
         if wanted[0] not in ("prepare", "extract"):
             require_extracted(run)
         guard.check(run.config, run.root, say)
+        record(run.config, run.given or run.config, run.root)
         for number, stage in enumerate(wanted, 1):
             say(f"{number}/{len(wanted)} {stage}")
             stages[stage](run)
             if stage == "prepare":
                 guard.check(run.config, run.root, say, prepared=True)
+
+    with _opened(arguments) as run:
+        for each in run.subjects:
+            check(each, run.config.storage)
+            require_lengths(run.config.conditions, each, run.config.storage)
+        healing(run, partial(work, run))
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
 
@@ -119,13 +127,16 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
     A nightly finds out which checkpoints are new when it has its lock, and is sized by one.
     """
     from jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
+    from jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
     from jobs.prepare.stage import most_tokens  # noqa: PLC0415
     from jobs.run import Run, Seen, open_root  # noqa: PLC0415
     from jobs.subjects import resolve  # noqa: PLC0415
+    from storage.lock import claimed  # noqa: PLC0415
     from storage.manifest import Manifests  # noqa: PLC0415
 
-    config, seen = _config(arguments), Seen()
-    root = open_root(config, arguments.output)
+    given, seen = _config(arguments), Seen()
+    root = open_root(given, arguments.output)
+    config = continued(given, root)
     is_nightly = arguments.command == "nightly"
     chosen = None if is_nightly else resolve(config.subjects, config.storage)
     manifests = Manifests(root, seen.manifests)
@@ -135,15 +146,16 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
     )
     title = "LayerRank nightly" if is_nightly else "LayerRank"
     say(f"{title}: {config.name} -> {root.uri} (engine {engine}: {why})")
-    with open_cluster(
+    cluster = open_cluster(
         engine,
         address=arguments.address,
         config=config.cluster,
         preload=WORKERS,
         verbose=arguments.verbose,
         say=say,
-    ) as cluster:
-        yield Run(config, root, cluster, arguments.overwrite, chosen, seen)
+    )
+    with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
+        yield Run(config, root, cluster, arguments.overwrite, given, chosen, seen)
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
@@ -191,45 +203,32 @@ def _limits(arguments: argparse.Namespace) -> limits.Limits:
 
 def status(arguments: argparse.Namespace) -> int:
     """Say what every partition of an output holds; DONE if all are complete and as written."""
-    from storage.manifest import require  # noqa: PLC0415
-    from storage.partition import KEYS, all_partitions  # noqa: PLC0415
-    from storage.shards import verify  # noqa: PLC0415
+    from jobs.upkeep import status as told  # noqa: PLC0415
+
+    return told(_existing(arguments), verify=arguments.verify)
+
+
+def repair(arguments: argparse.Namespace) -> int:
+    """Delete what is damaged in an output, or what no config of it asks for."""
+    from jobs.upkeep import prune, repair  # noqa: PLC0415
+
+    root = _existing(arguments)
+    return prune(root) if arguments.prune else repair(root)
+
+
+def _existing(arguments: argparse.Namespace) -> Root:
+    from storage.manifest import require_format  # noqa: PLC0415
 
     root = Root(arguments.output, _storage(arguments).options())
-    found = [each for table in KEYS for each in all_partitions(root, table)]
-    if not found:
-        raise FileNotFoundError(f"there is no table under {root.uri}")
-    code = DONE
-    for partition, complete in found:
-        sizes = root.sizes(partition.path)
-        if not complete:
-            shards = sum(name.endswith(".parquet") for name in sizes)
-            say(f"incomplete  {partition}: {shards} shards, no manifest yet")
-            code = FAILED
-            continue
-        manifest = require(root, partition)
-        # Shards that are missing, have another size, or (if asked) other bytes.
-        broken = [
-            receipt.name
-            for receipt in manifest.receipts
-            if sizes.get(receipt.name) != receipt.bytes
-            or (arguments.verify and not verify(root, partition.shard(receipt.name), receipt))
-        ]
-        size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
-        state = f"damaged: {', '.join(broken)}" if broken else "complete"
-        say(
-            f"{state:<10}  {partition}: {manifest.rows:,} rows, "
-            f"{len(manifest.receipts)} shards, {size:,.1f} MiB"
-        )
-        code = FAILED if broken else code
-    return code
+    require_format(root)
+    return root
 
 
 def query(arguments: argparse.Namespace) -> int:
     """Answer a query."""
     from storage.sql import connect  # noqa: PLC0415
 
-    with connect(Root(arguments.output, _storage(arguments).options())) as connection:
+    with connect(_existing(arguments)) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
             say(str(relation).rstrip())
@@ -283,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         "nightly": (nightly, "checkpoints without a ranking, each against its last one"),
         "plan": (plan, "passes, bytes, hours and cost, before a run"),
         "status": (status, "what an output holds, and what is unfinished"),
+        "repair": (repair, "delete what is damaged in an output, and what came of it"),
         "query": (query, "SQL over the tables of an output"),
         "export": (export, "the model cut at a layer, as a folder to load"),
     }
@@ -367,10 +367,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"assumed speed of one device (default: {limits.TOKENS_PER_SECOND:,.0f})",
         )
-    for name in ("status", "query"):
+    for name in ("status", "repair", "query"):
         of[name].add_argument("output", help="folder or s3:// prefix")
     add = of["status"].add_argument
     add("--verify", action="store_true", help="read every shard and check its bytes")
+    of["repair"].add_argument(
+        "--prune", action="store_true", help="delete what no config of the output asks for instead"
+    )
     of["query"].add_argument("sql", help="a DuckDB query; every table is a view")
     add = of["export"].add_argument
     add("out", metavar="OUT", help="folder to write")
@@ -390,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--group", help="the run in that output, where it holds several")
     add("--overwrite", action="store_true", help="replace an exported model")
     add("--trust-remote-code", action="store_true", help="run the model's own code")
-    for name in ("status", "query", "export"):
+    for name in ("status", "repair", "query", "export"):
         of[name].add_argument(
             "--config", metavar="FILE", help="a config whose `storage:` reaches S3"
         )

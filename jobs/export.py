@@ -26,10 +26,9 @@ from operators.model.encode import Representations, encode
 from operators.model.on_transformers import LayerModel
 from operators.model.subject import Pooling, Subject, read_shape
 from operators.model.tokenise import load_tokenizer, token_limit, tokenise
-from storage.manifest import require
+from storage.manifest import load
 from storage.partition import partitions
 from storage.root import Root
-from storage.shards import read_table
 
 # Two texts of different length, one that fills the usual limits and one that overflows them.
 SENTENCES = (
@@ -306,10 +305,11 @@ def ranked_layer(
     subject, several that recommend different vectors, or none of the layer.
     """
     found = [
-        require(root, where)
+        ranking
         for where in partitions(root, "ranking")
         if (where.keys["model"], where.keys["revision"]) == (subject.name, subject.revision)
         and group in (None, where.keys["group"])
+        and (ranking := load(root, where))
     ]
     if not found:
         known = {f"{p.keys['model']} at {p.keys['revision']}" for p in partitions(root, "ranking")}
@@ -320,7 +320,7 @@ def ranked_layer(
         groups = ", ".join(each.partition.keys["group"] for each in found)
         raise ConfigError(f"{root.uri} has several rankings of {subject}: {groups}; give --group")
     (ranking,) = found
-    rows = read_table(root, ranking.objects()[0]).to_pylist()
+    rows = ranking.shards(root)[0].read().to_pylist()
     tasks, level = len(ranking.settings["tasks"]), ranking.settings["level"]
     for row in rows:
         if row["recommended"] if layer is None else row["layer"] == layer:

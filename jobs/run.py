@@ -11,16 +11,17 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from jobs.cluster.cluster import Cluster
+from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.run import RunConfig
 from jobs.subjects import resolve, shape_of, subject_identity
 from operators.model.subject import ModelShape, Subject
 from storage import schema
-from storage.manifest import Manifest, Manifests, Settings, digest_of
+from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
 from storage.partition import CLEAN, KEYS, Partition, TableName
 from storage.root import Root
-from storage.shards import Facts, Receipt, read_table, write_shard
+from storage.shards import Facts, Receipt, write_shard
 
 Row = Mapping[str, Any]
 Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
@@ -41,8 +42,9 @@ class Table:
 
 
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
-# lie `report/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
-# `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), `locks/` (while a nightly runs).
+# lie `report/NAME/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
+# `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), and `_layerrank/` (manifests,
+# indexes of shards, configs of runs, locks).
 TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
@@ -83,6 +85,7 @@ class Run:
     root: Root
     cluster: Cluster
     overwrite: bool = False
+    given: RunConfig | None = None  # the config without the defaults of the root, if they differ
     chosen: tuple[Subject, ...] | None = None  # of the config's subjects; None: all of them
     seen: Seen = field(default_factory=Seen, repr=False, compare=False)
 
@@ -96,7 +99,7 @@ class Run:
     @cached_property
     def manifests(self) -> Manifests:
         """The manifests of the root, each read at most once."""
-        return Manifests(self.root, self.seen.manifests)
+        return Manifests(self.root, self.seen.manifests, say)
 
     def identity(self, subject: Subject) -> Settings:
         """Return what a subject's activations depend on; its files are read once."""
@@ -126,8 +129,8 @@ class Run:
 
     def rows(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; FileNotFoundError if it is not there."""
-        (key,) = self.manifests.require(where).objects()
-        rows: list[dict[str, Any]] = read_table(self.root, key).to_pylist()
+        (shard,) = self.manifests.require(where).shards(self.root)
+        rows: list[dict[str, Any]] = shard.read().to_pylist()
         return rows
 
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
@@ -197,6 +200,7 @@ def open_root(config: RunConfig, output: str | None) -> Root:
         raise ConfigError("no output: give --output, or `output:` in the config")
     # Workers have working directories of their own: a relative folder would be another one there.
     root = Root(uri if "://" in uri else str(Path(uri).resolve()), config.storage.options())
+    require_format(root)
     root.check_writable()
     return root
 

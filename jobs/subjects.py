@@ -157,6 +157,14 @@ def subject(config: SubjectConfig) -> Subject:
     return _named(config, model, config.revision or "local", config.name or folder.name)
 
 
+def name_of(config: SubjectConfig) -> str:
+    """Return what the models of a config are called in the tables, whichever their revision."""
+    if config.revisions is None:
+        return subject(config).name
+    in_folder = is_remote(config.model) or Path(config.model).is_dir()
+    return config.name or (Path(config.model).name if in_folder else config.model)
+
+
 def subject_identity(each: Subject, storage: StorageConfig) -> dict[str, Any]:
     """Return what a subject's activations depend on: its files, or its hub id and revision.
 

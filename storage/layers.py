@@ -7,22 +7,21 @@ Shapes: N prompts, S tokens of several prompts one after another, D features.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from storage import schema
 from storage.manifest import Manifest
 from storage.root import Root
-from storage.shards import group_values, read_group, vector_column, vectors
+from storage.shards import Shard, vector_column, vectors
 
 Ids = npt.NDArray[np.int64]
 _FLOAT16_MAX = 65504.0
@@ -69,14 +68,14 @@ class LayerVectors:
 
 def groups(root: Root, embeddings: Manifest) -> list[Group]:
     """Return the groups that a partition of embeddings holds, in shard order."""
-    filled = embeddings.filled()
-    found = group_values(root, filled[0], ["layer", "norm", "pooling"]) if filled else []
+    filled = embeddings.filled(root)
+    found = filled[0].group_values(["layer", "norm", "pooling"]) if filled else []
     return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
 
 
-def shard_vectors(root: Root, key: str, group: Group) -> LayerVectors:
+def shard_vectors(shard: Shard, group: Group) -> LayerVectors:
     """Read the vectors of a group in one shard: one row group of one object."""
-    table = read_group(root, key, asdict(group))
+    table = shard.read_group(asdict(group))
     ids, matrix_ND = table["prompt_id"].to_numpy(), vectors(table)
     order = np.argsort(ids, kind="stable")
     return LayerVectors(ids[order], matrix_ND[order])
@@ -90,13 +89,13 @@ def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) ->
     wanted = np.unique(wanted)
     matrix_ND = np.empty((0, 0), np.float32)
     present_N = np.zeros(len(wanted), dtype=bool)
-    for key in embeddings.filled() if len(wanted) else []:
-        shard = shard_vectors(root, key, group)
+    for shard in embeddings.filled(root) if len(wanted) else []:
+        found = shard_vectors(shard, group)
         if not len(matrix_ND):
-            matrix_ND = np.empty((len(wanted), shard.matrix_ND.shape[1]), np.float32)
-        place = LayerVectors(wanted, matrix_ND).rows_of(shard.prompt_ids)
+            matrix_ND = np.empty((len(wanted), found.matrix_ND.shape[1]), np.float32)
+        place = LayerVectors(wanted, matrix_ND).rows_of(found.prompt_ids)
         kept = place >= 0
-        matrix_ND[place[kept]] = shard.matrix_ND[kept]
+        matrix_ND[place[kept]] = found.matrix_ND[kept]
         present_N[place[kept]] = True
     if present_N.all():
         return LayerVectors(wanted, matrix_ND)
@@ -107,9 +106,8 @@ def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) ->
 
 def features(root: Root, embeddings: Manifest) -> int:
     """Return the length D of the vectors of a partition; 0 if it holds none."""
-    for key in embeddings.filled():
-        with root.reader(key) as stream:
-            return int(pq.read_schema(stream).field("vector").type.list_size)
+    for shard in embeddings.filled(root):
+        return len(shard.sums()[0])
     return 0
 
 
@@ -182,31 +180,32 @@ def prompt_metrics_table(
     values: Mapping[tuple[str, str], npt.NDArray[np.float64]],
     undefined: Mapping[str, str],
 ) -> pa.Table:
-    """Return the `prompt_metrics` of one layer: each (metric, variant) of `values` [N] in turn.
+    """Return the `prompt_metrics` of one layer; each (metric, variant) of `values` is a column.
 
-    `undefined` gives the reason that stands beside a NaN, by metric.
+    `undefined` gives the reason of a NaN, by metric.
     """
     count = len(prompt_ids)
-    parts = []
-    for (metric, variant), values_N in values.items():
-        names = ([each] * count for each in (layer, norm, metric, variant))
-        reasons = [undefined[metric] if nan else None for nan in np.isnan(values_N)]
-        columns = [prompt_ids, *names, values_N, reasons, lengths]
-        parts.append(pa.table(columns, schema=schema.PROMPT_METRICS))
-    return pa.concat_tables(parts) if parts else schema.PROMPT_METRICS.empty_table()
+    of_columns = {metric_column(*key): values_N for key, values_N in values.items()}
+    columns = schema.prompt_metrics([*of_columns])
+    reasons: list[dict[str, None]] = [{} for _ in range(count)]
+    for (metric, _), values_N in values.items():
+        for row in np.flatnonzero(np.isnan(values_N)):
+            reasons[row][f"{metric}: {undefined[metric]}"] = None
+    known = {
+        "prompt_id": prompt_ids,
+        "layer": np.full(count, layer),
+        "norm": [norm] * count,
+        "n_tokens": lengths,
+        "reasons": ["; ".join(each) or None for each in reasons],
+        **of_columns,
+    }
+    nothing = np.full(count, np.nan)
+    return pa.table([known.get(name, nothing) for name in columns.names], schema=columns)
 
 
-class MetricRows(NamedTuple):
-    """Which rows of `prompt_metrics`: a metric in one of its variants."""
+def metric_column(metric: str, variant: str) -> str:
+    """Return the column of `prompt_metrics` that a metric has in a variant.
 
-    metric: str
-    variant: str
-
-
-def select_rows(layer: pa.Table, rows: MetricRows, count: int) -> pa.Table:
-    """Return the first `count` rows of one metric among the rows of a layer, in sample order.
-
-    Empty if the layer does not have the metric.
+    `prompt_entropy` in `alpha=1,maxEntropy` is in `prompt_entropy_alpha_1_maxentropy`.
     """
-    wanted = (pc.field("metric") == rows.metric) & (pc.field("variant") == rows.variant)
-    return layer.filter(wanted).slice(0, count)
+    return re.sub(r"\W+", "_", f"{metric}_{variant}" if variant else metric).lower()

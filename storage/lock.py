@@ -1,7 +1,7 @@
 """A lock with a lease in the root: one holder at a time, and a crashed one's lease runs out.
 
 An object store can create an object only if there is none, but not swap one for another. So the
-lock is a series of numbered objects, `locks/NAME-000017.json`: the highest number is the lock. Only
+lock is a series of numbered objects, `NAME-000017.json`: the highest number is the lock. Only
 the one who created an object writes it again, to renew the lease or to mark it released; an expired
 or released lock is taken over by creating the next number, which succeeds for one contender alone.
 A holder that sees a higher number has lost its lease. Numbers below the lock are deleted.
@@ -19,14 +19,15 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
-from storage.root import Root
+from storage.root import BOOKS, Root
 
-FOLDER = "locks"
+FOLDER = f"{BOOKS}/locks"
 _RENEWALS = 3  # per lease
 _ATTEMPTS = 16
 
@@ -171,6 +172,83 @@ def held(lock: Lock) -> Iterator[Lock]:
         watch.join()
         with suppress(OSError):  # the lease runs out by itself
             lock.release()
+
+
+class Claim(NamedTuple):
+    """What somebody does in a root while its lease runs; `about` says what, as JSON."""
+
+    lease: Lease
+    about: Mapping[str, Any]
+
+
+@contextmanager
+def claimed(
+    root: Root, about: Mapping[str, Any], refuse: Callable[[Claim], None], seconds: float = 60.0
+) -> Iterator[None]:
+    """Tell others for a block what is done in a root; several may, unless one refuses another.
+
+    `refuse` gets every claim that was there before and raises if it cannot stand beside it. A
+    claim whose lease ran out, or whose process on this machine has ended, is deleted.
+    """
+    now, holder = time.time(), f"process {os.getpid()} on {socket.gethostname()}"
+    mine = Lease(holder, uuid.uuid4().hex, now, now + seconds)
+
+    def key(token: str) -> str:
+        return f"{FOLDER}/run-{token}.json"
+
+    def write(lease: Lease) -> None:
+        root.write(key(lease.token), json.dumps({**asdict(lease), "about": about}).encode())
+
+    stopped = threading.Event()
+
+    def keep_renewing() -> None:
+        while not stopped.wait(seconds / _RENEWALS):
+            with suppress(OSError):
+                write(replace(mine, until=time.time() + seconds))
+
+    write(mine)
+    watch = threading.Thread(target=keep_renewing, name="claim", daemon=True)
+    try:
+        for name in root.sizes(FOLDER):
+            other = _read_claim(root, name) if name.startswith("run-") else None
+            if other is None or other.lease.token == mine.token:
+                continue
+            if other.lease.until < time.time() or _has_ended(other.lease.holder):
+                root.delete(f"{FOLDER}/{name}")
+            elif (other.lease.since, other.lease.token) < (mine.since, mine.token):
+                refuse(other)
+        watch.start()
+        yield
+    finally:
+        stopped.set()
+        if watch.is_alive():
+            watch.join()
+        with suppress(OSError):  # the lease runs out by itself
+            root.delete(key(mine.token))
+
+
+def _read_claim(root: Root, name: str) -> Claim | None:
+    """Return a claim; None if it has gone, or is none."""
+    try:
+        values = json.loads(root.read(f"{FOLDER}/{name}"))
+        about = values.pop("about")
+        return Claim(Lease(**values), about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether a holder was a process of this machine that is no more."""
+    found = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if not found or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _encoded(lease: Lease) -> bytes:

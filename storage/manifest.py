@@ -1,31 +1,43 @@
 """What a partition should hold, what it holds, and the moment it becomes visible.
 
 What exists is the state: `missing = expected - listed`. A partition counts for readers only once
-its `manifest.json` stands, which is written last and names every shard with its rows and checksum.
+its manifest stands, which is written last and names every shard with its rows and checksum. One
+that is torn, or of another partition, counts as absent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from storage.partition import MANIFEST, Partition
-from storage.root import Root
-from storage.shards import Receipt, read_receipt
+from xxhash import xxh3_128_hexdigest
 
-FORMAT = 1
-_FOOTER_READERS = 16
+from storage.partition import KEYS, Partition, TableName, partitions
+from storage.root import BOOKS, Root
+from storage.shards import DamagedError, Receipt, RemovedError, Shard, index_key, read_receipt
+
+FORMAT = 2
+_READERS = 16
+# Of a shard's name: nothing that leads out of its folder, and nothing that is a pattern.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.parquet")
+# Made of what a model's other tables say, whose contents they do not name.
+_RANKED: tuple[TableName, ...] = ("choices", "correlations", "ranking")
 Settings = Mapping[str, Any]
 
 
 class SettingsConflictError(ValueError):
     """A partition exists that was made with other settings."""
+
+
+class FormatError(ValueError):
+    """A root was written by another version, in a way that this one does not read."""
 
 
 def digest_of(settings: Settings) -> str:
@@ -36,12 +48,18 @@ def digest_of(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a complete partition: its settings and the receipt of every shard."""
+    """The content of a complete partition: its settings and the receipt of every shard.
+
+    `removed` says by which rule its shards were deleted, if they were: what was made of them
+    stands, and they count as made until somebody needs them again.
+    """
 
     partition: Partition
     settings: Settings
     receipts: tuple[Receipt, ...]
     made: str = ""  # what ran the work, in words
+    removed: str = ""
+    withdrawn: Literal["", "damaged", "stale"] = ""  # why readers do not see it, if they do not
 
     @property
     def digest(self) -> str:
@@ -59,12 +77,23 @@ class Manifest:
         return digest_of({receipt.name: receipt.checksum for receipt in self.receipts})
 
     def objects(self) -> list[str]:
-        """Return the keys of the shards, in shard order."""
-        return [self.partition.shard(receipt.name) for receipt in self.receipts]
+        """Return the keys of the shards that are there, in shard order."""
+        receipts = () if self.removed else self.receipts
+        return [self.partition.shard(receipt.name) for receipt in receipts]
 
-    def filled(self) -> list[str]:
-        """Return the keys of the shards that hold rows, in shard order."""
-        return [self.partition.shard(each.name) for each in self.receipts if each.rows]
+    def shards(self, root: Root) -> list[Shard]:
+        """Return the shards, in order."""
+        return [Shard(root, self.partition, receipt) for receipt in self.receipts]
+
+    def filled(self, root: Root) -> list[Shard]:
+        """Return the shards that hold rows, in order; RemovedError if they were removed."""
+        if self.removed:
+            raise RemovedError(self.partition, "", self.removed)
+        return [each for each in self.shards(root) if each.receipt.rows]
+
+    def shard(self, root: Root, name: str) -> Shard:
+        """Return the shard of a name."""
+        return next(each for each in self.filled(root) if each.receipt.name == name)
 
     def facts(self) -> Counter[str]:
         """Return the numeric facts of the receipts, summed over shards."""
@@ -72,6 +101,28 @@ class Manifest:
         for receipt in self.receipts:
             total.update({k: v for k, v in receipt.facts.items() if isinstance(v, (int, float))})
         return total
+
+    def encoded(self) -> bytes:
+        """Return the manifest as JSON, a line a shard, sealed by a checksum of the rest."""
+        about = {
+            "format": FORMAT,
+            "table": self.partition.table,
+            "partition": self.partition.keys,
+            "digest": self.digest,
+            "rows": self.rows,
+            "made": self.made,
+            "settings": dict(self.settings),
+            "removed": self.removed,
+            "withdrawn": self.withdrawn,
+        }
+        short = partial(json.dumps, separators=(",", ":"))
+        receipts = [
+            {k: v for k, v in asdict(each).items() if k != "digest"} for each in self.receipts
+        ]
+        head = json.dumps(about, indent=1)[:-2]
+        lines = ",\n".join(f"  {short(receipt)}" for receipt in receipts)
+        body = f'{head},\n "shards": [\n{lines}\n ]'
+        return f'{body},\n "seal": "{xxh3_128_hexdigest(body.encode())}"\n}}\n'.encode()
 
 
 def missing(expected: Sequence[str], done: Iterable[str]) -> list[str]:
@@ -81,13 +132,48 @@ def missing(expected: Sequence[str], done: Iterable[str]) -> list[str]:
 
 
 def load(root: Root, partition: Partition) -> Manifest | None:
-    """Return the manifest of a partition; None if the partition is not complete."""
-    try:
-        values = json.loads(root.read(partition.shard(MANIFEST)))
-    except (FileNotFoundError, NotADirectoryError):
+    """Return the manifest of a partition; None if the partition is not complete.
+
+    FormatError if a later version wrote it.
+    """
+    found = as_it_lies(root, partition)
+    return None if found is None or found.withdrawn else found
+
+
+def as_it_lies(root: Root, partition: Partition) -> Manifest | None:
+    """Return the manifest of a partition, a withdrawn one too; None if it is torn or foreign."""
+    for _ in range(2):  # what came torn may have changed on its way
+        try:
+            content = root.read(partition.manifest)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if found := _decoded(partition, content):
+            return found
+    return None
+
+
+def _decoded(partition: Partition, content: bytes) -> Manifest | None:
+    body, _, seal = content.rpartition(b',\n "seal": ')
+    if not seal.startswith(f'"{xxh3_128_hexdigest(body)}"'.encode()):
         return None
-    receipts = tuple(Receipt(**receipt) for receipt in values["shards"])
-    return Manifest(partition, values["settings"], receipts, values.get("made", ""))
+    try:
+        values = json.loads(content)
+        if values["format"] > FORMAT:
+            raise FormatError(
+                f"{partition.manifest} is of format {values['format']}, written by a later version "
+                f"of LayerRank; this one reads format {FORMAT}"
+            )
+        digest = values["digest"]
+        receipts = tuple(Receipt(**each, digest=digest) for each in values["shards"])
+        states = (values[name] for name in ("made", "removed", "withdrawn"))
+        found = Manifest(partition, values["settings"], receipts, *states)
+        ours = (values["table"], values["partition"]) == (partition.table, partition.keys)
+        named = all(_NAME.fullmatch(receipt.name) for receipt in receipts)
+    except FormatError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if ours and named else None
 
 
 def require(root: Root, partition: Partition) -> Manifest:
@@ -95,12 +181,32 @@ def require(root: Root, partition: Partition) -> Manifest:
     return Manifests(root).require(partition)
 
 
-class Manifests:
-    """The manifests of a root as one run sees them: each is read once, changes are its own."""
+def require_format(root: Root) -> None:
+    """FormatError if the root holds tables that this version cannot continue."""
+    folders = root.folders("")
+    tables = [name for name in KEYS if name in folders]
+    if tables and BOOKS not in folders:
+        raise FormatError(
+            f"{root.uri} holds {tables[0]}/ without {BOOKS}/: its tables are of format 1, which "
+            f"version 0.1 wrote and this one does not read; choose another --output"
+        )
 
-    def __init__(self, root: Root, known: dict[Partition, Manifest | None] | None = None) -> None:
+
+class Manifests:
+    """The manifests of a root as one run sees them: each is read once, changes are its own.
+
+    `say` is told of what was found damaged.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        known: dict[Partition, Manifest | None] | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
         self.root = root
         self._known = {} if known is None else known
+        self._say = say
 
     def load(self, partition: Partition) -> Manifest | None:
         """Return the manifest of a partition; None if the partition is not complete."""
@@ -115,6 +221,21 @@ class Manifests:
             raise FileNotFoundError(f"there is no complete {partition} under {self.root.uri}")
         return manifest
 
+    def stands(
+        self, partition: Partition, settings: Settings, *, overwrite: bool = False
+    ) -> Manifest | None:
+        """Return the manifest of a partition made with `settings`; None if it is to be made.
+
+        SettingsConflictError if it was made with others, unless it may be overwritten.
+        """
+        manifest = self.load(partition)
+        if manifest is None or manifest.digest == digest_of(settings):
+            return manifest
+        if not overwrite:
+            known = manifest.digest, manifest.settings
+            raise _conflict(self.root, partition, settings, *known)
+        return None
+
     def survey(
         self, partition: Partition, settings: Settings, *, overwrite: bool = False
     ) -> dict[str, Receipt]:
@@ -122,28 +243,26 @@ class Manifests:
 
         Shards made with other settings raise SettingsConflictError naming both digests and the
         first setting that differs; with `overwrite` they count as not existing and the partition is
-        withdrawn before anything in it is replaced.
+        withdrawn before anything in it is replaced. So it is if shards are lost or damaged, as
+        their listing shows: these are deleted and said, and count as not existing.
         """
-        manifest = self.load(partition)
         digest = digest_of(settings)
-        if manifest is not None:
-            if manifest.digest == digest:
-                return {receipt.name: receipt for receipt in manifest.receipts}
-            if not overwrite:
-                known = manifest.digest, manifest.settings
-                raise _conflict(self.root, partition, settings, *known)
-            self.withdraw(partition)
-        listed = {
-            name: size
-            for name, size in self.root.sizes(partition.path).items()
-            if name.endswith(".parquet")
-        }
-        with ThreadPoolExecutor(_FOOTER_READERS) as pool:
-            keys = map(partition.shard, listed)
-            read = pool.map(partial(read_receipt, self.root), keys, listed.values())
-            found = dict(zip(listed, read, strict=True))
+        if self.load(partition) and not self.stands(partition, settings, overwrite=overwrite):
+            self.root.delete(partition.manifest)
+            self._known[partition] = None
+        if manifest := self.load(partition):
+            damaged = self.damage(manifest)
+            for name, why in damaged.items():
+                self.discard(DamagedError(partition, name, why))
+            if "" not in damaged:
+                return {each.name: each for each in manifest.receipts if each.name not in damaged}
+        listed = self.root.sizes(partition.path)
+        keys = [partition.shard(name) for name in listed]
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = [*pool.map(partial(read_receipt, self.root), keys)]
+        found = {each.name: each for each in read if each and each.bytes == listed.get(each.name)}
         other = [receipt for receipt in found.values() if receipt.digest != digest]
-        if other and not overwrite:
+        if other and not overwrite and not _is_stale(self.root, partition):
             raise _conflict(self.root, partition, settings, other[0].digest, None)
         return {name: receipt for name, receipt in found.items() if receipt.digest == digest}
 
@@ -152,10 +271,69 @@ class Manifests:
     ) -> Manifest | None:
         """Return the manifest of a partition made with `settings`; None if it has yet to be made.
 
-        Shards made with other settings are treated as by `survey`.
+        Shards made with other settings are treated as by `survey`, and so are damaged ones.
         """
         self.survey(partition, settings, overwrite=overwrite)
         return self.load(partition)
+
+    def damage(self, manifest: Manifest) -> dict[str, str]:
+        """Return what is wrong with which shards of a partition, by one listing of its folder.
+
+        What was changed after the manifest was written is read and verified. Under no name stands
+        what is wrong with the manifest.
+        """
+        partition, found = manifest.partition, dict[str, str]()
+        try:
+            written = self.root.changed(partition.manifest)
+        except FileNotFoundError:
+            return {"": "its manifest is gone"}
+        if manifest.removed:
+            return {}
+        listed, doubted = self.root.listing(partition.path), []
+        for shard in manifest.shards(self.root):
+            receipt = shard.receipt
+            size, changed = listed.get(receipt.name, (None, 0.0))
+            if size is None:
+                found[receipt.name] = "it is gone"
+            elif size != receipt.bytes:
+                found[receipt.name] = f"it has {size:,} bytes instead of {receipt.bytes:,}"
+            elif changed > written:
+                doubted.append(shard)
+        with ThreadPoolExecutor(_READERS) as pool:
+            for shard, why in zip(doubted, pool.map(Shard.verify, doubted), strict=True):
+                found |= {shard.receipt.name: why} if why else {}
+        if doubted and not found:
+            # As after a copy: the next look need not read them again.
+            self.root.write(partition.manifest, manifest.encoded())
+        return found
+
+    def look(self) -> None:
+        """DamagedError if a partition that this run has seen is not as its manifest says."""
+        known = [manifest for manifest in self._known.values() if manifest is not None]
+
+        def first(manifest: Manifest) -> DamagedError | None:
+            found = self.damage(manifest).items()
+            return next((DamagedError(manifest.partition, *each) for each in found), None)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            for error in filter(None, pool.map(first, known)):
+                raise error
+
+    def discard(self, damage: DamagedError) -> None:
+        """Delete a damaged shard, after its partition is withdrawn, and say so.
+
+        A ranking that has come of it counts as not made.
+        """
+        self._say(f"  {damage}; it is made again")
+        for each in _rankings(self.root, damage.partition):
+            self.withdraw(each)
+        self.drop(damage)
+
+    def drop(self, damage: DamagedError) -> None:
+        """Delete a damaged shard, after its partition is withdrawn."""
+        self.withdraw(damage.partition)
+        if damage.name:
+            self._delete(damage.partition, damage.name)
 
     def publish(
         self,
@@ -165,35 +343,106 @@ class Manifests:
         *,
         made: str = "",
     ) -> Manifest:
-        """Make a partition visible: remove what does not belong to it, then write its manifest."""
+        """Make a partition visible: remove what does not belong to it, then write its manifest.
+
+        Where another content stood before, as of a damaged shard that came out differently, what
+        was made of that is withdrawn first.
+        """
         ordered = tuple(sorted(receipts, key=lambda receipt: receipt.name))
         digest = digest_of(settings)
         strangers = [receipt.name for receipt in ordered if receipt.digest != digest]
         assert not strangers, (
             f"{partition}: {strangers} were made with other settings than {digest}"
         )
-        kept = [*(receipt.name for receipt in ordered), MANIFEST]
+        kept = [receipt.name for receipt in ordered]
         for name in missing(list(self.root.sizes(partition.path)), kept):
-            self.root.delete(partition.shard(name))
+            self._delete(partition, name)
         manifest = Manifest(partition, settings, ordered, made)
-        content = {
-            "format": FORMAT,
-            "table": partition.table,
-            "partition": partition.keys,
-            "digest": digest,
-            "rows": manifest.rows,
-            "made": made,
-            "settings": dict(settings),
-            "shards": [asdict(receipt) for receipt in ordered],
-        }
-        self.root.write(partition.shard(MANIFEST), json.dumps(content, indent=1).encode())
-        self._known[partition] = manifest
+        before = as_it_lies(self.root, partition)
+        if before and before.withdrawn == "damaged" and before.content != manifest.content:
+            for each in derived(self.root, [before]):
+                self._say(f"  {each.partition} came of what is made again: so is it")
+                self.withdraw(each.partition, "stale")
+        self._write(manifest)
         return manifest
 
-    def withdraw(self, partition: Partition) -> None:
-        """Make a partition invisible; its shards stay."""
-        self.root.delete(partition.shard(MANIFEST))
+    def remove(self, partition: Partition, rule: str) -> None:
+        """Delete the shards of a partition by a rule of the config; its manifest stays and says so.
+
+        Nothing happens if that was done before.
+        """
+        manifest = self.require(partition)
+        if not manifest.removed:
+            manifest = replace(manifest, removed=rule)
+            self._write(manifest)  # first: what was removed so is no damage
+        for name in self.root.sizes(partition.path):
+            self._delete(partition, name)
+
+    def withdraw(self, partition: Partition, why: Literal["damaged", "stale"] = "damaged") -> None:
+        """Make a partition invisible; its shards stay, and what it held is known.
+
+        One that is stale, as what it was made of has changed, may be made with other settings.
+        """
+        manifest = as_it_lies(self.root, partition)
+        if manifest is None:
+            self.root.delete(partition.manifest)
+        else:
+            self._write(replace(manifest, withdrawn=why, removed=""))
         self._known[partition] = None
+
+    def erase(self, partition: Partition) -> None:
+        """Delete a partition."""
+        self.withdraw(partition)
+        for name in self.root.sizes(partition.path):
+            self._delete(partition, name)
+        self.root.delete(partition.manifest)
+
+    def _write(self, manifest: Manifest) -> None:
+        self.root.write(manifest.partition.manifest, manifest.encoded())
+        self._known[manifest.partition] = manifest
+
+    def _delete(self, partition: Partition, name: str) -> None:
+        key = partition.shard(name)
+        self.root.delete(key)
+        self.root.delete(index_key(key))
+
+
+def everything(root: Root) -> Iterator[Manifest]:
+    """Yield every manifest of a root, withdrawn ones too."""
+    found = [partition for table in KEYS for partition in partitions(root, table)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from filter(None, pool.map(partial(as_it_lies, root), found))
+
+
+def derived(root: Root, changed: Iterable[Manifest]) -> list[Manifest]:
+    """Return what was made of some partitions, directly or not: their settings name its content."""
+    others, queue = [*everything(root)], [*changed]
+    named = {each.partition: json.dumps(dict(each.settings)) for each in others}
+    found, seen = list[Manifest](), {each.partition for each in queue}
+    while queue:
+        source = queue.pop()
+        ranked = _rankings(root, source.partition)
+        for each in others:
+            where = each.partition
+            if where not in seen and (where in ranked or source.content in named[where]):
+                seen.add(where)
+                queue.append(each)
+                found.append(each)
+    return sorted(found, key=lambda each: each.partition)
+
+
+def _rankings(root: Root, where: Partition) -> list[Partition]:
+    """Return what a model's ranking has left, which comes of all its other tables."""
+    model = [where.keys.get(key) for key in ("model", "revision")]
+    if where.table in _RANKED or None in model:
+        return []
+    found = [each for table in _RANKED for each in partitions(root, table)]
+    return [each for each in found if [*each.values[:2]] == model]
+
+
+def _is_stale(root: Root, partition: Partition) -> bool:
+    found = as_it_lies(root, partition)
+    return found is not None and found.withdrawn == "stale"
 
 
 def _conflict(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from storage.root import Root
+from storage.root import BOOKS, Root
 
 TableName = Literal[
     "prompts",
@@ -43,11 +44,11 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "correlations": ("model", "revision", "group"),
     "ranking": ("model", "revision", "group"),
 }
-MANIFEST = "manifest.json"
 CLEAN = "clean"
+_MANIFESTS, _SUFFIX = f"{BOOKS}/manifests", ".json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Partition:
     """One partition of one table: the unit that has a manifest and is visible as a whole."""
 
@@ -62,6 +63,11 @@ class Partition:
         """The key prefix of the partition under the root."""
         named = zip(KEYS[self.table], self.values, strict=True)
         return "/".join([self.table, *(f"{key}={quote(value, safe='')}" for key, value in named)])
+
+    @property
+    def manifest(self) -> str:
+        """The key of its manifest."""
+        return f"{_MANIFESTS}/{self.path}{_SUFFIX}"
 
     @property
     def keys(self) -> dict[str, str]:
@@ -86,23 +92,35 @@ def shard_name(number: int) -> str:
 
 
 def partitions(root: Root, table: TableName) -> list[Partition]:
-    """Return the partitions of `table` that a manifest makes visible, sorted.
+    """Return the partitions of `table` that have a manifest, sorted.
 
-    Walks the partition folders level by level, so the number of shards in them does not matter.
+    Walks the folders level by level, so the number of shards in them does not matter.
     """
-    return [each for each, complete in all_partitions(root, table) if complete]
+    *upper, last = KEYS[table]
+    return sorted(
+        Partition(table, (*values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX))))
+        for prefix, values in _walk(root, f"{_MANIFESTS}/{table}", upper)
+        for name in root.sizes(prefix)
+        if name.startswith(f"{last}=") and name.endswith(_SUFFIX)
+    )
 
 
-def all_partitions(root: Root, table: TableName) -> list[tuple[Partition, bool]]:
-    """Return the partitions of `table` that have a folder, and whether each has its manifest."""
-    found: list[tuple[str, tuple[str, ...]]] = [(table, ())]
-    for key in KEYS[table]:
+def all_partitions(root: Root, table: TableName) -> list[Partition]:
+    """Return the partitions of `table` that have a manifest or an object, sorted."""
+    found = {*partitions(root, table)}
+    folders = {Partition(table, values): path for path, values in _walk(root, table, KEYS[table])}
+    left = [each for each, path in folders.items() if each not in found and root.sizes(path)]
+    return sorted({*found, *left})
+
+
+def _walk(root: Root, prefix: str, keys: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return the folders that lie `keys` deep under a prefix, with the values of the keys."""
+    found: list[tuple[str, tuple[str, ...]]] = [(prefix, ())]
+    for key in keys:
         found = [
-            (f"{prefix}/{folder}", (*values, unquote(folder.removeprefix(f"{key}="))))
-            for prefix, values in found
-            for folder in root.folders(prefix)
+            (f"{above}/{folder}", (*values, unquote(folder.removeprefix(f"{key}="))))
+            for above, values in found
+            for folder in root.folders(above)
             if folder.startswith(f"{key}=")
         ]
-    return [
-        (Partition(table, values), root.exists(f"{prefix}/{MANIFEST}")) for prefix, values in found
-    ]
+    return found

@@ -14,12 +14,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import fsspec
 from botocore.exceptions import BotoCoreError
 
+BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
@@ -46,7 +48,7 @@ class Root:
     """
 
     uri: str
-    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def filesystem(self) -> Any:  # noqa: ANN401  (fsspec ships no types)
@@ -77,6 +79,11 @@ class Root:
         content: bytes = self.filesystem.cat_file(self.path(key))
         return content
 
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """Return the bytes of an object from `start` to before `end`, fewer if it ends before."""
+        content: bytes = self.filesystem.cat_file(self.path(key), start=start, end=end)
+        return content
+
     def write(self, key: str, content: bytes) -> None:
         """Write a whole small object, replacing what was there."""
         with self.writer(key) as stream:
@@ -90,7 +97,7 @@ class Root:
         """
         path = self.path(key)
         if self.is_local:
-            target, temporary = _beside(path)
+            target, temporary = self._beside(key)
             try:
                 temporary.write_bytes(content)
                 target.hardlink_to(temporary)
@@ -121,7 +128,7 @@ class Root:
     def writer(self, key: str) -> Iterator[IO[bytes]]:
         """Open an object for writing; it appears at `key` only if the block ends well."""
         if self.is_local:
-            target, temporary = _beside(self.path(key))
+            target, temporary = self._beside(key)
             try:
                 with temporary.open("wb") as file:
                     yield file
@@ -142,9 +149,21 @@ class Root:
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Return name -> bytes of the objects directly under `prefix`; empty if there are none."""
+        return {name: size for name, (size, _) in self.listing(prefix).items()}
+
+    def listing(self, prefix: str) -> dict[str, tuple[int, float]]:
+        """Return name -> bytes and time of change of the objects directly under `prefix`.
+
+        In seconds of the Unix epoch, as the filesystem has it; 0 where it has none.
+        """
         return {
-            name: int(entry["size"] or 0) for name, entry in self._entries(prefix, "file").items()
+            name: (int(entry["size"] or 0), _changed(entry))
+            for name, entry in self._entries(prefix, "file").items()
         }
+
+    def changed(self, key: str) -> float:
+        """Return the time of change of an object, as `listing` does."""
+        return _changed(self.filesystem.info(self.path(key)))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return name -> a text that another content changes, of the objects under `prefix`.
@@ -176,8 +195,31 @@ class Root:
 
     def delete(self, key: str) -> None:
         """Delete one object; nothing happens if it is already gone."""
+        self._require_no_link(key)
         with suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
+
+    def _beside(self, key: str) -> tuple[Path, Path]:
+        """Return a local file and a temporary one in its folder, which is made."""
+        self._require_no_link(key)
+        target = Path(self.path(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+
+    def _require_no_link(self, key: str) -> None:
+        """PermissionError if a folder between the root and `key` is a symbolic link.
+
+        What it leads to may be anybody's: nothing is written or deleted there.
+        """
+        folder = Path(self.path()) if self.is_local else None
+        for part in key.split("/")[:-1] if folder else ():
+            assert folder is not None
+            folder /= part
+            if folder.is_symlink():
+                raise PermissionError(
+                    f"{folder} is a symbolic link: nothing is written or deleted behind it; "
+                    "put the folder itself there, or choose another --output"
+                )
 
     def check_writable(self) -> None:
         """Write and delete a small object; PermissionError saying where and why if that fails."""
@@ -192,11 +234,11 @@ class Root:
             ) from error
 
 
-def _beside(path: str) -> tuple[Path, Path]:
-    """Return a local file and a temporary one in its folder, which is made."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+def _changed(entry: Mapping[str, Any]) -> float:
+    """Return the time of change of what a filesystem says of an object."""
+    times = (entry.get(name) for name in ("mtime", "LastModified", "last_modified", "created"))
+    time = next((each for each in times if each is not None), 0.0)
+    return float(time.timestamp() if isinstance(time, datetime) else time)
 
 
 def fingerprint(uri: str, options: Mapping[str, Any], whole: int = _HASHED_WHOLE) -> str:

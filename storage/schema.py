@@ -6,9 +6,11 @@ are folders, not columns; `storage.partition` builds them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 ROW_BITS = 32  # row = file or slice index << ROW_BITS | position within it
 
 
@@ -71,6 +73,28 @@ PAIR_ITEMS = _table(
 
 MTEB_ITEMS = _table("tasks", _ROW, _PROMPT_ID)
 
+# As they lie in the table: the columns of every type, null in the others, so that all tasks can be
+# read together.
+TASKS = _table(
+    "tasks",
+    *(
+        each.with_nullable(each is not _ROW)
+        for each in {
+            name: items.field(name)
+            for items in (LABELLED_ITEMS, VALUED_ITEMS, PAIR_ITEMS, RETRIEVAL_ITEMS, MTEB_ITEMS)
+            for name in items.names
+        }.values()
+    ),
+)
+
+
+def as_tasks(items: pa.Table) -> pa.Table:
+    """Return the items of a task as rows of `TASKS`."""
+    nothing = {each.name: pa.nulls(items.num_rows, each.type) for each in TASKS}
+    found = {**nothing, **dict(zip(items.column_names, items.columns, strict=True))}
+    return pa.table([found[name] for name in TASKS.names], schema=TASKS)
+
+
 TOKENS = _table(
     "tokens",
     _PROMPT_ID,
@@ -83,9 +107,23 @@ TOKENS = _table(
     ),
 )
 
-PROMPT_METRICS = _table(
-    "prompt_metrics", _PROMPT_ID, _LAYER, _NORM, _METRIC, _PARAMETERS, _VALUE, _REASON, _N_TOKENS
-)
+# Every metric of tokens in its variants with default parameters, by the unit of its values; a
+# column that was not asked for is NaN, and other parameters have columns behind these.
+TOKEN_METRICS = {
+    **{
+        f"prompt_entropy_alpha_{alpha}{how}{first}": "share of the maximum" if how else "nats"
+        for alpha in (1, 2)
+        for how in ("", "_maxentropy")
+        for first in ("", "_no_first")
+    },
+    **{f"curvature{how}{first}": "radians" for how in ("", "_skip") for first in ("", "_no_first")},
+    **{
+        f"{name}{first}": "activation units"
+        for name in ("mean_norm", "largest_coordinate")
+        for first in ("", "_no_first")
+    },
+    "first_token_share": "share of the squared norm",
+}
 
 LAYER_METRICS = _table(
     "layer_metrics",
@@ -282,3 +320,16 @@ def embeddings(dim: int) -> pa.Schema:
     item = pa.field("element", pa.float32(), nullable=False)
     vector = _column("vector", pa.list_(item, dim), "activation units of the model, pooled")
     return _table("embeddings", _PROMPT_ID, _LAYER, _NORM, _POOLING, _N_TOKENS, vector)
+
+
+def prompt_metrics(columns: Sequence[str] = ()) -> pa.Schema:
+    """Return the schema of `prompt_metrics`, with the `columns` that are not among the built-in."""
+    units = {**dict.fromkeys(columns, "unit of the metric"), **TOKEN_METRICS}
+    values = [*TOKEN_METRICS, *sorted(set(columns) - TOKEN_METRICS.keys())]
+    reasons = "why which metrics that were asked for are NaN; null where none is"
+    return _table(
+        "prompt_metrics",
+        *(_PROMPT_ID, _LAYER, _NORM, _N_TOKENS),
+        *(_column(name, pa.float64(), units[name]) for name in values),
+        _column("reasons", pa.string(), reasons, nullable=True),
+    )

@@ -191,6 +191,7 @@ datasets:
 extract: {norms: [none, final], poolings: [mean, last], max_tokens: 64, workers: 1}
 views: {count: 4, sample: 24}
 tokens: {sample: 16}
+keep: {views: true}
 measure: {token_metrics: stored}
 rank: {draws: 500}
 """

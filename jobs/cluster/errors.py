@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import traceback
 
 import duckdb
 
 from jobs.config.blocks import ConfigError
 from operators.model.subject import ModelUnavailableError
-from storage.manifest import SettingsConflictError
+from storage.manifest import FormatError, SettingsConflictError
 
 DONE, FAILED, USAGE, REGRESSED = 0, 1, 2, 3
 
@@ -33,7 +35,19 @@ class WorkerDiedError(RuntimeError):
         )
 
 
-_OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)
+def travelling(error: Exception) -> Exception:
+    """Return an error as it can be pickled, with its traceback; as its text where it cannot."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  (whatever its constructor does)
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(error.__notes__[-1])
+        return plain
+    return error
+
+
+_OUR_USAGE_ERRORS = (ConfigError, FormatError, SettingsConflictError, ModelUnavailableError)
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
 

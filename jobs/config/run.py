@@ -39,6 +39,7 @@ class RunConfig(Block):
     views: settings.ViewsConfig = settings.ViewsConfig()
     tokens: settings.TokensConfig = settings.TokensConfig()
     measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
+    keep: settings.KeepConfig = settings.KeepConfig()
     probe: settings.ProbeConfig = settings.ProbeConfig()
     curves: settings.CurvesConfig = settings.CurvesConfig()
     conditions: settings.ConditionsConfig = settings.ConditionsConfig()

@@ -149,6 +149,17 @@ class MeasureConfig(Block):
         return require_distinct(names)
 
 
+class KeepConfig(Block):
+    """What stays when what was made of it stands; what goes is noted, and no run makes it again."""
+
+    views: bool = Field(False, description="the vectors of views, after their metrics")
+    nights: Count | None = Field(
+        None,
+        description="the embeddings and token states of so many latest checkpoints of a model, "
+        "after a nightly; default: of all",
+    )
+
+
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 

@@ -22,14 +22,14 @@ from storage.shards import Receipt
 class Unit(NamedTuple):
     """One shard of prompts under one condition, through one model.
 
-    It is the first `prompts` of the shard in sample order. What is written is what is missing:
-    `digests` names the settings of each such table, and `tokens` says of how many of the first
-    prompts the token states are stored.
+    `shard` is the receipt of the shard, and the unit its first `prompts` in sample order. What is
+    written is what is missing: `digests` names the settings of each such table, and `tokens` says
+    of how many of the first prompts the token states are stored.
     """
 
     dataset: str
     condition: str
-    shard: int
+    shard: Receipt
     prompts: int
     tokens: int
     digests: dict[TableName, str]
@@ -120,7 +120,8 @@ def missing_units(
 ) -> list[Unit]:
     """Return the units whose shards are not all in `done` (partition path -> name -> receipt)."""
     digests, found = [digest_of(target.settings) for target in each.targets], []
-    for number, name in enumerate(receipt.name for receipt in prompts.receipts):
+    for receipt in prompts.receipts:
+        name = receipt.name
         absent = {
             target.partition.table: digest
             for target, digest in zip(each.targets, digests, strict=True)
@@ -129,5 +130,5 @@ def missing_units(
         if absent:
             count = each.embeddings.shares[name]
             stored = each.tokens.shares[name] if each.tokens and "tokens" in absent else 0
-            found.append(Unit(each.dataset, each.condition, number, count, stored, absent))
+            found.append(Unit(each.dataset, each.condition, receipt, count, stored, absent))
     return found

@@ -27,10 +27,10 @@ from operators.prompts.conditions import condition_text, condition_tokens
 from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
-from storage.layers import TokenSpool, embeddings_table, prompt_metrics_table
-from storage.partition import TableName, shard_name
+from storage.layers import TokenSpool, embeddings_table, metric_column, prompt_metrics_table
+from storage.partition import TableName
 from storage.root import Root
-from storage.shards import Facts, Receipt, read_table, write_shard
+from storage.shards import Facts, Receipt, Shard, write_shard
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
@@ -54,8 +54,8 @@ class Encoded(NamedTuple):
 
 def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
     """Read a unit's prompts, apply its condition and tokenise: the CPU side of extraction."""
-    where = partition("prompts", unit.dataset).shard(shard_name(unit.shard))
-    prompts = read_table(root, where, ["prompt_id", "text"])
+    shard = Shard(root, partition("prompts", unit.dataset), unit.shard)
+    prompts = shard.read(["prompt_id", "text"])
     ids, views = prompts["prompt_id"].to_numpy(), config.views
     order = sample_order(config.seed, ids)[: unit.prompts]
     probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
@@ -95,7 +95,7 @@ class Extractor:
         unit = batch.unit
         kept = np.flatnonzero([len(ids) for ids in batch.token_ids])  # with a token
         prompt_ids = batch.prompt_ids[kept]
-        where = f"{self._subject}, {unit.dataset}, {unit.condition}, shard {unit.shard}"
+        where = f"{self._subject}, {unit.dataset}, {unit.condition}, {unit.shard.name}"
         try:
             return self._extract(batch, kept, prompt_ids)
         except ModelUnavailableError:
@@ -134,7 +134,7 @@ class Extractor:
         ) -> None:
             model = self._subject.name, self._subject.revision
             where = partition(table, *model, unit.dataset, unit.condition)
-            blank = Receipt(shard_name(unit.shard), 0, unit.digests[table], "", facts=facts)
+            blank = Receipt(unit.shard.name, 0, unit.digests[table], "", facts=facts)
             key = where.shard(blank.name)
             receipts[where.path] = write_shard(self._root, key, groups, columns, blank)
 
@@ -162,7 +162,8 @@ class Extractor:
                 "undefined": sum(int(np.isnan(each).sum()) for each in measured.values()),
                 "metric_seconds": round(metric_seconds, 3),
             }
-            write("prompt_metrics", tables, schema.PROMPT_METRICS, known)
+            columns = schema.prompt_metrics([metric_column(*key) for key in measured])
+            write("prompt_metrics", tables, columns, known)
         if "embeddings" in unit.digests:
             groups = self._keep.groups(layers) if texts else []
             tables = (

@@ -28,17 +28,16 @@ from operators.model.subject import Subject
 from operators.model.tokenise import tokenise
 from operators.ranking.evidence import holm
 from storage import schema
-from storage.layers import MetricRows, select_rows
+from storage.layers import metric_column
 from storage.manifest import Manifest, digest_of, missing
-from storage.partition import Partition
 from storage.root import Root
-from storage.shards import Receipt, group_values, read_group, read_table, write_shard
+from storage.shards import Receipt, Shard, write_shard
 
 METRIC = "prompt_entropy"
 _DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
 _EXAMPLES = 3  # prompts nearest to each mode
-_FIRST_TOKEN = MetricRows("first_token_share", "")
-_NUMBERS = ("n_tokens", _FIRST_TOKEN.metric, "repeated_tokens", "unknown_words")
+_FIRST_TOKEN = "first_token_share"
+_NUMBERS = ("n_tokens", _FIRST_TOKEN, "repeated_tokens", "unknown_words")
 _DATASET = "dataset"
 
 
@@ -55,7 +54,7 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
     """Test every layer of a subject; `measured` is the `prompt_metrics` of each dataset by name."""
     if METRIC not in run.config.measure.metrics:
         return
-    rows = MetricRows(METRIC, main_variant(METRIC, parameters(run.config)))
+    variant = main_variant(METRIC, parameters(run.config))
     sample = run.config.measure.mode_sample
     counts = {
         name: {each.name: int(each.facts["prompts"]) for each in manifest.receipts if each.rows}
@@ -67,16 +66,16 @@ def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) 
             # As many prompts as are tested if the dataset is the only one: its traits stay as they
             # are when another dataset joins.
             most = leading(counts[name], sample)
-            traits = _prompt_traits(run, subject, measured[name], most, rows)
+            traits = _prompt_traits(run, subject, measured[name], most)
             parts.append(Part(name, measured[name], traits, shares))
     if not parts:
         return
     settings = {
         "prompt_metrics": {part.dataset: part.measured.content for part in parts},
         "prompt_traits": {part.dataset: part.traits.content for part in parts},
-        "variant": rows.variant,
+        "variant": variant,
     }
-    where, tested = partition("modes", subject, run.config), partial(_tested, run, parts, rows)
+    where, tested = partition("modes", subject, run.config), partial(_tested, run, parts, variant)
     # Like the ranking it is of all that the run has: made anew when a dataset joins.
     manifest, made = run.make(where, settings, tested, overwrite=True)
     if not made:
@@ -99,13 +98,14 @@ def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str,
     }
 
 
-def _tested(run: Run, parts: Sequence[Part], rows: MetricRows) -> list[dict[str, Any]]:
+def _tested(run: Run, parts: Sequence[Part], variant: str) -> list[dict[str, Any]]:
     """Return the row of every layer, with the p-values corrected for their number."""
-    key = parts[0].measured.partition.shard(next(iter(parts[0].shares)))
-    layers = [int(layer) for (layer,) in group_values(run.root, key, ["layer"])]
+    shard = parts[0].measured.shard(run.root, next(iter(parts[0].shares)))
+    layers = [int(layer) for (layer,) in shard.group_values(["layer"])]
     found: list[dict[str, Any]] = []
     with Progress("measure", len(layers), "layers' modes") as progress:
-        for row in run.cluster.each("measure", layers, partial(layer_modes, run.root, parts, rows)):
+        work = partial(layer_modes, run.root, parts, variant)
+        for row in run.cluster.each("measure", layers, work):
             found.append(row)
             progress.add(1)
     found.sort(key=lambda row: row["layer"])
@@ -115,20 +115,19 @@ def _tested(run: Run, parts: Sequence[Part], rows: MetricRows) -> list[dict[str,
     return found
 
 
-def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int) -> dict[str, Any]:
+def layer_modes(root: Root, parts: Sequence[Part], variant: str, layer: int) -> dict[str, Any]:
     """Read one layer and test it: its row of `modes`, but for the correction over the layers."""
-    tables = []
+    tables, values = [], metric_column(METRIC, variant)
     for part in parts:
         for name, take in part.shares.items():
-            group = read_group(root, part.measured.partition.shard(name), {"layer": layer})
-            measured, first = (select_rows(group, each, take) for each in (rows, _FIRST_TOKEN))
-            traits = read_table(root, part.traits.partition.shard(name)).slice(0, take)
+            measured = part.measured.shard(root, name).read_group({"layer": layer}).slice(0, take)
+            traits = part.traits.shard(root, name).read().slice(0, take)
             assert measured["prompt_id"].equals(traits["prompt_id"]), f"{part.traits}, {name}"
-            shares = first["value"] if len(first) else pa.nulls(take, pa.float64())
+            shares = measured[_FIRST_TOKEN]
             columns = {column: traits[column] for column in traits.column_names}
-            columns |= {"norm": measured["norm"], "value": measured["value"]}
+            columns |= {"norm": measured["norm"], "value": measured[values]}
             columns |= {_DATASET: pa.repeat(part.dataset, take), "shard": pa.repeat(name, take)}
-            tables.append(pa.table({**columns, _FIRST_TOKEN.metric: shares}))
+            tables.append(pa.table({**columns, _FIRST_TOKEN: shares}))
     table = pa.concat_tables(tables)
     norm = table["norm"][0].as_py()
     # A text that an earlier dataset has already counts once.
@@ -156,7 +155,8 @@ def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int)
     return {
         "layer": layer,
         "norm": norm,
-        **rows._asdict(),
+        "metric": METRIC,
+        "variant": variant,
         "n_prompts": len(values_N),
         "n_undefined": undefined,
         "dip": modes.dip,
@@ -174,7 +174,7 @@ def layer_modes(root: Root, parts: Sequence[Part], rows: MetricRows, layer: int)
 
 
 def _prompt_traits(
-    run: Run, subject: Subject, measured: Manifest, shares: Mapping[str, int], metric: MetricRows
+    run: Run, subject: Subject, measured: Manifest, shares: Mapping[str, int]
 ) -> Manifest:
     """Return `prompt_traits` of one dataset, made if it is not there yet.
 
@@ -191,30 +191,28 @@ def _prompt_traits(
     present = run.manifests.load(where)
     if present is not None:
         return present
-    units = [(name, shares[name]) for name in missing(list(shares), done)]
-    given = run.root, subject, run.config, measured.partition
-    work = partial(shard_traits, *given, metric, digest_of(settings))
+    prompts = run.manifests.require(partition("prompts", where.keys["dataset"]))
+    units = [
+        (measured.shard(run.root, name), prompts.shard(run.root, name), shares[name])
+        for name in missing(list(shares), done)
+    ]
+    work = partial(shard_traits, subject, run.config, digest_of(settings))
     for receipt in run.cluster.each("measure", units, work):
         done[receipt.name] = receipt
     return run.publish(where, settings, [done[name] for name in shares], "measure")
 
 
 def shard_traits(
-    root: Root,
-    subject: Subject,
-    config: RunConfig,
-    measured: Partition,
-    metric: MetricRows,
-    digest: str,
-    unit: tuple[str, int],
+    subject: Subject, config: RunConfig, digest: str, unit: tuple[Shard, Shard, int]
 ) -> Receipt:
-    """Write the traits of a shard's leading prompts, in the order of `prompt_metrics`."""
-    name, take = unit
-    key = measured.shard(name)
-    (layer, *_), *_ = group_values(root, key, ["layer"])
-    measured_rows = read_group(root, key, {"layer": int(layer)})
-    prompt_ids = select_rows(measured_rows, metric, take)["prompt_id"]
-    texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
+    """Write the traits of a shard's leading prompts, in the order of `prompt_metrics`.
+
+    The unit has that shard of `prompt_metrics`, that of `prompts`, and how many are described.
+    """
+    measured, prompts, take = unit
+    (layer, *_), *_ = measured.group_values(["layer"])
+    prompt_ids = measured.read_group({"layer": layer})["prompt_id"].slice(0, take)
+    texts = prompt_texts(prompts, prompt_ids)
     tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokens = tokenise(tokenizer, texts, limit).ids
     unknown_N = analysis.unknown_word_shares(tokenizer, texts)
@@ -226,19 +224,17 @@ def shard_traits(
         pa.array([analysis.NO_WORD if nan else None for nan in np.isnan(unknown_N)], pa.string()),
     ]
     table = pa.table(columns, names=schema.PROMPT_TRAITS.names)
-    where = measured.sibling("prompt_traits").shard(name)
+    name = measured.receipt.name
+    where = measured.partition.sibling("prompt_traits").shard(name)
     blank = Receipt(name, 0, digest, "", facts={"prompts": len(texts)})
-    return write_shard(root, where, [table], schema.PROMPT_TRAITS, blank)
+    return write_shard(measured.root, where, [table], schema.PROMPT_TRAITS, blank)
 
 
-def prompt_texts(
-    root: Root, dataset: str, name: str, prompt_ids: pa.Array | pa.ChunkedArray
-) -> list[str]:
+def prompt_texts(prompts: Shard, prompt_ids: pa.Array | pa.ChunkedArray) -> list[str]:
     """Return the texts of some prompts of one shard; ValueError naming it if one is not there."""
-    key = partition("prompts", dataset).shard(name)
-    table = read_table(root, key, ["prompt_id", "text"])
+    table = prompts.read(["prompt_id", "text"])
     rows = pc.index_in(prompt_ids, value_set=table["prompt_id"])
     if rows.null_count:
-        raise ValueError(f"{root.place(key)} lacks {rows.null_count} prompts that were measured")
+        raise ValueError(f"{prompts.key} lacks {rows.null_count} prompts that were measured")
     found: list[str] = table["text"].take(rows).to_pylist()
     return found

@@ -17,15 +17,15 @@ import pyarrow as pa
 
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import TOKENS, token_metrics
+from jobs.config.metrics import TOKENS, parameters, token_metrics
 from jobs.run import Run, partition
 from operators.analysis import sensitivity as slopes
-from operators.metrics.registry import METRICS, Views, of_kind
+from operators.metrics.registry import METRICS, Views, of_kind, token_variants
 from operators.model.subject import Subject
+from storage.layers import metric_column
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import read_group
 
 NO_SLOPE = "fewer than 2 levels with a value"
 Array = npt.NDArray[np.float64]
@@ -44,6 +44,7 @@ class FamilyTables(NamedTuple):
     places: Array
     layer_metrics: Sequence[Manifest]
     prompt_metrics: Sequence[Manifest]
+    columns: Sequence[tuple[str, str]]  # metric and variant of the values of prompts
     settings: Settings
 
 
@@ -59,7 +60,8 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
             run.manifests.require(partition("layer_metrics", subject, dataset, each.name))
             for each in conditions
         ]
-        wanted = layers if token_metrics(run.config) else []
+        columns = token_variants(token_metrics(run.config), parameters(run.config))
+        wanted = layers if columns else []
         beside = (each.partition.sibling("prompt_metrics") for each in wanted)
         prompts = [run.manifests.require(each) for each in beside]
         settings = {
@@ -71,7 +73,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
         where = partition("sensitivity", subject, dataset, family)
         if run.manifests.current(where, settings, overwrite=run.overwrite) is None:
             places = np.array([each.place for each in conditions])
-            absent.append(FamilyTables(where, places, layers, prompts, settings))
+            absent.append(FamilyTables(where, places, layers, prompts, columns, settings))
     if not absent:
         return
     found: list[list[Row]] = [_population_rows(run, tables) for tables in absent]
@@ -106,33 +108,28 @@ def layer_slopes(
     """
     index, layer = unit
     tables = families[index]
-    filled = [{r.name for r in each.receipts if r.rows} for each in tables.prompt_metrics]
+    filled = [{s.receipt.name: s for s in each.filled(root)} for each in tables.prompt_metrics]
     found: dict[Name, slopes.SlopeSums] = {}
-    for shard in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
+    for name in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
         levels = [
-            _by_metric(read_group(root, each.partition.shard(shard), {"layer": layer}))
-            if shard in names
+            _by_metric(shards[name].read_group({"layer": layer}), tables.columns)
+            if name in shards
             else {}
-            for each, names in zip(tables.prompt_metrics, filled, strict=True)
+            for shards in filled
         ]
-        for name in sorted(set().union(*levels)):
-            values_PN = aligned([level.get(name) for level in levels])
+        for metric in sorted(set().union(*levels)):
+            values_PN = aligned([level.get(metric) for level in levels])
             sums = slopes.slope_sums(slopes.least_squares_slopes(values_PN, tables.places))
-            found[name] = slopes.merge_slopes(found.get(name, slopes.NO_SLOPES), sums)
+            found[metric] = slopes.merge_slopes(found.get(metric, slopes.NO_SLOPES), sums)
     return index, layer, found
 
 
-def _by_metric(table: pa.Table) -> dict[Name, tuple[npt.NDArray[np.int64], Array]]:
-    """Return the prompts and values of each metric in a row group."""
-    lists = table.group_by(["metric", "variant", "norm"]).aggregate(
-        [("prompt_id", "list"), ("value", "list")]
-    )
-    columns = (column.to_pylist() for column in lists.columns[:3])
-    ids, values = (column.combine_chunks() for column in lists.columns[3:])
-    return {
-        key: (ids[row].values.to_numpy(), values[row].values.to_numpy())
-        for row, key in enumerate(zip(*columns, strict=True))
-    }
+def _by_metric(
+    table: pa.Table, columns: Sequence[tuple[str, str]]
+) -> dict[Name, tuple[npt.NDArray[np.int64], Array]]:
+    """Return the prompts and values of each metric in a row group, whose norm is one."""
+    ids, norm = table["prompt_id"].to_numpy(), table["norm"][0].as_py()
+    return {(*each, norm): (ids, table[metric_column(*each)].to_numpy()) for each in columns}
 
 
 def aligned(levels: Sequence[tuple[npt.NDArray[np.int64], Array] | None]) -> Array:

@@ -37,8 +37,9 @@ from operators.model.cost import layer_costs
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
 from storage.layers import Group, groups
-from storage.manifest import Manifest, Settings, digest_of, missing
+from storage.manifest import Manifest, Settings, digest_of
 from storage.partition import CLEAN
+from storage.shards import RemovedError
 
 _TOKENS = 128  # of the prompt whose forward passes are measured
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
@@ -54,6 +55,8 @@ def measure(run: Run) -> None:
         for dataset in run.config.datasets:
             _measure_layers(run, subject, dataset, measured.get(dataset.name))
             measure_sensitivity(run, subject, dataset)
+            for name in () if run.config.keep.views else _views(run):
+                run.manifests.remove(partition("embeddings", subject, dataset, name), "keep.views")
         measure_modes(run, subject, measured)
 
 
@@ -87,6 +90,10 @@ def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[Row]:
     return [asdict(cost) for cost in layer_costs(model, _TOKENS)]
 
 
+def _views(run: Run) -> list[str]:
+    return [*map(view_name, range(run.config.views.count))]
+
+
 def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manifest | None:
     """Return `prompt_metrics`: as the model actors wrote it, or filled from the token states."""
     config, wanted = run.config, token_metrics(run.config)
@@ -102,10 +109,9 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     present = run.manifests.load(where)
     if present is not None:
         return present
-    units = missing([receipt.name for receipt in tokens.receipts], done)
+    units = [each for each in tokens.shards(run.root) if each.receipt.name not in done]
     device = run.cluster.device(config.measure.device)
-    asked = (wanted, parameters(config), digest_of(settings), device)
-    work = partial(measure_shard, run.root, tokens.partition, *asked)
+    work = partial(measure_shard, wanted, parameters(config), digest_of(settings), device)
     with Progress("measure", len(units), "token shards") as progress:
         for receipt in run.cluster.each("measure", units, work, device=device):
             done[receipt.name] = receipt
@@ -126,6 +132,10 @@ def _measure_layers(
     absent = [name for name in conditions if present[name] is None]
     if not absent:
         return
+    if removed := [each for name in absent for each in wanted[name].views if each.removed]:
+        for each in removed:
+            run.manifests.withdraw(each.partition)
+        raise RemovedError(removed[0].partition, "", removed[0].removed)
     device = run.cluster.device(run.config.measure.device)
     tasks = {name: replace(wanted[name], device=device) for name in absent}
     units = [(name, group) for name, task in tasks.items() for group in task.groups]
@@ -161,7 +171,7 @@ def _task(
     of_views = of_kind(config.metrics, Views)
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
     own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
-    names = map(view_name, range(run.config.views.count if of_views and condition == CLEAN else 0))
+    names = _views(run) if of_views and condition == CLEAN else ()
     views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:
         own = {name: value for name, value in own.items() if name not in _OF_VIEWS}

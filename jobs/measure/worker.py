@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -28,15 +27,22 @@ from operators.metrics.registry import (
     main_variant,
     of_kind,
     token_metrics,
+    token_variants,
 )
 from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
 from operators.model.encode import token_budget_batches
 from storage import schema
-from storage.layers import Group, prompt_metrics_table, shard_vectors, token_states
+from storage.layers import (
+    Group,
+    metric_column,
+    prompt_metrics_table,
+    shard_vectors,
+    token_states,
+)
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import Receipt, group_values, read_group, read_receipt, write_shard
+from storage.shards import Receipt, Shard, write_shard
 
 Row = dict[str, Any]
 Unit = tuple[str, Group]  # a condition and a group of it
@@ -45,31 +51,25 @@ _CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes ove
 
 
 def measure_shard(
-    root: Root,
-    tokens: Partition,
-    metrics: Sequence[str],
-    parameters: Parameters,
-    digest: str,
-    device: TorchDevice,
-    name: str,
+    metrics: Sequence[str], parameters: Parameters, digest: str, device: TorchDevice, tokens: Shard
 ) -> Receipt:
-    """Measure the shard `name` of `tokens`, write its `prompt_metrics` and return the receipt."""
-    key = tokens.shard(name)
-    dtype = str(read_receipt(root, key, 0).facts["dtype"])
-    layers = [int(layer) for (layer,) in group_values(root, key, ["layer"])]
+    """Measure a shard of `tokens`, write its `prompt_metrics` and return the receipt."""
+    root, name, dtype = tokens.root, tokens.receipt.name, str(tokens.receipt.facts["dtype"])
+    layers = [int(layer) for (layer,) in tokens.group_values(["layer"])]
     counted = {"prompts": 0, "undefined": 0}
 
     def tables() -> Iterator[pa.Table]:
         for layer in layers:
-            table = read_group(root, key, {"layer": layer})
+            table = tokens.read_group({"layer": layer})
             ids, lengths = table["prompt_id"].to_numpy(), table["n_tokens"].to_numpy()
             states = token_states(table, dtype)
             bad = [int((~np.isfinite(each)).any(axis=1).sum()) for each in states]
             if any(bad):
                 first, count = ids[np.flatnonzero(bad)[0]], np.count_nonzero(bad)
                 raise ValueError(
-                    f"{root.place(key)}, layer {layer}: non-finite states at {sum(bad)} tokens of "
-                    f"{count} prompts, first prompt_id {first}; extract it again in float32"
+                    f"{root.place(tokens.key)}, layer {layer}: non-finite states at {sum(bad)} "
+                    f"tokens of {count} prompts, first prompt_id {first}; extract it again in "
+                    "float32"
                 )
             values: TokenValues = {}
             for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
@@ -86,8 +86,9 @@ def measure_shard(
 
     # The counts fill while the tables are written; the receipt is read after that.
     blank = Receipt(name, 0, digest, "", facts=counted)
-    where = tokens.sibling("prompt_metrics").shard(name)
-    return write_shard(root, where, tables(), schema.PROMPT_METRICS, blank)
+    where = tokens.partition.sibling("prompt_metrics").shard(name)
+    columns = [metric_column(*key) for key in token_variants(metrics, parameters)]
+    return write_shard(root, where, tables(), schema.prompt_metrics(columns), blank)
 
 
 class Measured(NamedTuple):
@@ -152,11 +153,8 @@ class LayerMetrics:
         """Return the vectors of a group, one block [n, D] per shard."""
 
         def read() -> Iterator[Tensor]:
-            for receipt in self.embeddings.receipts:
-                if receipt.rows:
-                    key = self.embeddings.partition.shard(receipt.name)
-                    found = shard_vectors(self.root, key, group)
-                    yield torch.from_numpy(found.matrix_ND).to(self.device)
+            for shard in self.embeddings.filled(self.root):
+                yield torch.from_numpy(shard_vectors(shard, group).matrix_ND).to(self.device)
 
         total = sum(receipt.bytes for receipt in self.embeddings.receipts)
         return _kept(read, total * self.embeddings.facts()["prompts"] / self.embeddings.rows)
@@ -169,10 +167,9 @@ class LayerMetrics:
         def read() -> Iterator[Tensor]:
             # The views of a shard's prompts [n, V, D]. A view that tokenises to nothing has no
             # vector: the prompt is then left out of all views.
-            filled = [{r.name for r in view.receipts if r.rows} for view in self.views]
-            for name in sorted(set.intersection(*filled)):
-                keys = [view.partition.shard(name) for view in self.views]
-                found = [shard_vectors(self.root, key, group) for key in keys]
+            filled = [{each.receipt.name: each for each in v.filled(self.root)} for v in self.views]
+            for name in sorted(set.intersection(*map(set, filled))):
+                found = [shard_vectors(shards[name], group) for shards in filled]
                 common = reduce(np.intersect1d, [view.prompt_ids for view in found])
                 if len(common):
                     stacked = [view.matrix_ND[view.rows_of(common)] for view in found]
@@ -193,18 +190,16 @@ class LayerMetrics:
             return
         # Of (metric, variant, norm): the sum of its values, the defined ones, all prompts.
         totals: dict[tuple[str, str, str], npt.NDArray[np.float64]] = {}
-        where = self.prompt_metrics.partition
-        for name in (receipt.name for receipt in self.prompt_metrics.receipts if receipt.rows):
-            table = read_group(self.root, where.shard(name), {"layer": group.layer})
-            defined = pc.is_null(table["reason"])
-            table = table.append_column("defined", defined.cast(pa.int64())).append_column(
-                "filled", pc.if_else(defined, table["value"], 0.0)
-            )
-            sums = [("filled", "sum"), ("defined", "sum"), ("defined", "count")]
-            for row in table.group_by(["metric", "variant", "norm"]).aggregate(sums).to_pylist():
-                key = row["metric"], row["variant"], row["norm"]
-                counts = [row["filled_sum"], row["defined_sum"], row["defined_count"]]
-                totals[key] = totals.get(key, np.zeros(3)) + np.array(counts, dtype=np.float64)
+        asked = token_variants(self.metrics, self.parameters)
+        for shard in self.prompt_metrics.filled(self.root):
+            table = shard.read_group({"layer": group.layer})
+            norm = table["norm"][0].as_py()
+            for metric, variant in asked:
+                values_N = table[metric_column(metric, variant)].to_numpy()
+                defined_N = ~np.isnan(values_N)
+                counts = np.array([values_N[defined_N].sum(), defined_N.sum(), len(values_N)])
+                key = metric, variant, norm
+                totals[key] = totals.get(key, np.zeros(3)) + counts
         for (metric, variant, norm), (total, defined, prompts) in totals.items():
             value = {variant: total / defined if defined else float("nan")}
             averaged = Group(group.layer, norm, TOKENS)

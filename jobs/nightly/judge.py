@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from operator import itemgetter
 from typing import Any
 from urllib.parse import quote, unquote
@@ -33,8 +34,9 @@ from operators.analysis.regression import ScoreChange, has_moved, jumps, score_c
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.manifest import digest_of
-from storage.partition import Partition, partitions
+from storage.partition import Partition, all_partitions
 from storage.root import Root
+from storage.shards import DamagedError
 
 SCHEMA_VERSION = 1
 FOLDER = "alerts"
@@ -84,30 +86,46 @@ def without_ranking(run: Run, subjects: Iterable[Subject]) -> list[Subject]:
     """
     settings = ranking_settings(run.config)
     ordered = sorted(subjects, key=lambda each: (each.name, by_step(each.revision)))
-    wheres = [partition("ranking", each, run.config) for each in ordered]
-    found = [run.manifests.current(each, settings, overwrite=run.overwrite) for each in wheres]
-    return [each for each, manifest in zip(ordered, found, strict=True) if manifest is None]
+    stands = partial(run.manifests.stands, settings=settings, overwrite=run.overwrite)
+    return [each for each in ordered if stands(partition("ranking", each, run.config)) is None]
 
 
-def ranked(run: Run) -> list[Checkpoint]:
+def ranked(run: Run, here: Iterable[Subject]) -> tuple[list[Checkpoint], dict[Subject, str]]:
     """Return every checkpoint that this run has ranked with its settings, by model and step.
 
-    They are those of the root's tables: a checkpoint counts when its files are long gone.
+    They are those of the root's tables: a checkpoint counts when its files are long gone. One whose
+    tables are damaged loses its ranking, and so is made again if it is `here`; the others are
+    returned with what is wrong.
     """
     digest = digest_of(ranking_settings(run.config))
+    known = {(each.name, each.revision): each for each in here}
 
-    def read(where: Partition) -> Checkpoint | None:
-        manifest = run.manifests.load(where)
-        if manifest is None or manifest.digest != digest:
-            return None
+    def read(where: Partition) -> Checkpoint | tuple[Subject, str] | None:
         of = where.keys["model"], where.keys["revision"]
-        rows = sorted(run.rows(where), key=itemgetter("layer"))
-        return Checkpoint(*of, rows, main_metrics(run, *of))
+        gone = Subject(of[0], of[1], of[0])
+        manifest = run.manifests.load(where)
+        if manifest is None:
+            torn = "its ranking has no manifest that can be read"
+            return None if of in known else (gone, torn)
+        if manifest.digest != digest:
+            return None
+        try:
+            rows = sorted(run.rows(where), key=itemgetter("layer"))
+            return Checkpoint(*of, rows, main_metrics(run, *of))
+        except DamagedError as error:
+            if of not in known:
+                run.seen.manifests.pop(error.partition)  # not this night's to look after
+                return gone, str(error)
+            run.manifests.discard(error)
+            run.manifests.withdraw(where)
+            return None
 
-    found = partitions(run.root, "ranking")
+    found = all_partitions(run.root, "ranking")
     own = [each for each in found if each.keys["group"] == run.config.name]
     with ThreadPoolExecutor(_READERS) as pool:
-        return in_order(filter(None, pool.map(read, own)))
+        read_now = [*filter(None, pool.map(read, own))]
+    lost: dict[Subject, str] = dict(each for each in read_now if isinstance(each, tuple))
+    return in_order(each for each in read_now if isinstance(each, Checkpoint)), lost
 
 
 def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
@@ -203,10 +221,13 @@ def read_alerts(root: Root, run: str, model: str) -> dict[str, Alert]:
     folder = _folder(run, model)
     found = {}
     for name in sorted(name for name in root.sizes(folder) if name.endswith(".json")):
-        values = json.loads(root.read(f"{folder}/{name}"))
-        del values["schema_version"]
-        rules = [Broken(**each) for each in values.pop("rules")]
-        found[unquote(name.removesuffix(".json"))] = Alert(**values, rules=rules)
+        try:
+            values = json.loads(root.read(f"{folder}/{name}"))
+            del values["schema_version"]
+            rules = [Broken(**each) for each in values.pop("rules")]
+            found[unquote(name.removesuffix(".json"))] = Alert(**values, rules=rules)
+        except (ValueError, KeyError, TypeError):
+            say(f"  damaged: {root.place(f'{folder}/{name}')} is no alert; it is left out")
     return found
 
 

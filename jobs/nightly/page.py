@@ -39,9 +39,12 @@ def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
     """Whether the page shows other checkpoints than those that are ranked, or is not there."""
     try:
         shown = json.loads(run.root.read(_key(run, DATA)))
+        models = shown["models"]
+        names = {(m["model"], each["revision"]) for m in models for each in m["checkpoints"]}
     except FileNotFoundError:
         return bool(history)
-    names = {(m["model"], each["revision"]) for m in shown["models"] for each in m["checkpoints"]}
+    except (ValueError, KeyError, TypeError):  # not as it was written
+        return True
     return names != {(each.model, each.revision) for each in history}
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from jobs.cluster.console import say
 from jobs.cluster.errors import explain
 from jobs.config.blocks import ConfigError
+from jobs.config.stored import record
 from jobs.extract.stage import extract
 from jobs.measure.stage import measure
 from jobs.nightly import judge
@@ -25,9 +27,11 @@ from jobs.rank.ranking import Checkpoint, checkpoint_of
 from jobs.rank.stage import rank_subject, write_subject
 from jobs.run import Run
 from jobs.subjects import check, require_lengths, resolve
+from jobs.upkeep import healing
 from jobs.words import counted, points, signed
 from operators.model.subject import Subject
 from storage.lock import LeaseLostError, Lock, held
+from storage.partition import TableName, partitions
 
 _STAGES = (extract, measure, probe)
 
@@ -50,16 +54,21 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
     with held(Lock(run.root, "nightly", run.config.nightly.lease_seconds)) as lock:
         run.seen.manifests.clear()  # another night may have ended before this one had the lock
         found = resolve(run.config.subjects, run.config.storage, keep_gone=True)
+        history, lost = ranked(run, found)
         new = without_ranking(run, found)
         say(f"{counted(len(found), 'checkpoint')}, {len(new)} without a ranking")
-        history = ranked(run)
+        for subject, why in lost.items():
+            night.failed[subject] = f"{why}; its checkpoint is not here to make it again"
+            say(f"  {subject}: {night.failed[subject]}: `layerrank repair` removes what is left")
         if new:
-            prepare(run)
+            record(run.config, run.given or run.config, run.root)
+            healing(run, partial(prepare, run))
         for number, subject in enumerate(new, 1):
             say(f"{number}/{len(new)} {subject}")
             run.cluster.forget()
             try:
-                history = _evaluate(replace(run, chosen=(subject,)), history, lock, night)
+                one = replace(run, chosen=(subject,))
+                history = healing(one, partial(_evaluate, one, history, lock, night))
             except (LeaseLostError, ConfigError):  # of the whole night
                 raise
             except Exception as error:  # noqa: BLE001  (of one checkpoint: the others go on)
@@ -71,11 +80,13 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
         lock.check()
         if new or is_stale(run, history):
             publish(run, history, night.failed)
-    if not new:
+        _forget(run, history)
+    if not new and not night.failed:
         say("nothing new")
         return night
     failed = night.failed
-    say(f"{counted(len(new) - len(failed), 'checkpoint')} ranked, {len(failed)} failed")
+    done = sum(subject not in failed for subject in new)
+    say(f"{counted(done, 'checkpoint')} ranked, {len(failed)} failed")
     for subject, reason in failed.items():
         say(f"  failed: {subject}: {reason}")
     for alert in night.regressed:
@@ -101,6 +112,24 @@ def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> 
     write_subject(run, ranking)
     others = [each for each in history if (each.model, each.revision) != (new.model, new.revision)]
     return in_order([*others, new])
+
+
+def _forget(run: Run, history: list[Checkpoint]) -> None:
+    """Remove the vectors and states of all but the latest checkpoints, if the config says so."""
+    latest = run.config.keep.nights
+    if latest is None:
+        return
+    of_model: dict[str, list[str]] = {}
+    for each in history:
+        of_model.setdefault(each.model, []).append(each.revision)
+    old = {(model, each) for model, all_ in of_model.items() for each in all_[:-latest]}
+    names = {dataset.name for dataset in run.config.datasets}
+    tables: tuple[TableName, ...] = ("embeddings", "tokens")
+    for where in (each for table in tables for each in partitions(run.root, table)):
+        keys = where.keys
+        ours = (keys["model"], keys["revision"]) in old and keys["dataset"] in names
+        if ours and run.root.sizes(where.path) and run.manifests.load(where):
+            run.manifests.remove(where, "keep.nights")
 
 
 def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -> None:

@@ -31,16 +31,24 @@ from jobs.extract.targets import Pass, Target, Unit, passes
 from jobs.extract.worker import Batch, Extractor, read
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.limits import TOKENS_PER_SECOND
-from jobs.plan.sampling import Corpus, Weight, partition_weight, read_corpus, scratch, weight
+from jobs.plan.sampling import (
+    Corpus,
+    Weight,
+    partition_weight,
+    read_corpus,
+    scratch,
+    shards_weight,
+    weight,
+)
 from jobs.run import leading
 from jobs.subjects import is_remote, resolve, shape_of
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
-from operators.metrics.registry import Tokens, Views, of_kind
-from operators.metrics.registry import token_metrics as measure_tokens
+from operators.metrics.registry import Tokens, Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from operators.prompts.views import is_view
 from storage import schema
-from storage.partition import TableName, shard_name
+from storage.partition import TableName
 from storage.root import Root
 from storage.shards import write_shard
 
@@ -49,6 +57,8 @@ _TEXTS = 1024  # that the tokenizer sees of the clean pass
 _MORE_TEXTS = 128  # and of every other pass
 _MEASURED = 64  # texts that the model encodes to measure its speed
 _ITEM_BYTES = {"float32": 4, "float16": 2}
+_BY_LAYER: tuple[TableName, ...] = ("tokens", "prompt_metrics")  # a row group each
+_INDEX_PAGE = 8_100.0
 _PER_METRIC = 2.0  # variants of a metric that is not of tokens, on average
 
 
@@ -127,9 +137,7 @@ class Pair:
     @cached_property
     def variants(self) -> int:
         """How many (metric, variant) token states are measured with."""
-        states, lengths = [torch.randn(2, 4, 4)], torch.tensor([4, 4])
-        wanted = token_metrics(self.config)
-        return len(measure_tokens(states, lengths, wanted, parameters(self.config)))
+        return len(token_variants(token_metrics(self.config), parameters(self.config)))
 
     @property
     def metric_targets(self) -> list[Target]:
@@ -180,6 +188,18 @@ class Plan:
         """All that is written."""
         return sum((each for _, each in self.written), Weight())
 
+    @cached_property
+    def removed(self) -> Weight:
+        """What goes again when the metrics made of it stand: the vectors of views."""
+        found = [
+            shards_weight(shards, pair.groups, pair.shape.hidden_size).times(pair.checkpoints)
+            for pair in self.pairs
+            if not pair.config.keep.views
+            for each, shards in zip(pair.passes, of_dataset(pair)["embeddings"], strict=True)
+            if is_view(each.condition)
+        ]
+        return sum(found, Weight())
+
     @property
     def is_bound(self) -> bool:
         """Whether some of it is the most that there can be, and no estimate."""
@@ -207,11 +227,12 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
     """
     corpora = [read_corpus(config, dataset, root) for dataset in config.datasets]
     with scratch() as sampled:
-        for each in corpora:
+        for number, each in enumerate(corpora):
             if each.texts.num_rows:
-                key = each.prompts.partition.shard(shard_name(0))
-                blank = each.prompts.receipts[0]
-                write_shard(sampled, key, [each.texts], schema.PROMPTS, blank)
+                blank, columns = each.prompts.receipts[0], schema.PROMPTS
+                key = each.prompts.partition.shard(blank.name)
+                written_now = write_shard(sampled, key, [each.texts], columns, blank)
+                corpora[number] = replace(each, sampled=written_now)
         pairs = [
             pair for given in config.subjects for pair in _pairs(config, given, corpora, sampled)
         ]
@@ -252,7 +273,8 @@ def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
     """Return some texts of a dataset, as the subject reads them in a pass."""
     made = [target for target in each.targets if target is not each.tokens]
     digests = {target.partition.table: "" for target in made}  # kept by nobody
-    unit = Unit(each.dataset, each.condition, 0, texts, 0, digests)
+    assert pair.corpus.sampled, "no text is at hand"
+    unit = Unit(each.dataset, each.condition, pair.corpus.sampled, texts, 0, digests)
     return read(sampled, pair.subject, pair.config, unit)
 
 
@@ -284,7 +306,10 @@ def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, W
         for table, partitions in found.items():
             place = Place(pair.subject.name, dataset, table)
             for shards in filter(None, partitions):
-                yield place, partition_weight(shards).times(pair.checkpoints)
+                features = pair.shape.hidden_size if table == "embeddings" else 0
+                groups = pair.groups if features else pair.layers if table in _BY_LAYER else 1
+                found_weight = partition_weight(shards, groups, features)
+                yield place, found_weight.times(pair.checkpoints)
     yield Place("", "", "report"), _report(config, pairs)
 
 
@@ -306,15 +331,15 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [
-            _shards(each, layers, 8.9 * pair.variants, 1500) for each in pair.metric_targets
+            _shards(each, layers, 7.95 * pair.variants, 3240) for each in pair.metric_targets
         ],
-        "prompt_traits": [[2700 + 16.5 * share for share in each.values()] for each in shares],
+        "prompt_traits": [[1350 + 16.5 * share for share in each.values()] for each in shares],
         "layer_metrics": [
-            [4300 + 9.5 * pair.layer_rows(views=not condition)]
+            [3000 + 9.5 * pair.layer_rows(views=not condition)]
             for condition in range(1 + len(config.conditions.passes()))
         ],
         "sensitivity": [
-            [5600 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
+            [3200 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
         ],
         "probe_scores": [],
         "learning_curves": [],
@@ -324,11 +349,11 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
         # Tasks without folds are resampled; directions alone have one score for both variants.
         drawn = probe.replicates if kind.score and task.repeats == 1 else 0
         different = 1 if kind.scale_free else len(probe.variants)
-        found["probe_scores"].append([4000 + 10 * rows + 8 * groups * different * drawn])
+        found["probe_scores"].append([2500 + 10 * rows + 8 * groups * different * drawn])
         noisy = noise_conditions(config, [task])
-        found["probe_scores"] += [[4200 + 10 * layers * task.repeats] for _ in noisy]
+        found["probe_scores"] += [[2700 + 10 * layers * task.repeats] for _ in noisy]
         if examples := len(learning_examples(config, task)):
-            found["learning_curves"].append([4900 + 8 * layers * task.repeats * examples])
+            found["learning_curves"].append([2750 + 8 * layers * task.repeats * examples])
     return found
 
 
@@ -336,16 +361,16 @@ def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the same of the tables of a subject, whatever the datasets."""
     layers, metrics = pair.layers, len(pair.config.measure.metrics)
     return {
-        "layer_costs": [[3470 + 40 * layers]],
-        "modes": [[10_500 + 450 * layers]] if pair.mode_targets else [],
-        "choices": [[3_000 + 50 * metrics]],
-        "correlations": [[6_000 + 90 * metrics]],
-        "ranking": [[7600 + 75 * layers]],
+        "layer_costs": [[1660 + 40 * layers]],
+        "modes": [[6_500 + 450 * layers]] if pair.mode_targets else [],
+        "choices": [[650 + 50 * metrics]],
+        "correlations": [[3_000 + 90 * metrics]],
+        "ranking": [[3900 + 75 * layers]],
     }
 
 
 def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
-    """Return the weight of the four files of a report.
+    """Return the weight of the four files of a report, of the list of reports, and of the config.
 
     Its plots are most of the page: each grows with the layers, by a point of every curve.
     """
@@ -369,4 +394,5 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         wide = (8 if count > 1 else 6) * bool(count) + 4 * (pair.checkpoints > 1)
         page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
         facts += 20_000 * pair.checkpoints
-    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts])
+    books = 3_500.0  # the config
+    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts, _INDEX_PAGE, books])

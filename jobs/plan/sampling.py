@@ -29,7 +29,7 @@ from storage.manifest import Manifest, digest_of, load
 from storage.partition import Partition, shard_name
 from storage.root import Root
 from storage.schema import ROW_BITS
-from storage.shards import Receipt, read_table, write_shard
+from storage.shards import Receipt, write_shard
 
 Basis = Literal["prepared", "counted", "sampled", "bound"]
 _ROWS = 20_000  # source rows that are read
@@ -37,7 +37,8 @@ _SHARDS = 8  # shards of them that are written to be weighed
 _FILES = 32  # files, evenly spaced, that are opened to count and to sample
 _COUNTED_BYTES = 1 << 26  # of a file without a footer; the lines of a longer one are estimated
 _TEXTS = 1024  # that the tokenizer sees
-_MANIFEST, _RECEIPT = 500, 370  # bytes of a manifest, and of what it says of a shard
+# Bytes of a manifest, of what it says of a shard, of the index of a shard, and of a group there.
+_MANIFEST, _RECEIPT, _INDEX, _GROUP = 700, 215, 1100, 35
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,18 @@ def weight(sizes: Sequence[float]) -> Weight:
     return Weight(len(sizes), sum(sizes), sum(puts))
 
 
-def partition_weight(shards: Sequence[float]) -> Weight:
-    """Return the weight of a partition: shards of these bytes, and its manifest."""
-    return weight([*shards, _MANIFEST + _RECEIPT * len(shards)])
+def partition_weight(shards: Sequence[float], groups: int = 1, features: int = 0) -> Weight:
+    """Return the weight of a partition: its shards, as `shards_weight`, and its manifest."""
+    manifest = weight([_MANIFEST + _RECEIPT * len(shards)])
+    return shards_weight(shards, groups, features) + manifest
+
+
+def shards_weight(shards: Sequence[float], groups: int = 1, features: int = 0) -> Weight:
+    """Return the weight of shards of these bytes and of their indexes.
+
+    An index has the sum of every feature in each of the `groups` of a shard of vectors.
+    """
+    return weight([*shards, *[_INDEX + (_GROUP + 8.0 * features) * groups] * len(shards)])
 
 
 @contextmanager
@@ -97,6 +107,7 @@ class Corpus:
     prompts: Manifest
     texts: pa.Table
     weights: dict[str, Weight]
+    sampled: Receipt | None = None  # of the shard of those texts, where they are written
 
 
 def read_corpus(config: RunConfig, dataset: DatasetConfig, root: Root | None) -> Corpus:
@@ -129,11 +140,11 @@ def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
         return None
     weights: dict[str, Weight] = defaultdict(Weight)
     for manifest in present:
-        sizes = root.sizes(manifest.partition.path).values()
-        weights[manifest.partition.table] += weight([*sizes])
+        sizes = [receipt.bytes for receipt in manifest.receipts]
+        weights[manifest.partition.table] += partition_weight(sizes)
     prompts = present[0]
-    filled = [prompts.partition.shard(each.name) for each in prompts.receipts if each.rows]
-    texts = read_table(root, filled[0])[:_TEXTS] if filled else schema.PROMPTS.empty_table()
+    filled = prompts.filled(root)
+    texts = filled[0].read()[:_TEXTS] if filled else schema.PROMPTS.empty_table()
     return Corpus(dataset, "prepared", prompts, texts, weights)
 
 
@@ -164,7 +175,7 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     weights: dict[str, Weight] = defaultdict(Weight)
     weights["prompts"] = _weigh(manifest.partition, prompts, sum(counts), manifest)
     for task in dataset.tasks:
-        items = [items_of(each, task) for each in of_shard]
+        items = [_as_tasks(*items_of(each, task)) for each in of_shard]
         where = partition("tasks", task, dataset)
         weights["tasks"] += _weigh(where, items, sum(counts), manifest)
     return Corpus(dataset, "counted" if everything else "sampled", manifest, texts, weights)
@@ -241,6 +252,10 @@ def _weigh(where: Partition, shards: Sequence[Rows], unique: int, prompts: Manif
     # As many rows per shard as in the sample, up to the rounding of the sample's shards.
     larger = (prompts.rows / count) / max(unique / len(shards), 1e-9)
     return partition_weight([mean * larger] * count)
+
+
+def _as_tasks(items: pa.Table, _: pa.Schema, facts: dict[str, int]) -> Rows:
+    return schema.as_tasks(items), schema.TASKS, facts
 
 
 def _manifest(dataset: DatasetConfig, prompts: int, rows: int) -> Manifest:

@@ -65,6 +65,11 @@ def told(
         f"    at {gb_month:g} USD per GB-month and {thousand_puts:g} USD per 1,000 PUT"
         f"{' (assumed: S3 Standard, us-east-1)' if defaults else ''}"
     )
+    if plan.removed.objects:
+        yield (
+            f"  {size(plan.removed.bytes)} of these, vectors of views, go when their metrics stand "
+            "(keep.views)"
+        )
 
 
 def _model(plan: Plan, subject: str) -> Iterator[str]:

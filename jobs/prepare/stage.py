@@ -21,11 +21,12 @@ from jobs.prepare import records, sources
 from jobs.prepare.files import Options
 from jobs.prepare.records import PROMPT, SKIPPED
 from jobs.run import Run, partition
-from jobs.tasks.types import check_items
+from jobs.tasks.types import check_items, read_items
+from storage import schema
 from storage.manifest import Manifest, Manifests
 from storage.partition import shard_name
 from storage.root import Root
-from storage.shards import Receipt, read_tables, write_shard
+from storage.shards import Receipt, Shard, write_shard
 
 
 def prepare(run: Run) -> None:
@@ -182,7 +183,8 @@ def _write_shards(
             table, columns, facts = records.prompts_of(found, number)
         else:
             with _named(dataset):
-                table, columns, facts = records.items_of(found, tasks[name])
+                table, _, facts = records.items_of(found, tasks[name])
+            table, columns = schema.as_tasks(table), schema.TASKS
         key = shard_name(number)
         blank = Receipt(key, 0, target.digest, "", facts=facts)
         groups = [table] if table.num_rows else []
@@ -207,17 +209,18 @@ def _check(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> No
             f"dataset {dataset.name}: no prompt is left after the filters "
             f"({', '.join(f'{reason}: {count}' for reason, count in reasons)})"
         )
-    units = [(task, made[task.name].objects()) for task in dataset.tasks if task.name in made]
-    whys = dict(run.cluster.each("prepare", units, partial(_refusal, run.root)))
+    root = run.root
+    units = [(task, made[task.name].shards(root)) for task in dataset.tasks if task.name in made]
+    whys = dict(run.cluster.each("prepare", units, _refusal))
     refused = [why for task, _ in units if (why := whys[task.name])]
     if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
 
 
-def _refusal(root: Root, unit: tuple[Task, list[str]]) -> tuple[str, str | None]:
-    task, keys = unit
+def _refusal(unit: tuple[Task, list[Shard]]) -> tuple[str, str | None]:
+    task, shards = unit
     try:
-        check_items(task, read_tables(root, keys))
+        check_items(task, read_items(task, shards))
     except ConfigError as error:
         return task.name, str(error)
     return task.name, None

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from jobs.config.datasets import Task
 from jobs.tasks.items import Given
-from jobs.tasks.types import TYPES, check_items
+from jobs.tasks.types import TYPES, check_items, read_items
 from operators.model.subject import Subject, Variant
 from operators.probes.fold import FoldScore, NoScoreError, unit_rows
 from operators.prompts.seeding import prompt_id
@@ -22,7 +22,7 @@ from storage.layers import Group, LayerVectors, read_vectors
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import read_tables
+from storage.shards import DamagedError
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -90,6 +90,8 @@ class Scorer:
             with threadpool_limits(1):
                 rows = self._mteb_rows(target, unit) if by_mteb else self._rows(target, unit)
                 return unit.target, list(rows), None
+        except DamagedError:  # made again, and the run goes on
+            raise
         except Exception as error:  # noqa: BLE001  (any task may fail; the driver stops the run)
             named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             return unit.target, [], f"layer {unit.group.layer}: {named}{error}"
@@ -97,7 +99,7 @@ class Scorer:
     def _rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         kind = TYPES[type(target.task)]
         assert kind.score, target.task
-        items = read_tables(self.root, target.items.objects()).sort_by("row")
+        items = read_items(target.task, target.items.shards(self.root)).sort_by("row")
         check_items(target.task, items)
         vectors = self._read(target.embeddings, unit, items)
         noisy = self._read(target.noisy, unit, items) if target.noisy else None
@@ -126,7 +128,7 @@ class Scorer:
     def _mteb_rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         from operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
 
-        items = read_tables(self.root, target.items.objects())
+        items = read_items(target.task, target.items.shards(self.root))
         vectors = self._read(target.embeddings, unit, items)
         name = target.task.name
         model = {"model_name": target.subject.name, "revision": target.subject.revision}

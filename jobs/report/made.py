@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from jobs.config.stored import shown
 from jobs.prepare.records import SKIPPED
 from jobs.report.section import Cell, Section, Table
 from jobs.run import TABLES, Run, partition
@@ -26,9 +26,6 @@ _PACKAGES = (
     "scikit-learn",
     "datasets",
 )
-# Addresses of sources may carry a password before the host, or a signature after the path.
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
-_SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 
 
 def section(run: Run) -> Section:
@@ -37,7 +34,7 @@ def section(run: Run) -> Section:
     table, corpora = _datasets(run)
     seeds = {"run": config.seed, "probe": config.probe.seed}
     found = section_of(
-        without_passwords(config.model_dump(mode="json", exclude={"storage"})),
+        shown(config),
         f"Seed of the run {seeds['run']}, of the probes {seeds['probe']}.",
         [f"{stage}: {'; '.join(by)}." for stage, by in made.items()],
         [table],
@@ -106,19 +103,6 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
-
-
-def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
-    """Return a value without what may be secret in addresses."""
-    if isinstance(value, Mapping):
-        return {key: without_passwords(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_passwords(each) for each in value]
-    if isinstance(value, str) and "://" in value:
-        value = _PASSWORD.sub("***@", value)
-        # A ? in a bucket's address is a glob pattern; only web addresses have a query.
-        return _SIGNATURE.sub("?***", value) if value.startswith("http") else value
-    return value
 
 
 def _made(run: Run) -> dict[str, list[str]]:

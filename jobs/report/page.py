@@ -7,17 +7,22 @@ or on who renders it: the same tables give the same bytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
 
 from jobs.cluster.console import say
 from jobs.config.metrics import parameters
+from jobs.config.stored import without_passwords
 from jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
 from jobs.report import guide, made, section
 from jobs.report.facts import Facts, units_of
-from jobs.report.section import Section
+from jobs.report.section import Cell, Section, Table
 from jobs.report.sections import (
     answer,
     choices,
@@ -139,10 +144,36 @@ def tell(report: Report, root: Root | None) -> None:
         for line in ["", f"  {facts.ranking.subject}: {facts.setting}", *lines]:
             say(line)
     if root:
+        folder = f"{FOLDER}/{quote(report.name, safe='')}"
         for name, content in files.items():
-            root.write(f"{FOLDER}/{name}", content)
+            root.write(f"{folder}/{name}", content)
+        root.write(f"{FOLDER}/index.html", index(root))
         say()
-        say(f"  report: {root.place(f'{FOLDER}/index.html')}")
+        say(f"  report: {root.place(f'{folder}/index.html')}")
+
+
+def index(root: Root) -> bytes:
+    """Return the page that lists the reports of a root, with what each says of its models."""
+    rows: list[list[Cell]] = []
+    for folder in root.folders(FOLDER):
+        try:
+            found = json.loads(root.read(f"{FOLDER}/{folder}/report.json"))
+            says = [each["verdict"]["sentence"] for each in found["subjects"]]
+            name = Markup('<a href="{}/index.html">{}</a>').format(quote(folder), found["run"])
+        except (FileNotFoundError, ValueError, KeyError):
+            continue  # it is being written
+        rows.append([name, str(len(says)), says[0]])
+    table = Table("Reports", ["Run", "Models", "Of the first"], rows, words=(0, 2))
+    return section.page(
+        "page.html.j2",
+        title="Reports of this root",
+        about=f"{counted(len(rows), 'run')}.",
+        before=[Section("Runs", "runs", tables=[table])],
+        models=[],
+        after=[],
+        version=made.versions()["layerrank"] or "",
+        forms={},
+    )
 
 
 def render(report: Report) -> dict[str, bytes]:
@@ -174,7 +205,7 @@ def _data(
         head = {
             "name": found.subject.name,
             "revision": found.subject.revision,
-            "model": made.without_passwords(found.subject.model),
+            "model": without_passwords(found.subject.model),
             "blocks": found.last,
             **found.vectors._asdict(),
             "policy": found.settings.policy,

@@ -6,7 +6,7 @@ family, `labelled` or `pairs`, that call a probe of `operators.probes`, and an e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from jobs.tasks import labelled, pairs
 from jobs.tasks.items import Given, Ids, Item, Row
 from operators.probes.fold import FoldScore
 from storage import schema
+from storage.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ TYPES: dict[type[Any], TaskType] = {
         lambda task, row, ids, _: {"prompt_id": ids["text"]} if row["task"] == task.name else None,
     ),
 }
+
+
+def read_items(task: Task, shards: Sequence[Shard]) -> pa.Table:
+    """Return the items of a task, those of all shards, with the columns of its type."""
+    columns = TYPES[type(task)].columns
+    return pa.concat_tables([each.read(columns.names) for each in shards]).cast(columns)
 
 
 def check_items(task: Task, items: pa.Table) -> None:

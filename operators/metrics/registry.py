@@ -151,6 +151,12 @@ def token_metrics(
     return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}
 
 
+def token_variants(names: Sequence[str], parameters: Parameters) -> list[tuple[str, str]]:
+    """Return the (metric, variant) that `token_metrics` gives values of."""
+    states, lengths_N = [torch.randn(2, 4, 4)], torch.tensor([4, 4])
+    return [*token_metrics(states, lengths_N, names, parameters)]
+
+
 def single(kernel: Kernel) -> OfChunk:
     """Return what gives the values of a kernel, in one variant."""
     return lambda chunk, _: {"": map_rows(kernel, chunk.tokens_MTD, chunk.mask_MT)}

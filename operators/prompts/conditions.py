@@ -23,11 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.prompts import seeding
-from operators.prompts.views import ViewProbabilities, augment
+from operators.prompts.views import ViewProbabilities, augment, is_view
 
 Ids = npt.NDArray[np.int32]
 _CLEAN = "clean"
-_VIEW = "view-"
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def graded(name: str) -> Condition | None:
 
     ValueError for a name that is none of these.
     """
-    if name == _CLEAN or name.startswith(_VIEW):
+    if name == _CLEAN or is_view(name):
         return None
     family, _, level = name.partition("-")
     if family not in FAMILIES:
@@ -158,7 +157,7 @@ def condition_text(text: str, name: str, seed: int, probabilities: ViewProbabili
     if condition is not None and FAMILIES[condition.family].change is None:
         drawn_for = condition.family
         probabilities = ViewProbabilities(*[condition.level] * 3)
-    elif not name.startswith(_VIEW):
+    elif not is_view(name):
         return text
     return augment(text, probabilities, seeding.generator(seed, seeding.prompt_id(text), drawn_for))
 

@@ -43,6 +43,7 @@ _NEIGHBOURS = {
     )
     for key, (x, y) in _PLACES.items()
 }
+_VIEW = "view-"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ class ViewProbabilities:
 
 def view_name(i: int) -> str:
     """Return the condition that names view `i`: ``view-00``, ``view-01``, ..."""
-    return f"view-{i:02d}"
+    return f"{_VIEW}{i:02d}"
+
+
+def is_view(condition: str) -> bool:
+    """Whether a condition is a view."""
+    return condition.startswith(_VIEW)
 
 
 def augment(text: str, probabilities: ViewProbabilities, generator: np.random.Generator) -> str:

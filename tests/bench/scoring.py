@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from jobs.cluster.console import say
 from tests.support.shared_data import LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS, run_config
@@ -176,12 +177,12 @@ class Live:
 
 def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
     from storage.layers import groups, read_vectors
-    from storage.shards import read_tables
     from tests.support.simulated import text_table
 
     tables, run = {}, _files_run(options, folder)
     for subject, dataset in run.pairs():
-        prompts = read_tables(run.root, run.prompts(dataset).objects()).sort_by("prompt_id")
+        shards = run.prompts(dataset).shards(run.root)
+        prompts = pa.concat_tables([each.read() for each in shards]).sort_by("prompt_id")
         texts, ids = prompts["text"].to_pylist(), prompts["prompt_id"].to_numpy()
         embeddings = run.embeddings(subject, dataset)
         for group in groups(run.root, embeddings):

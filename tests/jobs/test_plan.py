@@ -33,6 +33,7 @@ from storage import schema
 from storage.manifest import Manifests
 from storage.partition import KEYS, Partition
 from storage.root import Root
+from storage.shards import index_key
 from tests.support.stored import store
 
 DEMO_BYTES = 68_100_000  # that a run of it wrote
@@ -159,7 +160,11 @@ def test_what_is_prepared_is_counted(root: Root) -> None:
     corpus, prompts = found.corpus, found.corpus.prompts
     assert (corpus.basis, prompts.rows, len(prompts.receipts)) == ("prepared", 75, 3)
     assert found.forward == 75 + 2 * 30
-    assert corpus.weights["prompts"].bytes == sum(root.sizes(where.path).values())
+    places = (where.path, index_key(where.path))
+    indexed = sum(size for each in places for size in root.sizes(each).values())
+    written = indexed + len(root.read(where.manifest))
+    assert corpus.weights["prompts"].objects == 3 + 3 + 1
+    assert corpus.weights["prompts"].bytes == pytest.approx(written, rel=0.15)
 
 
 def test_how_much_there_is_to_read_is_known_from_footers_sizes_and_limits(
@@ -250,7 +255,7 @@ def test_a_run_beyond_its_bounds_does_not_start(
     path = write_run(subjects=[{"model": str(checkpoint), "name": "tiny"}], datasets=[dataset])
     message = failure(capsys, command, path, "--output", "out", "--max-bytes", "300KiB")
     assert re.search(r"small .* [\d.]+ KiB, .* 300.0 KiB; .*report [\d.]+ KiB, \w+ ", message)
-    assert not [*Path().glob("out/*")]
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
     bounds = ["--max-gpu-hours", "0.001", "--tokens-per-second", "10", "--max-bytes", "1GB"]
     message = failure(capsys, command, path, "--output", "out", *bounds)
     assert re.search(r"at 10 tokens/s, .* 0\.001; .*tiny", message)

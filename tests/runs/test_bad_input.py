@@ -93,7 +93,9 @@ def _prepared(
     config = write_config(folder, checkpoint, datasets=_dataset(folder / "rows.jsonl", rows, **odd))
     out = folder / "out"
     told = cli("prepare", str(config), "--output", str(out), *options, expect=code)
-    return told.stderr, {path.relative_to(out).parts[1] for path in out.rglob("manifest.json")}
+    return told.stderr, {
+        path.relative_to(out).parts[3].removesuffix(".json") for path in out.rglob("dataset=*.json")
+    }
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,8 @@ def test_data_that_a_task_cannot_use_is_one_line_until_it_is_mended(
     made = {"task=labels", "task=few", "task=similar", "task=order", "dataset=odd"}
     assert _prepared(*given, _rows(), [FEW, LABELS, SIMILAR, ORDER]) == ("", made)
     out = tmp_path / "out"
-    assert {path.relative_to(out).parts[1] for path in out.rglob("*.parquet")} == made
+    shards = [*out.glob("prompts/**/*.parquet"), *out.glob("tasks/**/*.parquet")]
+    assert {path.relative_to(out).parts[1] for path in shards} == made
 
 
 def test_what_is_published_conflicts_with_other_settings_and_shards_alone_do_not(
@@ -141,7 +144,7 @@ def test_what_is_published_conflicts_with_other_settings_and_shards_alone_do_not
     _prepared(*given, [SIMILAR])
     assert "['text', 'query'] there, ['text'] here" in _prepared(*given, [FEW], code=2)[0]
     assert _prepared(*given, [FEW], "--overwrite")[0] == ""
-    for path in tmp_path.rglob("manifest.json"):
+    for path in tmp_path.rglob("dataset=*.json"):
         path.unlink()
     assert _prepared(*given, [SIMILAR])[0] == ""
 
@@ -182,8 +185,10 @@ def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) 
         measure={"metrics": ["prompt_entropy"], "token_metrics": "stored"},
     )
     line = _refused(cli, config, tmp_path / "out", code=1)
-    where = r"broken at local, odd, clean, shard \d: layer 0 has non-finite states at 2 tokens of 1"
-    assert re.search(where + f" prompts, first prompt_id {prompt_id(texts[-1])}; run", line)
+    where = r"broken at local, odd, clean, shard-0000\d\.parquet: layer 0 has non-finite states"
+    assert re.search(
+        where + f" at 2 tokens of 1 prompts, first prompt_id {prompt_id(texts[-1])}; run", line
+    )
     assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
 
 
@@ -199,17 +204,18 @@ def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Pa
     longest = ask(root, "SELECT max(n_tokens) FROM embeddings")
     undefined = ask(
         root,
-        "SELECT metric, reason FROM prompt_metrics WHERE isnan(value) AND n_tokens = 1 "
-        "AND NOT contains(variant, 'no_first') "
-        "GROUP BY ALL ORDER BY ALL",
+        "SELECT DISTINCT isnan(curvature), isnan(prompt_entropy_alpha_1), isnan(mean_norm), "
+        "isnan(prompt_entropy_alpha_2_maxentropy), reasons FROM prompt_metrics WHERE n_tokens = 1",
     )
     assert [text for (text,) in texts] == sorted(good)
     assert longest == [(64,)]
-    assert [metric for metric, _ in undefined] == ["curvature", "prompt_entropy"]
-    assert all(reason for _, reason in undefined)
+    ((*nan, reasons),) = undefined
+    assert nan == [True, True, False, True]
+    named = ["curvature", "largest_coordinate", "mean_norm", "prompt_entropy"]
+    assert sorted(each.partition(":")[0] for each in reasons.split("; ")) == named
     embeddings = Partition("embeddings", ("tiny", "local", "odd", "clean"))
     assert require(root, embeddings).facts()["truncated"] == 1
-    report = json.loads(root.read("report/report.json"))
+    report = json.loads(root.read("report/small/report.json"))
     counted = ("whitespace", "empty", "null", "truncated")
     assert [word for word in counted if word not in json.dumps(report)] == []
     assert report["subjects"][0]["verdict"]["kind"] == "no_labels"

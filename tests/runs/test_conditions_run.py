@@ -124,7 +124,7 @@ def test_slopes_are_those_of_every_prompt_by_hand(run: tuple[Path, Root], checkp
 
 def test_the_report_shows_every_family(run: tuple[Path, Root]) -> None:
     root = run[1]
-    report = json.loads(root.read("report/report.json"))
+    report = json.loads(root.read("report/small/report.json"))
     found = report["subjects"][0]["responses"]
     assert {(each["family"], each["metric"], each["variant"]) for each in found} == {
         (family, metric, variant)
@@ -143,7 +143,7 @@ def test_the_report_shows_every_family(run: tuple[Path, Root]) -> None:
     assert shown["random"] == ["clean", "random-0.30", "random-0.60"]
     assert shown["truncate"] == ["clean", "truncate-0.50"]
     assert shown["length"] == list(LENGTHS)
-    page = root.read("report/index.html").decode()
+    page = root.read("report/small/index.html").decode()
     assert "Under extreme input" in page
 
 

@@ -63,7 +63,8 @@ def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_pat
     assert "5/5 rank" in result.stdout
     root = s3.root("demo")
     assert_complete(root, "sensitivity")  # of conditions, which the demo has not
-    assert set(root.sizes("report")) == {"report.json", "report.md", "metrics.html", "index.html"}
+    files = {"report.json", "report.md", "metrics.html", "index.html"}
+    assert set(root.sizes("report/demo")) == files
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in result.stdout + result.stderr
     objects = root.filesystem.find(root.path())

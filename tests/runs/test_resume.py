@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.cli import main
 from jobs.run import TABLES
 from storage.checkpoint import Checkpoint
-from storage.partition import KEYS, MANIFEST, TableName, partitions
-from storage.root import Root
+from storage.partition import KEYS, TableName, partitions
+from storage.root import BOOKS, Root
 from tests.conftest import Cli, edited, write_config
-from tests.support.stored import content
+from tests.support.stored import content, manifests
 
 pytestmark = pytest.mark.slow
 PAIRS = [
@@ -70,6 +76,116 @@ def test_what_is_lost_is_made_again(
     assert partitions(finished.root, "layer_costs")
 
 
+def _damage(path: Path, how: str) -> None:
+    """Damage a file as storage does it: its time of change tells nothing."""
+    content, before = bytearray(path.read_bytes()), path.stat()
+    if how == "flipped":
+        content[len(content) // 3] ^= 4
+    elif how == "foreign":
+        content = bytearray(next(p for p in path.parent.iterdir() if p != path).read_bytes())
+    else:
+        del content[len(content) // 2 :]
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("table", "how", "readers", "engine"),
+    [
+        ("embeddings", "flipped", ("layer_metrics",), "process"),
+        ("embeddings", "foreign", ("probe_scores",), "ray"),
+        ("prompts", "flipped", ("tokens",), "process"),
+        ("tasks", "cut", ("probe_scores",), "process"),
+        ("prompt_metrics", "flipped", ("modes", "sensitivity"), "ray"),
+        ("probe_scores", "flipped", ("ranking",), "process"),
+    ],
+)
+def test_what_is_damaged_is_named_when_it_is_read_and_made_again(
+    finished: Finished,
+    cli: Cli,
+    table: TableName,
+    how: str,
+    readers: tuple[TableName, ...],
+    engine: str,
+) -> None:
+    root = Path(finished.root.uri)
+    shard = sorted((root / table).rglob("*.parquet"))[0]
+    _damage(shard, how)
+    named = str(shard.relative_to(root))
+    assert named in cli("status", str(root), "--verify", expect=1).stdout
+    _lose(finished, *readers)
+    told = cli("run", str(finished.config), "--output", str(root), "--engine", engine).stdout
+    assert re.search(rf"damaged: {re.escape(named)}: .*made again", told)
+    assert content(finished.root) == finished.content
+    cli("status", str(root), "--verify")
+
+
+def test_torn_books_are_made_again(finished: Finished, cli: Cli) -> None:
+    books = Path(finished.root.uri) / BOOKS
+    torn = [
+        *sorted((books / "manifests" / "embeddings").rglob("condition=*.json"))[:3],
+        *(books / "manifests" / "layer_metrics").rglob("condition=clean.json"),
+        *sorted((books / "shards" / "prompts").rglob("*.parquet"))[:1],
+        books / "runs" / "small.yaml",
+    ]
+    assert len(torn) == 6
+    for path in torn:
+        _damage(path, "cut")
+    assert "cannot be read" in cli("status", finished.root.uri, "--verify", expect=1).stdout
+    _lose(finished, "prompt_metrics")
+    cli("run", str(finished.config), "--output", finished.root.uri)
+    assert content(finished.root) == finished.content
+    cli("status", finished.root.uri, "--verify")
+
+
+def test_repair_deletes_what_is_damaged_and_what_came_of_it_and_prune_what_nobody_asks_for(
+    finished: Finished, cli: Cli, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished.root.uri, output)
+    root = Root(str(output))
+    (clean,) = output.glob("embeddings/*/*/*/condition=clean")
+    _damage(next(clean.iterdir()), "flipped")
+    cli("repair", root.uri)
+    assert not [*clean.iterdir()][1:]  # of two shards one is whole
+    left = {each.partition.path for each in manifests(root)}
+    gone = {path.split("/")[0] for path in finished.content.keys() - left}
+    made_of_it = {"layer_metrics", "probe_scores", "learning_curves", "sensitivity"}
+    assert gone == {"embeddings", *made_of_it, "choices", "correlations", "ranking"}
+    cli("repair", root.uri)
+    cli("run", str(finished.config), "--output", root.uri)
+    assert content(root) == finished.content
+    with edited(finished.config, tmp_path / "less.yaml") as values:
+        values["curves"] = {"examples": [2]}
+    other = (output / BOOKS / "runs" / "small.yaml").read_text()
+    assert "repeat: []" in other  # every default is there
+    cli("repair", root.uri, "--prune")
+    assert content(root) == finished.content
+    cli("run", str(tmp_path / "less.yaml"), "--output", root.uri)
+    told = cli("repair", root.uri, "--prune").stdout
+    assert "noise-0.20" in told
+    assert {each.partition.keys.get("condition") for each in manifests(root)} == {
+        *(None, "clean", "random-0.50", "view-00", "view-01")
+    }
+
+
+@pytest.mark.parametrize("table", list(KEYS))
+def test_other_programs_read_every_table_without_an_option(
+    finished: Finished, table: TableName
+) -> None:
+    folder = f"{finished.root.uri}/{table}"
+    rows = sum(
+        receipt.rows
+        for each in manifests(finished.root)
+        for receipt in each.receipts
+        if each.partition.table == table and not each.removed
+    )
+    assert rows == len(pd.read_parquet(folder))
+    assert rows == pl.read_parquet(folder).height
+    assert rows == pq.read_table(folder).num_rows
+    assert rows == len(duckdb.execute(f"SELECT * FROM '{folder}/**/*.parquet'").fetchall())
+
+
 def test_the_stages_after_extraction_start_their_own_cluster(
     finished: Finished, fresh_cli: Cli
 ) -> None:
@@ -95,7 +211,7 @@ def test_a_warm_run_writes_nothing_and_reads_manifests_and_a_models_files_once(
     plain_read, plain_prints = Root.read, Checkpoint.prints
 
     def counted_read(self: Root, key: str) -> bytes:
-        read.update([key] if key.endswith(MANIFEST) else [])
+        read.update([key] if key.startswith(f"{BOOKS}/manifests/") else [])
         return plain_read(self, key)
 
     def counted_prints(self: Checkpoint) -> dict[str, str]:
@@ -110,6 +226,5 @@ def test_a_warm_run_writes_nothing_and_reads_manifests_and_a_models_files_once(
     assert state() == before
     assert set(read.values()) == {1}
     left = Counter(where.split("/")[0] for where in finished.content)
-    expected = {table: count for table, count in left.items() if table not in made_anew}
-    assert Counter(key.split("/")[0] for key in read) == {**expected, "layer_costs": 1}
+    assert Counter(key.split("/")[2] for key in read) == {**left, "layer_costs": 1}
     assert list(printed.values()) == [1]

@@ -54,7 +54,7 @@ def swept(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Swept:
 
 
 def test_every_checkpoint_is_extracted_and_the_report_is_about_training(swept: Swept) -> None:
-    found = json.loads((swept.output / "report" / "report.json").read_text())
+    found = json.loads((swept.output / "report" / "small" / "report.json").read_text())
     subjects = found["subjects"]
     assert [each["revision"] for each in subjects] == list(STEPS)
     assert {each["model"] for each in subjects} == {f"{swept.remote.uri}/{s}" for s in STEPS}

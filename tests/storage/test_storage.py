@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import schema
+from storage import manifest, schema
 from storage.layers import Group, TokenSpool, embeddings_table, groups, read_vectors, token_states
 from storage.manifest import (
+    FormatError,
     Manifest,
     Manifests,
     SettingsConflictError,
@@ -22,16 +28,18 @@ from storage.manifest import (
     load,
     missing,
     require,
+    require_format,
 )
 from storage.partition import Partition, all_partitions, partitions, shard_name
 from storage.root import Root, fingerprint
 from storage.shards import (
+    DamagedError,
     Receipt,
-    group_values,
-    read_group,
+    Shard,
+    _opened,
+    index_key,
     read_receipt,
     vectors,
-    verify,
     write_shard,
 )
 from storage.sql import connect
@@ -67,30 +75,51 @@ def test_shard_roundtrip_keeps_values_receipt_and_one_group_per_layer(root: Root
     receipt = _write(root, 0)
     key = WHERE.shard(receipt.name)
     assert (receipt.rows, receipt.bytes) == (6, root.sizes(WHERE.path)[receipt.name])
-    assert read_receipt(root, key, receipt.bytes) == receipt
-    assert group_values(root, key, ["layer", "norm"]) == [(0, "none"), (1, "none")]
-    group = read_group(root, key, {"layer": 1})
+    assert read_receipt(root, key) == receipt
+    shard = Shard(root, WHERE, receipt)
+    assert shard.group_values(["layer", "norm"]) == [(0, "none"), (1, "none")]
+    group = shard.read_group({"layer": 1})
     assert group["layer"].to_pylist() == [1, 1, 1]
     np.testing.assert_array_equal(vectors(group)[:, 1], [1, 1, 1])
+    assert shard.read().num_rows == 6
+    assert shard.sums() == [[3, 0, 0, 0], [3, 3, 3, 3]]
     with root.reader(key) as stream:
-        types = pq.ParquetFile(stream).schema_arrow
-    assert types.field("vector").type.list_size == DIM
-    assert not types.field("vector").nullable
+        file = pq.ParquetFile(stream)
+    assert file.schema_arrow.field("vector").type == pa.list_(
+        pa.field("element", pa.float32(), nullable=False)
+    )
+    assert not file.schema_arrow.field("vector").nullable
+    assert b"ARROW:schema" not in file.metadata.metadata
+    assert file.metadata.metadata[b"layerrank.settings"].decode() == receipt.digest
     with pytest.raises(ValueError, match=r"shard-00000.* no rows with .*9"):
-        read_group(root, key, {"layer": 9})
+        shard.read_group({"layer": 9})
 
 
-def test_checksum_is_of_the_rows_and_verify_sees_a_changed_byte(root: Root) -> None:
+def test_checksum_is_of_the_rows_and_no_changed_byte_is_read(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
     first = _write(root, 0)
-    again = _write(root, 0)
-    assert first == again
+    assert _write(root, 0) == first
     assert _write(root, 1).checksum != first.checksum
-    key = WHERE.shard(first.name)
-    assert verify(root, key, first)
-    content = bytearray(root.read(key))
-    content[100] ^= 1
-    root.write(key, bytes(content))
-    assert not verify(root, key, first)
+    shard = Shard(root, WHERE, first)
+    assert not shard.verify()
+    for key in (shard.key, index_key(shard.key)):
+        whole = root.read(key)
+        for place in range(0, len(whole), 7):
+            content = bytearray(whole)
+            content[place] ^= 1
+            root.write(key, bytes(content))
+            _opened.cache_clear()
+            # What is read is what was written, or it is not read; and verifying sees it all.
+            with contextlib.suppress(DamagedError):
+                assert vectors(shard.read_group({"layer": 1}))[:, 1].tolist() == [1, 1, 1]
+            assert shard.verify() or key != shard.key
+        root.write(key, whole)
+    root.write(shard.key, root.read(shard.key)[:-1])
+    assert "cut off" in shard.verify()
+    root.delete(shard.key)
+    assert "gone" in shard.verify()
+    with pytest.raises(DamagedError, match="shard-00000"):
+        shard.read()
 
 
 def test_wrong_type_is_refused_and_leaves_nothing(root: Root) -> None:
@@ -105,16 +134,17 @@ def test_partition_is_visible_only_through_its_manifest(root: Root) -> None:
     root.write(WHERE.shard("shard-00009.parquet"), b"a stranger")
     assert load(root, WHERE) is None
     assert partitions(root, "embeddings") == []
-    assert all_partitions(root, "embeddings") == [(WHERE, False)]
+    assert all_partitions(root, "embeddings") == [WHERE]
     with pytest.raises(FileNotFoundError, match="no complete embeddings of model org/mödel 1"):
         require(root, WHERE)
     Manifests(root).publish(WHERE, SETTINGS, reversed(receipts))
-    manifest = require(root, WHERE)
-    assert manifest.rows == 12
-    assert manifest.facts()["tokens"] == 42
-    assert [r.name for r in manifest.receipts] == [shard_name(0), shard_name(1)]
+    found = require(root, WHERE)
+    assert found.rows == 12
+    assert found.facts()["tokens"] == 42
+    assert [r.name for r in found.receipts] == [shard_name(0), shard_name(1)]
     assert partitions(root, "embeddings") == [WHERE]
-    assert set(root.sizes(WHERE.path)) == {shard_name(0), shard_name(1), "manifest.json"}
+    assert set(root.sizes(WHERE.path)) == {shard_name(0), shard_name(1)}
+    assert set(root.sizes(index_key(WHERE.path))) == {shard_name(0), shard_name(1)}
 
 
 def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
@@ -128,6 +158,94 @@ def test_survey_reads_the_state_from_what_exists(root: Root) -> None:
     assert Manifests(root).survey(WHERE, {"seed": 2}, overwrite=True) == {}
 
 
+def test_what_is_damaged_is_found_by_a_listing_deleted_and_said(root: Root) -> None:
+    said: list[str] = []
+    receipts = [_write(root, n) for n in range(4)]
+    Manifests(root).publish(WHERE, SETTINGS, receipts)
+    assert len(Manifests(root, say=said.append).survey(WHERE, SETTINGS)) == 4
+    lost, cut, flipped, whole = (WHERE.shard(each.name) for each in receipts)
+    time.sleep(0.02 if root.is_local else 1.1)  # the times of S3 are of seconds
+    root.delete(lost)
+    root.write(cut, root.read(cut)[:-5])
+    content = bytearray(root.read(flipped))
+    content[200] ^= 16
+    root.write(flipped, bytes(content))
+    root.write(whole, root.read(whole))  # as a copy does
+    found = Manifests(root, say=said.append).survey(WHERE, SETTINGS)
+    assert [*found] == [shard_name(3)]
+    assert [line.split("/")[-1][:11] for line in said] == [
+        "shard-00000",
+        "shard-00001",
+        "shard-00002",
+    ]
+    assert load(root, WHERE) is None
+    assert [*root.sizes(WHERE.path)] == [shard_name(3)]
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(4)])
+    assert require(root, WHERE).receipts == tuple(receipts)
+
+
+def test_what_came_of_another_content_is_made_again(root: Root) -> None:
+    """A shard that comes out otherwise than before, as on another machine."""
+    manifests = Manifests(root)
+    before = manifests.publish(WHERE, SETTINGS, [_write(root, 0)])
+    of_it, of_that, other = (
+        Partition("layer_metrics", (*WHERE.values[:2], name, "clean")) for name in "abc"
+    )
+    settings = {of_it: {"of": before.content}, other: {"of": "x"}}
+    made = {where: _publish_empty(root, where, each) for where, each in settings.items()}
+    _publish_empty(root, of_that, {"views": [made[of_it].content]})
+    manifests.discard(DamagedError(WHERE, shard_name(0), "as a test"))
+    manifests.publish(WHERE, SETTINGS, [_write(root, 0, rows=2)])
+    assert [load(root, each) is None for each in (of_it, of_that, other)] == [True, True, False]
+    # Not a conflict: what it was made of has changed.
+    assert Manifests(root).survey(of_it, {"of": "another"}) == {}
+    with pytest.raises(SettingsConflictError):
+        Manifests(root).survey(other, {"of": "another"})
+
+
+def _publish_empty(root: Root, where: Partition, settings: dict[str, Any]) -> Manifest:
+    blank = Receipt("metrics.parquet", 0, digest_of(settings), "")
+    columns = schema.LAYER_METRICS
+    tables = [columns.empty_table()]
+    receipt = write_shard(root, where.shard(blank.name), tables, columns, blank)
+    return Manifests(root).publish(where, settings, [receipt])
+
+
+def test_what_was_removed_by_a_rule_is_noted_and_counts_as_made(root: Root) -> None:
+    manifests = Manifests(root)
+    made = manifests.publish(WHERE, SETTINGS, [_write(root, 0)])
+    manifests.remove(WHERE, "keep.views")
+    assert root.sizes(WHERE.path) == {}
+    assert [*Manifests(root).survey(WHERE, SETTINGS)] == [shard_name(0)]
+    noted = require(root, WHERE)
+    assert (noted.removed, noted.content) == ("keep.views", made.content)
+    with pytest.raises(DamagedError, match=r"removed, by keep\.views"):
+        noted.filled(root)
+    with pytest.raises(FileNotFoundError, match="no complete table"):
+        connect(root)
+
+
+def test_nothing_is_written_or_deleted_behind_a_link(tmp_path: Path) -> None:
+    root, elsewhere = Root(str(tmp_path / "out")), tmp_path / "elsewhere"
+    receipt = _write(root, 0)
+    shutil.move(Path(root.uri, "embeddings"), elsewhere)
+    Path(root.uri, "embeddings").symlink_to(elsewhere)
+    stranger = next(elsewhere.rglob("*.parquet")).with_name("mine.txt")
+    stranger.write_text("kept")
+    with pytest.raises(PermissionError, match="symbolic link"):
+        Manifests(root).publish(WHERE, SETTINGS, [receipt])
+    with pytest.raises(PermissionError, match="symbolic link"):
+        _write(root, 1)
+    assert stranger.read_text() == "kept"
+
+
+def test_a_root_of_format_1_is_refused(tmp_path: Path) -> None:
+    require_format(Root(str(tmp_path)))
+    (tmp_path / "prompts" / "dataset=x").mkdir(parents=True)
+    with pytest.raises(FormatError, match="format 1"):
+        require_format(Root(str(tmp_path)))
+
+
 def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> None:
     Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     with pytest.raises(SettingsConflictError, match=r"seed: 1 there, 2 here.*--overwrite"):
@@ -137,13 +255,38 @@ def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> Non
     assert load(root, WHERE) is None
 
 
+def test_a_torn_or_foreign_manifest_counts_as_absent(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)]).encoded()
+    lines = whole.decode().splitlines()
+    assert max(len(line) for line in lines if '"name"' in line) <= 400
+    other = Partition("embeddings", ("another", "main", "data", "clean"))
+    foreign = replace(require(root, WHERE), partition=other).encoded()
+    leaving = whole.replace(b"shard-00000.parquet", b"../../etc/x.parquet")
+    for content in (whole[: len(whole) // 2], b"", foreign, whole.replace(b"6", b"7"), leaving):
+        root.write(WHERE.manifest, content)
+        assert load(root, WHERE) is None
+        # Its shards are there with receipts of their own.
+        assert [*Manifests(root).survey(WHERE, SETTINGS)] == [shard_name(0)]
+    for name in ("../x.parquet", "*.parquet", "/etc/x.parquet", ".x.parquet"):
+        sealed = Manifest(WHERE, SETTINGS, (Receipt(name, 1, "", ""),)).encoded()
+        root.write(WHERE.manifest, sealed)
+        assert load(root, WHERE) is None
+    monkeypatch.setattr(manifest, "FORMAT", 3)
+    root.write(WHERE.manifest, Manifest(WHERE, SETTINGS, ()).encoded())
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="format 3"):
+        load(root, WHERE)
+
+
 def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root) -> None:
-    manifest = Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(2)])
-    assert groups(root, manifest) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
-    found = read_vectors(root, manifest, Group(1, "none", "mean"), np.arange(99))
+    made = Manifests(root).publish(WHERE, SETTINGS, [_write(root, n) for n in range(2)])
+    assert groups(root, made) == [Group(0, "none", "mean"), Group(1, "none", "mean")]
+    found = read_vectors(root, made, Group(1, "none", "mean"), np.arange(99))
     assert found.prompt_ids.tolist() == [0, 1, 2, 10, 11, 12]
     assert found.matrix_ND[:, 0].tolist() == [2, 1, 0, 102, 101, 100]
-    some = read_vectors(root, manifest, Group(0, "none", "mean"), np.array([11, 1, 99]))
+    some = read_vectors(root, made, Group(0, "none", "mean"), np.array([11, 1, 99]))
     assert some.prompt_ids.tolist() == [1, 11]
     assert some.rows_of(np.array([11, 5, 1])).tolist() == [1, -1, 0]
 
@@ -222,7 +365,7 @@ def test_fingerprint_sees_content_and_size_not_the_name(tmp_path: Path, whole: i
 
 def test_every_column_has_a_unit_and_every_table_a_version() -> None:
     tables = [v for v in vars(schema).values() if isinstance(v, pa.Schema)]
-    for table in [*tables, schema.embeddings(DIM)]:
+    for table in [*tables, schema.embeddings(DIM), schema.prompt_metrics(["own"])]:
         assert table.metadata[b"layerrank.version"] == str(schema.VERSION).encode()
         for column in table:
             assert column.metadata[b"unit"], column.name

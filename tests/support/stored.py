@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.manifest import Manifest, Manifests, Settings, digest_of, require
+from storage.manifest import Manifest, Manifests, Settings, digest_of, load, require
 from storage.partition import KEYS, Partition, all_partitions, partitions, shard_name
 from storage.root import Root
 from storage.shards import Receipt, write_shard
@@ -40,14 +40,15 @@ def _groups(table: pa.Table) -> list[pa.Table]:
 
 def manifests(root: Root) -> list[Manifest]:
     """Return the manifests of all complete partitions."""
-    return [require(root, where) for table in KEYS for where in partitions(root, table)]
+    found = [where for table in KEYS for where in partitions(root, table)]
+    return [each for each in (load(root, where) for where in found) if each]
 
 
 def assert_complete(root: Root, *without: str) -> None:
     """Hold that every table but some has partitions, all complete."""
-    states = {table: all_partitions(root, table) for table in KEYS}
-    assert {table for table, found in states.items() if not found} == set(without)
-    assert [each for found in states.values() for each, complete in found if not complete] == []
+    found = {table: all_partitions(root, table) for table in KEYS}
+    assert {table for table, each in found.items() if not each} == set(without)
+    assert [each for of_table in found.values() for each in of_table if not load(root, each)] == []
 
 
 def content(root: Root) -> dict[str, dict[str, tuple[int, str]]]:
@@ -60,6 +61,12 @@ def content(root: Root) -> dict[str, dict[str, tuple[int, str]]]:
         for each in manifests(root)
         if each.partition.table != "layer_costs"
     }
+
+
+def shard_rows(root: Root, where: Partition) -> list[dict[str, Any]]:
+    """Return the rows of a partition."""
+    shards = require(root, where).shards(root)
+    return [row for each in shards for row in each.read().to_pylist()]
 
 
 def ask(root: Root, query: str, *values: object) -> list[Any]:

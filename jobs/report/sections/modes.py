@@ -86,7 +86,8 @@ def _texts(run: Run, rows: Sequence[Row]) -> dict[int, str]:
             wanted.setdefault((each["dataset"], each["shard"]), {})[each["prompt_id"]] = None
     found: dict[int, str] = {}
     for (dataset, shard), ids in wanted.items():
-        texts = prompt_texts(run.root, dataset, shard, pa.array([*ids]))
+        prompts = run.manifests.require(partition("prompts", dataset)).shard(run.root, shard)
+        texts = prompt_texts(prompts, pa.array([*ids]))
         for prompt_id, text in zip(ids, texts, strict=True):
             line = " ".join(text.split())
             short = textwrap.shorten(line, _SHOWN, placeholder=" ...")

@@ -91,8 +91,7 @@ def test_a_run_goes_through_another_backend(
     )
     norms = ask(
         run.root,
-        "SELECT layer, avg(value) FROM prompt_metrics WHERE metric = 'mean_norm' "
-        "AND variant = '' GROUP BY ALL ORDER BY 1",
+        "SELECT layer, avg(mean_norm) FROM prompt_metrics GROUP BY ALL ORDER BY 1",
     )
     assert len(stored) == 120 * (BLOCKS + 1) * 2 * 2
     for text, layer, norm, pooling, vector in stored:

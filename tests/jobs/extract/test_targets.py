@@ -260,7 +260,8 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
         graded = {"random": [0.5]}
         for each in passes_of(prompts, tokens={"sample": sample}, conditions=graded):
             expected = []
-            for number, name in enumerate(names):
+            for number, receipt in enumerate(prompts.receipts):
+                name = receipt.name
                 targets = {t.partition.table: t for t in each.targets if name in t.shares}
                 absent = {
                     table: digest_of(target.settings)
@@ -270,7 +271,7 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
                 if absent:
                     tokens = targets["tokens"].shares[name] if "tokens" in absent else 0
                     taken = each.embeddings.shares[name]
-                    unit = Unit("data", each.condition, number, taken, tokens, absent)
+                    unit = Unit("data", each.condition, receipt, taken, tokens, absent)
                     expected.append(unit)
             blank = Receipt("", 1, "", "")
             done = {

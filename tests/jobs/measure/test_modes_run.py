@@ -60,7 +60,13 @@ class Backwards(Here):
 
 def _units(run: Run) -> list[Any]:
     assert isinstance(run.cluster.side, Backwards)
-    return run.cluster.side.units
+    units = run.cluster.side.units
+    return [(each[0].receipt.name, each[2]) if isinstance(each, tuple) else each for each in units]
+
+
+def _forget(run: Run) -> None:
+    assert isinstance(run.cluster.side, Backwards)
+    run.cluster.side.units.clear()
 
 
 def _measured(run: Run, *, only: str = "") -> dict[str, Manifest]:
@@ -201,7 +207,7 @@ def test_another_dataset_joins_without_a_conflict(run: Run) -> None:
     measured = _measured(run)
     rows = _modes(run, {"a": measured["a"]})
     assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {60}
-    _units(run).clear()
+    _forget(run)
     rows = _modes(run, measured)
     assert _units(run) == [(shard_name(0), 21), 2, 1, 0]
     assert {row["n_prompts"] + row["n_undefined"] for row in rows} == {UNIQUE}
@@ -211,10 +217,10 @@ def test_a_killed_run_goes_on_with_the_missing_shards(run: Run) -> None:
     measured = _measured(run)
     before = _modes(run, measured)
     where = measured["a"].partition.sibling("prompt_traits")
-    for key in (where.shard("manifest.json"), where.shard(shard_name(1))):
+    for key in (where.manifest, where.shard(shard_name(1))):
         run.root.delete(key)
-    run.root.delete(partition("modes", run.subjects[0], run.config).shard("manifest.json"))
-    _units(run).clear()
+    run.root.delete(partition("modes", run.subjects[0], run.config).manifest)
+    _forget(run)
     after = _modes(replace(run, seen=Seen()), measured)
     assert _units(run) == [(shard_name(1), 30), 2, 1, 0]
     np.testing.assert_equal(after, before)

@@ -17,7 +17,7 @@ from jobs.nightly.judge import place, ranked, read_alerts
 from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import ModelUnavailableError
-from storage.lock import LeaseLostError, Lock
+from storage.lock import FOLDER, LeaseLostError, Lock
 from storage.partition import partitions
 from storage.root import Root
 from tests.conftest import Cli, edited, write_config
@@ -151,6 +151,38 @@ def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
+@pytest.mark.slow
+def test_an_old_night_that_cannot_be_made_again_is_named_and_later_nights_go_on(
+    lived: Nights, cli: Cli, tmp_path: Path
+) -> None:
+    origin, output = Path(lived[1].uri), tmp_path / "out"
+    shutil.copytree(origin, output)
+    models = tmp_path / "tiny"
+    shutil.copytree(origin.parent / "tiny", models)
+    with edited(origin.parent / "run.yaml", tmp_path / "run.yaml") as values:
+        values["subjects"] = [{"model": str(models), "revisions": "step*"}]
+        values["keep"] = {"nights": 1}
+    night = ("nightly", str(tmp_path / "run.yaml"), "--output", str(output))
+    for step in ("step0", "step2"):  # of the first the checkpoint is gone too
+        (shard,) = output.glob(f"ranking/*/revision={step}/*/*.parquet")
+        content = bytearray(shard.read_bytes())
+        content[50] ^= 1
+        shard.write_bytes(content)
+    shutil.rmtree(models / "step0")
+    told = cli(*night, expect=1).stdout
+    assert "1/1 tiny at step2" in told  # made again
+    assert told.count("failed: tiny at step0: ") == 1
+    assert "ranking/model=tiny/revision=step0/" in told
+    # Vectors of old nights go, and are not missed.
+    kept = {path.name for path in output.glob("embeddings/*/*") if [*path.rglob("*.parquet")]}
+    assert kept == {"revision=step0", "revision=step32"}
+    cli("status", str(output), expect=0)
+    shutil.copytree(models / "step16", models / "step64")
+    assert "1/1 tiny at step64" in cli(*night, expect=1).stdout
+    cli("repair", str(output))
+    assert "nothing new" in cli(*night).stdout
+
+
 def _stage(monkeypatch: pytest.MonkeyPatch, stage: Callable[[Run], object]) -> None:
     monkeypatch.setattr(nights, "_STAGES", (stage,))
 
@@ -199,7 +231,7 @@ def test_a_lock_that_is_lost_between_stages_publishes_nothing_more(
     reached: list[Run] = []
 
     def taken_over(run: Run) -> None:
-        run.root.write("locks/nightly-000009.json", b"{}")
+        run.root.write(f"{FOLDER}/nightly-000009.json", b"{}")
 
     monkeypatch.setattr(nights, "_STAGES", (taken_over, reached.append))
     with pytest.raises(LeaseLostError):
@@ -212,7 +244,7 @@ def test_an_alert_of_an_earlier_look_is_withdrawn(night: Run) -> None:
     key = place("small", "org/model", "step1")
     night.root.write(key, b"{}")
     store_checkpoint(night, "step1", [0.3, 0.4, 0.5, 0.4])
-    first, second = ranked(night)
+    first, second = ranked(night, ())[0]
     nights._judge(night, [first], second, nights.Night())
     assert not night.root.exists(key)
 

@@ -48,7 +48,7 @@ RISING = [[0.3, 0.35, 0.32, 0.30], [0.3, 0.45, 0.42, 0.40], [0.3, 0.5, 0.62, 0.5
 
 
 def _publish(run: Run, failed: dict[Subject, str] | None = None) -> dict[str, str]:
-    history = ranked(run)
+    history = ranked(run, ())[0]
     trend.publish(run, history, failed or {})
     return {
         name: run.root.read(f"trend/small/{name}").decode() for name in ("trend.json", "index.html")
@@ -66,7 +66,7 @@ def test_checkpoints_come_in_the_order_of_their_steps_and_outlive_their_files(
     run = make_run(tmp_path, ["step64", "step4", "step1000"])
     for revision in ("step64", "step0", "step16"):
         store_checkpoint(run, revision, RISING[0])
-    history = ranked(run)
+    history = ranked(run, ())[0]
     assert [each.revision for each in history] == ["step0", "step16", "step64"]
     assert [each.revision for each in before(history, MODEL, "step64")] == ["step0", "step16"]
     assert before(history, MODEL, "step0") == before(history, "other", "step64") == []
@@ -81,7 +81,7 @@ def test_rankings_of_other_settings_are_not_compared(tmp_path: Path) -> None:
     settings = run.config.rank.model_copy(update={"draws": 300})
     changed = run.config.model_copy(update={"rank": settings})
     other = replace(run, config=changed)
-    assert ranked(other) == []
+    assert ranked(other, ())[0] == []
     subjects = resolve(changed.subjects, changed.storage)
     with pytest.raises(SettingsConflictError, match="draws: 200 there, 300 here"):
         without_ranking(other, subjects)
@@ -94,7 +94,7 @@ def test_the_rules_of_the_config_are_applied_to_the_tables(tmp_path: Path) -> No
     for step, entropy in enumerate([2.0, 2.1, 2.19, 2.3]):
         store_checkpoint(run, f"step{step}", scores, entropy)
     store_checkpoint(run, "step9", [0.6, 0.5, 0.57, 0.55], entropy=0.5)
-    *earlier, new = ranked(run)
+    *earlier, new = ranked(run, ())[0]
     drop, moved, jump = judge(run, earlier, new)
     rules = ["score_drop", "layer_moved", "metric_jump"]
     assert [each.rule for each in (drop, moved, jump)] == rules
@@ -116,7 +116,7 @@ def test_rules_that_are_off_and_scores_that_are_not_there_break_nothing(tmp_path
     nothing = [float("nan")] * LAYERS
     for revision, scores in (("step0", RISING[2]), ("step1", RISING[0]), ("step2", nothing)):
         store_checkpoint(run, revision, scores)
-    first, second, third = ranked(run)
+    first, second, third = ranked(run, ())[0]
     assert judge(run, [first], second) == []
     strict = make_run(tmp_path, score_drop=0.0, layer_moved=None)
     assert [each.rule for each in judge(strict, [first], second)] == ["score_drop"]
@@ -201,12 +201,12 @@ def test_the_same_tables_give_the_same_bytes_and_new_ones_a_stale_page(tmp_path:
     run = make_run(tmp_path)
     assert not trend.is_stale(run, [])
     store_checkpoint(run, "step0", RISING[0])
-    assert trend.is_stale(run, ranked(run))
+    assert trend.is_stale(run, ranked(run, ())[0])
     first = _publish(run)
-    assert not trend.is_stale(run, ranked(run))
+    assert not trend.is_stale(run, ranked(run, ())[0])
     assert _publish(run) == first
     store_checkpoint(run, "step4", RISING[1])
-    assert trend.is_stale(run, ranked(run))
+    assert trend.is_stale(run, ranked(run, ())[0])
 
 
 @dataclass

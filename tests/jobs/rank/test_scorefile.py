@@ -22,7 +22,6 @@ from jobs.rank.score_file import rank_file
 from storage.manifest import require
 from storage.partition import Partition
 from storage.root import Root
-from storage.shards import read_table
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 
 GOLDEN = GOLDEN_FOLDER / "pythia_410m_main.parquet"
@@ -78,8 +77,9 @@ def test_the_command_tells_and_stores_the_ranking_of_a_file(
     assert (tmp_path / "report" / "index.html").exists()
 
     where = Partition("ranking", ("Pythia-410m", "main", GOLDEN.stem))
-    (key,) = require(Root(str(tmp_path)), where).objects()
-    table = read_table(Root(str(tmp_path)), key)
+    root = Root(str(tmp_path))
+    (shard,) = require(root, where).shards(root)
+    table = shard.read()
     rows = {row["layer"]: row for row in table.to_pylist()}
     assert sorted(rows) == list(range(25))
     assert [layer for layer, row in rows.items() if row["recommended"]] == [17]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -126,7 +127,8 @@ def _store_dataset(
 
 def _publish(run: Run) -> dict[str, str]:
     report.publish(run, rank(run))
-    return {name: run.root.read(f"report/{name}").decode() for name in run.root.sizes("report")}
+    folder = f"report/{quote(run.config.name, safe='')}"
+    return {name: run.root.read(f"{folder}/{name}").decode() for name in run.root.sizes(folder)}
 
 
 def _strict(text: str) -> dict[str, Any]:
@@ -382,7 +384,7 @@ def test_the_story_is_an_aligned_table_and_a_verdict(
     told = " ".join(line.strip() for line in lines)
     for number in ("Use layer 2", "15.5 points more", "saves 33 %"):
         assert number in told
-    assert lines[-1] == f"  report: {tmp_path}/report/index.html"
+    assert lines[-1] == f"  report: {tmp_path}/report/small/index.html"
 
 
 def test_columns_that_do_not_fit_are_counted() -> None:
@@ -437,7 +439,8 @@ def test_scores_of_a_file_give_the_same_page(tmp_path: Path) -> None:
     file.write_text("\n".join(["model,revision,layer,task,score", *lines]))
     root = Root(str(tmp_path / "out"))
     report.publish_scores(str(file), root, rank_file(str(file)))
-    files = {name: root.read(f"report/{name}").decode() for name in root.sizes("report")}
+    folder = "report/scores"
+    files = {name: root.read(f"{folder}/{name}").decode() for name in root.sizes(folder)}
     assert set(files) == FILES
     found = _strict(files["report.json"])
     assert [each["verdict"]["layer"] for each in found["subjects"]] == [3, 3]

@@ -1,0 +1,153 @@
+"""What a root knows of its runs: the config of each, with every default that it began with.
+
+A root keeps the defaults of its first run until a config names the key: a later version may have
+another default, and its nights go on as they began. `_layerrank/runs/NAME.yaml` is a run's config,
+`given` the keys of it that were named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+from xxhash import xxh3_128_hexdigest
+
+from jobs.config.run import RunConfig
+from storage.lock import Claim
+from storage.manifest import FORMAT, SettingsConflictError
+from storage.root import BOOKS, Root
+
+FOLDER = f"{BOOKS}/runs"
+# Addresses of sources may carry a password before the host, or a signature after the path.
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+_SIGNATURE = re.compile(r"(?<=\S)\?\S*")
+# Where the work is done, and what is told of it: nothing in a table depends on it.
+_ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
+# What the tables of a model over a dataset depend on.
+_BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe")
+_SEAL = "seal: "  # before the checksum of what stands above it
+Values = Mapping[str, Any]
+
+
+def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return a value without what may be secret in addresses."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_passwords(each) for each in value]
+    if isinstance(value, str) and "://" in value:
+        value = _PASSWORD.sub("***@", value)
+        # A ? in a bucket's address is a glob pattern; only web addresses have a query.
+        return _SIGNATURE.sub("?***", value) if value.startswith("http") else value
+    return value
+
+
+def shown(config: RunConfig, *, given: bool = False) -> dict[str, Any]:
+    """Return a config without its secrets: every key, or those that were named."""
+    values = config.model_dump(mode="json", exclude={"storage"}, exclude_unset=given)
+    found: dict[str, Any] = without_passwords(values)
+    return found
+
+
+def continued(config: RunConfig, root: Root) -> RunConfig:
+    """Return the config of a run with the defaults that its root began with."""
+    known = {each["name"]: each for each in stored(root)}
+    first = min(known.values(), key=lambda each: each["number"], default=None)
+    before = known.get(config.name, first)
+    if before is None:
+        return config
+    given, now = config.model_dump(exclude_unset=True), shown(config)
+    merged = _inherited(given, now, before["config"], before["given"])
+    return config if merged == given else RunConfig.model_validate(merged)
+
+
+def record(config: RunConfig, given: RunConfig, root: Root) -> None:
+    """Keep the config of a run in its root, and what of it was given, before anything is made."""
+    known = {each["name"]: each for each in stored(root)}
+    mine = known.get(config.name, {"number": len(known) + 1, "version": version("layerrank")})
+    written = {
+        "format": FORMAT,
+        "version": mine["version"],  # that it began with
+        "number": mine["number"],
+        "name": config.name,
+        "given": shown(given, given=True),
+        "config": shown(config),
+    }
+    if written != known.get(config.name):
+        body = yaml.safe_dump(written, sort_keys=False, allow_unicode=True).encode()
+        seal = f"{_SEAL}{xxh3_128_hexdigest(body)}\n".encode()
+        root.write(f"{FOLDER}/{config.name}.yaml", body + seal)
+
+
+def stored(root: Root) -> Iterator[dict[str, Any]]:
+    """Yield what is known of every run of a root; a file that is not as it was written is none."""
+    for name in root.sizes(FOLDER):
+        body, _, seal = root.read(f"{FOLDER}/{name}").rpartition(_SEAL.encode())
+        if seal.decode(errors="replace").strip() == xxh3_128_hexdigest(body):
+            yield yaml.safe_load(body)
+
+
+def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> dict[str, Any]:
+    """Return what is given, and of what is not the values of `then` that are others `now`.
+
+    What was named then and is no more has no default to keep.
+    """
+    found = dict(given)
+    for key, value in now.items():
+        old, old_given = then.get(key, value), then_given.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            under = _inherited(given.get(key) or {}, value, old, old_given or {})
+            found |= {key: under} if under or key in given else {}
+        elif key in given and isinstance(value, list) and isinstance(old, list):
+            known = {_called(each): each for each in old if isinstance(each, dict)}
+            named = {_called(each): each for each in old_given or () if isinstance(each, dict)}
+            found[key] = tuple(
+                _inherited(each, full, known.get(_called(full), {}), named.get(_called(full), {}))
+                if isinstance(full, dict)
+                else each
+                for each, full in zip(given[key], value, strict=True)
+            )
+        elif key not in given and old_given is None and old != value:
+            found[key] = old
+    return found
+
+
+def _called(block: Values) -> tuple[Any, ...]:
+    """Return what tells a subject, a dataset or a task from the others."""
+    return tuple(str(block.get(key, "")) for key in ("name", "model", "revision"))
+
+
+def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
+    """SettingsConflictError if another run writes the same partitions with other settings now."""
+    mine, theirs = shown(config), other.about
+    pairs = [
+        (f"datasets.{each['name']}", each, found)
+        for each in mine["datasets"]
+        for found in theirs["datasets"]
+        if each["name"] == found["name"]
+    ]
+    ours, others = ({_called(each) for each in run["subjects"]} for run in (mine, theirs))
+    if pairs and ours & others:
+        pairs += [(name, mine[name], theirs.get(name)) for name in _BLOCKS]
+    if mine["name"] == theirs["name"]:
+        pairs.append(("rank", mine["rank"], theirs.get("rank")))
+    if found := next(filter(None, (_first_difference(*pair) for pair in pairs)), ""):
+        raise SettingsConflictError(
+            f"another run ({other.lease.holder}) writes to {root.uri} now, with other settings: "
+            f"{found}; wait for its end, or choose another --output"
+        )
+
+
+def _first_difference(key: str, mine: object, theirs: object) -> str:
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        names = [name for name in mine if name not in _ELSEWHERE]
+        inner = (_first_difference(f"{key}.{n}", mine[n], theirs.get(n)) for n in names)
+        return next(filter(None, inner), "")
+    if isinstance(mine, list) and isinstance(theirs, list) and key.endswith(".tasks"):
+        both = [(a, b) for a in mine for b in theirs if a["name"] == b["name"]]
+        found = (_first_difference(f"{key}.{a['name']}", a, b) for a, b in both)
+        return next(filter(None, found), "")
+    return "" if mine == theirs else f"{key} is {theirs!r} there and {mine!r} here"

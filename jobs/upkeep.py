@@ -1,0 +1,176 @@
+"""The upkeep of a root: what is damaged is named, deleted, and made again by who can make it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from jobs.cluster.console import say
+from jobs.cluster.errors import DONE, FAILED
+from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig, graded_conditions
+from jobs.config.stored import stored
+from jobs.run import Run
+from jobs.subjects import name_of
+from operators.prompts.views import view_name
+from storage.manifest import Manifest, Manifests, as_it_lies, derived, everything
+from storage.partition import CLEAN, KEYS, Partition, all_partitions
+from storage.root import Root
+from storage.shards import DamagedError, Shard
+
+_READERS = 16
+Done = TypeVar("Done")
+
+
+def healing(run: Run, work: Callable[[], Done]) -> Done:
+    """Do the work of a run, and again when it meets something damaged, which is deleted first.
+
+    Its stages then find it missing. Last the root is looked at once more. What is damaged a second
+    time, or what no stage of the work makes, is an error.
+    """
+    healed: set[tuple[Partition, str]] = set()
+    while True:
+        try:
+            done = work()
+            run.manifests.look()
+        except Exception as error:
+            damage = damage_in(error)
+            if damage is None or (damage.partition, damage.name) in healed:
+                raise
+            run.cluster.abandon()
+            healed.add((damage.partition, damage.name))
+            run.manifests.discard(damage)
+        else:
+            return done
+
+
+def damage_in(error: BaseException) -> DamagedError | None:
+    """Return the damage that an error is of, wherever it was met; None if it is of something else.
+
+    What a worker raised comes wrapped, with the error itself as the cause.
+    """
+    chain: list[BaseException | None] = [error]
+    for each in chain:
+        if each is None:
+            continue
+        cause = getattr(each, "cause", None)
+        if isinstance(each, DamagedError) and not isinstance(cause, DamagedError):
+            return each
+        chain += [cause if isinstance(cause, BaseException) else None, each.__cause__]
+    return None
+
+
+def status(root: Root, *, verify: bool) -> int:
+    """Say what every partition of a root holds; DONE if all are complete and as written.
+
+    By the listing alone or, if it is to be verified, by every byte. Nothing is changed.
+    """
+    found = [each for table in KEYS for each in all_partitions(root, table)]
+    if not found:
+        raise FileNotFoundError(f"there is no table under {root.uri}")
+    code = DONE
+    for partition in found:
+        manifest, sizes = as_it_lies(root, partition), root.sizes(partition.path)
+        if manifest is None or manifest.withdrawn:
+            torn = manifest is None and root.exists(partition.manifest)
+            why = "its manifest cannot be read" if torn else "no manifest yet"
+            if manifest is not None:
+                why = f"{manifest.withdrawn}, to be made again"
+            shards = sum(name.endswith(".parquet") for name in sizes)
+            state = "damaged" if torn else "incomplete"
+            say(f"{state:<10}  {partition}: {shards} shards, {why}")
+            code = FAILED
+            continue
+        size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
+        what = f"{manifest.rows:,} rows, {len(manifest.receipts)} shards, {size:,.1f} MiB"
+        broken = _broken(root, manifest, sizes, verify=verify)
+        state = "damaged" if broken else "removed" if manifest.removed else "complete"
+        by = f", removed by {manifest.removed}" if manifest.removed else ""
+        say(f"{state:<10}  {partition}: {what}{by}")
+        for each in broken:
+            say(f"            {each}")
+        code = FAILED if broken else code
+    return code
+
+
+def repair(root: Root) -> int:
+    """Delete what is damaged in a root and what came of it; a run makes it again."""
+    manifests = Manifests(root, say=say)
+    count = 0
+    for partition in [each for table in KEYS for each in all_partitions(root, table)]:
+        if root.exists(partition.manifest) and as_it_lies(root, partition) is None:
+            say(f"  {partition}: its manifest cannot be read; deleted")
+            root.delete(partition.manifest)
+            count += 1
+    damaged: dict[Partition, Manifest] = {}
+    for manifest in list(everything(root)):
+        sizes = root.sizes(manifest.partition.path)
+        for error in _broken(root, manifest, sizes, verify=True):
+            say(f"  {error}; deleted")
+            damaged[manifest.partition] = manifest
+            manifests.drop(error)
+        if manifest.partition in damaged and not root.sizes(manifest.partition.path):
+            manifests.erase(manifest.partition)
+    for each in derived(root, damaged.values()):
+        say(f"  {each.partition}: came of it; deleted")
+        manifests.erase(each.partition)
+        count += 1
+    count += len(damaged)
+    say(f"{count} partitions repaired: run again what made them" if count else "nothing is damaged")
+    return DONE
+
+
+def prune(root: Root) -> int:
+    """List what no stored config of a root asks for, then delete it."""
+    configs = [RunConfig.model_validate(each["config"]) for each in stored(root)]
+    if not configs:
+        raise ConfigError(f"{root.uri} has no config of a run to tell what is asked for")
+    found = [each for table in KEYS for each in all_partitions(root, table)]
+    spare = [each for each in found if not any(_asks_for(config, each) for config in configs)]
+    for partition in spare:
+        say(f"  {partition}: no config asks for it")
+    manifests = Manifests(root)
+    for partition in spare:
+        manifests.erase(partition)
+    say(f"{len(spare)} of {len(found)} partitions deleted")
+    return DONE
+
+
+def _broken(
+    root: Root, manifest: Manifest, sizes: dict[str, int], *, verify: bool
+) -> list[DamagedError]:
+    """Return what is wrong with the shards of a partition: by their sizes, or by all bytes."""
+    if manifest.removed or manifest.withdrawn:
+        return []
+
+    def wrong(shard: Shard) -> str:
+        size, receipt = sizes.get(shard.receipt.name), shard.receipt
+        if size is None:
+            return "it is gone"
+        if size != receipt.bytes:
+            return f"it has {size:,} bytes instead of {receipt.bytes:,}"
+        return shard.verify() if verify else ""
+
+    shards = manifest.shards(root)
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = zip(shards, pool.map(wrong, shards), strict=True)
+        return [
+            DamagedError(manifest.partition, each.receipt.name, why) for each, why in found if why
+        ]
+
+
+def _asks_for(config: RunConfig, where: Partition) -> bool:
+    """Whether a run makes a partition, of whichever revision of its models."""
+    keys = where.keys
+    datasets = [each for each in config.datasets if keys.get("dataset", each.name) == each.name]
+    asked = {
+        "dataset": {each.name for each in datasets},
+        "task": {task.name for each in datasets for task in each.tasks},
+        "group": {config.name},
+        "condition": {CLEAN, *map(view_name, range(config.views.count))}
+        | {found.name for each in datasets for found in graded_conditions(config, each)},
+        "family": set(config.conditions.families()),
+        "model": {name_of(each) for each in config.subjects},
+    }
+    return all(value in asked[key] for key, value in keys.items() if key in asked)

@@ -1,0 +1,156 @@
+"""What a root keeps of its runs: the defaults that it began with, and who is at work."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.config.run import RunConfig, parse
+from jobs.config.stored import FOLDER, continued, record, require_no_conflict, shown, stored
+from storage import lock
+from storage.lock import Claim, claimed
+from storage.manifest import SettingsConflictError
+from storage.root import Root
+
+TASK: dict[str, Any] = {"name": "t", "type": "classification", "label_column": "l"}
+
+
+def config(*, task: dict[str, Any] | None = None, name: str = "one", **changes: Any) -> RunConfig:  # noqa: ANN401
+    """Return a config of which nothing is named but what is given."""
+    dataset = {"name": "data", "source": {"files": "x.jsonl"}, "tasks": [TASK | (task or {})]}
+    dataset |= changes.pop("dataset", {})
+    values = {"name": name, "subjects": [{"model": "m"}], "datasets": [dataset], **changes}
+    return parse(yaml.safe_dump(values), "run.yaml")
+
+
+def began_with(root: Root, before: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave what a version leaves whose defaults were the values of `before`."""
+    bare = shown(config(), given=True)
+    plain = shown
+
+    def as_then(which: RunConfig, *, given: bool = False) -> dict[str, Any]:
+        return bare if given else plain(which)
+
+    monkeypatch.setattr("jobs.config.stored.shown", as_then)
+    record(before, before, root)
+    monkeypatch.undo()
+
+
+def test_a_root_keeps_the_defaults_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(tmp_path))
+    then = config(
+        task={"folds": 7, "samples_per_label": 3},
+        dataset={"min_chars": 5},
+        views={"count": 8},
+        rank={"policy": "best"},
+    )
+    began_with(root, then, monkeypatch)
+    found = continued(config(), root)
+    assert shown(found) == shown(then)
+    # Until the config names a key; and of what it had named there is no default to keep.
+    named = continued(config(views={"count": 4}, task={"folds": 2}), root)
+    assert (named.views.count, named.rank.policy) == (4, "best")
+    (task,) = shown(named)["datasets"][0]["tasks"]
+    assert (task["folds"], task["samples_per_label"]) == (2, 3)
+    record(named, config(views={"count": 4}, task={"folds": 2}), root)
+    (kept,) = stored(root)
+    assert kept["given"]["views"] == {"count": 4}
+    assert continued(config(), root).views.count == config().views.count
+    assert continued(config(), root).rank.policy == "best"
+    # Another run of the root begins as its first.
+    assert continued(config(name="two"), root).rank.policy == "best"
+    # A file that is not as it was written is none.
+    path = tmp_path / FOLDER / "one.yaml"
+    path.write_bytes(path.read_bytes().replace(b"best", b"last"))
+    assert continued(config(), root) == config()
+
+
+def test_a_default_that_is_named_nowhere_changes_nothing(tmp_path: Path) -> None:
+    root, given = Root(str(tmp_path)), config(measure={"metrics": ["rankme"]})
+    record(given, given, root)
+    before = root.listing(FOLDER)
+    assert continued(given, root) is given
+    record(given, given, root)
+    assert root.listing(FOLDER) == before
+
+
+def test_nothing_secret_is_kept(tmp_path: Path) -> None:
+    secret = "hunter2"
+    values: dict[str, Any] = {
+        "storage": {"secret": secret},
+        "nightly": {"webhook": f"http://host/{secret}"},
+        "dataset": {"source": {"files": f"https://me:{secret}@host/x.jsonl?sign={secret}"}},
+    }
+    secretive = config(**values)
+    record(secretive, secretive, Root(str(tmp_path)))
+    (path,) = (tmp_path / FOLDER).iterdir()
+    assert secret not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("other", "key"),
+    [
+        ({}, ""),
+        ({"extract": {"device": "cpu", "workers": 3}}, ""),
+        ({"name": "two", "rank": {"policy": "best"}}, ""),
+        ({"dataset": {"name": "else", "limit": 3}, "seed": 1}, ""),
+        ({"extract": {"max_tokens": 12}}, "extract.max_tokens"),
+        ({"subjects": [{"model": "n"}], "extract": {"max_tokens": 12}}, ""),
+        ({"dataset": {"limit": 3}}, "datasets.data.limit"),
+        ({"task": {"folds": 2}, "name": "two"}, "datasets.data.tasks.t.folds"),
+        ({"task": {"folds": 2, "name": "u"}}, ""),
+        ({"rank": {"policy": "best"}}, "rank.policy"),
+    ],
+)
+def test_two_at_once_are_refused_if_they_would_write_the_same_otherwise(
+    tmp_path: Path, other: dict[str, Any], key: str
+) -> None:
+    root, first, second = Root(str(tmp_path)), config(), config(**other)
+
+    def begin(which: RunConfig) -> Any:  # noqa: ANN401
+        return claimed(root, shown(which), partial(require_no_conflict, which, root))
+
+    with begin(first):
+        if key:
+            with (
+                pytest.raises(SettingsConflictError, match=f"{key} is .* there and"),
+                begin(second),
+            ):
+                pass
+        else:
+            with begin(second):
+                pass
+        assert len(root.sizes(lock.FOLDER)) == 1
+    assert root.sizes(lock.FOLDER) == {}
+    with begin(second):
+        pass
+
+
+def test_the_claim_of_a_process_that_has_ended_is_nobodys(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from storage.lock import claimed; from storage.root import Root\n"
+        "with claimed(Root(sys.argv[1]), {}, print): os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    root, met = Root(str(tmp_path)), list[Claim]()
+    assert len(root.sizes(lock.FOLDER)) == 1
+    with claimed(root, {}, met.append):
+        assert len(root.sizes(lock.FOLDER)) == 1
+    # Of one on another machine nothing is known before its lease runs out.
+    with claimed(root, {"of": "another"}, met.append):
+        (name,) = root.sizes(lock.FOLDER)
+        told = root.read(f"{lock.FOLDER}/{name}")
+        elsewhere = told.replace(f"process {os.getpid()} on ".encode(), b"process 1 on not-")
+        root.write(f"{lock.FOLDER}/run-x.json", elsewhere)
+    with claimed(root, {}, met.append):
+        pass
+    assert [each.about for each in met] == [{"of": "another"}]

@@ -1,0 +1,78 @@
+"""Healing: work that meets damage is done again, once for each shard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.run import Run, partition
+from jobs.upkeep import healing
+from storage.manifest import load
+from storage.partition import Partition
+from storage.shards import DamagedError
+from tests.support.checkpoints import make_run, store_checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = make_run(tmp_path)
+    store_checkpoint(run, "step0", [0.3, 0.4, 0.5, 0.4])
+    return run
+
+
+def test_what_is_damaged_is_deleted_and_the_work_done_again(run: Run) -> None:
+    where = Partition("probe_scores", ("org/model", "step0", "texts", "clean", "t"))
+    rows, passes = run.rows(where), list[str]()
+
+    def work() -> int:
+        if run.manifests.load(where) is None:
+            passes.append("made")
+            run.write(where, {}, rows)
+        path = Path(run.root.path(where.shard("scores.parquet")))
+        if not passes:
+            path.write_bytes(path.read_bytes()[:-1])
+        passes.append("read")
+        return len(run.rows(where))
+
+    assert healing(run, work) == len(rows)
+    assert passes == ["read", "made", "read"]
+    # Of what the ranking came of something was damaged.
+    assert load(run.root, partition("ranking", "org/model", "step0", run.config.name)) is None
+
+
+def test_the_root_is_looked_at_before_the_work_is_done(run: Run) -> None:
+    where, passes = Partition("layer_metrics", ("org/model", "step0", "texts", "clean")), 0
+
+    def work() -> None:
+        nonlocal passes
+        passes += 1
+        if run.manifests.load(where) is None:
+            run.write(where, {}, [])
+        if passes == 1:  # somebody deletes it behind the run's back
+            run.root.delete(where.shard("metrics.parquet"))
+
+    healing(run, work)
+    assert passes == 2
+    assert run.manifests.damage(run.manifests.require(where)) == {}
+
+
+def test_what_is_damaged_again_ends_the_run(run: Run) -> None:
+    where, passes = Partition("layer_metrics", ("org/model", "step0", "texts", "clean")), 0
+
+    def work() -> None:
+        nonlocal passes
+        passes += 1
+        raise DamagedError(where, "metrics.parquet", "as ever")
+
+    with pytest.raises(DamagedError, match="as ever"):
+        healing(run, work)
+    assert passes == 2
+
+
+def test_an_error_of_another_kind_is_left_alone(run: Run) -> None:
+    def work() -> None:
+        raise ValueError("of another kind")
+
+    with pytest.raises(ValueError, match="of another kind"):
+        healing(run, work)
