@@ -7,6 +7,7 @@ Heavy imports wait until a command needs them, so that --help and query are quic
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 import traceback
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, get_args
 
-from jobs.cluster.console import say
+from jobs.cluster.console import printable, say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
@@ -41,16 +42,19 @@ WORKERS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a run does not die of a name in its story
+        sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.handler(arguments)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost command)
         if getattr(arguments, "verbose", False):
-            traceback.print_exception(error)
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                sys.stderr.write(f"{printable(line)}\n")
         message, code = explain(error)
         if isinstance(error, KeyboardInterrupt):
             message = "stopped; the same command goes on from here"
-        sys.stderr.write(f"layerrank: {message}\n")
+        sys.stderr.write(f"layerrank: {printable(message)}\n")
     return code
 
 
@@ -232,7 +236,8 @@ def query(arguments: argparse.Namespace) -> int:
     with connect(Root(arguments.output, _storage(arguments).options())) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
-            say(str(relation).rstrip())
+            for line in str(relation).rstrip().split("\n"):
+                say(line)
     return DONE
 
 

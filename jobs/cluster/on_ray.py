@@ -25,6 +25,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
+from jobs.cluster.errors import sockets_in_tmpdir
 from jobs.cluster.pool import (
     MOST_BUCKETS,
     TASK_CPUS,
@@ -162,8 +163,12 @@ class RayCluster:
             # Workers need no installed wheel.
             packages = ("jobs", "operators", "storage")
             options["runtime_env"] = {"py_modules": [str(_HOME / name) for name in packages]}
+        if self.address is not None:
+            # How often 40 s are waited for it, which by itself Ray does 20 times.
+            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+            self.say(f"  joining the Ray cluster at {self.address}")
         try:
-            with _stderr_held_back(self.verbose):
+            with _stderr_held_back(self.verbose), sockets_in_tmpdir():
                 ray.init(address=self.address or "local", **options)
         except ConnectionError as error:
             raise ConfigError(f"cannot reach the Ray cluster at {self.address}: {error}") from error
@@ -259,7 +264,10 @@ class _WorkerPath(list[str]):
 
 @contextmanager
 def _stderr_held_back(verbose: bool) -> Iterator[None]:
-    """Hold back what Ray's native code says at its start, and show it if the start fails."""
+    """Hold back what Ray's native code says at its start, and show it if the start fails.
+
+    Not if a cluster is not there or our own check fails: such an error says it all.
+    """
     if verbose:
         yield
         return
@@ -269,6 +277,8 @@ def _stderr_held_back(verbose: bool) -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (ConnectionError, ConfigError):
+            raise
         except BaseException:
             held.seek(0)
             os.write(real, held.read())
