@@ -175,10 +175,14 @@ def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
     from jobs.plan.words import require_within, told  # noqa: PLC0415
+    from jobs.prepare.stage import require_agreement  # noqa: PLC0415
+    from jobs.run import open_root  # noqa: PLC0415
+    from storage.manifest import Manifests  # noqa: PLC0415
 
     config = _config(arguments)
-    uri = arguments.output or config.output
-    root = Root(uri, config.storage.options()) if uri else None
+    root = open_root(config, arguments.output) if arguments.output or config.output else None
+    if root:
+        require_agreement(config, Manifests(root))
     found = planned(config, root, measure=arguments.measure)
     prices = arguments.price_gb_month, arguments.price_1000_puts
     for line in told(found, arguments.tokens_per_second, *prices):
