@@ -21,7 +21,7 @@ from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from jobs.config.run import RunConfig
 from jobs.prepare.decoded import ending
 from jobs.prepare.files import FOLDER_MARKERS, FORMATS, File, Options, inspect_file, read_file
-from storage.root import Root, fingerprint, resolve
+from storage.root import AddressError, Root, fingerprint, resolve
 
 COLUMNS = ("text", "label", "file", "from_file", "split")
 _TEXTS = (".txt", ".md")
@@ -63,7 +63,7 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
                 try:
                     passages = read(source, config.storage.options())
                     changes["tasks"] = _tasks(each, passages)
-                except ConfigError as error:
+                except (ConfigError, AddressError) as error:
                     raise ConfigError(f"dataset {each.name}: {error}") from error
         datasets.append(each.model_copy(update=changes))
     return config.model_copy(update={"datasets": tuple(datasets)})

@@ -27,7 +27,7 @@ from jobs.config.datasets import (
 from jobs.prepare import docstrings, files, folders
 from jobs.prepare.decoded import ending, is_compressed
 from jobs.prepare.files import File, Options, as_strings
-from storage.root import fingerprint, resolve
+from storage.root import AddressError, fingerprint, resolve
 from storage.schema import ROW_BITS
 
 _FILES_LOOKED_AT = 64  # to say how large a source is before it is read
@@ -78,7 +78,7 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
     source = dataset.source
     try:
         locations = KINDS[type(source)].locations(source, dataset, options)
-    except ConfigError as error:
+    except (ConfigError, AddressError) as error:
         raise ConfigError(f"dataset {dataset.name}: {error}") from error
     texts = dataset.text_columns
     return [Fragment(source, where, n, texts=texts) for n, where in enumerate(locations)]

@@ -84,11 +84,13 @@ def _task_rows(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
         items = run.manifests.load(partition("tasks", task, dataset))
         clean = run.manifests.load(partition("embeddings", facts.ranking.subject, dataset))
         if items is not None:
-            found = items.facts()
-            counts = {name: int(found[name]) for name in ("labels", *TOLD)}
-            cut = int(clean.facts()["truncated"]) if clean else 0
-            yield {"task": label, "dataset": dataset.name, "items": items.rows, **counts} | {
-                "truncated": cut
+            found, cut = items.facts(), clean.facts()["truncated"] if clean else 0
+            yield {
+                "task": label,
+                "dataset": dataset.name,
+                "items": items.rows,
+                **{name: int(found[name]) for name in ("labels", *TOLD)},
+                "truncated": int(cut),
             }
 
 
