@@ -54,9 +54,8 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     try:
         return fsspec.filesystem(protocol, **known), rest.rstrip("/")
     except (ImportError, ValueError) as error:  # ValueError: fsspec does not know it
-        why = str(error) if isinstance(error, ImportError) else f"there is no scheme {protocol}"
         raise AddressError(
-            f"cannot open {uri}: {why}; folders and s3://BUCKET/PREFIX need nothing more"
+            f"cannot open {uri}: {error}; folders and s3://BUCKET/PREFIX need nothing more"
         ) from error
 
 

@@ -84,7 +84,7 @@ def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
         if file.kind == "jsonl":
             count = 0
             names, again = dict[str, None](), dict[str, None]()  # any record may leave a key out
-            for record in _json_lines(stream, file):
+            for record in _json_lines(stream, file.location, _object):
                 names.update(dict.fromkeys(record))
                 if isinstance(record, _Repeated):
                     again.update(dict.fromkeys(record.names))
@@ -115,9 +115,9 @@ def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[
                     yield table
         elif file.kind == "text":
             lines = (str(line, "utf-8").rstrip("\r\n") for line in stream)
-            yield from _batched(({"text": line} for line in lines), ["text"])
+            yield from _batched(({"text": line} for line in lines), ["text"], file)
         else:
-            yield from _batched(_json_lines(stream, file), columns)
+            yield from _batched(_json_lines(stream, file.location), columns, file)
 
 
 def size(file: File, options: Options) -> int:
@@ -220,30 +220,40 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _json_lines(stream: Any, file: File) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+def _json_lines(
+    stream: Any,  # noqa: ANN401
+    location: str,
+    make: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
+) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(str(line, "utf-8"), object_pairs_hook=_object)
+            record = json.loads(str(line, "utf-8"), object_pairs_hook=make)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{file.location} line {number} is not JSON: {error}") from error
+            raise ConfigError(f"{location} line {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
-            raise ConfigError(f"{file.location} line {number} is not a JSON object")
-        for name in file.texts:
-            if isinstance(value := record.get(name), (list, dict, bool)):
-                what = {list: "a list", bool: "a boolean"}.get(type(value), "an object")
-                raise ConfigError(
-                    f"{file.location} line {number}: column {name!r} holds {what}, no text"
-                )
+            raise ConfigError(f"{location} line {number} is not a JSON object")
         yield record
 
 
-def _batched(records: Iterator[dict[str, Any]], columns: Sequence[str]) -> Iterator[pa.Table]:
-    schema = pa.schema([(column, pa.large_string()) for column in columns])
+def _batched(
+    records: Iterator[dict[str, Any]], columns: Sequence[str], file: File
+) -> Iterator[pa.Table]:
+    first = 1
     while batch := [*islice(records, BATCH)]:
-        rows = [{column: _as_text(record.get(column)) for column in columns} for record in batch]
-        yield pa.Table.from_pylist(rows, schema)
+        cells = {}
+        for column in columns:
+            values = [record.get(column) for record in batch]
+            for row, value in enumerate(values, first) if column in file.texts else ():
+                if isinstance(value, (list, dict, bool)):
+                    kind = {list: "a list", bool: "a boolean"}.get(type(value), "an object")
+                    raise ConfigError(
+                        f"{file.location}, row {row}: column {column!r} holds {kind}, no text"
+                    )
+            cells[column] = pa.array(map(_as_text, values), pa.large_string())
+        yield pa.table(cells)
+        first += len(batch)
 
 
 def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)

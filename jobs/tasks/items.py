@@ -53,6 +53,8 @@ def spelled(value: object) -> str | None:
     Missing are null and NaN. Whole numbers have no decimals, other floats the fewest digits that
     tell them apart; booleans are lower case.
     """
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
@@ -62,7 +64,7 @@ def spelled(value: object) -> str | None:
         if math.isnan(value):
             return None
         return f"{value + 0:.0f}" if value.is_integer() and abs(value) < _WHOLE else str(value)
-    return None if value is None else str(value)
+    return str(value)
 
 
 def row_place(row: int) -> str:

@@ -164,7 +164,7 @@ def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
         ),
         ({"a.txt": b"caf\xe9"}, "/a.txt is not UTF-8 text (byte 3)"),
         ({"a.csv": "text,label,text\nx,y,z\n"}, "a.csv has two columns 'text'"),
-        ({"a.jsonl": '{"text": ["x"]}\n'}, "/a.jsonl line 1: column 'text' holds a list"),
+        ({"a.jsonl": '{"text": ["x"]}\n'}, "/a.jsonl, row 1: column 'text' holds a list"),
         (
             {"a.pdf": "x", ".b.txt": "hidden"},
             "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf",
