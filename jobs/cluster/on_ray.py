@@ -42,6 +42,8 @@ from jobs.config.blocks import ConfigError
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
+# How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
+_TRIES = "RAY_gcs_server_port_wait_time_s"
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
 _HOME = Path(__file__).resolve().parents[2]  # the folder that our packages lie in
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
@@ -164,8 +166,7 @@ class RayCluster:
             packages = ("jobs", "operators", "storage")
             options["runtime_env"] = {"py_modules": [str(_HOME / name) for name in packages]}
         if self.address is not None:
-            # How often 40 s are waited for it, which by itself Ray does 20 times.
-            os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+            os.environ.setdefault(_TRIES, "1")
             self.say(f"  joining the Ray cluster at {self.address}")
         try:
             with _stderr_held_back(self.verbose), sockets_in_tmpdir():

@@ -218,6 +218,14 @@ def test_a_plan_says_what_a_task_is_made_of(
     assert "groups: about 40 items, 2 labels" in capsys.readouterr().out
 
 
+def test_a_plan_knows_how_many_texts_are_cut(checkpoint: Path) -> None:
+    texts = ["model " * 30 * (n % 4 == 0) + f"text {n}" for n in range(40)]
+    planned: dict[str, Any] = {"datasets": [write_rows(texts)]}
+    planned["subjects"] = [{"model": str(checkpoint)}]
+    assert pair_of(**planned, extract={"max_tokens": 20}).cut == 10
+    assert pair_of(**planned, extract={"max_tokens": 128}).cut == 0
+
+
 def test_a_plan_refuses_what_a_run_refuses_of_data(
     capsys: pytest.CaptureFixture[str], root: Root
 ) -> None:
