@@ -157,7 +157,7 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
         raise ConnectionError("nobody there")
 
     told = list[str]()
-    monkeypatch.setattr(on_ray.ray, "init", absent)
+    monkeypatch.setattr("ray.init", absent)
     monkeypatch.setenv(on_ray._TRIES, "")  # which is undone
     monkeypatch.delenv(on_ray._TRIES)
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*nobody there"):
