@@ -39,14 +39,12 @@ FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-# How the names of objects end that stand for a folder.
-FOLDER_MARKERS = ("/", "_$folder$")
 Options = dict[str, Any]  # of the filesystem of S3; local files need none
 _DENSITY_BYTES = 1 << 24  # of a large file, read to see how many rows a byte holds
-_TEXTS = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()]
-_TEXTS += [pa.null()]
+_STRINGS = (pa.string(), pa.large_string(), pa.string_view())
+_TEXTS = (*_STRINGS, pa.binary(), pa.large_binary(), pa.null())
 _DAMAGED = (zlib.error, lzma.LZMAError)
-_WHOLE_FLOAT = re.compile(r"-?(0|[1-9]\d*)\.0")
+_WHOLE_FLOAT = re.compile(r"0\.0|-?[1-9]\d*\.0")
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class File:
 def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
     """Return the number of rows of a file, and its columns; one that it has twice is twice there.
 
-    ConfigError if the file cannot be read, or has a text that is none.
+    ConfigError if the file cannot be read.
     """
     with file.stream(options) as stream:
         if file.kind == "parquet":
@@ -187,8 +185,8 @@ def _mapped(column: pa.ChunkedArray, spell: Callable[[Any], str | None]) -> pa.A
 def _spelled_cell(text: str) -> str | None:
     """Return a cell of a CSV that is no text: as `spelled` has it what writers spell otherwise."""
     if _WHOLE_FLOAT.fullmatch(text):
-        return spelled(float(text))
-    known = {"True": "true", "False": "false", "NaN": None, "nan": None}
+        return text.removesuffix(".0")
+    known = {"True": "true", "False": "false", "NaN": None, "nan": None, "-0.0": "0"}
     return known.get(text, text)
 
 

@@ -20,7 +20,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from jobs.config.run import RunConfig
 from jobs.prepare.decoded import ending
-from jobs.prepare.files import FOLDER_MARKERS, FORMATS, File, Options, inspect_file, read_file
+from jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
 from storage.root import AddressError, Root, fingerprint, resolve
 
 COLUMNS = ("text", "label", "file", "from_file", "split")
@@ -56,9 +56,9 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
     for each in config.datasets:
         changes: dict[str, Any] = {}
         if isinstance(each.source, FolderSource):
-            changes["source"] = source = each.source
-            if texts is not None:
-                changes["source"] = source = source.model_copy(update={"folder": texts})
+            other = {} if texts is None else {"folder": texts}
+            source = FolderSource(**{**each.source.model_dump(), **other})
+            changes["source"] = source
             if "tasks" not in each.model_fields_set:
                 try:
                     passages = read(source, config.storage.options())
@@ -156,8 +156,7 @@ def _files(folder: str, options: Options) -> dict[str, str]:
     found, others, size = dict[str, str](), [], 0
     for address, facts in sorted(listed.items()):
         name = address.removeprefix(path).strip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if hidden or address.endswith(FOLDER_MARKERS):
+        if any(part.startswith(".") for part in name.split("/")):
             continue
         if is_local and not (target := Path(address).resolve()).is_relative_to(path):
             raise ConfigError(

@@ -33,6 +33,7 @@ from storage.schema import ROW_BITS
 _FILES_LOOKED_AT = 64  # to say how large a source is before it is read
 _LINES_LOOKED_AT = 1 << 26  # bytes of files whose rows no footer tells
 _SLICE = 20_000  # rows that one task reads of a source that can be read from any row
+_FOLDER_MARKERS = ("/", "_$folder$")  # how the names of objects end that stand for a folder
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
 
 
@@ -245,7 +246,7 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
             matches = sorted(
                 match
                 for match, facts in listed
-                if facts["type"] == "file" and not match.endswith(files.FOLDER_MARKERS)
+                if facts["type"] == "file" and not match.endswith(_FOLDER_MARKERS)
             )
         if not matches:
             raise ConfigError(f"there is no file {pattern}")

@@ -120,7 +120,7 @@ def test_texts_may_be_compressed_and_in_an_encoding_that_the_config_names(tmp_pa
 
 def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
     root = s3.root("texts")
-    root.filesystem.call_s3("put_object", Bucket="layers", Key="texts/sea/", Body=b"")
+    root.filesystem.call_s3("put_object", Bucket="layers", Key="texts/more.txt/", Body=b"")
     for name in ("sea/a.txt", "sky/b.txt"):
         root.write(name, b"one\n\ntwo")
     table = folders.read(FolderSource(folder=root.uri), dict(root.options))
