@@ -7,6 +7,7 @@ Heavy imports wait until a command needs them, so that --help and query are quic
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 import traceback
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from jobs.cluster.console import say
+from jobs.cluster.console import printable, say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
@@ -42,16 +43,19 @@ WORKERS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a run does not die of a name in its story
+        sys.stdout.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.handler(arguments)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost command)
         if getattr(arguments, "verbose", False):
-            traceback.print_exception(error)
+            for line in "".join(traceback.format_exception(error)).splitlines():
+                sys.stderr.write(f"{printable(line)}\n")
         message, code = explain(error)
         if isinstance(error, KeyboardInterrupt):
             message = "stopped; the same command goes on from here"
-        sys.stderr.write(f"layerrank: {message}\n")
+        sys.stderr.write(f"layerrank: {printable(message)}\n")
     return code
 
 
@@ -183,10 +187,14 @@ def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
     from jobs.plan.words import require_within, told  # noqa: PLC0415
+    from jobs.prepare.stage import require_agreement  # noqa: PLC0415
+    from jobs.run import open_root  # noqa: PLC0415
+    from storage.manifest import Manifests  # noqa: PLC0415
 
     config = _config(arguments)
-    uri = arguments.output or config.output
-    root = Root(uri, config.storage.options()) if uri else None
+    root = open_root(config, arguments.output) if arguments.output or config.output else None
+    if root:
+        require_agreement(config, Manifests(root))
     found = planned(config, root, measure=arguments.measure)
     prices = arguments.price_gb_month, arguments.price_1000_puts
     for line in told(found, arguments.tokens_per_second, *prices):
@@ -231,7 +239,8 @@ def query(arguments: argparse.Namespace) -> int:
     with connect(_existing(arguments)) as connection:
         relation = connection.sql(arguments.sql)
         if relation is not None:
-            say(str(relation).rstrip())
+            for line in str(relation).rstrip().split("\n"):
+                say(line)
     return DONE
 
 

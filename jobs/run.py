@@ -20,7 +20,8 @@ from operators.model.subject import ModelShape, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
 from storage.partition import CLEAN, KEYS, Partition, TableName
-from storage.root import Root
+from storage.root import AddressError, Root
+from storage.root import resolve as resolve_address
 from storage.shards import Facts, Receipt, write_shard
 
 Row = Mapping[str, Any]
@@ -198,6 +199,10 @@ def open_root(config: RunConfig, output: str | None) -> Root:
     uri = output or config.output
     if not uri:
         raise ConfigError("no output: give --output, or `output:` in the config")
+    try:
+        resolve_address(uri, config.storage.options())
+    except AddressError as error:
+        raise ConfigError(f"output: {error}") from error
     # Workers have working directories of their own: a relative folder would be another one there.
     root = Root(uri if "://" in uri else str(Path(uri).resolve()), config.storage.options())
     require_format(root)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import fsspec
 from botocore.exceptions import BotoCoreError
+from fsspec.registry import known_implementations
 
 BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
@@ -29,14 +32,54 @@ _BLOCK_BYTES = 1 << 16
 _TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
+class AddressError(ValueError):
+    """An address that cannot be reached from here: of an unknown scheme, or without credentials."""
+
+
 def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """Return the fsspec filesystem of `uri` and the path in it; local paths become absolute."""
-    protocol, _, rest = uri.rpartition("://")
+    """Return the fsspec filesystem of `uri` and the path in it; local paths become absolute.
+
+    AddressError, which names the address, if its scheme is unknown, lacks a package or is cut
+    short, and for one of S3 if there are no credentials.
+    """
+    protocol, _, rest = uri.partition("://") if "://" in uri else ("", "", uri)
     if protocol in ("", "file"):
+        scheme = re.match(r"(\w+):/", rest)
+        if not protocol and scheme and scheme[1].lower() in known_implementations:
+            raise AddressError(f"{uri} is no address: after {scheme[1]}: there are two slashes")
         return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+    on_s3 = protocol in ("s3", "s3a")
+    if on_s3 and not options.get("key"):
+        _require_credentials(uri)
     # Listings must be true at once: a shard written by another worker decides what is missing.
-    known = {"use_listings_cache": False} if protocol in ("s3", "s3a") else {}
-    return fsspec.filesystem(protocol, **known, **options), rest.rstrip("/")
+    known = {"use_listings_cache": False, **options} if on_s3 else {}
+    try:
+        return fsspec.filesystem(protocol, **known), rest.rstrip("/")
+    except (ImportError, ValueError) as error:  # ValueError: fsspec does not know it
+        raise AddressError(
+            f"cannot open {uri}: {error}; folders and s3://BUCKET/PREFIX need nothing more"
+        ) from error
+
+
+def _require_credentials(uri: str) -> None:
+    try:
+        found = _credentials_found()
+    except BotoCoreError as error:  # a profile that is not there, half of a key
+        raise AddressError(f"cannot open {uri}: {error}") from error
+    if not found:
+        _credentials_found.cache_clear()
+        raise AddressError(
+            f"cannot open {uri}: there are no credentials for S3; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or `storage:` in the config"
+        )
+
+
+@lru_cache(maxsize=1)
+def _credentials_found() -> bool:
+    """Whether botocore finds credentials; looking may ask the machine's metadata service."""
+    from botocore.session import Session  # noqa: PLC0415  (a tenth of a second, for S3 alone)
+
+    return Session().get_credentials() is not None
 
 
 @dataclass(frozen=True)
@@ -222,11 +265,19 @@ class Root:
                 )
 
     def check_writable(self) -> None:
-        """Write and delete a small object; PermissionError saying where and why if that fails."""
+        """Write and delete a small object; PermissionError saying where and why if that fails.
+
+        A local folder that was not there is not there afterwards.
+        """
         key = f".write-check-{uuid.uuid4().hex}"
+        root = Path(self.path())
+        absent = [each for each in (root, *root.parents) if self.is_local and not each.exists()]
         try:
             self.write(key, b"")
             self.delete(key)
+            for folder in absent:
+                with suppress(OSError):  # somebody else writes there now
+                    folder.rmdir()
         except (OSError, BotoCoreError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise PermissionError(

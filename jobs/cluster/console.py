@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -11,11 +12,21 @@ from tqdm import tqdm
 
 _LOG_SECONDS = 10.0
 _REDRAW_SECONDS = 1.0
+# What a terminal obeys, or shows in another order, and does not show: control characters, marks
+# and overrides of direction, separators of lines, halves of surrogate pairs.
+_UNSHOWN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(line: str) -> str:
+    """Return one line in which whatever a terminal cannot show is escaped, as Python writes it."""
+    return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], line)
 
 
 def say(line: str = "") -> None:
     """Print one line of the run's story."""
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(printable(line) + "\n")
     sys.stdout.flush()
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pickle
 import re
+import tempfile
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import duckdb
 
 from jobs.config.blocks import ConfigError
 from operators.model.subject import ModelUnavailableError
 from storage.manifest import FormatError, SettingsConflictError
+from storage.root import AddressError
 
 DONE, FAILED, USAGE, REGRESSED = 0, 1, 2, 3
 
@@ -47,9 +51,29 @@ def travelling(error: Exception) -> Exception:
     return error
 
 
-_OUR_USAGE_ERRORS = (ConfigError, FormatError, SettingsConflictError, ModelUnavailableError)
+_OUR_USAGE_ERRORS = (
+    ConfigError,
+    FormatError,
+    SettingsConflictError,
+    ModelUnavailableError,
+    AddressError,
+)
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
+
+
+@contextmanager
+def sockets_in_tmpdir() -> Iterator[None]:
+    """Say what is wrong if the temporary folder is too long a path for the sockets in it."""
+    try:
+        yield
+    except OSError as error:
+        if "AF_UNIX path" not in str(error):
+            raise
+        raise ConfigError(
+            f"the path of the temporary folder, {tempfile.gettempdir()}, is too long for the "
+            "sockets in it: set TMPDIR to a shorter one, such as /tmp"
+        ) from error
 
 
 def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]:

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from joblib import cpu_count
 
-from jobs.cluster.errors import InWorkerError, WorkerDiedError, travelling
+from jobs.cluster.errors import InWorkerError, WorkerDiedError, sockets_in_tmpdir, travelling
 from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 _ATTEMPTS = 3  # of a unit whose worker died
@@ -211,7 +211,7 @@ def _start_server() -> None:
     # Ctrl-C is the driver's alone, also while the server imports.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with _as_children_start():
+        with _as_children_start(), sockets_in_tmpdir():
             ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

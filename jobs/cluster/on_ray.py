@@ -25,7 +25,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
-from jobs.cluster.errors import InWorkerError, travelling
+from jobs.cluster.errors import InWorkerError, sockets_in_tmpdir, travelling
 from jobs.cluster.pool import (
     MOST_BUCKETS,
     TASK_CPUS,
@@ -42,6 +42,8 @@ from jobs.config.blocks import ConfigError
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
+# How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
+_TRIES = "RAY_gcs_server_port_wait_time_s"
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
 _HOME = Path(__file__).resolve().parents[2]  # the folder that our packages lie in
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
@@ -163,8 +165,11 @@ class RayCluster:
             # Workers need no installed wheel.
             packages = ("jobs", "operators", "storage")
             options["runtime_env"] = {"py_modules": [str(_HOME / name) for name in packages]}
+        if self.address is not None:
+            os.environ.setdefault(_TRIES, "1")
+            self.say(f"  joining the Ray cluster at {self.address}")
         try:
-            with _stderr_held_back(self.verbose):
+            with _stderr_held_back(self.verbose), sockets_in_tmpdir():
                 ray.init(address=self.address or "local", **options)
         except ConnectionError as error:
             raise ConfigError(f"cannot reach the Ray cluster at {self.address}: {error}") from error
@@ -280,7 +285,10 @@ class _WorkerPath(list[str]):
 
 @contextmanager
 def _stderr_held_back(verbose: bool) -> Iterator[None]:
-    """Hold back what Ray's native code says at its start, and show it if the start fails."""
+    """Hold back what Ray's native code says at its start, and show it if the start fails.
+
+    Not if a cluster is not there or our own check fails: such an error says it all.
+    """
     if verbose:
         yield
         return
@@ -290,6 +298,8 @@ def _stderr_held_back(verbose: bool) -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (ConnectionError, ConfigError):
+            raise
         except BaseException:
             held.seek(0)
             os.write(real, held.read())

@@ -6,10 +6,18 @@ A block for each kind of source and each type of task. What is done with them is
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from jobs.config.blocks import Block, Count, Name, require_distinct
 
@@ -17,6 +25,18 @@ Names = Annotated[  # one, or a list
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
 Format = Literal["parquet", "jsonl", "csv", "text"]
+
+
+def _known_encoding(name: str) -> str:
+    try:
+        codecs.getincrementaldecoder(name)
+        b"a".decode(name, "ignore")  # which codecs of bytes cannot do
+    except LookupError:
+        raise ValueError("is no encoding of text that Python knows; such as latin-1") from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 
 
@@ -40,16 +60,23 @@ class HubSource(Block):
 
 
 class FileSource(Block):
-    """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line."""
+    """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line.
+
+    Those of text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends their names.
+    """
 
     files: Names = Field(min_length=1, description="paths, URIs or glob patterns")
     format: Literal["auto", Format] = "auto"
+    encoding: Encoding | None = Field(
+        None, description="of texts that are not UTF-8 and have no byte-order mark, such as latin-1"
+    )
 
 
 class FolderSource(Block):
     """A folder of one's own texts; `jobs.prepare.folders` says what is read, and its task."""
 
     folder: str = Field(min_length=1, description="path or URI")
+    encoding: Encoding | None = Field(None, description="as of files")
 
 
 class MtebSource(Block):

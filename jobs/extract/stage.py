@@ -15,6 +15,7 @@ from jobs.extract.worker import Extractor, read
 from jobs.run import Run
 from operators.model.subject import Subject
 from storage.manifest import Manifest, missing
+from storage.partition import CLEAN
 from storage.shards import Receipt
 
 
@@ -54,7 +55,11 @@ def extract(run: Run) -> None:
             lost = missing(list(shares), receipts)
             if lost:
                 raise RuntimeError(f"{where}: {len(lost)} shards are missing, first {lost[0]}")
-            run.publish(where, settings, [receipts[name] for name in shares], "extract")
+            made = run.publish(where, settings, [receipts[name] for name in shares], "extract")
+            cut = made.facts()["truncated"]
+            if cut and where.keys["condition"] == CLEAN:
+                most = f"{config.max_tokens} tokens, or the model's most"
+                say(f"  {where.keys['dataset']}: {cut:,} texts are cut to {most}")
 
 
 def require_extracted(run: Run) -> None:

@@ -84,6 +84,7 @@ class Pair:
     shape: ModelShape
     checkpoints: int  # that there are like it
     lengths: Sequence[npt.NDArray[np.int32]] = ()
+    cut: int = 0  # prompts, about, that are longer than what is read of them
 
     @property
     def layers(self) -> int:
@@ -265,7 +266,8 @@ def _pairs(
                 for index, each in enumerate(pair.passes)
             ]
             lengths = [np.array([len(ids) for ids in each.token_ids], np.int32) for each in batches]
-            pair = replace(pair, lengths=lengths)
+            cut = batches[0].truncated / len(lengths[0]) * corpus.prompts.rows
+            pair = replace(pair, lengths=lengths, cut=round(cut))
         yield pair
 
 

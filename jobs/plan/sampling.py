@@ -7,10 +7,10 @@ part, texts that repeat one outside the sample are counted as prompts.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 from uuid import uuid4
 
@@ -22,8 +22,19 @@ from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSo
 from jobs.config.run import RunConfig
 from jobs.prepare import docstrings, sources
 from jobs.prepare.files import Options, estimate_rows, size
-from jobs.prepare.records import PROMPT, Rows, items_of, markers, prompts_of, records_of, shards_of
+from jobs.prepare.records import (
+    PROMPT,
+    Rows,
+    check_ids,
+    items_of,
+    markers,
+    named,
+    prompts_of,
+    records_of,
+    shards_of,
+)
 from jobs.run import partition
+from jobs.tasks.types import count_labels, refusal
 from storage import schema
 from storage.manifest import Manifest, digest_of, load
 from storage.partition import Partition, shard_name
@@ -107,6 +118,7 @@ class Corpus:
     prompts: Manifest
     texts: pa.Table
     weights: dict[str, Weight]
+    tasks: dict[str, Counter[str]] = field(default_factory=dict)  # items, labels and the like
     sampled: Receipt | None = None  # of the shard of those texts, where they are written
 
 
@@ -145,11 +157,18 @@ def _prepared(dataset: DatasetConfig, root: Root) -> Corpus | None:
     prompts = present[0]
     filled = prompts.filled(root)
     texts = filled[0].read()[:_TEXTS] if filled else schema.PROMPTS.empty_table()
-    return Corpus(dataset, "prepared", prompts, texts, weights)
+    counts = {
+        task.name: Counter({**each.facts(), "items": each.rows})
+        for task, each in zip(dataset.tasks, present[1:], strict=True)
+    }
+    return Corpus(dataset, "prepared", prompts, texts, weights, counts)
 
 
 def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
-    """Return the corpus as a sample of its rows has it, prepared in memory."""
+    """Return the corpus as a sample of its rows has it, prepared in memory.
+
+    ConfigError for rows that prepare refuses, and if all are read for tasks that it does.
+    """
     if isinstance(dataset.source, BuiltinSource):
         rows, total = _passages(dataset, dataset.source)
     else:
@@ -160,11 +179,14 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     read = sum(table.num_rows for table in rows)
     everything = read == total
     small = shards if everything else max(round(shards * read / total), 1)
-    marked = [markers(small), *(records_of(dataset, each, small, config.seed) for each in rows)]
-    gathered = pa.concat_tables(marked)
+    with named(dataset):
+        found = [records_of(dataset, each, small, config.seed) for each in rows]
+    gathered = pa.concat_tables([markers(small), *found])
     if PROMPT not in gathered["kind"].unique().to_pylist():
         raise ConfigError(f"dataset {dataset.name}: no prompt is left of {read:,} sampled rows")
     of_shard = [gathered.filter(pc.equal(gathered["shard"], number)) for number in range(small)]
+    for each in of_shard:
+        check_ids(dataset, each)
     prompts = [prompts_of(each, number) for number, each in enumerate(of_shard)]
     counts = [each[0].num_rows for each in prompts]
     manifest = _manifest(dataset, max(round(sum(counts) * total / read), 1), total)
@@ -174,11 +196,23 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     texts = pa.concat_tables([each[0] for each in prompts[:_SHARDS]])[:_TEXTS]
     weights: dict[str, Weight] = defaultdict(Weight)
     weights["prompts"] = _weigh(manifest.partition, prompts, sum(counts), manifest)
+    refused, of_tasks = [], dict[str, Counter[str]]()
     for task in dataset.tasks:
-        items = [_as_tasks(*items_of(each, task)) for each in of_shard]
+        with named(dataset):
+            items = [items_of(each, task) for each in of_shard]
         where = partition("tasks", task, dataset)
-        weights["tasks"] += _weigh(where, items, sum(counts), manifest)
-    return Corpus(dataset, "counted" if everything else "sampled", manifest, texts, weights)
+        rows = [_as_tasks(*each) for each in items]
+        weights["tasks"] += _weigh(where, rows, sum(counts), manifest)
+        table = pa.concat_tables([each[0] for each in items])
+        if everything and (why := refusal(task, table)):
+            refused.append(why)
+        counted = sum((Counter(facts) for _, _, facts in items), Counter(items=table.num_rows))
+        of_tasks[task.name] = Counter({k: round(n * total / read) for k, n in counted.items()})
+        of_tasks[task.name]["labels"] = count_labels(task, table)
+    if refused:
+        raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
+    basis: Basis = "counted" if everything else "sampled"
+    return Corpus(dataset, basis, manifest, texts, weights, of_tasks)
 
 
 def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Table], int]:
@@ -202,16 +236,14 @@ def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int
     """
     fragments = sources.discover(dataset, options)
     if not isinstance(dataset.source, FileSource):
-        lengths = [sources.inspect(fragment, options)[0] for fragment in fragments]
+        lengths = [_inspected(dataset, fragment, options) for fragment in fragments]
     else:
         looked: dict[int, int] = {}
         for fragment in _spread(fragments):
             if fragment.file.kind != "parquet" and size(fragment.file, options) > _COUNTED_BYTES:
                 looked[fragment.index] = estimate_rows(fragment.file, options)
                 continue
-            looked[fragment.index], columns = sources.inspect(fragment, options)
-            if looked[fragment.index]:
-                sources.require_columns(dataset, fragment, columns)
+            looked[fragment.index] = _inspected(dataset, fragment, options)
         lengths = [*looked.values()]
         if len(looked) < len(fragments):
             sizes = [size(fragment.file, options) for fragment in fragments]
@@ -226,6 +258,14 @@ def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int
         first = replace(part, stop=part.start + take)
         tables += sources.read(first, dataset.columns, options)
     return tables, total
+
+
+def _inspected(dataset: DatasetConfig, fragment: sources.Fragment, options: Options) -> int:
+    """Return the rows of a fragment; ConfigError if it lacks a column."""
+    length, columns = sources.inspect(fragment, options)
+    if length:
+        sources.require_columns(dataset, fragment, columns)
+    return length
 
 
 def _spread(fragments: Sequence[sources.Fragment]) -> list[sources.Fragment]:

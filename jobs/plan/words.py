@@ -11,6 +11,7 @@ from jobs.config.run import RunConfig
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.plan.plan import Plan, plan
 from jobs.plan.sampling import Weight
+from jobs.prepare import records
 from jobs.words import counted
 from storage.root import Root
 
@@ -39,6 +40,9 @@ def told(
         )
         if corpus.basis == "bound":
             yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
+        about = "about " if corpus.basis == "sampled" else ""
+        for task, counts in corpus.tasks.items():
+            yield f"    {task}: {about}{records.told(counts['items'], counts)}"
         yield from _tables(plan.tables("", name))
     for subject in dict.fromkeys(each.subject.name for each in plan.pairs):
         yield ""
@@ -83,6 +87,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"    over {each.corpus.dataset.name}: {each.forward:,} forward passes in "
             f"{counted(len(each.passes), 'condition')}, {_tokens(each.tokens)} tokens"
             f"{'' if each.lengths else ' at most'}"
+            f"{f'; about {each.cut:,} texts are cut' if each.cut else ''}"
         )
         # Where the token metrics are computed, and from how many token states.
         stored = counted(each.states.stored, "prompt")

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,8 +19,9 @@ import pyarrow as pa
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from jobs.config.run import RunConfig
+from jobs.prepare.decoded import ending
 from jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
-from storage.root import fingerprint, resolve
+from storage.root import AddressError, Root, fingerprint, resolve
 
 COLUMNS = ("text", "label", "file", "from_file", "split")
 _TEXTS = (".txt", ".md")
@@ -54,32 +56,39 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
     for each in config.datasets:
         changes: dict[str, Any] = {}
         if isinstance(each.source, FolderSource):
-            changes["source"] = each.source if texts is None else FolderSource(folder=texts)
+            other = {} if texts is None else {"folder": texts}
+            source = FolderSource(**{**each.source.model_dump(), **other})
+            changes["source"] = source
             if "tasks" not in each.model_fields_set:
                 try:
-                    passages = read(changes["source"].folder, config.storage.options())
+                    passages = read(source, config.storage.options())
                     changes["tasks"] = _tasks(each, passages)
-                except ConfigError as error:
+                except (ConfigError, AddressError) as error:
                     raise ConfigError(f"dataset {each.name}: {error}") from error
         datasets.append(each.model_copy(update=changes))
     return config.model_copy(update={"datasets": tuple(datasets)})
 
 
-def identity(folder: str, options: Options) -> dict[str, Any]:
+def identity(source: FolderSource, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
-    files = _files(folder, options).items()
-    return {"folder": {name: fingerprint(address, options) for name, address in files}}
+    files = _files(source.folder, options).items()
+    found = {name: fingerprint(address, options) for name, address in files}
+    return {"folder": found, **({"encoding": source.encoding} if source.encoding else {})}
 
 
-def read(folder: str, options: Options) -> pa.Table:
+def read(source: FolderSource, options: Options) -> pa.Table:
     """Return the passages of a folder as a table of text columns, COLUMNS, in a fixed order.
 
     `label` is null without labels; `file` is the path within the folder, and `from_file` the same
     for files with enough passages to tell them apart; `split` alternates between train and test
-    within a label or file. ConfigError for a folder without texts, or a file that cannot be read.
+    within a label or file. ConfigError for a folder without texts, a file that cannot be read, or
+    a link that leaves the folder.
     """
-    files = _files(folder, options).items()
-    found = [each for name, address in files for each in _passages(name, address, options)]
+    found = [
+        each
+        for name, address in _files(source.folder, options).items()
+        for each in _passages(name, address, source.encoding, options)
+    ]
     if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice
         found = [each._replace(label=None) for each in found]
     parts: dict[str, list[_Passage]] = defaultdict(list)
@@ -143,12 +152,17 @@ def _files(folder: str, options: Options) -> dict[str, str]:
         state = "is empty" if filesystem.isdir(path) else "does not exist or is no folder"
         raise ConfigError(f"the folder {folder} {state}; name one with --texts that holds {wanted}")
     protocol, separator, _ = folder.rpartition("://")
+    is_local = Root(folder).is_local
     found, others, size = dict[str, str](), [], 0
     for address, facts in sorted(listed.items()):
         name = address.removeprefix(path).strip("/")
         if any(part.startswith(".") for part in name.split("/")):
             continue
-        if _ending(name) in (*_TEXTS, *_TABLES):
+        if is_local and not (target := Path(address).resolve()).is_relative_to(path):
+            raise ConfigError(
+                f"{name} is a link out of the folder {folder}, to {target}: remove it"
+            )
+        if ending(name) in (*_TEXTS, *_TABLES):
             found[name] = f"{protocol}{separator}{address}"
             size += int(facts["size"] or 0)
         else:
@@ -165,33 +179,29 @@ def _files(folder: str, options: Options) -> dict[str, str]:
     return found
 
 
-def _ending(name: str) -> str:
-    return "." + name.rpartition(".")[2].lower()
-
-
-def _passages(name: str, address: str, options: Options) -> Iterator[_Passage]:
+def _passages(
+    name: str, address: str, encoding: str | None, options: Options
+) -> Iterator[_Passage]:
     """Yield the passages of a file; its first folder is the label, unless its rows have one."""
     folder, inside, _ = name.partition("/")
     label = folder if inside else None
-    if _ending(name) in _TABLES:
-        table = File(FORMATS[_ending(name)], address)
-        count, columns = inspect_file(table, options)
+    file = File(FORMATS.get(ending(name), "text"), address, encoding, ("text",))
+    if ending(name) in _TABLES:
+        count, columns = inspect_file(file, options)
         if count and "text" not in columns:
-            raise ConfigError(f"{name} has no column text; it has: {', '.join(columns)}")
+            raise ConfigError(
+                f"{name} has no column 'text'; it has: {', '.join(map(repr, columns))}"
+            )
+        for column in ("text", "label"):
+            if columns.count(column) > 1:
+                raise ConfigError(f"{name} has two columns {column!r}; rename one")
         wanted = [column for column in ("text", "label") if column in columns]
-        for part in read_file(table, wanted, options) if count else ():
+        for part in read_file(file, wanted, options) if count else ():
             for row in part.to_pylist():
                 yield _Passage(row["text"], row.get("label", label), name)
         return
-    filesystem, path = resolve(address, options)
-    content: bytes = filesystem.cat_file(path)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{name} is not UTF-8 text (byte {error.start:,}); convert it, or take it out of "
-            "the folder"
-        ) from error
+    with file.stream(options) as stream:
+        text = str(stream.read(), "utf-8")
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     for passage in _BLANK.split(lines):
         if passage.strip():

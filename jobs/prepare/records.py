@@ -6,6 +6,8 @@ Pure functions over Arrow tables: `jobs.prepare.stage` says where they run.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import numpy as np
@@ -16,6 +18,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Skip, Task
 from jobs.tasks.items import row_place
 from jobs.tasks.types import TYPES
+from jobs.words import counted
 from operators.prompts.seeding import prompt_id
 from storage import schema
 
@@ -25,9 +28,11 @@ _SKIP, _MARKER, _ID = "skip", "marker", "row id"
 _RECORD = pa.schema(
     [
         ("shard", pa.int32()),
-        ("kind", pa.string()),  # PROMPT, skip, marker, row id, or `task ` and the task's name
+        # PROMPT, skip, marker, row id, or `task ` or `lost ` and the task's name
+        ("kind", pa.string()),
         ("prompt_id", pa.int64()),
-        ("text", pa.large_string()),  # of a prompt; the reason of a skip; an item's label; an id
+        # Of a prompt; the reason of a skip or a loss; an item's label; an id.
+        ("text", pa.large_string()),
         ("row", pa.int64()),
         ("split", pa.string()),
         ("candidate_id", pa.int64()),
@@ -41,6 +46,14 @@ _RECORDED = {
     "second_id": "candidate_id",
     "query_id": "prompt_id",
     "relevance": "value",
+}
+# What to say of the rows of a task beside its items: those that are none, and why, and those whose
+# texts an earlier one has.
+TOLD = {
+    "no_text": "without a text",
+    "no_label": "without a label",
+    "repeated": "repeated",
+    "contradicted": "repeated with another label",
 }
 Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to count of them
 
@@ -57,8 +70,12 @@ def markers(shards: int) -> pa.Table:
 
 
 def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
-    """Return the records of source rows: prompts, skipped texts and task items."""
+    """Return the records of source rows: prompts, skipped texts, task items, and counts of losses.
+
+    A row that is no item of a task because it lies in another split is no loss.
+    """
     found: list[dict[str, Any]] = []
+    lost = Counter[tuple[str, str]]()
     for row in rows.to_pylist():
         place, ids = row["row"], dict[str | None, int | None]()
         for column in dataset.text_columns:
@@ -77,6 +94,12 @@ def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -
             if item := TYPES[type(task)].item(task, row, ids, seed):
                 shard = item["prompt_id"] % shards
                 found.append({**item, "row": place, "kind": f"task {task.name}", "shard": shard})
+            elif any(ids[column] is None for column in task.text_columns):
+                lost[task.name, "no_text"] += 1
+            elif not all(row[column] for column in task.value_columns):
+                lost[task.name, "no_label"] += 1
+    for (name, why), count in lost.items():  # in any shard
+        found.append({"shard": 0, "kind": f"lost {name}", "text": why, "value": count})
     return pa.Table.from_pylist(found, _RECORD)
 
 
@@ -106,12 +129,42 @@ def prompts_of(records: pa.Table, number: int) -> Rows:
 
 
 def items_of(records: pa.Table, task: Task) -> Rows:
-    """Return the items of a task in one shard, in source order."""
+    """Return the items of a task in one shard, in source order, and counts by the names of TOLD."""
     kind = TYPES[type(task)]
-    items = kind.gather(task, _of_kind(records, f"task {task.name}").sort_by("row"))
+    every = _of_kind(records, f"task {task.name}").sort_by("row")
+    items = kind.gather(task, every)
     names = kind.columns.names
-    table = items.select([_RECORDED.get(name, name) for name in names]).rename_columns(names)
-    return table.cast(kind.columns), kind.columns, {}
+    recorded = [_RECORDED.get(name, name) for name in names]
+    table = items.select(recorded).rename_columns(names)
+    facts = dict.fromkeys(TOLD, 0)
+    for loss in _of_kind(records, f"lost {task.name}").to_pylist():
+        facts[loss["text"]] += int(loss["value"])
+    texts = [name for name in recorded if name.endswith("_id")]
+    first: dict[tuple[int | None, ...], tuple[object, object]] = {}
+    for each in every.select([*texts, "text", "value"]).to_pylist():
+        key, value = tuple(each[name] for name in texts), (each["text"], each["value"])
+        if key in first and None not in key:
+            facts["repeated" if first[key] == value else "contradicted"] += 1
+        first.setdefault(key, value)
+    return table.cast(kind.columns), kind.columns, facts
+
+
+def told(items: int, facts: Mapping[str, float]) -> str:
+    """Return in words what a task is made of and what it loses, as far as that is not nothing."""
+    said = counted(items, "item")
+    if facts.get("labels"):
+        said += f", {counted(int(facts['labels']), 'label')}"
+    rows = [f"{int(facts[name]):,} {words}" for name, words in TOLD.items() if facts.get(name)]
+    return f"{said}; rows: {', '.join(rows)}" if rows else said
+
+
+@contextmanager
+def named(dataset: DatasetConfig) -> Iterator[None]:
+    """Say in errors which dataset a task is of."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"dataset {dataset.name}, {error}") from error
 
 
 def check_ids(dataset: DatasetConfig, records: pa.Table) -> None:

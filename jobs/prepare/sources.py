@@ -25,13 +25,15 @@ from jobs.config.datasets import (
     MtebSource,
 )
 from jobs.prepare import docstrings, files, folders
+from jobs.prepare.decoded import ending, is_compressed
 from jobs.prepare.files import File, Options, as_strings
-from storage.root import fingerprint, resolve
+from storage.root import AddressError, fingerprint, resolve
 from storage.schema import ROW_BITS
 
 _FILES_LOOKED_AT = 64  # to say how large a source is before it is read
 _LINES_LOOKED_AT = 1 << 26  # bytes of files whose rows no footer tells
 _SLICE = 20_000  # rows that one task reads of a source that can be read from any row
+_FOLDER_MARKERS = ("/", "_$folder$")  # how the names of objects end that stand for a folder
 _PASSAGE_COLUMNS = ("text", "summary", "library", "module", "name")
 
 
@@ -44,11 +46,12 @@ class Fragment:
     index: int
     start: int = 0
     stop: int | None = None
+    texts: tuple[str, ...] = ()  # the columns whose values have to be texts
 
     @property
     def file(self) -> File:
         """The file that it is a part of, if its source is of files."""
-        return _file(self.source, self.location)
+        return _file(self.source, self.location, self.texts)
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
     source = dataset.source
     try:
         locations = KINDS[type(source)].locations(source, dataset, options)
-    except ConfigError as error:
+    except (ConfigError, AddressError) as error:
         raise ConfigError(f"dataset {dataset.name}: {error}") from error
-    return [Fragment(source, location, index) for index, location in enumerate(locations)]
+    texts = dataset.text_columns
+    return [Fragment(source, where, n, texts=texts) for n, where in enumerate(locations)]
 
 
 def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
@@ -147,7 +151,12 @@ def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterat
 
 
 def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[str]) -> None:
-    """Raise ConfigError if a column that the config names is not among those `found`."""
+    """Raise ConfigError if a column that the config names is not, or not once, among `found`."""
+    again = [column for column in dataset.columns if found.count(column) > 1]
+    if again:
+        raise ConfigError(
+            f"dataset {dataset.name}: {fragment.location} has two columns {again[0]!r}; rename one"
+        )
     absent = []
     for column in (column for column in dataset.columns if column not in found):
         keys = [
@@ -160,7 +169,7 @@ def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[
     if absent:
         raise ConfigError(
             f"dataset {dataset.name}: {fragment.location} has no column {', '.join(absent)}; it "
-            f"has: {', '.join(found)}"
+            f"has: {', '.join(map(repr, found))}"
         )
 
 
@@ -191,8 +200,9 @@ def _hub_split(source: HubSource, location: str) -> Any:  # noqa: ANN401  (datas
     name, _, split = location.partition(":")
     try:
         return datasets.load_dataset(name, source.config, split=split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # whatever the code that builds a dataset raises
+        causes = dict.fromkeys(str(each) for each in (error, error.__cause__) if each)
+        reason = " ".join(": ".join(causes).split()) or type(error).__name__
         raise ConfigError(f"cannot load hub dataset {name} ({split}): {reason}") from error
 
 
@@ -206,21 +216,24 @@ def _read_hub(fragment: Fragment, columns: Sequence[str], _options: Options) -> 
         data = _hub_split(fragment.source, fragment.location)
         rows = range(len(data))[fragment.start : fragment.stop]
         own = [column for column in columns if column in data.column_names]
-        table = as_strings(data.select(rows).select_columns(own).with_format("arrow")[:])
+        table = data.select(rows).select_columns(own).with_format("arrow")[:]
+        table = as_strings(table, fragment.texts, f"hub dataset {fragment.location}")
         if "split" in columns and "split" not in own:
             split = fragment.location.partition(":")[2].partition("[")[0]  # train of train[:10%]
             table = table.append_column("split", pa.array([split] * table.num_rows))
         yield table.select(list(columns))
 
 
-def _file(source: FileSource, location: str) -> File:
-    ending = "." + location.rsplit(".", 1)[-1].lower()
-    if source.format == "auto" and ending not in files.FORMATS:
+def _file(source: FileSource, location: str, texts: tuple[str, ...] = ()) -> File:
+    kind = files.FORMATS.get(ending(location)) if source.format == "auto" else source.format
+    if kind is None:
         raise ConfigError(
             f"cannot tell the format of {location} from its name; say source.format: parquet, "
             "jsonl, csv or text"
         )
-    return File(files.FORMATS[ending] if source.format == "auto" else source.format, location)
+    if kind == "parquet" and is_compressed(location):
+        raise ConfigError(f"{location} is a compressed Parquet file: decompress it first")
+    return File(kind, location, source.encoding, texts)
 
 
 def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> list[str]:
@@ -230,7 +243,11 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
         matches = [path]
         if not filesystem.isfile(path):
             listed = filesystem.glob(path, detail=True).items()
-            matches = sorted(match for match, facts in listed if facts["type"] == "file")
+            matches = sorted(
+                match
+                for match, facts in listed
+                if facts["type"] == "file" and not match.endswith(_FOLDER_MARKERS)
+            )
         if not matches:
             raise ConfigError(f"there is no file {pattern}")
         protocol, separator, _ = pattern.rpartition("://")
@@ -243,6 +260,7 @@ def _file_identity(source: FileSource, paths: list[str], options: Options) -> di
         "files": [file.rsplit("/", 1)[-1] for file in paths],
         "formats": [_file(source, file).kind for file in paths],
         "fingerprints": [fingerprint(file, options) for file in paths],
+        **({"encoding": source.encoding} if source.encoding else {}),
     }
 
 
@@ -285,8 +303,8 @@ KINDS: dict[type[Block], Kind] = {
     ),
     FolderSource: Kind(
         locations=lambda source, *_: [source.folder],
-        identity=lambda source, _, options: folders.identity(source.folder, options),
-        table=lambda part, options: folders.read(part.location, options),
+        identity=lambda source, _, options: folders.identity(source, options),
+        table=lambda part, options: folders.read(part.source, options),
         most_rows=_sum,
     ),
     MtebSource: Kind(

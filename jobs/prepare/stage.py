@@ -7,9 +7,9 @@ whole corpus; and because ids are hashes, the first shards are a random sample o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from jobs.prepare import records, sources
 from jobs.prepare.files import Options
 from jobs.prepare.records import PROMPT, SKIPPED
 from jobs.run import Run, partition
-from jobs.tasks.types import check_items, read_items
+from jobs.tasks.types import count_labels, read_items, refusal
 from storage import schema
 from storage.manifest import Manifest, Manifests
 from storage.partition import shard_name
@@ -34,16 +34,16 @@ def prepare(run: Run) -> None:
     for dataset in run.config.datasets:
         wanted = {
             name: target
-            for name, target in _targets(run, dataset).items()
+            for name, target in _targets(run.config, dataset, _identity(run, dataset)).items()
             if not _is_complete(run, target, overwrite=run.overwrite)
         }
         if wanted:
             made = _write(run, dataset, wanted)
             try:
-                _check(run, dataset, made)
+                made = _checked(run, dataset, made)
             except ConfigError:
-                for key in (key for each in made.values() for key in each.objects()):
-                    run.root.delete(key)
+                for each in made.values():
+                    run.manifests.erase(each.partition)
                 raise
             # The prompts last: whoever finds them finds the tasks too.
             for each in sorted(made.values(), key=lambda each: each.partition.table == "prompts"):
@@ -59,12 +59,28 @@ def prepare(run: Run) -> None:
             f"  {dataset.name}: {prompts.rows:,} unique prompts in {len(prompts.receipts)} shards"
             + (f" (left out: {', '.join(left_out)})" if left_out else "")
         )
+        for task in dataset.tasks:
+            items = run.manifests.require(partition("tasks", task, dataset))
+            say(f"    {task.name}: {records.told(items.rows, items.facts())}")
+
+
+def require_agreement(config: RunConfig, manifests: Manifests) -> None:
+    """Raise SettingsConflictError if something prepared was made with other settings.
+
+    What the sources hold is not compared: that takes reading them.
+    """
+    for dataset in config.datasets:
+        for target in _targets(config, dataset, None).values():
+            known = manifests.load(target.partition)
+            if known is not None and "source" in known.settings:
+                settings = {**target.settings, "source": known.settings["source"]}
+                manifests.stands(target.partition, settings)
 
 
 def require_prepared(run: Run) -> None:
     """Raise if prompts or tasks are not there, or were prepared with other settings."""
     for dataset in run.config.datasets:
-        for target in _targets(run, dataset).values():
+        for target in _targets(run.config, dataset, _identity(run, dataset)).values():
             if not _is_complete(run, target):
                 raise FileNotFoundError(
                     f"{target.partition} is not prepared: run `layerrank prepare` first"
@@ -88,10 +104,16 @@ def most_tokens(config: RunConfig, manifests: Manifests, checkpoints: int) -> fl
     return float(checkpoints * total * config.extract.max_tokens)
 
 
-def _targets(run: Run, dataset: DatasetConfig) -> dict[str, Manifest]:
+def _identity(run: Run, dataset: DatasetConfig) -> dict[str, Any]:
+    return sources.identity(dataset, run.config.storage.options())
+
+
+def _targets(
+    config: RunConfig, dataset: DatasetConfig, identity: dict[str, Any] | None
+) -> dict[str, Manifest]:
     """Return what is to be of the prompts and of every task, without a shard yet."""
     source = {
-        "source": sources.identity(dataset, run.config.storage.options()),
+        "source": identity,
         "text_columns": list(dataset.text_columns),
         "limit": dataset.limit,
         "min_chars": 0 if dataset.keeps_blank else dataset.min_chars,
@@ -102,7 +124,7 @@ def _targets(run: Run, dataset: DatasetConfig) -> dict[str, Manifest]:
     for task in dataset.tasks:
         settings = {**source, **task.model_dump(exclude=PROTOCOL)}
         if isinstance(task, FittedTask) and task.split_column is None:
-            settings |= {"seed": run.config.seed, "test_fraction": task.test_fraction}
+            settings |= {"seed": config.seed, "test_fraction": task.test_fraction}
         targets[task.name] = Manifest(partition("tasks", task, dataset), settings, ())
     return targets
 
@@ -167,7 +189,7 @@ def _records(
     if fragment == first:
         yield records.markers(shards)
     for rows in sources.read(fragment, dataset.columns, options):
-        with _named(dataset):
+        with records.named(dataset):
             yield records.records_of(dataset, rows, shards, seed)
 
 
@@ -182,7 +204,7 @@ def _write_shards(
         if name == PROMPT:
             table, columns, facts = records.prompts_of(found, number)
         else:
-            with _named(dataset):
+            with records.named(dataset):
                 table, _, facts = records.items_of(found, tasks[name])
             table, columns = schema.as_tasks(table), schema.TASKS
         key = shard_name(number)
@@ -192,35 +214,34 @@ def _write_shards(
     return receipts
 
 
-@contextmanager
-def _named(dataset: DatasetConfig) -> Iterator[None]:
-    """Say in errors which dataset a task is of."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"dataset {dataset.name}, {error}") from error
+def _checked(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    """Return what was made with the number of a task's labels, which no shard knows alone.
 
-
-def _check(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> None:
-    """Refuse prompts and tasks of which nothing can be made, naming all of the tasks."""
+    ConfigError for prompts and tasks of which nothing can be made, naming all of the tasks.
+    """
     if PROMPT in made and not made[PROMPT].rows:
         reasons = sorted((+made[PROMPT].facts()).items())
         raise ConfigError(
             f"dataset {dataset.name}: no prompt is left after the filters "
             f"({', '.join(f'{reason}: {count}' for reason, count in reasons)})"
         )
-    root = run.root
-    units = [(task, made[task.name].shards(root)) for task in dataset.tasks if task.name in made]
-    whys = dict(run.cluster.each("prepare", units, _refusal))
-    refused = [why for task, _ in units if (why := whys[task.name])]
+    units = [
+        (task, made[task.name].shards(run.root)) for task in dataset.tasks if task.name in made
+    ]
+    seen = {name: found for name, *found in run.cluster.each("prepare", units, _seen)}
+    refused = [why for task, _ in units if (why := seen[task.name][0])]
     if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
+    counted = dict(made)
+    for name, (_, labels) in seen.items():
+        first, *rest = made[name].receipts
+        facts = {**first.facts, "labels": labels}
+        counted[name] = replace(made[name], receipts=(replace(first, facts=facts), *rest))
+    return counted
 
 
-def _refusal(unit: tuple[Task, list[Shard]]) -> tuple[str, str | None]:
+def _seen(unit: tuple[Task, list[Shard]]) -> tuple[str, str | None, int]:
+    """Return the name of a task, why it is refused if it is, and how many labels it has."""
     task, shards = unit
-    try:
-        check_items(task, read_items(task, shards))
-    except ConfigError as error:
-        return task.name, str(error)
-    return task.name, None
+    items = read_items(task, shards)
+    return task.name, refusal(task, items), count_labels(task, items)

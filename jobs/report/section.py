@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from jobs.cluster.console import printable
 from jobs.report.charts import Chart
 from jobs.report.drawing import draw
 from jobs.words import NOTHING
@@ -192,5 +193,10 @@ def _table_markdown(table: Table) -> str:
 
 
 def _escaped(text: str) -> str:
-    text = re.sub(r"\s", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = (
+        printable(re.sub(r"\s", " ", text))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
     return _MARKDOWN.sub(r"\\\1", text)

@@ -6,7 +6,9 @@ model runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -21,6 +23,7 @@ Row = Mapping[str, Any]  # the columns of a source row as text, and its order ke
 Ids = Mapping[str | None, int | None]
 Item = dict[str, Any]  # columns of a record of `jobs.prepare.records`
 _SHOWN = 5
+_WHOLE = 1e22  # up to here a whole float is written out, and above with an exponent
 
 
 class Given(NamedTuple):
@@ -42,6 +45,26 @@ class Given(NamedTuple):
     def drawn(self) -> dict[str, Any]:
         """What a task without folds is resampled with."""
         return {"seed": self.seed, "replicates": self.replicates}
+
+
+def spelled(value: object) -> str | None:
+    """Return the text of a scalar, the same for every format, or None if it is missing.
+
+    Missing are null and NaN. Whole numbers have no decimals, other floats the fewest digits that
+    tell them apart; booleans are lower case.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        return f"{value + 0:.0f}" if value.is_integer() and abs(value) < _WHOLE else str(value)
+    return str(value)
 
 
 def row_place(row: int) -> str:

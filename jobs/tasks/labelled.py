@@ -23,6 +23,7 @@ from jobs.tasks.items import (
     number,
     refuse,
     require_different,
+    spelled,
 )
 from operators.probes.fold import FoldScore, NoScoreError
 from operators.probes.labelled import (
@@ -70,7 +71,8 @@ def _labels(task: ClassificationTask, row: Row) -> str:
     text: str = row[task.label_column]
     if text.lstrip().startswith("["):
         try:
-            labels = [str(label) for label in json.loads(text) if label is not None]
+            cells = map(spelled, json.loads(text))
+            labels = [label for label in cells if label is not None]
         except ValueError:
             refuse(task.name, task.label_column, row, "a list of labels")
     else:

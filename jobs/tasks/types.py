@@ -6,12 +6,14 @@ family, `labelled` or `pairs`, that call a probe of `operators.probes`, and an e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import (
@@ -107,3 +109,22 @@ def check_items(task: Task, items: pa.Table) -> None:
     raise ConfigError(
         f"task {task.name}: no row of the source has a text in {texts}{valued}{tested}"
     )
+
+
+def refusal(task: Task, items: pa.Table) -> str | None:
+    """Return why the items of a task cannot be scored; None if they can."""
+    try:
+        check_items(task, items)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def count_labels(task: Task, items: pa.Table) -> int:
+    """Return how many different labels the items of a task have; 0 for a task without labels."""
+    if "label" not in items.column_names:
+        return 0
+    labels = pc.unique(items["label"]).to_pylist()
+    if getattr(task, "multi_label", False):
+        labels = {label for several in labels for label in json.loads(several)}
+    return len(labels)

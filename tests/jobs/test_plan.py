@@ -199,6 +199,62 @@ def test_a_source_is_sampled_through_the_filters_of_prepare() -> None:
     assert sorted(corpus.texts["text"].to_pylist()) == sorted(texts)
 
 
+def write_labelled(labels: list[Any]) -> dict[str, Any]:
+    """Write texts with labels, and return the dataset that clusters them."""
+    rows = [{"text": f"text {n % 38}", "label": label} for n, label in enumerate(labels)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    groups = {"name": "groups", "type": "clustering", "label_column": "label"}
+    return {"name": "data", "source": {"files": "rows.jsonl"}, "tasks": [groups]}
+
+
+def test_a_plan_says_what_a_task_is_made_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [*["a", "b"] * 15, *[None] * 8, "a", "a"]
+    config = write_run(datasets=[write_labelled(labels)])
+    assert cli.main(["plan", config, "--output", "out"]) == 0
+    said = (
+        "groups: 32 items, 2 labels; rows: 8 without a label, 1 repeated, 1 repeated with another"
+    )
+    assert said in capsys.readouterr().out
+    assert not Path("out").exists()
+    monkeypatch.setattr(sampling, "_ROWS", 20)
+    assert cli.main(["plan", config]) == 0
+    assert "groups: about 40 items, 2 labels" in capsys.readouterr().out
+
+
+def test_a_plan_knows_how_many_texts_are_cut(checkpoint: Path) -> None:
+    texts = ["model " * 30 * (n % 4 == 0) + f"text {n}" for n in range(40)]
+    planned: dict[str, Any] = {"datasets": [write_rows(texts)]}
+    planned["subjects"] = [{"model": str(checkpoint)}]
+    assert pair_of(**planned, extract={"max_tokens": 20}).cut == 10
+    assert pair_of(**planned, extract={"max_tokens": 128}).cut == 0
+
+
+def test_a_plan_refuses_what_a_run_refuses_of_data(
+    capsys: pytest.CaptureFixture[str], root: Root
+) -> None:
+    bad = write_run(datasets=[write_labelled(["a"] * 40)])
+    assert "dataset data, task groups, column label: " in failure(capsys, "plan", bad)
+    ids = write_run(datasets=[{**write_labelled(["a", "b"] * 20), "id_column": "label"}])
+    assert "have the same id 'a'" in failure(capsys, "plan", ids)
+    absent = write_run(datasets=[{**write_labelled(["a", "b"] * 20), "text_column": "body"}])
+    assert "has no column 'body'" in failure(capsys, "plan", absent)
+    fine = {**write_labelled(["a", "b"] * 20), "limit": 40}
+    assert "output: cannot open gs://b/x" in failure(
+        capsys, "plan", write_run(datasets=[fine]), "--output", "gs://b/x"
+    )
+    Path("file").write_text("")
+    output = ("--output", "file/out")
+    assert "cannot write to" in failure(capsys, "plan", write_run(datasets=[fine]), *output)
+    table = pa.Table.from_pylist([{"prompt_id": 1, "text": "a", "shard": 0}], schema.PROMPTS)
+    made = {"source": {"files": ["rows.jsonl"]}, "text_columns": ["text"], "min_chars": 1}
+    made |= {"limit": 39, "id_column": None, "shard_prompts": 2048}
+    store(root, Partition("prompts", ("data",)), [table], made)
+    config = write_run(datasets=[fine])
+    assert "limit: 39 there, 40 here" in failure(capsys, "plan", config, "--output", root.uri)
+
+
 def test_a_large_source_is_estimated_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_ROWS", 400)
     dataset = write_rows([f"text {n // 2}" for n in range(4000)])

@@ -31,7 +31,7 @@ from storage.manifest import (
     require_format,
 )
 from storage.partition import Partition, all_partitions, partitions, shard_name
-from storage.root import Root, fingerprint
+from storage.root import AddressError, Root, fingerprint
 from storage.shards import (
     DamagedError,
     Receipt,
@@ -300,6 +300,45 @@ def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None
     with connect(root) as connection:
         query = "SELECT model, revision, count(*), max(vector[1]) FROM embeddings GROUP BY ALL"
         assert connection.sql(query).fetchall() == [("org/mödel 1", "step=5", 6, 2.0)]
+
+
+@pytest.mark.parametrize("on_s3", [False, True])
+def test_what_lies_above_a_table_is_neither_pattern_nor_column(
+    on_s3: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bucket = request.getfixturevalue("s3").root(tmp_path.name) if on_s3 else Root(str(tmp_path))
+    above = "model=x/layer=7/run=5"
+    for name, rows in {"ruXa": 4, "ru*[a]": 3, "ru*": 2}.items():
+        root = Root(f"{bucket.uri}/{name}/{above}", bucket.options)
+        Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0, rows=rows)])
+        with connect(root) as connection:
+            query = "SELECT model, layer, count(*) FROM embeddings GROUP BY ALL ORDER BY layer"
+            named = connection.sql(query).fetchall()
+            columns = connection.sql("SELECT * FROM embeddings").columns
+        assert named == [("org/mödel 1", 0, rows), ("org/mödel 1", 1, rows)]
+        assert columns[-4:] == ["model", "revision", "dataset", "condition"]
+        assert len(columns) == len(schema.embeddings(DIM)) + 4
+
+
+def test_an_address_that_cannot_be_reached_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    known = {"gs://b/x": "gcsfs", "foo://b/x": "foo", "S3://b/x": "S3", "s3:/b/x": "two slashes"}
+    for uri, words in {**known, "s3://b/x": "no credentials"}.items():
+        with pytest.raises(AddressError, match=f"{uri}.*{words}"):
+            Root(uri).check_writable()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(AddressError, match=r"s3://b/x.*nobody"):
+        Root("s3://b/x").path()
+    assert not [*tmp_path.iterdir()]
+    Root("s3", {}).check_writable()
+    assert not [*tmp_path.iterdir()]
 
 
 @given(st.lists(st.integers(0, 30), unique=True), st.sets(st.integers(0, 30)))

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from jobs.config.run import graded_conditions
+from jobs.config.run import graded_conditions, labelled_tasks
+from jobs.prepare.records import TOLD
 from jobs.rank.ranking import Row
 from jobs.report.facts import Facts, title
 from jobs.report.section import Cell, Section, Table
@@ -24,8 +25,8 @@ _SUMMED = ("prompts", "shards", "tokens", "truncated", "skipped_no_tokens", "mod
 def section(facts: Facts) -> Section:
     """Return what went through the model, and every value that does not exist."""
     if facts.run is None:
-        return Section("What was read", "inputs", data={"encoded": []})
-    encoded = list(_encoded(facts, facts.run))
+        return Section("What was read", "inputs", data={"encoded": [], "task_rows": []})
+    encoded, task_rows = list(_encoded(facts, facts.run)), list(_task_rows(facts, facts.run))
     missing = undefined(
         facts, [each for d in facts.run.config.datasets for each in series(facts, d.name)]
     )
@@ -33,6 +34,8 @@ def section(facts: Facts) -> Section:
     tables = [_table("What went through the model", rows, facts.run)]
     if len(encoded) > len(rows):
         tables.append(_table("Every condition", encoded, facts.run, folded=True))
+    if task_rows:
+        tables.append(_tasks_table(task_rows))
     if missing:
         head = ["Value", "Where", "Why"]
         tables.append(Table("Undefined values", head, missing, words=(0, 1, 2)))
@@ -48,7 +51,7 @@ def section(facts: Facts) -> Section:
         says=[says if missing else f"{says} No score and no metric is undefined."],
         tables=tables,
         folded=True,
-        data={"encoded": encoded},
+        data={"encoded": encoded, "task_rows": task_rows},
     )
 
 
@@ -70,6 +73,41 @@ def _encoded(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
                     "shards": len(manifest.receipts),
                     "model_seconds": round(float(found["model_seconds"]), 3),
                 }
+
+
+def _task_rows(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
+    """Yield what each task is made of, what of its source is no item, and what is cut of its texts.
+
+    A root that was prepared before these were counted has items alone.
+    """
+    for label, dataset, task in labelled_tasks(run.config):
+        items = run.manifests.load(partition("tasks", task, dataset))
+        clean = run.manifests.load(partition("embeddings", facts.ranking.subject, dataset))
+        if items is not None:
+            found, cut = items.facts(), clean.facts()["truncated"] if clean else 0
+            yield {
+                "task": label,
+                "dataset": dataset.name,
+                "items": items.rows,
+                **{name: int(found[name]) for name in ("labels", *TOLD)},
+                "truncated": int(cut),
+            }
+
+
+def _tasks_table(rows: Sequence[Row]) -> Table:
+    columns = ("items", "labels", *TOLD, "truncated")
+    head: list[Cell] = [
+        *("Task", "Dataset", "Items", "Labels"),
+        ("No text", "rows left out"),
+        ("No label", "rows left out"),
+        ("Repeated", "rows"),
+        ("Contradicted", "other label"),
+        ("Truncated", "dataset's texts"),
+    ]
+    cells = [
+        [each["task"], each["dataset"], *(count(each[name]) for name in columns)] for each in rows
+    ]
+    return Table("What the tasks are made of", head, cells, words=(0, 1))
 
 
 def totals(encoded: Sequence[Row]) -> list[Row]:

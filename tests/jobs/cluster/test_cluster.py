@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import socket
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -12,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs import cli
 from jobs.cluster import console
 from jobs.cluster.cluster import Cluster
-from jobs.cluster.console import Progress
+from jobs.cluster.console import Progress, printable
+from jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
 from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from jobs.config.blocks import ConfigError
 from jobs.config.settings import Device
@@ -172,3 +177,32 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
         assert words in shown
     assert "\n" not in shown
     assert shown.rsplit("\r", 2)[1].strip() == ""
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_what_it_lacks_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden = {"\x1b[31m": "\\x1b[31m", "\n": "\\n", "\x9b": "\\x9b", "\u202e": "\\u202e"}
+    for character, shown in {**hidden, "\ud800": "\\ud800", "é 🦜 مرحبا": "é 🦜 مرحبا"}.items():
+        assert printable(f"a{character}b") == f"a{shown}b"
+    for encoding, name in {"ascii": "mod?le", "latin-1": "modèle", "utf-8": "modèle"}.items():
+        stream = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding))
+        assert cli.main(["status", "nowhere"]) == USAGE
+        console.say("modèle")
+        assert stream.getvalue().decode(encoding) == f"{name}\n"
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with (
+        pytest.raises(ConfigError, match=rf"{tmp_path}.*TMPDIR") as caught,
+        sockets_in_tmpdir(),
+        socket.socket(socket.AF_UNIX) as made,
+    ):
+        made.bind(str(tmp_path / ("x" * 120)))
+    assert explain(caught.value)[1] == USAGE
+    with pytest.raises(OSError, match="other"), sockets_in_tmpdir():
+        raise OSError("other")

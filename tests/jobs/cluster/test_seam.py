@@ -149,6 +149,24 @@ def test_a_shuffle_groups_by_its_key(recorder: Mock) -> None:
     assert recorder.groupby.call_args.args == ("shard",)
 
 
+def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def absent(**_: object) -> None:
+        os.write(2, b"what Ray's native code says while it waits\n")
+        raise ConnectionError("nobody there")
+
+    told = list[str]()
+    monkeypatch.setattr("ray.init", absent)
+    monkeypatch.setenv(on_ray._TRIES, "")  # which is undone
+    monkeypatch.delenv(on_ray._TRIES)
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*nobody there"):
+        RayCluster("10.0.0.1:6379", 0, False, told.append).resources(gpu=False)
+    assert ["10.0.0.1:6379" in line for line in told] == [True]
+    assert os.environ[on_ray._TRIES] == "1"
+    assert capfd.readouterr().err == ""
+
+
 def test_only_somebody_elses_cluster_may_grow() -> None:
     assert not RayCluster(None, 0, False, print).may_grow
     assert RayCluster("auto", 0, False, print).may_grow

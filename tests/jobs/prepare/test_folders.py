@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import ClassificationTask
+from jobs.config.datasets import ClassificationTask, FolderSource
 from jobs.config.run import RunConfig, load
 from jobs.prepare import folders, sources
 from tests.conftest import S3
@@ -27,7 +28,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> str:
 
 
 def rows(folder: str, *columns: str) -> list[tuple[Any, ...]]:
-    table = folders.read(folder, {})
+    table = folders.read(FolderSource(folder=folder), {})
     return [*zip(*(table[name].to_pylist() for name in columns), strict=True)]
 
 
@@ -98,11 +99,31 @@ def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
     assert sources.identity(config, {}) != before
 
 
+def test_a_link_may_not_leave_the_folder(tmp_path: Path) -> None:
+    folder = Path(write(tmp_path / "mine", {"sea/a.txt": "one"}))
+    (folder / "b.txt").symlink_to(folder / "sea" / "a.txt")
+    assert rows(str(folder), "text", "file") == [("one", "b.txt"), ("one", "sea/a.txt")]
+    secret = Path(write(tmp_path / "other", {"secret.txt": "hidden"})) / "secret.txt"
+    for name, target in {"c.txt": secret, "more": secret.parent}.items():
+        (folder / name).symlink_to(target)
+        assert f"{name} is a link out of the folder {folder}, to {target}" in error_of(str(folder))
+        (folder / name).unlink()
+
+
+def test_texts_may_be_compressed_and_in_an_encoding_that_the_config_names(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, {"a.txt.gz": gzip.compress(b"caf\xe9\n\nth\xe9"), "b.md": b"\xe9t\xe9"}
+    )
+    table = folders.read(FolderSource(folder=folder, encoding="latin-1"), {})
+    assert table["text"].to_pylist() == ["café", "été", "thé"]
+
+
 def test_a_folder_may_be_a_prefix_in_object_storage(s3: S3) -> None:
     root = s3.root("texts")
+    root.filesystem.call_s3("put_object", Bucket="layers", Key="texts/more.txt/", Body=b"")
     for name in ("sea/a.txt", "sky/b.txt"):
         root.write(name, b"one\n\ntwo")
-    table = folders.read(root.uri, dict(root.options))
+    table = folders.read(FolderSource(folder=root.uri), dict(root.options))
     assert table["label"].to_pylist() == ["sea", "sky", "sea", "sky"]
 
 
@@ -141,12 +162,14 @@ def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
             {"sea/a.txt": passages(9, "sea"), "sky/b.txt": "1\n\n2"},
             "label 'sky' has 2 of the 11 passages that are read, and 4 are needed",
         ),
-        ({"a.txt": b"caf\xe9"}, "dataset texts: a.txt is not UTF-8 text (byte 3)"),
+        ({"a.txt": b"caf\xe9"}, "/a.txt is not UTF-8 text (byte 3)"),
+        ({"a.csv": "text,label,text\nx,y,z\n"}, "a.csv has two columns 'text'"),
+        ({"a.jsonl": '{"text": ["x"]}\n'}, "/a.jsonl, row 1: column 'text' holds a list"),
         (
             {"a.pdf": "x", ".b.txt": "hidden"},
             "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf",
         ),
-        ({"a.csv": "body,label\nx,y\n"}, "a.csv has no column text; it has: body, label"),
+        ({"a.csv": "body, text\nx,y\n"}, "a.csv has no column 'text'; it has: 'body', ' text'"),
         ({}, "it does not exist or is no folder; name one with --texts that holds *.txt"),
     ],
 )

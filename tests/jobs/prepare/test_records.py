@@ -139,6 +139,43 @@ def test_shards_hold_what_their_ids_name_and_count_what_is_left_out(
     assert +left_out == +expected
 
 
+def facts_of(task: dict[str, Any], **columns: Sequence[str | None]) -> dict[str, int]:
+    """Return what is counted of a task beside its items, over shards and batches of rows."""
+    config, rows = dataset(task), source(**columns)
+    batches = [records_of(config, rows[n : n + 2], 3, 0) for n in range(0, rows.num_rows, 2)]
+    every = pa.concat_tables([markers(3), *batches])
+    total = Counter[str]()
+    for number in range(3):
+        shard = every.filter(pa.array(every["shard"].to_numpy() == number))
+        total.update(items_of(shard, config.tasks[0])[2])
+    return +total
+
+
+def test_rows_that_are_no_item_of_a_task_are_counted_and_texts_that_repeat() -> None:
+    texts = ["a", "a", "a", "b", None, "c", "c", " ", "d", "e", "e"]
+    topics = ["x", "x", "y", "x", "x", None, "y", None, "", "y", None]
+    counts = {"no_text": 2, "no_label": 3, "repeated": 1, "contradicted": 1}
+    assert facts_of(GROUPS, text=texts, topic=topics) == counts
+    parts = ["train", None, *["test"] * 9]
+    found = facts_of({**TOPIC, "split_column": "p"}, text=texts, topic=topics, p=parts)
+    assert found == {"no_text": 2, "no_label": 4, "contradicted": 1}
+
+
+def test_pairs_repeat_as_pairs_and_another_split_is_no_loss() -> None:
+    alike = {"name": "alike", "type": "sts", "first_column": "one", "second_column": "two"}
+    alike |= {"score_column": "score", "split_column": "p"}
+    one, two = ["a", "a", "a", "a", "b", "b"], ["x", "y", "x", "x", None, "x"]
+    score, p = ["1", "1", "2", "1", "3", ""], ["test"] * 6
+    expected = {"no_text": 1, "no_label": 1, "repeated": 1, "contradicted": 1}
+    assert facts_of(alike, one=one, two=two, score=score, p=p) == expected
+    assert facts_of(alike, one=one, two=two, score=score, p=["train"] * 6) == {
+        "no_text": 1,
+        "no_label": 1,
+    }
+    found = facts_of(FIND, query=["q", "q", "q", None], text=["t", "u", "t", "v"])
+    assert found == {"no_text": 1, "repeated": 1}
+
+
 def refused_ids(rows: pa.Table) -> list[str]:
     """Return what is wrong with the ids of each shard."""
     config, refused = dataset(id_column="key"), []

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,15 @@ from unittest.mock import Mock, call
 
 import datasets
 import huggingface_hub.constants
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, FileSource
-from jobs.prepare import docstrings, sources
+from jobs.prepare import decoded, docstrings, sources
 from jobs.prepare.files import BATCH, Options
 from jobs.prepare.sources import Fragment
 from operators.benchmark import score as benchmark_score
@@ -144,6 +150,151 @@ def test_categories_and_structs_of_parquet_become_text(tmp_path: Path) -> None:
     assert [day for _, day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None, None]
 
 
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda content: pa.Codec("zstd").compress(content, asbytes=True),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+def test_a_compressed_file_is_read_as_what_it_holds(
+    form: str, compression: str, tmp_path: Path
+) -> None:
+    texts = [f"{n} wörd" for n in range(20_000)]
+    content = encoded("text" if form == "txt" else form, {"text": texts})
+    path = tmp_path / f"t.{form}.{compression.upper()}"
+    path.write_bytes(COMPRESSIONS[compression](content))
+    config = of_files(path)
+    assert read_all(config) == [(text, row) for row, text in enumerate(texts)]
+    assert inspected(config) == (len(texts), ["text"])
+    assert sources.most_rows(config, {}) == pytest.approx(len(texts), abs=2)
+
+
+def test_a_compressed_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"t\.parquet\.gz is a compressed Parquet"):
+        sources.discover(of_files(tmp_path / "t.parquet.gz"), {})
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+def test_text_is_in_the_encoding_of_its_mark_else_of_the_config(form: str, tmp_path: Path) -> None:
+    texts = ["é and 🦜", "two\u2028lines", *["wörd " * 50] * 9000]  # more than a piece of it
+    content = encoded("text" if form == "txt" else form, {"text": texts}).decode()
+    path = tmp_path / f"t.{form}"
+    for encoding in ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+        path.write_bytes(("\ufeff" + content).encode(encoding))
+        assert texts_of(of_files(path)) == texts
+        assert texts_of(dataset(source={"files": str(path), "encoding": "cp1252"})) == texts
+    path.write_bytes(content.encode("utf-16-le"))
+    named = {"files": str(path), "encoding": "UTF-16-LE"}
+    assert texts_of(dataset(source=named)) == texts
+    identity = sources.identity(dataset(source=named), {})
+    assert identity == {**sources.identity(of_files(path), {}), "encoding": "UTF-16-LE"}
+
+
+def test_bytes_that_are_no_utf_8_are_the_named_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes("Le café\n".encode("latin-1"))
+    assert texts_of(dataset(source={"files": str(path), "encoding": "latin-1"})) == ["Le café"]
+    with pytest.raises(ConfigError, match=r"t\.txt is not UTF-8 text \(byte 6\)"):
+        read_all(of_files(path))
+    for name in ("utf-9", "rot13", "base64"):
+        with pytest.raises(ValidationError, match="no encoding of text"):
+            FileSource(files=("x",), encoding=name)
+
+
+def test_a_character_that_a_piece_cuts_is_whole_and_the_byte_is_that_of_the_file() -> None:
+    content = "aé🦜".encode() * 9
+    for size in range(1, 9):
+        assert b"".join(decoded.utf8(io.BytesIO(content), "t", None, size)) == content
+        with pytest.raises(ConfigError, match=rf"\(byte {len(content)}\)"):
+            list(decoded.utf8(io.BytesIO(content + b"\xe9x"), "t", None, size))
+
+
+# Of every format, the values that have this text.
+VALUES: dict[str | None, list[Any]] = {
+    "1": [1, 1.0, Decimal("1.00"), np.float32(1), "1"],
+    "0": [0, -0.0, Decimal(0)],
+    "-2.5": [-2.5, Decimal("-2.50"), np.float16(-2.5)],
+    "0.1": [0.1, np.float32(0.1)],
+    "1e+22": [1e22],
+    "1000000000000000": [10**15, 1e15],
+    "true": [True],
+    "false": [False],
+    None: [None, float("nan"), np.float32("nan")],
+}
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_a_value_has_one_spelling_in_every_format(
+    text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in VALUES[text]:
+        found = []
+        typed = pa.table({"text": ["a"], "label": pa.array([value], from_pandas=False)})
+        pq.write_table(typed, tmp_path / "t.parquet")
+        found += [row[0] for row in read_all(of_files(tmp_path / "t.parquet"), ["label"])]
+        monkeypatch.setattr(datasets, "load_dataset", Mock(return_value=datasets.Dataset(typed)))
+        sources._hub_split.cache_clear()
+        found += [row[0] for row in read_all(dataset(source={"hub": "org/name"}), ["label"])]
+        if value is None or type(value) in (int, float, bool, str):
+            for form in ("jsonl", "csv"):
+                path = write(tmp_path / f"t.{form}", {"text": ["a"], "label": [value]})
+                found += [row[0] or None for row in read_all(of_files(path), ["label"])]
+            assert len(found) == 4
+        assert {*found} == {text}, value
+    sources._hub_split.cache_clear()
+
+
+def test_texts_of_a_csv_stay_as_they_are(tmp_path: Path) -> None:
+    cells = ["1.0", "True", "NaN", "nan", "1.10", "007.0"]
+    path = write(tmp_path / "t.csv", {"text": cells, "label": cells})
+    labels = [label for label, _ in read_all(of_files(path), ["label"])]
+    assert labels == ["1", "true", None, None, "1.10", "007.0"]
+    assert texts_of(of_files(path)) == cells
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.bool_(), pa.list_(pa.string()), pa.float64()])
+def test_a_text_column_of_a_type_that_is_no_text_is_refused(
+    kind: pa.DataType, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": pa.nulls(2, kind), "label": pa.nulls(2, kind)}), path)
+    with pytest.raises(ConfigError, match=r"t\.parquet: column 'text' holds .*, no text"):
+        read_all(of_files(path))
+    named = of_files(path, text_column="body")
+    assert [row[0] for row in read_all(named, ["label"])] == [None, None]
+
+
+def test_bytes_of_parquet_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    bad = pa.array([b"ok", b"\xff"])
+    for column in (bad, pa.Array.from_buffers(pa.string(), 2, bad.buffers())):
+        pq.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match=r"cannot read .*t\.parquet.* UTF8"):
+            read_all(of_files(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_two_columns_of_one_name_are_refused_if_they_are_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "t.parquet":
+        names = ["text", "", "", "label", "label"]
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 5, names=names), path)
+    else:
+        rows = {"t.csv": "text,,,label,label\na,b,c,d,e\n"}
+        path.write_text(rows.get(name, '{"text": "a", "": 1, "": 2, "label": 1, "label": 2}\n'))
+    config = of_files(path)
+    fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
+    sources.require_columns(config, fragment, columns)
+    assert texts_of(config) == ["a"]
+    config = of_files(path, tasks=[{"name": "g", "type": "clustering", "label_column": "label"}])
+    with pytest.raises(ConfigError, match=rf"dataset data: .*{name} has two columns 'label'"):
+        sources.require_columns(config, fragment, columns)
+
+
 def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
     tmp_path: Path,
 ) -> None:
@@ -221,7 +372,7 @@ def test_a_missing_column_names_those_that_exist_and_the_tasks_that_want_it(tmp_
         sources.require_columns(config, fragment, columns)
     assert str(caught.value) == (
         f"dataset data: {path} has no column 'key', 'part' (split_column of task kind), "
-        "'label' (label_column of task kind, label_column of task groups); it has: text, topic"
+        "'label' (label_column of task kind, label_column of task groups); it has: 'text', 'topic'"
     )
     sources.require_columns(of_files(path, text_column="topic"), fragment, columns)
 
@@ -245,10 +396,20 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     [
         *(
             ("t.jsonl", b'{"text": "a"}\n\n' + line + b"\n", r"t\.jsonl line 3 is not")
-            for line in [b'{"text": ', b"[1]", b'"text"', b'{"text": "\xff"}']
+            for line in [b'{"text": ', b"[1]", b'"text"', b'{"text": ' + b"[" * 100_000]
         ),
         ("t.csv", b"text,label\na,b\na,b,c\n", r"cannot read .*t\.csv as csv: "),
-        ("t.csv", b"text\n\xff\xfe\n", r"cannot read .*t\.csv as csv: "),
+        ("t.jsonl", b'{"text": "\xff"}', r"t\.jsonl is not UTF-8 text \(byte 10\)"),
+        ("t.csv", b"text\n\xff\xfe\n", r"t\.csv is not UTF-8 text \(byte 5\)"),
+        ("t.csv", b"text\n" + b"ab\n" * 10**6 + b"\xff", r"not UTF-8 text \(byte 3,000,005\)"),
+        ("t.txt", b"\xff\xfea\0b", r"t\.txt is not UTF-16-LE text \(byte 4\)"),
+        ("t.txt.gz", b"no gzip", r"cannot read .*t\.txt\.gz as text: "),
+        ("t.txt.gz", gzip.compress(b"text")[:-9], r"cannot read .*t\.txt\.gz as text: "),
+        ("t.csv.bz2", b"text\na\n", r"cannot read .*t\.csv\.bz2 as csv: "),
+        ("t.jsonl.xz", lzma.compress(b"{}")[:-9], r"cannot read .*t\.jsonl\.xz as jsonl: "),
+        ("t.csv.zst", b"text\na\n", r"cannot read .*t\.csv\.zst as csv: "),
+        ("t.jsonl", b'{"text": ["x"]}', r"t\.jsonl, row 1: column 'text' holds a list"),
+        ("t.jsonl", b'{"text": "a"}\n{"text": true}', r"row 2: column 'text' holds a boolean"),
         ("t.csv", b"", r"cannot read .*t\.csv as csv: "),
         ("t.parquet", b"not parquet at all", r"cannot read .*t\.parquet as parquet: "),
         ("t.jsonl", b'{"text": "half: \\ud800"}\n', r"cannot read .*t\.jsonl as jsonl: "),
@@ -259,8 +420,9 @@ def test_a_broken_file_is_named_and_the_line_of_json(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     (fragment,) = sources.discover(of_files(tmp_path / name), {})
-    half = b"ud800" in content  # text to Python, but not to Arrow
-    with nullcontext() if half else pytest.raises(ConfigError, match=problem):
+    # Seen when they are read: text to Python that is none to Arrow, and what is no text.
+    later = b"ud800" in content or "holds" in problem
+    with nullcontext() if later else pytest.raises(ConfigError, match=problem):
         sources.inspect(fragment, {})
     with pytest.raises(ConfigError, match=problem):
         list(rows_of(fragment))
@@ -376,13 +538,36 @@ def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -
         sources.inspect(fragment, {})
 
 
+def test_what_the_library_of_a_hub_dataset_raises_names_dataset_split_and_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        try:
+            raise KeyError("stars")
+        except KeyError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error\noccurred") from error
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    sources._hub_split.cache_clear()
+    fragment = sources.discover(dataset(source={"hub": "org/name", "split": "test"}), {})[0]
+    with pytest.raises(ConfigError, match=r"org/name \(test\): An error occurred: 'stars'$"):
+        sources.inspect(fragment, {})
+
+
 @pytest.mark.parametrize("form", [*FORMATS, "text"])
 def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_path: Path) -> None:
     root = s3.root(tmp_path.name)
     for number, texts in enumerate([TEXTS[:4], TEXTS[4:]]):
         root.write(f"{number}.{form}", encoded(form, {"text": texts}))
-    config = dataset(source={"files": f"{root.uri}/*.{form}", "format": form})
+    # What the console of S3 and Hadoop leave for a folder is no file.
+    for marker in ("", "more/", "more_$folder$"):
+        key = f"{tmp_path.name}/{marker}"
+        root.filesystem.call_s3("put_object", Bucket="layers", Key=key, Body=b"")
     options = dict(root.options)
+    for pattern in ("*", "**"):
+        config = dataset(source={"files": f"{root.uri}/{pattern}", "format": form})
+        assert len(sources.discover(config, options)) == 2
+    config = dataset(source={"files": f"{root.uri}/*.{form}", "format": form})
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]

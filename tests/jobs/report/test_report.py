@@ -118,6 +118,11 @@ def _store_dataset(
     for condition in (CLEAN, *map(view_name, range(run.config.views.count))):
         where = partition("embeddings", subject, dataset, condition)
         store(run.root, where, [vectors], {}, {**read, "model_seconds": 1.5})
+    item = {"row": 0, "prompt_id": 1, "label": "a", "split": "train"}
+    lost = {"labels": 1, "no_label": 100, "repeated": 4}
+    table = pa.Table.from_pylist([item], schema.LABELLED_ITEMS)
+    for task in dataset.tasks[:1]:
+        store(run.root, partition("tasks", task, dataset), [table], {}, lost)
     for task in dataset.tasks:
         where = partition("probe_scores", subject, dataset, task)
         run.write(where, {}, _scores(task.type, scores[task.name]))
@@ -167,6 +172,14 @@ def test_findings_say_what_was_stored_in_the_same_bytes_again(tmp_path: Path) ->
     ]
     assert [each["condition"] for each in subject["encoded"]] == ["clean", "view-00", "view-01"]
     assert subject["encoded"][0]["tokens"] == 1234
+    (counted,) = subject["task_rows"]
+    counts = {"items": 1, "labels": 1, "no_text": 0, "no_label": 100, "repeated": 4}
+    assert counted == {"task": "topic", "dataset": "texts"} | counts | {
+        "contradicted": 0,
+        "truncated": 5,
+    }
+    shown = "| topic | texts | 1 | 1 | 0 | 100 | 4 | 0 | 5 |"
+    assert shown in files["report.md"]
 
 
 def test_undefined_values_are_null_with_their_reason(tmp_path: Path) -> None:
