@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import traceback
 
 import duckdb
 
@@ -31,6 +33,18 @@ class WorkerDiedError(RuntimeError):
             f"a worker process died {attempts} times over the same piece of work (exit code "
             f"{exit_code}; -9 is a kill, as for want of memory){said}"
         )
+
+
+def travelling(error: Exception) -> Exception:
+    """Return an error as it can be pickled, with its traceback; as its text where it cannot."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001  (whatever its constructor does)
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        plain.add_note(error.__notes__[-1])
+        return plain
+    return error
 
 
 _OUR_USAGE_ERRORS = (ConfigError, SettingsConflictError, ModelUnavailableError)

@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 import threading
-import traceback
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from joblib import cpu_count
 
-from jobs.cluster.errors import InWorkerError, WorkerDiedError
+from jobs.cluster.errors import InWorkerError, WorkerDiedError, travelling
 from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, TorchDevice, Work, Write
 
 _ATTEMPTS = 3  # of a unit whose worker died
@@ -265,7 +264,7 @@ def _serve(
             found = read(unit)
             answer = pickle.dumps((worker(found) if worker else found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
-            answer = _as_answer(error)
+            answer = pickle.dumps((None, travelling(error)))
         connection.send_bytes(answer)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -276,19 +275,6 @@ def _end_with_driver(folder: str) -> None:
     driver.join()
     shutil.rmtree(folder, ignore_errors=True)  # the driver ended without doing so
     os._exit(1)
-
-
-def _as_answer(error: Exception) -> bytes:
-    """Return an error as it travels, with its traceback; one that cannot travel as its text."""
-    error.add_note("".join(traceback.format_exception(error)))
-    try:
-        answer = pickle.dumps((None, error))
-        pickle.loads(answer)
-    except Exception:  # noqa: BLE001  (whatever its constructor does)
-        plain = RuntimeError(f"{type(error).__name__}: {error}")
-        plain.add_note(error.__notes__[-1])
-        answer = pickle.dumps((None, plain))
-    return answer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -25,6 +25,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
+from jobs.cluster.errors import InWorkerError, travelling
 from jobs.cluster.pool import (
     MOST_BUCKETS,
     TASK_CPUS,
@@ -210,9 +211,12 @@ def _from_units(units: Sequence[Any]) -> ray.data.Dataset:
 
 
 def _results(plan: ray.data.Dataset) -> Iterator[Any]:
-    """Yield what the units of a plan return, as they finish."""
+    """Yield what the units of a plan return, as they finish; InWorkerError if an actor failed."""
     for row in plan.iter_rows():
-        yield pickle.loads(row["result"])
+        result = pickle.loads(row["result"])
+        if isinstance(result, _Failed):
+            raise InWorkerError(result.error) from result.error
+        yield result
 
 
 def _packed(value: object, column: str) -> pa.Table:
@@ -236,14 +240,28 @@ def _of_rows(write: Write, rows: pa.Table) -> pa.Table:
     return _packed(write(rows), "result")
 
 
+class _Failed(NamedTuple):
+    """What stands for the result of a unit whose actor could not be made."""
+
+    error: Exception
+
+
 class _Actor:
-    """Holds the worker that `make` builds, for many units."""
+    """Holds the worker that `make` builds, for many units.
+
+    An actor whose constructor raises is made again without end, and each time Ray prints a
+    traceback on standard output: the error travels as a result instead.
+    """
 
     def __init__(self, make: Make) -> None:
-        self._worker = make()
+        self._failed: _Failed | None = None
+        try:
+            self._worker = make()
+        except Exception as error:  # noqa: BLE001  (raised again in the driver)
+            self._failed = _Failed(travelling(error))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _of_unit(self._worker, batch)
+        return _packed(self._failed, "result") if self._failed else _of_unit(self._worker, batch)
 
 
 class _WorkerPath(list[str]):

@@ -215,7 +215,8 @@ def shard_traits(
     measured_rows = read_group(root, key, {"layer": int(layer)})
     prompt_ids = select_rows(measured_rows, metric, take)["prompt_id"]
     texts = prompt_texts(root, measured.keys["dataset"], name, prompt_ids)
-    tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    tokenizer, limit = reader.tokenizer, reader.limit
     tokens = tokenise(tokenizer, texts, limit).ids
     unknown_N = analysis.unknown_word_shares(tokenizer, texts)
     columns = [
