@@ -12,7 +12,7 @@ from jobs.cluster.cluster import Cluster
 from jobs.config.blocks import ConfigError
 from jobs.config.run import load as load_config
 from jobs.extract.stage import extract
-from jobs.extract.worker import load
+from jobs.extract.worker import Extractor, load
 from jobs.plan import plan as planning
 from jobs.plan.plan import checked
 from jobs.prepare.stage import prepare
@@ -57,6 +57,8 @@ def test_norms_of_different_widths_are_stored_one_at_a_time(
         stage(one)
     found = ask(one.root, "SELECT DISTINCT len(vector) FROM embeddings")
     assert found == [(width,)]
+    # A shard without a token has the same columns as the others.
+    assert Extractor(one.root, one.subjects[0], one.config, "cpu", 1)._features == width
 
 
 def test_a_text_with_a_token_that_has_no_vector_is_named(tmp_path: Path) -> None:
