@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-cluster test lint types bench lock clean
+.PHONY: demo demo-cluster test sweep lint types bench lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run demo
@@ -17,7 +17,11 @@ demo-cluster: demo
 # Two workers, which take whole modules in order: what a module's tests share is a real run.
 test: export OMP_NUM_THREADS = 1
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep"
+
+# Every type of text model that transformers has: right in every layer, or refused by name.
+sweep: $(STAMP)
+	$(BIN)/python -m pytest -m sweep tests/operators/model
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -185,6 +185,7 @@ def _rank_scores(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
+    from jobs.plan.plan import checked  # noqa: PLC0415
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
     from jobs.plan.words import require_within, told  # noqa: PLC0415
     from jobs.prepare.stage import require_agreement  # noqa: PLC0415
@@ -195,10 +196,13 @@ def plan(arguments: argparse.Namespace) -> int:
     root = open_root(config, arguments.output) if arguments.output or config.output else None
     if root:
         require_agreement(config, Manifests(root))
+    unchecked = [*checked(config)]
     found = planned(config, root, measure=arguments.measure)
     prices = arguments.price_gb_month, arguments.price_1000_puts
     for line in told(found, arguments.tokens_per_second, *prices):
         say(line)
+    for line in unchecked:
+        say(f"  {line}")
     require_within(found, _limits(arguments))
     return DONE
 

@@ -23,8 +23,9 @@ from jobs.config.blocks import ConfigError
 from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
+from operators.model.known import require_readable
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Pooling, Subject, read_shape
+from operators.model.subject import Pooling, Subject
 from operators.model.tokenise import load_tokenizer, token_limit, tokenise
 from storage.manifest import load
 from storage.partition import partitions
@@ -96,7 +97,7 @@ def export(
             "pip install 'layerrank[export]'"
         )
     folder = _checked(out, subject, overwrite=overwrite)
-    shape = read_shape(subject)
+    shape = require_readable(subject)
     try:
         point.check(shape.layers)
         model = load_backend(subject, torch.device("cpu"))

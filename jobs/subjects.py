@@ -60,17 +60,35 @@ def shape_of(subject: Subject, storage: StorageConfig) -> ModelShape:
 
 
 def check(subject: Subject, storage: StorageConfig) -> ModelShape:
-    """Return the sizes of a model if it can be loaded as far as can be told without its weights.
+    """Return the sizes of a model if it can be read as far as can be told without its weights.
 
     ModelUnavailableError that names model and revision if there is no such folder, prefix or
-    revision, if its config cannot be read, if it has no weights, or if a file of them is cut off.
+    revision, if it has no weights, if a file of them is cut off, and as `require_readable`.
     """
+    # transformers takes seconds to import
+    from operators.model.known import require_readable  # noqa: PLC0415
+
     checkpoint = checkpoint_of(subject, storage)
-    if checkpoint is None:
-        return read_shape(subject)
-    with explained_files(subject):
-        checkpoint.check()
-    return shape_of(subject, storage)
+    if checkpoint is not None:
+        with explained_files(subject):
+            checkpoint.check()
+    return require_readable(local(subject, storage, weights=False))
+
+
+def weights_here(subject: Subject, most: int) -> bool:
+    """Whether the weights of a model are on this machine, and are at most so many bytes."""
+    if subject.is_folder:
+        files = [each for each in Path(subject.source).iterdir() if each.is_file()]
+    elif is_remote(subject.model):
+        return False
+    else:
+        from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
+
+        found = try_to_load_from_cache(
+            subject.model, "model.safetensors", revision=subject.revision
+        )
+        files = [Path(found)] if isinstance(found, str) else []
+    return bool(files) and sum(each.stat().st_size for each in files) <= most
 
 
 @contextmanager
@@ -85,11 +103,15 @@ def explained_files(subject: Subject) -> Iterator[None]:
 
 
 class TextReader(NamedTuple):
-    """A subject's tokenizer, the most tokens of a text, and the tokens that stand for text."""
+    """A subject's tokenizer, the most tokens of a text, and the tokens that stand for text.
+
+    The model has vectors for token ids below `known_ids`.
+    """
 
     tokenizer: Any  # transformers ships no types
     limit: int
     vocabulary: Vocabulary
+    known_ids: float
 
 
 @lru_cache(maxsize=2)
@@ -101,16 +123,16 @@ def tokenizer_of(subject: Subject, max_tokens: int, storage: StorageConfig) -> T
     here = local(subject, storage, weights=False)
     tokenizer, shape = load_tokenizer(here), read_shape(here)
     limit = token_limit(tokenizer, shape, max_tokens)
-    return TextReader(tokenizer, limit, vocabulary_of(tokenizer, shape))
+    return TextReader(tokenizer, limit, vocabulary_of(tokenizer, shape), shape.known_ids)
 
 
 def require_lengths(conditions: ConditionsConfig, subject: Subject, storage: StorageConfig) -> None:
     """ConfigError if a length is more than the model reads, or less than its tokenizer frames."""
     if not conditions.length:
         return
-    _, most, vocabulary = tokenizer_of(subject, max(conditions.length), storage)
+    reader = tokenizer_of(subject, max(conditions.length), storage)
     try:
-        conditions.require_within(most, f"model {subject}", vocabulary.shortest)
+        conditions.require_within(reader.limit, f"model {subject}", reader.vocabulary.shortest)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -39,7 +39,8 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one.
 
-    Weights are also files whose names match the glob `weights`.
+    Weights are also files whose names match the glob `weights`. Files may be links to files, as in
+    the snapshots of the hub's cache.
     """
 
     root: Root
@@ -68,7 +69,7 @@ class Checkpoint:
         wanted = [name for name in sizes if name.endswith(_BESIDE_WEIGHTS)]
         wanted += self._weights(sizes) if weights else []
         # Another state of the files has another name, by their listing alone.
-        listed = json.dumps([self.root.place(), sorted(self.root.versions("").items())])
+        listed = json.dumps([self.root.place(), sorted(self.root.versions("", links=True).items())])
         cache = (
             os.environ.get(CACHE) or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/layerrank"
         )
@@ -106,7 +107,7 @@ class Checkpoint:
         }
 
     def _sizes(self) -> dict[str, int]:
-        sizes = self.root.sizes("")
+        sizes = self.root.sizes("", links=True)
         if not sizes:
             folders = self.root.folders("")
             inside = f", only folders ({some(folders)}): give revisions" if folders else ""

@@ -190,9 +190,13 @@ class Root:
             raise
         stream.commit()
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return name -> bytes of the objects directly under `prefix`; empty if there are none."""
-        return {name: size for name, (size, _) in self.listing(prefix).items()}
+    def sizes(self, prefix: str, *, links: bool = False) -> dict[str, int]:
+        """Return name -> bytes of the objects directly under `prefix`; empty if there are none.
+
+        A symbolic link to a file is one only with `links`.
+        """
+        entries = self._entries(prefix, "file", links=links)
+        return {name: int(entry["size"] or 0) for name, entry in entries.items()}
 
     def listing(self, prefix: str) -> dict[str, tuple[int, float]]:
         """Return name -> bytes and time of change of the objects directly under `prefix`.
@@ -208,7 +212,7 @@ class Root:
         """Return the time of change of an object, as `listing` does."""
         return _changed(self.filesystem.info(self.path(key)))
 
-    def versions(self, prefix: str) -> dict[str, str]:
+    def versions(self, prefix: str, *, links: bool = False) -> dict[str, str]:
         """Return name -> a text that another content changes, of the objects under `prefix`.
 
         From the listing alone: the ETag of object storage, else size and time of change.
@@ -216,19 +220,28 @@ class Root:
         keys = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated")
         return {
             name: f"{entry['size']} {next((entry[key] for key in keys if key in entry), '')}"
-            for name, entry in self._entries(prefix, "file").items()
+            for name, entry in self._entries(prefix, "file", links=links).items()
         }
 
     def folders(self, prefix: str) -> list[str]:
         """Return the sorted names of the folders directly under `prefix`."""
         return sorted(self._entries(prefix, "directory"))
 
-    def _entries(self, prefix: str, kind: Literal["file", "directory"]) -> dict[str, Any]:
+    def _entries(
+        self, prefix: str, kind: Literal["file", "directory"], *, links: bool = False
+    ) -> dict[str, Any]:
         """Return name -> what the filesystem says of the entries directly under `prefix`."""
+        filesystem = self.filesystem
         try:
-            entries = self.filesystem.ls(self.path(prefix), detail=True)
+            entries = filesystem.ls(self.path(prefix), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        if links:  # what they lead to; one that leads nowhere is nothing
+            entries = [
+                filesystem.info(entry["name"]) if entry.get("islink") else entry
+                for entry in entries
+                if not entry.get("islink") or filesystem.exists(entry["name"])
+            ]
         # An object whose name ends with / stands for its folder.
         return {
             entry["name"].rstrip("/").rsplit("/", 1)[1]: entry

@@ -19,7 +19,7 @@ from jobs.extract.targets import Unit
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.registry import TokenValues, token_metrics
-from operators.model.backend import load_backend
+from operators.model.backend import Backend, load_backend
 from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import tokenise
@@ -65,11 +65,33 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
     ]
     reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokens = tokenise(reader.tokenizer, texts, reader.limit)
+    most = max((int(ids.max()) for ids in tokens.ids if len(ids)), default=0)
+    if most >= reader.known_ids:
+        token = reader.tokenizer.convert_ids_to_tokens(most)
+        raise ModelUnavailableError(
+            f"model {subject} has no vector for the token {token!r} (id {most}) that a text of "
+            f"{unit.dataset}, {unit.shard.name} has"
+        )
     sequences = [
         condition_tokens(each, prompt_id, unit.condition, config.seed, reader.vocabulary)
         for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
     ]
     return Batch(unit, ids[order], sequences, tokens.truncated)
+
+
+def load(subject: Subject, config: RunConfig, device: TorchDevice) -> Backend:
+    """Load a model, which checks that it is read right; ModelUnavailableError if it is not.
+
+    Or if its two norms have other numbers of features and both are wanted.
+    """
+    model = load_backend(local(subject, config.storage), torch.device(device))
+    raw, final = model.shape.hidden_size, model.final_size
+    if len(config.extract.norms) > 1 and raw != final:
+        raise ModelUnavailableError(
+            f"model {subject} has {raw} features with norm none and {final} with norm final, which "
+            "one table cannot hold: give one of them as extract.norms"
+        )
+    return model
 
 
 class Extractor:
@@ -85,7 +107,9 @@ class Extractor:
         torch.set_num_threads(threads)
         self._root, self._subject, self._tokens = root, subject, config.tokens
         self._metrics, self._parameters = config.measure.metrics, parameters(config)
-        self._model = load_backend(local(subject, config.storage), torch.device(device))
+        self._model = load(subject, config, device)
+        raw = "none" in config.extract.norms
+        self._features = self._model.shape.hidden_size if raw else self._model.final_size
         batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[device]
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
         self._in_model = threading.Lock()
@@ -141,7 +165,7 @@ class Extractor:
         with TokenSpool(prompt_ids, lengths.tolist(), self._tokens.dtype) as spool:
             taps = [wanted_tokens(stored, spool.add)] if stored.any() else []
             taps += [measure] if "prompt_metrics" in unit.digests else []
-            vectors_GND = np.empty((0, 0, self._model.shape.hidden_size), np.float32)
+            vectors_GND = np.empty((0, 0, self._features), np.float32)
             with self._in_model:
                 began = time.perf_counter()
                 if texts:

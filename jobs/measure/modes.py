@@ -213,7 +213,8 @@ def shard_traits(
     (layer, *_), *_ = measured.group_values(["layer"])
     prompt_ids = measured.read_group({"layer": layer})["prompt_id"].slice(0, take)
     texts = prompt_texts(prompts, prompt_ids)
-    tokenizer, limit, _ = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+    tokenizer, limit = reader.tokenizer, reader.limit
     tokens = tokenise(tokenizer, texts, limit).ids
     unknown_N = analysis.unknown_word_shares(tokenizer, texts)
     columns = [

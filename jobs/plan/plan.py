@@ -28,7 +28,7 @@ from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metric
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, passes
-from jobs.extract.worker import Batch, Extractor, read
+from jobs.extract.worker import Batch, Extractor, load, read
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.limits import TOKENS_PER_SECOND
 from jobs.plan.sampling import (
@@ -41,7 +41,7 @@ from jobs.plan.sampling import (
     weight,
 )
 from jobs.run import leading
-from jobs.subjects import is_remote, resolve, shape_of
+from jobs.subjects import check, is_remote, require_lengths, resolve, shape_of, weights_here
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import Tokens, Views, of_kind, token_variants
@@ -56,6 +56,7 @@ Shards = list[float]  # bytes of each
 _TEXTS = 1024  # that the tokenizer sees of the clean pass
 _MORE_TEXTS = 128  # and of every other pass
 _MEASURED = 64  # texts that the model encodes to measure its speed
+_PROBED_BYTES = 4 << 30  # of weights that are read to see that every layer is read right
 _ITEM_BYTES = {"float32": 4, "float16": 2}
 _BY_LAYER: tuple[TableName, ...] = ("tokens", "prompt_metrics")  # a row group each
 _INDEX_PAGE = 8_100.0
@@ -239,6 +240,29 @@ def plan(config: RunConfig, root: Root | None, *, measure: bool = False) -> Plan
         ]
         rate = _measured(pairs, sampled) if measure else None
     return Plan(config.name, pairs, [*written(config, pairs)], rate)
+
+
+def checked(config: RunConfig) -> Iterator[str]:
+    """Check the models as a run does, and yield a line for each check that is left to the run.
+
+    The first checkpoint of each is loaded and probed where its weights are here. Errors as `check`.
+    """
+    for given in config.subjects:
+        checkpoints = resolve([given], config.storage)
+        first = checkpoints[0]
+        if given.shape is not None and not (is_remote(first.model) or first.is_folder):
+            yield f"{first}: only its shape is known; the run checks the model"
+            continue
+        for each in checkpoints:
+            check(each, config.storage)
+            require_lengths(config.conditions, each, config.storage)
+        if weights_here(first, _PROBED_BYTES):
+            load(first, config, "cpu")
+        else:
+            yield (
+                f"{first}: its weights are not here, or many; the run checks that every layer is "
+                "read right when it loads them"
+            )
 
 
 def _pairs(

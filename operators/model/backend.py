@@ -23,7 +23,8 @@ from operators.model.subject import ModelShape, Subject
 class Backend(Protocol):
     """A loaded model whose every layer can be read.
 
-    Layer 0 is the input of the first block, layer k the raw output of block k, L the last.
+    Layer 0 is the input of the first block, layer k the raw output of block k as the next block
+    gets it, L the last.
     """
 
     @property
@@ -38,6 +39,14 @@ class Backend(Protocol):
     def has_final_norm(self) -> bool:
         """Whether `final_norm` changes anything; without it raw states stand for the norm too."""
 
+    @property
+    def final_size(self) -> int:
+        """The features of a state that went through `final_norm`; most models keep D."""
+
+    @property
+    def pads(self) -> bool:
+        """Whether texts of different lengths may share a batch: a state never tells by padding."""
+
     def forward(
         self, ids_NT: Tensor, mask_NT: Tensor, reached: Callable[[], None] | None = None
     ) -> Sequence[Tensor]:
@@ -50,10 +59,7 @@ class Backend(Protocol):
         """
 
     def final_norm(self, state_NTD: Tensor) -> Tensor:
-        """Return what the model would output if it were cut after the block that gave this state.
-
-        ModelUnavailableError where that is not defined.
-        """
+        """Return what the model outputs if it is cut after the block that gave this state."""
 
     def layer_parameters(self) -> list[int]:
         """Return the parameters of the model cut after each layer 0..L, its final norm included."""

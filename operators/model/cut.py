@@ -22,6 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from operators.model.blocks import FOREIGN
 from operators.model.encode import pad
 from operators.model.on_transformers import LayerModel
 from operators.model.subject import Norm, Pooling
@@ -44,16 +45,7 @@ _TOKENIZER_PROBES = (
 _PROBE_LENGTHS = (7, 3, 1)
 _PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # What the code of an architecture raises when its config describes too few blocks for it.
-_IMPOSSIBLE = (
-    StrictDataclassError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_IMPOSSIBLE = (StrictDataclassError, *FOREIGN)
 
 
 class CutError(ValueError):
@@ -106,10 +98,19 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     `AutoModel.from_pretrained(folder)` gives the states of every token, in right-padded batches
     with an attention mask, and `SentenceTransformer(folder)` the pooled vectors, those of
     `operators.model.encode.encode`. Safetensors, no code. What was written is loaded and run once,
-    so a model that transformers cannot express as a shorter one is refused: CutError, or the
-    ModelUnavailableError of `LayerModel.final_norm`.
+    so a model that transformers cannot express as a shorter one is refused: CutError.
     """
     point.check(model.shape.layers)
+    if model.is_changed:
+        raise CutError(
+            f"{model.name} changes its own weights when it runs, so those of the checkpoint are "
+            "not there to be written"
+        )
+    if not model.pads:
+        raise CutError(
+            f"what {model.name} makes of a text depends on its padding, so that other libraries, "
+            "which pad, would give other vectors than a run"
+        )
     if not type(model.module).__module__.startswith("transformers."):
         raise CutError(
             f"{model.name} is code of its checkpoint (trust_remote_code), and a cut of it would "

@@ -27,18 +27,21 @@ Group = tuple[int, Norm, Pooling]
 TokenTap = Callable[[npt.NDArray[np.int64], Sequence[Tensor], Tensor], None]
 
 
-def token_budget_batches(lengths: Sequence[int], budget: int) -> list[npt.NDArray[np.int64]]:
+def token_budget_batches(
+    lengths: Sequence[int], budget: int, *, pads: bool = True
+) -> list[npt.NDArray[np.int64]]:
     """Cut prompts into batches of at most `budget` padded tokens and return their indices.
 
-    Prompts are taken from short to long (ties in the given order), so little is padding; a prompt
-    longer than the budget is a batch of its own. Every index appears exactly once.
+    Prompts are taken from short to long (ties in the given order), so little is padding, and none
+    is unless it `pads`; a prompt longer than the budget is a batch of its own. Every index appears
+    exactly once.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     batches: list[npt.NDArray[np.int64]] = []
     start = 0
     for end in range(1, len(order) + 1):
         full = end == len(order) or (end - start + 1) * lengths[order[end]] > budget
-        if full:
+        if full or not (pads or lengths[order[end]] == lengths[order[start]]):
             batches.append(order[start:end])
             start = end
     return batches
@@ -121,7 +124,8 @@ def encode(
     """
     vectors_GND: npt.NDArray[np.float32] | None = None
     land: Callable[[], None] | None = None  # puts the last batch in its place
-    for rows in token_budget_batches([len(ids) for ids in sequences], keep.batch_tokens):
+    lengths = [len(ids) for ids in sequences]
+    for rows in token_budget_batches(lengths, keep.batch_tokens, pads=model.pads):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)

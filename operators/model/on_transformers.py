@@ -10,27 +10,33 @@ and every index is shifted by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from operators.model.blocks import call, entering_state, find_layers, probe_ids, state_of, through
 from operators.model.subject import (
     ModelShape,
     ModelUnavailableError,
     Subject,
     config_shape,
     explained,
+    quiet,
     read_shape,
 )
 
-_PROBE_TOKENS = 8
-_PROBE_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_PROBE_TOKENS, _LONGER = 8, 8
+# Of the largest number of a state so far. Convolutions of a GPU round to TF32, and in 16 bits a
+# mixture of experts may choose another expert by rounding; padding that is seen is no such trifle.
+_ALIKE, _ALIKE_ON_GPU, _ALIKE_IN_16_BITS = 1e-4, 5e-3, 1e-1
 # Not part of what gives a layer: the heads that turn the last hidden state into something else.
 _HEAD = "pooler"
 
@@ -38,8 +44,8 @@ _HEAD = "pooler"
 def load_model(subject: Subject, device: torch.device) -> LayerModel:
     """Load the weights onto `device` and find the model's blocks and final norm.
 
-    ModelUnavailableError if the model cannot be loaded, or if the checkpoint lacks weights: a layer
-    that would be ranked with random weights is an error, not a warning.
+    ModelUnavailableError if the model cannot be loaded or read right, or if the checkpoint lacks
+    weights: a layer that would be ranked with random weights is an error, not a warning.
     """
     read_shape(subject)
     with explained(subject):
@@ -55,14 +61,19 @@ def load_model(subject: Subject, device: torch.device) -> LayerModel:
         raise ModelUnavailableError(
             f"model {subject}: the checkpoint lacks {len(absent)} weights, first {absent[0]}"
         )
-    return LayerModel(model.to(device).eval())
+    try:
+        with quiet():
+            return LayerModel(model.to(device).eval())
+    except ModelUnavailableError as error:
+        raise ModelUnavailableError(f"model {subject}: {error}") from error
 
 
 class LayerModel:
     """A model of transformers as a `Backend`: ids and mask in, one state per layer out.
 
-    Which modules are the final norm is verified on a short input: what follows the last block must
-    reproduce the model's own last hidden state.
+    Its blocks and its final norm are found, and confirmed, on a short text (`find_layers`), and so
+    is whether texts of different lengths may share a batch. ModelUnavailableError if the model
+    cannot be read right.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,54 +84,50 @@ class LayerModel:
         self.shape: ModelShape = config_shape(model.config)
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        stacks = (
-            # The name is what those of the blocks' weights begin with: `layers`, `encoder.layer`.
-            (f"{place}.{name}".removeprefix("."), parent, child)
-            for place, parent in model.named_modules()
-            for name, child in parent.named_children()
-            if isinstance(child, nn.ModuleList) and len(child) == self.shape.layers
-        )
-        found = next(stacks, None)
-        if found is None:
+        short, long, other = self._probes()
+        before = self._versions()
+        stack, entering, self._tail = find_layers(model, self.shape.layers, short.unsqueeze(0))
+        self.is_changed = self._versions() != before  # its weights, by being run
+        self.blocks_name, blocks = stack.name, stack.blocks
+        for layer, before_block in enumerate(entering):
+            if before_block:
+                blocks[layer].register_forward_pre_hook(self._entered, with_kwargs=True)
+            else:
+                blocks[layer - 1].register_forward_hook(self._left)
+        alone = self._states_of([short])
+        self.shape = replace(self.shape, hidden_size=alone[-1].shape[2])
+        self.final_size = self.final_norm(alone[-1]).shape[2]
+        self.pads = self._is_alike(alone, [short, long])
+        if not self.pads and not self._is_alike(alone, [short, other]):
             raise ModelUnavailableError(
-                f"{self.name} has no list of {self.shape.layers} blocks that LayerRank can read"
+                f"{self.name} gives a text other states beside another text of the same length"
             )
-        self.blocks_name, self._parent, blocks = found
-        blocks[0].register_forward_pre_hook(
-            lambda _block, args, given: self._keep(args[0] if args else given["hidden_states"]),
-            with_kwargs=True,
-        )
-        for block in blocks:
-            block.register_forward_hook(
-                lambda _block, _args, out: self._keep(out[0] if isinstance(out, tuple) else out)
-            )
-        self._tail: list[nn.Module] | None = self._find_tail()
 
     @property
     def has_final_norm(self) -> bool:
         """Whether `final_norm` changes anything."""
-        return self._tail is None or len(self._tail) > 0
+        return len(self._tail) > 0
 
     def forward(
         self, ids_NT: Tensor, mask_NT: Tensor, reached: Callable[[], None] | None = None
     ) -> list[Tensor]:
         """Return the L+1 raw states [N, T, D] of right-padded `ids_NT`, in the model's dtype."""
-        return self._run(ids_NT, mask_NT, reached)[0]
+        self._states, self._reached = [], reached
+        call(self.module, ids_NT, mask_NT)
+        states, self._states = self._states, []
+        if len(states) != self.shape.layers + 1:
+            raise ModelUnavailableError(
+                f"{self.name} ran {len(states) - 1} of its {self.shape.layers} blocks once each"
+            )
+        # Some models pad to a multiple of their window.
+        return [state_NTD[:, : ids_NT.shape[1]] for state_NTD in states]
 
     def final_norm(self, state_NTD: Tensor) -> Tensor:
         """Return what the model would output if it were cut after the block that gave this state.
 
         Identity for models without a final norm, such as BERT.
         """
-        if self._tail is None:
-            raise ModelUnavailableError(
-                f"{self.name} computes its output in a way that its final norm alone does not "
-                "reproduce, so norm: final is not defined for it; use norms: [none]"
-            )
-        with torch.inference_mode():
-            for module in self._tail:
-                state_NTD = module(state_NTD)
-        return state_NTD
+        return through(self._tail, state_NTD)
 
     def layer_parameters(self) -> list[int]:
         """Return the parameters up to each layer 0..L: the embeddings, blocks 1..k, the final norm.
@@ -163,48 +170,44 @@ class LayerModel:
                 each.requires_grad_(True)
         return [operations + tail for operations in seen]
 
-    def _run(
-        self, ids_NT: Tensor, mask_NT: Tensor, reached: Callable[[], None] | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the raw states, and the model's own last hidden state."""
-        self._states, self._reached = [], reached
-        # Decoders would otherwise build a key-value cache that nobody reads.
-        cache = {"use_cache": False} if hasattr(self.module.config, "use_cache") else {}
-        with torch.inference_mode():
-            output = self.module(
-                input_ids=ids_NT.to(self.device), attention_mask=mask_NT.to(self.device), **cache
-            )
-        states, self._states = self._states, []
-        if len(states) != self.shape.layers + 1:
-            raise ModelUnavailableError(
-                f"{self.name} ran {len(states) - 1} of its {self.shape.layers} blocks once each"
-            )
-        return states, output.last_hidden_state
+    def _entered(self, _block: nn.Module, args: Any, given: Any) -> None:  # noqa: ANN401
+        self._keep(entering_state(args, given))
+
+    def _left(self, _block: nn.Module, _args: Any, output: Any) -> None:  # noqa: ANN401
+        self._keep(state_of(output))
 
     def _keep(self, state_NTD: Tensor) -> None:
         self._states.append(state_NTD)
         if self._reached:
             self._reached()
 
-    def _find_tail(self) -> list[nn.Module] | None:
-        """Return what runs after the last block, in order; None if more makes the output of it."""
-        tail: list[nn.Module] = []
+    def _versions(self) -> list[int]:
+        """Return how often each weight was written to."""
+        return [each._version for each in self.module.parameters()]
 
-        def after_the_blocks(module: nn.Module, _args: Any, _output: Any) -> None:  # noqa: ANN401
-            if len(self._states) == self.shape.layers + 1:
-                tail.append(module)
+    def _probes(self) -> list[Tensor]:
+        """Return the ids of a short text, a longer one, and another short one."""
+        most = self.shape.max_tokens or _PROBE_TOKENS + _LONGER
+        short = max(min(_PROBE_TOKENS, most - 1), 1)
+        lengths = short, min(short + _LONGER, most), short
+        return probe_ids(self.module.config, lengths)
 
-        beside = [each for each in self._parent.children() if not isinstance(each, nn.ModuleList)]
-        hooks = [each.register_forward_hook(after_the_blocks) for each in beside]
-        ids_NT = torch.arange(1, 1 + _PROBE_TOKENS).unsqueeze(0)
-        try:
-            states, last_NTD = self._run(ids_NT, torch.ones_like(ids_NT))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._tail = tail
-        found_NTD, tolerance = self.final_norm(states[-1]), _PROBE_TOLERANCE[self.dtype]
-        same = found_NTD.shape == last_NTD.shape and torch.allclose(
-            found_NTD, last_NTD, rtol=tolerance, atol=tolerance
-        )
-        return tail if same else None
+    def _states_of(self, texts: Sequence[Tensor]) -> list[Tensor]:
+        masks = [torch.ones_like(each) for each in texts]
+        ids_NT, mask_NT = (pad_sequence([*each], batch_first=True) for each in (texts, masks))
+        return self.forward(ids_NT, mask_NT)
+
+    def _is_alike(self, alone: Sequence[Tensor], texts: Sequence[Tensor]) -> bool:
+        """Whether the first of some texts has the states beside the others that it has alone."""
+        whole = _ALIKE_ON_GPU if self.device.type == "cuda" else _ALIKE
+        tolerance = whole if self.dtype == torch.float32 else _ALIKE_IN_16_BITS
+        scale_T1: Tensor | float = 1e-6
+        for one_NTD, several_NTD in zip(alone, self._states_of(texts), strict=True):
+            found_NTD = several_NTD[:1, : one_NTD.shape[1]]
+            # What is not finite is named by the texts that it befalls, when they are encoded.
+            one_TD, found_TD = (each[0].float().nan_to_num() for each in (one_NTD, found_NTD))
+            # What was rounded in a large state stays in those after it.
+            scale_T1 = one_TD.abs().amax(1, keepdim=True).clamp_min(scale_T1)
+            if not bool(((one_TD - found_TD).abs() <= tolerance * scale_T1).all()):
+                return False
+        return True

@@ -7,6 +7,7 @@ model need only know what a model is called.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ Norm = Literal["none", "final"]  # of a state: as the block gave it, or the mode
 Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
 Variant = Literal["raw", "l2"]  # of that vector: as it is, or of length 1
 _PACKAGE = "package:"
-_CAUSES = (OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError)
+_CAUSES = (
+    *(OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError),
+    *(AttributeError, TypeError),  # of a tokenizer that lacks a file
+)
 
 
 class ModelUnavailableError(ValueError):
@@ -85,40 +89,66 @@ class ModelShape:
     max_tokens: int | None
     vocabulary: int | None = None
 
+    @property
+    def known_ids(self) -> float:
+        """The first token id that the model has no vector for, as far as that is stated."""
+        return self.vocabulary or math.inf
+
 
 def config_shape(config: Any) -> ModelShape:  # noqa: ANN401  (transformers ships no types)
-    """Return the sizes that a config of transformers states."""
+    """Return the sizes that a config of transformers states.
+
+    ModelUnavailableError if it states no number of blocks or of features, or several stacks.
+    """
+    name = type(config).__name__
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelUnavailableError(
+            f"{name} is an encoder-decoder; LayerRank reads models with one stack of blocks"
+        )
     text = config.get_text_config()
-    limit = getattr(text, "max_position_embeddings", None)
-    vocabulary = getattr(text, "vocab_size", None)
-    return ModelShape(text.num_hidden_layers, text.hidden_size, limit, vocabulary)
+    found = {
+        name: getattr(text, name, None)
+        for name in ("num_hidden_layers", "hidden_size", "max_position_embeddings", "vocab_size")
+    }
+    # Another thing than a number above 0 states nothing: -1 is no limit.
+    sizes = {
+        name: value if isinstance(value, int) and value > 0 else None
+        for name, value in found.items()
+    }
+    layers, hidden, limit, vocabulary = sizes.values()
+    if layers is None or hidden is None:
+        absent = "num_hidden_layers" if layers is None else "hidden_size"
+        raise ModelUnavailableError(
+            f"{name} states no {absent}, as a text model's config does (it says {found[absent]!r})"
+        )
+    return ModelShape(layers, hidden, limit, vocabulary)
 
 
 def read_shape(subject: Subject) -> ModelShape:
     """Return the sizes of a model; ModelUnavailableError if its config cannot be read."""
+    config = read_config(subject)
+    try:
+        return config_shape(config)
+    except ModelUnavailableError as error:
+        raise ModelUnavailableError(f"model {subject}: {error}") from error
+
+
+def read_config(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
+    """Return the config as transformers reads it; ModelUnavailableError if that fails."""
     from transformers import AutoConfig  # noqa: PLC0415  (see the module docstring)
 
     with explained(subject):
-        config = AutoConfig.from_pretrained(subject.source, **subject.hub_options)
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelUnavailableError(
-            f"model {subject}: {type(config).__name__} is an encoder-decoder; "
-            "LayerRank reads models with one stack of blocks"
-        )
-    return config_shape(config)
+        return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
 
 
 @contextmanager
 def explained(subject: Subject) -> Iterator[None]:
     """Turn the many errors of model loading into one that names the model and the cause."""
     from safetensors import SafetensorError  # noqa: PLC0415
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        yield
+        with quiet():
+            yield
     except (*_CAUSES, SafetensorError) as error:
         if isinstance(error, ModelUnavailableError):
             raise
@@ -127,5 +157,17 @@ def explained(subject: Subject) -> Iterator[None]:
             f"cannot load model {subject.model} at revision {subject.revision}: "
             f"{lines[0] if lines else type(error).__name__}"
         ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let transformers say nothing but errors."""
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)

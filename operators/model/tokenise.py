@@ -34,11 +34,9 @@ def token_limit(tokenizer: Any, shape: ModelShape, wanted: int) -> int:  # noqa:
 
 def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN401
     """Return the ordinary tokens that the model has a vector for, and the special ones."""
-    added = tokenizer.added_tokens_decoder
-    special = {*tokenizer.all_special_ids, *(each for each in added if added[each].special)}
+    special = special_ids(tokenizer)
     known = np.unique(np.fromiter(tokenizer.get_vocab().values(), np.int32))
-    if shape.vocabulary is not None:
-        known = known[known < shape.vocabulary]
+    known = known[known < shape.known_ids]
     framed = tokenizer("a", return_special_tokens_mask=True)
     ids = np.array(framed["input_ids"], np.int32)
     text = np.array(framed["special_tokens_mask"]) == 0
@@ -50,6 +48,12 @@ def vocabulary_of(tokenizer: Any, shape: ModelShape) -> Vocabulary:  # noqa: ANN
         leading=ids[:before],
         trailing=ids[before:][~text[before:]],
     )
+
+
+def special_ids(tokenizer: Any) -> set[int]:  # noqa: ANN401
+    """Return the ids of the tokens that stand for no text."""
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(each for each in added if added[each].special)}
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised:  # noqa: ANN401

@@ -23,6 +23,7 @@ from operators.model.encode import Representations, encode
 from operators.model.on_transformers import LayerModel
 from operators.model.subject import Norm, Pooling, Subject
 from operators.model.tokenise import tokenise
+from tests.operators.model.shrunk import tiny_of
 from tests.support.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -188,6 +189,18 @@ def test_what_a_shorter_config_does_not_describe_and_code_of_a_checkpoint_are_re
     own.__class__ = type("Custom", (type(own),), {"__module__": "custom"})
     with pytest.raises(CutError, match="Custom is code of its checkpoint"):
         _cut(own, MEAN, tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("rwkv", "changes its own weights"), ("fnet", "depends on its padding")]
+)
+def test_what_would_give_other_vectors_elsewhere_is_refused(
+    name: str, says: str, tmp_path: Path
+) -> None:
+    for norm in NORMS:
+        model = AutoModel.from_config(tiny_of(name).config).eval()  # that has not run yet
+        with pytest.raises(CutError, match=says):
+            cut_model(LayerModel(model), None, CutPoint(2, norm, "mean", 8), tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ["deberta-v2", "modernbert"])

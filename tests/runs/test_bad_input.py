@@ -16,6 +16,7 @@ from storage.manifest import require
 from storage.partition import KEYS, Partition, partitions
 from storage.root import Root
 from tests.conftest import Cli, edited, write_config
+from tests.operators.model.shrunk import tiny_of
 from tests.support.stored import ask, manifests
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
@@ -165,6 +166,24 @@ def test_a_file_without_a_column_ends_the_run_while_others_are_looked_at(
     assert refused.stderr.startswith("layerrank: dataset topics: ")
     assert "part-0.jsonl has no column" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("engine", ["ray", "process"])
+def test_a_model_that_a_worker_refuses_is_one_line_and_nothing_else(
+    tmp_path: Path, fresh_cli: Cli, engine: str
+) -> None:
+    model = tiny_of("albert")
+    model.save_pretrained(tmp_path / "albert")
+    tiny_tokenizer().save_pretrained(tmp_path / "albert")
+    config = write_config(tmp_path, tmp_path / "albert")
+    output = ("--output", str(tmp_path / "out"), "--engine", engine)
+    told = fresh_cli("run", str(config), *output, expect=2)
+    *progress, last = told.stderr.splitlines()
+    assert last.startswith("layerrank: model tiny at local: AlbertModel has no list of 4 blocks")
+    assert all(each.startswith("  ") for each in progress)
+    assert all(
+        each.startswith(("LayerRank", "  ", "1/5 ", "2/5 ")) for each in told.stdout.splitlines()
+    )
 
 
 def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from storage.root import Root
 from tests.conftest import S3
 from tests.support.tiny import BLOCKS, save_tiny
 
-SECRET = "not-a-real-secret"
+SECRET, WEIGHTS = "not-a-real-secret", "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +156,25 @@ def test_places_that_cannot_be_read_are_one_line_without_secrets(
     for caught in (listed, read):
         assert "\n" not in str(caught.value)
         assert SECRET not in str(caught.value)
+
+
+def test_a_folder_of_links_is_the_model_that_they_lead_to(checkpoint: Path, tmp_path: Path) -> None:
+    """As in the hub's cache: `snapshots/REV/model.safetensors -> ../../blobs/HASH`."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    (snapshot / "notes.txt").symlink_to("../../blobs/gone")
+    one, plain = (subject(SubjectConfig(model=str(each))) for each in (snapshot, checkpoint))
+    assert check(one, StorageConfig()).layers == BLOCKS
+    assert load_model(one, torch.device("cpu")).shape.layers == BLOCKS
+    assert subject_identity(one, StorageConfig()) == subject_identity(plain, StorageConfig())
+    assert {*Root(str(snapshot)).sizes("")} == set()  # as an output root, no link is followed
+    _cut(blobs / str([each.name for each in sorted(checkpoint.iterdir())].index(WEIGHTS)), -1)
+    with pytest.raises(ModelUnavailableError, match="is cut off"):
+        check(one, StorageConfig())
 
 
 PARTS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}

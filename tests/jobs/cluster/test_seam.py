@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pyarrow as pa
 import pytest
 import ray.data
 import torch
@@ -170,6 +172,20 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
 def test_only_somebody_elses_cluster_may_grow() -> None:
     assert not RayCluster(None, 0, False, print).may_grow
     assert RayCluster("auto", 0, False, print).may_grow
+
+
+def test_an_actor_that_cannot_be_made_answers_with_the_error() -> None:
+    """Ray makes it again without end, and prints a traceback each time."""
+
+    def make() -> Callable[[Any], Any]:
+        raise ModelUnavailableError("no such model")
+
+    actor = on_ray._Actor(make)
+    rows = actor(pa.table({"unit": [pickle.dumps(0)]})).to_pylist()
+    with pytest.raises(InWorkerError) as caught:
+        list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
+    assert explain(caught.value) == ("no such model", USAGE)
+    assert "in make" in caught.value.cause.__notes__[0]  # where it was raised
 
 
 # processes

@@ -36,7 +36,8 @@ TABLE = torch.arange(VOCABULARY * WIDTH).reshape(VOCABULARY, WIDTH) % 97 / 97
 class Lookup:
     """A backend: layer k of a token is its row of a table times k + 1, and the norm halves it."""
 
-    has_final_norm = True
+    has_final_norm, pads = True, True
+    final_size = WIDTH
 
     def __init__(self, subject: Subject, device: torch.device) -> None:
         self.shape, self.device = read_shape(subject), device

@@ -30,6 +30,17 @@ def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows(
         assert (len(batch) + 1) * lengths[following[0]] > budget
 
 
+@given(st.lists(st.integers(0, 9), max_size=50), st.integers(1, 60))
+def test_batches_without_padding_hold_one_length(lengths: list[int], budget: int) -> None:
+    batches = token_budget_batches(lengths, budget, pads=False)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len({lengths[index] for index in batch}) == 1
+    for one, following in pairwise(batches):
+        longer = lengths[following[0]] > lengths[one[0]]
+        assert longer or (len(one) + 1) * lengths[one[0]] > budget
+
+
 @given(st.lists(st.lists(st.integers(0, 99), max_size=9), min_size=1, max_size=9))
 def test_padding_is_on_the_right_and_masked(sequences: list[list[int]]) -> None:
     ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in sequences])
