@@ -12,6 +12,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+LATER = "came after the first root of format 2"  # Annotated[…, LATER] of a key that did
 Given = TypeVar("Given", bound=Sequence[object])
 
 
@@ -28,6 +29,20 @@ class Block(BaseModel):
             if unknown:
                 known = ", ".join(sorted(cls.model_fields))
                 raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}")
+        return values
+
+    def settings(
+        self, *, include: set[str] | None = None, exclude: set[str] | None = None
+    ) -> dict[str, Any]:
+        """Return the keys that a table depends on, for its digest.
+
+        One that came `LATER` than the roots that are to be continued counts when it is no default.
+        """
+        values = self.model_dump(mode="json", include=include, exclude=exclude)
+        for name, field in type(self).model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            if LATER in field.metadata and getattr(self, name) == default:
+                values.pop(name, None)
         return values
 
 

@@ -55,8 +55,8 @@ def token_metrics(config: RunConfig) -> tuple[str, ...]:
 
 def token_metric_settings(config: RunConfig) -> dict[str, Any]:
     """Return what the values of token metrics depend on, beside the states."""
-    settings = config.measure.model_dump(
-        mode="json", include={"alphas", "normalizations", "without_first", "method"}
+    settings = config.measure.settings(
+        include={"alphas", "normalizations", "without_first", "method"}
     )
     return {"metrics": sorted(token_metrics(config)), **settings}
 

@@ -103,7 +103,7 @@ def passes(
     if planned.fused and measured["metrics"]:
         clean = clean._replace(prompt_metrics=target("prompt_metrics", CLEAN, measured))
     yield clean
-    drawn = {**kept, **config.views.model_dump(exclude={"count"})}
+    drawn = {**kept, **config.views.settings(exclude={"count"})}
     shares = leading(everything, config.views.sample)
     for name in map(view_name, range(config.views.count)):
         yield Pass(dataset.name, name, target("embeddings", name, drawn, shares))

@@ -170,7 +170,7 @@ def _task(
     config = run.config.measure
     of_views = of_kind(config.metrics, Views)
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
-    own = config.model_dump(mode="json", exclude=_NOT_OF_LAYERS)
+    own = config.settings(exclude=_NOT_OF_LAYERS)
     names = _views(run) if of_views and condition == CLEAN else ()
     views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:

@@ -279,7 +279,7 @@ def _most_lines(fragments: Sequence[Fragment], options: Options) -> int | None:
 KINDS: dict[type[Block], Kind] = {
     BuiltinSource: Kind(
         locations=lambda *_: list(docstrings.LIBRARIES),
-        identity=lambda source, *_: {**source.model_dump(), "versions": docstrings.versions()},
+        identity=lambda source, *_: {**source.settings(), "versions": docstrings.versions()},
         inspect=lambda part, _: (part.source.per_library, list(_PASSAGE_COLUMNS)),
         table=lambda part, _: _library(part.source, part.location),
         most_rows=_sum,
@@ -289,7 +289,7 @@ KINDS: dict[type[Block], Kind] = {
         locations=lambda source, *_: [
             f"{source.hub}:{split.strip()}" for split in source.split.split("+")
         ],
-        identity=lambda source, *_: source.model_dump(),
+        identity=lambda source, *_: source.settings(),
         inspect=_inspect_hub,
         tables=_read_hub,
         sliced=True,

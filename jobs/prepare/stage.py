@@ -122,7 +122,7 @@ def _targets(
     }
     targets = {PROMPT: Manifest(partition("prompts", dataset), source, ())}
     for task in dataset.tasks:
-        settings = {**source, **task.model_dump(exclude=PROTOCOL)}
+        settings = {**source, **task.settings(exclude=PROTOCOL)}
         if isinstance(task, FittedTask) and task.split_column is None:
             settings |= {"seed": config.seed, "test_fraction": task.test_fraction}
         targets[task.name] = Manifest(partition("tasks", task, dataset), settings, ())

@@ -84,7 +84,7 @@ def require_scores(run: Run) -> None:
 def score_targets(run: Run) -> list[ScoreTarget]:
     """Return everything that is to be scored: each task, and what its curves need beside it."""
     config, found = run.config, []
-    vectors = config.rank.model_dump(include={"norm", "pooling"})
+    vectors = config.rank.settings(include={"norm", "pooling"})
     ranked, curve = {"variants": [config.rank.variant], **vectors}, (config.rank.variant,)
     searched = {"searched": ranked} if config.rank.search == "halving" else {}
     asked = {"variants": list(config.probe.variants), "search": config.rank.search, **searched}
@@ -96,8 +96,8 @@ def score_targets(run: Run) -> list[ScoreTarget]:
             settings = {
                 "items": items.content,
                 "embeddings": clean.content,
-                **config.probe.model_dump(include={"seed", "replicates"}),
-                **task.model_dump(),
+                **config.probe.settings(include={"seed", "replicates"}),
+                **task.settings(),
             }
             where = partition("probe_scores", subject, dataset, task)
             of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)

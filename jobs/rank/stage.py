@@ -147,7 +147,7 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
 def ranking_settings(config: RunConfig) -> dict[str, Any]:
     """Return what the rankings of a run depend on, beside the scores."""
     labels = [label for label, _, _ in labelled_tasks(config)]
-    return {"config": config.name, **config.rank.model_dump(), "tasks": labels}
+    return {"config": config.name, **config.rank.settings(), "tasks": labels}
 
 
 def write_subject(run: Run, ranking: Ranking) -> None:

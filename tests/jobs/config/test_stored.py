@@ -7,11 +7,12 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
 
+from jobs.config.blocks import LATER, Block
 from jobs.config.run import RunConfig, parse
 from jobs.config.stored import FOLDER, continued, record, require_no_conflict, shown, stored
 from storage import lock
@@ -81,6 +82,18 @@ def test_a_default_that_is_named_nowhere_changes_nothing(tmp_path: Path) -> None
     assert continued(given, root) is given
     record(given, given, root)
     assert root.listing(FOLDER) == before
+
+
+def test_a_key_that_came_later_changes_no_digest_while_it_has_its_default() -> None:
+    class Before(Block):
+        count: int = 3
+
+    class Now(Before):
+        how: Annotated[str, LATER] = "plainly"
+
+    assert Now().settings() == Before().settings() == {"count": 3}
+    assert Now(how="else").settings() == {"count": 3, "how": "else"}
+    assert Now(how="else").settings(exclude={"how"}) == {"count": 3}
 
 
 def test_nothing_secret_is_kept(tmp_path: Path) -> None:
