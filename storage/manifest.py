@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -277,7 +278,7 @@ class Manifests:
         return self.load(partition)
 
     def damage(self, manifest: Manifest) -> dict[str, str]:
-        """Return what is wrong with which shards of a partition, by one listing of its folder.
+        """Return what is wrong with which shards of a partition, by listing them and their indexes.
 
         What was changed after the manifest was written is read and verified. Under no name stands
         what is wrong with the manifest.
@@ -289,7 +290,8 @@ class Manifests:
             return {"": "its manifest is gone"}
         if manifest.removed:
             return {}
-        listed, doubted = self.root.listing(partition.path), []
+        doubted, listed = [], self.root.listing(partition.path)
+        indexes = self.root.listing(index_key(partition.path))
         for shard in manifest.shards(self.root):
             receipt = shard.receipt
             size, changed = listed.get(receipt.name, (None, 0.0))
@@ -297,7 +299,7 @@ class Manifests:
                 found[receipt.name] = "it is gone"
             elif size != receipt.bytes:
                 found[receipt.name] = f"it has {size:,} bytes instead of {receipt.bytes:,}"
-            elif changed > written:
+            elif max(changed, indexes.get(receipt.name, (0, math.inf))[1]) > written:
                 doubted.append(shard)
         with ThreadPoolExecutor(_READERS) as pool:
             for shard, why in zip(doubted, pool.map(Shard.verify, doubted), strict=True):

@@ -221,14 +221,16 @@ def _unlike_blocks(trace: _Trace, layers: int, tokens: int) -> str:
 def _settled(module: nn.Module, stack: Stack, trace: _Trace) -> Reading | str:
     """Return how layers are read, each confirmed, or why the first that is not cannot be."""
     tokens, layers = trace.ids_NT.shape[1], len(stack.blocks)
-    close = _TOLERANCE.get(trace.last_NTD.dtype, _TOLERANCE[torch.bfloat16])
 
-    def same(found: Any, wanted: Any, tolerance: float = close) -> bool:  # noqa: ANN401
+    def same(found: Any, wanted: Any, tolerance: float | None = None) -> bool:  # noqa: ANN401
         if not (isinstance(found, Tensor) and isinstance(wanted, Tensor)):
             return False
         found_NTD, wanted_NTD = found[:, :tokens], wanted[:, :tokens]
+        if tolerance is None:  # some models of 16 bits add their blocks up in 32
+            is_exact = found.dtype == wanted.dtype == torch.float32
+            tolerance = _TOLERANCE[torch.float32 if is_exact else torch.bfloat16]
         return found_NTD.shape == wanted_NTD.shape and torch.allclose(
-            found_NTD, wanted_NTD, rtol=tolerance, atol=tolerance, equal_nan=True
+            found_NTD.float(), wanted_NTD.float(), rtol=tolerance, atol=tolerance, equal_nan=True
         )
 
     # A pooler may run last, which makes something else of the output.

@@ -94,6 +94,14 @@ def test_what_cannot_be_read_is_refused_by_name(name: str, says: str, tmp_path: 
     assert str(caught.value).startswith("model tiny at local: ")
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba", "gpt_neox"])
+def test_a_model_of_16_bits_may_add_its_blocks_up_in_32(name: str) -> None:
+    model = LayerModel(tiny_of(name).to(torch.bfloat16))
+    states = model.forward(torch.arange(4)[None], torch.ones(1, 4, dtype=torch.int64))
+    assert model.pads
+    assert (states[-1].dtype == torch.float32) == ("mamba" in name)
+
+
 def test_a_model_of_other_texts_of_the_same_length_is_refused() -> None:
     class Mixing(torch.nn.Module):
         def forward(self, state_NTD: torch.Tensor) -> torch.Tensor:
