@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from jobs.run import TABLES
 from storage.checkpoint import Checkpoint
 from storage.partition import KEYS, TableName, partitions
 from storage.root import BOOKS, Root
-from tests.conftest import Cli, edited, write_config
+from tests.conftest import Cli, edited, offline_environment, write_config
 from tests.support.stored import content, manifests
 
 pytestmark = pytest.mark.slow
@@ -184,6 +187,29 @@ def test_other_programs_read_every_table_without_an_option(
     assert rows == pl.read_parquet(folder).height
     assert rows == pq.read_table(folder).num_rows
     assert rows == len(duckdb.execute(f"SELECT * FROM '{folder}/**/*.parquet'").fetchall())
+
+
+_IN_RAY = """
+import json, sys, ray
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+root, *tables = sys.argv[1:]
+print(json.dumps({each: ray.data.read_parquet(f"{root}/{each}").count() for each in tables}))
+"""
+
+
+def test_ray_data_reads_every_table_without_an_option(finished: Finished) -> None:
+    expected = Counter[str]()
+    for each in manifests(finished.root):
+        expected[each.partition.table] += 0 if each.removed else each.rows
+    told = subprocess.run(
+        [sys.executable, "-c", _IN_RAY, finished.root.uri, *KEYS],
+        env=offline_environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=True,
+    )
+    assert json.loads(told.stdout.splitlines()[-1]) == expected
 
 
 def test_the_stages_after_extraction_start_their_own_cluster(
