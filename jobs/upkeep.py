@@ -127,7 +127,11 @@ def prune(root: Root) -> int:
     if not configs:
         raise ConfigError(f"{root.uri} has no config of a run to tell what is asked for")
     found = [each for table in KEYS for each in all_partitions(root, table)]
-    spare = [each for each in found if not any(_asks_for(config, each) for config in configs)]
+    spare = [
+        each
+        for each in found
+        if not any(_asks_for(config, each) for config in configs) and not _is_of_a_file(root, each)
+    ]
     for partition in spare:
         say(f"  {partition}: no config asks for it")
     manifests = Manifests(root)
@@ -158,6 +162,12 @@ def _broken(
         return [
             DamagedError(manifest.partition, each.receipt.name, why) for each, why in found if why
         ]
+
+
+def _is_of_a_file(root: Root, where: Partition) -> bool:
+    """Whether a partition is of scores from elsewhere, which no config asks for."""
+    manifest = as_it_lies(root, where)
+    return manifest is not None and "scores" in manifest.settings
 
 
 def _asks_for(config: RunConfig, where: Partition) -> bool:
