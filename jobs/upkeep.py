@@ -10,7 +10,7 @@ from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, graded_conditions
-from jobs.config.stored import stored
+from jobs.config.stored import FOLDER, stored
 from jobs.run import Run
 from jobs.subjects import name_of
 from operators.prompts.views import view_name
@@ -124,8 +124,11 @@ def repair(root: Root) -> int:
 def prune(root: Root) -> int:
     """List what no stored config of a root asks for, then delete it."""
     configs = [RunConfig.model_validate(each["config"]) for each in stored(root)]
-    if not configs:
-        raise ConfigError(f"{root.uri} has no config of a run to tell what is asked for")
+    if not configs or len(configs) < len(root.sizes(FOLDER)):
+        raise ConfigError(
+            f"{root.place(FOLDER)} has {len(configs)} configs that can be read, of "
+            f"{len(root.sizes(FOLDER))}: what is asked for is not known, and nothing is deleted"
+        )
     found = [each for table in KEYS for each in all_partitions(root, table)]
     spare = [
         each

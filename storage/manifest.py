@@ -304,7 +304,7 @@ class Manifests:
         with ThreadPoolExecutor(_READERS) as pool:
             for shard, why in zip(doubted, pool.map(Shard.verify, doubted), strict=True):
                 found |= {shard.receipt.name: why} if why else {}
-        if doubted and not found:
+        if doubted and not found and load(self.root, partition) == manifest:
             # As after a copy: the next look need not read them again.
             self.root.write(partition.manifest, manifest.encoded())
         return found

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs.config.blocks import ConfigError
+from jobs.config.stored import FOLDER, record
 from jobs.run import Run, partition
-from jobs.upkeep import healing
-from storage.manifest import load
+from jobs.upkeep import healing, prune
+from storage.manifest import everything, load
 from storage.partition import Partition
 from storage.shards import DamagedError
 from tests.support.checkpoints import make_run, store_checkpoint
@@ -68,6 +70,16 @@ def test_what_is_damaged_again_ends_the_run(run: Run) -> None:
     with pytest.raises(DamagedError, match="as ever"):
         healing(run, work)
     assert passes == 2
+
+
+def test_nothing_is_pruned_while_a_config_cannot_be_read(run: Run) -> None:
+    record(run.config, run.config, run.root)
+    before = {each.partition for each in everything(run.root)}
+    path = Path(run.root.path(f"{FOLDER}/{run.config.name}.yaml"))
+    path.write_bytes(path.read_bytes() + b"# a note\n")
+    with pytest.raises(ConfigError, match="nothing is deleted"):
+        prune(run.root)
+    assert {each.partition for each in everything(run.root)} == before
 
 
 def test_an_error_of_another_kind_is_left_alone(run: Run) -> None:

@@ -184,6 +184,13 @@ def test_what_is_damaged_is_found_by_a_listing_deleted_and_said(root: Root) -> N
     assert require(root, WHERE).receipts == tuple(receipts)
 
 
+def test_what_is_cut_off_is_damage_when_it_is_read(root: Root) -> None:
+    shard = Shard(root, WHERE, _write(root, 0))
+    root.write(shard.key, root.read(shard.key)[:40])
+    with pytest.raises(DamagedError, match="cut off"):
+        shard.read()
+
+
 def test_what_came_of_another_content_is_made_again(root: Root) -> None:
     """A shard that comes out otherwise than before, as on another machine."""
     manifests = Manifests(root)
