@@ -159,6 +159,7 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
         say=say,
     )
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
+        seen.manifests.clear()  # another run may have ended since they were read
         yield Run(config, root, cluster, arguments.overwrite, given, chosen, seen)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED
 from jobs.config.blocks import ConfigError
 from jobs.config.run import RunConfig, graded_conditions
+from jobs.config.settings import ViewsConfig
 from jobs.config.stored import FOLDER, stored
 from jobs.run import Run
 from jobs.subjects import name_of
 from operators.prompts.views import view_name
-from storage.manifest import Manifest, Manifests, as_it_lies, derived, everything
+from storage.manifest import Manifest, Manifests, as_it_lies, derived, everything, load
 from storage.partition import CLEAN, KEYS, Partition, all_partitions
 from storage.root import Root
 from storage.shards import DamagedError, Shard
@@ -112,6 +113,11 @@ def repair(root: Root) -> int:
             manifests.drop(error)
         if manifest.partition in damaged and not root.sizes(manifest.partition.path):
             manifests.erase(manifest.partition)
+    for partition in all_partitions(root, "ranking"):  # a nightly names it as long as it lies here
+        if partition not in damaged and load(root, partition) is None:
+            say(f"  {partition}: not complete; deleted")
+            manifests.erase(partition)
+            count += 1
     for each in derived(root, damaged.values()):
         say(f"  {each.partition}: came of it; deleted")
         manifests.erase(each.partition)
@@ -123,7 +129,7 @@ def repair(root: Root) -> int:
 
 def prune(root: Root) -> int:
     """List what no stored config of a root asks for, then delete it."""
-    configs = [RunConfig.model_validate(each["config"]) for each in stored(root)]
+    configs = [_as_asked(each["given"], each["config"]) for each in stored(root)]
     if not configs or len(configs) < len(root.sizes(FOLDER)):
         raise ConfigError(
             f"{root.place(FOLDER)} has {len(configs)} configs that can be read, of "
@@ -165,6 +171,13 @@ def _broken(
         return [
             DamagedError(manifest.partition, each.receipt.name, why) for each, why in found if why
         ]
+
+
+def _as_asked(given: dict[str, Any], config: dict[str, Any]) -> RunConfig:
+    """Return a stored config as far as it says which tables there are."""
+    named = {key: value for key, value in given.items() if key not in ("nightly", "views")}
+    views = ViewsConfig.model_validate(config["views"])
+    return RunConfig.model_validate(named).model_copy(update={"views": views})
 
 
 def _is_of_a_file(root: Root, where: Partition) -> bool:

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from botocore.exceptions import BotoCoreError
+
 from storage.root import BOOKS, Root
 
 FOLDER = f"{BOOKS}/locks"
@@ -140,6 +142,8 @@ class Lock:
             return Lease(**json.loads(self.root.read(self._key(number))))
         except FileNotFoundError:  # deleted since it was listed: there is a higher one
             return None
+        except (ValueError, TypeError):  # torn: nobody's
+            return None
 
     def _key(self, number: int) -> str:
         return f"{FOLDER}/{self.name}-{number:06d}.json"
@@ -160,7 +164,7 @@ def held(lock: Lock) -> Iterator[Lock]:
                 lock.renew()
             except LeaseLostError:
                 return
-            except OSError:
+            except (OSError, BotoCoreError):
                 continue
 
     watch = threading.Thread(target=keep_renewing, name="lease", daemon=True)
@@ -170,7 +174,7 @@ def held(lock: Lock) -> Iterator[Lock]:
     finally:
         stopped.set()
         watch.join()
-        with suppress(OSError):  # the lease runs out by itself
+        with suppress(OSError, BotoCoreError):  # the lease runs out by itself
             lock.release()
 
 
@@ -203,7 +207,7 @@ def claimed(
 
     def keep_renewing() -> None:
         while not stopped.wait(seconds / _RENEWALS):
-            with suppress(OSError):
+            with suppress(OSError, BotoCoreError):
                 write(replace(mine, until=time.time() + seconds))
 
     write(mine)
@@ -223,7 +227,7 @@ def claimed(
         stopped.set()
         if watch.is_alive():
             watch.join()
-        with suppress(OSError):  # the lease runs out by itself
+        with suppress(OSError, BotoCoreError):  # the lease runs out by itself
             root.delete(key(mine.token))
 
 

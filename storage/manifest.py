@@ -322,13 +322,8 @@ class Manifests:
                 raise error
 
     def discard(self, damage: DamagedError) -> None:
-        """Delete a damaged shard, after its partition is withdrawn, and say so.
-
-        A ranking that has come of it counts as not made.
-        """
+        """Delete a damaged shard, after its partition is withdrawn, and say so."""
         self._say(f"  {damage}; it is made again")
-        for each in _rankings(self.root, damage.partition):
-            self.withdraw(each)
         self.drop(damage)
 
     def drop(self, damage: DamagedError) -> None:
@@ -357,7 +352,8 @@ class Manifests:
             f"{partition}: {strangers} were made with other settings than {digest}"
         )
         kept = [receipt.name for receipt in ordered]
-        for name in missing(list(self.root.sizes(partition.path)), kept):
+        listed = [each for each in self.root.sizes(partition.path) if not each.endswith(".tmp")]
+        for name in missing(listed, kept):  # another run of the same may be writing
             self._delete(partition, name)
         manifest = Manifest(partition, settings, ordered, made)
         before = as_it_lies(self.root, partition)

@@ -270,12 +270,16 @@ def _opened(root: Root, key: str, size: int, checksum: str) -> tuple[list[Part],
 def _read_index(root: Root, key: str) -> tuple[Receipt, list[Part]] | None:
     """Return what the index of a shard says; None if it is gone or its seal does not hold."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(root.read(index_key(key)))).read()
+        content = root.read(index_key(key))  # what else keeps it from being read is no damage
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read()
         told = table.schema.metadata
         receipt = Receipt(**json.loads(told[_RECEIPT]))
         parts = [Part(*row.values()) for row in table.to_pylist()]
         whole = told[_SEAL].decode() == _seal(receipt, parts)
-    except (FileNotFoundError, pa.ArrowException, ValueError, TypeError, KeyError, OSError):
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OSError):
         return None
     return (receipt, parts) if whole and receipt.checksum == _of_object(parts) else None
 

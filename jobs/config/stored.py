@@ -27,7 +27,15 @@ _SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 # Where the work is done, and what is told of it: nothing in a table depends on it.
 _ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
 # What the tables of a model over a dataset depend on.
-_BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe")
+_BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe", "curves", "conditions")
+_ASKED = (
+    "norm",
+    "pooling",
+    "variant",
+    "search",
+    "level",
+)  # of a ranking, in the settings of scores
+_UNNAMED = object()
 _SEAL = "seal: "  # before the checksum of what stands above it
 Values = Mapping[str, Any]
 
@@ -97,20 +105,22 @@ def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> 
     """
     found = dict(given)
     for key, value in now.items():
-        old, old_given = then.get(key, value), then_given.get(key)
+        old, old_given = then.get(key, value), then_given.get(key, _UNNAMED)
         if isinstance(value, dict) and isinstance(old, dict):
-            under = _inherited(given.get(key) or {}, value, old, old_given or {})
+            under = _inherited(given.get(key) or {}, value, old, then_given.get(key) or {})
             found |= {key: under} if under or key in given else {}
         elif key in given and isinstance(value, list) and isinstance(old, list):
             known = {_called(each): each for each in old if isinstance(each, dict)}
-            named = {_called(each): each for each in old_given or () if isinstance(each, dict)}
+            named = {
+                _called(each): each for each in then_given.get(key) or () if isinstance(each, dict)
+            }
             found[key] = tuple(
                 _inherited(each, full, known.get(_called(full), {}), named.get(_called(full), {}))
                 if isinstance(full, dict)
                 else each
                 for each, full in zip(given[key], value, strict=True)
             )
-        elif key not in given and old_given is None and old != value:
+        elif key not in given and old_given is _UNNAMED and old != value:
             found[key] = old
     return found
 
@@ -129,9 +139,17 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
         for found in theirs["datasets"]
         if each["name"] == found["name"]
     ]
-    ours, others = ({_called(each) for each in run["subjects"]} for run in (mine, theirs))
-    if pairs and ours & others:
+    shared = [
+        (ours, each)
+        for ours in mine["subjects"]
+        for each in theirs["subjects"]
+        if _is_one_model(ours, each)
+    ]
+    if pairs and shared:
+        pairs += [(f"subjects.{a['model']}.dtype", a["dtype"], b["dtype"]) for a, b in shared]
         pairs += [(name, mine[name], theirs.get(name)) for name in _BLOCKS]
+        asked = {name: mine["rank"][name] for name in _ASKED}
+        pairs.append(("rank", asked, theirs["rank"]))
     if mine["name"] == theirs["name"]:
         pairs.append(("rank", mine["rank"], theirs.get("rank")))
     if found := next(filter(None, (_first_difference(*pair) for pair in pairs)), ""):
@@ -139,6 +157,13 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
             f"another run ({other.lease.holder}) writes to {root.uri} now, with other settings: "
             f"{found}; wait for its end, or choose another --output"
         )
+
+
+def _is_one_model(one: Values, other: Values) -> bool:
+    """Whether two subjects may be one in the tables; of a sweep any revision may be."""
+    names = (each["name"] or each["model"] for each in (one, other))
+    revisions = {each["revision"] for each in (one, other)} - {""}
+    return len(revisions) < 2 and (len({*names}) == 1 or one["model"] == other["model"])  # noqa: PLR2004
 
 
 def _first_difference(key: str, mine: object, theirs: object) -> str:

@@ -32,6 +32,7 @@ from jobs.words import counted, points, signed
 from operators.model.subject import Subject
 from storage.lock import LeaseLostError, Lock, held
 from storage.partition import TableName, partitions
+from storage.shards import DamagedError
 
 _STAGES = (extract, measure, probe)
 
@@ -139,7 +140,16 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
         run.root.delete(key)
         return
     previous = earlier[-1]
-    change, before_it = judge.change_at(run, previous, new), previous.recommended
+    before_it = previous.recommended
+    try:
+        change = judge.change_at(run, previous, new)
+    except (DamagedError, FileNotFoundError) as error:
+        if isinstance(error, DamagedError) and new.revision in error.partition.values:
+            raise
+        night.failed[Subject(previous.model, previous.revision, previous.model)] = str(error)
+        say(f"  nothing is compared with {previous.revision}: {error}")
+        run.root.delete(key)
+        return
     compared = "no score to compare."
     if change is not None:
         now, since = points(change.now), signed(change.change)

@@ -160,7 +160,7 @@ def index(root: Root) -> bytes:
             found = json.loads(root.read(f"{FOLDER}/{folder}/report.json"))
             says = [each["verdict"]["sentence"] for each in found["subjects"]]
             name = Markup('<a href="{}/index.html">{}</a>').format(quote(folder), found["run"])
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
             continue  # it is being written
         rows.append([name, str(len(says)), says[0]])
     table = Table("Reports", ["Run", "Models", "Of the first"], rows, words=(0, 2))

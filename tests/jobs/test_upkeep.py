@@ -39,8 +39,7 @@ def test_what_is_damaged_is_deleted_and_the_work_done_again(run: Run) -> None:
 
     assert healing(run, work) == len(rows)
     assert passes == ["read", "made", "read"]
-    # Of what the ranking came of something was damaged.
-    assert load(run.root, partition("ranking", "org/model", "step0", run.config.name)) is None
+    assert load(run.root, partition("ranking", "org/model", "step0", run.config.name))
 
 
 def test_the_root_is_looked_at_before_the_work_is_done(run: Run) -> None:
