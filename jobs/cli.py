@@ -224,9 +224,15 @@ def status(arguments: argparse.Namespace) -> int:
 def repair(arguments: argparse.Namespace) -> int:
     """Delete what is damaged in an output, or what no config of it asks for."""
     from jobs.upkeep import prune, repair  # noqa: PLC0415
+    from storage.lock import Claim, LockHeldError, claimed  # noqa: PLC0415
 
     root = _existing(arguments)
-    return prune(root) if arguments.prune else repair(root)
+
+    def refuse(other: Claim) -> None:
+        raise LockHeldError(f"{other.lease.holder} is at work on {root.uri}; wait for its end")
+
+    with claimed(root, {}, refuse):
+        return prune(root) if arguments.prune else repair(root)
 
 
 def _existing(arguments: argparse.Namespace) -> Root:

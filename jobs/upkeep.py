@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from jobs.cluster.console import say
@@ -15,12 +14,11 @@ from jobs.config.stored import FOLDER, stored
 from jobs.run import Run
 from jobs.subjects import name_of
 from operators.prompts.views import view_name
-from storage.manifest import Manifest, Manifests, as_it_lies, derived, everything, load
+from storage.manifest import Manifest, Manifests, as_it_lies, broken, derived, everything, load
 from storage.partition import CLEAN, KEYS, Partition, all_partitions
 from storage.root import Root
-from storage.shards import DamagedError, Shard
+from storage.shards import DamagedError
 
-_READERS = 16
 Done = TypeVar("Done")
 
 
@@ -40,8 +38,14 @@ def healing(run: Run, work: Callable[[], Done]) -> Done:
             if damage is None or (damage.partition, damage.name) in healed:
                 raise
             run.cluster.abandon()
-            healed.add((damage.partition, damage.name))
-            run.manifests.discard(damage)
+            # All of the partition at once: each pass loads the model again.
+            where, manifest = damage.partition, run.manifests.load(damage.partition)
+            found = {damage.name: damage.why}
+            if manifest and damage.name:
+                found = run.manifests.damage(manifest, verify=True)
+            healed |= {(where, name) for name in {damage.name, *found}}
+            for name, why in found.items():
+                run.manifests.discard(type(damage)(where, name, why))
         else:
             return done
 
@@ -72,26 +76,26 @@ def status(root: Root, *, verify: bool) -> int:
         raise FileNotFoundError(f"there is no table under {root.uri}")
     code = DONE
     for partition in found:
-        manifest, sizes = as_it_lies(root, partition), root.sizes(partition.path)
+        manifest = as_it_lies(root, partition)
         if manifest is None or manifest.withdrawn:
             torn = manifest is None and root.exists(partition.manifest)
             why = "its manifest cannot be read" if torn else "no manifest yet"
             if manifest is not None:
                 why = f"{manifest.withdrawn}, to be made again"
-            shards = sum(name.endswith(".parquet") for name in sizes)
+            shards = sum(name.endswith(".parquet") for name in root.sizes(partition.path))
             state = "damaged" if torn else "incomplete"
             say(f"{state:<10}  {partition}: {shards} shards, {why}")
             code = FAILED
             continue
         size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
         what = f"{manifest.rows:,} rows, {len(manifest.receipts)} shards, {size:,.1f} MiB"
-        broken = _broken(root, manifest, sizes, verify=verify)
-        state = "damaged" if broken else "removed" if manifest.removed else "complete"
+        wrong = broken(root, manifest, lambda *_: verify)
+        state = "damaged" if wrong else "removed" if manifest.removed else "complete"
         by = f", removed by {manifest.removed}" if manifest.removed else ""
         say(f"{state:<10}  {partition}: {what}{by}")
-        for each in broken:
-            say(f"            {each}")
-        code = FAILED if broken else code
+        for name, why in wrong.items():
+            say(f"            {DamagedError(partition, name, why)}")
+        code = FAILED if wrong else code
     return code
 
 
@@ -106,13 +110,15 @@ def repair(root: Root) -> int:
             count += 1
     damaged: dict[Partition, Manifest] = {}
     for manifest in list(everything(root)):
-        sizes = root.sizes(manifest.partition.path)
-        for error in _broken(root, manifest, sizes, verify=True):
+        where = manifest.partition
+        wrong = {} if manifest.withdrawn else broken(root, manifest, lambda *_: True)
+        for name, why in wrong.items():
+            error = DamagedError(where, name, why)
             say(f"  {error}; deleted")
-            damaged[manifest.partition] = manifest
+            damaged[where] = manifest
             manifests.drop(error)
-        if manifest.partition in damaged and not root.sizes(manifest.partition.path):
-            manifests.erase(manifest.partition)
+        if where in damaged and not root.sizes(where.path):
+            manifests.erase(where)
     for partition in all_partitions(root, "ranking"):  # a nightly names it as long as it lies here
         if partition not in damaged and load(root, partition) is None:
             say(f"  {partition}: not complete; deleted")
@@ -148,29 +154,6 @@ def prune(root: Root) -> int:
         manifests.erase(partition)
     say(f"{len(spare)} of {len(found)} partitions deleted")
     return DONE
-
-
-def _broken(
-    root: Root, manifest: Manifest, sizes: dict[str, int], *, verify: bool
-) -> list[DamagedError]:
-    """Return what is wrong with the shards of a partition: by their sizes, or by all bytes."""
-    if manifest.removed or manifest.withdrawn:
-        return []
-
-    def wrong(shard: Shard) -> str:
-        size, receipt = sizes.get(shard.receipt.name), shard.receipt
-        if size is None:
-            return "it is gone"
-        if size != receipt.bytes:
-            return f"it has {size:,} bytes instead of {receipt.bytes:,}"
-        return shard.verify() if verify else ""
-
-    shards = manifest.shards(root)
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(shards, pool.map(wrong, shards), strict=True)
-        return [
-            DamagedError(manifest.partition, each.receipt.name, why) for each, why in found if why
-        ]
 
 
 def _as_asked(given: dict[str, Any], config: dict[str, Any]) -> RunConfig:

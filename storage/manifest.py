@@ -256,7 +256,8 @@ class Manifests:
             for name, why in damaged.items():
                 self.discard(DamagedError(partition, name, why))
             if "" not in damaged:
-                return {each.name: each for each in manifest.receipts if each.name not in damaged}
+                known = (self.load(partition) or manifest).receipts
+                return {each.name: each for each in known if each.name not in damaged}
         listed = self.root.sizes(partition.path)
         keys = [partition.shard(name) for name in listed]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -277,36 +278,32 @@ class Manifests:
         self.survey(partition, settings, overwrite=overwrite)
         return self.load(partition)
 
-    def damage(self, manifest: Manifest) -> dict[str, str]:
-        """Return what is wrong with which shards of a partition, by listing them and their indexes.
+    def damage(self, manifest: Manifest, *, verify: bool = False) -> dict[str, str]:
+        """Return what is wrong with which shards of a partition, as `broken` does.
 
-        What was changed after the manifest was written is read and verified. Under no name stands
-        what is wrong with the manifest.
+        What was changed after the manifest was written is read, or everything if it is to be
+        verified. Under no name stands what is wrong with the manifest. Another run of the same may
+        have written the partition again: then its manifest is taken.
         """
-        partition, found = manifest.partition, dict[str, str]()
+        partition, doubted = manifest.partition, list[str]()
         try:
             written = self.root.changed(partition.manifest)
         except FileNotFoundError:
             return {"": "its manifest is gone"}
-        if manifest.removed:
-            return {}
-        doubted, listed = [], self.root.listing(partition.path)
-        indexes = self.root.listing(index_key(partition.path))
-        for shard in manifest.shards(self.root):
-            receipt = shard.receipt
-            size, changed = listed.get(receipt.name, (None, 0.0))
-            if size is None:
-                found[receipt.name] = "it is gone"
-            elif size != receipt.bytes:
-                found[receipt.name] = f"it has {size:,} bytes instead of {receipt.bytes:,}"
-            elif max(changed, indexes.get(receipt.name, (0, math.inf))[1]) > written:
-                doubted.append(shard)
-        with ThreadPoolExecutor(_READERS) as pool:
-            for shard, why in zip(doubted, pool.map(Shard.verify, doubted), strict=True):
-                found |= {shard.receipt.name: why} if why else {}
-        if doubted and not found and load(self.root, partition) == manifest:
-            # As after a copy: the next look need not read them again.
-            self.root.write(partition.manifest, manifest.encoded())
+
+        def is_doubted(name: str, changed: float) -> bool:
+            doubted.extend([name] if changed > written else [])
+            return verify or changed > written
+
+        found = broken(self.root, manifest, is_doubted)
+        if found or doubted:
+            now = load(self.root, partition)
+            if now is not None and now != manifest:
+                self._known[partition] = now
+                return self.damage(now, verify=verify)
+            if now and not found:
+                # As after a copy: the next look need not read them again.
+                self.root.write(partition.manifest, manifest.encoded())
         return found
 
     def look(self) -> None:
@@ -403,6 +400,32 @@ class Manifests:
         key = partition.shard(name)
         self.root.delete(key)
         self.root.delete(index_key(key))
+
+
+def broken(
+    root: Root, manifest: Manifest, is_doubted: Callable[[str, float], bool]
+) -> dict[str, str]:
+    """Return what is wrong with which shards of a partition, by listing them and their indexes.
+
+    `is_doubted` gets a shard's name and the later time of change of both; what it doubts is read.
+    """
+    if manifest.removed:
+        return {}
+    path, doubted, found = manifest.partition.path, list[Shard](), dict[str, str]()
+    listed, indexes = root.listing(path), root.listing(index_key(path))
+    for shard in manifest.shards(root):
+        name, expected = shard.receipt.name, shard.receipt.bytes
+        size, changed = listed.get(name, (None, 0.0))
+        if size is None:
+            found[name] = "it is gone"
+        elif size != expected:
+            found[name] = f"it has {size:,} bytes instead of {expected:,}"
+        elif is_doubted(name, max(changed, indexes.get(name, (0, math.inf))[1])):
+            doubted.append(shard)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for shard, why in zip(doubted, pool.map(Shard.verify, doubted), strict=True):
+            found |= {shard.receipt.name: why} if why else {}
+    return found
 
 
 def everything(root: Root) -> Iterator[Manifest]:

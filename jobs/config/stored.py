@@ -28,13 +28,8 @@ _SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 _ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
 # What the tables of a model over a dataset depend on.
 _BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe", "curves", "conditions")
-_ASKED = (
-    "norm",
-    "pooling",
-    "variant",
-    "search",
-    "level",
-)  # of a ranking, in the settings of scores
+# And what scores and slopes do of the block of the ranking.
+_ASKED = ("norm", "pooling", "variant", "search", "level")
 _UNNAMED = object()
 _SEAL = "seal: "  # before the checksum of what stands above it
 Values = Mapping[str, Any]
@@ -133,6 +128,10 @@ def _called(block: Values) -> tuple[Any, ...]:
 def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
     """SettingsConflictError if another run writes the same partitions with other settings now."""
     mine, theirs = shown(config), other.about
+    if "name" not in theirs:
+        raise SettingsConflictError(
+            f"{root.uri} is being repaired ({other.lease.holder}); wait for its end"
+        )
     pairs = [
         (f"datasets.{each['name']}", each, found)
         for each in mine["datasets"]

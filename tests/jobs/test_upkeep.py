@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from jobs.config.blocks import ConfigError
 from jobs.config.stored import FOLDER, record
 from jobs.run import Run, partition
 from jobs.upkeep import healing, prune
+from storage import schema
 from storage.manifest import everything, load
 from storage.partition import Partition
 from storage.shards import DamagedError
 from tests.support.checkpoints import make_run, store_checkpoint
+from tests.support.stored import store
 
 
 @pytest.fixture
@@ -56,6 +59,29 @@ def test_the_root_is_looked_at_before_the_work_is_done(run: Run) -> None:
     healing(run, work)
     assert passes == 2
     assert run.manifests.damage(run.manifests.require(where)) == {}
+
+
+def test_all_that_is_damaged_of_a_partition_is_found_at_once(run: Run) -> None:
+    where, passes = Partition("embeddings", ("org/model", "step0", "texts", "clean")), 0
+    tables = [schema.LAYER_COSTS.empty_table()] * 3
+    made = store(run.root, where, tables, {})
+    content = {key: run.root.read(key) for key in made.objects()}
+
+    def work() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 1:
+            for key in made.objects()[1:]:  # of equal size, and at no later time
+                path = Path(run.root.path(key))
+                before = path.stat()
+                path.write_bytes(content[key][:9] + b"?" + content[key][10:])
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            run.manifests.load(where)
+            made.shards(run.root)[2].read()
+        assert sorted(run.root.sizes(where.path)) == [made.receipts[0].name]
+
+    healing(run, work)
+    assert passes == 2
 
 
 def test_what_is_damaged_again_ends_the_run(run: Run) -> None:

@@ -123,6 +123,17 @@ def test_what_is_damaged_is_named_when_it_is_read_and_made_again(
     cli("status", str(root), "--verify")
 
 
+def test_what_is_damaged_before_it_is_published_is_found_too(finished: Finished, cli: Cli) -> None:
+    root = Path(finished.root.uri)
+    (clean,) = root.glob("embeddings/*/*/*/condition=clean")
+    _damage(sorted(clean.iterdir())[0], "flipped")
+    (root / BOOKS / "manifests" / f"{clean.relative_to(root)}.json").unlink()
+    _lose(finished, "layer_metrics")
+    told = cli("run", str(finished.config), "--output", str(root)).stdout
+    assert "damaged: embeddings/" in told
+    assert content(finished.root) == finished.content
+
+
 def test_torn_books_are_made_again(finished: Finished, cli: Cli) -> None:
     books = Path(finished.root.uri) / BOOKS
     torn = [

@@ -46,6 +46,13 @@ def _objects(root: Root) -> list[str]:
     return sorted(root.sizes(FOLDER))
 
 
+def test_a_torn_lock_is_nobodys(root: Root) -> None:
+    _, (lock, _) = _locks(root)
+    root.write(f"{FOLDER}/nightly-000003.json", b'{"holder": "some')
+    lock.acquire()
+    assert _objects(root) == ["nightly-000004.json"]
+
+
 def test_an_object_is_created_once(root: Root) -> None:
     assert root.create("a/b", b"first")
     assert not root.create("a/b", b"second")

@@ -191,6 +191,44 @@ def test_what_is_cut_off_is_damage_when_it_is_read(root: Root) -> None:
         shard.read()
 
 
+def test_what_keeps_an_index_from_being_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(tmp_path))
+    shard = Shard(root, WHERE, _write(root, 0))
+
+    def refused(_self: Root, _key: str) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Root, "read", refused)
+    for read in (shard.verify, lambda: read_receipt(root, shard.key)):
+        with pytest.raises(OSError, match="Too many"):
+            read()
+
+
+def test_the_manifest_of_another_run_of_the_same_is_taken(root: Root) -> None:
+    first, second = Manifests(root), Manifests(root)
+    before = first.publish(WHERE, SETTINGS, [_write(root, 0)])
+    after = second.publish(WHERE, SETTINGS, [_write(root, 0, rows=2)])
+    assert first.damage(before) == {}
+    assert first.require(WHERE) == after
+    assert first.survey(WHERE, SETTINGS) == {after.receipts[0].name: after.receipts[0]}
+
+
+def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    first, second = Manifests(root), Manifests(root)
+    made = first.publish(WHERE, SETTINGS, [_write(root, 0)])
+    second.withdraw(WHERE, "stale")
+    os.utime(root.path(made.objects()[0]))  # as if changed since
+    assert first.damage(made) == {}
+    assert load(root, WHERE) is None
+    key = f"{WHERE.path}/.{shard_name(0)}.1234.tmp"
+    root.write(key, b"half a shard")
+    first.publish(WHERE, SETTINGS, [_write(root, 0)])
+    assert root.read(key) == b"half a shard"
+
+
 def test_what_came_of_another_content_is_made_again(root: Root) -> None:
     """A shard that comes out otherwise than before, as on another machine."""
     manifests = Manifests(root)
@@ -201,9 +239,15 @@ def test_what_came_of_another_content_is_made_again(root: Root) -> None:
     settings = {of_it: {"of": before.content}, other: {"of": "x"}}
     made = {where: _publish_empty(root, where, each) for where, each in settings.items()}
     _publish_empty(root, of_that, {"views": [made[of_it].content]})
+    ranking = Partition("ranking", (*WHERE.values[:2], "run"))
+    _publish_empty(root, ranking, {"config": "run"})
+    manifests.discard(DamagedError(WHERE, shard_name(0), "as a test"))
+    manifests.publish(WHERE, SETTINGS, [_write(root, 0)])  # as it was
+    assert None not in [load(root, each) for each in (of_it, of_that, ranking)]
     manifests.discard(DamagedError(WHERE, shard_name(0), "as a test"))
     manifests.publish(WHERE, SETTINGS, [_write(root, 0, rows=2)])
-    assert [load(root, each) is None for each in (of_it, of_that, other)] == [True, True, False]
+    gone = [load(root, each) is None for each in (of_it, of_that, ranking, other)]
+    assert gone == [True, True, True, False]
     # Not a conflict: what it was made of has changed.
     assert Manifests(root).survey(of_it, {"of": "another"}) == {}
     with pytest.raises(SettingsConflictError):

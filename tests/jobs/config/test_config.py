@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, Task
+from jobs.config.metrics import parameters, token_metrics
 from jobs.config.run import RunConfig, add_overrides, load, overridden, parse
 from jobs.config.settings import StorageConfig
 from jobs.prepare.records import PROMPT
@@ -22,8 +23,10 @@ from jobs.prepare.sources import KINDS
 from jobs.subjects import check, resolve
 from jobs.tasks.types import TYPES
 from operators.benchmark import tasks as benchmark_tasks
-from operators.metrics.registry import METRICS
+from operators.metrics.registry import METRICS, token_variants
 from operators.model.subject import ModelUnavailableError
+from storage.layers import metric_column
+from storage.schema import TOKEN_METRICS
 
 SECRET = "hunter2"
 DATASET: dict[str, Any] = {"name": "data", "source": {"files": "texts.jsonl"}}
@@ -396,3 +399,9 @@ def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path
 def test_what_names_no_model_is_an_error(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         overridden_with(RECIPE, *words)
+
+
+def test_every_token_metric_of_the_defaults_has_a_column() -> None:
+    config = run_with()
+    asked = token_variants(token_metrics(config), parameters(config))
+    assert {metric_column(*each) for each in asked} == set(TOKEN_METRICS)

@@ -69,6 +69,10 @@ def test_a_root_keeps_the_defaults_that_it_began_with(
     assert continued(config(), root).rank.policy == "best"
     # Another run of the root begins as its first.
     assert continued(config(name="two"), root).rank.policy == "best"
+    # What was switched off and is named no more has its default.
+    off = config(nightly={"score_drop": None})
+    record(off, off, root)
+    assert continued(config(), root).nightly == config().nightly
     # A file that is not as it was written is none.
     path = tmp_path / FOLDER / "one.yaml"
     path.write_bytes(path.read_bytes().replace(b"best", b"last"))
@@ -122,6 +126,12 @@ def test_nothing_secret_is_kept(tmp_path: Path) -> None:
         ({"task": {"folds": 2}, "name": "two"}, "datasets.data.tasks.t.folds"),
         ({"task": {"folds": 2, "name": "u"}}, ""),
         ({"rank": {"policy": "best"}}, "rank.policy"),
+        ({"rank": {"level": 0.9}, "name": "two"}, "rank.level"),
+        ({"subjects": [{"model": "m", "dtype": "bfloat16"}]}, "subjects.m.dtype"),
+        ({"subjects": [{"model": "m", "revision": "a"}], "seed": 1}, "seed"),
+        ({"subjects": [{"model": "n", "name": "m"}], "seed": 1}, "seed"),
+        ({"curves": {"examples": [4]}}, "curves.examples"),
+        ({"conditions": {"noise": [0.1]}}, "conditions.noise"),
     ],
 )
 def test_two_at_once_are_refused_if_they_would_write_the_same_otherwise(

@@ -18,7 +18,7 @@ from jobs.run import Run
 from jobs.subjects import resolve
 from operators.model.subject import ModelUnavailableError
 from storage.lock import FOLDER, LeaseLostError, Lock
-from storage.partition import partitions
+from storage.partition import Partition, partitions
 from storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.checkpoints import make_run, store_checkpoint
@@ -238,6 +238,19 @@ def test_a_lock_that_is_lost_between_stages_publishes_nothing_more(
         nights.nightly(night)
     assert reached == []
     assert _ranked(night.root) == {"step0"}
+
+
+def test_a_night_is_ranked_though_the_scores_of_the_one_before_are_damaged(night: Run) -> None:
+    store_checkpoint(night, "step1", [0.3, 0.4, 0.5, 0.4])
+    where = Partition("probe_scores", ("org/model", "step0", "texts", "clean", "t"))
+    path = Path(night.root.path(where.shard("scores.parquet")))
+    path.write_bytes(path.read_bytes()[:-9])
+    first, second = ranked(night, ())[0]
+    found = nights.Night()
+    nights._judge(night, [first], second, found)
+    assert [each.revision for each in found.failed] == ["step0"]
+    assert found.regressed == []
+    assert path.is_file()  # nobody can make it again
 
 
 def test_an_alert_of_an_earlier_look_is_withdrawn(night: Run) -> None:
