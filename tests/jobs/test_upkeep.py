@@ -98,7 +98,8 @@ def test_what_is_damaged_again_ends_the_run(run: Run) -> None:
 
 
 def test_nothing_is_pruned_while_a_config_cannot_be_read(run: Run) -> None:
-    record(run.config, run.config, run.root)
+    for config in (run.config, run.config.model_copy(update={"name": "another"})):
+        record(config, config, run.root)
     before = {each.partition for each in everything(run.root)}
     path = Path(run.root.path(f"{FOLDER}/{run.config.name}.yaml"))
     path.write_bytes(path.read_bytes() + b"# a note\n")

@@ -215,6 +215,16 @@ def test_the_manifest_of_another_run_of_the_same_is_taken(root: Root) -> None:
     assert first.survey(WHERE, SETTINGS) == {after.receipts[0].name: after.receipts[0]}
 
 
+def test_what_was_copied_is_read_once_and_then_believed(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    made = Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
+    path = Path(root.path(made.objects()[0]))
+    os.utime(path, (later := path.stat().st_mtime + 1, later))
+    time.sleep(1.1)
+    assert Manifests(root).damage(made) == {}
+    assert root.changed(WHERE.manifest) > root.changed(made.objects()[0])
+
+
 def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
     first, second = Manifests(root), Manifests(root)
