@@ -31,12 +31,22 @@ if TYPE_CHECKING:
     from jobs.run import Run
 
 STAGES = ("prepare", "extract", "measure", "probe", "rank")
-# The modules of the stages' workers, which processes of this machine import once.
+# What the stages' workers need, which processes of this machine import once: their modules, and
+# what these import when it is first used.
 WORKERS = (
     "jobs.prepare.stage",
     "jobs.extract.worker",
     "jobs.measure.stage",
     "jobs.probe.worker",
+    "operators.analysis.modes",
+    "operators.metrics.prompts",
+    "operators.metrics.similarity",
+    "operators.metrics.tokens",
+    "operators.metrics.views",
+    "operators.model.on_transformers",
+    "operators.probes.labelled",
+    "scipy.stats.contingency",
+    "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
 )
 
@@ -71,14 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     from jobs.plan.words import Guard  # noqa: PLC0415
     from jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
     from jobs.probe.stage import probe, require_scores  # noqa: PLC0415
-    from jobs.rank.stage import rank  # noqa: PLC0415
-    from jobs.report.page import publish  # noqa: PLC0415
-    from jobs.subjects import check, require_lengths  # noqa: PLC0415
     from jobs.upkeep import healing  # noqa: PLC0415
 
     def rank_and_report(run: Run) -> None:
+        from jobs.rank.stage import rank  # noqa: PLC0415
+        from jobs.report.page import publish  # noqa: PLC0415
+
         require_scores(run)
-        publish(run, rank(run))
+        publish(run, rank(run), anew=arguments.command != "run")
 
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare,
@@ -105,9 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
                 guard.check(run.config, run.root, say, prepared=True)
 
     with _opened(arguments) as run:
-        for each in run.subjects:
-            check(each, run.config.storage)
-            require_lengths(run.config.conditions, each, run.config.storage)
+        run.require_readable()
         healing(run, partial(work, run))
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE

@@ -15,7 +15,7 @@ from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.run import RunConfig
-from jobs.subjects import resolve, shape_of, subject_identity
+from jobs.subjects import checked, require_lengths, resolve, subject_identity
 from operators.model.subject import ModelShape, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
@@ -109,10 +109,17 @@ class Run:
         return self.seen.identities[subject]
 
     def shape(self, subject: Subject) -> ModelShape:
-        """Return the sizes of a subject."""
+        """Return the sizes of a subject, which is checked the first time a root sees its files."""
         if subject not in self.seen.shapes:
-            self.seen.shapes[subject] = shape_of(subject, self.config.storage)
+            given = self.identity(subject), self.config.storage, self.root, self.cluster.begin
+            self.seen.shapes[subject] = checked(subject, *given)
         return self.seen.shapes[subject]
+
+    def require_readable(self) -> None:
+        """Check every subject, and the lengths that are asked of it, before anything is spent."""
+        for each in self.subjects:
+            self.shape(each)
+            require_lengths(self.config.conditions, each, self.config.storage)
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,9 @@ from operators.model.backend import backend_of
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
 from operators.prompts.conditions import Vocabulary
 from storage.checkpoint import Checkpoint, CheckpointError, some
-from storage.root import Root
+from storage.manifest import digest_of
+from storage.root import BOOKS, Root
+from storage.seal import sealed, unsealed
 
 
 def is_remote(model: str) -> bool:
@@ -73,6 +76,29 @@ def check(subject: Subject, storage: StorageConfig) -> ModelShape:
         with explained_files(subject):
             checkpoint.check()
     return require_readable(local(subject, storage, weights=False))
+
+
+def checked(
+    subject: Subject,
+    identity: Mapping[str, Any],
+    storage: StorageConfig,
+    root: Root,
+    begin: Callable[[], None],
+) -> ModelShape:
+    """Return what `check` does; it is made once in a root of files as `identity` has them.
+
+    `_layerrank/models/` keeps the sizes of a model that passed it, with the versions that read it.
+    Before a check, which takes seconds, `begin` is called.
+    """
+    read_by = {name: version(name) for name in ("layerrank", "transformers")}
+    key = f"{BOOKS}/models/{digest_of({**identity, **read_by})}.yaml"
+    with suppress(FileNotFoundError):
+        if found := unsealed(root.read(key)):
+            return ModelShape(**found)
+    begin()
+    shape = check(subject, storage)
+    root.write(key, sealed(asdict(shape)))
+    return shape
 
 
 def weights_here(subject: Subject, most: int) -> bool:

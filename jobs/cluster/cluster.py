@@ -7,9 +7,11 @@ of them, or methods of dataclasses. How they travel is the business of the side 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from jobs.cluster.pool import (
@@ -45,6 +47,9 @@ class Side(Protocol):
 
     def resources(self, *, gpu: bool) -> dict[str, float]:
         """Return the CPUs and GPUs, as Ray names them; a `gpu` is waited for where one may come."""
+
+    def begin(self) -> None:
+        """Begin to start what takes time, while the driver does something else."""
 
     def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
         """Return how many tasks or workers of a pool run at once, at most; and what they are."""
@@ -83,6 +88,10 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.abandon()
         self.side.close()
+
+    def begin(self) -> None:
+        """Begin to start the engine: there will be work."""
+        self.side.begin()
 
     def abandon(self) -> None:
         """End the plan that was begun last, if an error left it before its end."""
@@ -195,9 +204,7 @@ def choose(
         return asked, "as asked"
     if address or os.environ.get("RAY_ADDRESS") or "RAY_JOB_ID" in os.environ:
         return "ray", "a cluster is given"
-    import torch  # noqa: PLC0415  (seconds, and most callers have it anyway)
-
-    if torch.cuda.is_available():
+    if _has_gpu():
         return "ray", "this machine has a GPU"
     count = tokens()
     if count is None:
@@ -206,6 +213,21 @@ def choose(
     if count <= SMALL_TOKENS:
         return "process", f"no cluster, no GPU, at most {bound}"
     return "ray", f"up to {bound}, which is not small"
+
+
+def _has_gpu() -> bool:
+    """Whether torch can use a GPU here; it takes seconds to import, and is asked where one may be.
+
+    Without the library of a driver, or the device of AMD's, there is none.
+    """
+    if not Path("/dev/kfd").exists():
+        try:
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        except OSError:
+            return False
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.is_available()
 
 
 def open_cluster(

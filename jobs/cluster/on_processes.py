@@ -62,6 +62,10 @@ class Processes:
         del gpu
         return {"CPU": float(self._size)}
 
+    def begin(self) -> None:
+        """Let the server import what the workers need."""
+        _start_server()
+
     def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
         """Return how many processes run at once, at most; and that they feed themselves."""
         del device

@@ -72,6 +72,10 @@ class RayCluster:
         self._start()
         return self._await(gpu=gpu)
 
+    def begin(self) -> None:
+        """Start the cluster, or join it."""
+        self._start()
+
     def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
         """Return how many tasks or actors run at once, at most; where, and what feeds them."""
         where = "GPU" if device == "cuda" else "CPU"
@@ -142,6 +146,10 @@ class RayCluster:
         if self._started:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # A worker does the user's work: it is no less urgent than what else runs here.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # One that has imported what the stages need is kept for the next stage.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         # Workers inherit this. glibc otherwise keeps a heap per thread, and an actor that writes
         # one shard while it computes the next grows with the corpus (1.5 GiB instead of 1.1 at
         # 40,000).

@@ -12,13 +12,11 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-import yaml
-from xxhash import xxh3_128_hexdigest
-
 from jobs.config.run import RunConfig
 from storage.lock import Claim
 from storage.manifest import FORMAT, SettingsConflictError
 from storage.root import BOOKS, Root
+from storage.seal import sealed, unsealed
 
 FOLDER = f"{BOOKS}/runs"
 # Addresses of sources may carry a password before the host, or a signature after the path.
@@ -31,7 +29,6 @@ _BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe", "curves", "
 # And what scores and slopes do of the block of the ranking.
 _ASKED = ("norm", "pooling", "variant", "search", "level")
 _UNNAMED = object()
-_SEAL = "seal: "  # before the checksum of what stands above it
 Values = Mapping[str, Any]
 
 
@@ -80,17 +77,14 @@ def record(config: RunConfig, given: RunConfig, root: Root) -> None:
         "config": shown(config),
     }
     if written != known.get(config.name):
-        body = yaml.safe_dump(written, sort_keys=False, allow_unicode=True).encode()
-        seal = f"{_SEAL}{xxh3_128_hexdigest(body)}\n".encode()
-        root.write(f"{FOLDER}/{config.name}.yaml", body + seal)
+        root.write(f"{FOLDER}/{config.name}.yaml", sealed(written))
 
 
 def stored(root: Root) -> Iterator[dict[str, Any]]:
     """Yield what is known of every run of a root; a file that is not as it was written is none."""
     for name in root.sizes(FOLDER):
-        body, _, seal = root.read(f"{FOLDER}/{name}").rpartition(_SEAL.encode())
-        if seal.decode(errors="replace").strip() == xxh3_128_hexdigest(body):
-            yield yaml.safe_load(body)
+        if found := unsealed(root.read(f"{FOLDER}/{name}")):
+            yield found
 
 
 def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> dict[str, Any]:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
-from jobs.extract.worker import Extractor, read
 from jobs.run import Run
+from operators.later import Later
 from operators.model.subject import Subject
 from storage.manifest import Manifest, missing
 from storage.partition import CLEAN
 from storage.shards import Receipt
+
+if TYPE_CHECKING:
+    from jobs.extract import worker
+else:
+    worker = Later("jobs.extract.worker")
 
 
 def extract(run: Run) -> None:
@@ -39,8 +45,10 @@ def extract(run: Run) -> None:
             total, conditions = sum(unit.prompts for unit in units), {u.condition for u in units}
             count = {"workers": config.workers, "threads": config.threads}
             pool = run.cluster.pool(config.device, len(units), **count)
-            feed = partial(read, run.root, subject, run.config)
-            make = partial(Extractor, run.root, subject, run.config, pool.device, pool.threads)
+            feed = partial(worker.read, run.root, subject, run.config)
+            make = partial(
+                worker.Extractor, run.root, subject, run.config, pool.device, pool.threads
+            )
             shards = f"{len(units)} shards, {len(conditions)} conditions"
             say(f"  {total:,} texts to encode: {shards}")
             with Progress("extract", total, "texts") as progress:

@@ -8,30 +8,37 @@ prompts, and finds what separates them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.console import Progress, say
+from jobs.cluster.console import say
 from jobs.config.metrics import parameters
 from jobs.config.run import RunConfig
+from jobs.measure.pieces import Piece
 from jobs.run import Run, leading, partition
 from jobs.subjects import tokenizer_of
 from operators.analysis import modes as analysis
+from operators.later import Later
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
-from operators.model.tokenise import tokenise
 from operators.ranking.evidence import holm
 from storage import schema
 from storage.layers import metric_column
-from storage.manifest import Manifest, digest_of, missing
+from storage.manifest import Manifest, Settings, digest_of, missing
+from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, Shard, write_shard
+
+if TYPE_CHECKING:
+    from operators.model import tokenise
+else:
+    tokenise = Later("operators.model.tokenise")
 
 METRIC = "prompt_entropy"
 _DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch
@@ -50,36 +57,121 @@ class Part(NamedTuple):
     shares: Mapping[str, int]
 
 
-def measure_modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> None:
-    """Test every layer of a subject; `measured` is the `prompt_metrics` of each dataset by name."""
-    if METRIC not in run.config.measure.metrics:
-        return
-    variant = main_variant(METRIC, parameters(run.config))
-    sample = run.config.measure.mode_sample
-    counts = {
-        name: {each.name: int(each.facts["prompts"]) for each in manifest.receipts if each.rows}
-        for name, manifest in measured.items()
-    }
-    parts = []
-    for name, shares in sample_of(counts, sample).items():
-        if shares:
-            # As many prompts as are tested if the dataset is the only one: its traits stay as they
-            # are when another dataset joins.
-            most = leading(counts[name], sample)
-            traits = _prompt_traits(run, subject, measured[name], most)
-            parts.append(Part(name, measured[name], traits, shares))
+def prompt_traits(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> Iterator[Piece]:
+    """Yield what describes the sampled prompts of each dataset, where that is not done yet.
+
+    `measured` is the `prompt_metrics` of each dataset by name.
+    """
+    for each, settings, shares in _traits(run, subject, measured).values():
+        where = each.partition.sibling("prompt_traits")
+        done = run.manifests.survey(where, settings, overwrite=run.overwrite)
+        if run.manifests.load(where) is None:
+            prompts = run.manifests.require(partition("prompts", where.keys["dataset"]))
+            units = [
+                (each.shard(run.root, name), prompts.shard(run.root, name), shares[name])
+                for name in missing(list(shares), done)
+            ]
+            work = partial(shard_traits, subject, run.config, digest_of(settings))
+            publish = partial(_publish_traits, run, where, settings, done, list(shares))
+            if units:
+                yield Piece(units, work, publish)
+            else:  # all that was left to do
+                publish([])
+
+
+def _publish_traits(
+    run: Run,
+    where: Partition,
+    settings: Settings,
+    done: Mapping[str, Receipt],
+    names: Sequence[str],
+    made: Sequence[Receipt],
+) -> str:
+    found = {**done, **{each.name: each for each in made}}
+    run.publish(where, settings, [found[name] for name in names], "measure")
+    return ""
+
+
+def modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> list[Piece]:
+    """Return what tests every layer of a subject, if that is not done; the traits are there.
+
+    `measured` is the `prompt_metrics` of each dataset by name.
+    """
+    traits, shares = _traits(run, subject, measured), _sampled(run, measured)
+    parts = [
+        Part(
+            name,
+            measured[name],
+            run.manifests.require(measured[name].partition.sibling("prompt_traits")),
+            shares[name],
+        )
+        for name in traits
+    ]
     if not parts:
-        return
+        return []
+    variant = main_variant(METRIC, parameters(run.config))
     settings = {
         "prompt_metrics": {part.dataset: part.measured.content for part in parts},
         "prompt_traits": {part.dataset: part.traits.content for part in parts},
         "variant": variant,
     }
-    where, tested = partition("modes", subject, run.config), partial(_tested, run, parts, variant)
+    where = partition("modes", subject, run.config)
     # Like the ranking it is of all that the run has: made anew when a dataset joins.
-    manifest, made = run.make(where, settings, tested, overwrite=True)
-    if not made:
-        say(f"  modes of {manifest.rows} layers, present")
+    if present := run.manifests.current(where, settings, overwrite=True):
+        say(f"  modes of {present.rows} layers, present")
+        return []
+    shard = parts[0].measured.shard(run.root, next(iter(parts[0].shares)))
+    layers = [int(layer) for (layer,) in shard.group_values(["layer"])]
+
+    def done(found: list[dict[str, Any]]) -> str:
+        found.sort(key=lambda row: row["layer"])
+        p_values = np.array([row["p_value"] for row in found])
+        for row, p_holm in zip(found, holm(p_values), strict=True):
+            row["p_holm"] = float(p_holm)
+        run.write(where, settings, found)
+        return f"  modes of {len(found)} layers, {found[0]['n_prompts']:,} prompts"
+
+    return [Piece(layers, partial(layer_modes, run.root, parts, variant), done)]
+
+
+class _Traits(NamedTuple):
+    """The `prompt_metrics` of a dataset, and what its traits are made with and of how many."""
+
+    measured: Manifest
+    settings: Settings
+    shares: Mapping[str, int]
+
+
+def _traits(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> dict[str, _Traits]:
+    """Return what the traits of each dataset are to be that gives prompts to the sample.
+
+    As many prompts as are tested if the dataset is the only one: its traits stay as they are when
+    another dataset joins.
+    """
+    found = {}
+    for name, shares in _sampled(run, measured).items():
+        if shares:
+            most = leading(_counts(measured[name]), run.config.measure.mode_sample)
+            settings = {
+                "subject": run.identity(subject),
+                "prompt_metrics": measured[name].content,
+                "max_tokens": run.config.extract.max_tokens,
+                "sample": sum(most.values()),
+            }
+            found[name] = _Traits(measured[name], settings, most)
+    return found
+
+
+def _sampled(run: Run, measured: Mapping[str, Manifest]) -> dict[str, dict[str, int]]:
+    if METRIC not in run.config.measure.metrics:
+        return {}
+    counts = {name: _counts(manifest) for name, manifest in measured.items()}
+    return sample_of(counts, run.config.measure.mode_sample)
+
+
+def _counts(measured: Manifest) -> dict[str, int]:
+    """Return the prompts of each shard that has some."""
+    return {each.name: int(each.facts["prompts"]) for each in measured.receipts if each.rows}
 
 
 def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str, dict[str, int]]:
@@ -96,23 +188,6 @@ def sample_of(counts: Mapping[str, Mapping[str, int]], sample: int) -> dict[str,
         name: leading(shards, taken * of_dataset[name] // max(total, 1))
         for name, shards in counts.items()
     }
-
-
-def _tested(run: Run, parts: Sequence[Part], variant: str) -> list[dict[str, Any]]:
-    """Return the row of every layer, with the p-values corrected for their number."""
-    shard = parts[0].measured.shard(run.root, next(iter(parts[0].shares)))
-    layers = [int(layer) for (layer,) in shard.group_values(["layer"])]
-    found: list[dict[str, Any]] = []
-    with Progress("measure", len(layers), "layers' modes") as progress:
-        work = partial(layer_modes, run.root, parts, variant)
-        for row in run.cluster.each("measure", layers, work):
-            found.append(row)
-            progress.add(1)
-    found.sort(key=lambda row: row["layer"])
-    for row, p_holm in zip(found, holm(np.array([row["p_value"] for row in found])), strict=True):
-        row["p_holm"] = float(p_holm)
-    say(f"  modes of {len(layers)} layers, {found[0]['n_prompts']:,} prompts")
-    return found
 
 
 def layer_modes(root: Root, parts: Sequence[Part], variant: str, layer: int) -> dict[str, Any]:
@@ -137,12 +212,12 @@ def layer_modes(root: Root, parts: Sequence[Part], variant: str, layer: int) -> 
     defined_N = ~np.isnan(values_N)
     undefined = int((~defined_N).sum())
     table, values_N = table.filter(pa.array(defined_N)), values_N[defined_N]
-    modes = analysis.find_modes(values_N)
-    middles = (analysis.middle(values_N, each) for each in (modes.low, modes.high))
+    both = analysis.find_modes(values_N)
+    middles = (analysis.middle(values_N, each) for each in (both.low, both.high))
     places = dict(zip(("low", "high"), middles, strict=True))
-    is_high_N = values_N > modes.split
+    is_high_N = values_N > both.split
     traits, examples = [], []
-    if modes is not analysis.NOTHING:
+    if both is not analysis.NOTHING:
         numbers = {name: table[name].to_numpy().astype(np.float64) for name in _NUMBERS}
         found = analysis.separations(is_high_N, numbers, {_DATASET: table[_DATASET].to_pylist()})
         traits = [asdict(each) for each in found]
@@ -159,47 +234,18 @@ def layer_modes(root: Root, parts: Sequence[Part], variant: str, layer: int) -> 
         "variant": variant,
         "n_prompts": len(values_N),
         "n_undefined": undefined,
-        "dip": modes.dip,
-        "p_value": modes.p_value,
-        "peaks": modes.peaks,
-        "split": modes.split,
+        "dip": both.dip,
+        "p_value": both.p_value,
+        "peaks": both.peaks,
+        "split": both.split,
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         **{f"mode_{mode}": place for mode, place in places.items()},
-        "share_high": float("nan") if modes is analysis.NOTHING else float(is_high_N.mean()),
+        "share_high": float("nan") if both is analysis.NOTHING else float(is_high_N.mean()),
         "traits": traits,
         "examples": examples,
-        "reason": analysis.UNDEFINED if modes is analysis.NOTHING else None,
+        "reason": analysis.UNDEFINED if both is analysis.NOTHING else None,
     }
-
-
-def _prompt_traits(
-    run: Run, subject: Subject, measured: Manifest, shares: Mapping[str, int]
-) -> Manifest:
-    """Return `prompt_traits` of one dataset, made if it is not there yet.
-
-    `shares` says how many leading prompts of which shards of `measured`, its `prompt_metrics`.
-    """
-    settings = {
-        "subject": run.identity(subject),
-        "prompt_metrics": measured.content,
-        "max_tokens": run.config.extract.max_tokens,
-        "sample": sum(shares.values()),
-    }
-    where = measured.partition.sibling("prompt_traits")
-    done = run.manifests.survey(where, settings, overwrite=run.overwrite)
-    present = run.manifests.load(where)
-    if present is not None:
-        return present
-    prompts = run.manifests.require(partition("prompts", where.keys["dataset"]))
-    units = [
-        (measured.shard(run.root, name), prompts.shard(run.root, name), shares[name])
-        for name in missing(list(shares), done)
-    ]
-    work = partial(shard_traits, subject, run.config, digest_of(settings))
-    for receipt in run.cluster.each("measure", units, work):
-        done[receipt.name] = receipt
-    return run.publish(where, settings, [done[name] for name in shares], "measure")
 
 
 def shard_traits(
@@ -215,7 +261,7 @@ def shard_traits(
     texts = prompt_texts(prompts, prompt_ids)
     reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
     tokenizer, limit = reader.tokenizer, reader.limit
-    tokens = tokenise(tokenizer, texts, limit).ids
+    tokens = tokenise.tokenise(tokenizer, texts, limit).ids
     unknown_N = analysis.unknown_word_shares(tokenizer, texts)
     columns = [
         prompt_ids,

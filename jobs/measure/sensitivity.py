@@ -6,7 +6,7 @@ by shard; what has one value per level is read from `layer_metrics` on the drive
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cluster.console import Progress, say
+from jobs.cluster.console import say
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import TOKENS, parameters, token_metrics
+from jobs.measure.pieces import Piece
 from jobs.run import Run, partition
 from operators.analysis import sensitivity as slopes
 from operators.metrics.registry import METRICS, Views, of_kind, token_variants
@@ -48,10 +49,8 @@ class FamilyTables(NamedTuple):
     settings: Settings
 
 
-def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> None:
-    """Compute the slopes of every family of conditions that are not computed yet."""
-    level = run.config.rank.level
-    absent = []
+def sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[Piece]:
+    """Yield what computes the slopes of every family of conditions that are not computed yet."""
     for family, conditions in run.config.conditions.families().items():
         if len(conditions) < slopes.FEWEST_LEVELS:
             say(f"  {dataset.name}: one level of {family} has no slope")
@@ -65,7 +64,7 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
         beside = (each.partition.sibling("prompt_metrics") for each in wanted)
         prompts = [run.manifests.require(each) for each in beside]
         settings = {
-            "level": level,  # of the intervals
+            "level": run.config.rank.level,  # of the intervals
             "conditions": [each.name for each in conditions],
             "layer_metrics": [each.content for each in layers],
             "prompt_metrics": [each.content for each in prompts],
@@ -73,41 +72,35 @@ def measure_sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> N
         where = partition("sensitivity", subject, dataset, family)
         if run.manifests.current(where, settings, overwrite=run.overwrite) is None:
             places = np.array([each.place for each in conditions])
-            absent.append(FamilyTables(where, places, layers, prompts, columns, settings))
-    if not absent:
-        return
-    found: list[list[Row]] = [_population_rows(run, tables) for tables in absent]
-    units = [
-        (index, layer)
-        for index, tables in enumerate(absent)
-        if tables.prompt_metrics
-        for layer in sorted({row["layer"] for row in run.rows(tables.layer_metrics[0].partition)})
-    ]
-    if units:
-        work = partial(layer_slopes, run.root, absent)
-        with Progress("measure", len(units), "layers of slopes") as progress:
-            for index, layer, sums in run.cluster.each("measure", units, work):
-                for (metric, variant, norm), each in sums.items():
-                    key = (layer, norm, TOKENS, metric, variant)
-                    slope = slopes.mean_slope(each, level)
-                    row = _row(absent[index], key, slope, each.prompts, each.undefined)
-                    found[index].append(row)
-                progress.add(1)
-    for tables, rows in zip(absent, found, strict=True):
+            yield _piece(run, FamilyTables(where, places, layers, prompts, columns, settings))
+
+
+def _piece(run: Run, tables: FamilyTables) -> Piece:
+    """Return what computes the slopes of one family, layer by layer."""
+
+    def done(found: list[tuple[int, dict[Name, slopes.SlopeSums]]]) -> str:
+        rows = _population_rows(run, tables)
+        for layer, sums in found:
+            for (metric, variant, norm), each in sums.items():
+                slope = slopes.mean_slope(each, run.config.rank.level)
+                key = (layer, norm, TOKENS, metric, variant)
+                rows.append(_row(tables, key, slope, each.prompts, each.undefined))
         rows.sort(key=itemgetter("metric", "variant", *_KEY))
         run.write(tables.where, tables.settings, rows)
-    say(f"  {dataset.name}: sensitivity to {', '.join(each.where.values[-1] for each in absent)}")
+        return f"  {tables.where.keys['dataset']}: sensitivity to {tables.where.keys['family']}"
+
+    rows = run.rows(tables.layer_metrics[0].partition) if tables.prompt_metrics else []
+    layers = sorted({row["layer"] for row in rows})
+    return Piece(layers, partial(layer_slopes, run.root, tables), done)
 
 
 def layer_slopes(
-    root: Root, families: Sequence[FamilyTables], unit: tuple[int, int]
-) -> tuple[int, int, dict[Name, slopes.SlopeSums]]:
+    root: Root, tables: FamilyTables, layer: int
+) -> tuple[int, dict[Name, slopes.SlopeSums]]:
     """Reduce the slopes of all prompts in one layer of one family, shard by shard.
 
-    `unit` is the index of the family and the layer; they come back with the sums of every metric.
+    The layer comes back with the sums of every metric.
     """
-    index, layer = unit
-    tables = families[index]
     filled = [{s.receipt.name: s for s in each.filled(root)} for each in tables.prompt_metrics]
     found: dict[Name, slopes.SlopeSums] = {}
     for name in sorted({r.name for each in tables.prompt_metrics for r in each.receipts}):
@@ -121,7 +114,7 @@ def layer_slopes(
             values_PN = aligned([level.get(metric) for level in levels])
             sums = slopes.slope_sums(slopes.least_squares_slopes(values_PN, tables.places))
             found[metric] = slopes.merge_slopes(found.get(metric, slopes.NO_SLOPES), sums)
-    return index, layer, found
+    return layer, found
 
 
 def _by_metric(

@@ -8,38 +8,44 @@ all datasets of a subject. No text is encoded again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
-
-import torch
+from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
 from jobs.cluster.pool import Pool
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import parameters, token_metric_settings, token_metrics, token_plan
 from jobs.config.settings import StorageConfig
-from jobs.measure.modes import measure_modes
-from jobs.measure.sensitivity import measure_sensitivity
+from jobs.measure.modes import modes, prompt_traits
+from jobs.measure.pieces import Piece, work_on
+from jobs.measure.sensitivity import sensitivity
 from jobs.measure.worker import (
     LayerMetrics,
     Measured,
     Row,
     layer_rows,
-    measure_group,
     measure_shard,
 )
 from jobs.run import Run, partition
 from jobs.subjects import local
+from operators.later import Later
 from operators.metrics.registry import Views, of_kind
 from operators.model.backend import load_backend
 from operators.model.cost import layer_costs
 from operators.model.subject import Subject
 from operators.prompts.views import view_name
-from storage.layers import Group, groups
+from storage.layers import groups
 from storage.manifest import Manifest, Settings, digest_of
 from storage.partition import CLEAN
 from storage.shards import RemovedError
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = Later("torch")
 
 _TOKENS = 128  # of the prompt whose forward passes are measured
 _OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
@@ -47,41 +53,52 @@ _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
 
 
 def measure(run: Run) -> None:
-    """Measure the cost of every layer, then every dataset; what is measured stays."""
-    measure_costs(run)
+    """Measure what is not measured yet, subject by subject; what is there stays.
+
+    What can be measured side by side is one plan: the costs and every layer of all datasets. What
+    is made of these tables comes after them, in another.
+    """
     for subject in run.subjects:
         found = {each.name: _measure_tokens(run, subject, each) for each in run.config.datasets}
         measured = {name: each for name, each in found.items() if each}
-        for dataset in run.config.datasets:
-            _measure_layers(run, subject, dataset, measured.get(dataset.name))
-            measure_sensitivity(run, subject, dataset)
+        datasets = run.config.datasets
+        work_on(
+            run.cluster,
+            [
+                *costs(run, subject),
+                *(p for each in datasets for p in _layers(run, subject, each, measured)),
+                *prompt_traits(run, subject, measured),
+            ],
+        )
+        for dataset in datasets:
             for name in () if run.config.keep.views else _views(run):
                 run.manifests.remove(partition("embeddings", subject, dataset, name), "keep.views")
-        measure_modes(run, subject, measured)
+        slopes = (p for each in datasets for p in sensitivity(run, subject, each))
+        work_on(run.cluster, [*slopes, *modes(run, subject, measured)])
 
 
-def measure_costs(run: Run) -> None:
-    """Measure the layers of every subject whose costs are not there yet: one worker, once."""
+def costs(run: Run, subject: Subject) -> list[Piece]:
+    """Return the piece that measures the costs of a subject's layers, if they are not there."""
     config = run.config.extract
+    settings = {
+        # The device decides how long a pass takes; which machine it was is not known before.
+        "subject": run.identity(subject),
+        "tokens": _TOKENS,
+        "device": config.device,
+    }
+    where = partition("layer_costs", subject)
+    if run.manifests.current(where, settings, overwrite=run.overwrite):
+        return []
+    pool = run.cluster.pool(config.device, 1, threads=config.threads)
 
-    def measured(subject: Subject) -> list[Row]:
-        pool = run.cluster.pool(config.device, 1, threads=config.threads)
-        work = partial(_costs, run.config.storage, pool)
-        units = run.cluster.each("measure", [subject], work, device=pool.device, cpus=pool.num_cpus)
-        return [row for rows in units for row in rows]
+    def done(found: list[list[Row]]) -> str:
+        (rows,) = found
+        run.write(where, settings, rows)
+        last = max(rows, key=itemgetter("layer"))["latency_ms"]
+        return f"  {subject}: cost of {len(rows)} layers, {last:.1f} ms the last"
 
-    for subject in run.subjects:
-        settings = {
-            # The device decides how long a pass takes; which machine it was is not known before.
-            "subject": run.identity(subject),
-            "tokens": _TOKENS,
-            "device": config.device,
-        }
-        where = partition("layer_costs", subject)
-        manifest, made = run.make(where, settings, partial(measured, subject))
-        if made:
-            last = max(run.rows(where), key=itemgetter("layer"))["latency_ms"]
-            say(f"  {subject}: cost of {manifest.rows} layers, {last:.1f} ms the last")
+    work = partial(_costs, run.config.storage, pool)
+    return [Piece([subject], work, done, pool.device, pool.num_cpus)]
 
 
 def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[Row]:
@@ -119,41 +136,40 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     return run.publish(where, settings, done.values(), "measure")
 
 
-def _measure_layers(
-    run: Run, subject: Subject, dataset: DatasetConfig, prompt_metrics: Manifest | None
-) -> None:
-    """Measure the clean pass and every condition, all of their layers in one plan."""
+def _layers(
+    run: Run, subject: Subject, dataset: DatasetConfig, prompt_metrics: Mapping[str, Manifest]
+) -> list[Piece]:
+    """Return what measures the layers of a dataset: a piece for the clean pass and each condition.
+
+    `prompt_metrics` has those of the clean pass, by the name of their dataset.
+    """
     conditions = [CLEAN, *(each.name for each in run.config.conditions.passes())]
-    wanted = {name: _task(run, subject, dataset, name, prompt_metrics) for name in conditions}
+    clean = prompt_metrics.get(dataset.name)
+    wanted = {name: _task(run, subject, dataset, name, clean) for name in conditions}
     current = partial(run.manifests.current, overwrite=run.overwrite)
     present = {name: current(task.target, task.settings) for name, task in wanted.items()}
     if rows := sum(manifest.rows for manifest in present.values() if manifest):
         say(f"  {dataset.name}: {rows:,} layer metrics, present")
     absent = [name for name in conditions if present[name] is None]
     if not absent:
-        return
+        return []
     if removed := [each for name in absent for each in wanted[name].views if each.removed]:
         for each in removed:
             run.manifests.withdraw(each.partition)
         raise RemovedError(removed[0].partition, "", removed[0].removed)
     device = run.cluster.device(run.config.measure.device)
-    tasks = {name: replace(wanted[name], device=device) for name in absent}
-    units = [(name, group) for name, task in tasks.items() for group in task.groups]
-    found: dict[str, dict[Group, Measured]] = {name: {} for name in absent}
-    metrics: set[str] = set()
-    with Progress("measure", len(units), "layers") as progress:
-        work = partial(measure_group, tasks)
-        for name, measured in run.cluster.each("measure", units, work, device=device):
-            found[name][measured.group] = measured
-            task = tasks[name]
-            if len(found[name]) == len(task.groups):
-                written = [*layer_rows(task, found.pop(name))]
-                written.sort(key=itemgetter("metric", "variant", "layer", "norm", "pooling"))
-                run.write(task.target, task.settings, written)
-                metrics |= {row["metric"] for row in written}
-            progress.add(1)
-    others = f" under {len(absent)} conditions" if len(absent) > 1 else ""
-    say(f"  {dataset.name}: {', '.join(sorted(metrics))} for {len(units)} layers{others}")
+
+    def done(task: LayerMetrics, found: list[Measured]) -> str:
+        written = [*layer_rows(task, {each.group: each for each in found})]
+        written.sort(key=itemgetter("metric", "variant", "layer", "norm", "pooling"))
+        run.write(task.target, task.settings, written)
+        metrics = sorted({row["metric"] for row in written})
+        condition = task.target.keys["condition"]
+        under = "" if condition == CLEAN else f", {condition}"
+        return f"  {dataset.name}{under}: {', '.join(metrics)} for {len(found)} layers"
+
+    tasks = [replace(wanted[name], device=device) for name in absent]
+    return [Piece(each.groups, each.measure, partial(done, each), device) for each in tasks]
 
 
 def _task(

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, TOKENS
-from operators.metrics.population import Population
+from operators.later import Later
 from operators.metrics.registry import (
     METRICS,
     Layers,
@@ -29,8 +26,6 @@ from operators.metrics.registry import (
     token_metrics,
     token_variants,
 )
-from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
-from operators.model.encode import token_budget_batches
 from storage import schema
 from storage.layers import (
     Group,
@@ -44,8 +39,26 @@ from storage.partition import Partition
 from storage.root import Root
 from storage.shards import Receipt, Shard, write_shard
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn.utils import rnn
+
+    from operators.metrics import population, similarity
+    from operators.model import encode
+else:  # what is to be measured is said here too, and needs no torch
+    torch, rnn, population, similarity, encode = map(
+        Later,
+        (
+            "torch",
+            "torch.nn.utils.rnn",
+            "operators.metrics.population",
+            "operators.metrics.similarity",
+            "operators.model.encode",
+        ),
+    )
+
 Row = dict[str, Any]
-Unit = tuple[str, Group]  # a condition and a group of it
 _BATCH_TOKENS = 16384
 _CACHED_BYTES = 256 << 20  # vectors of a layer that are kept between passes over them
 
@@ -72,9 +85,9 @@ def measure_shard(
                     "float32"
                 )
             values: TokenValues = {}
-            for rows in token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
+            for rows in encode.token_budget_batches(lengths.tolist(), _BATCH_TOKENS):
                 batch = [torch.from_numpy(states[row].astype(np.float32)) for row in rows]
-                hidden_NTD = pad_sequence(batch, batch_first=True).to(device)
+                hidden_NTD = rnn.pad_sequence(batch, batch_first=True).to(device)
                 lengths_N = torch.tensor([*map(len, batch)], device=device)
                 found = token_metrics([hidden_NTD], lengths_N, metrics, parameters)
                 for variant, values_LN in found.items():
@@ -96,13 +109,7 @@ class Measured(NamedTuple):
 
     group: Group
     rows: list[Row]
-    terms: dict[str, Hsic]
-
-
-def measure_group(tasks: Mapping[str, LayerMetrics], unit: Unit) -> tuple[str, Measured]:
-    """Measure one group of one condition."""
-    condition, group = unit
-    return condition, tasks[condition].measure(group)
+    terms: dict[str, similarity.Hsic]
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class LayerMetrics:
 
     def measure(self, group: Group) -> Measured:
         """Measure one group."""
-        prompts = Population(self._blocks(group))
+        prompts = population.Population(self._blocks(group))
         rows = [*self._view_rows(group), *self._token_rows(group)]
         for name, measure in of_kind(self.metrics, Prompts).items():
             at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
@@ -140,13 +147,15 @@ class LayerMetrics:
             if layer < 0:  # nothing comes before the first
                 continue
             own = layer == group.layer
-            other = prompts if own else Population(self._blocks(replace(group, layer=layer)))
+            other = (
+                prompts if own else population.Population(self._blocks(replace(group, layer=layer)))
+            )
             parts = (
-                hsic_sums(x_nD, y_nD, prompts.sums.mean_D, other.sums.mean_D)
+                similarity.hsic_sums(x_nD, y_nD, prompts.sums.mean_D, other.sums.mean_D)
                 for x_nD, y_nD in zip(prompts.blocks(), other.blocks(), strict=True)
             )
-            of_all = hsic(reduce(merge_hsic, parts))
-            terms[kind] = Hsic(*(each.double().cpu() for each in of_all))
+            of_all = similarity.hsic(reduce(similarity.merge_hsic, parts))
+            terms[kind] = similarity.Hsic(*(each.double().cpu() for each in of_all))
         return Measured(group, rows, terms)
 
     def _blocks(self, group: Group) -> Iterable[Tensor]:
@@ -233,8 +242,8 @@ def layer_rows(task: LayerMetrics, found: Mapping[Group, Measured]) -> Iterator[
                 continue  # the first layer has no previous one
             other = replace(group, layer=last if measure.other == "last" else group.layer - 1)
             pair, mine = own.terms[measure.other], own.terms["itself"]
-            similarity = cka(pair, mine, found[other].terms["itself"])
-            values = {kind: float(value) for kind, value in similarity._asdict().items()}
+            alike = similarity.cka(pair, mine, found[other].terms["itself"])
+            values = {kind: float(value) for kind, value in alike._asdict().items()}
             yield from _rows(group, name, values, prompts)
 
 

@@ -26,7 +26,7 @@ from jobs.probe.stage import probe, require_scores
 from jobs.rank.ranking import Checkpoint, checkpoint_of
 from jobs.rank.stage import rank_subject, write_subject
 from jobs.run import Run
-from jobs.subjects import check, require_lengths, resolve
+from jobs.subjects import resolve
 from jobs.upkeep import healing
 from jobs.words import counted, points, signed
 from operators.model.subject import Subject
@@ -99,8 +99,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
 def _evaluate(run: Run, history: list[Checkpoint], lock: Lock, night: Night) -> list[Checkpoint]:
     """Take one checkpoint through the stages, judge it, and return the history with it."""
     (subject,) = run.subjects
-    check(subject, run.config.storage)
-    require_lengths(run.config.conditions, subject, run.config.storage)
+    run.require_readable()
     for stage in _STAGES:
         lock.check()
         stage(run)

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import re
 from importlib import resources
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from jobs.report import section
+from operators.later import Later
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+else:
+    MarkdownIt = Later("markdown_it").MarkdownIt
 
 PAGE = "metrics.html"
 _NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")

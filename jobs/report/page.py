@@ -20,7 +20,7 @@ from jobs.cluster.console import say
 from jobs.config.metrics import parameters
 from jobs.config.stored import without_passwords
 from jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
-from jobs.report import guide, made, section
+from jobs.report import guide, kept, made, section
 from jobs.report.facts import Facts, units_of
 from jobs.report.section import Cell, Section, Table
 from jobs.report.sections import (
@@ -70,6 +70,11 @@ class Report:
     units: Mapping[str, str]
 
     @property
+    def folder(self) -> str:
+        """Where its files lie under the root."""
+        return f"{FOLDER}/{quote(self.name, safe='')}"
+
+    @property
     def sweeps(self) -> list[list[Facts]]:
         """The checkpoints of every model that has two or more, the oldest first.
 
@@ -103,11 +108,16 @@ class Report:
         return found
 
 
-def publish(run: Run, rankings: Sequence[Ranking]) -> None:
-    """Write the report of a run and say what it found."""
+def publish(run: Run, rankings: Sequence[Ranking], *, anew: bool = True) -> None:
+    """Say what a run found and write its report; one that is current stays, unless `anew`."""
     units = units_of(parameters(run.config))
     models = [Facts(each, run) for each in rankings]
-    tell(Report(run.config.name, models, made.section(run), units), run.root)
+    report = Report(run.config.name, models, made.section(run), units)
+    if not anew and kept.is_current(run, report.folder, report.made.data):
+        tell(report)
+        _say_where(report, run.root)
+        return
+    kept.keep(run, report.made.data, write(report, run.root))
 
 
 def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) -> None:
@@ -126,12 +136,31 @@ def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) ->
         for table, rows in tables.items():
             where = partition(table, each.subject, file.stem)
             write_table(Manifests(root), where, written, rows)
-    tell(Report(file.stem, [Facts(each) for each in rankings], told, {}), root)
+    report = Report(file.stem, [Facts(each) for each in rankings], told, {})
+    if root:
+        write(report, root)
+    else:
+        tell(report)
 
 
-def tell(report: Report, root: Root | None) -> None:
-    """Say what a report found, and write its files if there is a root."""
-    files = render(report) if root else {}
+def write(report: Report, root: Root) -> dict[str, bytes]:
+    """Say what a report found, and write its files, which are returned."""
+    files = render(report)
+    tell(report)
+    for name, content in files.items():
+        root.write(f"{report.folder}/{name}", content)
+    root.write(f"{FOLDER}/index.html", index(root))
+    _say_where(report, root)
+    return files
+
+
+def _say_where(report: Report, root: Root) -> None:
+    say()
+    say(f"  report: {root.place(f'{report.folder}/index.html')}")
+
+
+def tell(report: Report) -> None:
+    """Say what a report found."""
     for sweep in report.training():
         for line in ["", f"  {sweep.title}", *section.console([sweep])]:
             say(line)
@@ -143,13 +172,6 @@ def tell(report: Report, root: Root | None) -> None:
             lines += ["", *section.wrapped(facts.ranking.sentence)]
         for line in ["", f"  {facts.ranking.subject}: {facts.setting}", *lines]:
             say(line)
-    if root:
-        folder = f"{FOLDER}/{quote(report.name, safe='')}"
-        for name, content in files.items():
-            root.write(f"{folder}/{name}", content)
-        root.write(f"{FOLDER}/index.html", index(root))
-        say()
-        say(f"  report: {root.place(f'{folder}/index.html')}")
 
 
 def index(root: Root) -> bytes:

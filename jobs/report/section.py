@@ -13,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,8 +21,13 @@ from markupsafe import Markup
 
 from jobs.cluster.console import printable
 from jobs.report.charts import Chart
-from jobs.report.drawing import draw
 from jobs.words import NOTHING
+from operators.later import Later
+
+if TYPE_CHECKING:
+    from jobs.report.drawing import draw
+else:  # matplotlib is not needed to say what was found
+    draw = Later("jobs.report.drawing").draw
 
 COLUMNS = 100  # of a console
 Cell = str | tuple[str, str]  # text, and what stands small beside it or, in a head, below it

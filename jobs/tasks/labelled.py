@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +25,15 @@ from jobs.tasks.items import (
     require_different,
     spelled,
 )
-from operators.probes.fold import FoldScore, NoScoreError
-from operators.probes.labelled import (
-    NEIGHBOURS,
-    NO_LABEL,
-    classification,
-    clustering,
-    multilabel_classification,
-    regression,
-    stratified_rows,
-)
+from operators.later import Later
+from operators.probes.fold import NEIGHBOURS, NO_LABEL, FoldScore, NoScoreError
 from operators.prompts.seeding import generator
 from storage.layers import LayerVectors
+
+if TYPE_CHECKING:
+    from operators.probes import labelled
+else:  # scikit-learn takes a second to import, and most of the items are only read
+    labelled = Later("operators.probes.labelled")
 
 
 def item(
@@ -147,7 +144,7 @@ def check_regression(task: RegressionTask, items: pa.Table) -> None:
     if task.samples < train.num_rows:
         try:
             # The draw of a fold.
-            stratified_rows(train["value"].to_numpy(), seed=0, samples=task.samples)
+            labelled.stratified_rows(train["value"].to_numpy(), seed=0, samples=task.samples)
         except NoScoreError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -191,22 +188,26 @@ def score_classification(task: ClassificationTask, given: Given) -> list[FoldSco
     drawn = {"samples_per_label": task.samples_per_label, "seed": given.seed}
     folds = {"first": given.first, "folds": given.folds}
     if not task.multi_label:
-        return classification(train_ND, train, test_ND, test, **drawn, **folds)
+        return labelled.classification(train_ND, train, test_ND, test, **drawn, **folds)
     lists = [[json.loads(labels) for labels in part] for part in (train, test)]
-    return multilabel_classification(train_ND, lists[0], test_ND, lists[1], **drawn, **folds)
+    return labelled.multilabel_classification(
+        train_ND, lists[0], test_ND, lists[1], **drawn, **folds
+    )
 
 
 def score_regression(task: RegressionTask, given: Given) -> list[FoldScore]:
     """Return the rank correlation of every fold."""
     train = _side(given.items, given.vectors, "train", "value")
     test = _side(given.items, given.tested, "test", "value")
-    return regression(*train, *test, samples=task.samples, seed=given.seed, folds=given.folds)
+    return labelled.regression(
+        *train, *test, samples=task.samples, seed=given.seed, folds=given.folds
+    )
 
 
 def score_clustering(task: ClusteringTask, given: Given) -> list[FoldScore]:
     """Return the V-measure of every wanted fold."""
     test_ND, labels = _side(given.items, given.vectors, "test", "label")
-    return clustering(
+    return labelled.clustering(
         test_ND,
         labels,
         seed=given.seed,

@@ -14,13 +14,20 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-import diptest
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2_contingency, rankdata
-from scipy.stats.contingency import crosstab
+
+from operators.later import Later
+
+if TYPE_CHECKING:
+    import diptest
+    from scipy import stats
+    from scipy.stats import contingency
+else:  # the bounds below are part of every config
+    diptest, stats = Later("diptest"), Later("scipy.stats")
+    contingency = Later("scipy.stats.contingency")
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -208,7 +215,7 @@ def cliffs_delta(low_A: Array, high_B: Array) -> float:
     a, b = len(low_A), len(high_B)
     if not a or not b:
         return np.nan
-    ranks = rankdata(np.concatenate([low_A, high_B]))
+    ranks = stats.rankdata(np.concatenate([low_A, high_B]))
     u = ranks[a:].sum() - b * (b + 1) / 2
     return float(2 * u / (a * b) - 1)
 
@@ -222,13 +229,13 @@ def cramers_v(is_high_N: npt.NDArray[np.bool_], names_N: Sequence[str]) -> float
     nothing of the group; with two names 1: it says all. NaN with a single name or group,
     and when every prompt has a name of its own.
     """
-    table = crosstab(names_N, is_high_N).count
+    table = contingency.crosstab(names_N, is_high_N).count
     n, (rows, columns) = len(names_N), table.shape
     # 1 for one kind, and again for as many kinds as prompts.
     sides = [side - (side - 1) ** 2 / max(n - 1, 1) for side in (rows, columns)]
     if min(sides) <= 1:
         return np.nan
-    phi = chi2_contingency(table, correction=False).statistic / n
+    phi = stats.chi2_contingency(table, correction=False).statistic / n
     corrected = max(phi - (rows - 1) * (columns - 1) / (n - 1), 0.0)
     return float(min(np.sqrt(corrected / (min(sides) - 1)), 1.0))
 

@@ -13,11 +13,17 @@ Shapes: P levels, N prompts.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student
+
+from operators.later import Later
+
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = Later("scipy.stats")
 
 Array = npt.NDArray[np.float64]
 FEWEST_LEVELS = 2  # that have a slope
@@ -100,7 +106,7 @@ def mean_slope(sums: SlopeSums, level: float) -> Slope:
         return Slope(sums.mean if sums.prompts else math.nan, math.nan, math.nan)
     freedom = sums.prompts - 1
     error = math.sqrt(sums.squares / freedom / sums.prompts)
-    half = float(student.ppf((1 + level) / 2, freedom)) * error
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     return Slope(sums.mean, sums.mean - half, sums.mean + half)
 
 

@@ -1,9 +1,22 @@
 """Representation metrics: pure functions of tensors, one per file.
 
-The choices that a config has stand here, where torch is not imported for them.
+What a config may choose, and what people are told of a metric, stands here, where torch is not
+imported for it.
 """
 
 from typing import Literal
 
 EntropyNorm = Literal["raw", "maxEntropy", "logN", "logD", "logNlogD"]
 SpectrumMethod = Literal["exact", "approximate"]
+WITHOUT_FIRST = "no_first"  # variant: as if the prompt had no first token
+# Ranks of the fit of alpha-ReQ, both included, 1 being the largest eigenvalue.
+FIRST_RANK, LAST_RANK = 11, 100
+# Non-zero eigenvalues that must lie in the fit: two always have an exponent, which says nothing.
+FEWEST_RANKS = 10
+FEWEST_POINTS = 20  # distinct ones that an intrinsic dimension needs
+FEWEST_DEBIASED = 4  # prompts that a debiased similarity needs
+
+
+def entropy_variant(alpha: float, how: EntropyNorm = "raw") -> str:
+    """Return the name of a variant of an entropy: ``alpha=1``, ``alpha=1,maxEntropy``."""
+    return f"alpha={alpha:g}" + ("" if how == "raw" else f",{how}")

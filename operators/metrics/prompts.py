@@ -17,16 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.metrics import EntropyNorm
+from operators.metrics import FEWEST_POINTS, FEWEST_RANKS, FIRST_RANK, LAST_RANK, EntropyNorm
 from operators.metrics.population import Population, RowSums
 from operators.metrics.spectrum import floor_spectrum, matrix_entropy, spectrum_entropies
 
-# Ranks of the fit of alpha-ReQ, both included, 1 being the largest eigenvalue.
-FIRST_RANK, LAST_RANK = 11, 100
-# Non-zero eigenvalues that must lie in the fit: two always have an exponent, which says nothing.
-FEWEST_RANKS = 10
-# Distinct points that an intrinsic dimension needs.
-FEWEST_POINTS = 20
 # Neighbours that are found by the fast distances, whose rounding may change their order, before
 # their exact distances decide on the two nearest.
 CANDIDATES = 4

@@ -9,21 +9,39 @@ prompts of one chunk, and M = L x n.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from operators.metrics import EntropyNorm, SpectrumMethod, prompts, tokens
-from operators.metrics.population import Population
-from operators.metrics.rows import WITHOUT_FIRST, Chunk, Kernel, length_chunks, map_rows
-from operators.metrics.similarity import FEWEST_DEBIASED
-from operators.metrics.spectrum import entropy_variant, entropy_variants
-from operators.metrics.views import dime, infonce, lidar
+from operators.later import Later
+from operators.metrics import (
+    FEWEST_DEBIASED,
+    FEWEST_POINTS,
+    FEWEST_RANKS,
+    FIRST_RANK,
+    WITHOUT_FIRST,
+    EntropyNorm,
+    SpectrumMethod,
+    entropy_variant,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from operators.metrics import prompts, rows, spectrum, tokens, views
+    from operators.metrics.population import Population
+    from operators.metrics.rows import Chunk, Kernel
+else:  # whoever reads what a metric is called computes none
+    torch = Later("torch")
+    prompts, rows, spectrum, tokens, views = (
+        Later(f"operators.metrics.{name}")
+        for name in ("prompts", "rows", "spectrum", "tokens", "views")
+    )
 
 FEWEST_VIEWS = 2  # that can be told apart
 TokenValues = dict[tuple[str, str], npt.NDArray[np.float64]]
@@ -44,7 +62,7 @@ class Parameters:
     seed: int = 0
 
 
-OfChunk = Callable[[Chunk, Parameters], dict[str, Tensor]]
+OfChunk: TypeAlias = "Callable[[Chunk, Parameters], dict[str, Tensor]]"
 
 
 @dataclass(frozen=True)
@@ -143,10 +161,10 @@ def token_metrics(
     measures = of_kind(names, Tokens)
     found: dict[tuple[str, str], Tensor] = {}
     shape = (len(states), len(lengths_N))
-    for chunk in length_chunks(states, lengths_N):
+    for chunk in rows.length_chunks(states, lengths_N):
         for name, measure in measures.items():
             for variant, values_M in measure.compute(chunk, parameters).items():
-                values_LN = found.setdefault((name, variant), values_M.new_full(shape, torch.nan))
+                values_LN = found.setdefault((name, variant), values_M.new_full(shape, math.nan))
                 values_LN[chunk.layers, chunk.index_n] = values_M.reshape(-1, len(chunk.index_n))
     return {key: values_LN.cpu().numpy() for key, values_LN in found.items()}
 
@@ -159,7 +177,7 @@ def token_variants(names: Sequence[str], parameters: Parameters) -> list[tuple[s
 
 def single(kernel: Kernel) -> OfChunk:
     """Return what gives the values of a kernel, in one variant."""
-    return lambda chunk, _: {"": map_rows(kernel, chunk.tokens_MTD, chunk.mask_MT)}
+    return lambda chunk, _: {"": rows.map_rows(kernel, chunk.tokens_MTD, chunk.mask_MT)}
 
 
 def with_and_without_first(compute: OfChunk) -> Tokens:
@@ -196,7 +214,7 @@ _NORMALIZED = (
 METRICS: dict[str, Metric] = {
     "prompt_entropy": Metric(
         with_and_without_first(
-            lambda chunk, p: entropy_variants(
+            lambda chunk, p: spectrum.entropy_variants(
                 tokens.entropies(chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.method),
                 chunk.mask_MT.sum(dim=1),
                 chunk.tokens_MTD.shape[2],
@@ -319,10 +337,10 @@ METRICS: dict[str, Metric] = {
         "alpha-ReQ",
         "exponent",
         "How fast the variance falls from one direction to the next: high means few carry it.",
-        f"fewer than {prompts.FEWEST_RANKS} directions to fit, from rank {prompts.FIRST_RANK} on",
+        f"fewer than {FEWEST_RANKS} directions to fit, from rank {FIRST_RANK} on",
         "Agrawal et al. 2022, NeurIPS",
         enough=800,
-        fewest=prompts.FIRST_RANK + prompts.FEWEST_RANKS,
+        fewest=FIRST_RANK + FEWEST_RANKS,
     ),
     "twonn": Metric(
         Prompts(
@@ -332,10 +350,10 @@ METRICS: dict[str, Metric] = {
         "Intrinsic dimension",
         "dimensions",
         "How many coordinates describe the vectors locally, from two nearest neighbours.",
-        f"fewer than {prompts.FEWEST_POINTS} distinct vectors",
+        f"fewer than {FEWEST_POINTS} distinct vectors",
         "Facco et al. 2017, doi 10.1038/s41598-017-11873-y",
         enough=1600,  # none is safe, but single samples scatter by 5 % from here on
-        fewest=prompts.FEWEST_POINTS,
+        fewest=FEWEST_POINTS,
     ),
     "anisotropy": Metric(
         Prompts(lambda vectors, _: {"": float(prompts.anisotropy(vectors.sums))}),
@@ -371,7 +389,7 @@ METRICS: dict[str, Metric] = {
         fewest=FEWEST_DEBIASED,
     ),
     "infonce": Metric(
-        Views(lambda blocks, p: infonce(blocks, p.temperature)),
+        Views(lambda blocks, p: views.infonce(blocks, p.temperature)),
         "InfoNCE",
         "nats",
         "How hard it is to tell which two augmented views are of one prompt: low is invariant.",
@@ -383,7 +401,7 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "lidar": Metric(
-        Views(lambda blocks, p: lidar(blocks, p.delta, p.alphas, p.normalizations)),
+        Views(lambda blocks, p: views.lidar(blocks, p.delta, p.alphas, p.normalizations)),
         "LiDAR",
         "nats",
         "In how many directions prompts differ more than the views of one prompt do.",
@@ -396,7 +414,7 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "dime": Metric(
-        Views(lambda blocks, p: dime(blocks, p.permutations, p.seed, p.alphas)),
+        Views(lambda blocks, p: views.dime(blocks, p.permutations, p.seed, p.alphas)),
         "DiME",
         "nats",
         "How much two views of the prompts share, over what a shuffled pairing would.",

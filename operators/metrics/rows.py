@@ -26,7 +26,6 @@ SHORT = 32
 NOT_CONVERTED = (torch.float32, torch.float64)
 # A centred row shorter than this share of the prompt's longest equals the mean up to rounding.
 ZERO_ROW = 1e-12
-WITHOUT_FIRST = "no_first"  # variant: as if the prompt had no first token
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (tokens_mTD, mask_mT) -> values [..., m]
 
 

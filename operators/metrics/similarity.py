@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from operators.metrics import FEWEST_DEBIASED
 from operators.metrics.population import row_chunks
 
 FEWEST_BIASED = 2  # prompts
-FEWEST_DEBIASED = 4
 # A debiased value below this share of the sum it is a remainder of is rounding.
 ZERO_REMAINDER = 1e-12
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.metrics import EntropyNorm
+from operators.metrics import EntropyNorm, entropy_variant
 
 ORDER_WITHOUT_SPECTRUM = 2.0
 
@@ -139,11 +139,6 @@ def normalize_entropy(
         raise ValueError(f"how = {how!r}: choose from {', '.join(get_args(EntropyNorm))}")
     divisor = divisors[how]
     return (value / divisor).where(divisor > 0, torch.nan)
-
-
-def entropy_variant(alpha: float, how: EntropyNorm = "raw") -> str:
-    """Return the name of a variant of an entropy: ``alpha=1``, ``alpha=1,maxEntropy``."""
-    return f"alpha={alpha:g}" + ("" if how == "raw" else f",{how}")
 
 
 def entropy_variants(

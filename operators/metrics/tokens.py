@@ -13,9 +13,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from operators.metrics import SpectrumMethod
+from operators.metrics import WITHOUT_FIRST, SpectrumMethod
 from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
-from operators.metrics.rows import WITHOUT_FIRST, map_rows, prepare_rows, token_parts
+from operators.metrics.rows import map_rows, prepare_rows, token_parts
 from operators.metrics.spectrum import gram_entropies, small_gram
 
 # Variant -> whether angles at a zero difference are skipped, and how many tokens are left out.

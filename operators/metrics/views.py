@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.metrics import EntropyNorm
+from operators.metrics import EntropyNorm, entropy_variant
 from operators.metrics.spectrum import (
-    entropy_variant,
     gram_entropies,
     matrix_entropy,
     psd_spectrum,

@@ -12,12 +12,18 @@ Shapes: N prompts, T tokens (right-padded), D features, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
+from operators.later import Later
 from operators.model.subject import ModelShape, Subject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from operators.model import on_transformers
+else:
+    on_transformers = Later("operators.model.on_transformers")
 
 
 class Backend(Protocol):
@@ -86,10 +92,7 @@ class Entry(NamedTuple):
 
 
 def _load_model(subject: Subject, device: torch.device) -> Backend:
-    # transformers takes seconds to import, which what reads no model does without.
-    from operators.model.on_transformers import load_model  # noqa: PLC0415
-
-    return load_model(subject, device)
+    return on_transformers.load_model(subject, device)
 
 
 # The first that runs a subject is taken: others stand before transformers, which runs the rest.

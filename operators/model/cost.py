@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from operators.later import Later
 from operators.model.backend import Backend
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:  # a cost is read without it
+    torch = Later("torch")
 
 _MEASURE_SECONDS = 1.0
 

@@ -5,10 +5,17 @@ Shapes: N rows or pairs, M rows of a side, Q queries or B pairs of one block, D 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.preprocessing import normalize
+
+from operators.later import Later
+
+if TYPE_CHECKING:
+    from sklearn import preprocessing
+else:  # the results of a probe are read without it
+    preprocessing = Later("sklearn.preprocessing")
 
 Vectors = npt.NDArray[np.floating]
 Values = npt.NDArray[np.float64]
@@ -21,6 +28,10 @@ BLOCK_ROWS = 512
 # are of float64. Those that agree to this many decimals are ties: the error of a product is some
 # 1e-15 and depends on the shapes of the blocks; without rounding it would order equal documents.
 DECIMALS = 12
+
+NEIGHBOURS = 5  # that vote on the labels of a row with several
+# mteb reads this label as "no label at this level" and leaves its rows out.
+NO_LABEL = -1
 
 
 class NoScoreError(ValueError):
@@ -74,7 +85,7 @@ def unit_rows(vectors_ND: Vectors) -> npt.NDArray[np.float32]:
     are wherever the estimator depends on scale.
     """
     rows_ND: npt.NDArray[np.float32] = vectors_ND.astype(np.float32)
-    unit_ND: npt.NDArray[np.float32] = normalize(rows_ND, copy=False)
+    unit_ND: npt.NDArray[np.float32] = preprocessing.normalize(rows_ND, copy=False)
     return unit_ND
 
 

@@ -21,6 +21,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from operators.probes.fold import (
+    NEIGHBOURS,
+    NO_LABEL,
     FoldScore,
     NoScoreError,
     Values,
@@ -35,10 +37,7 @@ from operators.probes.fold import (
 # The protocol's iteration limit. On unscaled vectors of a middle layer it often ends the fit
 # before convergence; a fitted-to-the-end classifier would be another metric.
 MAX_ITERATIONS = 100
-NEIGHBOURS = 5
 BINS = 10
-# mteb reads this label as "no label at this level" and leaves its rows out.
-NO_LABEL = -1
 # How many labels an error names before it only counts them.
 NAMED_LABELS = 5
 

@@ -25,13 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
 
+from operators.later import Later
 from operators.ranking.scores import Array
+
+if TYPE_CHECKING:
+    from scipy import stats
+else:
+    stats = Later("scipy.stats")
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
@@ -236,5 +241,5 @@ def shortfalls(
     freedom_L = np.divide(unknown_L**2, squared_L, out=np.ones_like(unknown_L), where=squared_L > 0)
     behind_L = behind_LT.mean(axis=1)
     behind_L[~(n_known_LT > 0).all(axis=1)] = np.nan
-    least_L = behind_L - student_t.ppf(level, freedom_L) * np.sqrt(unknown_L)
+    least_L = behind_L - stats.t.ppf(level, freedom_L) * np.sqrt(unknown_L)
     return Shortfalls(behind_L, least_L, error_L)

@@ -20,6 +20,7 @@ from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import capital, counted, known, number
+from operators.metrics import WITHOUT_FIRST
 from operators.metrics.registry import (
     METRICS,
     Layers,
@@ -30,7 +31,6 @@ from operators.metrics.registry import (
     main_variant,
     unit_of,
 )
-from operators.metrics.rows import WITHOUT_FIRST
 
 _MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
     Tokens: "Tokens of a prompt",

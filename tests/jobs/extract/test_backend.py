@@ -15,7 +15,8 @@ from torch import Tensor
 from jobs.cluster.cluster import Cluster
 from jobs.config.run import load
 from jobs.extract.stage import extract
-from jobs.measure.stage import measure_costs
+from jobs.measure.pieces import work_on
+from jobs.measure.stage import costs as costs_of
 from jobs.prepare.stage import prepare
 from jobs.rank.stage import read_costs, relative_cost
 from jobs.run import Run
@@ -80,8 +81,9 @@ def test_a_run_goes_through_another_backend(
     assert "table.npy" in files.prints()
     with pytest.raises(ModelUnavailableError, match=r"no weights: no model\.safetensors"):
         check(replace(subject, name="other"), run.config.storage)
-    for stage in (prepare, extract, measure_costs):
-        stage(run)
+    prepare(run)
+    extract(run)
+    work_on(run.cluster, costs_of(run, subject))
     other = backend.load_backend(Subject(str(checkpoint), "1", "other"), torch.device("cpu"))
     assert isinstance(other, LayerModel)
     tokenizer = load_tokenizer(subject)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.measure.stage import measure_costs
+from jobs.measure.pieces import work_on
+from jobs.measure.stage import costs as costs_of
 from jobs.rank.stage import read_costs
 from jobs.run import Run, Seen, partition
 from storage import schema
@@ -28,7 +29,7 @@ def run(tmp_path: Path, checkpoint: Path) -> Run:
 
 
 def test_every_layer_has_a_cost_with_the_spread_of_its_latency(run: Run) -> None:
-    measure_costs(run)
+    work_on(run.cluster, costs_of(run, run.subjects[0]))
     costs = read_costs(run, run.subjects[0])
     assert [*costs] == list(range(BLOCKS + 1))
     for layer, each in costs.items():
@@ -44,7 +45,7 @@ def test_a_table_without_the_spread_is_current_and_reads_as_nan(
 ) -> None:
     """The columns are missing, as before there were any, or hold nulls."""
     subject = run.subjects[0]
-    measure_costs(run)
+    work_on(run.cluster, costs_of(run, run.subjects[0]))
     before = read_costs(run, subject)
     manifest = require(run.root, partition("layer_costs", subject))
     types = [each for each in schema.LAYER_COSTS if each.name not in columns]
@@ -56,7 +57,7 @@ def test_a_table_without_the_spread_is_current_and_reads_as_nan(
     Manifests(run.root).publish(manifest.partition, manifest.settings, [receipt])
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     warm = replace(run, seen=Seen())
-    measure_costs(warm)
+    assert not costs_of(warm, subject)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == written
     for layer, found in read_costs(warm, subject).items():
         assert np.isnan([found.latency_low_ms, found.latency_high_ms]).all()

@@ -14,6 +14,7 @@ import pytest
 
 from jobs.cluster.pool import Work
 from jobs.measure import modes
+from jobs.measure.pieces import work_on
 from jobs.report.facts import Facts
 from jobs.report.sections import modes as modes_section
 from jobs.run import Run, Seen, partition
@@ -60,7 +61,7 @@ class Backwards(Here):
 
 def _units(run: Run) -> list[Any]:
     assert isinstance(run.cluster.side, Backwards)
-    units = run.cluster.side.units
+    units = [unit for _, unit in run.cluster.side.units]  # of which piece
     return [(each[0].receipt.name, each[2]) if isinstance(each, tuple) else each for each in units]
 
 
@@ -109,7 +110,9 @@ def _position(text: str) -> float:
 
 def _modes(run: Run, measured: dict[str, Manifest] | None = None) -> list[dict[str, Any]]:
     """Measure the modes of what was `measured`, or of everything, and return their rows."""
-    modes.measure_modes(run, run.subjects[0], _measured(run) if measured is None else measured)
+    given = run, run.subjects[0], _measured(run) if measured is None else measured
+    work_on(run.cluster, [*modes.prompt_traits(*given)])
+    work_on(run.cluster, modes.modes(*given))
     return run.rows(partition("modes", run.subjects[0], run.config))
 
 
@@ -245,7 +248,6 @@ def test_a_sample_takes_leading_prompts_in_proportion() -> None:
 
 def test_a_run_without_entropies_tests_nothing(tmp_path: Path, checkpoint: Path) -> None:
     other = _run(tmp_path, checkpoint, metrics=["curvature"])
-    modes.measure_modes(other, other.subjects[0], _measured(other))
-    assert _data(other) is None
-    modes.measure_modes(_run(tmp_path, checkpoint), other.subjects[0], {})
-    assert _data(other) is None
+    assert not [*modes.prompt_traits(other, other.subjects[0], _measured(other))]
+    assert not modes.modes(other, other.subjects[0], _measured(other))
+    assert not modes.modes(_run(tmp_path, checkpoint), other.subjects[0], {})

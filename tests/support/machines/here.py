@@ -26,6 +26,9 @@ class Here:
         del gpu
         return {"CPU": 1.0}
 
+    def begin(self) -> None:
+        """Start nothing."""
+
     def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
         del work, device
         return 1, "this process"
