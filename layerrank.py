@@ -4,12 +4,15 @@ Python, and Ray for a submitted job, may look in the user's folder first, where 
 `jobs/` is not ours. What was imported once is not looked for again.
 """
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 
-def main() -> int:
-    """Import our three packages from beside this file, then run one command."""
+def main() -> NoReturn:
+    """Import our three packages from beside this file, run one command, and end the process."""
     folder = str(Path(__file__).resolve().parent)
     sys.path.insert(0, folder)
     try:
@@ -20,8 +23,13 @@ def main() -> int:
         sys.path.remove(folder)
     from jobs.cli import main as run  # noqa: PLC0415
 
-    return run()
+    code = run()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # nobody reads on
+            stream.flush()
+    # Everything is written. To take torch apart again would keep the user for another second.
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
