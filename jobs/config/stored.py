@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from xxhash import xxh3_128_hexdigest
 
+from jobs.config.blocks import Block
 from jobs.config.run import RunConfig
 from storage.lock import Claim
 from storage.manifest import FORMAT, SettingsConflictError
@@ -63,7 +64,8 @@ def continued(config: RunConfig, root: Root) -> RunConfig:
     if before is None:
         return config
     given, now = config.model_dump(exclude_unset=True), shown(config)
-    merged = _inherited(given, now, before["config"], before["given"])
+    then = _completed(config, before["config"])
+    merged = _inherited(given, now, then, before["given"])
     return config if merged == given else RunConfig.model_validate(merged)
 
 
@@ -91,6 +93,15 @@ def stored(root: Root) -> Iterator[dict[str, Any]]:
         body, _, seal = root.read(f"{FOLDER}/{name}").rpartition(_SEAL.encode())
         if seal.decode(errors="replace").strip() == xxh3_128_hexdigest(body):
             yield yaml.safe_load(body)
+
+
+def _completed(block: Block, then: Values) -> dict[str, Any]:
+    """Return what a root keeps of a block and of those in it, with the keys that came later."""
+    later = block.later()
+    before = type(block).model_construct(None, **later).model_dump(mode="json", include={*later})
+    inner = {name: each for name, each in block if isinstance(each, Block)}
+    found = {name: _completed(each, then.get(name, {})) for name, each in inner.items()}
+    return {**before, **then, **found}
 
 
 def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> dict[str, Any]:
