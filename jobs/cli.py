@@ -194,6 +194,7 @@ def _rank_scores(arguments: argparse.Namespace) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
+    from jobs.config.stored import continued  # noqa: PLC0415
     from jobs.plan.plan import checked  # noqa: PLC0415
     from jobs.plan.plan import plan as planned  # noqa: PLC0415
     from jobs.plan.words import require_within, told  # noqa: PLC0415
@@ -204,6 +205,7 @@ def plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     root = open_root(config, arguments.output) if arguments.output or config.output else None
     if root:
+        config = continued(config, root)
         require_agreement(config, Manifests(root))
     unchecked = [*checked(config)]
     found = planned(config, root, measure=arguments.measure)

@@ -192,7 +192,7 @@ extract: {norms: [none, final], poolings: [mean, last], max_tokens: 64, workers:
 views: {count: 4, sample: 24}
 tokens: {sample: 16}
 keep: {views: true}
-measure: {token_metrics: stored}
+measure: {token_metrics: stored, dime_sample: 20}
 rank: {draws: 500}
 """
 

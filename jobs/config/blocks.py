@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -12,8 +13,20 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-LATER = "came after the first root of format 2"  # Annotated[…, LATER] of a key that did
 Given = TypeVar("Given", bound=Sequence[object])
+
+
+@dataclass(frozen=True)
+class Later:
+    """Of a key that came after the first root of format 2: `Annotated[…, LATER]`, or with `before`.
+
+    `before` is the value that says how it was without the key, if the default is another.
+    """
+
+    before: Any = ...
+
+
+LATER = Later()
 
 
 class Block(BaseModel):
@@ -36,14 +49,24 @@ class Block(BaseModel):
     ) -> dict[str, Any]:
         """Return the keys that a table depends on, for its digest.
 
-        One that came `LATER` than the roots that are to be continued counts when it is no default.
+        One that came `Later` than the roots that are to be continued counts when its value is
+        another than what stands for these.
         """
         values = self.model_dump(mode="json", include=include, exclude=exclude)
-        for name, field in type(self).model_fields.items():
-            default = field.get_default(call_default_factory=True)
-            if LATER in field.metadata and getattr(self, name) == default:
+        for name, before in self.later().items():
+            if getattr(self, name) == before:
                 values.pop(name, None)
         return values
+
+    @classmethod
+    def later(cls) -> dict[str, Any]:
+        """Return the keys that came later, each with what stands for it in a root before it."""
+        found = {}
+        for name, field in cls.model_fields.items():
+            for each in (each for each in field.metadata if isinstance(each, Later)):
+                default = field.get_default(call_default_factory=True)
+                found[name] = default if each.before is ... else each.before
+        return found
 
 
 def require_distinct(values: Given, what: str = "") -> Given:

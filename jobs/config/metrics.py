@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jobs.config.run import RunConfig
-from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind
+from operators.metrics.registry import METRICS, Parameters, Tokens, Views, of_kind
 from operators.model.subject import ModelShape
 
 TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics
@@ -46,6 +46,19 @@ def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
     if mode == "auto" and sample and prompts * state_bytes(config, shape) <= FUSED_ABOVE:
         return TokenPlan(fused=False, stored=prompts)
     return TokenPlan(mode != "stored", 0 if mode == "fused" else sample)
+
+
+def metrics_of(config: RunConfig) -> tuple[str, ...]:
+    """Return the metrics of the run; without any view, but for those that compare views."""
+    of_views = () if config.views.count else of_kind(config.measure.metrics, Views)
+    return tuple(name for name in config.measure.metrics if name not in of_views)
+
+
+def left_out(config: RunConfig) -> str:
+    """Return which metrics of the config are not measured, in a sentence; "" if all are."""
+    done = metrics_of(config)
+    names = [name for name in config.measure.metrics if name not in done]
+    return f"Without views (views.count is 0): no {', '.join(names)}." if names else ""
 
 
 def token_metrics(config: RunConfig) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from jobs.config.datasets import ClassificationTask, DatasetConfig, FittedTask, 
 from operators.prompts.conditions import Condition
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
+# Names under which a recipe goes as well.
+_ALSO = {"demo": "encoder"}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -96,13 +98,15 @@ def _require_enough(config: RunConfig) -> None:
     from operators.metrics.registry import FEWEST_VIEWS, METRICS, Views, of_kind  # noqa: PLC0415
 
     measure, views = config.measure, config.views
-    unseen = list(of_kind(measure.metrics, Views))
-    if unseen and views.count < FEWEST_VIEWS:
+    unseen, named = list(of_kind(measure.metrics, Views)), "metrics" in measure.model_fields_set
+    if unseen and views.count < FEWEST_VIEWS and (named or views.count):
+        instead = "leave them out of measure.metrics" if named else "0, which leaves them out"
         raise ValueError(
             f"views.count is {views.count}, but {', '.join(unseen)} "
-            f"need{'s' if len(unseen) == 1 else ''} at least {FEWEST_VIEWS} views"
+            f"need{'s' if len(unseen) == 1 else ''} at least {FEWEST_VIEWS} views: "
+            f"give so many, or {instead}"
         )
-    if "metrics" not in measure.model_fields_set:
+    if not named:
         return
     limits = {
         f"limit of dataset {each.name}": each.limit * len(each.text_columns)
@@ -116,7 +120,7 @@ def _require_enough(config: RunConfig) -> None:
         if at_most := getattr(METRICS[name].measured, "at_most", ""):
             given[f"measure.{at_most}"] = getattr(measure, at_most)
         for key, prompts in given.items():
-            if prompts < fewest:
+            if prompts is not None and prompts < fewest:
                 raise ValueError(
                     f"{key} leaves {prompts} prompts, but {name} needs at least {fewest}; raise "
                     f"it, or leave {name} out of measure.metrics"
@@ -134,7 +138,8 @@ def load(recipe_or_file: str) -> RunConfig:
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return parse(text, str(path))
-    recipe = resources.files("jobs") / "recipes" / f"{recipe_or_file}.yaml"
+    name = _ALSO.get(recipe_or_file, recipe_or_file)
+    recipe = resources.files("jobs") / "recipes" / f"{name}.yaml"
     if not recipe.is_file():
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
@@ -144,9 +149,10 @@ def load(recipe_or_file: str) -> RunConfig:
 
 
 def recipes() -> list[str]:
-    """Return the names of the built-in recipes."""
+    """Return the names of the built-in recipes, and those under which they go as well."""
     files = (resources.files("jobs") / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
+    return sorted([*names, *_ALSO])
 
 
 def parse(text: str, where: str) -> RunConfig:
@@ -189,7 +195,7 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add the options that replace a config's subjects, and its folder of texts."""
+    """Add the options that replace a config's subjects, its folder of texts and its views."""
     parser.add_argument(
         "--subject",
         action="append",
@@ -208,15 +214,25 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         help="your texts, instead of the folder in the config: text files, or tables with a "
         "column text; subfolders, or a column label, are the labels",
     )
+    views = settings.FULL_VIEWS
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help=f"{views['count']} views of {views['sample']:,} prompts, as in the papers, instead of "
+        "the config's; the output that the config names gets the ending -full",
+    )
 
 
 def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
-    """Return the config with the subjects of the command line; ConfigError if that makes no run.
+    """Return the config with what the command line replaces; ConfigError if that makes no run.
 
+    `--full` has an output of its own, so that it finds no views of another sample there.
     `--subject` keeps the dtype if the config's subjects share one, and nothing else of theirs:
     what was trusted in one model is not trusted in another.
     """
     given, revisions = arguments.subject, arguments.revisions
+    if arguments.full:
+        config = _with_full_views(config)
     if not given and revisions is None:
         return config
     if revisions == "":
@@ -230,6 +246,19 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
         sweep = {"revision": "", "revisions": revisions}
         subjects = tuple(each.model_copy(update=sweep) for each in subjects)
     return config.model_copy(update={"subjects": subjects})
+
+
+def _with_full_views(config: RunConfig) -> RunConfig:
+    from operators.metrics.registry import Views, of_kind  # noqa: PLC0415
+
+    if not of_kind(config.measure.metrics, Views):
+        raise ConfigError(
+            f"--full is about augmented views, and measure.metrics of {config.name} has no metric "
+            "that compares them"
+        )
+    views = config.views.model_copy(update=settings.FULL_VIEWS)
+    output = {"output": f"{config.output.rstrip('/')}-full"} if config.output else {}
+    return config.model_copy(update={"views": views, **output})
 
 
 def _subject(given: str) -> settings.SubjectConfig:

@@ -15,6 +15,7 @@ from jobs.config.blocks import (
     Block,
     Count,
     Distinct,
+    Later,
     Positive,
     Probability,
     require_distinct,
@@ -86,13 +87,21 @@ class ExtractConfig(Block):
 
 
 class ViewsConfig(Block):
-    """Augmented views of a sample; each costs a forward pass of the sample."""
+    """Augmented views of a sample; each costs a forward pass of the sample.
 
-    count: Annotated[int, Field(ge=0, le=99)] = 16
-    sample: Count = Field(1000, description="prompts")
+    By default as many as give a first answer; `FULL_VIEWS` are what the papers have.
+    """
+
+    count: Annotated[int, Field(ge=0, le=99)] = Field(
+        4, description="0: none, and without the metrics that compare them"
+    )
+    sample: Count = Field(256, description="prompts")
     keyboard: Probability = Field(0.1, description="per word: a key beside the right one")
     random_char: Probability = Field(0.1, description="per word: one character edit")
     split: Probability = Field(0.1, description="per word: cut in two")
+
+
+FULL_VIEWS = {"count": 16, "sample": 1000}
 
 
 class TokensConfig(Block):
@@ -135,6 +144,9 @@ class MeasureConfig(Block):
     temperature: Positive = 0.1
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
+    dime_sample: Annotated[Count | None, Later(before=None)] = Field(
+        1_000, description="prompts of dime, at most: it takes N^3 time and N^2 memory; null: all"
+    )
     mode_sample: Annotated[int, Field(ge=FEWEST, le=MOST)] = Field(
         20_000, description="prompts whose entropies are tested for two modes, at most"
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
+from jobs.config.blocks import Block
 from jobs.config.run import RunConfig
 from storage.lock import Claim
 from storage.manifest import FORMAT, SettingsConflictError
@@ -60,7 +61,8 @@ def continued(config: RunConfig, root: Root) -> RunConfig:
     if before is None:
         return config
     given, now = config.model_dump(exclude_unset=True), shown(config)
-    merged = _inherited(given, now, before["config"], before["given"])
+    then = _completed(config, before["config"])
+    merged = _inherited(given, now, then, before["given"])
     return config if merged == given else RunConfig.model_validate(merged)
 
 
@@ -85,6 +87,15 @@ def stored(root: Root) -> Iterator[dict[str, Any]]:
     for name in root.sizes(FOLDER):
         if found := unsealed(root.read(f"{FOLDER}/{name}")):
             yield found
+
+
+def _completed(block: Block, then: Values) -> dict[str, Any]:
+    """Return what a root keeps of a block and of those in it, with the keys that came later."""
+    later = block.later()
+    before = type(block).model_construct(None, **later).model_dump(mode="json", include={*later})
+    inner = {name: each for name, each in block if isinstance(each, Block)}
+    found = {name: _completed(each, then.get(name, {})) for name, each in inner.items()}
+    return {**before, **then, **found}
 
 
 def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> dict[str, Any]:

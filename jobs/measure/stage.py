@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 from jobs.cluster.console import Progress, say
 from jobs.cluster.pool import Pool
 from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import parameters, token_metric_settings, token_metrics, token_plan
+from jobs.config.metrics import (
+    left_out,
+    metrics_of,
+    parameters,
+    token_metric_settings,
+    token_metrics,
+    token_plan,
+)
 from jobs.config.settings import StorageConfig
 from jobs.measure.modes import modes, prompt_traits
 from jobs.measure.pieces import Piece, work_on
@@ -48,7 +55,8 @@ else:
     torch = Later("torch")
 
 _TOKENS = 128  # of the prompt whose forward passes are measured
-_OF_VIEWS = {"temperature", "delta", "permutations"}  # parameters of metrics that compare views
+# Parameters of metrics that compare views.
+_OF_VIEWS = {"temperature", "delta", "permutations", "dime_sample"}
 _NOT_OF_LAYERS = {"device", "token_metrics", "mode_sample"}
 
 
@@ -58,6 +66,8 @@ def measure(run: Run) -> None:
     What can be measured side by side is one plan: the costs and every layer of all datasets. What
     is made of these tables comes after them, in another.
     """
+    if without := left_out(run.config):
+        say(f"  {without}")
     for subject in run.subjects:
         found = {each.name: _measure_tokens(run, subject, each) for each in run.config.datasets}
         measured = {name: each for name, each in found.items() if each}
@@ -186,7 +196,7 @@ def _task(
     config = run.config.measure
     of_views = of_kind(config.metrics, Views)
     embeddings = run.manifests.require(partition("embeddings", subject, dataset, condition))
-    own = config.settings(exclude=_NOT_OF_LAYERS)
+    own = config.settings(exclude=_NOT_OF_LAYERS) | {"metrics": [*metrics_of(run.config)]}
     names = _views(run) if of_views and condition == CLEAN else ()
     views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:

@@ -23,6 +23,7 @@ from operators.metrics.registry import (
     Views,
     main_variant,
     of_kind,
+    prompts_used,
     token_metrics,
     token_variants,
 )
@@ -136,8 +137,7 @@ class LayerMetrics:
         prompts = population.Population(self._blocks(group))
         rows = [*self._view_rows(group), *self._token_rows(group)]
         for name, measure in of_kind(self.metrics, Prompts).items():
-            at_most = getattr(self.parameters, measure.at_most) if measure.at_most else None
-            count = min(prompts.n_prompts, at_most or prompts.n_prompts)
+            count = prompts_used(measure, self.parameters, prompts.n_prompts)
             rows += _rows(group, name, measure.compute(prompts, self.parameters), count)
         others = {measure.other for measure in of_kind(self.metrics, Layers).values()}
         layers = {"previous": group.layer - 1, "last": self.groups[-1].layer}
@@ -190,7 +190,8 @@ class LayerMetrics:
             # Without a prompt that every view could tokenise there is nothing to compute.
             nothing = {main_variant(name, self.parameters): float("nan")}
             values = measure.compute(blocks, self.parameters) if count else nothing
-            yield from _rows(group, name, values, count)
+            used = prompts_used(measure, self.parameters, count)
+            yield from _rows(group, name, values, used)
 
     def _token_rows(self, group: Group) -> Iterator[Row]:
         """Means over prompts: sums and counts over the shards, divided once at the end."""

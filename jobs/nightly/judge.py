@@ -179,9 +179,9 @@ def judge(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> list[Brok
             rest = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
             where = f"layers {named}{rest}, most in {where}:"
         says = (
-            f"{title(metric)} on {dataset} jumped in {where} from {words.number(most.before)} to "
-            f"{words.number(most.now)}, {most.deviations:,.0f} median absolute deviations from its "
-            f"usual change (limit {limit:g})."
+            f"{title(metric, run.config.views.count)} on {dataset} jumped in {where} from "
+            f"{words.number(most.before)} to {words.number(most.now)}, {most.deviations:,.0f} "
+            f"median absolute deviations from its usual change (limit {limit:g})."
         )
         numbers = {"dataset": dataset, "metric": metric}
         numbers |= {"layers": [asdict(jump) for jump in found], "limit": limit}

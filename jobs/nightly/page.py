@@ -110,7 +110,8 @@ def _model(
             alert.revision: ", ".join(dict.fromkeys(each.rule for each in alert.rules))
             for alert in alerts
         }
-        told = training.section(checkpoints, run.config.rank.level, units, rules)
+        views = run.config.views.count
+        told = training.section(checkpoints, run.config.rank.level, units, rules, views=views)
 
     def score(each: Checkpoint, layer: int) -> dict[str, Any]:
         row = each.row(layer)

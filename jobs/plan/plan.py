@@ -24,7 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.config.metrics import TokenPlan, parameters, state_bytes, token_metrics, token_plan
+from jobs.config.metrics import (
+    TokenPlan,
+    metrics_of,
+    parameters,
+    state_bytes,
+    token_metrics,
+    token_plan,
+)
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, passes
@@ -44,7 +51,7 @@ from jobs.run import leading
 from jobs.subjects import check, is_remote, require_lengths, resolve, shape_of, weights_here
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
-from operators.metrics.registry import Tokens, Views, of_kind, token_variants
+from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.prompts.views import is_view
 from storage import schema
@@ -156,8 +163,8 @@ class Pair:
 
     def layer_rows(self, *, views: bool) -> float:
         """Return the rows of `layer_metrics` under one condition."""
-        own = set(self.config.measure.metrics) - set(of_kind(self.config.measure.metrics, Tokens))
-        own -= set() if views else set(of_kind(self.config.measure.metrics, Views))
+        own = set(metrics_of(self.config)) - set(token_metrics(self.config))
+        own -= set() if views else set(of_kind(own, Views))
         return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
 
 
@@ -385,7 +392,7 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
 
 def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the same of the tables of a subject, whatever the datasets."""
-    layers, metrics = pair.layers, len(pair.config.measure.metrics)
+    layers, metrics = pair.layers, len(metrics_of(pair.config))
     return {
         "layer_costs": [[1660 + 40 * layers]],
         "modes": [[6_500 + 450 * layers]] if pair.mode_targets else [],
@@ -403,8 +410,8 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
     page, facts = 42_000.0, 0.0
     for pair in pairs:
         plot = 4_500 + 480 * pair.layers
-        metrics, checkpoints = len(config.measure.metrics), pair.checkpoints
-        views = len(of_kind(config.measure.metrics, Views))
+        metrics, checkpoints = len(metrics_of(config)), pair.checkpoints
+        views = len(of_kind(metrics_of(config), Views))
         responses = len(config.conditions.families()) * (metrics - views)
         tasks = pair.corpus.dataset.tasks
         for task in tasks:

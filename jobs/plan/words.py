@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.config.blocks import ConfigError
-from jobs.config.metrics import FUSED_ABOVE
+from jobs.config.metrics import FUSED_ABOVE, left_out
 from jobs.config.run import RunConfig
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.prepare import records
@@ -108,6 +108,8 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
             f"default above {size(FUSED_ABOVE)})"
         )
+    if without := left_out(pairs[0].config):
+        yield f"    {without}"
     yield from _tables(plan.tables(subject))
 
 

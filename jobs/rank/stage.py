@@ -26,12 +26,12 @@ from jobs.rank.ranking import (
     ranking_of,
 )
 from jobs.run import Run, partition
-from operators.metrics.registry import METRICS, main_variant
+from operators.metrics.registry import METRICS, main_variant, of_every_view
 from operators.model.cost import LayerCost
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.layers import features, groups
-from storage.partition import TableName
+from storage.partition import Partition, TableName
 
 
 def rank(run: Run) -> list[Ranking]:
@@ -125,13 +125,17 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
 def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], ByLayer]:
     """Return the main variant of every metric of a checkpoint, by dataset and metric.
 
-    Of a metric of pooled vectors it is that of the vectors that are ranked.
+    Of a metric of pooled vectors it is that of the vectors that are ranked. What another number of
+    views gave than the run has now is not to be compared, and so left out.
     """
     ranked, asked = (run.config.rank.norm, run.config.rank.pooling), parameters(run.config)
     found: dict[tuple[str, str], ByLayer] = {}
     for dataset in run.config.datasets:
-        rows = run.rows_if_any(partition("layer_metrics", model, revision, dataset))
+        where = partition("layer_metrics", model, revision, dataset)
+        rows, same_views = run.rows_if_any(where), views_in(run, where) == run.config.views.count
         for metric in METRICS if rows else ():
+            if of_every_view(metric) and not same_views:
+                continue
             main = main_variant(metric, asked)
             same = [row for row in rows if (row["metric"], row["variant"]) == (metric, main)]
             shown = shown_vectors(((row["norm"], row["pooling"]) for row in same), ranked)
@@ -142,6 +146,12 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
                     if (row["norm"], row["pooling"]) == shown
                 }
     return found
+
+
+def views_in(run: Run, where: Partition) -> int:
+    """Return in how many views prompts were compared for a partition of `layer_metrics`."""
+    manifest = run.manifests.load(where)
+    return len(manifest.settings.get("views", ())) if manifest else 0
 
 
 def ranking_settings(config: RunConfig) -> dict[str, Any]:

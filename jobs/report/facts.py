@@ -8,7 +8,13 @@ from jobs.rank.ranking import Ranking, Row
 from jobs.report.charts import Mark
 from jobs.run import Run
 from jobs.words import NOTHING, counted, known, span
-from operators.metrics.registry import METRICS, Parameters, main_variant, unit_of
+from operators.metrics.registry import (
+    METRICS,
+    Parameters,
+    main_variant,
+    of_every_view,
+    unit_of,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,11 @@ class Facts:
     def several_datasets(self) -> bool:
         """Whether the name of a dataset has to stand beside what is told of it."""
         return self.run is not None and len(self.run.config.datasets) > 1
+
+    @property
+    def views(self) -> int:
+        """How many views of a prompt the run compares."""
+        return self.run.config.views.count if self.run else 0
 
     @property
     def vectors(self) -> str:
@@ -65,9 +76,13 @@ def vectors_of(norm: str, pooling: str) -> str:
     return f"{how}, {state}"
 
 
-def title(metric: str) -> str:
-    """Return a metric's title; its name if no title is known."""
-    return METRICS[metric].title if metric in METRICS else metric
+def title(metric: str, views: int = 0) -> str:
+    """Return a metric's title, with how many views its values compare; its name if none is known.
+
+    The number stands where values do, of the metrics that depend on it.
+    """
+    found = METRICS[metric].title if metric in METRICS else metric
+    return f"{found}, {views} views" if views and of_every_view(metric) else found
 
 
 def layer_cell(layer: int, ranking: Ranking) -> tuple[str, str]:

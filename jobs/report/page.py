@@ -103,7 +103,7 @@ class Report:
         for number, same in enumerate(self.sweeps):
             level = same[-1].ranking.settings.level
             checkpoints = [checkpoint_of(facts.ranking) for facts in same]
-            told = training.section(checkpoints, level, self.units)
+            told = training.section(checkpoints, level, self.units, views=same[-1].views)
             found.append(replace(told, anchor=f"training-{number}"))
         return found
 

@@ -59,6 +59,7 @@ class Parameters:
     temperature: float = 0.1
     delta: float = 1e-4
     permutations: int = 10
+    dime_sample: int | None = 1_000
     seed: int = 0
 
 
@@ -85,9 +86,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Views:
-    """Measured on blocks [N, V, D] of views, read as often as needed: variant -> value."""
+    """Measured on blocks [N, V, D] of views, read as often as needed: variant -> value.
+
+    `at_most` is as for prompts; a value of `every` view depends on how many there are.
+    """
 
     compute: Callable[[Iterable[Tensor], Parameters], dict[str, float]]
+    at_most: str = ""
+    every: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,18 @@ def unit_of(metric: str, variant: str) -> str:
     """Return the unit of a metric's values in one of its variants."""
     units = dict(METRICS[metric].units)
     return next((units[w] for w in variant.split(",") if w in units), METRICS[metric].unit)
+
+
+def of_every_view(metric: str) -> bool:
+    """Whether a metric's values depend on the number of views, and say nothing without it."""
+    known = METRICS.get(metric)
+    return known is not None and isinstance(known.measured, Views) and known.measured.every
+
+
+def prompts_used(measured: Prompts | Views, parameters: Parameters, prompts: int) -> int:
+    """Return how many of so many prompts a metric looks at."""
+    at_most = getattr(parameters, measured.at_most) if measured.at_most else None
+    return prompts if at_most is None else min(prompts, at_most)
 
 
 def main_variant(metric: str, parameters: Parameters) -> str:
@@ -414,7 +432,11 @@ METRICS: dict[str, Metric] = {
         fewest=2,
     ),
     "dime": Metric(
-        Views(lambda blocks, p: views.dime(blocks, p.permutations, p.seed, p.alphas)),
+        Views(
+            lambda blocks, p: views.dime(blocks, p.permutations, p.seed, p.alphas, p.dime_sample),
+            at_most="dime_sample",
+            every=False,
+        ),
         "DiME",
         "nats",
         "How much two views of the prompts share, over what a shuffled pairing would.",

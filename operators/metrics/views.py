@@ -31,9 +31,9 @@ BLOCK_ELEMENTS = 2**23
 EQUAL_MEANS = 1e-12
 
 
-def unit_view(blocks: Iterable[Tensor], index: int) -> Tensor:
-    """One view of every prompt, ``[N, D]``, as unit vectors in float64."""
-    view_ND = torch.cat([block_NVD[:, index] for block_NVD in blocks])
+def unit_view(blocks: Iterable[Tensor], index: int, at_most: int | None = None) -> Tensor:
+    """One view of every prompt, or of the first ones, ``[N, D]``, as unit vectors in float64."""
+    view_ND = torch.cat([block_NVD[:, index] for block_NVD in blocks])[:at_most]
     return torch.nn.functional.normalize(view_ND.double(), dim=-1)
 
 
@@ -193,18 +193,23 @@ def lda_spectrum(scatter: LidarScatter, delta: float) -> Tensor:
 
 
 def dime(
-    blocks: Iterable[Tensor], permutations: int, seed: int, alphas: Sequence[float]
+    blocks: Iterable[Tensor],
+    permutations: int,
+    seed: int,
+    alphas: Sequence[float],
+    at_most: int | None = None,
 ) -> dict[str, float]:
     """How much the first two views share beyond what mismatched prompts share, on unit vectors.
 
     Formula: mean over permutations P of ``S(Ka * P Kb P^T) - S(Ka * Kb)``, see ``dime_entropies``.
     Paper: Skean et al. 2023 (DiME, arXiv 2301.08164), the difference of matrix-based entropies.
     Range: at most log N, in nats; about 0 for independent views, higher is more shared; NaN for
-    zero or non-finite vectors. Permutations are drawn from the seed.
+    zero or non-finite vectors. Permutations are drawn from the seed. Of more than ``at_most``
+    prompts the first, as they came, since it takes N^3 time and N^2 memory.
     Released code: permutes features of the D x D matrices when N > D, which is another quantity,
     and draws its permutations without a seed.
     """
-    view_a_ND, view_b_ND = unit_view(blocks, 0), unit_view(blocks, 1)
+    view_a_ND, view_b_ND = unit_view(blocks, 0, at_most), unit_view(blocks, 1, at_most)
     draw = np.random.default_rng(seed)
     shuffles = [draw.permutation(len(view_a_ND)) for _ in range(permutations)]
     permutations_PN = torch.from_numpy(np.stack(shuffles))

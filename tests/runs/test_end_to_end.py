@@ -231,6 +231,10 @@ def test_layer_metrics_are_the_operators_on_the_shards(finished: Finished) -> No
     assert whole == [(pytest.approx(float(dataset_entropy(rows_ND)), abs=1e-9), 120)]
     expected = float(linear_cka(rows_ND, before_ND).debiased)
     assert similar == [(pytest.approx(expected, abs=1e-9), 120)]
+    # Of the sample's views all are compared, and of DiME the first, no more than it looks at.
+    of_views = "SELECT DISTINCT n_prompts FROM layer_metrics WHERE metric = ?"
+    counts = {name: ask(root, of_views, name) for name in ("infonce", "lidar", "dime")}
+    assert counts == {"infonce": [(24,)], "lidar": [(24,)], "dime": [(20,)]}
 
 
 def test_fused_metrics_are_those_of_the_stored_states(

@@ -37,7 +37,7 @@ def head(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClus
 
 def _small_demo(folder: Path) -> Path:
     """Write the demo with fewer passages."""
-    recipe = yaml.safe_load((PROJECT / "jobs" / "recipes" / "demo.yaml").read_text())
+    recipe = yaml.safe_load((PROJECT / "jobs" / "recipes" / "encoder.yaml").read_text())
     recipe["datasets"][0]["source"]["per_library"] = 8
     recipe["datasets"][0]["tasks"][0]["samples_per_label"] = 1
     recipe["curves"] = {"examples": [1, 2]}
@@ -64,7 +64,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_pat
     root = s3.root("demo")
     assert_complete(root, "sensitivity")  # of conditions, which the demo has not
     files = {"report.json", "report.md", "metrics.html", "index.html"}
-    assert set(root.sizes("report/demo")) == files
+    assert set(root.sizes("report/encoder")) == files
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in result.stdout + result.stderr
     objects = root.filesystem.find(root.path())

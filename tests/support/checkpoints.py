@@ -41,15 +41,26 @@ def make_run(
 
 
 def store_checkpoint(
-    run: Run, revision: str, scores: Sequence[float], entropy: float = 2.0, model: str = MODEL
+    run: Run,
+    revision: str,
+    scores: Sequence[float],
+    entropy: float = 2.0,
+    model: str = MODEL,
+    *,
+    views: int = 0,
 ) -> None:
-    """Store what a night leaves of a checkpoint: scores, one metric, and the ranking."""
+    """Store what a night leaves of a checkpoint: scores, one metric, and the ranking.
+
+    With `views` there is InfoNCE too: twice the entropy for four of them, the entropy for sixteen.
+    """
     folds = np.add.outer(scores, SPREAD)
     keys = (model, revision, "texts", CLEAN)
     run.write(Partition("probe_scores", (*keys, "t")), {}, score_rows("classification", folds))
     values = [math.nan, *(entropy + layer for layer in range(1, LAYERS))]
     rows = metric_rows("dataset_entropy", "alpha=1", values)
-    run.write(Partition("layer_metrics", keys), {}, rows)
+    if views:
+        rows += metric_rows("infonce", "loss", [4 * entropy / math.sqrt(views)] * LAYERS)
+    run.write(Partition("layer_metrics", keys), {"views": [""] * views}, rows)
     task = TaskScores("t", "classification", np.array(scores), folds, "folds")
     ranking = ranking_of(
         Subject(model, revision, model),

@@ -82,7 +82,8 @@ def _chart(facts: Facts) -> Chart:
         y = at_layers(ranking.metric(metric), layers).tolist()
         if not all(map(math.isnan, y)):
             beside.append(title(metric))
-            lines.append(Line(beside[-1], layers, y, "thin", at_end=True))
+            name = title(metric, facts.views)
+            lines.append(Line(name, layers, y, "thin", at_end=True))
     ends = f", with its {facts.interval}" if ranking.has_intervals else ""
     score = f"Score, mean of the tasks{ends}."
     if not ranking.scored:
@@ -199,7 +200,7 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
     timed = has_latency(ranking)
     head: list[Cell] = ["Candidate", ("Score", "points")]
     head += [("With typos", "points")] if found else []
-    head += [(title(name), STABILITY[name]) for name in measured]
+    head += [(title(name, facts.views), STABILITY[name]) for name in measured]
     head += [("Compute", "of the model"), *([("Latency", "ms")] if timed else [])]
     rows: list[list[Cell]] = []
     for row in chosen:
@@ -229,5 +230,5 @@ def _from_few(facts: Facts) -> set[str]:
         each.metric
         for dataset in dict.fromkeys(datasets.values())
         for each in drawn(facts.ranking, series(facts, dataset))
-        if datasets[each.metric] == dataset and from_few(facts, each)
+        if datasets.get(each.metric) == dataset and from_few(facts, each)
     }

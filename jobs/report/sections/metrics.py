@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from jobs.config.metrics import parameters, shown_vectors
+from jobs.config.metrics import left_out, parameters, shown_vectors
 from jobs.rank.ranking import Ranking, Row
+from jobs.rank.stage import views_in
 from jobs.report.charts import Chart, Line, Lines, Look, where_any
 from jobs.report.facts import Facts, title, vectors_of
 from jobs.report.guide import link_to
@@ -29,6 +30,7 @@ from operators.metrics.registry import (
     Views,
     enough_prompts,
     main_variant,
+    of_every_view,
     unit_of,
 )
 
@@ -51,6 +53,12 @@ class Series:
     pooling: str
     main: bool
     rows: Sequence[Row]
+    views: int = 0
+
+    @property
+    def title(self) -> str:
+        """What it is called where its values are."""
+        return title(self.metric, self.views)
 
     @property
     def prompts(self) -> int:
@@ -83,6 +91,8 @@ def section(facts: Facts) -> Section:
             charts = [_chart(facts, each, of) for each in same]
             parts.append(Section(f"{_MEASURED_ON[kind]}{among}", charts=charts))
         parts.append(Section(f"Every variant{among}", tables=[_values(facts, of)]))
+    if measured and (without := left_out(facts.run.config)):
+        says.append(without)
     if unmeasured:
         names = ", ".join(unmeasured)
         says.append(f"Not measured: {names}. The stage “measure” was not run.")
@@ -111,6 +121,7 @@ def series(facts: Facts, dataset: str) -> list[Series]:
         name = (row["metric"], row["variant"], row["norm"], row["pooling"])
         found.setdefault(name, []).append(row)
     known_metrics, asked = list(METRICS), parameters(config)
+    views = views_in(facts.run, where)
 
     def place(name: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         return known_metrics.index(name[0]) if name[0] in METRICS else len(METRICS), name
@@ -121,6 +132,7 @@ def series(facts: Facts, dataset: str) -> list[Series]:
             *name,
             main=name[0] in METRICS and name[1] == main_variant(name[0], asked),
             rows=sorted(found[name], key=lambda row: row["layer"]),
+            views=views,
         )
         for name in sorted(found, key=place)
     ]
@@ -136,13 +148,15 @@ def drawn(ranking: Ranking, of: Sequence[Series]) -> list[Series]:
     return found
 
 
-def chart(name: str, plot: Lines | None, norm: str, pooling: str, prompts: int = 0) -> Chart:
+def chart(
+    name: str, plot: Lines | None, norm: str, pooling: str, *, prompts: int = 0, views: int = 0
+) -> Chart:
     """Return the chart of a metric with what it says, its source and its paper."""
     metric = METRICS[name]
     how = capital(vectors_of(norm, pooling))
     of = f"; {counted(prompts, 'prompt')}" if prompts else ""
     return Chart(
-        metric.title,
+        title(name, views),
         plot,
         says=metric.says,
         source=f"{how}{of}. {metric.paper}.",
@@ -163,15 +177,14 @@ def _chart(facts: Facts, each: Series, of: Sequence[Series]) -> Chart:
     main: Look = "plain" if few else "strong"
     named: list[tuple[Series, str, Look]] = [
         *((found, "without first token", "beside") for found in beside),
-        (each, METRICS[each.metric].title, main),
+        (each, each.title, main),
     ]
     lines = [
         Line(name, [row["layer"] for row in s.rows], [row["value"] for row in s.rows], look)
         for s, name, look in named
     ]
-    found = chart(
-        each.metric, where_any(Lines(lines, y=unit)), each.norm, each.pooling, each.prompts
-    )
+    plot, counts = where_any(Lines(lines, y=unit)), {"prompts": each.prompts, "views": each.views}
+    found = chart(each.metric, plot, each.norm, each.pooling, **counts)
     dashed = " Dashed: without the first token." if beside else ""
     grey = " Grey: from too few prompts." if few else ""
     return replace(found, source=f"{found.source}{dashed}{grey}")
@@ -182,7 +195,7 @@ def _values(facts: Facts, of: Sequence[Series]) -> Table:
     rows: list[list[Cell]] = []
     grey = set()
     for at, each in enumerate(of):
-        name = (title(each.metric), "main" if each.main else "")
+        name = (each.title, "main" if each.main else "")
         values = [number(each.at(layer)) for layer in layers]
         rows.append([name, each.variant or "plain", vectors_of(each.norm, each.pooling), *values])
         if each.metric in METRICS and from_few(facts, each):
@@ -205,4 +218,5 @@ def _data(each: Series) -> dict[str, Any]:
         reason = None if known(row["value"]) else row["reason"] or "undefined"
         values.append({**{name: row[name] for name in names}, "reason": reason})
     plain = ("dataset", "metric", "variant", "norm", "pooling", "main")
-    return {**{name: getattr(each, name) for name in plain}, "values": values}
+    compared = {"views": each.views} if of_every_view(each.metric) else {}
+    return {**{name: getattr(each, name) for name in plain}, **compared, "values": values}

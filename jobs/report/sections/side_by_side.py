@@ -124,7 +124,7 @@ def _metrics(models: Sequence[Facts]) -> list[Section]:
                 lines.append(Line(facts.ranking.subject.name, _depths(facts.ranking), y, "model"))
             unit = unit_of(metric, found.variant)
             plot = where_any(Lines(lines, "relative depth", unit, _TICKS))
-            charts.append(chart(metric, plot, found.norm, found.pooling))
+            charts.append(chart(metric, plot, found.norm, found.pooling, views=found.views))
         if charts:
             among = f" of {dataset.name}" if len(run.config.datasets) > 1 else ""
             note = (

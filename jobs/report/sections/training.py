@@ -31,10 +31,13 @@ def section(
     level: float,
     units: Mapping[str, str],
     alerts: Mapping[str, str] | None = None,
+    *,
+    views: int = 0,
 ) -> Section:
     """Return what the checkpoints of a model show, the oldest first.
 
-    `units` are those of the metrics, and `alerts` the rules that checkpoints broke, by revision.
+    `units` are those of the metrics, `views` how many of a prompt these compare, and `alerts` the
+    rules that checkpoints broke, by revision.
     """
     newest, rows = checkpoints[-1], overtaken(checkpoints)
     interval = f"{100 * level:g} % interval"
@@ -51,7 +54,7 @@ def section(
             _verdicts(checkpoints, interval, alerts),
             *([_overtakings(checkpoints, rows, interval)] if scored else []),
         ],
-        parts=_maps(checkpoints, units),
+        parts=_maps(checkpoints, units, views),
         data={
             "name": newest.model,
             "revisions": [each.revision for each in checkpoints],
@@ -294,7 +297,7 @@ def _map(
     return Chart(name, plot, source=" ".join(filter(None, notes)), **told)
 
 
-def _maps(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> list[Section]:
+def _maps(checkpoints: Sequence[Checkpoint], units: Mapping[str, str], views: int) -> list[Section]:
     """Return the maps of every task, and of every metric at every layer."""
     newest = checkpoints[-1]
     maps = [
@@ -309,7 +312,7 @@ def _maps(checkpoints: Sequence[Checkpoint], units: Mapping[str, str]) -> list[S
             _map(
                 checkpoints,
                 [each.metrics.get((dataset, metric), {}) for each in checkpoints],
-                title(metric),
+                title(metric, views),
                 unit=units[metric],
                 says=METRICS[metric].says,
                 source=METRICS[metric].paper,

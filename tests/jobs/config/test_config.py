@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jobs.config import run as configs
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, Task
-from jobs.config.metrics import parameters, token_metrics
+from jobs.config.metrics import left_out, metrics_of, parameters, token_metrics
 from jobs.config.run import RunConfig, add_overrides, load, overridden, parse
 from jobs.config.settings import StorageConfig
 from jobs.prepare.records import PROMPT
@@ -57,11 +57,11 @@ def test_recipes_load_whatever_lies_beside_them(
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in configs.recipes():
-        assert load(name).name == name
+        assert load(name).name == {"demo": "encoder"}.get(name, name)
     kinds = [task.type for task in load("demo").datasets[0].tasks]
     assert kinds == ["classification", "clustering", "retrieval"]
     known = ", ".join(configs.recipes())
-    assert "demo, paper, perturbations" in known
+    assert "demo, encoder, paper, perturbations" in known
     with pytest.raises(ConfigError, match=rf"unknown recipe 'nope'.*{known}.*yaml"):
         load("nope")
 
@@ -216,11 +216,21 @@ def test_the_bounds_themselves_are_fine_and_curves_ascend() -> None:
 
 
 def test_metrics_of_views_need_two_views() -> None:
-    expected = "run.yaml: views.count is %s at least 2 views"
-    assert refusal(views={"count": 0}) == expected % "0, but infonce, lidar, dime need"
     one = {"metrics": ["curvature", "dime"]}
-    assert refusal(views={"count": 1}, measure=one) == expected % "1, but dime needs"
+    for count in (0, 1):
+        said = (
+            f"run.yaml: views.count is {count}, but dime needs at least 2 views: .*measure.metrics$"
+        )
+        assert re.match(said, refusal(views={"count": count}, measure=one))
+    said = "run.yaml: views.count is 1, but infonce, lidar, dime need at least 2 views: .* or 0, "
+    assert re.match(said, refusal(views={"count": 1}))
     assert run_with(views={"count": 2}, measure=one).views.count == 2
+    # Asked for by no name, they are left out where there are no views, and that is said.
+    without = run_with(views={"count": 0})
+    assert metrics_of(without) == tuple(METRICS)[:-3]
+    assert left_out(without).endswith("no infonce, lidar, dime.")
+    assert metrics_of(run_with()) == tuple(METRICS)
+    assert left_out(run_with()) == left_out(run_with(measure=one)) == ""
     for metrics in (["prompt_entropy", "curvature", "dataset_entropy"], []):
         measure = run_with(views={"count": 0}, measure={"metrics": metrics}).measure
         assert measure.metrics == tuple(metrics)
@@ -231,6 +241,7 @@ def test_metrics_of_views_need_two_views() -> None:
     ("key", "given", "metric", "fewest"),
     [
         ("measure.neighbour_sample", "measure: {neighbour_sample: 5}", "twonn", 20),
+        ("measure.dime_sample", "measure: {dime_sample: 1}", "dime", 2),
         ("views.sample", "views: {sample: 1}", "lidar", 2),
         ("limit of dataset data", OF_DATA % "limit: 3", "cka_last", 4),
     ],
@@ -399,6 +410,38 @@ def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path
 def test_what_names_no_model_is_an_error(words: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         overridden_with(RECIPE, *words)
+
+
+def test_full_is_the_views_of_the_papers_in_an_output_of_its_own() -> None:
+    assert (load("paper").views.count, load("paper").views.sample) == (16, 1000)
+    for config, output in (
+        (load("quickcheck"), "layerrank-quickcheck-full"),
+        (run_with(views={"count": 0, "split": 0.5}, output="s3://a/b/"), "s3://a/b-full"),
+        (run_with(), None),
+    ):
+        found = overridden_with(config, "--full")
+        assert (found.output, found.views.split) == (output, config.views.split)
+        assert metrics_of(found) == tuple(METRICS)
+        # They count as named: a root's own defaults do not take their place.
+        given = found.model_dump(exclude_unset=True)["views"]
+        assert (given["count"], given["sample"]) == (16, 1000)
+    with pytest.raises(ConfigError, match=r"metrics of perturbations has no metric that"):
+        overridden_with(load("perturbations"), "--full")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "count", "sample"),
+    [
+        *((name, 4, 256) for name in ("quickcheck", "encoder")),
+        *((name, 16, 200) for name in ("architectures", "training")),
+        *((name, 16, 1000) for name in ("paper", "pythia-410m")),
+    ],
+)
+def test_recipes_of_the_papers_keep_their_views(recipe: str, count: int, sample: int) -> None:
+    views = load(recipe).views
+    assert (views.count, views.sample) == (count, sample)
+    # Named, so that another default changes no number of theirs.
+    assert ("count" in views.model_fields_set) == (count == 16)
 
 
 def test_every_token_metric_of_the_defaults_has_a_column() -> None:

@@ -100,6 +100,37 @@ def test_a_key_that_came_later_changes_no_digest_while_it_has_its_default() -> N
     assert Now(how="else").settings(exclude={"how"}) == {"count": 3}
 
 
+def test_a_root_from_before_a_key_is_continued_as_it_was_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, now = Root(str(tmp_path)), config()
+    assert now.measure.settings()["dime_sample"] == now.measure.dime_sample == 1_000
+    without, plain = config(measure={"dime_sample": None}), shown
+
+    def as_then(which: RunConfig, *, given: bool = False) -> dict[str, Any]:
+        found = plain(config() if given else which, given=given)
+        if not given:
+            del found["measure"]["dime_sample"]
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.config.stored.shown", as_then)
+        record(without, without, root)
+    # Its digests are those of a version that does not know the key, and every prompt counts.
+    for _ in range(2):
+        found = continued(now, root)
+        assert found.measure.dime_sample is None
+        known = {name for name in type(now.measure).model_fields if name != "dime_sample"}
+        assert found.measure.settings() == now.measure.settings(include=known)
+        record(found, now, root)  # by this version, which keeps it so
+    named = continued(config(measure={"dime_sample": 500}), root)
+    assert named.measure.settings()["dime_sample"] == 500
+    # A root that begins with this version has the default.
+    fresh = Root(str(tmp_path / "fresh"))
+    record(now, now, fresh)
+    assert continued(now, fresh) is now
+
+
 def test_nothing_secret_is_kept(tmp_path: Path) -> None:
     secret = "hunter2"
     values: dict[str, Any] = {

@@ -34,7 +34,7 @@ from jobs.nightly.judge import (
     read_alerts,
     without_ranking,
 )
-from jobs.run import Run
+from jobs.run import Run, Seen
 from jobs.subjects import resolve
 from operators.model.subject import Subject
 from storage.manifest import SettingsConflictError
@@ -109,6 +109,25 @@ def test_the_rules_of_the_config_are_applied_to_the_tables(tmp_path: Path) -> No
     assert jump.numbers["layers"][0]["usual"] == pytest.approx(0.1)
     assert "Dataset entropy on texts jumped in layers 1, 2, 3, most in layer" in jump.says
     json.dumps([each.numbers for each in (drop, moved, jump)], allow_nan=False)
+
+
+def test_nights_of_another_number_of_views_are_not_compared_by_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path, score_drop=None, layer_moved=None, metric_jump=5)
+    assert run.config.views.count == 4
+    for step, entropy in enumerate([2.0, 2.1, 2.19, 2.3]):
+        store_checkpoint(run, f"step{step}", RISING[2], entropy, views=16)
+    store_checkpoint(run, "step4", RISING[2], 2.4, views=4)
+    *earlier, new = ranked(run, ())[0]
+    assert judge(run, earlier, new) == []
+    key = ("texts", "infonce")
+    assert [key in each.metrics for each in (*earlier, new)] == [False] * 4 + [True]
+    # Those of one number are, and the alert says it.
+    for step, entropy in enumerate([2.0, 2.1, 2.19, 2.3]):
+        store_checkpoint(run, f"step{step}", RISING[2], entropy, views=4)
+    store_checkpoint(run, "step4", RISING[2], 9.0, views=4)
+    *earlier, new = ranked(replace(run, seen=Seen()), ())[0]
+    says = [each.says for each in judge(run, earlier, new)]
+    assert [each.split(" on ")[0] for each in says] == ["Dataset entropy", "InfoNCE, 4 views"]
 
 
 def test_rules_that_are_off_and_scores_that_are_not_there_break_nothing(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,8 @@ def _store_dataset(
         where = partition("probe_scores", subject, dataset, task)
         run.write(where, {}, _scores(task.type, scores[task.name]))
     if metrics:
-        run.write(partition("layer_metrics", subject, dataset), {}, metrics)
+        views = {"views": [""] * run.config.views.count}
+        run.write(partition("layer_metrics", subject, dataset), views, metrics)
 
 
 def _publish(run: Run) -> dict[str, str]:
@@ -225,6 +227,17 @@ def test_each_metric_is_drawn_once_beside_itself_without_the_first_token(tmp_pat
     )
     assert rows(values)[-1][-1] == "148.4"
     assert (0, 3) in values.grey
+    # Of what compares all views their number is told wherever a value is.
+    assert charts[-1].title == charts[-1].plot.lines[0].name == "LiDAR, 2 views"  # type: ignore[union-attr]
+    assert rows(values)[-1][0] == "LiDAR, 2 views"
+    assert charts[0].title == "Curvature"
+    assert {each.get("views") for each in found.data["metrics"]} == {None, 2}
+    # As they were measured, whatever the config says now: that of another number stands alone.
+    more = run.config.views.model_copy(update={"count": 16})
+    other = replace(run, config=run.config.model_copy(update={"views": more}))
+    again = metrics.section(Facts(rank(other)[0], other))
+    assert [each.title for each in again.parts[-2].charts] == ["LiDAR, 2 views"]
+    assert ("texts", "lidar") not in rank(other)[0].metrics
 
 
 def test_scores_that_do_not_exist_give_no_ranking(tmp_path: Path) -> None:

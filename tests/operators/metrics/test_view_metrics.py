@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from operators.metrics import views as views_module
-from operators.metrics.registry import METRICS, Parameters, Views, of_kind
+from operators.metrics.registry import METRICS, Parameters, Views, of_kind, prompts_used
 from operators.metrics.spectrum import matrix_entropy
 from operators.metrics.views import infonce_loss, lda_spectrum, lidar_scatter, merge_scatters
 from tests.support.whole import draw, few, float64, same, seeds, small_sizes
@@ -88,6 +88,20 @@ def test_dime_draws_its_permutations_from_the_seed() -> None:
     first, again, other = (compute([draw(9, 2, 5)], Parameters(seed=seed)) for seed in (0, 0, 1))
     assert first == again != other
     assert compute([draw(9, 1, 5).expand(9, 2, 5)], Parameters())["alpha=1"] > 0.1  # all is shared
+
+
+def test_dime_is_of_the_first_prompts_when_there_are_more_than_it_looks_at() -> None:
+    measure, views_NVD = of_kind(METRICS, Views)["dime"], draw(9, 2, 5)
+    few, everything = Parameters(dime_sample=6), Parameters(dime_sample=None)
+    expected = measure.compute([views_NVD[:6]], everything)
+    for cut in ([views_NVD], [views_NVD[:4], views_NVD[4:5], views_NVD[5:]]):
+        assert measure.compute(cut, few) == expected
+    assert measure.compute([views_NVD], everything) not in (
+        expected,
+        measure.compute([views_NVD], Parameters(dime_sample=8)),
+    )
+    counts = [prompts_used(measure, each, 9) for each in (few, everything, Parameters())]
+    assert counts == [6, 9, 9]
 
 
 # --- bounded memory
