@@ -85,20 +85,30 @@ def checked(
     root: Root,
     begin: Callable[[], None],
 ) -> ModelShape:
-    """Return what `check` does; it is made once in a root of files as `identity` has them.
+    """Return what `check` does, or what is known of a model that was read from equal files before.
 
-    `_layerrank/models/` keeps the sizes of a model that passed it, with the versions that read it.
     Before a check, which takes seconds, `begin` is called.
     """
-    read_by = {name: version(name) for name in ("layerrank", "transformers")}
-    key = f"{BOOKS}/models/{digest_of({**identity, **read_by})}.yaml"
     with suppress(FileNotFoundError):
-        if found := unsealed(root.read(key)):
+        if found := unsealed(root.read(_note(identity))):
             return ModelShape(**found)
     begin()
-    shape = check(subject, storage)
-    root.write(key, sealed(asdict(shape)))
-    return shape
+    return check(subject, storage)
+
+
+def remember(shape: ModelShape, identity: Mapping[str, Any], root: Root) -> None:
+    """Keep the sizes of a model that was read, under `_layerrank/models/`."""
+    content, key = sealed(asdict(shape)), _note(identity)
+    with suppress(FileNotFoundError):
+        if root.read(key) == content:
+            return
+    root.write(key, content)
+
+
+def _note(identity: Mapping[str, Any]) -> str:
+    """Return where the sizes of a model of such files are, as these versions read them."""
+    read_by = {name: version(name) for name in ("layerrank", "transformers")}
+    return f"{BOOKS}/models/{digest_of({**identity, **read_by})}.yaml"
 
 
 def weights_here(subject: Subject, most: int) -> bool:

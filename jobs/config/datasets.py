@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.config.blocks import Block, Count, Name, require_distinct
+from jobs.config.blocks import Block, Count, Later, Name, require_distinct
 
 Names = Annotated[  # one, or a list
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -247,6 +247,9 @@ class DatasetConfig(Block):
     limit: Count | None = Field(None, description="source rows read, in source order")
     min_chars: Annotated[int, Field(ge=0)] = Field(1, description="0 keeps blank texts too")
     shard_prompts: Count = Field(2048, description="prompts per shard, about")
+    fewest_shards: Annotated[Count, Later(before=1)] = Field(
+        8, description="so that every core has some, if each then has 64 prompts or more"
+    )
     tasks: tuple[Task, ...] = ()
 
     @field_validator("source", mode="before")

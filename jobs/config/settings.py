@@ -125,7 +125,7 @@ class MeasureConfig(Block):
     device: Device = "auto"
     metrics: tuple[str, ...] = Field(default_factory=_every_metric)
     token_metrics: Literal["auto", "fused", "stored", "both"] = Field(
-        "auto",
+        "fused",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
         "prompts in tokens/; both: fused, and tokens/ too; auto: stored while the token states of "
         "every prompt are small and there are no conditions, else both",

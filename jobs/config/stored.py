@@ -93,8 +93,18 @@ def _completed(block: Block, then: Values) -> dict[str, Any]:
     """Return what a root keeps of a block and of those in it, with the keys that came later."""
     later = block.later()
     before = type(block).model_construct(None, **later).model_dump(mode="json", include={*later})
-    inner = {name: each for name, each in block if isinstance(each, Block)}
-    found = {name: _completed(each, then.get(name, {})) for name, each in inner.items()}
+    found: dict[str, Any] = {}
+    for name, each in block:
+        if isinstance(each, Block):
+            found[name] = _completed(each, then.get(name, {}))
+        elif isinstance(each, tuple) and name in then:
+            blocks = {_called(dict(b)): b for b in each if isinstance(b, Block)}
+            found[name] = [
+                _completed(blocks[_called(old)], old)
+                if isinstance(old, dict) and _called(old) in blocks
+                else old
+                for old in then[name]
+            ]
     return {**before, **then, **found}
 
 

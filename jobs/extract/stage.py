@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jobs.cluster.console import Progress, say
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from jobs.run import Run
+from jobs.subjects import remember
 from operators.later import Later
 from operators.model.subject import Subject
 from storage.manifest import Manifest, missing
@@ -68,6 +69,7 @@ def extract(run: Run) -> None:
             if cut and where.keys["condition"] == CLEAN:
                 most = f"{config.max_tokens} tokens, or the model's most"
                 say(f"  {where.keys['dataset']}: {cut:,} texts are cut to {most}")
+        remember(shape, run.identity(subject), run.root)
 
 
 def require_extracted(run: Run) -> None:

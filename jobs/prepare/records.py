@@ -25,6 +25,7 @@ from storage import schema
 SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER, _ID = "skip", "marker", "row id"
+_SMALL_SHARD = 64  # prompts; a smaller one is not worth its files
 _RECORD = pa.schema(
     [
         ("shard", pa.int32()),
@@ -60,7 +61,9 @@ Rows = tuple[pa.Table, pa.Schema, dict[str, int]]  # rows, their schema, what to
 
 def shards_of(dataset: DatasetConfig, rows: int) -> int:
     """Return in how many shards the prompts of so many rows lie."""
-    return max(-(-rows * len(dataset.text_columns) // dataset.shard_prompts), 1)
+    texts = rows * len(dataset.text_columns)
+    fewest = min(dataset.fewest_shards, texts // _SMALL_SHARD)
+    return max(-(-texts // dataset.shard_prompts), fewest, 1)
 
 
 def markers(shards: int) -> pa.Table:

@@ -118,7 +118,7 @@ def _targets(
         "limit": dataset.limit,
         "min_chars": 0 if dataset.keeps_blank else dataset.min_chars,
         "id_column": dataset.id_column,
-        "shard_prompts": dataset.shard_prompts,
+        **dataset.settings(include={"shard_prompts", "fewest_shards"}),
     }
     targets = {PROMPT: Manifest(partition("prompts", dataset), source, ())}
     for task in dataset.tasks:

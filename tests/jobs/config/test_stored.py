@@ -104,6 +104,7 @@ def test_a_root_from_before_a_key_is_continued_as_it_was_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, now = Root(str(tmp_path)), config()
+    assert now.datasets[0].settings()["fewest_shards"] == now.datasets[0].fewest_shards
     assert now.measure.settings()["dime_sample"] == now.measure.dime_sample == 1_000
     without, plain = config(measure={"dime_sample": None}), shown
 
@@ -111,6 +112,8 @@ def test_a_root_from_before_a_key_is_continued_as_it_was_without_it(
         found = plain(config() if given else which, given=given)
         if not given:
             del found["measure"]["dime_sample"]
+            for dataset in found["datasets"]:
+                del dataset["fewest_shards"]
         return found
 
     with monkeypatch.context() as patch:
@@ -120,6 +123,8 @@ def test_a_root_from_before_a_key_is_continued_as_it_was_without_it(
     for _ in range(2):
         found = continued(now, root)
         assert found.measure.dime_sample is None
+        assert found.datasets[0].fewest_shards == 1
+        assert "fewest_shards" not in found.datasets[0].settings()
         known = {name for name in type(now.measure).model_fields if name != "dime_sample"}
         assert found.measure.settings() == now.measure.settings(include=known)
         record(found, now, root)  # by this version, which keeps it so

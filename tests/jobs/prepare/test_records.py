@@ -43,6 +43,24 @@ def shards_of(config: DatasetConfig, rows: pa.Table, shards: int, seed: int = 0)
 
 
 @pytest.mark.parametrize(
+    ("rows", "changes", "shards"),
+    [
+        (10, {}, 1),  # none of fewer than 64 prompts
+        (128, {}, 2),
+        (500, {}, 7),
+        (5_000, {}, 8),
+        (20_000, {}, 10),  # of 2,048
+        (5_000, {"fewest_shards": 1}, 3),
+        (5_000, {"shard_prompts": 100}, 50),
+    ],
+)
+def test_a_small_corpus_has_shards_for_every_core(
+    rows: int, changes: dict[str, int], shards: int
+) -> None:
+    assert records.shards_of(dataset(**changes), rows) == shards
+
+
+@pytest.mark.parametrize(
     ("text", "min_chars", "reason"),
     [
         (None, 1, "null"),
