@@ -59,7 +59,7 @@ def create(filesystem: Filesystem, path: str, content: bytes) -> bool:
     try:
         _Upload(filesystem, path).whole(memoryview(content), IfNoneMatch="*")
     except OSError as error:
-        response = getattr(error.__cause__, "response", {})
+        response = getattr(error.__cause__, "response", None) or {}
         if response.get("Error", {}).get("Code") not in _TAKEN:
             raise
         return False
@@ -156,7 +156,7 @@ class _Upload:
 
             found = translate_boto_error(error)
             number = _NUMBERS.get(type(found)) or getattr(found, "errno", None) or errno.EIO
-            told = getattr(error, "response", {}).get("Error", {})
+            told = (getattr(error, "response", None) or {}).get("Error", {})
             reason = told.get("Message") or told.get("Code") or str(error)
             raise OSError(number, reason, f"s3://{self._path}") from error
         return answer

@@ -166,15 +166,22 @@ class _Shards(DirFileSystem):  # type: ignore[misc]
         tail = max(self._sizes[name] - _TAIL_BYTES, 0)
         if start >= tail:
             return self.tail(name)[start - tail : end - tail]
-        content: bytes = self.fs.cat_file(name, start=start, end=end)
-        return content
+        return self._get(name, start, end)
 
     def _tail(self, name: str) -> bytes:
         size = self._sizes[name]
-        content: bytes = self.fs.cat_file(name, start=max(size - _TAIL_BYTES, 0), end=size)
+        return self._get(name, max(size - _TAIL_BYTES, 0), size)
+
+    def _get(self, name: str, start: int, end: int) -> bytes:
+        try:
+            content: bytes = self.fs.cat_file(name, start=start, end=end)
+        except OSError as error:
+            place = self.unstrip_protocol(name)
+            raise duckdb.IOException(f"cannot read {place}: {error}") from error
         return content
 
 
+# fsspec ships no types.
 class _Bytes(AbstractBufferedFile):  # type: ignore[misc]
     """A shard as a file; of a small piece more is read than asked for, for the next one."""
 
