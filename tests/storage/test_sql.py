@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from jobs.cluster.errors import USAGE, explain
-from storage import schema
 from storage.layers import embeddings_table, prompt_metrics_table
 from storage.manifest import Manifest, require
 from storage.partition import KEYS, Partition
@@ -107,15 +106,21 @@ def test_columns_and_types_are_those_that_duckdb_finds_in_the_shards(tmp_path: P
             assert plain.columns == columns.names
 
 
-def test_a_column_that_a_later_version_has_is_null_before(tmp_path: Path) -> None:
-    root = Root(str(tmp_path))
-    before = schema.RANKING.remove(schema.RANKING.get_field_index("won")).empty_table()
-    rows = pa.table(
-        [pa.array([0 if f.type == pa.int16() else None], f.type) for f in before.schema],
-        schema=pa.schema([f.with_nullable(True) for f in before.schema]),
-    )
-    store(root, Partition("ranking", ("m", "r", "g")), [rows], {})
-    assert ask(root, "SELECT layer, won FROM ranking") == [(0, None)]
+@pytest.mark.parametrize(
+    ("where", "late"),
+    [
+        (Partition("ranking", ("m", "r", "g")), "won"),
+        (_where().sibling("prompt_metrics"), "first_token_share"),
+    ],
+)
+def test_a_column_that_a_later_version_has_is_null_before(
+    where: Partition, late: str, tmp_path: Path
+) -> None:
+    root, columns = Root(str(tmp_path)), _SCHEMAS[where.table]
+    before = [each.with_nullable(True) for each in columns if each.name != late]
+    row = {each.name: [0 if each.name == "layer" else None] for each in before}
+    store(root, where, [pa.table(row, pa.schema(before, columns.metadata))], {})
+    assert ask(root, f"SELECT layer, {late} FROM {where.table}") == [(0, None)]
 
 
 @pytest.mark.parametrize("on_s3", [False, True])
