@@ -430,8 +430,10 @@ def broken(
 
 def everything(root: Root) -> Iterator[Manifest]:
     """Yield every manifest of a root, withdrawn ones too."""
-    found = [partition for table in KEYS for partition in partitions(root, table)]
     with ThreadPoolExecutor(_READERS) as pool:
+        found = [
+            each for of_table in pool.map(partial(partitions, root), KEYS) for each in of_table
+        ]
         yield from filter(None, pool.map(partial(as_it_lies, root), found))
 
 

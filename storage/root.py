@@ -24,12 +24,13 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.registry import known_implementations
 
+from storage import s3
+
+_S3 = ("s3://", "s3a://")
 BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
-# What S3 answers to a conditional write where there is an object, or another write is under way.
-_TAKEN = ("PreconditionFailed", "412", "ConditionalRequestConflict")
 
 
 class AddressError(ValueError):
@@ -48,7 +49,7 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         if not protocol and scheme and scheme[1].lower() in known_implementations:
             raise AddressError(f"{uri} is no address: after {scheme[1]}: there are two slashes")
         return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
-    on_s3 = protocol in ("s3", "s3a")
+    on_s3 = uri.startswith(_S3)
     if on_s3 and not options.get("key"):
         _require_credentials(uri)
     # Listings must be true at once: a shard written by another worker decides what is missing.
@@ -103,6 +104,10 @@ class Root:
         """Whether the root is a folder of this machine."""
         return "://" not in self.uri or self.uri.startswith("file://")
 
+    @property
+    def _is_on_s3(self) -> bool:
+        return self.uri.startswith(_S3)
+
     def path(self, key: str = "") -> str:
         """Return the filesystem's own path of `key`."""
         base = resolve(self.uri, self.options)[1]
@@ -119,7 +124,9 @@ class Root:
 
     def read(self, key: str) -> bytes:
         """Return a whole object; FileNotFoundError if there is none."""
-        content: bytes = self.filesystem.cat_file(self.path(key))
+        # s3fs would ask for the size first, to read a large object in pieces.
+        once = {"max_concurrency": 1} if self._is_on_s3 else {}
+        content: bytes = self.filesystem.cat_file(self.path(key), **once)
         return content
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
@@ -127,8 +134,11 @@ class Root:
         content: bytes = self.filesystem.cat_file(self.path(key), start=start, end=end)
         return content
 
-    def write(self, key: str, content: bytes) -> None:
-        """Write a whole small object, replacing what was there."""
+    def write(self, key: str, content: Any) -> None:  # noqa: ANN401  (any buffer)
+        """Write a whole object from memory, which is not copied, replacing what was there."""
+        if self._is_on_s3:
+            s3.put(self.filesystem, self.path(key), content)
+            return
         with self.writer(key) as stream:
             stream.write(content)
 
@@ -149,15 +159,11 @@ class Root:
             finally:
                 temporary.unlink(missing_ok=True)
             return True
+        if self._is_on_s3:
+            return s3.create(self.filesystem, path, content)
         try:
             self.filesystem.pipe_file(path, content, mode="create")
         except FileExistsError:
-            return False
-        except OSError as error:
-            # Not every server says which precondition failed, and without that s3fs cannot tell.
-            response = getattr(error.__cause__, "response", {})
-            if response.get("Error", {}).get("Code") not in _TAKEN:
-                raise
             return False
         return True
 
@@ -180,6 +186,10 @@ class Root:
                 temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
+            return
+        if self._is_on_s3:
+            with s3.writer(self.filesystem, self.path(key)) as file:
+                yield file
             return
         stream = self.filesystem.open(self.path(key), "wb", autocommit=False)
         try:

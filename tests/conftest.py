@@ -111,6 +111,13 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3]:
+    with s3_server() as found:
+        yield found
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    """Give an S3 server of this process with a bucket."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -125,8 +132,10 @@ def s3() -> Iterator[S3]:
     }
     found = S3("s3://layers", endpoint, {**offline_environment(), **access})
     found.root("").filesystem.call_s3("create_bucket", Bucket="layers")
-    yield found
-    server.stop()
+    try:
+        yield found
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

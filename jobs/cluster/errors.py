@@ -93,6 +93,8 @@ def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]
         name, message = raised[-1] if raised else (name, message)
     # Ray adds a paragraph of its own advice to what a worker raised.
     message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
+    # DuckDB tells what a filesystem in Python raised with the traceback before it.
+    message = re.sub(r"Traceback \(most recent call last\):\n(?: .*\n)+[\w.]+: ", "", message)
     line = " ".join(message.split())
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):

@@ -39,6 +39,7 @@ from storage import schema
 from storage.manifest import Manifest, digest_of, load
 from storage.partition import Partition, shard_name
 from storage.root import Root
+from storage.s3 import PART_BYTES, WHOLE_BYTES
 from storage.schema import ROW_BITS
 from storage.shards import Receipt, write_shard
 
@@ -72,11 +73,8 @@ class Weight:
 
 def weight(sizes: Sequence[float]) -> Weight:
     """Return the weight of objects of these sizes in bytes."""
-    from s3fs import S3FileSystem  # noqa: PLC0415  (a third of a second)
-
-    part = S3FileSystem.default_block_size
     # A large one is put in parts, with two requests around them.
-    puts = (1 if size <= part else -int(-size // part) + 2 for size in sizes)
+    puts = (1 if size <= WHOLE_BYTES else -int(-size // PART_BYTES) + 2 for size in sizes)
     return Weight(len(sizes), sum(sizes), sum(puts))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.config.blocks import ConfigError
-from jobs.config.metrics import FUSED_ABOVE, left_out
+from jobs.config.metrics import left_out
 from jobs.config.run import RunConfig
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
 from jobs.prepare import records
@@ -104,10 +104,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             (True, True): f"fused into the model actors; states of {stored} stored",
         }[each.states.fused, each.states.stored > 0]
         yield f"      token metrics {how}"
-        yield (
-            f"      (every prompt's states: at most {size(each.every_state_bytes)}; fused by "
-            f"default above {size(FUSED_ABOVE)})"
-        )
+        yield f"      (every prompt's states: at most {size(each.every_state_bytes)})"
     if without := left_out(pairs[0].config):
         yield f"    {without}"
     yield from _tables(plan.tables(subject))

@@ -8,7 +8,16 @@ import sys
 
 from jobs.cluster.console import say
 
-PROGRAMS = ("extraction", "spectrum", "memory", "scoring", "scoring_memory", "runs")
+PROGRAMS = (
+    "extraction",
+    "spectrum",
+    "memory",
+    "scoring",
+    "scoring_memory",
+    "objects",
+    "query",
+    "runs",
+)
 
 
 def main() -> int:
