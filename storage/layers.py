@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from storage import schema
 from storage.manifest import Manifest
+from storage.pages import vector_column, vectors
 from storage.root import Root
-from storage.shards import Shard, vector_column, vectors
+from storage.shards import Shard
 
 Ids = npt.NDArray[np.int64]
 _FLOAT16_MAX = 65504.0
