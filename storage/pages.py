@@ -44,6 +44,8 @@ _VECTOR = "vector.list.element"
 # num_rows = 0 and no row group, as they lie in the footer of a file without rows.
 _NO_ROWS = b"\x16\x00\x19\x0c"
 
+OBJECT_BYTES = 256_000_000  # the most that an object of vectors should have, and a writer needs
+
 Typed = tuple[int, bytes]  # of a Thrift value: its type, its bytes
 
 
@@ -66,6 +68,14 @@ class Places(NamedTuple):
 
     values: list[int]
     end: int
+
+
+def most_rows(dim: int, groups: int) -> int:
+    """Return how many vectors of each group an object of at most `OBJECT_BYTES` holds; 1 at least.
+
+    Beside its vector a row has an id, a length and levels, and a group its headers.
+    """
+    return max((OBJECT_BYTES - 2_000 * groups) // (groups * (4 * dim + 18)), 1)
 
 
 class Layout(NamedTuple):

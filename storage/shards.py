@@ -30,7 +30,6 @@ _RECEIPT, _SEAL = b"layerrank.receipt", b"layerrank.seal"
 # Of these, statistics, dictionaries and compression cost time and gain nothing.
 _OPAQUE = ("vector", "states")
 _MOST_OPEN = 256  # shards whose index and footer a process remembers
-OBJECT_BYTES = 256_000_000  # the most that vectors of one object should have
 _MOST_SPARE = 4  # objects' memory that a process keeps: so many are written at a time
 _spare = list[npt.NDArray[np.uint8]]()
 Facts = Mapping[str, int | float | str]
@@ -201,11 +200,11 @@ def _memory(size: int) -> Iterator[npt.NDArray[np.uint8]]:
         whole = np.empty(0, np.uint8)
     if len(whole) < size:
         # What is never touched is never there.
-        whole = np.empty(max(size, OBJECT_BYTES), np.uint8)
+        whole = np.empty(max(size, pages.OBJECT_BYTES), np.uint8)
     try:
         yield whole[:size]
     finally:
-        if len(whole) == OBJECT_BYTES and len(_spare) < _MOST_SPARE:
+        if len(whole) == pages.OBJECT_BYTES and len(_spare) < _MOST_SPARE:
             _spare.append(whole)
 
 
