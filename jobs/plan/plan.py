@@ -356,7 +356,7 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
-            _shards(each.embeddings, groups, 4 * hidden + 16.6, 1130) for each in pair.passes
+            _shards(each.embeddings, groups, 4 * hidden + 17, 540) for each in pair.passes
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [
