@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
+from jobs.config.sealed import sealed, unsealed
 from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
 from operators.model.backend import backend_of
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
@@ -29,7 +30,6 @@ from operators.prompts.conditions import Vocabulary
 from storage.checkpoint import Checkpoint, CheckpointError, some
 from storage.manifest import digest_of
 from storage.root import BOOKS, Root
-from storage.seal import sealed, unsealed
 
 
 def is_remote(model: str) -> bool:

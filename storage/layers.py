@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from storage import schema
 from storage.manifest import Manifest
+from storage.pages import vector_column, vectors
+from storage.partition import whole_name
 from storage.root import Root
-from storage.shards import Shard, vector_column, vectors
+from storage.shards import Shard
 
 Ids = npt.NDArray[np.int64]
 _FLOAT16_MAX = 65504.0
@@ -44,10 +46,11 @@ def embeddings_table(
 ) -> pa.Table:
     """Return the rows of one (layer, norm, pooling) group, ready to be a row group of a shard."""
     layer, norm, pooling = group
-    count = len(prompt_ids)
-    names = [layer] * count, [norm] * count, [pooling] * count
-    columns = [prompt_ids, *names, lengths, vector_column(vectors_ND)]
-    return pa.table(columns, schema=schema.embeddings(vectors_ND.shape[1]))
+    columns, count = schema.embeddings(vectors_ND.shape[1]), len(prompt_ids)
+    values = {"layer": layer, "norm": norm, "pooling": pooling}
+    known = [pa.repeat(pa.scalar(v, columns.field(k).type), count) for k, v in values.items()]
+    vector = vector_column(vectors_ND)
+    return pa.table([prompt_ids, *known, lengths, vector], schema=columns)
 
 
 @dataclass(frozen=True)
@@ -73,29 +76,43 @@ def groups(root: Root, embeddings: Manifest) -> list[Group]:
     return [Group(int(layer), str(norm), str(pooling)) for layer, norm, pooling in found]
 
 
-def shard_vectors(shard: Shard, group: Group) -> LayerVectors:
-    """Read the vectors of a group in one shard: one row group of one object."""
-    table = shard.read_group(asdict(group))
-    ids, matrix_ND = table["prompt_id"].to_numpy(), vectors(table)
+def by_prompts(root: Root, embeddings: Manifest) -> dict[str, list[Shard]]:
+    """Return the objects that hold the vectors of each shard of prompts, of those that have any."""
+    found: dict[str, list[Shard]] = {}
+    for shard in embeddings.filled(root):
+        found.setdefault(whole_name(shard.receipt.name), []).append(shard)
+    return found
+
+
+def shard_vectors(objects: Sequence[Shard], group: Group) -> LayerVectors:
+    """Read the vectors of a group in one shard of prompts: one row group of each of its objects."""
+    tables = [each.read_group(asdict(group)) for each in objects]
+    ids = np.concatenate([table["prompt_id"].to_numpy() for table in tables])
+    found = [vectors(table) for table in tables]
+    matrix_ND = found[0] if len(found) == 1 else np.concatenate(found)
     order = np.argsort(ids, kind="stable")
     return LayerVectors(ids[order], matrix_ND[order])
 
 
 def read_vectors(root: Root, embeddings: Manifest, group: Group, wanted: Ids) -> LayerVectors:
-    """Read the vectors of the `wanted` prompts in a group: one row group per shard.
+    """Read the vectors of the `wanted` prompts in a group: one row group per object.
 
-    Each shard's go straight to their place: no more than the result and a shard are in memory.
+    Each shard's go straight to their place: no more than the result and an object's are in memory.
     """
     wanted = np.unique(wanted)
     matrix_ND = np.empty((0, 0), np.float32)
     present_N = np.zeros(len(wanted), dtype=bool)
     for shard in embeddings.filled(root) if len(wanted) else []:
-        found = shard_vectors(shard, group)
+        table = shard.read_group(asdict(group))
+        found_ND = vectors(table)
         if not len(matrix_ND):
-            matrix_ND = np.empty((len(wanted), found.matrix_ND.shape[1]), np.float32)
-        place = LayerVectors(wanted, matrix_ND).rows_of(found.prompt_ids)
+            matrix_ND = np.empty((len(wanted), found_ND.shape[1]), np.float32)
+        place = LayerVectors(wanted, matrix_ND).rows_of(table["prompt_id"].to_numpy())
         kept = place >= 0
-        matrix_ND[place[kept]] = found.matrix_ND[kept]
+        if kept.all():
+            matrix_ND[place] = found_ND
+        else:
+            matrix_ND[place[kept]] = found_ND[kept]
         present_N[place[kept]] = True
     if present_N.all():
         return LayerVectors(wanted, matrix_ND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,6 +90,17 @@ class Partition:
 def shard_name(number: int) -> str:
     """Return the object name of shard `number`, the same in every table."""
     return f"shard-{number:05d}.parquet"
+
+
+def part_name(name: str, number: int) -> str:
+    """Return the object name of a part, from 1, of a shard that is several objects."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.part-{number}{dot}{suffix}"
+
+
+def whole_name(name: str) -> str:
+    """Return the name of the shard that an object is, or is a part of."""
+    return re.sub(r"\.part-[0-9]+(\.[^.]+)$", r"\1", name)
 
 
 def partitions(root: Root, table: TableName) -> list[Partition]:

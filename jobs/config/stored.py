@@ -14,10 +14,10 @@ from typing import Any
 
 from jobs.config.blocks import Block
 from jobs.config.run import RunConfig
+from jobs.config.sealed import sealed, unsealed
 from storage.lock import Claim
 from storage.manifest import FORMAT, SettingsConflictError
 from storage.root import BOOKS, Root
-from storage.seal import sealed, unsealed
 
 FOLDER = f"{BOOKS}/runs"
 # Addresses of sources may carry a password before the host, or a signature after the path.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
@@ -16,7 +17,7 @@ from jobs.run import Run
 from jobs.subjects import remember
 from operators.later import Later
 from operators.model.subject import Subject
-from storage.manifest import Manifest, missing
+from storage.manifest import Manifest
 from storage.partition import CLEAN
 from storage.shards import Receipt
 
@@ -36,8 +37,9 @@ def extract(run: Run) -> None:
         units: list[Unit] = []
         done: dict[str, dict[str, Receipt]] = {}  # by the path of their partition, by name
         for prompts, each in _passes(run, subject):
-            for where, settings, _ in each.targets:
-                done[where.path] = run.manifests.survey(where, settings, overwrite=run.overwrite)
+            for to in each.targets:
+                found = run.manifests.survey(to.partition, to.settings, overwrite=run.overwrite)
+                done[to.partition.path] = found
             absent = missing_units(each, prompts, done)
             units += absent
             load = run.manifests.load
@@ -54,17 +56,18 @@ def extract(run: Run) -> None:
             say(f"  {total:,} texts to encode: {shards}")
             with Progress("extract", total, "texts") as progress:
                 for encoded in run.cluster.actors("extract", units, make, pool, feed=feed):
-                    for path, receipt in encoded.receipts.items():
+                    for path, receipt in encoded.receipts:
                         done[path][receipt.name] = receipt
                     progress.add(encoded.texts, encoded.tokens)
             seconds = f"{progress.seconds:.0f} s, loading the model included"
             say(f"  {progress.tokens:,} tokens in {seconds}")
-        for where, settings, shares in unpublished:
-            receipts = done[where.path]
-            lost = missing(list(shares), receipts)
+        for to in unpublished:
+            where = to.partition
+            made_of = {name: to.made(name, done[where.path]) for name in to.shares}
+            lost = [name for name, receipts in made_of.items() if not receipts]
             if lost:
                 raise RuntimeError(f"{where}: {len(lost)} shards are missing, first {lost[0]}")
-            made = run.publish(where, settings, [receipts[name] for name in shares], "extract")
+            made = run.publish(where, to.settings, [*chain(*made_of.values())], "extract")
             cut = made.facts()["truncated"]
             if cut and where.keys["condition"] == CLEAN:
                 most = f"{config.max_tokens} tokens, or the model's most"
@@ -75,9 +78,11 @@ def extract(run: Run) -> None:
 def require_extracted(run: Run) -> None:
     """Raise if a partition is not there, or was extracted with other settings."""
     for subject in run.subjects:
-        for where, settings, _ in (to for _, each in _passes(run, subject) for to in each.targets):
-            if run.manifests.current(where, settings) is None:
-                raise FileNotFoundError(f"{where} is not extracted: run `layerrank extract` first")
+        for to in (to for _, each in _passes(run, subject) for to in each.targets):
+            if run.manifests.current(to.partition, to.settings) is None:
+                raise FileNotFoundError(
+                    f"{to.partition} is not extracted: run `layerrank extract` first"
+                )
 
 
 def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:

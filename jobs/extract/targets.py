@@ -15,8 +15,20 @@ from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name
 from storage.manifest import Manifest, Settings, digest_of
-from storage.partition import CLEAN, Partition, TableName
+from storage.pages import most_rows
+from storage.partition import CLEAN, Partition, TableName, part_name
 from storage.shards import Receipt
+
+_STRETCH = "stretch"  # the fact of a receipt
+
+
+class Part(NamedTuple):
+    """A stretch of a unit's prompts, from `start` to before `stop`, whose vectors are an object."""
+
+    name: str
+    start: int
+    stop: int
+    is_missing: bool = True
 
 
 class Unit(NamedTuple):
@@ -24,7 +36,8 @@ class Unit(NamedTuple):
 
     `shard` is the receipt of the shard, and the unit its first `prompts` in sample order. What is
     written is what is missing: `digests` names the settings of each such table, and `tokens` says
-    of how many of the first prompts the token states are stored.
+    of how many of the first prompts the token states are stored. `parts` is how its vectors are
+    encoded and written, one after another.
     """
 
     dataset: str
@@ -33,14 +46,39 @@ class Unit(NamedTuple):
     prompts: int
     tokens: int
     digests: dict[TableName, str]
+    parts: tuple[Part, ...]
 
 
 class Target(NamedTuple):
-    """A partition to fill: its settings, and the share of each of its shards' prompts it takes."""
+    """A partition to fill: its settings, and the share of each of its shards' prompts it takes.
+
+    An object holds `most` prompts at most; a shard of more is several. Of how many does not matter
+    afterwards: a receipt says which stretch of the shard's prompts it is of.
+    """
 
     partition: Partition
     settings: Settings
     shares: dict[str, int]
+    most: int | None = None
+
+    def parts(self, name: str) -> tuple[Part, ...]:
+        """Return how a shard is cut into objects, by the position of its prompts alone."""
+        return cut(name, self.shares[name], self.most)
+
+    def made(self, name: str, done: Mapping[str, Receipt]) -> list[Receipt]:
+        """Return the receipts of a whole shard, however it was cut; none if it is not whole."""
+        if name in done:
+            return [done[name]]
+        found, at = list[Receipt](), 0
+        while part := done.get(part_name(name, len(found) + 1)):
+            start, stop = stretch_of(part)
+            if start != at:
+                break
+            found.append(part)
+            if stop == self.shares[name]:
+                return found
+            at = stop
+        return []
 
 
 class Pass(NamedTuple):
@@ -93,8 +131,11 @@ def passes(
     def target(
         table: TableName, condition: str, settings: Settings, shares: dict[str, int] = everything
     ) -> Target:
-        return Target(partition(table, subject, dataset, condition), settings, shares)
+        where = partition(table, subject, dataset, condition)
+        return Target(where, settings, shares, most if table == "embeddings" else None)
 
+    groups = (shape.layers + 1) * len(config.extract.norms) * len(config.extract.poolings)
+    most = most_rows(shape.hidden_size, groups)
     clean = Pass(dataset.name, CLEAN, target("embeddings", CLEAN, kept))
     if planned.stored:
         stored = {**source, **states, "dtype": tokens.dtype}
@@ -115,6 +156,28 @@ def passes(
         yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
 
 
+def cut(name: str, prompts: int, most: int | None) -> tuple[Part, ...]:
+    """Return the parts of so many prompts, of at most `most` each: one has the shard's own name."""
+    if most is None or prompts <= most:
+        return (Part(name, 0, prompts),)
+    stretches = enumerate(range(0, prompts, most), start=1)
+    return tuple(
+        Part(part_name(name, number), start, min(start + most, prompts))
+        for number, start in stretches
+    )
+
+
+def stretch_facts(part: Part, shard: str) -> dict[str, str]:
+    """Return what the receipt of a part says of its place; nothing if it is the whole shard."""
+    return {} if part.name == shard else {_STRETCH: f"{part.start}-{part.stop}"}
+
+
+def stretch_of(receipt: Receipt) -> tuple[int, int]:
+    """Return from which to before which prompt of a shard the object of a receipt is."""
+    start, _, stop = str(receipt.facts[_STRETCH]).partition("-")
+    return int(start), int(stop)
+
+
 def missing_units(
     each: Pass, prompts: Manifest, done: Mapping[str, Mapping[str, Receipt]]
 ) -> list[Unit]:
@@ -125,10 +188,19 @@ def missing_units(
         absent = {
             target.partition.table: digest
             for target, digest in zip(each.targets, digests, strict=True)
-            if name in target.shares and name not in done[target.partition.path]
+            if name in target.shares and not target.made(name, done[target.partition.path])
         }
         if absent:
             count = each.embeddings.shares[name]
             stored = each.tokens.shares[name] if each.tokens and "tokens" in absent else 0
-            found.append(Unit(each.dataset, each.condition, receipt, count, stored, absent))
+            there = done[each.embeddings.partition.path] if "embeddings" in absent else None
+            parts = tuple(
+                part._replace(is_missing=there is not None and not _is_made(part, there))
+                for part in each.embeddings.parts(name)
+            )
+            found.append(Unit(each.dataset, each.condition, receipt, count, stored, absent, parts))
     return found
+
+
+def _is_made(part: Part, done: Mapping[str, Receipt]) -> bool:
+    return part.name in done and stretch_of(done[part.name]) == (part.start, part.stop)

@@ -15,12 +15,19 @@ import torch
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, parameters
 from jobs.config.run import RunConfig
-from jobs.extract.targets import Unit
+from jobs.extract.targets import Part, Unit, stretch_facts
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
 from operators.metrics.registry import TokenValues, token_metrics
 from operators.model.backend import Backend, load_backend
-from operators.model.encode import Ids, NonFiniteError, Representations, encode, wanted_tokens
+from operators.model.encode import (
+    Ids,
+    NonFiniteError,
+    Representations,
+    TokenTap,
+    encode,
+    wanted_tokens,
+)
 from operators.model.subject import ModelUnavailableError, Subject
 from operators.model.tokenise import tokenise
 from operators.prompts.conditions import condition_text, condition_tokens
@@ -36,18 +43,18 @@ _BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 class Batch(NamedTuple):
-    """A unit as it was read: its prompts in sample order, the token ids of each."""
+    """A unit as it was read: its prompts in sample order [N], the token ids of each."""
 
     unit: Unit
     prompt_ids: npt.NDArray[np.int64]
     token_ids: list[Ids]
-    truncated: int
+    cut: npt.NDArray[np.bool_]  # which were longer
 
 
 class Encoded(NamedTuple):
-    """What became of a unit: the receipts of its shards by the path of their partition."""
+    """What became of a unit: the receipts of its objects, with the path of their partition."""
 
-    receipts: dict[str, Receipt]
+    receipts: list[tuple[str, Receipt]]
     texts: int
     tokens: int
 
@@ -76,7 +83,7 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
         condition_tokens(each, prompt_id, unit.condition, config.seed, reader.vocabulary)
         for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
     ]
-    return Batch(unit, ids[order], sequences, tokens.truncated)
+    return Batch(unit, ids[order], sequences, tokens.cut)
 
 
 def load(subject: Subject, config: RunConfig, device: TorchDevice) -> Backend:
@@ -139,7 +146,7 @@ class Extractor:
         lengths = np.array([len(text) for text in texts], dtype=np.int32)
         stored = kept < unit.tokens
         measured: TokenValues = {}
-        receipts: dict[str, Receipt] = {}
+        receipts = list[tuple[str, Receipt]]()
         metric_seconds = 0.0
 
         def measure(
@@ -154,27 +161,56 @@ class Extractor:
             metric_seconds += time.perf_counter() - began
 
         def write(
-            table: TableName, groups: Iterable[pa.Table], columns: pa.Schema, facts: Facts
+            table: TableName,
+            groups: Iterable[pa.Table],
+            columns: pa.Schema,
+            facts: Facts,
+            name: str = unit.shard.name,
         ) -> None:
-            model = self._subject.name, self._subject.revision
-            where = partition(table, *model, unit.dataset, unit.condition)
-            blank = Receipt(unit.shard.name, 0, unit.digests[table], "", facts=facts)
-            key = where.shard(blank.name)
-            receipts[where.path] = write_shard(self._root, key, groups, columns, blank)
+            where = partition(table, self._subject, unit.dataset, unit.condition)
+            blank = Receipt(name, 0, unit.digests[table], "", facts=facts)
+            made = write_shard(self._root, where.shard(name), groups, columns, blank)
+            receipts.append((where.path, made))
+
+        def write_part(
+            part: Part, these: slice, vectors_GND: npt.NDArray[np.float32], seconds: float
+        ) -> None:
+            groups = self._keep.groups(layers) if vectors_GND.shape[1] else []
+            tables = (
+                embeddings_table(group, prompt_ids[these], lengths[these], vectors_ND)
+                for group, vectors_ND in zip(groups, vectors_GND, strict=True)
+            )
+            facts = {
+                "prompts": vectors_GND.shape[1],
+                "tokens": int(lengths[these].sum()),
+                "skipped_no_tokens": part.stop - part.start - vectors_GND.shape[1],
+                "truncated": int(batch.cut[part.start : part.stop].sum()),
+                "model_seconds": round(seconds, 3),
+                **stretch_facts(part, unit.shard.name),
+            }
+            columns = schema.embeddings(vectors_GND.shape[2])
+            write("embeddings", tables, columns, facts, part.name)
 
         with TokenSpool(prompt_ids, lengths.tolist(), self._tokens.dtype) as spool:
             taps = [wanted_tokens(stored, spool.add)] if stored.any() else []
-            taps += [measure] if "prompt_metrics" in unit.digests else []
-            vectors_GND = np.empty((0, 0, self._features), np.float32)
-            with self._in_model:
-                began = time.perf_counter()
-                if texts:
-                    vectors_GND = encode(self._model, texts, self._keep, taps, norm)
-                model_seconds = time.perf_counter() - began - metric_seconds
+            measures = "prompt_metrics" in unit.digests
+            taps += [measure] if measures else []
+            for part in unit.parts:
+                these = slice(*np.searchsorted(kept, (part.start, part.stop)).tolist())
+                if not (part.is_missing or measures or stored[these].any()):
+                    continue
+                vectors_GND = np.empty((0, 0, self._features), np.float32)
+                with self._in_model:
+                    began, measuring = time.perf_counter(), metric_seconds
+                    if texts[these]:
+                        vectors_GND = self._encoded(texts[these], these.start, taps)
+                    seconds = time.perf_counter() - began - (metric_seconds - measuring)
+                if part.is_missing:
+                    write_part(part, these, vectors_GND, seconds)
             if "tokens" in unit.digests:
                 counts = {"prompts": int(stored.sum()), "dtype": self._tokens.dtype}
                 write("tokens", spool.groups(norm), schema.TOKENS, counts)
-        if "prompt_metrics" in unit.digests:
+        if measures:
             by_layer = zip(*measured.values(), strict=True)
             of_layers = (dict(zip(measured, each, strict=True)) for each in by_layer)
             tables = (
@@ -188,18 +224,17 @@ class Extractor:
             }
             columns = schema.prompt_metrics([metric_column(*key) for key in measured])
             write("prompt_metrics", tables, columns, known)
-        if "embeddings" in unit.digests:
-            groups = self._keep.groups(layers) if texts else []
-            tables = (
-                embeddings_table(group, prompt_ids, lengths, vectors_ND)
-                for group, vectors_ND in zip(groups, vectors_GND, strict=True)
-            )
-            facts = {
-                "prompts": len(texts),
-                "tokens": int(lengths.sum()),
-                "skipped_no_tokens": len(batch.token_ids) - len(texts),
-                "truncated": batch.truncated,
-                "model_seconds": round(model_seconds, 3),
-            }
-            write("embeddings", tables, schema.embeddings(vectors_GND.shape[2]), facts)
         return Encoded(receipts, unit.prompts, int(lengths.sum()))
+
+    def _encoded(
+        self, texts: Sequence[Ids], start: int, taps: Sequence[TokenTap]
+    ) -> npt.NDArray[np.float32]:
+        """Encode texts of a unit from the position `start` on, as which taps and errors know it."""
+
+        def shifted(tap: TokenTap) -> TokenTap:
+            return lambda rows, states, lengths_N: tap(rows + start, states, lengths_N)
+
+        try:
+            return encode(self._model, texts, self._keep, [*map(shifted, taps)], self._tokens.norm)
+        except NonFiniteError as error:
+            raise NonFiniteError(str(error), [row + start for row in error.rows]) from error

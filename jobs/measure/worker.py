@@ -30,6 +30,7 @@ from operators.metrics.registry import (
 from storage import schema
 from storage.layers import (
     Group,
+    by_prompts,
     metric_column,
     prompt_metrics_table,
     shard_vectors,
@@ -162,8 +163,8 @@ class LayerMetrics:
         """Return the vectors of a group, one block [n, D] per shard."""
 
         def read() -> Iterator[Tensor]:
-            for shard in self.embeddings.filled(self.root):
-                yield torch.from_numpy(shard_vectors(shard, group).matrix_ND).to(self.device)
+            for objects in by_prompts(self.root, self.embeddings).values():
+                yield torch.from_numpy(shard_vectors(objects, group).matrix_ND).to(self.device)
 
         total = sum(receipt.bytes for receipt in self.embeddings.receipts)
         return _kept(read, total * self.embeddings.facts()["prompts"] / self.embeddings.rows)
@@ -176,7 +177,7 @@ class LayerMetrics:
         def read() -> Iterator[Tensor]:
             # The views of a shard's prompts [n, V, D]. A view that tokenises to nothing has no
             # vector: the prompt is then left out of all views.
-            filled = [{each.receipt.name: each for each in v.filled(self.root)} for v in self.views]
+            filled = [by_prompts(self.root, each) for each in self.views]
             for name in sorted(set.intersection(*map(set, filled))):
                 found = [shard_vectors(shards[name], group) for shards in filled]
                 common = reduce(np.intersect1d, [view.prompt_ids for view in found])

@@ -34,7 +34,7 @@ from jobs.config.metrics import (
 )
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
-from jobs.extract.targets import Pass, Target, Unit, passes
+from jobs.extract.targets import Pass, Target, Unit, cut, passes
 from jobs.extract.worker import Batch, Extractor, load, read
 from jobs.measure.modes import METRIC as MODES_METRIC
 from jobs.plan.limits import TOKENS_PER_SECOND
@@ -297,7 +297,7 @@ def _pairs(
                 for index, each in enumerate(pair.passes)
             ]
             lengths = [np.array([len(ids) for ids in each.token_ids], np.int32) for each in batches]
-            cut = batches[0].truncated / len(lengths[0]) * corpus.prompts.rows
+            cut = batches[0].cut.sum() / len(lengths[0]) * corpus.prompts.rows
             pair = replace(pair, lengths=lengths, cut=round(cut))
         yield pair
 
@@ -307,7 +307,9 @@ def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
     made = [target for target in each.targets if target is not each.tokens]
     digests = {target.partition.table: "" for target in made}  # kept by nobody
     assert pair.corpus.sampled, "no text is at hand"
-    unit = Unit(each.dataset, each.condition, pair.corpus.sampled, texts, 0, digests)
+    shard = pair.corpus.sampled
+    parts = cut(shard.name, texts, each.embeddings.most)
+    unit = Unit(each.dataset, each.condition, shard, texts, 0, digests, parts)
     return read(sampled, pair.subject, pair.config, unit)
 
 
@@ -348,7 +350,8 @@ def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, W
 
 def _shards(target: Target | None, groups: int, row: float, group: float) -> Shards:
     """Return the bytes of shards of so many row groups, of what a row and a group take."""
-    return [groups * (share * row + group) for share in target.shares.values()] if target else []
+    parts = (part for name in target.shares for part in target.parts(name)) if target else ()
+    return [groups * ((part.stop - part.start) * row + group) for part in parts]
 
 
 def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
@@ -360,7 +363,7 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
-            _shards(each.embeddings, groups, 4 * hidden + 16.6, 1130) for each in pair.passes
+            _shards(each.embeddings, groups, 4 * hidden + 17, 540) for each in pair.passes
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [

@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
+from jobs.config.sealed import sealed, unsealed
 from jobs.run import Run
 from storage.manifest import Manifest, digest_of
 from storage.partition import Partition
 from storage.root import BOOKS
-from storage.seal import sealed, unsealed
 
 _CODE = ("jobs", "operators", "storage")
 _KINDS = (".py", ".j2", ".md", ".css", ".js")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from transformers import AutoTokenizer
 
 from operators.model.encode import Ids
@@ -14,10 +15,15 @@ from operators.prompts.conditions import Vocabulary
 
 
 class Tokenised(NamedTuple):
-    """Token ids per text, and how many texts had to be cut."""
+    """Token ids per text [N], and which texts had to be cut [N]."""
 
     ids: list[Ids]
-    truncated: int
+    cut: npt.NDArray[np.bool_]
+
+    @property
+    def truncated(self) -> int:
+        """How many texts had to be cut."""
+        return int(self.cut.sum())
 
 
 def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
@@ -62,9 +68,11 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised
     A text that tokenises to nothing gives an empty array; the caller records it as skipped.
     """
     if not texts:
-        return Tokenised([], 0)
+        return Tokenised([], np.zeros(0, bool))
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
     ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
-    full = [text for text, row in zip(texts, ids, strict=True) if len(row) >= max_tokens]
-    whole = (tokenizer(text, truncation=False, verbose=False)["input_ids"] for text in full)
-    return Tokenised(ids, sum(len(row) > max_tokens for row in whole))
+    cut = np.array([len(row) >= max_tokens for row in ids])
+    for row in np.flatnonzero(cut).tolist():  # or as long as that
+        whole = tokenizer(texts[row], truncation=False, verbose=False)["input_ids"]
+        cut[row] = len(whole) > max_tokens
+    return Tokenised(ids, cut)

@@ -30,6 +30,7 @@ from storage.manifest import (
     require,
     require_format,
 )
+from storage.pages import vectors
 from storage.partition import Partition, all_partitions, partitions, shard_name
 from storage.root import AddressError, Root, fingerprint
 from storage.shards import (
@@ -39,7 +40,6 @@ from storage.shards import (
     _opened,
     index_key,
     read_receipt,
-    vectors,
     write_shard,
 )
 from storage.sql import connect

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
 from jobs.config.run import RunConfig
-from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
+from jobs.extract.targets import Part, Pass, Target, Unit, missing_units, passes
 from jobs.run import leading
 from operators.model.subject import ModelShape, Subject
 from storage.manifest import Manifest, digest_of
@@ -271,7 +271,8 @@ def test_missing_units_are_exactly_the_rest_of_any_state() -> None:
                 if absent:
                     tokens = targets["tokens"].shares[name] if "tokens" in absent else 0
                     taken = each.embeddings.shares[name]
-                    unit = Unit("data", each.condition, receipt, taken, tokens, absent)
+                    parts = (Part(name, 0, taken, "embeddings" in absent),)
+                    unit = Unit("data", each.condition, receipt, taken, tokens, absent, parts)
                     expected.append(unit)
             blank = Receipt("", 1, "", "")
             done = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from operators.model.encode import pad, token_budget_batches
 from operators.model.subject import ModelShape
-from operators.model.tokenise import Tokenised, token_limit, tokenise
+from operators.model.tokenise import token_limit, tokenise
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -69,7 +69,7 @@ def test_ids_are_those_of_the_text_and_of_nothing_there_are_none() -> None:
     found = tokenise(tokenizer, texts, 100)
     assert [tokenizer.decode(row) for row in found.ids] == texts
     assert (len(found.ids[3]), found.truncated) == (0, 0)
-    assert tokenise(tokenizer, [], 8) == Tokenised([], 0)
+    assert (tokenise(tokenizer, [], 8).ids, tokenise(tokenizer, [], 8).truncated) == ([], 0)
 
 
 @pytest.mark.parametrize(
