@@ -82,7 +82,9 @@ class ExtractConfig(Block):
     poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(("mean",), min_length=1)
     max_tokens: Annotated[int, Field(ge=2)] = 512
     batch_tokens: Count | None = Field(
-        None, description="padded tokens per batch; default: 4096 on a CPU, 32768 on a GPU"
+        None,
+        description="padded tokens per batch; default: on a CPU 393,216 divided by the model's "
+        "features, 256 to 4096, which stay in its cache; 32768 on a GPU",
     )
 
 

@@ -39,8 +39,6 @@ from storage.partition import TableName
 from storage.root import Root
 from storage.shards import Facts, Receipt, Shard, write_shard
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
-
 
 class Batch(NamedTuple):
     """A unit as it was read: its prompts in sample order [N], the token ids of each."""
@@ -117,7 +115,7 @@ class Extractor:
         self._model = load(subject, config, device)
         raw = "none" in config.extract.norms
         self._features = self._model.shape.hidden_size if raw else self._model.final_size
-        batch_tokens = config.extract.batch_tokens or _BATCH_TOKENS[device]
+        batch_tokens = config.extract.batch_tokens or self._model.shape.batch_tokens(device)
         self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
         self._in_model = threading.Lock()
 

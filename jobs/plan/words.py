@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
 from jobs.config.metrics import left_out
 from jobs.config.run import RunConfig
-from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH, Limits, size
+from jobs.plan.limits import (
+    BFLOAT16_GAIN,
+    PRICE_1000_PUTS,
+    PRICE_GB_MONTH,
+    Limits,
+    bfloat16_unit,
+    size,
+)
 from jobs.prepare import records
 from jobs.words import counted
 from operators.later import Later
 from storage.root import Root
 
 if TYPE_CHECKING:
-    from jobs.plan.plan import Plan, plan
+    from jobs.plan.plan import Pair, Plan, plan
     from jobs.plan.sampling import Weight
 else:  # a run without limits makes no plan
     plan = Later("jobs.plan.plan").plan
 
 _GIB = 1 << 30
 _BIGGEST = 3
+_DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 _BASES = {
     "prepared": "as prepared",
     "counted": "every row read",
@@ -88,6 +97,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
     yield f"  {subject}: {pairs[0].layers} layers" + (
         f", {checkpoints} checkpoints" if checkpoints > 1 else ""
     )
+    yield from _passes(pairs[0])
     for each in pairs:
         yield (
             f"    over {each.corpus.dataset.name}: {each.forward:,} forward passes in "
@@ -108,6 +118,26 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
     if without := left_out(pairs[0].config):
         yield f"    {without}"
     yield from _tables(plan.tables(subject))
+
+
+def _passes(pair: Pair) -> Iterator[str]:
+    """Yield how many tokens go through a model at once, and what would make it faster."""
+    extract = pair.config.extract
+    kinds: Sequence[TorchDevice] = (
+        ("cpu", "cuda") if extract.device == "auto" else (extract.device,)
+    )
+    if extract.batch_tokens:
+        told = f"{extract.batch_tokens:,} padded tokens"
+    else:
+        sizes = [f"{pair.shape.batch_tokens(kind):,} on a {_DEVICES[kind]}" for kind in kinds]
+        told = f"{' or '.join(sizes)}, in padded tokens"
+    yield f"    batches of {told} (extract.batch_tokens)"
+    unit = bfloat16_unit() if "cpu" in kinds and pair.subject.dtype == "float32" else ""
+    if unit:
+        yield (
+            f"    in float32; this machine's CPU has {unit} for bfloat16: with `dtype: bfloat16` "
+            f"of the subject about {BFLOAT16_GAIN} times as fast, with vectors that are off by 1 %"
+        )
 
 
 def _tables(found: Mapping[str, Weight]) -> Iterator[str]:

@@ -62,13 +62,14 @@ def token_mask(lengths_N: Tensor, n_tokens: int) -> Tensor:
     return torch.arange(n_tokens, device=lengths_N.device) < lengths_N.unsqueeze(1)
 
 
-def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling) -> Tensor:
+def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling, *, padded: bool = True) -> Tensor:
     """Return one float32 vector per prompt [N, D], from real tokens only.
 
     `mean` weighs every real token equally, special tokens counted; `weighted_mean` weighs token t
     (from 1) by t / (1 + ... + T), so that later tokens of a causal model, which have seen more,
     count more (Muennighoff 2022, SGPT, arXiv 2202.08904, eq. 2); `last` and `first` take one token.
-    What stands in padded positions never matters. ValueError on an unknown pooling.
+    What stands in padded positions never matters; there are none where nothing is `padded`.
+    ValueError on an unknown pooling.
     """
     lengths_N = lengths_N.to(hidden_NTD.device)
     if how == "first":
@@ -78,14 +79,29 @@ def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling) -> Tensor:
         return hidden_NTD[rows, lengths_N - 1].float()
     mask_NT = token_mask(lengths_N, hidden_NTD.shape[1])
     if how == "mean":
-        weight_NT = mask_NT.float()
+        weight_NT = mask_NT
     elif how == "weighted_mean":
         weight_NT = torch.cumsum(mask_NT.float(), dim=1) * mask_NT
     else:
         raise ValueError(f"unknown pooling {how!r}; choose from {', '.join(get_args(Pooling))}")
-    weight_NT = weight_NT / weight_NT.sum(dim=1, keepdim=True)
-    real_NTD = hidden_NTD.float().masked_fill(~mask_NT.unsqueeze(-1), 0.0)
-    return torch.bmm(weight_NT.unsqueeze(1), real_NTD).squeeze(1)
+    if padded and hidden_NTD.is_cuda:  # to look at the means first would be to wait for them
+        hidden_NTD = hidden_NTD.masked_fill(~mask_NT.unsqueeze(-1), 0.0)
+    pooled_ND = _weighted_mean(weight_NT, hidden_NTD)
+    # Padding weighs nothing, but 0 times infinity is no number. The copy without it takes longer
+    # than the means, so it is made where they show that it matters.
+    if padded and not hidden_NTD.is_cuda and not pooled_ND.isfinite().all():
+        return _weighted_mean(weight_NT, hidden_NTD.masked_fill(~mask_NT.unsqueeze(-1), 0.0))
+    return pooled_ND
+
+
+def _weighted_mean(weight_NT: Tensor, hidden_NTD: Tensor) -> Tensor:
+    """Return the weighted means of states over tokens [N, D], added up in float32."""
+    total_N1 = weight_NT.sum(dim=1, keepdim=True)
+    if hidden_NTD.is_cuda and hidden_NTD.dtype == torch.bfloat16 and weight_NT.dtype == torch.bool:
+        # Products with 1 are exact in 16 bits, so the states need no copy in 32.
+        ones_N1T = weight_NT.unsqueeze(1).to(hidden_NTD.dtype)
+        return torch.bmm(ones_N1T, hidden_NTD, torch.float32).squeeze(1) / total_N1
+    return torch.bmm((weight_NT / total_N1).unsqueeze(1), hidden_NTD.float()).squeeze(1)
 
 
 class NonFiniteError(ValueError):
@@ -131,12 +147,15 @@ def encode(
         states = model.forward(ids_NT, mask_NT)
         if land:
             land()  # while a GPU computes
-        _check_finite(states, lengths_N, rows)
-        batch_GnD = _pool_groups(model, states, lengths_N, keep)
+        bad_LN = _non_finite(states, lengths_N)
+        if taps:
+            _require_finite(bad_LN, rows)
+        padded = lengths[rows[0]] < lengths[rows[-1]]
+        batch_GnD = _pool_groups(model, states, lengths_N, keep, padded=padded)
         if vectors_GND is None:
             groups, _, features = batch_GnD.shape
             vectors_GND = np.empty((groups, len(sequences), features), np.float32)
-        land = _on_its_way(batch_GnD, vectors_GND, rows)
+        land = _on_its_way(batch_GnD, bad_LN, vectors_GND, rows)
         if taps and tapped == "final" and model.has_final_norm:
             states = [*map(model.final_norm, states)]
         for tap in taps:
@@ -148,36 +167,51 @@ def encode(
 
 
 def _on_its_way(
-    batch_GnD: Tensor, vectors_GND: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]
+    batch_GnD: Tensor,
+    bad_LN: Tensor,
+    vectors_GND: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int64],
 ) -> Callable[[], None]:
-    """Begin to copy a batch to host memory; return what waits for it and puts it in its place."""
-    host_GnD, copied = batch_GnD, None
+    """Begin to copy a batch to host memory; return what waits for it and puts it in its place.
+
+    That raises NonFiniteError if the batch has a bad token.
+    """
+    host, copied = [batch_GnD, bad_LN], None
     if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
         stream = torch.cuda.current_stream(batch_GnD.device)
-        host_GnD = torch.empty_like(batch_GnD, device="cpu", pin_memory=True)
-        host_GnD.copy_(batch_GnD, non_blocking=True)
+        host = [torch.empty_like(each, device="cpu", pin_memory=True) for each in host]
+        for here, there in zip(host, (batch_GnD, bad_LN), strict=True):
+            here.copy_(there, non_blocking=True)
         copied = stream.record_event()
 
     def land() -> None:
         if copied:
             copied.synchronize()
-        vectors_GND[:, rows] = host_GnD.numpy()
+        _require_finite(host[1], rows)
+        vectors_GND[:, rows] = host[0].numpy()
 
     return land
 
 
 def _pool_groups(
-    model: Backend, states: Sequence[Tensor], lengths_N: Tensor, keep: Representations
+    model: Backend,
+    states: Sequence[Tensor],
+    lengths_N: Tensor,
+    keep: Representations,
+    *,
+    padded: bool,
 ) -> Tensor:
     pooled = []
     for state_NTD in states:
-        raw = [pool(state_NTD, lengths_N, how) for how in sorted(keep.poolings)]
+        found = dict[bool, list[Tensor]]()
         for norm in sorted(keep.norms):
-            if norm == "none" or not model.has_final_norm:
-                pooled.extend(raw)
-            else:
-                final_NTD = model.final_norm(state_NTD)
-                pooled.extend(pool(final_NTD, lengths_N, how) for how in sorted(keep.poolings))
+            is_raw = norm == "none" or not model.has_final_norm
+            if is_raw not in found:
+                normed_NTD = state_NTD if is_raw else model.final_norm(state_NTD)
+                found[is_raw] = [
+                    pool(normed_NTD, lengths_N, how, padded=padded) for how in sorted(keep.poolings)
+                ]
+            pooled.extend(found[is_raw])
     return torch.stack(pooled)
 
 
@@ -203,13 +237,20 @@ def wanted_tokens(
     return tap
 
 
-def _check_finite(states: Sequence[Tensor], lengths_N: Tensor, rows: npt.NDArray[np.int64]) -> None:
-    """Raise for the first layer with a non-finite real token: one sum per token, no copy."""
+def _non_finite(states: Sequence[Tensor], lengths_N: Tensor) -> Tensor:
+    """Return how many real tokens of each prompt are not finite in each layer, [L, N].
+
+    One sum per token, no copy, and a GPU is not waited for.
+    """
     mask_NT = token_mask(lengths_N, states[0].shape[1])
     sums_LNT = torch.stack([state_NTD.sum(dim=-1, dtype=torch.float32) for state_NTD in states])
-    bad_LNT = ~sums_LNT.isfinite() & mask_NT
-    if bad_LNT.any():
-        bad_LN = bad_LNT.sum(dim=2).cpu()
+    return (~sums_LNT.isfinite() & mask_NT).sum(dim=2)
+
+
+def _require_finite(bad_LN: Tensor, rows: npt.NDArray[np.int64]) -> None:
+    """Raise NonFiniteError for the first layer with a bad token."""
+    bad_LN = bad_LN.cpu()
+    if bad_LN.any():
         layer = int(bad_LN.sum(dim=1).nonzero()[0])
         prompts = rows[bad_LN[layer].nonzero().flatten().numpy()].tolist()
         count = int(bad_LN[layer].sum())

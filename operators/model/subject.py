@@ -20,6 +20,10 @@ Norm = Literal["none", "final"]  # of a state: as the block gave it, or the mode
 Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
 Variant = Literal["raw", "l2"]  # of that vector: as it is, or of length 1
 _PACKAGE = "package:"
+_GPU_TOKENS = 32_768
+# On a CPU: numbers of a state, so 1,024 tokens of 384 features; fewer tokens than the second do not
+# repay reading the weights once more.
+_CACHED_FEATURES, _FEWEST_TOKENS, _MOST_TOKENS = 384 * 1024, 256, 4096
 _CAUSES = (
     *(OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError),
     *(AttributeError, TypeError),  # of a tokenizer that lacks a file
@@ -88,6 +92,16 @@ class ModelShape:
     hidden_size: int
     max_tokens: int | None
     vocabulary: int | None = None
+
+    def batch_tokens(self, device: Literal["cpu", "cuda"]) -> int:
+        """Return how many padded tokens to take at once: what a core's cache holds, or fills a GPU.
+
+        On a CPU a float32 state of them is 1.5 MiB, and what a block computes of it about ten
+        times that: with four times as many, models of 384 to 2,048 features were 8 to 23 % slower.
+        """
+        if device == "cuda":
+            return _GPU_TOKENS
+        return min(max(_CACHED_FEATURES // self.hidden_size, _FEWEST_TOKENS), _MOST_TOKENS)
 
     @property
     def known_ids(self) -> float:

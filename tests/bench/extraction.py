@@ -46,7 +46,6 @@ from storage.shards import Receipt, Shard, write_shard
 
 ROUNDS = 5
 SHARD = 512  # prompts
-BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # the job's own defaults
 BARE_TOKENS = {
     "cpu": (256, 512, 1024, 2048, 4096, 8192),
     "cuda": (8192, 16_384, 32_768, 65_536, 131_072),
@@ -121,7 +120,6 @@ def main() -> None:
     device = torch.device(given.device)
     if device.type == "cpu":
         torch.set_num_threads(2)
-    budget = given.batch_tokens or BATCH_TOKENS[device.type]
     if given.model or given.sink:
         names = [given.model or ("pythia" if device.type == "cuda" else "minilm")]
         sinks = [given.sink or "disk"]
@@ -132,7 +130,7 @@ def main() -> None:
         for setup in _setups(name, device):
             for sink in sinks:
                 with _sink(sink) as root:
-                    _compare(setup, sink, root, budget)
+                    _compare(setup, sink, root, given.batch_tokens)
     if not (given.model or given.sink):
         _cpu_per_gigabyte()
         _reading()
@@ -183,8 +181,12 @@ def _sink(name: str) -> Iterator[Root | None]:
                 yield root
 
 
-def _compare(setup: Setup, sink: str, root: Root | None, budget: int) -> None:
+def _compare(setup: Setup, sink: str, root: Root | None, given: int | None) -> None:
     """Print the speed of extraction into a sink, beside the bare model's or the disk's."""
+    budget = given or 1
+    if setup.models and not given:  # as a job's
+        model = setup.models[1]
+        budget = model.shape.batch_tokens("cuda" if model.device.type == "cuda" else "cpu")
     keep = Representations(("none", "final"), ("mean",), budget)
     ours = partial(_extracted, setup, keep, root)
     size, tokens, prompts = ours().size, sum(map(len, setup.ids)), len(setup.ids)

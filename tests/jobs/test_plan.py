@@ -22,11 +22,11 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import BuiltinSource
 from jobs.config.metrics import TokenPlan
 from jobs.config.stored import record
-from jobs.plan import sampling
+from jobs.plan import limits, sampling
 from jobs.plan.limits import Limits, parse_bytes, size
 from jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
 from jobs.plan.sampling import scratch
-from jobs.plan.words import Guard
+from jobs.plan.words import Guard, told
 from jobs.prepare import files, sources
 from jobs.prepare.stage import most_tokens
 from jobs.run import TABLES as WRITTEN
@@ -115,6 +115,31 @@ def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixtur
     assert 95_083 * 25 * 4096 / 2**30 < float(shown.split()[-2]) < 95_083 * 25 * 4136 / 2**30 + 0.1
     (shown,) = (line for line in lines if line.startswith("tokens"))
     assert float(shown.split()[-2]) == pytest.approx(2 * 256 * 25 * 512 * 2048 / 2**30, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("flags", "unit"),
+    [("amx_tile avx512_bf16 amx_bf16", "AMX"), ("avx512f avx512_bf16", "AVX-512"), ("avx2", "")],
+)
+def test_a_plan_names_the_batches_and_a_cpu_that_multiplies_bfloat16(
+    flags: str, unit: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} sse\n")
+    monkeypatch.setattr(limits, "_CPU", tmp_path / "cpuinfo")
+
+    def lines(dtype: str = "float32", **extract: Any) -> list[str]:  # noqa: ANN401
+        subject = {"model": "org/model", "dtype": dtype, "shape": {"layers": 3, "hidden_size": 768}}
+        found = plan_of(subjects=[subject], extract=extract)
+        return [line.strip() for line in told(found, None, 0, 0)]
+
+    def offers(found: list[str]) -> list[str]:
+        return [line for line in found if "bfloat16" in line]
+
+    (batches,) = (line for line in lines() if line.startswith("batches"))
+    assert "512 on a CPU or 32,768 on a GPU" in batches
+    assert [f" {unit} " in line for line in offers(lines())] == [True] * bool(unit)
+    assert [offers(lines("bfloat16")), offers(lines(device="cuda"))] == [[], []]
+    assert "batches of 99 padded tokens (extract.batch_tokens)" in lines(batch_tokens=99)
 
 
 def test_the_demo_is_planned_from_what_is_installed() -> None:

@@ -41,6 +41,14 @@ def test_batches_without_padding_hold_one_length(lengths: list[int], budget: int
         assert longer or (len(one) + 1) * lengths[one[0]] > budget
 
 
+@pytest.mark.parametrize(
+    ("features", "on_cpu"), [(32, 4096), (384, 1024), (768, 512), (1024, 384), (4096, 256)]
+)
+def test_batches_hold_fewer_tokens_the_wider_a_model_is(features: int, on_cpu: int) -> None:
+    shape = ModelShape(12, features, 512)
+    assert (shape.batch_tokens("cpu"), shape.batch_tokens("cuda")) == (on_cpu, 32_768)
+
+
 @given(st.lists(st.lists(st.integers(0, 99), max_size=9), min_size=1, max_size=9))
 def test_padding_is_on_the_right_and_masked(sequences: list[list[int]]) -> None:
     ids_NT, mask_NT = pad([np.array(ids, dtype=np.int32) for ids in sequences])

@@ -11,7 +11,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from operators.model.encode import Ids, NonFiniteError, Representations, encode, pad, wanted_tokens
+from operators.model.encode import (
+    Ids,
+    NonFiniteError,
+    Representations,
+    encode,
+    pad,
+    pool,
+    wanted_tokens,
+)
 from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import ModelUnavailableError, Pooling, Subject, read_shape
 from tests.support.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
@@ -114,6 +122,31 @@ def test_non_finite_states_name_layer_prompts_and_count(pooling: Pooling) -> Non
     with pytest.raises(NonFiniteError, match=r"layer 0 .* at 1 tokens of 1 prompts") as caught:
         encode(LayerModel(model), sequences, keep)
     assert caught.value.rows == [1]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last", "first"])
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_what_stands_in_the_padding_never_matters(pooling: Pooling, garbage: float) -> None:
+    states_NTD = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    lengths_N = torch.tensor([2, 5, 4])
+    clean_ND = pool(states_NTD, lengths_N, pooling)
+    states_NTD[0, 2:] = states_NTD[2, 4:] = garbage
+    torch.testing.assert_close(pool(states_NTD, lengths_N, pooling), clean_ND, rtol=0, atol=0)
+    alone_ND = pool(states_NTD[2:, :4], lengths_N[2:], pooling, padded=False)
+    torch.testing.assert_close(alone_ND, clean_ND[2:], rtol=0, atol=1e-6)
+
+
+def test_a_bad_token_is_found_before_a_tap_sees_it_and_in_the_last_batch() -> None:
+    model = tiny_model("gpt_neox")
+    with torch.no_grad():
+        model.embed_in.weight[7] = float("inf")
+    sequences = [np.array(ids, dtype=np.int32) for ids in ([1, 2], [3, 4, 5], [6, 8, 7, 9])]
+    seen: list[int] = []
+    for taps in ([], [lambda rows, _states, _lengths: seen.extend(rows.tolist())]):
+        with pytest.raises(NonFiniteError, match=r"layer 0 .* at 1 tokens of 1 prompts") as caught:
+            encode(LayerModel(model), sequences, Representations(("final",), ("first",), 3), taps)
+        assert caught.value.rows == [2]
+    assert seen == [0, 1]
 
 
 def test_checkpoint_without_all_weights_is_refused(tmp_path: Path) -> None:
