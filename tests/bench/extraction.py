@@ -79,7 +79,7 @@ SHAPES: dict[str, tuple[str, dict[str, int]]] = {
         },
     ),
 }
-TOKENS = {"minilm": 12_000, "smollm2": 2_000, "pythia": 1_500}  # on two cores: seconds a pass
+TOKENS = {"minilm": 8_000, "smollm2": 1_200, "pythia": 1_500}  # on two cores: seconds a pass
 NULL_SHARDS = 8
 NULL_GROUPS = Representations(("none", "final"), ("mean",), 1).groups(24)
 WHERE = Partition("embeddings", ("model", "main", "data", "clean"))

@@ -112,14 +112,14 @@ def test_the_bytes_depend_on_the_rows_alone(
     Nor is any of that memory written.
     """
     root = Root(str(tmp_path))
-    first = write(root, tables(50, 8))
+    first = write(root, tables(51, 7))
     content = root.read(WHERE.shard(first.name))
     dirty = np.full(pages.OBJECT_BYTES, 0xAB, np.uint8)[:]
     monkeypatch.setattr(shards, "_spare", [dirty])
     for clear in (pages.layout, pages._frame, pages._require_readable, pages.vector_head):
         clear.cache_clear()
     write(root, tables(7, 8, seed=2))
-    assert write(root, tables(50, 8)) == first
+    assert write(root, tables(51, 7)) == first
     assert root.read(WHERE.shard(first.name)) == content
     assert len(shards._spare) == 1
 
