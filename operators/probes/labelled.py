@@ -13,13 +13,13 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import kendalltau
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import accuracy_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from operators.probes.clusters import mini_batch_k_means
 from operators.probes.fold import (
     NEIGHBOURS,
     NO_LABEL,
@@ -353,22 +353,23 @@ def clustering(
         rows = draw.sample(range(n_rows), k=min(max_documents, n_rows))
         vectors_ND, labels_N = vectors_ND[rows], labels_N[rows]
 
-    n_labels = len(np.unique(labels_N))
+    # Numbers in the order of the labels: the same score, and sorted for every fold much faster.
+    named, label_N = np.unique(labels_N, return_inverse=True)
+    n_labels = len(named)
     if n_labels == 1:
         raise NoScoreError(f"clustering: {len(labels_N)} rows have 1 label, 2 or more are needed")
     if documents_per_fold < n_labels:
         raise ValueError(
             f"clustering: {documents_per_fold} documents per fold cannot fill {n_labels} clusters"
         )
-    estimator = MiniBatchKMeans(
-        n_clusters=n_labels, batch_size=batch_size, init="k-means++", n_init=1, random_state=seed
-    )
     scores = []
     for fold in range(folds):
-        drawn = draw.choices(range(len(labels_N)), k=documents_per_fold)
+        drawn = draw.choices(range(len(label_N)), k=documents_per_fold)
         if fold < first:
             continue
-        clusters_N = estimator.fit_predict(vectors_ND[drawn])
-        v_measure = float(v_measure_score(labels_N[drawn], clusters_N))
+        cluster_N = mini_batch_k_means(
+            vectors_ND[drawn], n_clusters=n_labels, batch_size=batch_size, seed=seed
+        )
+        v_measure = float(v_measure_score(label_N[drawn], cluster_N))
         scores.append(FoldScore(fold, "v_measure", v_measure, 0, documents_per_fold))
     return scores

@@ -1,27 +1,30 @@
 """Probes of relevance: is a query's nearest document, of all or of its own, one that belongs to it?
 
-Shapes: M queries, N documents, D dimensions, Q queries of one block, C candidates of one query, K
-documents kept per query, R relevant documents of one query.
+Shapes: M queries, N documents, D dimensions, Q queries and B documents of one block, C candidates
+of one query, K documents kept per query, H pairs of which these are chosen, R relevant documents of
+one query.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from operators.probes.fold import (
+    DECIMALS,
     FoldScore,
     NoScoreError,
     Values,
     Vectors,
     cosines,
+    directions,
     finite_vectors,
     mean_score,
     require_positive,
 )
 
-# Entries of one block of similarities (float64, so 64 MiB).
-BLOCK_ENTRIES = 2**23
+# Queries and documents of one block of similarities.
+BLOCK = 1024
 
 Rows = npt.NDArray[np.int64]
 
@@ -146,13 +149,36 @@ def ndcg(ranked: npt.NDArray[np.intp], relevant: Rows, gain_R: Values, k: int) -
     return float((gain_K @ discount_K[: len(gain_K)]) / (best_K @ discount_K[: len(best_K)]))
 
 
-def _nearest(cosine_QN: Values, k: int) -> Iterator[Rows]:
-    """Yield the rows of each query's k nearest documents, those as near as the last ones too."""
-    farther = max(0, cosine_QN.shape[1] - k)
-    kth_best_Q = np.partition(cosine_QN, farther, axis=1)[:, farther]
-    for cosine_N, kth_best in zip(cosine_QN, kth_best_Q, strict=True):
-        near = np.flatnonzero(cosine_N >= kth_best)
-        yield near[np.argsort(-cosine_N[near], kind="stable")]
+def _nearest(query_MD: Vectors, document_ND: Vectors, k: int) -> Rows:
+    """Return the rows [M, K] of each query's k nearest documents, or of all if these are fewer.
+
+    By descending cosine, equal ones by row. Every row is scaled to length 1 once.
+    """
+    unit_MD = directions(query_MD)
+    n_kept = min(k, len(document_ND))
+    cosine_MK = np.full((len(query_MD), n_kept), -np.inf)
+    row_MK: Rows = np.zeros(cosine_MK.shape, dtype=np.int64)
+    for start in range(0, len(document_ND), BLOCK):
+        unit_BD = directions(document_ND[start : start + BLOCK])
+        for first in range(0, len(query_MD), BLOCK):
+            kept_QK, row_QK = cosine_MK[first : first + BLOCK], row_MK[first : first + BLOCK]
+            cosine_QB = unit_MD[first : first + BLOCK] @ unit_BD.T
+            np.round(cosine_QB, DECIMALS, out=cosine_QB)
+            if not start and len(unit_BD) > n_kept:
+                near_QB = cosine_QB >= np.partition(cosine_QB, -n_kept)[:, -n_kept, np.newaxis]
+            else:  # one that is as near as the last one kept comes after it
+                near_QB = cosine_QB > kept_QK[:, -1:]
+            query_H, place_H = np.nonzero(near_QB)
+            query_H = np.concatenate([np.arange(len(kept_QK)).repeat(n_kept), query_H])
+            cosine_H = np.concatenate([kept_QK.ravel(), cosine_QB[near_QB]])
+            row_H = np.concatenate([row_QK.ravel(), start + place_H])
+            order_H = np.lexsort((-cosine_H, query_H))  # keeps the order of what is equal
+            query_H = query_H[order_H]
+            rank_H = np.arange(len(order_H)) - np.searchsorted(query_H, query_H)
+            best = order_H[rank_H < n_kept]
+            kept_QK[:] = cosine_H[best].reshape(kept_QK.shape)
+            row_QK[:] = row_H[best].reshape(kept_QK.shape)
+    return row_MK
 
 
 def retrieval(
@@ -174,21 +200,18 @@ def retrieval(
 
     Source: nDCG@10 is the main score of retrieval in mteb (formula at `ndcg`). Ours computes the
     similarity in float64, because a layer's vectors can all lie within 1e-5 of one direction,
-    which float32 hardly resolves. Range 0..1, higher is better. Memory beyond the input: one block
-    of similarities and one of documents.
+    which float32 hardly resolves; and there equal similarities rank by descending document id.
+    Range 0..1, higher is better. Memory beyond the input: the queries in float64, a few blocks.
     """
     require_positive(k=k)
     lists = {"relevant": relevant} if gains is None else {"relevant": relevant, "gains": gains}
     query_MD, document_ND = _checked_sides(query_MD, document_ND, **lists)
-    n_queries, n_documents = len(query_MD), len(document_ND)
     judged_M = [
-        _judged(query, rows, None if gains is None else gains[query], n_documents)
+        _judged(query, rows, None if gains is None else gains[query], len(document_ND))
         for query, rows in enumerate(relevant)
     ]
-    ndcg_M = np.empty(n_queries)
-    block = max(1, BLOCK_ENTRIES // n_documents)
-    for start in range(0, n_queries, block):
-        ranked = _nearest(cosines(query_MD[start : start + block], document_ND), k)
-        for query, ranked_K in enumerate(ranked, start):
-            ndcg_M[query] = ndcg(ranked_K, *judged_M[query], k)
+    ranked_MK = _nearest(query_MD, document_ND, k)
+    ndcg_M = np.array(
+        [ndcg(row_K, *judged, k) for row_K, judged in zip(ranked_MK, judged_M, strict=True)]
+    )
     return [mean_score(f"ndcg_at_{k}", ndcg_M, seed=seed, replicates=replicates)]

@@ -9,8 +9,10 @@ import numpy.typing as npt
 import pytest
 from datasets import Dataset, DatasetDict
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import v_measure_score
 from torch.utils.data import DataLoader
 
+from operators.probes.clusters import mini_batch_k_means
 from operators.probes.fold import FoldScore
 from operators.probes.labelled import (
     classification,
@@ -33,18 +35,11 @@ ROUNDING = 1e-6
 FIVE_DECIMALS = 6e-6
 
 
-def mteb_scores(
-    kind: str, main_score: str, dataset: object, rows: Matrix, **settings: object
-) -> dict[str, Any]:
-    """Scores of mteb's own class of a probe on texts "0", "1", … for the matrix's rows."""
+def encoder(rows: Matrix) -> Any:  # noqa: ANN401 - mteb may not be there, nor its types
+    """A model of mteb's that gives the texts "0", "1", … the matrix's rows."""
     import mteb
     from mteb.models.abs_encoder import AbsEncoder
     from mteb.models.model_meta import ScoringFunction
-
-    from tests.support.mteb.local import metadata_of
-
-    name = "STS" if kind == "sts" else kind.title().replace("_", "")
-    base = "Retrieval" if kind == "reranking" else name
 
     class Rows(AbsEncoder):
         mteb_model_meta = mteb.models.ModelMeta.create_empty(
@@ -57,7 +52,20 @@ def mteb_scores(
         def encode(self, inputs: DataLoader[Any], **_: object) -> Matrix:
             return rows[[int(text) for text in inputs.dataset["text"]]]
 
-    metadata = metadata_of("Synthetic", name, main_score)
+    return Rows()
+
+
+def mteb_scores(
+    kind: str, main_score: str, dataset: object, rows: Matrix, **settings: object
+) -> dict[str, Any]:
+    """Scores of mteb's own class of a probe on texts "0", "1", … for the matrix's rows."""
+    import mteb
+
+    from tests.support.mteb.local import metadata_of
+
+    name = "STS" if kind == "sts" else kind.title().replace("_", "")
+    base = "Retrieval" if kind == "reranking" else name
+    metadata = metadata_of("Synthetic", name.removesuffix("Legacy"), main_score)
     form = getattr(mteb.abstasks, f"AbsTask{base}")
     task = type("Synthetic", (form,), {"metadata": metadata, **settings})()
     task.dataset = dataset
@@ -65,7 +73,7 @@ def mteb_scores(
     with warnings.catch_warnings():
         # Raised there for the iteration limit that is mteb's own choice.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = task.evaluate(Rows(), "test", encode_kwargs={"show_progress_bar": False})
+        found = task.evaluate(encoder(rows), "test", encode_kwargs={"show_progress_bar": False})
     scores: dict[str, Any] = found["default"]
     return scores
 
@@ -143,6 +151,19 @@ def test_clustering_with_its_own_defaults_is_mtebs() -> None:
     theirs = mteb_scores("clustering", "v_measure", dataset, rows, n_clusters=2)
     ours = clustering(rows, labels, folds=2, max_documents=int(0.04 * 2500))
     assert values(ours) == theirs["v_measures"]["Level 0"]
+
+
+@pytest.mark.parametrize("n_labels", [4, 40])
+def test_clustering_of_whole_sets_is_mtebs(n_labels: int) -> None:
+    rows, labels = noisy_groups(900, n_labels, spread=0.4)
+    parts = (slice(0, 450), slice(450, 900))
+    sentences = [texts(part.start, part.stop) for part in parts]
+    dataset = splits(test={"sentences": sentences, "labels": [labels[part] for part in parts]})
+    theirs = mteb_scores("clustering_legacy", "v_measure", dataset, rows)
+    how = {"n_clusters": n_labels, "batch_size": 500, "seed": 42}
+    ours = [v_measure_score(labels[part], mini_batch_k_means(rows[part], **how)) for part in parts]
+    assert ours == theirs["v_measures"]
+    assert ours[0] != ours[1]
 
 
 @pytest.mark.parametrize("samples_per_label", [3, 8])
@@ -248,3 +269,46 @@ def test_retrieval_and_reranking_are_mtebs(ranked: bool) -> None:
     else:
         ours = retrieval(rows[:30], rows[30:], candidates, gains=gains)
     assert values(ours) == pytest.approx([theirs["main_score"]], abs=FIVE_DECIMALS)
+
+
+def test_every_querys_ndcg_is_mtebs_with_equal_documents_and_grades() -> None:
+    from mteb._evaluators import RetrievalEvaluator
+    from mteb.models.search_wrappers import SearchEncoderWrapper
+    from mteb.timing import TimingStack
+
+    from tests.support.mteb.local import metadata_of
+
+    # Halves and powers of 2, so float32 is exact: the cosines with a query are 5 different ones.
+    generator = np.random.default_rng(16)
+    lengths = 2.0 ** generator.integers(5, size=(340, 1))
+    rows = ((generator.integers(2, size=(340, 4)) - 0.5) * lengths).astype(np.float32)
+    relevant = [generator.choice(300, size=1 + query % 30, replace=False) for query in range(40)]
+    gains = [generator.integers(4, size=len(named)) for named in relevant]
+    for of_query in gains:
+        of_query[0] = 2
+    # Where equal documents rank by descending id, the first row has the last one.
+    ids = [f"d{999 - row}" for row in range(300)]
+    evaluator = RetrievalEvaluator(
+        Dataset.from_dict({"id": ids, "text": texts(40, 340)}),
+        Dataset.from_dict({"id": texts(0, 40), "text": texts(0, 40)}),
+        task_metadata=metadata_of("Synthetic", "Retrieval", "ndcg_at_10"),
+        hf_split="test",
+        hf_subset="default",
+        top_k=1000,
+        timer=TimingStack(),
+    )
+    found = evaluator(SearchEncoderWrapper(encoder(rows)), {"show_progress_bar": False})
+    judged = {
+        str(query): {ids[row]: int(gain) for row, gain in zip(*each, strict=True)}
+        for query, each in enumerate(zip(relevant, gains, strict=True))
+    }
+    theirs = evaluator.evaluate(judged, found, [10]).all_scores
+    expected = [theirs[str(query)]["ndcg_cut_10"] for query in range(40)]
+    ours = [
+        retrieval(rows[query : query + 1], rows[40:], relevant[query : query + 1], gains=[gain])
+        for query, gain in enumerate(gains)
+    ]
+    assert [score.value for (score,) in ours] == pytest.approx(expected, abs=1e-12)
+    assert len({round(value, 9) for value in expected}) > 10
+    (mean,) = retrieval(rows[:40], rows[40:], relevant, gains=gains)
+    assert mean.value == pytest.approx(np.mean(expected), abs=1e-12)

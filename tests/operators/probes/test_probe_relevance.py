@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
-from operators.probes import fold, relevance
+from operators.probes import relevance
 from operators.probes.relevance import average_precision, reranking, retrieval
 from tests.support.simulated import values
 
@@ -63,8 +63,7 @@ def test_equal_documents_rank_by_row_whatever_their_block(monkeypatch: pytest.Mo
     other = generator.standard_normal((28, 6)), generator.standard_normal((50, 6)), relevant * 4
     whole = retrieval(*other)
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
-    monkeypatch.setattr(relevance, "BLOCK_ENTRIES", 202)
-    monkeypatch.setattr(fold, "BLOCK_ROWS", 3)
+    monkeypatch.setattr(relevance, "BLOCK", 3)
     assert values(retrieval(query, document, relevant)) == pytest.approx(expected)
     assert retrieval(*other) == whole
 
