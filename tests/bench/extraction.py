@@ -142,8 +142,10 @@ def _setups(name: str, device: torch.device) -> Iterator[Setup]:
     if name == "null":
         yield Setup("null, Pythia-410M's shape", [np.ones(1, np.int32)] * (NULL_SHARDS * SHARD))
         return
-    texts = [p.text for each in list(LIBRARIES)[:4] for p in read_library(each, 200)]
-    read = tokenise(load_tokenizer(MINILM), texts, 256).ids if device.type == "cpu" else []
+    read = list[Ids]()
+    if device.type == "cpu":
+        texts = [p.text for each in list(LIBRARIES)[:4] for p in read_library(each, 200)]
+        read = tokenise(load_tokenizer(MINILM), texts, 256).ids
     taken = (np.cumsum([len(ids) for ids in read]) <= TOKENS[name]).tolist()
     read = [ids for ids, is_taken in zip(read, taken, strict=True) if is_taken]
     if name == "minilm":
