@@ -8,7 +8,7 @@ import sys
 
 from jobs.cluster.console import say
 
-PROGRAMS = ("extraction", "spectrum", "memory", "scoring", "scoring_memory", "demo")
+PROGRAMS = ("extraction", "tokens", "spectrum", "memory", "scoring", "scoring_memory", "demo")
 
 
 def main() -> int:

@@ -43,6 +43,11 @@ from tests.support.whole import (
 EVERYTHING = Parameters(alphas=tuple(ALPHAS))
 TOKEN_METRICS = of_kind(METRICS, Tokens)
 Values = dict[tuple[str, str], Tensor]
+NORMS: tuple[Kernel, ...] = (
+    lambda tokens, mask: mean_norms(tokens, mask)[""],
+    lambda tokens, mask: largest_coordinates(tokens, mask)[""],
+    first_token_shares,
+)
 many = settings(max_examples=80, deadline=None)
 
 
@@ -224,8 +229,7 @@ def test_curvature_of_any_prompt_is_the_mean_of_its_turns(tokens_TD: Tensor) -> 
 def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
     norm_T = torch.linalg.vector_norm(tokens_TD, dim=1)
     largest = float(norm_T.max())
-    kernels = mean_norms, largest_coordinates, first_token_shares
-    mean, coordinate, share = (of_prompts(each, *whole(tokens_TD)) for each in kernels)
+    mean, coordinate, share = (of_prompts(each, *whole(tokens_TD)) for each in NORMS)
     assert same(mean / largest, norm_T.mean()[None] / largest)
     assert same(coordinate, tokens_TD.abs().max()[None], 0.0)
     power_T = (norm_T / largest) ** 2
@@ -235,9 +239,7 @@ def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
 @pytest.mark.parametrize(
     ("kernel", "start"),
     [
-        (mean_norms, [2**0.5, 0.0]),
-        (largest_coordinates, [1.0, 0.0]),
-        (first_token_shares, [1 / 3, math.nan]),
+        *zip(NORMS, ([2**0.5, 0.0], [1.0, 0.0], [1 / 3, math.nan]), strict=True),
     ],
 )
 def test_undefined_norms_are_nan(kernel: Kernel, start: list[float]) -> None:
