@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from operators.metrics import prompts, rows, spectrum, tokens, views
     from operators.metrics.population import Population
-    from operators.metrics.rows import Chunk, Kernel
+    from operators.metrics.rows import Chunk
 else:  # whoever reads what a metric is called computes none
     torch = Later("torch")
     prompts, rows, spectrum, tokens, views = (
@@ -63,6 +63,7 @@ class Parameters:
     seed: int = 0
 
 
+OfTokens: TypeAlias = "Callable[[Tensor, Tensor, bool], dict[str, Tensor]]"
 OfChunk: TypeAlias = "Callable[[Chunk, Parameters], dict[str, Tensor]]"
 
 
@@ -193,22 +194,23 @@ def token_variants(names: Sequence[str], parameters: Parameters) -> list[tuple[s
     return [*token_metrics(states, lengths_N, names, parameters)]
 
 
-def single(kernel: Kernel) -> OfChunk:
-    """Return what gives the values of a kernel, in one variant."""
-    return lambda chunk, _: {"": rows.map_rows(kernel, chunk.tokens_MTD, chunk.mask_MT)}
-
-
-def with_and_without_first(compute: OfChunk) -> Tokens:
+def by_variant(compute: OfTokens) -> Tokens:
     """Return a token metric that has its values with and, if asked for, without the first token."""
+    return Tokens(lambda chunk, p: compute(chunk.tokens_MTD, chunk.mask_MT, p.without_first))
 
-    def both(chunk: Chunk, parameters: Parameters) -> dict[str, Tensor]:
-        found = compute(chunk, parameters)
-        later = compute(chunk.without_first(), parameters) if parameters.without_first else {}
-        for variant, values_M in later.items():
-            found[f"{variant},{WITHOUT_FIRST}".lstrip(",")] = values_M
-        return found
 
-    return Tokens(both)
+def prompt_entropies(chunk: Chunk, p: Parameters) -> dict[str, Tensor]:
+    """Return the prompt entropies of a chunk, in each normalisation that is asked for."""
+    tokens_MTD, mask_MT = chunk.tokens_MTD, chunk.mask_MT
+    found = {}
+    by_name = tokens.entropies(tokens_MTD, mask_MT, p.alphas, p.method, p.without_first)
+    for name, values_AM in by_name.items():
+        length_M = mask_MT[:, int(name == WITHOUT_FIRST) :].sum(dim=1)
+        size = length_M, tokens_MTD.shape[2]
+        variants = spectrum.entropy_variants(values_AM, *size, p.alphas, p.normalizations)
+        for variant, values_M in variants.items():
+            found[f"{variant},{name}".rstrip(",")] = values_M
+    return found
 
 
 def of_spectrum(compute: Callable[[Tensor], Tensor], centered: dict[str, bool]) -> Prompts:
@@ -231,15 +233,7 @@ _NORMALIZED = (
 
 METRICS: dict[str, Metric] = {
     "prompt_entropy": Metric(
-        with_and_without_first(
-            lambda chunk, p: spectrum.entropy_variants(
-                tokens.entropies(chunk.tokens_MTD, chunk.mask_MT, p.alphas, p.method),
-                chunk.mask_MT.sum(dim=1),
-                chunk.tokens_MTD.shape[2],
-                p.alphas,
-                p.normalizations,
-            )
-        ),
+        Tokens(prompt_entropies),
         "Prompt entropy",
         "nats",
         "How evenly the tokens of one prompt spread over directions: low means compressed.",
@@ -251,9 +245,7 @@ METRICS: dict[str, Metric] = {
         units=_NORMALIZED,
     ),
     "curvature": Metric(
-        Tokens(
-            lambda chunk, p: tokens.curvatures(chunk.tokens_MTD, chunk.mask_MT, p.without_first)
-        ),
+        by_variant(tokens.curvatures),
         "Curvature",
         "radians",
         "How sharply the path from token to token turns; 2π/3 is what unrelated tokens give.",
@@ -264,7 +256,7 @@ METRICS: dict[str, Metric] = {
         perturbed="skip",
     ),
     "mean_norm": Metric(
-        with_and_without_first(single(tokens.mean_norms)),
+        by_variant(tokens.mean_norms),
         "Mean norm",
         "activation units",
         "How long the token vectors are on average: in most models it grows with depth.",
@@ -273,7 +265,7 @@ METRICS: dict[str, Metric] = {
         enough=50,
     ),
     "largest_coordinate": Metric(
-        with_and_without_first(single(tokens.largest_coordinates)),
+        by_variant(tokens.largest_coordinates),
         "Largest coordinate",
         "activation units",
         "The largest absolute value of any feature: a sudden rise is a massive activation.",
@@ -282,7 +274,7 @@ METRICS: dict[str, Metric] = {
         enough=50,
     ),
     "first_token_share": Metric(
-        Tokens(single(tokens.first_token_shares)),
+        Tokens(lambda chunk, _: {"": tokens.first_token_shares(chunk.tokens_MTD, chunk.mask_MT)}),
         "First-token share",
         "share",
         "How much of a prompt's squared norm its first token holds: near 1 is an attention sink.",

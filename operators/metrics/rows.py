@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from operators.metrics.spectrum import gram
+
 # Elements of a chunk, of a block of its rows, which a kernel gets at a time, and of a part of a
 # block, which it converts to float64; on the CPU for each thread. A chunk is still in the cache
 # when the next metric reads it, the allocator keeps a float64 copy of a block for the next one (up
@@ -26,6 +28,8 @@ SHORT = 32
 NOT_CONVERTED = (torch.float32, torch.float64)
 # A centred row shorter than this share of the prompt's longest equals the mean up to rounding.
 ZERO_ROW = 1e-12
+# A row keeps its digits where moving the mean leaves it more than this share of its squares.
+CANCELLED = 0.1
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (tokens_mTD, mask_mT) -> values [..., m]
 
 
@@ -41,13 +45,6 @@ class Chunk(NamedTuple):
     tokens_MTD: Tensor
     mask_MT: Tensor
     layers: slice
-
-    def without_first(self) -> Chunk:
-        """Return the chunk without the first token of each prompt, which may leave no token."""
-        if self.mask_MT.shape[1] == 1:
-            nothing = torch.zeros_like(self.tokens_MTD), torch.zeros_like(self.mask_MT)
-            return self._replace(tokens_MTD=nothing[0], mask_MT=nothing[1])
-        return self._replace(tokens_MTD=self.tokens_MTD[:, 1:], mask_MT=self.mask_MT[:, 1:])
 
 
 def length_chunks(states: Sequence[Tensor], lengths_N: Tensor) -> Iterator[Chunk]:
@@ -159,3 +156,51 @@ def prepare_rows(rows_NTD: Tensor, mask_NT: Tensor, dtype: torch.dtype = torch.f
     largest_N11 = norm_NT1.masked_fill(zero_NT1, 0.0).amax(dim=1, keepdim=True)
     zero_NT1 |= norm_NT1 <= largest_N11 * ZERO_ROW
     return prepared_NTD.masked_fill_(zero_NT1, 0.0) if zero_NT1.any() else prepared_NTD
+
+
+def unit_grams(tokens_NTD: Tensor, mask_NT: Tensor, without_first: bool) -> list[Tensor]:
+    """``Z Z^T`` [N, T, T] of the prepared rows of every prompt; then that without its first token.
+
+    One product of the tokens serves both: that around the mean of the later ones. What moves the
+    mean to that of all tokens is done to the products, in K^2 instead of K^2 D steps, and the rows
+    are scaled there too. Where moving cancels much of a row, the prompt has a product of its own.
+    """
+    if not without_first:
+        return [_unit(_products(tokens_NTD, mask_NT, 0), mask_NT)]
+    later_NTT = _products(tokens_NTD, mask_NT, 1)
+    size_N1 = mask_NT.sum(dim=1, keepdim=True)
+    first_NT = later_NTT[:, 0] / size_N1
+    shift_N1 = first_NT[:, :1] / size_N1
+    all_NTT = later_NTT - first_NT[:, None]
+    all_NTT -= (first_NT - shift_N1)[..., None]
+    before_NT, after_NT = (each.diagonal(dim1=1, dim2=2) for each in (later_NTT, all_NTT))
+    cancelled_NT = (after_NT < CANCELLED * (before_NT + shift_N1)) & mask_NT
+    cancelled_N = cancelled_NT.any(dim=1)
+    if cancelled_N.any():
+        all_NTT[cancelled_N] = _products(tokens_NTD[cancelled_N], mask_NT[cancelled_N], 0)
+    return [_unit(all_NTT, mask_NT), _unit(later_NTT[:, 1:, 1:], mask_NT[:, 1:])]
+
+
+def _products(tokens_NTD: Tensor, mask_NT: Tensor, first: int) -> Tensor:
+    """``Y Y^T`` [N, T, T], with Y the tokens around the mean of those from ``first`` on."""
+    weight_N1t = mask_NT[:, None, first:].to(torch.float64)
+    weight_N1t /= weight_N1t.sum(dim=-1, keepdim=True).clamp(min=1)
+    n_prompts, n_tokens, dim = tokens_NTD.shape
+    products_NTT = weight_N1t.new_empty(n_prompts, n_tokens, n_tokens)
+    size = max(1, _limit(PART_ELEMENTS, tokens_NTD) // (n_tokens * dim))
+    for start in range(0, n_prompts, size):
+        part = slice(start, start + size)
+        # Relative to one of the tokens, so that equal ones leave exact zeros.
+        part_nTD = tokens_NTD[part].to(torch.float64, copy=True)
+        part_nTD -= tokens_NTD[part, first : first + 1]
+        part_nTD -= weight_N1t[part] @ part_nTD[:, first:]
+        products_NTT[part] = gram(part_nTD)
+    return products_NTT
+
+
+def _unit(products_NTT: Tensor, mask_NT: Tensor) -> Tensor:
+    square_NT = products_NTT.diagonal(dim1=1, dim2=2)
+    real_NT = square_NT.where(mask_NT, 0.0)
+    zero_NT = ~mask_NT | (square_NT <= real_NT.amax(dim=1, keepdim=True) * ZERO_ROW**2)
+    scale_NT = square_NT.rsqrt().masked_fill(zero_NT, 0.0)
+    return products_NTT * scale_NT[:, None] * scale_NT[..., None]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import get_args
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info
 from torch import Tensor
 
 from operators.metrics import EntropyNorm, entropy_variant
@@ -24,6 +26,8 @@ ORDER_WITHOUT_SPECTRUM = 2.0
 RELATIVE_FLOOR = 1e-12
 # Sides from which a product is worth a call of its own for each matrix.
 LARGE_SIDE = 384
+# Sides from which NumPy's solver is faster than torch's, a third at 1,024.
+NUMPY_SIDE = 128
 
 
 def floor_spectrum(eigenvalues: Tensor) -> Tensor:
@@ -39,22 +43,39 @@ def small_gram(rows_ND: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     The released code clamps negative entries to 0; here nothing is clamped.
     """
     rows_ND = rows_ND.to(dtype)
-    left_KR = rows_ND if rows_ND.shape[-2] <= rows_ND.shape[-1] else rows_ND.mT
+    return gram(rows_ND if rows_ND.shape[-2] <= rows_ND.shape[-1] else rows_ND.mT)
+
+
+def gram(left_KR: Tensor) -> Tensor:
+    """``Z Z^T``, the product of the rows with each other."""
+    if _is_numpy_better(left_KR):
+        # It computes half of such a product and copies the other half, in half of torch's time.
+        left = left_KR.numpy()
+        with np.errstate(all="ignore"):
+            return torch.from_numpy(np.matmul(left, left.swapaxes(-1, -2)))
     *batch, side, _ = left_KR.shape
     if side < LARGE_SIDE or left_KR.device.type != "cpu":
         return left_KR @ left_KR.mT
     gram_KK = left_KR.new_empty((*batch, side, side))
-    # NumPy computes half of such a product and copies the other half, in about 0.6 of torch's time.
-    # Its BLAS has threads of its own: they and torch's would take each other's cores.
-    if torch.get_num_threads() == 1:
-        left = left_KR.numpy()
-        np.matmul(left, left.swapaxes(-1, -2), out=gram_KK.numpy())
-        return gram_KK
     matrices = (each.reshape(-1, *each.shape[-2:]) for each in (gram_KK, left_KR))
     for one_KK, one_KR in zip(*matrices, strict=True):
         # matrix by matrix: of a transposed batch it is ten times slower
         torch.mm(one_KR, one_KR.T, out=one_KK)
     return gram_KK
+
+
+def _is_numpy_better(tensor: Tensor) -> bool:
+    """Whether NumPy is left to compute: its BLAS has threads of its own, and where there are
+    several, they and torch's take each other's cores.
+    """
+    return tensor.device.type == "cpu" and torch.get_num_threads() == _numpy_threads() == 1
+
+
+@cache
+def _numpy_threads() -> int:
+    """Threads of NumPy's BLAS, which OMP_NUM_THREADS sets, as it does torch's."""
+    pools = [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+    return max(pools, default=0)
 
 
 def psd_spectrum(gram_KK: Tensor) -> Tensor:
@@ -67,7 +88,10 @@ def psd_spectrum(gram_KK: Tensor) -> Tensor:
     finite = gram_KK.sum(dim=(-2, -1)).isfinite()
     if not finite.all():
         gram_KK = gram_KK.where(finite[..., None, None], 0.0)
-    eigenvalues = torch.linalg.eigvalsh(gram_KK)
+    if gram_KK.shape[-1] >= NUMPY_SIDE and _is_numpy_better(gram_KK):
+        eigenvalues = torch.from_numpy(np.linalg.eigvalsh(gram_KK.numpy()))
+    else:
+        eigenvalues = torch.linalg.eigvalsh(gram_KK)
     return floor_spectrum(eigenvalues).where(finite[..., None], torch.nan)
 
 

@@ -7,6 +7,7 @@ of a ``Chunk``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import get_args
 
@@ -15,7 +16,13 @@ from torch import Tensor
 
 from operators.metrics import WITHOUT_FIRST, SpectrumMethod
 from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
-from operators.metrics.rows import map_rows, prepare_rows, token_parts
+from operators.metrics.rows import (
+    Kernel,
+    map_rows,
+    prepare_rows,
+    token_parts,
+    unit_grams,
+)
 from operators.metrics.spectrum import gram_entropies, small_gram
 
 # Variant -> whether angles at a zero difference are skipped, and how many tokens are left out.
@@ -31,9 +38,13 @@ NEAR_STRAIGHT = 0.9
 
 
 def entropies(
-    tokens_MTD: Tensor, mask_MT: Tensor, alphas: Sequence[float], method: SpectrumMethod = "exact"
-) -> Tensor:
-    """How diverse the tokens within each prompt are, ``values_AM``; low means compressed.
+    tokens_MTD: Tensor,
+    mask_MT: Tensor,
+    alphas: Sequence[float],
+    method: SpectrumMethod = "exact",
+    without_first: bool = True,
+) -> dict[str, Tensor]:
+    """How diverse the tokens within each prompt are; low means compressed. By variant, [A, M].
 
     Formula: ``matrix_entropy`` of ``Z Z^T``, where Z holds a prompt's tokens, centred over that
     prompt and then scaled to unit length (a token equal to the mean keeps a zero row).
@@ -43,15 +54,19 @@ def entropies(
     Released code: sets negative entries of the Gram matrix to 0 before the spectrum, which adds 0.1
     to 0.5 nats on real text and gives three tokens always the maximum.
 
-    All orders share one spectrum, and none is computed where 2 is the only order. The approximate
-    method is for long prompts: ``quadrature_entropies`` where the Gram matrix is large, the exact
-    entropy elsewhere.
+    All orders share one spectrum, and none is computed where 2 is the only order; both variants
+    share the products of the tokens. The approximate method is for long prompts:
+    ``quadrature_entropies`` where the Gram matrix is large, the exact entropy elsewhere.
     """
     if method not in get_args(SpectrumMethod):
         choices = ", ".join(get_args(SpectrumMethod))
         raise ValueError(f"method = {method!r}: choose from {choices}")
 
-    def exact(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+    def of_tokens(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+        grams = unit_grams(tokens_mTD, mask_mT, without_first)
+        return torch.stack([gram_entropies(gram_mTT, alphas) for gram_mTT in grams])
+
+    def of_rows(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
         return gram_entropies(small_gram(prepare_rows(tokens_mTD, mask_mT)), alphas)
 
     def approximate(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
@@ -59,20 +74,35 @@ def entropies(
         size_m = mask_mT.sum(dim=1).clamp(max=dim)
         return quadrature_entropies(small_gram(rows_mTD, torch.float32), size_m, alphas)
 
-    length_M, dim = mask_MT.sum(dim=1), tokens_MTD.shape[2]
-    large_M = (length_M.clamp(max=dim) >= SMALLEST_SIDE) & (method == "approximate")
-    values_AM = tokens_MTD.new_empty((len(alphas), len(tokens_MTD)), dtype=torch.float64)
-    # Rows of one group have their smaller side in common, so that it depends on the row alone.
-    for group_M, kernel in (
-        (~large_M, exact),
-        (large_M & (length_M <= dim), approximate),
-        (large_M & (length_M > dim), approximate),
-    ):
-        if group_M.all():
-            values_AM = map_rows(kernel, tokens_MTD, mask_MT)
-        elif group_M.any():
-            values_AM[:, group_M] = map_rows(kernel, tokens_MTD[group_M], mask_MT[group_M])
-    return values_AM.where(length_M > 1, torch.nan)
+    cuts = _cuts(without_first)
+    shape = len(cuts), len(alphas), len(tokens_MTD)
+    values_VAM = tokens_MTD.new_full(shape, torch.nan, dtype=torch.float64)
+    whole_M, dim = mask_MT.sum(dim=1), tokens_MTD.shape[2]
+    smallest = SMALLEST_SIDE if method == "approximate" else math.inf
+    shared_M = (whole_M > 1) & (whole_M <= dim) & (whole_M < smallest)
+    if shared_M.any():
+        values_VAM[..., shared_M] = _map_some(of_tokens, tokens_MTD, mask_MT, shared_M)
+    for values_AM, cut in zip(values_VAM, cuts.values(), strict=True):
+        length_M = whole_M - cut
+        large_M = ~shared_M & (length_M.clamp(max=dim) >= smallest)
+        # Rows of a group have their smaller side in common, so that it depends on the row alone.
+        for group_M, kernel in (
+            (~shared_M & ~large_M & (length_M > 1), of_rows),
+            (large_M & (length_M <= dim), approximate),
+            (large_M & (length_M > dim), approximate),
+        ):
+            if group_M.any():
+                later = tokens_MTD[:, cut:], mask_MT[:, cut:]
+                values_AM[:, group_M] = _map_some(kernel, *later, group_M)
+        values_AM.masked_fill_(length_M <= 1, torch.nan)
+    return dict(zip(cuts, values_VAM, strict=True))
+
+
+def _map_some(kernel: Kernel, tokens_MTD: Tensor, mask_MT: Tensor, some_M: Tensor) -> Tensor:
+    """Values of the kernel of some rows, which are only copied if there are others."""
+    if some_M.all():
+        return map_rows(kernel, tokens_MTD, mask_MT)
+    return map_rows(kernel, tokens_MTD[some_M], mask_MT[some_M])
 
 
 def curvatures(
@@ -146,19 +176,27 @@ def _path(tokens_mTD: Tensor) -> tuple[Tensor, Tensor]:
     return norm_R.view(tokens_mTD.shape[:2]), angle_R.view(tokens_mTD.shape[:2])
 
 
-def mean_norms(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
-    """How long the token vectors of a prompt are on average.
+def mean_norms(
+    tokens_MTD: Tensor, mask_MT: Tensor, without_first: bool = True
+) -> dict[str, Tensor]:
+    """How long the token vectors of a prompt are on average. By variant, [M].
 
     Formula: mean over the tokens of ``|z_t|``, the Euclidean norm of the raw states.
     Paper: the norms that Sun et al. 2024 (arXiv 2402.17762) compare massive activations with.
     Range: >= 0, in units of the states. NaN for a prompt without tokens and for a non-finite token.
     Released code: none for prompts.
     """
-    return _token_norms(tokens_mTD).sum(dim=1).div_(mask_mT.sum(dim=1))
+    norm_MT = _token_norms(tokens_MTD)
+    return {
+        name: norm_MT[:, cut:].sum(dim=1) / mask_MT[:, cut:].sum(dim=1)
+        for name, cut in _cuts(without_first).items()
+    }
 
 
-def largest_coordinates(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
-    """How massive the largest activation of a prompt is.
+def largest_coordinates(
+    tokens_MTD: Tensor, mask_MT: Tensor, without_first: bool = True
+) -> dict[str, Tensor]:
+    """How massive the largest activation of a prompt is. By variant, [M].
 
     Formula: ``max |z_td|`` over the tokens and features of the raw states.
     Paper: Sun et al. 2024 (arXiv 2402.17762), massive activations.
@@ -166,12 +204,19 @@ def largest_coordinates(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
     without tokens and for a non-finite token.
     Released code: the same.
     """
-    largest_m: Tensor = torch.linalg.vector_norm(tokens_mTD, torch.inf, dim=(1, 2))
-    largest_m = largest_m.to(torch.float64)
-    return largest_m.where(largest_m.isfinite() & mask_mT.any(dim=1), torch.nan)
+    # Twenty times faster than the infinity norm.
+    peak_MT = torch.maximum(tokens_MTD.amax(dim=2), tokens_MTD.amin(dim=2).neg())
+    peak_MT = peak_MT.to(torch.float64)
+    found = {}
+    for name, cut in _cuts(without_first).items():
+        peak_MT[:, :cut] = 0  # as the padding is
+        largest_M = peak_MT.amax(dim=1)
+        is_real_M = mask_MT[:, cut:].any(dim=1) & largest_M.isfinite()
+        found[name] = largest_M.where(is_real_M, torch.nan)
+    return found
 
 
-def first_token_shares(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
+def first_token_shares(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
     """How much of a prompt sits in its first token, which decoders use as an attention sink.
 
     Formula: ``|z_1|^2 / sum_t |z_t|^2`` of the raw states.
@@ -181,12 +226,20 @@ def first_token_shares(tokens_mTD: Tensor, mask_mT: Tensor) -> Tensor:
     for a prompt without tokens, for a non-finite token, and where all tokens are zero.
     Released code: none known.
     """
-    norm_mT = _token_norms(tokens_mTD)
-    power_mT = (norm_mT / norm_mT.amax(dim=1, keepdim=True)).square()  # 0 / 0 = NaN
-    return (power_mT[:, 0] / power_mT.sum(dim=1)).where(mask_mT.any(dim=1), torch.nan)
+    norm_MT = _token_norms(tokens_MTD)
+    power_MT = (norm_MT / norm_MT.amax(dim=1, keepdim=True)).square()  # 0 / 0 = NaN
+    return (power_MT[:, 0] / power_MT.sum(dim=1)).where(mask_MT.any(dim=1), torch.nan)
 
 
-def _token_norms(tokens_mTD: Tensor) -> Tensor:
+def _token_norms(tokens_MTD: Tensor) -> Tensor:
     """Norms in float64, 0 in the padding; NaN for a non-finite token, so that no mean is inf."""
-    norm_mT: Tensor = torch.linalg.vector_norm(tokens_mTD, dim=-1, dtype=torch.float64)
-    return norm_mT.where(norm_mT.isfinite(), torch.nan)
+    norm_MT = tokens_MTD.new_empty(tokens_MTD.shape[:2], dtype=torch.float64)
+    for part in token_parts(tokens_MTD):
+        part_MtD = tokens_MTD[:, part].to(torch.float64)  # cheaper than norms of another dtype
+        torch.linalg.vector_norm(part_MtD, dim=-1, out=norm_MT[:, part])
+    return norm_MT.where(norm_MT.isfinite(), torch.nan)
+
+
+def _cuts(without_first: bool) -> dict[str, int]:
+    """Return how many tokens each variant leaves out."""
+    return {"": 0, WITHOUT_FIRST: 1} if without_first else {"": 0}

@@ -10,6 +10,7 @@ from jobs.cluster.console import say
 
 PROGRAMS = (
     "extraction",
+    "tokens",
     "spectrum",
     "memory",
     "scoring",

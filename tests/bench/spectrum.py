@@ -142,7 +142,7 @@ def _ours(
 ) -> Values:
     values_LN = torch.empty(len(states), len(lengths_N), dtype=torch.float64)
     for index_n, tokens_MTD, mask_MT, layers in length_chunks(states, lengths_N):
-        (values_M,) = entropies(tokens_MTD, mask_MT, [alpha], method=method)
+        ((values_M,),) = entropies(tokens_MTD, mask_MT, [alpha], method, False).values()
         curvatures(tokens_MTD, mask_MT)
         values_LN[layers, index_n.cpu()] = values_M.reshape(-1, len(index_n)).cpu()
     return values_LN.flatten().tolist()

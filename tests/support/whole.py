@@ -58,7 +58,7 @@ def prompt_entropy(
     hidden_NTD: Tensor, lengths_N: Tensor, alpha: float = 1.0, method: SpectrumMethod = "exact"
 ) -> Tensor:
     def kernel(tokens_MTD: Tensor, mask_MT: Tensor) -> Tensor:
-        return entropies(tokens_MTD, mask_MT, [alpha], method)[0]
+        return entropies(tokens_MTD, mask_MT, [alpha], method)[""][0]
 
     return of_prompts(kernel, hidden_NTD, lengths_N)
 

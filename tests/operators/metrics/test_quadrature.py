@@ -50,7 +50,7 @@ def measured(
     tokens_TD: Tensor, alphas: list[float], method: SpectrumMethod = "approximate"
 ) -> Tensor:
     (chunk,) = length_chunks([tokens_TD[None]], torch.tensor([len(tokens_TD)]))
-    return entropies(chunk.tokens_MTD, chunk.mask_MT, alphas, method)[:, 0]
+    return entropies(chunk.tokens_MTD, chunk.mask_MT, alphas, method)[""][:, 0]
 
 
 @pytest.mark.parametrize("tokens", [SMALLEST_SIDE, FEATURES])

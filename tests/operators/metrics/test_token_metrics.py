@@ -14,7 +14,7 @@ from torch import Tensor
 from operators.metrics import SpectrumMethod
 from operators.metrics import rows as rows_module
 from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
-from operators.metrics.rows import Kernel, length_chunks
+from operators.metrics.rows import Kernel, length_chunks, prepare_rows, unit_grams
 from operators.metrics.spectrum import (
     gram_entropies,
     matrix_entropy,
@@ -43,6 +43,11 @@ from tests.support.whole import (
 EVERYTHING = Parameters(alphas=tuple(ALPHAS))
 TOKEN_METRICS = of_kind(METRICS, Tokens)
 Values = dict[tuple[str, str], Tensor]
+NORMS: tuple[Kernel, ...] = (
+    lambda tokens, mask: mean_norms(tokens, mask)[""],
+    lambda tokens, mask: largest_coordinates(tokens, mask)[""],
+    first_token_shares,
+)
 many = settings(max_examples=80, deadline=None)
 
 
@@ -112,6 +117,24 @@ def test_undefined_entropy_is_nan(alpha: float) -> None:
     assert prompt_entropy(hidden_NTD, lengths_N, alpha).isnan().tolist() == [True] * 6 + [False]
     assert dataset_entropy(hidden_NTD[0, :1], alpha).isnan()
     assert dataset_entropy(hidden_NTD[1], alpha).isnan()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_both_variants_from_one_product_are_as_exact_as_each_alone(
+    tokens: int, scale: float
+) -> None:
+    """Whatever the first token is: massive, and so far away that another lies at the mean."""
+    tokens_TD = draw(tokens, 50)
+    tokens_TD[0] = scale * draw(50, seed=1)
+    near_TD = tokens_TD.clone()
+    near_TD[-1] = tokens_TD[:-1].mean(dim=0) * (1 + 1e-4)
+    for each_TD in (tokens_TD, near_TD):
+        tokens_1TD, mask_1T = whole(each_TD)[0], torch.ones(1, tokens, dtype=torch.bool)
+        got = unit_grams(tokens_1TD, mask_1T, without_first=True)
+        for gram_1TT, cut in zip(got, (0, 1), strict=True):
+            rows_1TD = prepare_rows(tokens_1TD[:, cut:], mask_1T[:, cut:])
+            assert same(gram_1TT, small_gram(rows_1TD), 1e-10)
 
 
 def test_an_entropy_is_normalized_by_what_its_prompt_could_reach() -> None:
@@ -224,8 +247,7 @@ def test_curvature_of_any_prompt_is_the_mean_of_its_turns(tokens_TD: Tensor) -> 
 def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
     norm_T = torch.linalg.vector_norm(tokens_TD, dim=1)
     largest = float(norm_T.max())
-    kernels = mean_norms, largest_coordinates, first_token_shares
-    mean, coordinate, share = (of_prompts(each, *whole(tokens_TD)) for each in kernels)
+    mean, coordinate, share = (of_prompts(each, *whole(tokens_TD)) for each in NORMS)
     assert same(mean / largest, norm_T.mean()[None] / largest)
     assert same(coordinate, tokens_TD.abs().max()[None], 0.0)
     power_T = (norm_T / largest) ** 2
@@ -235,9 +257,7 @@ def test_norms_of_any_prompt(tokens_TD: Tensor) -> None:
 @pytest.mark.parametrize(
     ("kernel", "start"),
     [
-        (mean_norms, [2**0.5, 0.0]),
-        (largest_coordinates, [1.0, 0.0]),
-        (first_token_shares, [1 / 3, math.nan]),
+        *zip(NORMS, ([2**0.5, 0.0], [1.0, 0.0], [1 / 3, math.nan]), strict=True),
     ],
 )
 def test_undefined_norms_are_nan(kernel: Kernel, start: list[float]) -> None:
