@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, get_args
 
 from jobs.cluster.console import printable, say
@@ -49,6 +50,8 @@ WORKERS = (
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
 )
+# What the ranking and the report import, which takes a second.
+AT_THE_END = ("jobs.rank.stage", "jobs.report.page", "jobs.report.drawing", "markdown_it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +119,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     with _opened(arguments) as run:
         run.require_readable()
+        if run.cluster.has_begun and wanted[-1] == "rank":
+            for name in AT_THE_END:  # while the engine starts
+                import_module(name)
         healing(run, partial(work, run))
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE

@@ -79,6 +79,7 @@ class Cluster:
     side: Side
     say: Callable[[str], None] = lambda _line: None
     made: dict[str, str] = field(default_factory=dict)
+    has_begun: bool = False
     _widest: dict[str, int] = field(default_factory=dict)
     _open: Iterator[Any] | None = None  # the results of the plan that was begun last
 
@@ -91,6 +92,7 @@ class Cluster:
 
     def begin(self) -> None:
         """Begin to start the engine: there will be work."""
+        self.has_begun = True
         self.side.begin()
 
     def abandon(self) -> None:

@@ -49,7 +49,7 @@ class Processes:
 
     def __init__(self, preload: Sequence[str] = (), *, verbose: bool = False) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload])
+        self._context.set_forkserver_preload(["jobs.cluster.server", *preload])
         self._size = cpu_count()
         self._workers: list[_Worker] = []
         self._is_verbose = verbose

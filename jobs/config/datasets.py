@@ -248,7 +248,7 @@ class DatasetConfig(Block):
     min_chars: Annotated[int, Field(ge=0)] = Field(1, description="0 keeps blank texts too")
     shard_prompts: Count = Field(2048, description="prompts per shard, about")
     fewest_shards: Annotated[Count, Later(before=1)] = Field(
-        8, description="so that every core has some, if each then has 64 prompts or more"
+        8, description="so that every core has some, if each then has 50 prompts or more"
     )
     tasks: tuple[Task, ...] = ()
 

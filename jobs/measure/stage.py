@@ -108,7 +108,9 @@ def costs(run: Run, subject: Subject) -> list[Piece]:
         return f"  {subject}: cost of {len(rows)} layers, {last:.1f} ms the last"
 
     work = partial(_costs, run.config.storage, pool)
-    return [Piece([subject], work, done, pool.device, pool.num_cpus)]
+    # Of one thread, it is like every other unit.
+    cpus = 1.0 if pool.threads == 1 else pool.num_cpus
+    return [Piece([subject], work, done, pool.device, cpus)]
 
 
 def _costs(storage: StorageConfig, pool: Pool, subject: Subject) -> list[Row]:

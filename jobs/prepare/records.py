@@ -25,7 +25,7 @@ from storage import schema
 SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER, _ID = "skip", "marker", "row id"
-_SMALL_SHARD = 64  # prompts; a smaller one is not worth its files
+_SMALL_SHARD = 50  # prompts; a smaller one is not worth its files
 _RECORD = pa.schema(
     [
         ("shard", pa.int32()),

@@ -45,9 +45,9 @@ def shards_of(config: DatasetConfig, rows: pa.Table, shards: int, seed: int = 0)
 @pytest.mark.parametrize(
     ("rows", "changes", "shards"),
     [
-        (10, {}, 1),  # none of fewer than 64 prompts
+        (10, {}, 1),  # none of fewer than 50 prompts
         (128, {}, 2),
-        (500, {}, 7),
+        (500, {}, 8),
         (5_000, {}, 8),
         (20_000, {}, 10),  # of 2,048
         (5_000, {"fewest_shards": 1}, 3),
