@@ -21,6 +21,8 @@ from operators.model.backend import Backend
 from operators.model.subject import Norm, Pooling
 
 Ids = npt.NDArray[np.int32]
+_BATCH_COST = 1 / 32  # of a batch of whatever size, in budgets of padded tokens
+_MOST_ENDS = 512  # of batches that are weighed against each other
 Group = tuple[int, Norm, Pooling]
 # Takes token states on their way, once per batch: the prompts' indices [N], the states [N, T, D] of
 # every layer on the model's device (anything may stand in the padding), and the lengths [N].
@@ -32,19 +34,33 @@ def token_budget_batches(
 ) -> list[npt.NDArray[np.int64]]:
     """Cut prompts into batches of at most `budget` padded tokens and return their indices.
 
-    Prompts are taken from short to long (ties in the given order), so little is padding, and none
-    is unless it `pads`; a prompt longer than the budget is a batch of its own. Every index appears
-    exactly once.
+    Prompts are taken from short to long (ties in the given order) and parted where that costs
+    least, padding and `_BATCH_COST` for each batch; none is padded unless it `pads`. A prompt
+    longer than the budget is a batch of its own. Every index appears exactly once.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
+    length_N = np.asarray(lengths)[order]
+    count, longest = len(order), max(int(length_N.max(initial=1)), 1)
+    # Where a batch may end: after so many prompts that all of them take no time to think about.
+    step = max(min(count // _MOST_ENDS, budget // longest), 1) if pads else 1
+    end_E = np.array([*range(0, count, step), count])
+    cost_E, begin_E = np.zeros(len(end_E)), np.zeros(len(end_E), np.int64)
+    for place in range(1, len(end_E)):
+        end, longest = end_E[place], max(length_N[end_E[place] - 1], 1)
+        first = np.searchsorted(end_E, end - budget // longest)
+        if not pads:
+            first = max(first, np.searchsorted(length_N, longest))
+        first = min(int(first), place - 1)
+        padded = cost_E[first:place] + (end - end_E[first:place]) * longest
+        begin_E[place] = first + padded.argmin()
+        cost_E[place] = padded.min() + budget * _BATCH_COST
     batches: list[npt.NDArray[np.int64]] = []
-    start = 0
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or (end - start + 1) * lengths[order[end]] > budget
-        if full or not (pads or lengths[order[end]] == lengths[order[start]]):
-            batches.append(order[start:end])
-            start = end
-    return batches
+    place = len(end_E) - 1 if count else 0
+    while place:
+        begin = begin_E[place]
+        batches.append(order[end_E[begin] : end_E[place]])
+        place = int(begin)
+    return batches[::-1]
 
 
 def pad(sequences: Sequence[Ids]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from operators.model.tokenise import token_limit, tokenise
 from tests.support.tiny import tiny_tokenizer
 
 
-@given(st.lists(st.integers(0, 60), max_size=50), st.integers(1, 200))
-def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows(
+@given(st.lists(st.integers(1, 60), max_size=50), st.integers(1, 200))
+def test_batches_hold_every_prompt_once_and_cost_no_more_than_full_ones(
     lengths: list[int], budget: int
 ) -> None:
     batches = [batch.tolist() for batch in token_budget_batches(lengths, budget)]
@@ -26,8 +26,26 @@ def test_batches_hold_every_prompt_once_and_are_as_full_as_the_budget_allows(
     for batch in batches:
         padded = len(batch) * max(lengths[index] for index in batch)
         assert padded <= budget or len(batch) == 1
-    for batch, following in pairwise(batches):
-        assert (len(batch) + 1) * lengths[following[0]] > budget
+    cut, full = 0, list[list[int]]()
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end - cut + 1) * lengths[order[end]] > budget:
+            full.append(order[cut:end])
+            cut = end
+
+    def cost(cut: list[list[int]]) -> float:
+        """A batch is worth a 32nd of the budget."""
+        return sum(len(each) * max(lengths[i] for i in each) + budget / 32 for each in cut)
+
+    assert cost(batches) <= cost(full)
+
+
+def test_many_prompts_are_parted_as_well_and_never_beyond_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(4, 200, 5000).tolist()
+    batches = token_budget_batches(lengths, 1024)
+    assert sorted(index for batch in batches for index in batch) == list(range(5000))
+    padded = [len(batch) * max(lengths[index] for index in batch) for batch in batches]
+    assert max(padded) <= 1024
+    assert sum(padded) < 1.01 * sum(lengths)
 
 
 @given(st.lists(st.integers(0, 9), max_size=50), st.integers(1, 60))
@@ -36,9 +54,9 @@ def test_batches_without_padding_hold_one_length(lengths: list[int], budget: int
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len({lengths[index] for index in batch}) == 1
-    for one, following in pairwise(batches):
-        longer = lengths[following[0]] > lengths[one[0]]
-        assert longer or (len(one) + 1) * lengths[one[0]] > budget
+    for length, count in Counter(lengths).items():
+        most = max(budget // max(length, 1), 1)
+        assert sum(lengths[batch[0]] == length for batch in batches) == -(-count // most)
 
 
 @pytest.mark.parametrize(
