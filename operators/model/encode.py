@@ -36,7 +36,8 @@ def token_budget_batches(
 
     Prompts are taken from short to long (ties in the given order) and parted where that costs
     least, padding and `_BATCH_COST` for each batch; none is padded unless it `pads`. A prompt
-    longer than the budget is a batch of its own. Every index appears exactly once.
+    longer than the budget is a batch of its own. Every length is
+    at least 1, and every index appears exactly once.
     """
     order = np.argsort(np.asarray(lengths), kind="stable")
     length_N = np.asarray(lengths)[order]
