@@ -49,6 +49,10 @@ OBJECT_BYTES = 256_000_000  # the most that an object of vectors should have, an
 Typed = tuple[int, bytes]  # of a Thrift value: its type, its bytes
 
 
+class LayoutError(ValueError):
+    """Vectors cannot be laid out so that pyarrow reads them as they are meant."""
+
+
 class Group(NamedTuple):
     """What a row group holds: so many vectors, and the one value of each of its other columns."""
 
@@ -216,10 +220,10 @@ class _Pieces:
 def layout(dim: int, metadata: tuple[tuple[str, str], ...], groups: tuple[Group, ...]) -> Layout:
     """Return the layout of an object of `embeddings`.
 
-    ValueError if pyarrow would not read it as it is meant, or a page would be too large.
+    LayoutError if pyarrow would not read it as it is meant, or a page would be too large.
     """
     if max(len(vector_head(each.rows, dim)) + 4 * dim * each.rows for each in groups) > _MOST_PAGE:
-        raise ValueError("a page would be larger than Parquet allows")
+        raise LayoutError("a page would be larger than Parquet allows")
     _require_readable(dim, metadata)
     return _layout(dim, metadata, groups)
 
@@ -267,13 +271,13 @@ def _frame(dim: int, metadata: tuple[tuple[str, str], ...]) -> tuple[bytes, byte
     length = int.from_bytes(whole[-8:-4], "little")
     parts = whole[-8 - length : -8].split(_NO_ROWS)
     if len(parts) != 2:  # noqa: PLR2004
-        raise ValueError("the footer of a file without rows is another than was known")
+        raise LayoutError("the footer of a file without rows is another than was known")
     return parts[0], parts[1]
 
 
 @lru_cache(maxsize=8)
 def _require_readable(dim: int, metadata: tuple[tuple[str, str], ...]) -> None:
-    """ValueError if pyarrow does not read a small object, laid out here, as it was meant."""
+    """LayoutError if pyarrow does not read a small object, laid out here, as it was meant."""
     groups, draw = (Group(3, 0, "none", "mean"), Group(2, 7, "final", "last")), default_rng(0)
     expected = [
         pa.table(
@@ -300,7 +304,7 @@ def _require_readable(dim: int, metadata: tuple[tuple[str, str], ...]) -> None:
                 [*map(file.metadata.row_group, range(len(groups)))],
             )
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"pyarrow cannot read what is laid out: {error}") from error
+        raise LayoutError(f"pyarrow cannot read what is laid out: {error}") from error
     ranges = [tuple((each.min, each.max) for each in _constants(group)) for group in told]
     if (
         found != [table.to_pydict() for table in expected]
@@ -308,7 +312,7 @@ def _require_readable(dim: int, metadata: tuple[tuple[str, str], ...]) -> None:
         or ranges
         != [tuple((value, value) for value in group.constants.values()) for group in groups]
     ):
-        raise ValueError("pyarrow reads other values than were laid out")
+        raise LayoutError("pyarrow reads other values than were laid out")
 
 
 def _constants(group: pq.RowGroupMetaData) -> list[Any]:

@@ -33,6 +33,7 @@ _MOST_OPEN = 256  # shards whose index and footer a process remembers
 _MOST_SPARE = 4  # objects' memory that a process keeps: so many are written at a time
 _spare = list[npt.NDArray[np.uint8]]()
 Facts = Mapping[str, int | float | str]
+ENCODED = "encoded"  # the fact why an encoder wrote vectors that should have been laid out
 Sums = npt.NDArray[np.float64]
 
 _INDEX = pa.schema(
@@ -133,7 +134,7 @@ def write_shard(
 
     A column that does not fit the schema raises; the object then does not appear. Vectors are laid
     out if every group has one value of each other column, as `pages` says; else, and other tables,
-    an encoder writes them.
+    an encoder writes them. Where pyarrow reads otherwise what is laid out, `facts` say so.
     """
     units = {each.name: each.metadata[b"unit"].decode() for each in schema if each.metadata}
     metadata = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
@@ -144,15 +145,19 @@ def write_shard(
     tables: Iterable[pa.Table] = (
         each if each.schema.equals(schema) else each.cast(schema) for each in groups
     )
-    parts = None
+    parts, facts = None, dict(receipt.facts)
     try:
         if "vector" in schema.names:
             tables = [*tables]
-            parts = _lay_out(root, key, tables, metadata)
+            try:
+                parts = _lay_out(root, key, tables, metadata)
+            except pages.LayoutError as error:
+                facts[ENCODED] = str(error)
         if parts is None:
             parts = _encode(root, key, tables, schema, metadata)
         rows, size = (sum(getattr(part, name) for part in parts) for name in ("rows", "length"))
-        receipt = replace(receipt, rows=rows, checksum=_of_object(parts), bytes=size)
+        told = {"rows": rows, "checksum": _of_object(parts), "bytes": size, "facts": facts}
+        receipt = replace(receipt, **told)
         _write_index(root, key, receipt, parts)
     except OSError as error:
         if error.filename is None and error.strerror:  # as of a disk that is full
@@ -169,10 +174,7 @@ def _lay_out(
     if not groups or None in groups:
         return None
     dim = tables[0].schema.field("vector").type.list_size
-    try:
-        plan = pages.layout(dim, tuple(metadata.items()), tuple(filter(None, groups)))
-    except ValueError:
-        return None
+    plan = pages.layout(dim, tuple(metadata.items()), tuple(filter(None, groups)))
     parts, start = list[Part](), 0
     with _memory(plan.size) as content:
         pages.begin(content, plan)

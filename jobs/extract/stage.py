@@ -19,7 +19,7 @@ from operators.later import Later
 from operators.model.subject import Subject
 from storage.manifest import Manifest
 from storage.partition import CLEAN
-from storage.shards import Receipt
+from storage.shards import ENCODED, Receipt
 
 if TYPE_CHECKING:
     from jobs.extract import worker
@@ -68,6 +68,8 @@ def extract(run: Run) -> None:
             if lost:
                 raise RuntimeError(f"{where}: {len(lost)} shards are missing, first {lost[0]}")
             made = run.publish(where, to.settings, [*chain(*made_of.values())], "extract")
+            for why in sorted({str(each.facts.get(ENCODED, "")) for each in made.receipts} - {""}):
+                say(f"  {where}: written by an encoder, several times slower, because {why}")
             cut = made.facts()["truncated"]
             if cut and where.keys["condition"] == CLEAN:
                 most = f"{config.max_tokens} tokens, or the model's most"

@@ -18,6 +18,7 @@ PROGRAMS = (
     "objects",
     "query",
     "runs",
+    "small",
 )
 
 

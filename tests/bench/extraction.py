@@ -177,7 +177,7 @@ def _sink(name: str) -> Iterator[Root | None]:
             yield Root(folder)
         else:
             # A GPU machine may lack what S3 needs.
-            from tests.bench.s3 import served
+            from tests.support.machines.drop import served
 
             with served("s3" if name == "s3" else "drop") as root:
                 yield root

@@ -8,17 +8,12 @@ are plain http, so that bodies are signed; over TLS they are not, and it takes w
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +24,7 @@ from storage import schema
 from storage.layers import embeddings_table
 from storage.root import Root
 from storage.shards import Receipt, write_shard
+from tests.support.machines.drop import served
 
 ROUNDS = 5
 PROMPTS, GROUPS, FEATURES = 512, 50, 1024  # of a shard: 105 MB of vectors
@@ -37,11 +33,6 @@ Upload = Callable[[], object]
 
 def main() -> None:
     """Print both ways of writing a buffer, and a whole shard with its encoding."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", choices=("sink", "moto"), help=argparse.SUPPRESS)
-    if serve := parser.parse_args().serve:
-        _sink() if serve == "sink" else _moto()
-        return
     vectors_ND = np.random.default_rng(0).standard_normal((PROMPTS, FEATURES), dtype=np.float32)
     content = np.tile(vectors_ND, (GROUPS, 1)).tobytes()
     ids, lengths = np.arange(PROMPTS), np.full(PROMPTS, 128, np.int32)
@@ -49,20 +40,17 @@ def main() -> None:
         embeddings_table((layer, "final", "mean"), ids, lengths, vectors_ND)
         for layer in range(GROUPS)
     ]
-    for server in ("sink", "moto"):
-        with _server(server) as endpoint:
-            client = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-            root = Root("s3://bench", {"key": "a", "secret": "b", "client_kwargs": client})
-            if server == "moto":
-                root.filesystem.call_s3("create_bucket", Bucket="bench")
+    kinds: tuple[Literal["drop", "s3"], ...] = ("drop", "s3")
+    for kind in kinds:
+        with served(kind) as root:
             _compare(
-                f"a buffer into {server}",
+                f"a buffer into {kind}",
                 len(content),
                 partial(_plain_buffer, root, content),
                 partial(root.write, "ours", content),
             )
             _compare(
-                f"a shard, encoded, into {server}",
+                f"a shard, encoded, into {kind}",
                 len(content),
                 partial(_plain_shard, root, tables),
                 partial(_shard, root, tables),
@@ -109,57 +97,6 @@ def _plain_shard(root: Root, tables: Sequence[pa.Table]) -> None:
 
 def _shard(root: Root, tables: Sequence[pa.Table]) -> None:
     write_shard(root, "shard", tables, schema.embeddings(FEATURES), Receipt("", 0, "", ""))
-
-
-@contextmanager
-def _server(name: str) -> Iterator[str]:
-    """Give the endpoint of a server in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.objects", "--serve", name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
-        assert server.stdout
-        try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        finally:
-            server.kill()
-
-
-class _Drop(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    buffer = memoryview(bytearray(1 << 20))  # of all threads: nobody looks at what comes
-
-    def answer(self) -> None:
-        left = int(self.headers.get("Content-Length") or 0)
-        while left:
-            left -= self.rfile.readinto(self.buffer[: min(left, len(self.buffer))]) or left
-        body = b""
-        if self.command == "POST":
-            body = b"<Result><UploadId>x</UploadId></Result>"
-        self.send_response(200)
-        self.send_header("ETag", '"x"')
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_PUT = do_POST = answer
-
-    def log_message(self, *_arguments: Any) -> None:  # noqa: ANN401
-        pass
-
-
-def _sink() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Drop) as server:
-        say(str(server.server_port))
-        server.serve_forever()
-
-
-def _moto() -> None:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    say(str(port))
-    time.sleep(3600)  # until it is killed
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from storage.layers import Group, by_prompts, embeddings_table, read_vectors, sh
 from storage.manifest import Manifests, digest_of
 from storage.partition import Partition, part_name, shard_name, whole_name
 from storage.root import Root
-from storage.shards import Receipt, Shard, index_key, write_shard
+from storage.shards import ENCODED, Receipt, Shard, index_key, write_shard
 
 WHERE = Partition("embeddings", ("model", "main", "data", "clean"))
 SETTINGS = {"seed": 1}
@@ -149,6 +149,7 @@ def test_what_does_not_match_is_encoded(
     for each in caches:
         each.cache_clear()
     assert other.checksum != laid_out.checksum
+    assert (bool(other.facts.get(ENCODED)), ENCODED in laid_out.facts) == (True, False)
     shard = Shard(root, WHERE, other)
     assert shard.read().to_pydict() == pa.concat_tables(made).to_pydict()
     for table, group in zip(made, GROUPS, strict=True):

@@ -75,7 +75,7 @@ def served(kind: Literal["s3", "drop"]) -> Iterator[Root]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    module = ["moto.server", "-p"] if kind == "s3" else ["tests.bench.s3"]
+    module = ["moto.server", "-p"] if kind == "s3" else ["tests.support.machines.drop"]
     command, nothing = [sys.executable, "-m", *module, str(port)], subprocess.DEVNULL
     with subprocess.Popen(command, stdout=nothing, stderr=nothing) as server:
         try:
