@@ -145,19 +145,20 @@ def write_shard(
     tables: Iterable[pa.Table] = (
         each if each.schema.equals(schema) else each.cast(schema) for each in groups
     )
-    parts, facts = None, dict(receipt.facts)
+    parts, slow = None, dict[str, str]()
     try:
         if "vector" in schema.names:
             tables = [*tables]
             try:
                 parts = _lay_out(root, key, tables, metadata)
             except pages.LayoutError as error:
-                facts[ENCODED] = str(error)
+                slow[ENCODED] = str(error)
         if parts is None:
             parts = _encode(root, key, tables, schema, metadata)
         rows, size = (sum(getattr(part, name) for part in parts) for name in ("rows", "length"))
-        told = {"rows": rows, "checksum": _of_object(parts), "bytes": size, "facts": facts}
-        receipt = replace(receipt, **told)
+        told = {"rows": rows, "checksum": _of_object(parts), "bytes": size}
+        # Counts may have been made while the groups were: they are looked at after them.
+        receipt = replace(receipt, **told, facts={**receipt.facts, **slow})
         _write_index(root, key, receipt, parts)
     except OSError as error:
         if error.filename is None and error.strerror:  # as of a disk that is full

@@ -7,6 +7,7 @@ that dies is replaced, and its unit is tried again; all end with the driver, how
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -241,6 +242,8 @@ def _serve(
     connection: Connection, environment: dict[str, str], folder: str, is_verbose: bool
 ) -> None:
     """Work on units until the driver closes the connection."""
+    gc.freeze()  # what the server has imported
+    gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which ends this process
     threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
     os.environ.update({**environment, **_ONE_THREAD})

@@ -406,7 +406,9 @@ def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
 
 
 def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
-    """Return the weight of the four files of a report, of the list of reports, and of the config.
+    """Return the weight of a report's four files, of the list of reports, and of what is noted.
+
+    That is the config, what the report was made of, and the sizes of every model.
 
     Its plots are most of the page: each grows with the layers, by a point of every curve.
     """
@@ -425,10 +427,13 @@ def _report(config: RunConfig, pairs: Sequence[Pair]) -> Weight:
         page += maps * (5_200 + 110 * pair.layers * checkpoints)
         levels = 1 + len(config.conditions.passes())
         facts += 180 * checkpoints * levels * pair.layer_rows(views=True)
+    models = 0
     for pair in {each.subject.name: each for each in pairs}.values():
+        models += pair.checkpoints
         count = sum(len(each.corpus.dataset.tasks) for each in pairs)
         wide = (8 if count > 1 else 6) * bool(count) + 4 * (pair.checkpoints > 1)
         page += wide * (6_200 + 700 * pair.layers) + 5_300 * pair.layers
         facts += 20_000 * pair.checkpoints
-    books = 3_500.0  # the config
-    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts, _INDEX_PAGE, books])
+    made_of = 700.0 + sum(1_600 * each.checkpoints for each in pairs)
+    books = [3_500.0, made_of, *[100.0] * models]
+    return weight([page, 69_500.0, 22_000 + 0.025 * page, facts, _INDEX_PAGE, *books])

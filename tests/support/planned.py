@@ -17,8 +17,9 @@ def assert_planned(planned: Plan, output: Path) -> None:
     for path in output.rglob("*"):
         if path.is_file():
             table, *inner = path.relative_to(output).parts
-            if table == BOOKS:  # manifests and indexes of the tables, and the config
-                table = "report" if inner[0] == "runs" else inner[1]
+            if table == BOOKS:  # manifests and indexes of the tables, and what is noted
+                noted = inner[0] in ("runs", "models", "reports")
+                table = "report" if noted else inner[1]
             written[table].append(path.stat().st_size)
     tables, gone = planned.tables(), planned.removed
     counts = {name: len(sizes) for name, sizes in written.items()}
