@@ -149,7 +149,9 @@ def test_what_does_not_match_is_encoded(
     for each in caches:
         each.cache_clear()
     assert other.checksum != laid_out.checksum
-    assert (bool(other.facts.get(ENCODED)), ENCODED in laid_out.facts) == (True, False)
+    # pyarrow goes by position: it reads a column of another name or type as wide all the same.
+    refused = name not in ("_NUMBERS", "_VECTOR")
+    assert (bool(other.facts.get(ENCODED)), ENCODED in laid_out.facts) == (refused, False)
     shard = Shard(root, WHERE, other)
     assert shard.read().to_pydict() == pa.concat_tables(made).to_pydict()
     for table, group in zip(made, GROUPS, strict=True):

@@ -144,7 +144,7 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A night over three new checkpoints, whose stages are the test's."""
     monkeypatch.setattr(nights, "prepare", lambda _: None)
-    monkeypatch.setattr(nights, "check", lambda *_: None)
+    monkeypatch.setattr(Run, "require_readable", lambda _: None)
     monkeypatch.setattr(nights, "require_scores", lambda _: None)
     run = make_run(tmp_path, ["step0", "step1", "step2"])
     store_checkpoint(run, "step0", [0.3, 0.4, 0.5, 0.4])

@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 
 from jobs.config.datasets import Task
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks import labelled
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject, Variant
+from operators.probes import labelled as probes
 from storage.layers import Group, embeddings_table
 from storage.partition import CLEAN, Partition
 from storage.root import Root
@@ -133,7 +133,7 @@ def test_an_error_of_a_library_is_a_failure(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(labelled, "regression", fail)
+    monkeypatch.setattr(probes, "regression", fail)
     rows, why = scored(tmp_path, LENGTH)
     assert not rows
     assert why == f"layer {GROUP.layer}: {error}"
