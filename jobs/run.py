@@ -43,9 +43,9 @@ class Table:
 
 
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
-# lie `report/NAME/` (by every run, at its end), `mteb/` (results as mteb writes them, by probe),
+# lie `report/NAME/` (by a run, at its end), `mteb/` (results as mteb writes them, by probe),
 # `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), and `_layerrank/` (manifests,
-# indexes of shards, configs of runs, locks).
+# indexes of shards, configs of runs, what reports were made of, sizes of models, locks).
 TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),

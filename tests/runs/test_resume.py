@@ -25,9 +25,12 @@ from storage.checkpoint import Checkpoint
 from storage.partition import KEYS, TableName, partitions
 from storage.root import BOOKS, Root
 from tests.conftest import Cli, edited, offline_environment, write_config
+from tests.support.places import PROJECT
 from tests.support.stored import content, manifests
 
 pytestmark = pytest.mark.slow
+# What takes seconds to import.
+HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "datasets", "ray", "pandas", "mteb"}
 PAIRS = [
     ("prompts", "embeddings"),
     ("embeddings", "probe_scores"),
@@ -265,3 +268,45 @@ def test_a_warm_run_writes_nothing_and_reads_manifests_and_a_models_files_once(
     left = Counter(where.split("/")[0] for where in finished.content)
     assert Counter(key.split("/")[2] for key in read) == {**left, "layer_costs": 1}
     assert list(printed.values()) == [1]
+
+
+def test_a_finished_run_is_looked_at_without_what_is_slow_to_import(
+    finished: Finished, cli: Cli
+) -> None:
+    command = ["run", str(finished.config), "--output", finished.root.uri]
+    cli(*command)
+    program = f"""
+import sys
+from jobs.cli import main
+code = main({command!r})
+sys.exit(code or " ".join({HEAVY!r} & sys.modules.keys()))
+"""
+    python = [sys.executable, "-c", program]
+    done = subprocess.run(
+        python, env=offline_environment(), cwd=PROJECT, check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_report_is_drawn_again_when_a_file_or_a_table_of_it_changed(
+    finished: Finished, cli: Cli
+) -> None:
+    command = ["run", str(finished.config), "--output", finished.root.uri]
+    cli(*command)
+    page = Path(finished.root.uri, "report", "small", "index.html")
+    drawn, before = page.read_bytes(), page.stat().st_mtime_ns
+    cli(*command)
+    assert page.stat().st_mtime_ns == before
+    page.write_bytes(drawn[:-1])
+    cli(*command)
+    assert page.read_bytes() == drawn
+    (page.parent / "report.json").unlink()
+    cli(*command)
+    assert (page.parent / "report.json").exists()
+    before = page.stat().st_mtime_ns
+    _lose(finished, "layer_costs")  # measured anew, with other latencies
+    cli(*command)
+    assert page.stat().st_mtime_ns != before
+    before = page.stat().st_mtime_ns
+    cli("report", *command[1:])  # whoever asks for it gets it
+    assert page.stat().st_mtime_ns != before
