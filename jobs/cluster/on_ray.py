@@ -242,8 +242,11 @@ def _unit(batch: pa.Table) -> Any:  # noqa: ANN401  (any unit)
 
 
 def _of_unit(work: Work, batch: pa.Table) -> pa.Table:
+    unit = _unit(batch)
+    if isinstance(unit, _Failed):  # what should have read it has failed
+        return batch
     try:
-        return _packed(work(_unit(batch)), "result")
+        return _packed(work(unit), "result")
     except Exception as error:  # noqa: BLE001  (raised again in the driver)
         return _packed(_Failed(travelling(error)), "result")
 

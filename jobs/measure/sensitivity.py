@@ -59,8 +59,8 @@ def sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[
             run.manifests.require(partition("layer_metrics", subject, dataset, each.name))
             for each in conditions
         ]
-        columns = token_variants(token_metrics(run.config), parameters(run.config))
-        wanted = layers if columns else []
+        of_tokens = token_metrics(run.config)
+        wanted = layers if of_tokens else []
         beside = (each.partition.sibling("prompt_metrics") for each in wanted)
         prompts = [run.manifests.require(each) for each in beside]
         settings = {
@@ -72,6 +72,7 @@ def sensitivity(run: Run, subject: Subject, dataset: DatasetConfig) -> Iterator[
         where = partition("sensitivity", subject, dataset, family)
         if run.manifests.current(where, settings, overwrite=run.overwrite) is None:
             places = np.array([each.place for each in conditions])
+            columns = token_variants(of_tokens, parameters(run.config))
             yield _piece(run, FamilyTables(where, places, layers, prompts, columns, settings))
 
 

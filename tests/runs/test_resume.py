@@ -30,7 +30,7 @@ from tests.support.stored import content, manifests
 
 pytestmark = pytest.mark.slow
 # What takes seconds to import.
-HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "datasets", "ray", "pandas", "mteb"}
+HEAVY = {"torch", "transformers", "sklearn", "matplotlib", "datasets", "ray", "mteb"}
 PAIRS = [
     ("prompts", "embeddings"),
     ("embeddings", "probe_scores"),
@@ -58,7 +58,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cl
         values["extract"] = {"max_tokens": 32, "workers": 1}
         values["views"] = {"count": 2, "sample": 12}
         values["tokens"] = {"sample": 8}
-        values["measure"] = {"metrics": ["prompt_entropy", "rankme", "infonce"]}
+        metrics = ["prompt_entropy", "rankme", "infonce"]
+        values["measure"] = {"metrics": metrics, "token_metrics": "both"}
         values["conditions"] = {"random": [0, 0.5]}
         values["curves"] = {"examples": [2], "noise": [0.2]}
     root = Root(str(folder / "out"))

@@ -70,7 +70,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: C
         cluster={"engine": "process"},  # how much mteb's tasks hold is not known beforehand
     )
     with edited(config) as values:
-        values["datasets"][0]["shard_prompts"] = 500
+        values["datasets"][0] |= {"shard_prompts": 500, "fewest_shards": 1}
     for stage in ("prepare", "extract", "measure"):
         cli(stage, str(config), "--output", str(folder / "out"))
     return Extracted(config, Root(str(folder / "out")))

@@ -41,9 +41,10 @@ pytestmark = [
 Vectors = npt.NDArray[np.float32]
 
 CLOSE = 1e-4
-# k-means of the titles does not depend on the rounding of the vectors: with every entry moved to a
-# neighbour in float32, up or down at random, every score of both protocols stays what it is.
-EQUAL = 1e-12
+# On equal vectors k-means is mteb's to the bit (tests/operators/probes). How they are rounded may
+# move a title to another cluster: every score of both protocols is the stored one in some batches,
+# and in others one of 28 is 4e-5 away.
+EQUAL = 1e-4
 # scikit-learn ends the fit at a gradient of 1e-4, after 45 to 80 iterations in the layers between
 # the first and the last. How far that is from the optimum is rounding: with every entry moved to a
 # neighbour in float32, up or down at random, up to 4 of the 14,210 test decisions of the tweets

@@ -191,6 +191,17 @@ def test_an_actor_that_cannot_be_made_answers_with_the_error() -> None:
     assert "in make" in caught.value.cause.__notes__[0]  # where it was raised
 
 
+def test_a_unit_that_cannot_be_read_fails_with_what_its_reader_raised() -> None:
+    def read(_unit: object) -> None:
+        raise ModelUnavailableError("no such text")
+
+    batch = on_ray._of_unit(read, pa.table({"unit": [pickle.dumps(0)]}))
+    rows = on_ray._Actor(lambda: str)(batch).to_pylist()
+    with pytest.raises(InWorkerError) as caught:
+        list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
+    assert explain(caught.value) == ("no such text", USAGE)
+
+
 # processes
 
 
