@@ -119,7 +119,7 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cpu":
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # as a worker of a pool has
     if given.model or given.sink:
         names = [given.model or ("pythia" if device.type == "cuda" else "minilm")]
         sinks = [given.sink or "disk"]
