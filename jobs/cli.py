@@ -168,7 +168,7 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
         engine,
         address=arguments.address,
         config=config.cluster,
-        preload=WORKERS,
+        preload=(*WORKERS, *AT_THE_END) if engine == "ray" else WORKERS,
         verbose=arguments.verbose,
         say=say,
     )

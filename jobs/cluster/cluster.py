@@ -243,7 +243,8 @@ def open_cluster(
 ) -> Cluster:
     """Return the cluster of a run; nothing of it is started yet.
 
-    `preload` names the modules that workers need: processes import them once.
+    `preload` names the modules that workers need: processes import them once, and with Ray the
+    driver, before it joins.
     """
     side: Side
     if engine == "ray":
@@ -251,7 +252,7 @@ def open_cluster(
         from jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
 
         known = address or os.environ.get("RAY_ADDRESS")
-        side = RayCluster(known, config.wait_seconds, verbose, say)
+        side = RayCluster(known, config.wait_seconds, verbose, say, preload)
     else:
         from jobs.cluster.on_processes import Processes  # noqa: PLC0415
 

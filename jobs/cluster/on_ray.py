@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ class RayCluster:
     wait_seconds: float
     verbose: bool
     say: Callable[[str], None]
+    preload: Sequence[str] = ()  # modules that the driver needs, sooner or later
     _started: bool = False
     name = "ray"
 
@@ -73,8 +75,7 @@ class RayCluster:
         return self._await(gpu=gpu)
 
     def begin(self) -> None:
-        """Start the cluster, or join it."""
-        self._start()
+        """Start nothing yet: what is imported and looked at first is done before a job joins."""
 
     def describe(self, work: int | Pool, device: TorchDevice) -> tuple[int, str]:
         """Return how many tasks or actors run at once, at most; where, and what feeds them."""
@@ -145,6 +146,10 @@ class RayCluster:
         """Start a local cluster or join the one at `address`; nothing if that was done before."""
         if self._started:
             return
+        # The folder that a job was started in may be made anew while it joins, as by a second node
+        # of this machine: what comes from there is imported before.
+        for name in self.preload:
+            import_module(name)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # A worker does the user's work: it is no less urgent than what else runs here.
         os.environ.setdefault("RAY_worker_niceness", "0")
