@@ -25,7 +25,7 @@ from jobs.config.settings import Engine, StorageConfig, SubjectConfig
 from jobs.plan import limits
 from jobs.prepare.folders import with_folders
 from operators.model.subject import Norm, Pooling
-from operators.ranking.policy import Policy
+from operators.ranking.choosing import Policy
 from storage.root import Root
 
 if TYPE_CHECKING:
@@ -363,8 +363,8 @@ def _parser() -> argparse.ArgumentParser:
     of["rank"].add_argument(
         "--policy",
         choices=get_args(Policy),
-        default="cheapest_equal",
-        help="with --scores; a config has its own (default: cheapest_equal)",
+        default="best",
+        help="with --scores; a config has its own (default: best)",
     )
     add = of["plan"].add_argument
     add("--measure", action="store_true", help="run the model on a sample here, for its speed")

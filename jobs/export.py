@@ -287,7 +287,9 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
         value, low, high = (evidence.row[f"{name}{end}"] for end in ("", "_low", "_high"))
         if math.isnan(low) or math.isnan(high):
             return f"{value:{sign}.4f}."
-        return f"{value:{sign}.4f} ({100 * evidence.level:g}% interval {low:.4f} to {high:.4f})."
+        where = "a new task" if name == "gain" else "these tasks"
+        span = f"{100 * evidence.level:g}% interval on {where} {low:.4f} to {high:.4f}"
+        return f"{value:{sign}.4f} ({span})."
 
     lines = [f"- Mean score over {evidence.tasks} tasks: {cited('score', '')}"]
     if not math.isnan(evidence.row["gain"]):

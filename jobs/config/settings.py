@@ -24,7 +24,7 @@ from operators.analysis.modes import FEWEST, MOST
 from operators.metrics import EntropyNorm, SpectrumMethod
 from operators.model.subject import Dtype, Norm, Pooling, Variant
 from operators.prompts.conditions import FAMILIES, Condition
-from operators.ranking.policy import Policy
+from operators.ranking.choosing import Policy
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "process", "ray"]
@@ -249,10 +249,10 @@ class RankConfig(Block):
     pooling: Pooling = "mean"
     variant: Variant = "raw"
     policy: Policy = Field(
-        "cheapest_equal",
+        "best",
         description="best: the highest score; cheapest_equal: the cheapest layer within one "
-        "standard error of it; last_unless_significant: the last layer unless another one is "
-        "better beyond doubt",
+        "standard error of it; last_unless_significant: the last layer unless a test says that "
+        "another one is better, which needs six tasks",
     )
     search: Search = Field(
         "full", description="halving: layers that cannot win are dropped after a few folds"

@@ -27,7 +27,6 @@ from operators.analysis import modes as analysis
 from operators.later import Later
 from operators.metrics.registry import main_variant
 from operators.model.subject import Subject
-from operators.ranking.evidence import holm
 from storage import schema
 from storage.layers import metric_column
 from storage.manifest import Manifest, Settings, digest_of, missing
@@ -126,7 +125,7 @@ def modes(run: Run, subject: Subject, measured: Mapping[str, Manifest]) -> list[
     def done(found: list[dict[str, Any]]) -> str:
         found.sort(key=lambda row: row["layer"])
         p_values = np.array([row["p_value"] for row in found])
-        for row, p_holm in zip(found, holm(p_values), strict=True):
+        for row, p_holm in zip(found, analysis.holm(p_values), strict=True):
             row["p_holm"] = float(p_holm)
         run.write(where, settings, found)
         return f"  modes of {len(found)} layers, {found[0]['n_prompts']:,} prompts"

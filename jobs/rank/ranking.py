@@ -17,9 +17,11 @@ from jobs.words import known
 from operators.analysis import labelfree
 from operators.analysis.correlates import correlation
 from operators.model.subject import Subject
-from operators.ranking.evidence import Evidence, draw_scores, weigh
-from operators.ranking.policy import Policy, Verdict, pareto, recommend
-from operators.ranking.scores import TIE, TaskScores, scored
+from operators.ranking.choosing import Policy
+from operators.ranking.draws import draw_scores
+from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.policy import Verdict, pareto, recommend
+from operators.ranking.scores import TIE, TaskScores
 
 Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]  # of a table, by column; NaN where a number does not exist
@@ -57,7 +59,7 @@ class RankedTask:
 class Settings:
     """How a ranking is made: `rank` of a config, and the seed of the run."""
 
-    policy: Policy = "cheapest_equal"
+    policy: Policy = "best"
     draws: int = 10_000
     level: float = 0.95
     seed: int = 0
@@ -67,11 +69,10 @@ class Settings:
 class Ranking:
     """The ranking of one model's layers.
 
-    `cost_L` is the compute of a token relative to the whole model, `draws_LB` the bootstrap draws
-    of the mean score. Of a run, `costs` has the measured cost of each layer, `features` the length
-    of a vector, and `search_share` the share of a full sweep that a search scored, `dropped` the
-    layers that it left. `left_out` says why tasks are not among `tasks`, `notes` what else differs
-    from what was given.
+    `cost_L` is the compute of a token relative to the whole model. Of a run, `costs` has the
+    measured cost of each layer, `features` the length of a vector, and `search_share` the share of
+    a full sweep that a search scored, `dropped` the layers that it left, which have no score.
+    `left_out` says why tasks are not among `tasks`, `notes` what else differs from what was given.
     """
 
     subject: Subject
@@ -81,7 +82,6 @@ class Ranking:
     evidence: Evidence
     verdict: Verdict
     cost_L: Array
-    draws_LB: Array
     costs: Mapping[int, Row] = field(default_factory=dict)
     features: int = 0
     metrics: Metrics = field(default_factory=dict)
@@ -109,13 +109,16 @@ class Ranking:
     @cached_property
     def table(self) -> list[dict[str, Any]]:
         """The rows of the table `ranking`, layer by layer."""
-        front_L = pareto([row.score for row in self.evidence.layers], self.cost_L)
+        comparable = [row.gain if row.rank else math.nan for row in self.evidence.layers]
+        front_L = pareto(comparable, self.cost_L)
+        choice = self.evidence.choice
+        chosen = {choice.layer: choice.gain} if choice else {}
         return [
             {
                 **asdict(row),
                 "norm": self.vectors.norm,
                 "pooling": self.vectors.pooling,
-                "rank": row.rank if known(row.score) else None,
+                "gain_chosen": chosen.get(row.layer, math.nan),
                 "cost": float(cost),
                 "pareto": bool(on_front),
                 "verdict": self.verdict.kind,
@@ -136,17 +139,17 @@ class Ranking:
 
     @property
     def scored(self) -> list[Row]:
-        """The rows of the layers that have a score."""
-        return [row for row in self.rows if known(row["score"])]
+        """The rows of the layers that are comparable: they have a rank."""
+        return [row for row in self.rows if row["rank"] is not None]
 
     @property
     def best_first(self) -> list[Row]:
-        """The rows of the layers that have a score, the highest first, of equals the lowest."""
-        return sorted(self.scored, key=lambda row: (-row["score"], row["layer"]))
+        """The rows of the comparable layers, the highest gain first, of equals the lowest."""
+        return sorted(self.scored, key=lambda row: (-row["gain"], row["layer"]))
 
     @property
     def nearest(self) -> int | None:
-        """The layer below the last that scores highest; None if none has a score."""
+        """The layer below the last that gains most; None if none is comparable."""
         others = [row["layer"] for row in self.best_first if row["layer"] != self.last]
         return others[0] if others else None
 
@@ -157,13 +160,13 @@ class Ranking:
 
     @property
     def has_intervals(self) -> bool:
-        """Whether there was something to draw intervals from."""
-        return any(known(row["score_low"]) for row in self.rows)
+        """Whether some gain has an interval."""
+        return any(known(row[f"{of}_low"]) for of in ("gain", "here") for row in self.rows)
 
     @property
     def counting(self) -> list[RankedTask]:
-        """The tasks that have a score in some layer; no mean contains the others."""
-        return [task for task in self.tasks if not np.isnan(task.scores.score_L).all()]
+        """The tasks that have a score in the last layer; no gain contains the others."""
+        return [task for task in self.tasks if task.scores.task in self.evidence.tasks]
 
     def metric(self, name: str) -> ByLayer:
         """Return a metric by layer, on the first dataset that has it."""
@@ -184,18 +187,23 @@ class Ranking:
         """What is not in the ranking, in sentences: layers, and tasks in every layer or in some."""
         never, partly = dict[str, str](), list[Gap]()
         for task in self.tasks:
-            if task.undefined:
-                layers = sorted(task.undefined)
-                gap = Gap(task.label, layers, task.undefined[layers[0]])
-                if np.isnan(task.scores.score_L).all():
-                    never[gap.task] = f"it has no score in any layer{gap.because}"
-                else:
-                    partly.append(gap)
+            lacking = np.array(self.layers)[np.isnan(task.scores.score_L)].tolist()
+            layers = [layer for layer in lacking if layer not in self.dropped]
+            reasons = [task.undefined[layer] for layer in layers if layer in task.undefined]
+            gap = Gap(task.label, layers, next(iter(reasons), ""))
+            if len(lacking) == len(self.layers):
+                never[gap.task] = f"there is no score in any layer{gap.because}"
+            elif self.last in layers:
+                reason = task.undefined.get(self.last, "")
+                because = f" ({reason})" if reason else ""
+                never[gap.task] = f"the last layer ({self.last}) has no score there{because}"
+            elif layers:
+                partly.append(gap)
         never.update(self.left_out)
         return [
             *([sentences.dropped(self.dropped)] if self.dropped else []),
             *([sentences.not_counted(never)] if never else []),
-            *([sentences.not_compared(partly)] if partly else []),
+            *sentences.holes(self.evidence, partly),
         ]
 
 
@@ -243,16 +251,21 @@ def ranking_of(
     **told: Any,  # noqa: ANN401  (the other fields of Ranking)
 ) -> Ranking:
     """Rank the layers of a model by the scores of its tasks; without any it takes the default."""
-    found = [task.scores for task in tasks]
-    drawn = {"seed": settings.seed, "draws": settings.draws}
-    evidence = weigh(found, layers=layers, level=settings.level, **drawn)
-    verdict = recommend(evidence, cost_L, settings.policy)
+    evidence = weigh(
+        [task.scores for task in tasks],
+        layers=layers,
+        cost_L=cost_L,
+        policy=settings.policy,
+        seed=settings.seed,
+        draws=settings.draws,
+        level=settings.level,
+    )
+    verdict = recommend(evidence, cost_L)
     if verdict.kind == "no_labels":
         layer = labelfree.depth_rules(layers)[labelfree.DEFAULT_RULE]
         saved = float(1 - cost_L[list(layers).index(layer)])
         verdict = Verdict("no_labels", layer, saved, "no_labels")
-    draws_LB = draw_scores(scored(found), **drawn) if scored(found) else np.empty((len(layers), 0))
-    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, draws_LB, **told)
+    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, **told)
 
 
 def as_good_as_best(row: Row) -> bool:
@@ -293,13 +306,17 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
         nothing = [math.nan] * 4
         return [asdict(labelfree.Choice(rule, layer, *nothing)) for rule, layer in rules.items()]
     how: dict[str, Any] = {"layers": layers, "level": settings.level}
-    if len(ranking.evidence.tasks) > 1:
+    counted_LT = np.array([task.scores.score_L for task in ranking.counting]).T
+    if len(ranking.counting) > 1:
         how |= {"seed": settings.seed, "draws": settings.draws}
-        found = labelfree.task_regrets(rules, ranking.scores_LT, **how)
+        found = labelfree.task_regrets(rules, counted_LT, **how)
     else:
         score_L = np.array([row.score for row in ranking.evidence.layers])
-        draws_LB = ranking.draws_LB if ranking.draws_LB.shape[1] else None
-        found = labelfree.regrets(rules, score_L, draws_LB=draws_LB, **how)
+        (task,) = ranking.counting
+        drawn_LB = draw_scores([task.scores], seed=settings.seed, draws=settings.draws)
+        found = labelfree.regrets(
+            rules, score_L, draws_LB=drawn_LB if drawn_LB.shape[1] else None, **how
+        )
     return [asdict(each) for each in found]
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from jobs.config.blocks import ConfigError
 from jobs.rank.ranking import ELSEWHERE, RankedTask, Ranking, Settings, Vectors, ranking_of
+from jobs.words import numbered
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
 from storage.root import resolve
@@ -52,9 +53,10 @@ def rank_file(path: str | Path, settings: Settings | None = None) -> list[Rankin
     others are not read. Folds of a task are averaged, and vary in the bootstrap. Of mteb results
     (`<path>/…/layer-07/<org__model>/<revision>/<Task>.json`, local or on S3 like a file) the main
     score of the test split is taken, averaged over subsets. A null, empty or NaN score is no score.
-    A task without a score in some layer or fold of its model is left out with a note. The same
-    result for any order of rows. The cost of a layer is its number over the last one's: the share
-    of the blocks that must run.
+    A grid may have holes: a layer without a score of a task lacks it. Folds that some layer of a
+    task lacks are left out in all of them, with a note. The last layer is the one with the largest
+    number in the file. The same result for any order of rows. The cost of a layer is its number
+    over the last one's: the share of the blocks that must run.
 
     ConfigError names the file and the column, row or task that cannot be read.
     """
@@ -75,17 +77,14 @@ def rank_file(path: str | Path, settings: Settings | None = None) -> list[Rankin
 def _ranked(
     path: str, rows: Sequence[_ScoreRow], notes: Sequence[str], settings: Settings | None
 ) -> Ranking:
-    """Rank one model at a revision by the tasks that have a score in every one of its layers."""
+    """Rank one model at a revision by the scores that there are."""
     layers = sorted({row.layer for row in rows})
-    tasks, left_out = [], {}
+    tasks, told = [], []
     of_task = attrgetter("task")
-    for name, found in groupby(sorted(rows, key=of_task), of_task):
-        task = _task(path, [*found], layers)
-        if isinstance(task, str):
-            left_out[name] = task
-        else:
-            tasks.append(task)
-    told = [f"task {name} is left out: {reason}" for name, reason in left_out.items()]
+    for _, found in groupby(sorted(rows, key=of_task), of_task):
+        task, note = _task(path, [*found], layers)
+        tasks.append(task)
+        told += [note] if note else []
     model, revision = rows[0].model, rows[0].revision
     return ranking_of(
         Subject(model, revision, model),
@@ -94,13 +93,12 @@ def _ranked(
         layers,
         np.array([layer / layers[-1] if layers[-1] else 1.0 for layer in layers]),
         settings or Settings(),
-        left_out=left_out,
         notes=[*notes, *told],
     )
 
 
-def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> RankedTask | str:
-    """Return a task with its scores, or why they cannot be compared over the layers.
+def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> tuple[RankedTask, str]:
+    """Return a task with its scores, NaN where there is none, and a note on folds left out.
 
     ConfigError if a score is there twice, or the task has several types.
     """
@@ -115,32 +113,29 @@ def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> Ranked
                 f"has two scores, in {first.where} and {row.where}{row.hint}"
             )
     scores = {place: row.score for place, row in seen.items() if not math.isnan(row.score)}
-    if absent := sorted({*layers} - {layer for layer, _ in scores}):
-        count = f"{len(layers) - len(absent)} of {len(layers)} layers"
-        return f"it has a score in {count}, not in {_named(absent)}"
-    folds = sorted({fold for _, fold in scores})
+    every = sorted({fold for _, fold in scores})
     # Numbered ones by number, before the others by name.
-    folds.sort(key=lambda fold: (not fold.isdecimal(), int(fold) if fold.isdecimal() else 0))
-    lacking = [(at, fold) for at in layers for fold in folds if (at, fold) not in scores]
-    if lacking:
-        (layer, fold), incomplete = lacking[0], sorted({at for at, _ in lacking})
-        return (
-            f"folds that other layers have are missing in {_named(incomplete)}, such as "
-            f"fold {fold or '(empty)'} in layer {layer}"
-        )
+    every.sort(key=lambda fold: (not fold.isdecimal(), int(fold) if fold.isdecimal() else 0))
+    there = [at for at in layers if any((at, fold) in scores for fold in every)]
+    folds = [fold for fold in every if all((at, fold) in scores for at in there)]
     name, types = rows[0].task, sorted({row.task_type for row in rows})
     if len(types) > 1:
         raise ConfigError(f"{path}: task {name} has several task types: {', '.join(types)}")
-    scores_LF = np.array([[scores[layer, fold] for fold in folds] for layer in layers])
+    note = ""
+    if len(folds) < len(every):
+        lacking = {at for at in there for fold in every if (at, fold) not in scores}
+        note = (
+            f"task {name}: {len(folds)} of {len(every)} folds count, as "
+            f"{numbered(sorted(lacking))} lack{'s' if len(lacking) == 1 else ''} the others"
+        )
+    scores_LF = np.full((len(layers), max(len(folds), 1)), np.nan)
+    for index, layer in enumerate(layers):
+        if layer in there and folds:
+            scores_LF[index] = [scores[layer, fold] for fold in folds]
     resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
     of_layers = TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
-    return RankedTask(name, name, "", "", len(folds), of_layers)
-
-
-def _named(layers: Sequence[int]) -> str:
-    shown = ", ".join(str(layer) for layer in layers[:5])
-    more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""  # noqa: PLR2004
-    return f"layer{'' if len(layers) == 1 else 's'} {shown}{more}"
+    undefined = {} if folds else dict.fromkeys(there, "its layers have no fold in common")
+    return RankedTask(name, name, "", "", len(folds), of_layers, undefined), note
 
 
 def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # noqa: ANN401  (fsspec)

@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.words import counted, known, numbered, share
-from operators.ranking.evidence import Evidence, LayerEvidence
+from jobs.words import capital, counted, known, listed, numbered, share, signed
+from operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
+from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.policy import Verdict
-from operators.ranking.scores import TIE
-
-# With so few tasks an interval is much too narrow, and the sentence says how many there were.
-FEW_TASKS = 5
 
 _SHOWN = 0.1  # points; below this one decimal is too few
 _NAMED = 3  # tasks that a sentence names before it only counts them
+_MOST_ITEMS = 100  # times as many items as there are; more is no advice
+AFTER: dict[LeftOut, str] = {
+    "tasks": "after choosing on all tasks but one",
+    "folds": "after choosing on all folds but one of the only task",
+    "items": "less what choosing on the items of the only task flatters it",
+    "nothing": "as it stands",
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Gap:
 
     task: str
     layers: list[int]
-    reason: str
+    reason: str = ""
 
     @property
     def because(self) -> str:
@@ -33,7 +37,8 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
     """Return what to do, in at most twelve words."""
     layer, last = verdict.layer, evidence.last.layer
     if verdict.kind == "use_layer":
-        return f"Use layer {layer} of {last}."
+        use = f"se layer {layer} of {last}."
+        return f"U{use}" if verdict.sure == "new_task" else f"On these tasks, u{use}"
     if verdict.kind == "keep_last":
         return f"Keep the last layer, {last}."
     lacking = "Nothing is labelled" if verdict.kind == "no_labels" else "Not enough evidence"
@@ -42,59 +47,31 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
 
 
 def sentence(evidence: Evidence, verdict: Verdict) -> str:
-    """Return the verdict in a sentence or two: what to do, why, by how much, and how sure."""
-    row, last = _row(evidence, verdict.layer), evidence.last
+    """Return the verdict in a few sentences: what to do, why, by how much, how sure, what next."""
+    last, choice = evidence.last, evidence.choice
     if verdict.reason == "no_labels":
-        # The figures are `task_regrets` on the scores of 32 tasks that the authors of arXiv
-        # 2502.02013 released, and how often the best single layer beats the last in 19 models and
-        # checkpoints. On Pythia-410M alone the rule loses 2.7 points and the labels of other tasks
-        # 1.5. On its checkpoints the rule loses 2.7 to 4.2 from step 4000 on and 10.6 to 17.6
-        # before, where layer 0 is the best.
+        return answer(evidence, verdict)
+    if choice is None or verdict.reason in ("no_score", "no_last"):
         return (
-            f"Layer {row.layer} (2/3 of the depth) is a guess, because no labelled task has scores "
-            "to compare. On the published scores of Pythia-160M and 410M this rule loses 2.2 "
-            "points to the best layer of each task, less than any metric's choice; the labels of "
-            "other tasks lose 1.7. On checkpoints from the first 1,000 steps it loses 11 to 18. "
-            "The best single layer beat the last in 18 of 19 published models and checkpoints, so "
-            "the last is no safe choice either. A small labelled task would decide."
+            f"Not enough evidence: {why(evidence, verdict)}; this leaves the last ({last.layer})."
         )
-    if verdict.reason == "no_score":
-        lacking = "no layer was scored on every task"
-        if not evidence.tasks:
-            lacking = "no labelled task has a score in any layer"
-        return f"Not enough evidence: {lacking}; this leaves the last layer ({row.layer})."
-    if verdict.reason == "single_score":
-        found = _guess(row)
-        if not known(row.gain):
-            found = (
-                f"Not enough evidence: layer {row.layer} scores highest, but the last layer "
-                f"({last.layer}) was not scored on every task, and a single score of one task "
-                "gives no interval"
-            )
-        return f"{found}; take it as a guess."
-    if verdict.reason == "unproven":
-        return _unproven(evidence)
     if verdict.kind == "keep_last":
-        rows = [each for each in evidence.layers if known(each.score)]
-        others = [each for each in rows if each.layer != last.layer]
-        because = "there is no other layer with a score"
-        if others:
-            nearest = max(others, key=lambda each: (each.score, -each.layer))
-            scores = f"scores {_amount(nearest)}{_bracket(evidence, nearest)}"
-            because = f"{why(evidence, verdict)}; the nearest, layer {nearest.layer}, {scores}"
-        return f"Keep the last layer ({last.layer}): {because}."
-    clause = f"it {_gain(evidence, row)} and saves {_saved(verdict)} of the compute"
-    if not known(row.gain):
-        clause = (
-            f"it saves {_saved(verdict)} of the compute, but the last layer "
-            f"({last.layer}) was not scored on every task, so no gain over it is known"
-        )
-    return f"Use layer {row.layer}: {why(evidence, verdict)}; {clause}."
+        return f"Keep the last layer ({last.layer}): {_nearest(evidence, verdict)}."
+    sure = gain(evidence, choice)
+    if verdict.kind == "use_layer":
+        start = answer(evidence, verdict).rstrip(".")
+        said = f"{start}: {why(evidence, verdict)}; {sure}, and saves {_saved(verdict)}."
+    else:
+        said = f"Not enough evidence: {why(evidence, verdict)}. Layer {choice.layer} leads: {sure}."
+        if verdict.layer == last.layer:
+            said += f" This keeps the last layer ({last.layer})."
+    return " ".join(filter(None, [said, settles(evidence, verdict)]))
 
 
 def why(evidence: Evidence, verdict: Verdict) -> str:
     """Return what decided, as a clause."""
-    row, nobody = _row(evidence, verdict.layer), "no cheaper layer comes within one standard error"
+    row = evidence.row(verdict.layer)
+    tasks, all_tasks = len(evidence.tasks), len(evidence.tasks) + len(evidence.without_last)
     if verdict.reason == "as_good_as_best":
         best = evidence.best
         assert best is not None
@@ -103,22 +80,84 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
             f"the cheapest that cannot be told from the best (layer {best.layer}{last}, "
             f"{_points(row.shortfall)} points more)"
         )
-    if verdict.reason == "none_higher":
-        return "no other layer scores more"
     if verdict.reason == "none_cheaper_as_good":
-        highest = "it scores highest" if verdict.kind == "keep_last" else _highest(evidence, row)
-        return f"{highest}, and {nobody} of it"
+        return "no cheaper layer comes within one standard error of the best"
     if verdict.reason == "proven":
-        above = f"significantly above the last layer's ({_corrected(evidence, row)})"
-        return f"{_highest(evidence, row)}, {above}"
+        return f"{_highest(evidence, row)}, above the last by a test ({_corrected(evidence, row)})"
+    if verdict.reason == "unproven":
+        assert evidence.choice is not None
+        leader = evidence.row(evidence.choice.layer)
+        return f"no gain over the last layer is proven ({_corrected(evidence, leader)})"
     return {
         "highest": _highest(evidence, row),
-        "highest_and_cheapest": f"{_highest(evidence, row)} at the lowest cost",
-        "single_score": "a single score of one task gives no interval",
-        "unproven": "no gain over the last layer is proven",
-        "no_score": "no layer can be compared",
+        "none_higher": "no other layer scores more",
+        "single_score": (
+            f"{counted(tasks, 'task')} with a single score each give"
+            f"{'s' if tasks == 1 else ''} no interval"
+        ),
+        "unsure": "nothing shows that the lead is more than chance",
+        "few_tasks": f"a test needs {FEWEST_TO_TEST} tasks, and there {_are(tasks)}",
+        "no_score": "no labelled task has a score in any layer",
+        "no_last": (
+            f"the last layer ({evidence.last.layer}) has a score in {tasks} of "
+            f"{counted(all_tasks, 'task')}, and every gain is over it"
+        ),
         "no_labels": "no labelled task has scores to compare",
     }[verdict.reason]
+
+
+def gain(evidence: Evidence, choice: Choice) -> str:
+    """Return the gain of a choice, the corrected one first, and in brackets how sure it is."""
+    tasks, parts = len(evidence.tasks), [f"{_points(choice.naive)} as it stands"]
+    gained = f"it gains {_points(choice.naive)} points over the last layer"
+    if known(choice.gain):
+        after = AFTER[choice.left_out]
+        gained = f"it gains {_points(choice.gain)} points over the last layer, {after}"
+    else:
+        parts = []
+    level = f"{100 * evidence.level:g} % interval"
+    if known(choice.here_low):
+        parts.append(f"{level} {_span(choice.here_low, choice.here_high)} on these tasks")
+    if known(choice.low):
+        parts.append(f"{level} {_span(choice.low, choice.high)} on a new task")
+    elif tasks < FEWEST_TASKS:
+        parts.append(
+            f"of a new task {counted(tasks, 'task')} say{'s' if tasks == 1 else ''} nothing"
+        )
+    return f"{gained} ({'; '.join(parts)})" if parts else gained
+
+
+def settles(evidence: Evidence, verdict: Verdict) -> str:
+    """Return what would settle what is not sure: more tasks, more items; nothing if all is."""
+    choice = evidence.choice
+    if choice is None or verdict.sure == "new_task" or verdict.kind == "keep_last":
+        return ""
+    tasks = len(evidence.tasks)
+    parts = []
+    if verdict.sure == "nothing" and 1 < choice.more_items <= _MOST_ITEMS:
+        parts.append(f"about {choice.more_items:.0f} times as many labelled items, for these tasks")
+    if choice.more_tasks is not None:
+        parts.append(f"about {counted(choice.more_tasks, 'more task')} like these, for a new one")
+    elif tasks < FEWEST_TASKS:
+        parts.append(f"tasks of other kinds, at least {FEWEST_TASKS} in all, for a new one")
+    if parts:
+        return f"What would settle it: {listed(parts)}."
+    if choice.gain <= 0:
+        return "Chosen on the other tasks it gains nothing, so no number of tasks like these helps."
+    return "No number of tasks or items that could be had would settle it."
+
+
+def task_types(evidence: Evidence) -> str:
+    """Return the types of the tasks that the advice rests on, as a clause; nothing if unknown."""
+    types = {
+        name.replace("_", " "): count for name, count in sorted(evidence.types.items()) if name
+    }
+    if not types:
+        return ""
+    if len(types) == 1:
+        (only,) = types
+        return f"all of the type {only}, so of other types nothing is known"
+    return listed([f"{count} {name}" for name, count in types.items()])
 
 
 def advice(evidence: Evidence, verdict: Verdict) -> str:
@@ -135,26 +174,50 @@ def advice(evidence: Evidence, verdict: Verdict) -> str:
         return f"Give a dataset of the config a labelled task, even a small one, {again}."
     if verdict.reason == "no_score":
         return f"See which scores are undefined, mend or leave out those tasks, {again}."
-    return f"Add labelled tasks, or folds, before relying on it, {again}."
+    if verdict.reason == "no_last":
+        return (
+            f"Score layer {evidence.last.layer} on the other tasks, or leave its scores out: then "
+            "the layer below is what the others are compared with."
+        )
+    return f"Add labelled tasks, or items, before relying on it, {again}."
 
 
 def not_counted(why_of: Mapping[str, str]) -> str:
     """Name the tasks that are not in the ranking and, in a clause, why each is not."""
-    if len(why_of) == 1:
-        ((task, reason),) = why_of.items()
-        return f"Task {task} is not in the ranking: {reason}."
-    named = _some([f"{task}, because {reason}" for task, reason in why_of.items()])
-    return f"{len(why_of)} tasks are not in the ranking: {named}."
+    same: dict[str, list[str]] = {}
+    for task, reason in why_of.items():
+        same.setdefault(reason, []).append(task)
+    named = [f"{_some(tasks, ', ')}, because {reason}" for reason, tasks in same.items()]
+    are = "1 task is" if len(why_of) == 1 else f"{len(why_of)} tasks are"
+    return f"{are} not in the ranking: {_some(named)}."
 
 
-def not_compared(gaps: Sequence[Gap]) -> str:
-    """Name the layers that tasks in the ranking have no score in, which leaves these layers out."""
-    layers = sorted({layer for gap in gaps for layer in gap.layers})
-    left_out = f"{numbered(layers).capitalize()} {'is' if len(layers) == 1 else 'are'} not in the"
-    if len(gaps) == 1:
-        return f"{left_out} ranking: task {gaps[0].task} has no score there{gaps[0].because}."
-    named = _some([f"{gap.task} in {numbered(gap.layers)}{gap.because}" for gap in gaps])
-    return f"{left_out} ranking: {len(gaps)} tasks have no score there: {named}."
+def holes(evidence: Evidence, gaps: Sequence[Gap]) -> list[str]:
+    """Say which layers lack tasks, and what that means for them; `gaps` say which, and why."""
+    tasks, found = len(evidence.tasks), []
+    thin = evidence.thin
+    if thin:
+        least, most = (of(row.n_tasks for row in thin) for of in (min, max))
+        counts = f"{least}" if least == most else f"{least} to {most}"
+        are, have = ("is", "has") if len(thin) == 1 else ("are", "have")
+        found.append(
+            f"{capital(numbered([row.layer for row in thin]))} {are} not recommended: "
+            f"{'it' if are == 'is' else 'they'} {have} scores in {counts} of {tasks} tasks, "
+            "fewer than half."
+        )
+    partly = [row for row in evidence.layers if row.rank is not None and row.n_tasks < tasks]
+    if partly:
+        least = min(row.n_tasks for row in partly)
+        lacks, its = ("lacks", "its gain is") if len(partly) == 1 else ("lack", "their gains are")
+        found.append(
+            f"{capital(numbered([row.layer for row in partly]))} {lacks} tasks: {its} over the "
+            f"tasks that {'it has' if len(partly) == 1 else 'they have'}, at least {least} of "
+            f"{tasks}."
+        )
+    compared = {row.layer for row in partly}
+    lacking = [(gap, sorted(compared & {*gap.layers})) for gap in gaps]
+    named = [f"{gap.task} in {numbered(these)}{gap.because}" for gap, these in lacking if these]
+    return [*found, *([f"Missing: {_some(named)}."] if named else [])]
 
 
 def dropped(layers: Sequence[int]) -> str:
@@ -165,25 +228,36 @@ def dropped(layers: Sequence[int]) -> str:
     )
 
 
-def _unproven(evidence: Evidence) -> str:
-    """Say why the last layer stays although another one scores more."""
-    last, best = evidence.last, evidence.best
-    assert best is not None
-    if not known(best.gain):
-        return (
-            f"Not enough evidence: the last layer ({last.layer}) was not scored on every task, so "
-            f"no gain over it is known; this keeps it, though layer {best.layer} scores highest."
+def _nearest(evidence: Evidence, verdict: Verdict) -> str:
+    """Say why the last layer stays, with the layer that comes nearest."""
+    others = [row for row in evidence.layers[:-1] if row.rank is not None]
+    if not others:
+        return "there is no other layer with a score"
+    nearest = max(others, key=lambda row: (row.gain, -row.layer))
+    behind = f"{_points(abs(nearest.gain))} points {'more' if nearest.gain > 0 else 'less'}"
+    if not round(nearest.gain, 12):
+        behind = "as much"
+    spans = [
+        f"{_span(low, high)} on {where}"
+        for low, high, where in (
+            (nearest.here_low, nearest.here_high, "these tasks"),
+            (nearest.gain_low, nearest.gain_high, "a new task"),
         )
-    kept = f"this keeps the last layer ({last.layer})."
-    if not known(best.gain_low):
-        return f"{_guess(best)}; {kept}"
-    if best.gain_low > 0:
-        leads = f"{_gain(evidence, best)}, but {_corrected(evidence, best)}"
-    else:
-        few = f" ({_few(evidence)})" if _few(evidence) else ""
-        interval = f"{_interval(evidence, best)}{few}"
-        leads = f"scores {_amount(best)} than the last layer, but the {interval} {_place(best)}"
-    return f"Not enough evidence: layer {best.layer} {leads}; {kept}"
+        if known(low)
+    ]
+    sure = f" ({100 * evidence.level:g} % interval of the gain {', '.join(spans)})" if spans else ""
+    clause = f"{why(evidence, verdict)}; the nearest, layer {nearest.layer}, scores {behind}{sure}"
+    choice = evidence.choice
+    if choice is None or not known(choice.gain) or choice.left_out == "nothing":
+        return clause
+    return f"{clause}; choosing a layer gains {signed(choice.gain)} points {_tried(choice)}"
+
+
+def _tried(choice: Choice) -> str:
+    """Return on what a choice was tried that did not help to choose."""
+    return {"tasks": "on a task left out", "folds": "on a fold left out"}.get(
+        choice.left_out, "on items drawn anew"
+    )
 
 
 def _highest(evidence: Evidence, row: LayerEvidence) -> str:
@@ -195,67 +269,22 @@ def _highest(evidence: Evidence, row: LayerEvidence) -> str:
     return f"the highest score (shared with {numbered(others)}, which {costs} as much or more)"
 
 
-def _row(evidence: Evidence, layer: int) -> LayerEvidence:
-    return next(row for row in evidence.layers if row.layer == layer)
-
-
 def _saved(verdict: Verdict) -> str:
-    return share(verdict.saved).replace("<", "less than ")
+    return f"{share(verdict.saved).replace('<', 'less than ')} of the compute"
 
 
-def _guess(best: LayerEvidence) -> str:
-    return (
-        f"Not enough evidence: layer {best.layer} scores highest, {_than_last(best)}, but a single "
-        "score of one task gives no interval"
-    )
+def _span(low: float, high: float) -> str:
+    return f"{_points(low)} to {_points(high)}"
 
 
-def _gain(evidence: Evidence, row: LayerEvidence) -> str:
-    """Return "scores 5.1 points more than the last layer (95 % interval 3.8 to 6.5)"."""
-    return f"scores {_than_last(row)}{_bracket(evidence, row)}"
-
-
-def _than_last(row: LayerEvidence) -> str:
-    return f"{_amount(row)} {'as' if abs(row.gain) <= TIE else 'than'} the last layer"
-
-
-def _amount(row: LayerEvidence) -> str:
-    if abs(row.gain) <= TIE:
-        return "as much"
-    return f"{_points(abs(row.gain))} points {'more' if row.gain > 0 else 'less'}"
-
-
-def _bracket(evidence: Evidence, row: LayerEvidence) -> str:
-    """Return the interval of the gain in brackets; nothing if there is none."""
-    if not known(row.gain_low):
-        return ""
-    few = f"; {_few(evidence)}" if _few(evidence) else ""
-    if row.gain <= TIE:
-        return f" ({_interval(evidence, row, ' of the gain')}{few})"
-    doubt = "" if row.gain_low > 0 else f", which {_place(row)}"
-    return f" ({_interval(evidence, row)}{doubt}{few})"
-
-
-def _interval(evidence: Evidence, row: LayerEvidence, of_gain: str = "") -> str:
-    span = f"{_points(row.gain_low)} to {_points(row.gain_high)}"
-    return f"{100 * evidence.level:g} % interval{of_gain} {span}"
-
-
-def _place(row: LayerEvidence) -> str:
-    """Return where an interval lies that is not above 0."""
-    return "includes 0" if row.gain_high >= 0 else "lies below 0"
-
-
-def _few(evidence: Evidence) -> str:
-    """Return "from 3 tasks" where tasks are few, else nothing."""
-    tasks = len(evidence.tasks)
-    return "" if tasks > FEW_TASKS else f"from {counted(tasks, 'task')}"
+def _are(count: int) -> str:
+    return f"is {count}" if count == 1 else f"are {count}"
 
 
 def _corrected(evidence: Evidence, row: LayerEvidence) -> str:
-    n_tests = sum(known(each.p_value) for each in evidence.layers)
-    after = "" if n_tests == 1 else f" after Holm's correction for {n_tests} comparisons"
-    return f"p = {row.p_holm:.2g}{after}"
+    n_tests = sum(known(each.p_max) for each in evidence.layers)
+    among = "" if n_tests == 1 else f" among {n_tests} layers"
+    return f"p = {row.p_max:.2g} by sign flips{among}"
 
 
 def _points(value: float) -> str:
@@ -264,7 +293,7 @@ def _points(value: float) -> str:
     return f"{points:.2g}" if 0 < abs(points) < _SHOWN else f"{points:.1f}"
 
 
-def _some(parts: Sequence[str]) -> str:
+def _some(parts: Sequence[str], between: str = "; ") -> str:
     """Return the first of several clauses, and how many more there are."""
     more = len(parts) - _NAMED
-    return "; ".join([*parts[:_NAMED], *([f"and {more} more"] if more > 0 else [])])
+    return between.join([*parts[:_NAMED], *([f"and {more} more"] if more > 0 else [])])

@@ -6,7 +6,7 @@ What it reads is small: a score per layer, task and fold. It is made anew every 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -52,14 +52,17 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         raise ValueError(
             f"{subject}: no prompt of any dataset has a vector; every text gave no token"
         )
-    tasks = ranked_tasks(run, subject, layers)
     costs = read_costs(run, subject)
     # What a search of the layers noted beside the scores.
     wheres = (partition("probe_scores", subject, *of) for _, *of in labelled_tasks(run.config))
     noted = (run.manifests.require(where).receipts[0].facts for where in wheres)
     facts = next((each for each in noted if "survivors" in each or "search_share" in each), {})
     kept = {int(layer) for layer in str(facts.get("survivors", "")).split(",") if layer}
+    tasks = ranked_tasks(run, subject, layers)
     undefined = {layer for task in tasks for layer in task.undefined}
+    dropped = [each for each in layers if kept and each not in kept and each not in undefined]
+    # What is known of a layer that a search dropped is not comparable, a few folds or tasks.
+    tasks = [without_layers(task, layers, dropped) for task in tasks]
     return ranking_of(
         subject,
         Vectors(config.norm, config.pooling, config.variant),
@@ -71,7 +74,7 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         features=next(filter(None, (features(run.root, each) for each in stored)), 0),
         metrics=main_metrics(run, subject.name, subject.revision),
         search_share=facts.get("search_share"),
-        dropped=[each for each in layers if kept and each not in kept and each not in undefined],
+        dropped=dropped,
     )
 
 
@@ -111,15 +114,26 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
         if folds > 1:
             scores = TaskScores(*given, values_LF, "folds")
         else:
-            drawn = [row["replicates"] for of_layer in by_layer.values() for row in of_layer]
-            count = min(map(len, drawn)) if len(drawn) == len(layers) else 0
-            replicates_LR = np.array([each[:count] for each in drawn]).reshape(len(layers), count)
+            drawn = [row["replicates"] for of_layer in by_layer.values() for row in of_layer[:1]]
+            count = min(filter(None, map(len, drawn)), default=0)
+            replicates_LR = np.full((len(layers), count), np.nan)
+            for index, of_layer in enumerate(by_layer.values()):
+                if of_layer and of_layer[0]["replicates"]:  # a layer without a score has none
+                    replicates_LR[index] = of_layer[0]["replicates"][:count]
             scores = TaskScores(*given, replicates_LR, "replicates")
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         metric, folds = rows[0]["metric"], len({row["fold"] for row in rows})
         about = label, task.name, dataset.name, metric, folds
         found.append(RankedTask(*about, scores, undefined))
     return found
+
+
+def without_layers(task: RankedTask, layers: Sequence[int], dropped: Sequence[int]) -> RankedTask:
+    """Return a task without the scores of some layers."""
+    out_L, scores = np.isin(layers, dropped), task.scores
+    score_L = np.where(out_L, np.nan, scores.score_L)
+    resampled_LR = np.where(out_L[:, None], np.nan, scores.resampled_LR)
+    return replace(task, scores=replace(scores, score_L=score_L, resampled_LR=resampled_LR))
 
 
 def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], ByLayer]:

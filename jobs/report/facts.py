@@ -64,8 +64,10 @@ class Facts:
         return [Mark(last, f"last layer {last}"), Mark(verdict.layer, said, sure)]
 
     def band(self, of: str) -> tuple[list[float], list[float]]:
-        """Return the ends of the intervals of every layer's score or gain, where there are any."""
-        rows = self.ranking.rows if self.ranking.has_intervals else []
+        """Return the ends of an interval of every layer, where there are any."""
+        rows = self.ranking.rows
+        if not any(known(row[f"{of}_low"]) for row in rows):
+            return [], []
         return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]
 
 

@@ -186,6 +186,21 @@ def histogram(values_N: Array) -> tuple[Array, Counts]:
     return edges_B, counts_B.astype(np.int64)
 
 
+def holm(p_L: Array) -> Array:
+    """Return p-values corrected for testing several hypotheses at once, each 0..1; NaN stays NaN.
+
+    The i-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j <= i. Rejecting
+    what is below alpha then rejects any true hypothesis with probability alpha at most, however
+    the tests depend on each other (Holm 1979, *A Simple Sequentially Rejective Multiple Test
+    Procedure*, Scandinavian Journal of Statistics 6).
+    """
+    corrected_L = np.full(len(p_L), np.nan)
+    order = np.argsort(p_L)[: np.count_nonzero(~np.isnan(p_L))]
+    factors = np.arange(len(order), 0, -1)
+    corrected_L[order] = np.minimum(np.maximum.accumulate(factors * p_L[order]), 1.0)
+    return corrected_L
+
+
 @dataclass(frozen=True)
 class Separation:
     """How a trait separates the lower from the upper group.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.ranking.evidence import draw_scores
+from operators.ranking.draws import draw_scores
 from operators.ranking.scores import Array, TaskScores
 
 # Where a metric hardly ever changed, its changes are measured by this share of its usual size.

@@ -1,125 +1,184 @@
-"""Which layer is best, by how much, and how sure: statistics over the tasks' scores and draws.
+"""Which layer is best, by how much, and how sure: statistics over the tasks' scores.
 
-A bootstrap draw of the layers' mean score draws tasks first, then what varies within a task.
+Everything is paired: a layer's gain is its score minus the last layer's in the same task, so what
+makes a task hard for every layer cancels. Two things are asked of a gain, and they are told apart:
+whether it holds on these tasks, whose items and folds might have been others, and whether it holds
+on a new task. How often each interval holds the truth is simulated in tests/bench/coverage.
 
-Shapes: L layers, T tasks, C cells (one fold or replicate of one task, or its only score), B draws,
-S slots of a draw (as many as tasks, each filled with a task drawn with replacement), K cells that
-a slot takes, N columns to compare the layers in (tasks or draws).
+Shapes: L layers, T tasks, U units of choosing: the tasks, or the folds of a lone task.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
+from operators.ranking.choosing import (
+    Policy,
+    choose,
+    flattery,
+    left_out,
+    mean_over,
+    shortfalls,
+)
+from operators.ranking.intervals import (
+    noise_within,
+    on_these,
+    over_tasks,
+    reaching,
+    sign_flips,
+    tasks_needed,
+)
 from operators.ranking.scores import TIE, Array, TaskScores, scored
 
-Counts = npt.NDArray[np.int64]
-
-# Random numbers per chunk of draws: 4 MiB as float64, whatever the number of tasks and folds.
-CHUNK_NUMBERS = 2**19
+Mask = npt.NDArray[np.bool_]
+# A layer with a score in a smaller share of the tasks is listed, and not recommended.
+LEAST_SHARE = 0.5
+LeftOut = Literal["tasks", "folds", "items", "nothing"]
 
 
 @dataclass(frozen=True)
 class LayerEvidence:
     """What the scores say of one layer; scores and differences are in units of the score, 0..1.
 
-    - `score`: mean over tasks of the task's main score; NaN if a task that counts lacks one.
-    - `score_low`, `score_high`: percentile bootstrap interval of it, the (1 - level) / 2 and
-      (1 + level) / 2 quantiles of the draws (Efron and Tibshirani 1993, chapter 13).
-    - `rank`: 1 + the number of layers that score more; equal scores share it, a layer without a
-      score comes after all that have one.
-    - `gain`, `gain_low`, `gain_high`: score minus the last layer's, with its interval. Both layers
-      see the same draw, so what makes a task hard for every layer cancels. The last layer's is 0.
+    - `n_tasks`: in how many tasks both it and the last layer have a score. All that follows is over
+      these, and a mean over other tasks than another layer's where the grid has holes.
+    - `score`: mean over tasks of the task's main score.
+    - `score_low`, `score_high`: its interval on these tasks (`intervals.on_these`).
+    - `rank`: 1 + the number of layers that gain more; equal ones share it. None for a layer that is
+      not comparable: without a gain, or with scores in fewer than half of the tasks.
+    - `gain`: mean over tasks of the score minus the last layer's; the last layer's is 0.
+    - `here_low`, `here_high`: the interval of the gain on these tasks, items and folds drawn anew.
+    - `gain_low`, `gain_high`: the interval of the gain on a new task (`intervals.over_tasks`), from
+      three tasks on. Of the layer that was chosen both reach to the corrected gain (`Choice`).
     - `mean_rank`: mean over tasks of the rank within the task, ties averaged (Demsar 2006,
       *Statistical Comparisons of Classifiers over Multiple Data Sets*, section 3.2.2).
     - `won`: share of tasks in which it scores highest, 0..1; n layers that tie get 1 / n each.
-    - `p_value`: two-sided paired bootstrap test of gain = 0 (`p_values`); NaN for the last layer,
-      which is compared with nothing.
-    - `p_holm`: the p-value corrected for one test per other layer (`holm`).
-    - `p_best`: share of draws in which it has the highest mean score, 0..1, ties split; sums to 1
-      over layers. A bootstrap frequency, not a posterior probability.
-    - `shortfall`: the best layer's score minus this one's, at least 0; of several best layers the
-      lowest is meant.
-    - `shortfall_se`: standard error of that difference, the standard deviation of the paired
-      difference over the draws (Efron and Tibshirani 1993, algorithm 6.1).
+    - `taken`: share of the choices with one task left out (or one fold, of a lone task) that took
+      it, 0..1: how firm the choice is.
+    - `p_value`, `p_max`: two-sided test by sign flips, and with the chance of one wrong claim among
+      all layers held (`intervals.sign_flips`); from six tasks on, NaN for the last layer.
+    - `shortfall`: how far it lies behind the best layer, paired, at least 0; of several best layers
+      the lowest is meant. `shortfall_se`: the standard error of that (`choosing.shortfalls`).
 
-    Where there is nothing to draw from, everything that needs draws is NaN.
+    What cannot be known from so little is NaN.
     """
 
     layer: int
+    n_tasks: int
     score: float
     score_low: float
     score_high: float
-    rank: int
+    rank: int | None
     gain: float
+    here_low: float
+    here_high: float
     gain_low: float
     gain_high: float
     mean_rank: float
     won: float
+    taken: float
     p_value: float
-    p_holm: float
-    p_best: float
+    p_max: float
     shortfall: float
     shortfall_se: float
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The layer that the policy takes, and what choosing so is worth.
+
+    `gain` is the gain after choosing without what judges: on all tasks but one, scored on that one,
+    averaged (`choosing.left_out`); on all folds but one of a lone task; less the optimism of its
+    resampled items where it has no folds (`choosing.flattery`). `left_out` says which, and `naive`
+    is the gain of the layer as it stands, too high after choosing it.
+
+    The intervals reach from the lower end of Student's interval around the lower of the two gains
+    to the upper end of that around the higher: choosing the best of many layers is paid for.
+    `more_tasks` is how many further tasks would show the gain on a new task (None: no number is
+    known, or none is needed), `more_items` the factor of items or folds that would show it here.
+    """
+
+    layer: int
+    gain: float
+    naive: float
+    left_out: LeftOut
+    here_low: float
+    here_high: float
+    low: float
+    high: float
+    more_tasks: int | None
+    more_items: float
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """The evidence on every layer, in the order the layers were given.
+    """The evidence on every layer, in ascending order of layers, and the choice by a policy.
 
     `level` is that of the intervals. `oracle` is the mean over tasks of the task's highest score:
-    what choosing a layer per task would reach, NaN without a comparable layer. `tasks` are those
-    that count, by name, `unscored` those without a score in any layer.
+    what choosing a layer per task would reach, over the best layer's tasks. `tasks` are those that
+    count, by name, and `types` how many there are of each type. `without_last` have no score in the
+    last layer and cannot count, `unscored` in no layer. `choice` is None if nothing is comparable.
     """
 
     level: float
+    policy: Policy
     layers: list[LayerEvidence]
+    choice: Choice | None
     oracle: float
     tasks: list[str]
+    types: dict[str, int]
+    without_last: list[str]
     unscored: list[str]
 
     @property
     def last(self) -> LayerEvidence:
         """The layer with the largest number, the baseline of every gain."""
-        return max(self.layers, key=lambda row: row.layer)
+        return self.layers[-1]
 
     @property
     def best(self) -> LayerEvidence | None:
-        """The layer with the highest score, the lowest of equals; None if no layer has one."""
-        best = [row for row in self.layers if row.rank == 1 and not np.isnan(row.score)]
-        return min(best, key=lambda row: row.layer, default=None)
+        """The layer with the highest gain, the lowest of equals; None if none is comparable."""
+        return next((row for row in self.layers if row.rank == 1), None)
+
+    @property
+    def thin(self) -> list[LayerEvidence]:
+        """The layers with scores in fewer than half of the tasks that count, but with some."""
+        return [row for row in self.layers if row.n_tasks and row.rank is None]
+
+    def row(self, layer: int) -> LayerEvidence:
+        """Return the evidence on a layer."""
+        return next(row for row in self.layers if row.layer == layer)
 
 
 def weigh(
     tasks: Sequence[TaskScores],
     *,
     layers: Sequence[int],
+    cost_L: Sequence[float] | Array | None = None,
+    policy: Policy = "best",
     seed: int = 0,
     draws: int = 10_000,
     level: float = 0.95,
 ) -> Evidence:
-    """Weigh the scores of every layer; `draw_scores` says what is drawn, LayerEvidence what for.
+    """Weigh the scores of every layer and choose one; LayerEvidence and Choice say what is found.
 
-    `layers` are the numbers of the layers that the tasks' scores are of. A task without any score
-    does not count. A layer that lacks a score in a task that counts is not comparable: it has no
-    score, and no part in ranks, wins and the oracle. The same answer for any order of tasks.
+    `layers` are the numbers of the layers that the tasks' scores are of, ascending; `cost_L` their
+    costs, by default by depth. A task counts if the last layer has a score in it. A layer may lack
+    tasks: the pairs that there are are used, and with fewer than half of the tasks it is not
+    comparable. `draws` limits the sign flips. The same answer for any order of tasks.
 
-    Limits: each interval is one layer's own, not corrected for having picked the best of L, so the
-    best layer's gain and every shortfall are a little too large. Few tasks make intervals too
-    narrow and p-values too small: on simulated tasks of one score each the 95 % interval of a gain
-    covers it in 73 % of cases for 3 tasks, 83 % for 5, 90 % for 10 and 94 % for 32. Folds of one
-    task share their test rows, so they show the noise of the training rows alone. The smallest
-    p-value is 2 / (draws + 1): 24 comparisons need 960 draws to reach 0.05 after correction.
-
-    ValueError if layers are repeated or do not fit the scores, and for settings out of range.
+    ValueError if layers are not ascending or do not fit the scores, and for settings out of range.
     """
     if not layers:
         raise ValueError("layers: there are none to weigh")
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"layers: {sorted(layers)} has repeated numbers")
+    if any(a >= b for a, b in pairwise(layers)):
+        raise ValueError(f"layers: {[*layers]} are not in ascending order")
     for task in tasks:
         if len(task.score_L) != len(layers):
             raise ValueError(
@@ -127,55 +186,175 @@ def weigh(
             )
     if draws < 2 or not 0 < level < 1:  # noqa: PLR2004
         raise ValueError(f"draws must be at least 2 and level in (0, 1), got {draws} and {level}")
-    counted = scored(tasks)
-    # Where there is no task or no draw, NaN makes NaN of everything that needs one.
-    score_LT, drawn_LB = np.full((2, len(layers), 2), np.nan)
+    cost_L = np.arange(len(layers)) / max(len(layers) - 1, 1) if cost_L is None else cost_L
+    with_scores = scored(tasks)
+    counted = [task for task in with_scores if not np.isnan(task.score_L[-1])]
+    compared = counted or with_scores
+    score_LT = np.array([task.score_L for task in compared]).reshape(-1, len(layers)).T
+    gain_LT = score_LT - score_LT[-1]
+    # Without the last layer there is no gain, only scores.
+    known_LT = ~np.isnan(gain_LT if counted else score_LT)
+    n_tasks_L = known_LT.sum(axis=1)
+    thin_L = n_tasks_L < LEAST_SHARE * len(compared)
+    rows = _rows(compared, layers, score_LT, gain_LT, known_LT, thin_L, (seed, draws, level))
+    usual_LT = np.where(thin_L[:, None], np.nan, gain_LT)
+    choice = None
     if counted:
-        score_LT = np.array([task.score_L for task in counted]).T
-        score_LT[np.isnan(score_LT).any(axis=1)] = np.nan
-        found_LB = draw_scores(counted, seed=seed, draws=draws)
-        drawn_LB = found_LB if found_LB.shape[1] else drawn_LB
-    score_L, last = score_LT.mean(axis=1), int(np.argmax(layers))
-    ranked_L = np.where(np.isnan(score_L), -np.inf, score_L)
-    rank_L = 1 + (ranked_L[None] > ranked_L[:, None] + TIE).sum(axis=1)
-    best = min(range(len(layers)), key=lambda row: (rank_L[row], layers[row]))
-    gain_LB = drawn_LB - drawn_LB[last]
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    score_low_L, score_high_L = np.quantile(drawn_LB, tails, axis=1)
-    gain_low_L, gain_high_L = np.quantile(gain_LB, tails, axis=1)
-    p_L = p_values(gain_LB)
-    p_L[last] = np.nan
-    columns = {
-        "score": score_L,
-        "score_low": score_low_L,
-        "score_high": score_high_L,
-        # Averaged task by task: layers with the same scores then differ by exactly 0.
-        "gain": (score_LT - score_LT[last]).mean(axis=1),
-        "gain_low": gain_low_L,
-        "gain_high": gain_high_L,
-        "mean_rank": _mean_ranks(score_LT),
-        "won": _wins(score_LT),
-        "p_value": p_L,
-        "p_holm": holm(p_L),
-        "p_best": _wins(drawn_LB),
-        "shortfall": np.maximum((score_LT[best] - score_LT).mean(axis=1), 0.0),
-        "shortfall_se": (drawn_LB[best] - drawn_LB).std(axis=1, ddof=1),
-    }
-    comparable_LT = score_LT[~np.isnan(score_L)]
+        choice, taken_L = _choice(counted, usual_LT, layers, cost_L, policy, level)
+        rows = [replace(row, taken=float(t)) for row, t in zip(rows, taken_L, strict=True)]
+        at = layers.index(choice.layer)
+        rows[at] = replace(
+            rows[at],
+            here_low=choice.here_low,
+            here_high=choice.here_high,
+            gain_low=choice.low,
+            gain_high=choice.high,
+        )
+    best = next((at for at, row in enumerate(rows) if row.rank == 1), None)
+    oracle = float("nan")
+    if best is not None:
+        oracle = float(np.nanmax(score_LT[~thin_L][:, known_LT[best]], axis=0).mean())
     return Evidence(
         level=level,
-        layers=[
-            LayerEvidence(
-                layer=int(layer),
-                rank=int(rank_L[row]),
-                **{name: float(values_L[row]) for name, values_L in columns.items()},
-            )
-            for row, layer in enumerate(layers)
-        ],
-        oracle=float(comparable_LT.max(axis=0).mean()) if comparable_LT.size else float("nan"),
+        policy=policy,
+        layers=rows,
+        choice=choice,
+        oracle=oracle,
         tasks=[task.task for task in counted],
+        types=dict(Counter(task.task_type for task in counted)),
+        without_last=[task.task for task in with_scores if task not in counted],
         unscored=sorted(task.task for task in tasks if np.all(np.isnan(task.score_L))),
     )
+
+
+def _rows(
+    tasks: Sequence[TaskScores],
+    layers: Sequence[int],
+    score_LT: Array,
+    gain_LT: Array,
+    known_LT: Mask,
+    thin_L: Mask,
+    how: tuple[int, int, float],
+) -> list[LayerEvidence]:
+    """Return what is known of every layer by itself."""
+    seed, draws, level = how
+    score_LT = np.where(known_LT, score_LT, np.nan)
+    gain_L = mean_over(gain_LT)
+    score_L = mean_over(score_LT)
+    nan_L = np.full(len(layers), np.nan)
+    spans = dict.fromkeys(("score_low", "score_high", "here_low", "here_high"), nan_L)
+    p_L = p_max_L = gain_low_L = gain_high_L = shortfall_L = error_L = nan_L
+    rank_L: list[int | None] = [None] * len(layers)
+    others_L = np.arange(len(layers)) < len(layers) - 1
+    if tasks:
+        spans["score_low"], spans["score_high"] = on_these(
+            score_L, known_LT, *noise_within(tasks), level
+        )
+        spans["here_low"], spans["here_high"] = on_these(
+            gain_L, known_LT, *noise_within(tasks, base=-1), level
+        )
+        gain_low_L, gain_high_L = over_tasks(gain_LT, level)
+        p_L, p_max_L = sign_flips(gain_LT, seed=seed, draws=draws)
+    usual_L = np.where(thin_L, np.nan, gain_L)
+    if not np.isnan(usual_L).all():
+        above_LL = usual_L[None] > usual_L[:, None] + TIE
+        rank_L = [
+            None if np.isnan(gain) else int(1 + above_L.sum())
+            for gain, above_L in zip(usual_L, above_LL, strict=True)
+        ]
+        shortfall_L, error_L = shortfalls(gain_LT, np.array(rank_L.index(1)))
+        if len(tasks) == 1:
+            error_L = _noise(tasks[0], rank_L.index(1))
+    columns = {
+        **spans,
+        "score": score_L,
+        "gain": gain_L,
+        "gain_low": np.where(others_L, gain_low_L, np.nan),
+        "gain_high": np.where(others_L, gain_high_L, np.nan),
+        "mean_rank": _mean_ranks(score_LT),
+        "won": _wins(score_LT),
+        "taken": nan_L,
+        "p_value": p_L,
+        "p_max": p_max_L,
+        "shortfall": shortfall_L,
+        "shortfall_se": error_L,
+    }
+    n_tasks_L = known_LT.sum(axis=1)
+    return [
+        LayerEvidence(
+            layer=int(layer),
+            n_tasks=int(n_tasks_L[row]),
+            rank=rank_L[row],
+            **{name: float(values_L[row]) for name, values_L in columns.items()},
+        )
+        for row, layer in enumerate(layers)
+    ]
+
+
+def _choice(
+    tasks: Sequence[TaskScores],
+    gain_LT: Array,
+    layers: Sequence[int],
+    cost_L: Sequence[float] | Array,
+    policy: Policy,
+    level: float,
+) -> tuple[Choice, Array]:
+    """Return the choice of a policy, and the share of the choices without a unit by layer."""
+    rule = partial(choose, cost_L=cost_L, policy=policy)
+    gain_L, lone = mean_over(gain_LT), tasks[0]
+    left: LeftOut
+    units_LU, left = gain_LT, "tasks"
+    if len(tasks) == 1 and lone.resampled == "folds" and lone.cells.shape[1] > 1:
+        units_LU, left = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1]), "folds"
+    taken_L = np.full(len(layers), np.nan)
+    if units_LU.shape[1] > 1:
+        row = int(rule(units_LU))
+        picked_U, rows_U = left_out(units_LU, rule)
+        corrected = float(mean_over(picked_U))
+        taken_L = np.bincount(rows_U, minlength=len(layers)) / len(rows_U)
+    elif lone.resampled == "replicates" and lone.cells.shape[1]:
+        left = "items"
+        resampled_LR = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1])
+        best = int(rule(gain_LT))
+        row = int(rule(gain_LT, error_L=_noise(lone, best)))
+        corrected = float(gain_L[row]) - flattery(gain_L, resampled_LR, rule)
+    else:
+        left, row, corrected = "nothing", int(rule(gain_LT)), float("nan")
+    naive = float(gain_L[row])
+    known_LT = ~np.isnan(gain_LT)
+    here_L = np.array(on_these(gain_L, known_LT, *noise_within(tasks, base=-1), level))
+    new_L = np.array(over_tasks(gain_LT, level))
+    ends = np.full((2, 2), np.nan)  # the last layer gains nothing over itself, with certainty
+    if row < len(layers) - 1:
+        ends = np.array(
+            [reaching(each[0, row], each[1, row], naive, corrected) for each in (here_L, new_L)]
+        )
+    (here_low, here_high), (low, high) = ends.tolist()
+    more_tasks, more_items = None, float("nan")
+    if row < len(layers) - 1 and known_LT[row].sum() > 1 and not low > 0:
+        deviation = float(np.nanstd(gain_LT[row], ddof=1))
+        needed = tasks_needed(corrected, deviation, level)
+        more_tasks = None if needed is None else max(needed - int(known_LT[row].sum()), 1)
+    if here_low <= 0 < corrected:
+        more_items = ((naive - here_low) / corrected) ** 2
+    return Choice(
+        int(layers[row]),
+        corrected,
+        naive,
+        left,
+        here_low,
+        here_high,
+        low,
+        high,
+        more_tasks,
+        more_items,
+    ), taken_L
+
+
+def _noise(task: TaskScores, best: int) -> Array:
+    """Standard error of the difference to a layer, paired over items or folds of a task, [L]."""
+    variance_LT, freedom_LT = noise_within([task], base=best)
+    return np.sqrt(variance_LT * freedom_LT / (freedom_LT + 1))[:, 0]  # divisor R, as of tasks
 
 
 def _mean_ranks(score_LT: Array) -> Array:
@@ -183,112 +362,15 @@ def _mean_ranks(score_LT: Array) -> Array:
     difference_LLT = score_LT[None] - score_LT[:, None]
     better_LT = (difference_LLT > TIE).sum(axis=1)
     same_LT = (np.abs(difference_LLT) <= TIE).sum(axis=1)
-    rank_LT: Array = np.where(np.isnan(score_LT), np.nan, better_LT + (same_LT + 1) / 2)
-    mean_L: Array = rank_LT.mean(axis=1)
-    return mean_L
+    return mean_over(np.where(np.isnan(score_LT), np.nan, better_LT + (same_LT + 1) / 2))
 
 
-def _wins(score_LN: Array) -> Array:
-    """Share of the columns in which a layer has the highest score, ties split."""
-    unscored_L = np.asarray(np.isnan(score_LN).any(axis=1))
-    score_LN = np.where(unscored_L[:, None], -np.inf, score_LN)
-    won_LN = (score_LN >= score_LN.max(axis=0) - TIE).astype(np.float64)
-    return np.where(unscored_L, np.nan, (won_LN / won_LN.sum(axis=0)).mean(axis=1))
-
-
-def p_values(gain_LB: Array) -> Array:
-    """Two-sided paired bootstrap test of gain = 0 from the draws of the gain, 0..1, [L].
-
-    2 min(a, b), at most 1, with a = (draws with gain <= 0, plus 1) / (draws + 1) and b the same for
-    gain >= 0 (Davison and Hinkley 1997, *Bootstrap Methods and their Application*, chapter 4). It
-    is the inverse of the percentile interval: below 1 - level about when that interval leaves 0.
-    At least 2 / (draws + 1); NaN where a draw is.
-    """
-    not_above_L = (gain_LB <= TIE).sum(axis=1)
-    not_below_L = (gain_LB >= -TIE).sum(axis=1)
-    p_L = 2 * (np.minimum(not_above_L, not_below_L) + 1) / (gain_LB.shape[1] + 1)
-    return np.where(np.isnan(gain_LB).any(axis=1), np.nan, np.minimum(p_L, 1.0))
-
-
-def holm(p_L: Array) -> Array:
-    """Return p-values corrected for testing several hypotheses at once, each 0..1; NaN stays NaN.
-
-    The i-th smallest of m becomes the largest of min(1, (m - j + 1) p_j) over j <= i. Rejecting
-    what is below alpha then rejects any true hypothesis with probability alpha at most, however
-    the tests depend on each other (Holm 1979, *A Simple Sequentially Rejective Multiple Test
-    Procedure*, Scandinavian Journal of Statistics 6).
-    """
-    corrected_L = np.full(len(p_L), np.nan)
-    order = np.argsort(p_L)[: np.count_nonzero(~np.isnan(p_L))]
-    factors = np.arange(len(order), 0, -1)
-    corrected_L[order] = np.minimum(np.maximum.accumulate(factors * p_L[order]), 1.0)
-    return corrected_L
-
-
-def draw_scores(tasks: Sequence[TaskScores], *, seed: int = 0, draws: int = 10_000) -> Array:
-    """Mean score over tasks of every layer in every draw, [L, B]; all layers see the same draws.
-
-    The bootstrap in two stages (Efron and Tibshirani 1993, *An Introduction to the Bootstrap*;
-    hierarchical data in Davison and Hinkley 1997, *Bootstrap Methods and their Application*,
-    chapter 3). A draw takes as many tasks as there are, with replacement, and for each as many of
-    its folds, with replacement, or one of its replicates. With one task only its folds or
-    replicates vary; where every task has a single score only tasks do. With nothing to draw from,
-    one score of one task or none, there are no draws: B = 0.
-
-    The draws depend on the seed and the tasks, not on the order of tasks or layers. A task without
-    any score does not count; a layer without a score in a task that counts is NaN in every draw. A
-    replicate that is undefined in a scored layer is left out in all layers of its task.
-    """
-    counted = scored(tasks)
-    if not counted:
-        return np.empty((len(tasks[0].score_L) if tasks else 0, 0))
-    cells = [_cells(task) for task in counted]
-    n_cells_T = np.array([each.shape[1] for each in cells])
-    n_taken_T = np.where([task.resampled == "replicates" for task in counted], 1, n_cells_T)
-    cells_CL = np.ascontiguousarray(np.concatenate(cells, axis=1).T)
-    if len(cells_CL) == 1:
-        return np.empty((cells_CL.shape[1], 0))
-    generator = np.random.default_rng(seed)
-    chunk = max(1, CHUNK_NUMBERS // int(len(counted) * n_taken_T.max()))
-    drawn_BL = np.concatenate(
-        [
-            _weights(n_cells_T, n_taken_T, min(chunk, draws - start), generator) @ cells_CL
-            for start in range(0, draws, chunk)
-        ]
-    )
-    drawn_BL[:, np.isnan(cells_CL).any(axis=0)] = np.nan
-    return np.ascontiguousarray(drawn_BL.T)
-
-
-def _cells(task: TaskScores) -> Array:
-    """Return what a draw takes from a task, [L, cells of the task], at least one."""
-    scored_L = ~np.isnan(task.score_L)
-    cells_LR = task.resampled_LR[:, ~np.isnan(task.resampled_LR[scored_L]).any(axis=0)]
-    if not cells_LR.shape[1]:
-        return task.score_L[:, None]
-    return np.where(scored_L[:, None], cells_LR, np.nan)
-
-
-def _weights(
-    n_cells_T: Counts, n_taken_T: Counts, n_draws: int, generator: np.random.Generator
-) -> csr_array:
-    """Weight of the drawn cells in every draw, sparse [B, C]; a draw's weights sum to 1.
-
-    A slot of a draw holds a task; each of the k cells it takes adds 1 / (k * number of slots). A
-    task drawn twice draws its cells anew.
-    """
-    n_tasks = len(n_cells_T)
-    task_BS = generator.integers(n_tasks, size=(n_draws, n_tasks))
-    uniform_BSK = generator.random((n_draws, n_tasks, int(n_taken_T.max())))
-    nth_BSK = (uniform_BSK * n_cells_T[task_BS][..., None]).astype(np.int64)
-    cell_BSK = (np.cumsum(n_cells_T) - n_cells_T)[task_BS][..., None] + nth_BSK
-    # A task that takes fewer cells than another leaves the rest of its slot without weight.
-    n_taken_BS1 = n_taken_T[task_BS][..., None]
-    taken_BSK = np.arange(uniform_BSK.shape[2]) < n_taken_BS1
-    weight_BSK = np.broadcast_to(1 / (n_taken_BS1 * n_tasks), taken_BSK.shape)
-    starts = np.concatenate([[0], np.cumsum(taken_BSK.sum(axis=(1, 2)))])
-    shape = (n_draws, int(n_cells_T.sum()))
-    return csr_array((weight_BSK[taken_BSK], cell_BSK[taken_BSK], starts), shape=shape)
+def _wins(score_LT: Array) -> Array:
+    """Share of a layer's tasks in which it has the highest score of those that are known."""
+    found_LT = np.where(np.isnan(score_LT), -np.inf, score_LT)
+    won_LT = found_LT >= found_LT.max(axis=0, initial=-np.inf) - TIE
+    share_LT = won_LT / won_LT.sum(axis=0)
+    return mean_over(np.where(np.isnan(score_LT), np.nan, share_LT))
 
 
 @dataclass(frozen=True)

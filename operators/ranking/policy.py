@@ -1,30 +1,32 @@
 """From evidence to advice: which layer to use, what it saves, and why."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking.evidence import Evidence, LayerEvidence
+from operators.ranking.evidence import LEAST_SHARE, Choice, Evidence
+from operators.ranking.intervals import FEWEST_TO_TEST
 from operators.ranking.scores import TIE, Array
 
-Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Kind = Literal["use_layer", "keep_last", "not_enough_evidence", "no_labels"]
+Sure = Literal["new_task", "these_tasks", "nothing"]
 Reason = Literal[
     "no_labels",
     "no_score",
+    "no_last",
     "single_score",
+    "unsure",
     "highest",
-    "highest_and_cheapest",
-    "none_cheaper_as_good",
     "as_good_as_best",
+    "none_cheaper_as_good",
     "none_higher",
+    "few_tasks",
     "proven",
     "unproven",
 ]
-Costs = Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -35,35 +37,32 @@ class Verdict:
     `not_enough_evidence` when nothing shows that the layer that leads is really better: then
     `layer` is a guess, or the last layer if the policy asks for proof; `no_labels` without any
     labelled task. `saved` is the share of the last layer's compute that is not spent, 0..1.
+    `sure` says where the gain lies above 0 with the level of the intervals: on a new task, on these
+    tasks only, or nowhere.
 
-    `reason` is what decided: no labelled task; no layer with a score on every task; a single score,
-    which has no interval; the highest score, alone, at the lowest cost, or with no cheaper layer
-    within one standard error; a cheaper layer within one standard error of the best; no other layer
-    higher than the last; a gain that is proven, or is not.
+    `reason` is what decided: no labelled task; no layer that can be compared, or no score of the
+    last one to compare with; a single score, which has no interval; a gain whose intervals include
+    0; the highest score; a cheaper layer within one standard error of the best, or none; no other
+    layer higher than the last; too few tasks for a test; a gain that is proven, or is not.
     """
 
     kind: Kind
     layer: int
     saved: float
     reason: Reason
+    sure: Sure = "nothing"
 
 
-def recommend(
-    evidence: Evidence, cost_L: Sequence[float] | Array, policy: Policy = "cheapest_equal"
-) -> Verdict:
-    """Take a layer by a policy; `cost_L` is the cost of every layer of `evidence`, 1 = the last.
+def recommend(evidence: Evidence, cost_L: Sequence[float] | Array) -> Verdict:
+    """Turn the choice of a policy (`choosing.choose`) into advice; `cost_L` as `weigh` had it.
 
-    - `best`: the highest score, whatever its interval.
-    - `cheapest_equal`: the one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984,
-      *Classification and Regression Trees*, section 3.4.3): the cheapest layer whose shortfall is
-      at most one standard error. Theirs is the standard error of the best score; ours is that of
-      the paired difference to the best, which is smaller, as what makes a task hard for every
-      layer cancels. Where nothing was drawn, the best.
-    - `last_unless_significant`: the best layer if its p-value, corrected by Holm for one test per
-      layer, is below 1 - level and the interval of its gain lies above 0; else the last.
+    A layer below the last is advice where an interval of its gain lies above 0 and choosing without
+    one of the tasks, or folds, gains as well; else it is a guess. `last_unless_significant` takes
+    it only if the test by sign flips (`intervals.sign_flips`), corrected for all layers, is below
+    1 - level; with fewer than six tasks no such test exists. `cheapest_equal` gives up a part of
+    the gain for compute, so a layer that it takes below the best is advice without a proof.
 
-    Of equally good layers the cheapest counts, of equally cheap ones the best, then the lowest.
-    ValueError for costs that do not fit the layers or lie outside 0..1, and an unknown policy.
+    ValueError for costs that do not fit the layers or lie outside 0..1.
     """
     layers, cost_L = [row.layer for row in evidence.layers], np.asarray(cost_L, np.float64)
     if cost_L.shape != (len(layers),):
@@ -72,17 +71,54 @@ def recommend(
     for layer, cost in costs.items():
         if not 0 <= cost <= 1:
             raise ValueError(f"the cost of layer {layer} is {cost:g}, not a share of the last's")
-    if policy not in get_args(Policy):
-        raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(get_args(Policy))}")
-    last = evidence.last
-    highest = [row for row in evidence.layers if row.rank == 1 and not np.isnan(row.score)]
-    best = min(highest, key=lambda row: (costs[row.layer], row.layer), default=None)
-    if not evidence.tasks and not evidence.unscored:
-        return Verdict("no_labels", last.layer, 0.0, "no_labels")
-    if best is None:
-        return Verdict("not_enough_evidence", last.layer, 0.0, "no_score")
-    kind, taken, reason = _POLICIES[policy](evidence, costs, best)
-    return Verdict(kind, taken.layer, 1 - costs[taken.layer], reason)
+    last, choice = evidence.last.layer, evidence.choice
+    if choice is None or len(evidence.tasks) < LEAST_SHARE * _scored(evidence):
+        kind, reason = _nothing(evidence)
+        return Verdict(kind, last, 0.0, reason)
+    kind, reason, sure = _judge(evidence, choice)
+    stays = evidence.policy == "last_unless_significant" and kind != "use_layer"
+    layer = last if stays else choice.layer
+    return Verdict(kind, layer, 1 - costs[layer], reason, sure)
+
+
+def _scored(evidence: Evidence) -> int:
+    """Return how many tasks have a score in some layer."""
+    return len(evidence.tasks) + len(evidence.without_last)
+
+
+def _nothing(evidence: Evidence) -> tuple[Kind, Reason]:
+    """Return why there is nothing to choose from."""
+    if _scored(evidence):
+        return "not_enough_evidence", "no_last"
+    return ("not_enough_evidence", "no_score") if evidence.unscored else ("no_labels", "no_labels")
+
+
+def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
+    """Return what a choice is as advice, why, and where its gain is sure."""
+    row, sure = evidence.row(choice.layer), _sure(choice)
+    if row is evidence.last:
+        cheapest = evidence.policy == "cheapest_equal"
+        return "keep_last", "none_cheaper_as_good" if cheapest else "none_higher", sure
+    if evidence.policy == "last_unless_significant":
+        if row.p_max < 1 - evidence.level:
+            return "use_layer", "proven", "new_task"
+        few = len(evidence.tasks) < FEWEST_TO_TEST
+        return "not_enough_evidence", "few_tasks" if few else "unproven", sure
+    if row.rank != 1:
+        return "use_layer", "as_good_as_best", sure
+    if sure != "nothing":
+        return "use_layer", "highest", sure
+    unknown = np.isnan(choice.low) and np.isnan(choice.here_low)
+    return "not_enough_evidence", "single_score" if unknown else "unsure", sure
+
+
+def _sure(choice: Choice) -> Sure:
+    """Return where the gain of a choice lies above 0 with its interval."""
+    if not choice.gain > 0:
+        return "nothing"
+    if choice.low > 0:
+        return "new_task"
+    return "these_tasks" if choice.here_low > 0 else "nothing"
 
 
 def pareto(
@@ -106,44 +142,3 @@ def pareto(
     beaten_L = ((more_LL & no_dearer_LL) | (same_LL & cheaper_LL)).any(axis=1)
     front_L: npt.NDArray[np.bool_] = ~beaten_L & ~np.isnan(score_L)
     return front_L
-
-
-_Taken = tuple[Kind, LayerEvidence, Reason]
-
-
-def _take_best(evidence: Evidence, _: Costs, best: LayerEvidence) -> _Taken:
-    if best.layer == evidence.last.layer:
-        return "keep_last", best, "none_higher"
-    if np.isnan(best.score_low):
-        return "not_enough_evidence", best, "single_score"
-    return "use_layer", best, "highest"
-
-
-def _take_cheapest_equal(evidence: Evidence, costs: Costs, best: LayerEvidence) -> _Taken:
-    if np.isnan(best.shortfall_se):
-        return _take_best(evidence, costs, best)
-    equal = [row for row in evidence.layers if row.shortfall <= row.shortfall_se + TIE]
-    # A tied best layer has a shortfall of 0, so `equal` has at least the best.
-    taken = min(equal, key=lambda row: (costs[row.layer], row.rank, row.layer))
-    if taken.layer == evidence.last.layer:
-        return "keep_last", taken, "none_cheaper_as_good"
-    if taken.rank > 1:
-        return "use_layer", taken, "as_good_as_best"
-    is_cheapest = costs[taken.layer] == min(costs.values())
-    return "use_layer", taken, "highest_and_cheapest" if is_cheapest else "none_cheaper_as_good"
-
-
-def _take_last_unless_significant(evidence: Evidence, _: Costs, best: LayerEvidence) -> _Taken:
-    last = evidence.last
-    if last.rank == 1 and not np.isnan(last.score):
-        return "keep_last", last, "none_higher"
-    if best.gain_low > 0 and best.p_holm < 1 - evidence.level:
-        return "use_layer", best, "proven"
-    return "not_enough_evidence", last, "unproven"
-
-
-_POLICIES: dict[Policy, Callable[[Evidence, Costs, LayerEvidence], _Taken]] = {
-    "best": _take_best,
-    "cheapest_equal": _take_cheapest_equal,
-    "last_unless_significant": _take_last_unless_significant,
-}

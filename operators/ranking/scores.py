@@ -77,6 +77,17 @@ class TaskScores:
                     f"{mean_L[row]:g}"
                 )
 
+    @property
+    def cells(self) -> Array:
+        """What shows how the score varies, [L, R]; R = 0 where nothing does.
+
+        A replicate that is undefined in a scored layer is left out in all layers; a layer without
+        a score is NaN.
+        """
+        scored_L = ~np.isnan(self.score_L)
+        cells_LR = self.resampled_LR[:, ~np.isnan(self.resampled_LR[scored_L]).any(axis=0)]
+        return np.where(scored_L[:, None], cells_LR, np.nan)
+
 
 def scored(tasks: Sequence[TaskScores]) -> list[TaskScores]:
     """Return the tasks with a score in some layer, sorted by name; the others do not count."""

@@ -305,8 +305,8 @@ def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
     assert "base_model" not in card.data.to_dict()  # a folder has no id on the hub
     assert {
         "# tiny, layer 2 of 3",
-        "- Mean score over 3 tasks: 0.6123 (95% interval 0.5900 to 0.6300).",
-        "- Gain over the last layer: +0.0200 (95% interval 0.0100 to 0.0300).",
+        "- Mean score over 3 tasks: 0.6123 (95% interval on these tasks 0.5900 to 0.6300).",
+        "- Gain over the last layer: +0.0200 (95% interval on a new task 0.0100 to 0.0300).",
         "- Rank 1 of 4 layers.",
         "- From the LayerRank run `demo`.",
     } <= {*card.text.splitlines()}

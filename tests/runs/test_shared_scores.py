@@ -186,5 +186,5 @@ def check_search(name: str, found: Mapping[int, Sequence[FoldScore]]) -> None:
 def recommended(name: str, scores_LTF: npt.NDArray[np.float64]) -> int:
     folds_LF = scores_LTF[:, 0]
     scores = TaskScores(name, TASKS[name].config["type"], folds_LF.mean(axis=1), folds_LF, "folds")
-    evidence = weigh([scores], layers=LAYERS, draws=2000)
+    evidence = weigh([scores], layers=LAYERS, policy="cheapest_equal")
     return recommend(evidence, np.array(LAYERS) / LAYERS[-1]).layer

@@ -17,7 +17,7 @@ from jobs.report.sections.conditions import Level, Response
 from jobs.report.sections.curves import Curves, Score
 from operators.metrics.registry import METRICS
 from operators.model.subject import Subject
-from operators.ranking.evidence import Evidence, LayerEvidence
+from operators.ranking.evidence import Choice, Evidence, LayerEvidence
 from operators.ranking.policy import Kind, Reason, Verdict
 from operators.ranking.scores import TaskScores
 
@@ -45,23 +45,29 @@ def _text(cell: Cell) -> str:
 
 
 def layer(number: int, scores: Sequence[float], **other: Any) -> LayerEvidence:  # noqa: ANN401
-    """Return a layer whose evidence is derived from its score: a standard error of 5 points."""
+    """Return a layer whose evidence is derived from its score: a standard error of 5 points.
+
+    On these tasks a gain is known to 1 point, on a new one to 2.
+    """
     score, last = scores[number], scores[-1]
     gain = score - last
     is_last, known = number == len(scores) - 1, not math.isnan(score)
     spans: dict[str, Any] = {"score_low": score - 0.05, "score_high": score + 0.05}
     spans |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+    width = NAN if is_last else 0.01
+    spans |= {"here_low": gain - width, "here_high": gain + width}
     row = LayerEvidence(
         layer=number,
+        n_tasks=len(TASKS) if known else 0,
         score=score,
         gain=gain,
         **spans,
-        rank=1 + sum(each > score for each in scores),
+        rank=1 + sum(each > score for each in scores) if known else None,
         mean_rank=2.5 if known else NAN,
         won=0.5 if known else NAN,
         p_value=NAN if is_last or not known else 0.01,
-        p_holm=NAN if is_last or not known else 0.03,
-        p_best=0.25 if known else NAN,
+        p_max=NAN if is_last or not known else 0.03,
+        taken=0.25 if known else NAN,
         shortfall=np.nanmax(scores) - score if known else NAN,
         shortfall_se=0.05 if known else NAN,
     )
@@ -83,11 +89,16 @@ def ranking(
     given = dict.fromkeys(TASKS, scores) if tasks is None else tasks
     found = [task(label, each, folds) for label, each in given.items()]
     cost_L = np.array([n / last for n in range(last + 1)])
+    layers = list(rows or (layer(n, scores) for n in range(last + 1)))
     evidence = Evidence(
         level=0.95,
-        layers=list(rows or (layer(n, scores) for n in range(last + 1))),
+        policy="best",
+        layers=layers,
+        choice=choice(layers, number) if found else None,
         oracle=0.63 if found else NAN,
-        tasks=[each.label for each in found],
+        tasks=[each.label for each in found if not math.isnan(each.scores.score_L[-1])],
+        types={"classification": len(found)} if found else {},
+        without_last=[],
         unscored=[],
     )
     whole = Ranking(
@@ -96,12 +107,18 @@ def ranking(
         settings=Settings(),
         tasks=found,
         evidence=evidence,
-        verdict=Verdict(kind, number, 1 - cost_L[number], REASONS[kind]),
+        verdict=Verdict(kind, number, 1 - cost_L[number], REASONS[kind], "new_task"),
         cost_L=cost_L,
-        draws_LB=np.empty((last + 1, 0)),
         costs={n: cost(n) for n in range(last + 1)},
     )
     return replace(whole, **other)
+
+
+def choice(layers: Sequence[LayerEvidence], number: int) -> Choice:
+    """Return the choice of a layer: a point of its gain is taken off for choosing."""
+    row = layers[number]
+    ends = row.here_low, row.here_high, row.gain_low, row.gain_high
+    return Choice(number, row.gain - 0.01, row.gain, "tasks", *ends, None, NAN)
 
 
 def task(label: str, scores: Sequence[float], folds: int = 10) -> RankedTask:

@@ -54,6 +54,7 @@ def store_checkpoint(
     With `views` there is InfoNCE too: twice the entropy for four of them, the entropy for sixteen.
     """
     folds = np.add.outer(scores, SPREAD)
+    folds += np.outer(range(LAYERS), SPREAD) / 20  # gains vary a little too
     keys = (model, revision, "texts", CLEAN)
     run.write(Partition("probe_scores", (*keys, "t")), {}, score_rows("classification", folds))
     values = [math.nan, *(entropy + layer for layer in range(1, LAYERS))]

@@ -18,6 +18,7 @@ from jobs.report.sections.curves import Curves, curves
 from jobs.report.sections.metrics import drawn, from_few, series
 from jobs.words import NOTHING, counted, known, listed, points, share, signed, span
 from operators.analysis.labelfree import READ_AS
+from operators.ranking.intervals import FEWEST_TASKS
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
 BESIDE = ("prompt_entropy", "curvature", "infonce")
@@ -38,38 +39,50 @@ def section(facts: Facts) -> Section:
     if folds and folds != [1]:
         each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
         of_folds = f" of {each} folds"
-    why = words.capital(sentences.why(ranking.evidence, ranking.verdict))
+    evidence, verdict = ranking.evidence, ranking.verdict
+    why = words.capital(sentences.why(evidence, verdict))
     tasks = counted(len(ranking.counting), "task")
+    types = sentences.task_types(evidence)
+    of_types = f" ({types})" if types else ""
+    says = [f"{why}; {tasks}{of_folds}{of_types}; {facts.vectors}."]
+    says += [" ".join(filter(None, [sentences.settles(evidence, verdict), *ranking.gaps]))]
     return Section(
-        sentences.answer(ranking.evidence, ranking.verdict),
+        sentences.answer(evidence, verdict),
         "answer",
-        says=[f"{why}; {tasks}{of_folds}; {facts.vectors}."],
-        figures=[*_won(facts), (share(ranking.verdict.saved), "of the compute saved")],
+        says=[*filter(None, says)],
+        figures=[*_won(facts), (share(verdict.saved), "of the compute saved")],
         charts=[_chart(facts)],
     )
 
 
 def _won(facts: Facts) -> list[tuple[str, str]]:
-    """Return the points won by the verdict's layer, and how sure that is."""
-    ranking = facts.ranking
-    rows = {row["layer"]: row for row in ranking.rows}
-    row, over = rows[ranking.verdict.layer], f"over the last layer, {ranking.last}"
-    if row["layer"] == ranking.last and ranking.nearest is not None:
-        row, over = rows[ranking.nearest], f"layer {ranking.nearest} over the last"
-    gain, low, high = row["gain"], row["gain_low"], row["gain_high"]
-    if ranking.verdict.kind == "keep_last":
-        gain, low, high = -gain, -high, -low
-        over = f"over the nearest layer, {ranking.nearest}"
-    if not known(gain):
-        return [
-            (NOTHING, "points: there is no score to compare"),
-            (NOTHING, "nothing says how sure"),
-        ]
-    sure = (span(low, high), f"{facts.interval} of that")
-    return [
-        (f"{signed(gain)} points", over),
-        sure if known(low) else (NOTHING, "a single score has no interval"),
+    """Return the points that the choice wins, corrected for choosing, and how sure that is."""
+    ranking, choice = facts.ranking, facts.ranking.evidence.choice
+    if choice is None:
+        return [(NOTHING, "points: there is no score to compare")]
+    over = f"over the last layer, {ranking.last}"
+    if choice.layer == ranking.last:
+        over = "for choosing another layer than the last"
+    elif choice.layer != ranking.verdict.layer:
+        over = f"layer {choice.layer} {over}"
+    found = [(f"{signed(choice.naive)} points", f"{over}, as it stands")]
+    if known(choice.gain):
+        after = sentences.AFTER[choice.left_out]
+        naive = f"; {signed(choice.naive)} as it stands" if choice.layer != ranking.last else ""
+        found = [(f"{signed(choice.gain)} points", f"{over}, {after}{naive}")]
+    if choice.layer == ranking.last:
+        return found
+    tasks = counted(len(ranking.counting), "task")
+    spans = [
+        (choice.low, choice.high, "on a new task"),
+        (choice.here_low, choice.here_high, "on these tasks"),
     ]
+    sure = [
+        (span(low, high), f"{facts.interval} {where}") for low, high, where in spans if known(low)
+    ]
+    if not known(choice.low) and len(ranking.counting) < FEWEST_TASKS:
+        sure.insert(0, (NOTHING, f"a new task: from {tasks} nothing is known"))
+    return [*found, *(sure or [(NOTHING, "single scores have no interval on these tasks")])]
 
 
 def _chart(facts: Facts) -> Chart:
@@ -84,7 +97,7 @@ def _chart(facts: Facts) -> Chart:
             beside.append(title(metric))
             name = title(metric, facts.views)
             lines.append(Line(name, layers, y, "thin", at_end=True))
-    ends = f", with its {facts.interval}" if ranking.has_intervals else ""
+    ends = f", with its {facts.interval} on these tasks" if facts.band("score")[0] else ""
     score = f"Score, mean of the tasks{ends}."
     if not ranking.scored:
         score, lines = "", lines[1:]

@@ -89,12 +89,13 @@ def _chart(facts: Facts) -> Chart:
         " Whisker: one standard error of the difference to the best layer; where it reaches the "
         "best score, dotted, that does not tell the two apart."
     )
+    dotted = " Dotted: the best score."
     return Chart(
         f"Score of every layer of {ranking.subject.name} against its cost",
         Scatter(points, axes[0], axes[1], 100, best, ("points", "% of the compute")),
         "wide",
         source="Steps: the Pareto front, the most for each amount of compute."
-        f"{whisker if ranking.has_intervals else ' Dotted: the best score.'}",
+        f"{whisker if any(known(row['shortfall_se']) for row in ranking.scored) else dotted}",
     )
 
 

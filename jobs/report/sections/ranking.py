@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
+from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best
-from jobs.rank.sentences import FEW_TASKS
 from jobs.report.charts import Chart, Lines, Mark, in_points
 from jobs.report.facts import Facts, gain_span, layer_cell
 from jobs.report.section import Cell, Section, Table
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
-from operators.ranking.policy import Policy
+from operators.ranking.choosing import Policy
+from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.scores import TIE
 
 _POLICIES: dict[Policy, str] = {
-    "best": "the layer with the highest score, whatever its interval",
+    "best": "the layer with the highest score, as advice if an interval of its gain lies above 0",
     "cheapest_equal": "the cheapest layer whose score is at most one standard error of the "
     "difference below the best",
-    "last_unless_significant": "the last layer, unless another one is better by Holm's test and "
-    "its interval",
+    "last_unless_significant": "the last layer, unless a test by sign flips, corrected for all "
+    f"layers, says that another one is better; it needs {FEWEST_TO_TEST} tasks",
 }
 _MOST_LABELS = 6  # of lines; more would cover one another
 
@@ -35,8 +39,16 @@ def section(facts: Facts) -> Section:
         for row in ranking.rows
     ]
     of_all = {"oracle": ranking.evidence.oracle, "search_share": ranking.search_share}
-    data = {**of_all, "tasks": tasks, "layers": layers}
-    if not ranking.scored:
+    choice = ranking.evidence.choice
+    told: dict[str, Any] = {
+        **of_all,
+        "sure": ranking.verdict.sure,
+        "choice": asdict(choice) if choice else None,
+        "task_types": ranking.evidence.types,
+        "without_last": ranking.evidence.without_last,
+    }
+    data = {**told, "tasks": tasks, "layers": layers}
+    if not any(known(row["score"]) for row in ranking.rows):
         return Section("Ranking", "ranking", notes=ranking.gaps, data=data)
     says = [ranking.sentence, ranking.advice]
     if ranking.search_share is not None:
@@ -48,8 +60,9 @@ def section(facts: Facts) -> Section:
         )
         done = share(ranking.search_share)
         says.append(f"The search did {done} of the scoring of a full sweep; {left}.")
-    oracle, best = ranking.evidence.oracle, ranking.best_first[0]
+    oracle = ranking.evidence.oracle
     if known(oracle) and len(ranking.counting) > 1:
+        best = ranking.best_first[0]
         more = oracle - best["score"]
         says.append(
             f"The best layer of each task would score {points(oracle)} points, {points(more)} more "
@@ -63,8 +76,8 @@ def section(facts: Facts) -> Section:
         says=says,
         charts=[_gains(facts)] if len(ranking.scored) > 1 else [],
         notes=[
-            "Points: 100 x score. Cost: of a token, of the whole model's. p: of the gain. Best: "
-            "share of draws with the highest mean."
+            "Points: 100 x score. Cost: of a token, of the whole model's. p: of the gain. Taken: "
+            "share of the choices without one task, or fold, that took the layer."
         ],
         tables=[table(facts)],
         parts=[_statistics(facts)],
@@ -75,6 +88,7 @@ def section(facts: Facts) -> Section:
 def table(facts: Facts) -> Table:
     """Return the ranking as a table: what decides first."""
     ranking, percent = facts.ranking, f"{100 * facts.ranking.settings.level:g} %"
+    has_holes = len({row["n_tasks"] for row in ranking.rows}) > 1
     left_out = [task.label for task in ranking.tasks if task not in ranking.counting]
     best = {
         task.label: max(
@@ -87,11 +101,12 @@ def table(facts: Facts) -> Table:
         ("Score", "points"),
         ("Gain", "over the last"),
         ("Cost", "of compute"),
-        (f"Gain, {percent}", "interval"),
-        (f"Score, {percent}", "interval"),
+        (f"Gain, {percent}", "on a new task"),
+        (f"Gain, {percent}", "on these tasks"),
         "Rank",
-        ("p", "Holm"),
-        ("Best", "of draws"),
+        ("p", "of all layers"),
+        ("Taken", "one task out"),
+        *([("Tasks", "with a score")] if has_holes else []),
     ]
     for task in ranking.tasks:
         counts = ", not counted" if task.label in left_out else ""
@@ -106,10 +121,11 @@ def table(facts: Facts) -> Table:
                 signed(row["gain"]),
                 share(row["cost"]),
                 gain_span(row, ranking.last),
-                span(row["score_low"], row["score_high"]),
+                span(row["here_low"], row["here_high"]),
                 NOTHING if row["rank"] is None else str(row["rank"]),
-                p_value(row["p_holm"]),
-                share(row["p_best"]),
+                p_value(row["p_max"]),
+                share(row["taken"]),
+                *([str(row["n_tasks"])] if has_holes else []),
                 *(points(row["tasks"][task.label]) for task in ranking.tasks),
             ]
         )
@@ -127,7 +143,7 @@ def _numbered(facts: Facts, row: Row) -> Cell:
         return str(layer), "keep" if ranking.verdict.kind == "keep_last" else "use"
     if layer == ranking.verdict.layer and layer != ranking.last:
         return str(layer), "a guess"
-    if not known(row["score"]) and ranking.search_share is not None and layer != ranking.last:
+    if layer in ranking.dropped:
         return str(layer), "dropped"
     return layer_cell(layer, ranking)
 
@@ -135,15 +151,18 @@ def _numbered(facts: Facts, row: Row) -> Cell:
 def _gains(facts: Facts) -> Chart:
     ranking = facts.ranking
     layers = [row["layer"] for row in ranking.rows]
-    gains, ends = [row["gain"] for row in ranking.rows], facts.band("gain")
+    gains, where = [row["gain"] for row in ranking.rows], "on a new task"
+    ends = facts.band("gain")
+    if not ends[0]:
+        ends, where = facts.band("here"), "on these tasks"
     line = in_points("gain", layers, gains, band=ends)
     rules = [Mark(mark.x, strong=mark.strong) for mark in facts.marks]
-    beats = f", with its paired {facts.interval}: a layer beats the last where it lies above 0"
+    beats = f", with its {facts.interval} {where}: a layer beats the last where it lies above 0"
     return Chart(
         f"Gain of every layer of {ranking.subject.name} over the last",
         Lines([line], y="gain, points", marks=rules, zero=True),
         "low",
-        source=f"Gain over the last layer{beats if ranking.has_intervals else ''}.",
+        source=f"Gain over the last layer{beats if ends[0] else ''}.",
     )
 
 
@@ -178,7 +197,7 @@ def _statistics(facts: Facts) -> Section:
                 task.scores.task_type or NOTHING,
                 (task.metric or "score").replace("_", " "),
                 str(task.folds),
-                "yes" if task in ranking.counting else "no: no layer has a score",
+                "yes" if task in ranking.counting else "no",
             ]
             for task in ranking.tasks
         ],
@@ -212,35 +231,32 @@ def _tasks(facts: Facts) -> Chart:
 
 def certainty(facts: Facts) -> str:
     """Return what the intervals come from, and what they leave out."""
-    ranking = facts.ranking
-    tasks, draws = ranking.counting, ranking.settings.draws
+    ranking, evidence = facts.ranking, facts.ranking.evidence
+    tasks = ranking.counting
     folds = sorted({task.folds for task in tasks})
+    if not folds:
+        return "No task has a score in the last layer, so there is nothing to compare."
     each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
-    said = f"{counted(len(tasks), 'task')} of {each} fold{'' if folds == [1] else 's'}"
-    if not ranking.has_intervals:
-        return f"{said}: a single score gives no interval, and nothing says how sure it is."
+    said = [f"{counted(len(tasks), 'task')} of {each} fold{'' if folds == [1] else 's'} each."]
+    types = sentences.task_types(evidence)
+    said += [f"By type: {types}."] if types else []
     percent = f"{100 * ranking.settings.level:g} %"
-    compared = len(ranking.scored)
-    optimistic = (
-        f" Each is one layer's own, not corrected for choosing the best of {compared} layers, so "
-        "the best layer's gain is a little optimistic."
-    )
-    if compared == 1:
-        optimistic = ""
-    if len(tasks) == 1:
-        within = "folds" if folds[-1] > 1 else "test items"
-        return (
-            f"{said}. The {percent} intervals come from {draws:,} bootstrap draws of its {within}: "
-            f"they show the noise of these, and nothing of other tasks.{optimistic}"
+    if any(known(row["here_low"]) for row in ranking.rows):
+        said.append(
+            f"On these tasks: Student's {percent} interval, whose noise is that of folds (other "
+            "training rows, the same test rows) or of resampled items."
         )
-    narrow = (
-        f" From {len(tasks)} tasks they are too narrow, and p-values too small: of simulated 95 % "
-        "intervals from one score each of 3 tasks 73 % held the true gain, of 5 tasks 83 %, of "
-        "32 tasks 94 %."
+    else:
+        said.append("Some task has a single score, so how sure it is on these tasks is not known.")
+    if len(tasks) < FEWEST_TASKS:
+        said.append(f"On a new task: no interval from fewer than {FEWEST_TASKS} tasks.")
+    else:
+        said.append(
+            f"On a new task: Student's {percent} interval over the tasks, for tasks of the kinds "
+            "that are here."
+        )
+    said.append(
+        "Each is one layer's own; that of the layer that was chosen reaches from around the "
+        "corrected gain to around the gain as it stands. The guide has how often they hold."
     )
-    if len(tasks) > FEW_TASKS:
-        narrow = ""
-    return (
-        f"{said} each. The {percent} intervals come from {draws:,} bootstrap draws of tasks and, "
-        f"within a task, of its folds or test items.{optimistic}{narrow}"
-    )
+    return " ".join(said)

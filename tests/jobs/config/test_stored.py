@@ -161,7 +161,7 @@ def test_nothing_secret_is_kept(tmp_path: Path) -> None:
         ({"dataset": {"limit": 3}}, "datasets.data.limit"),
         ({"task": {"folds": 2}, "name": "two"}, "datasets.data.tasks.t.folds"),
         ({"task": {"folds": 2, "name": "u"}}, ""),
-        ({"rank": {"policy": "best"}}, "rank.policy"),
+        ({"rank": {"policy": "cheapest_equal"}}, "rank.policy"),
         ({"rank": {"level": 0.9}, "name": "two"}, "rank.level"),
         ({"subjects": [{"model": "m", "dtype": "bfloat16"}]}, "subjects.m.dtype"),
         ({"subjects": [{"model": "m", "revision": "a"}], "seed": 1}, "seed"),

@@ -258,7 +258,7 @@ def test_a_run_without_tasks_and_without_metrics_says_so(
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         told = " ".join(text.split())
-        assert "Layer 2 (2/3 of the depth) is a guess" in told
+        assert "layer 2 of 3 is a guess" in told
     for name in ("report.md", "index.html"):
         assert "Not measured: texts" in files[name]
 
@@ -268,11 +268,11 @@ def test_a_task_that_is_undefined_in_one_layer_leaves_a_gap(tmp_path: Path) -> N
     files = _publish(_run(tmp_path, None, scores))
     (subject,) = _strict(files["report.json"])["subjects"]
     assert subject["layers"][0]["tasks"] == {"topic": pytest.approx(0.502), "find": None}
-    assert subject["layers"][0]["rank"] is None
+    assert [row["n_tasks"] for row in subject["layers"]] == [1, 2, 2, 2]
     assert subject["verdict"]["layer"] == 2
     assert "Task find" in files["report.md"]
     sentence = subject["verdict"]["sentence"]
-    assert all(name in sentence for name in ("Layer 0 ", "task find", "all are equal"))
+    assert all(name in sentence for name in ("Layer 0 ", "find in layer 0", "all are equal"))
     assert "not counted" not in files["report.md"] + files["index.html"]
 
 
@@ -284,7 +284,7 @@ def test_a_task_without_any_score_is_named_everywhere(
     capsys.readouterr()
     scores = {**SCORES, "find": [NAN] * LAYERS}
     files = _publish(_run(tmp_path / "lacking", None, scores))
-    said = ("Task find ", "all are equal")
+    said = ("not in the ranking: find", "all are equal")
     told = capsys.readouterr().out
     (subject,) = _strict(files["report.json"])["subjects"]
     assert subject["verdict"]["layer"] == 2
@@ -310,10 +310,10 @@ def test_a_search_and_an_undefined_score_each_leave_layers_out(
         run.write(where, {}, kept, {"search_share": 0.5, **facts})
     files = _publish(run)
     sentence = _strict(files["report.json"])["subjects"][0]["verdict"]["sentence"]
-    assert all(words in sentence for words in ("layer 1 ", "Layer 0 ", "task find "))
+    assert all(words in sentence for words in ("layer 1 ", "Layer 0 ", "find in layer 0"))
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         assert "The search did 50 % of the scoring of a full sweep" in " ".join(text.split())
-    assert files["index.html"].count("<span>dropped</span>") == 2
+    assert files["index.html"].count("<span>dropped</span>") == 1
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_the_story_is_an_aligned_table_and_a_verdict(
     assert "baseline" in table[3]
     assert all(len(line) <= COLUMNS for line in lines if "report:" not in line)
     told = " ".join(line.strip() for line in lines)
-    for number in ("Use layer 2", "15.5 points more", "saves 33 %"):
+    for number in ("use layer 2", "15.5 points", "saves 33 %"):
         assert number in told
     assert lines[-1] == f"  report: {tmp_path}/report/small/index.html"
 

@@ -22,6 +22,7 @@ from operators.analysis.modes import (
     excess_mass,
     find_modes,
     histogram,
+    holm,
     middle,
     nearest,
     repeated_share,
@@ -216,3 +217,11 @@ def test_a_word_with_its_blank_in_the_token_is_known() -> None:
     assert single
     assert unknown_word_shares(tokenizer, [f"{single[0]} {single[0]}"]).tolist() == [0]
     assert unknown_word_shares(tokenizer, ["harbour"]).tolist() == [1]
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.005 0.01 0.03 0.04 times 4 3 2 1, then never falling; the NaN is no test.
+    corrected = holm(np.array([0.01, 0.04, np.nan, 0.03, 0.005]))
+    assert corrected == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
+    assert holm(np.array([0.9, 0.6])) == pytest.approx([1, 1])
+    assert holm(np.array([np.nan])) == pytest.approx([np.nan], nan_ok=True)

@@ -3,140 +3,144 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.evidence import Evidence, LayerEvidence, weigh
-from operators.ranking.policy import Kind, Policy, Reason, Verdict, pareto, recommend
-from tests.operators.ranking.test_ranking_evidence import GOLDEN, published, single, singles
+from operators.ranking.choosing import Policy
+from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.policy import Kind, Reason, Sure, Verdict, pareto, recommend
+from operators.ranking.scores import TaskScores
+from tests.operators.ranking.test_ranking_evidence import (
+    GOLDEN,
+    folded,
+    published,
+    single,
+    singles,
+)
 
 NAN = math.nan
-
-
-BLANK = LayerEvidence(**dict.fromkeys(LayerEvidence.__dataclass_fields__, 0))
-
-
-def place(layer: int, score: float, *, gain: float = 0.0, half: float = 0.01) -> LayerEvidence:
-    """A layer with intervals of the given half-width; `evidence` sets ranks and shortfalls."""
-    values: dict[str, Any] = {"gain": gain, "gain_low": gain - half, "gain_high": gain + half}
-    values |= {"score": score, "score_low": score - half, "score_high": score + half}
-    return replace(BLANK, layer=layer, p_holm=0.002, shortfall_se=half / 2, **values)
-
-
-def evidence(*rows: LayerEvidence) -> Evidence:
-    top = max((row.score for row in rows if not math.isnan(row.score)), default=NAN)
-    last, filled = max(row.layer for row in rows), []
-    for row in rows:
-        better = sum(other.score > row.score for other in rows)
-        rank = len(rows) if math.isnan(row.score) else 1 + better
-        error = 0.0 if rank == 1 and not math.isnan(row.shortfall_se) else row.shortfall_se
-        p = NAN if row.layer == last else row.p_value
-        filled.append(
-            replace(row, rank=rank, shortfall=top - row.score, shortfall_se=error, p_value=p)
-        )
-    tasks = [f"task-{n}" for n in range(32)]
-    return Evidence(level=0.95, layers=filled, oracle=top, tasks=tasks, unscored=[])
-
-
-LAST = place(24, 0.468, half=0)
-BEST = place(18, 0.520, gain=0.052, half=0.013)
-NEAR = place(17, 0.519, gain=0.051, half=0.013)
-FAR = place(4, 0.40, gain=-0.068, half=0.004)
-
-
-TIED = [place(9, 0.4684, gain=4e-4, half=1e-4), place(4, 0.4684, gain=4e-4, half=1e-4), LAST]
-UNKNOWN = replace(NEAR, gain=NAN, gain_low=NAN, gain_high=NAN)
-WORSE = place(23, 0.46, gain=-0.008, half=0.002)
-DOUBTFUL = place(17, 0.472, gain=0.004, half=0.006)
-EQUAL = place(23, 0.468, half=0.002)
-BELOW = place(20, 0.467, gain=-0.001, half=0.004)
-SINGLE, BLANK_LAST = place(17, 0.5, gain=NAN, half=NAN), place(24, NAN)
 CHEAPEST: Policy = "cheapest_equal"
 PROVEN: Policy = "last_unless_significant"
-# The rows, the policy, and what it advises: kind, layer and reason.
-CASES: list[tuple[list[LayerEvidence], Policy, Kind, int, Reason]] = [
-    ([FAR, NEAR, BEST, LAST], CHEAPEST, "use_layer", 17, "as_good_as_best"),
-    ([FAR, NEAR, BEST, LAST], "best", "use_layer", 18, "highest"),
-    ([FAR, NEAR, BEST, LAST], PROVEN, "use_layer", 18, "proven"),
-    ([FAR, BEST, LAST], CHEAPEST, "use_layer", 18, "none_cheaper_as_good"),
-    ([replace(BEST, layer=0), NEAR, LAST], CHEAPEST, "use_layer", 0, "highest_and_cheapest"),
-    ([FAR, BELOW, LAST], CHEAPEST, "use_layer", 20, "as_good_as_best"),
-    ([FAR, DOUBTFUL, LAST], "best", "use_layer", 17, "highest"),
-    ([FAR, DOUBTFUL, LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
-    ([FAR, replace(NEAR, p_holm=0.08), LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
-    ([FAR, WORSE, LAST], "best", "keep_last", 24, "none_higher"),
-    ([FAR, WORSE, LAST], CHEAPEST, "keep_last", 24, "none_cheaper_as_good"),
-    (TIED, CHEAPEST, "use_layer", 4, "highest_and_cheapest"),
-    ([EQUAL, replace(EQUAL, layer=22), LAST], "best", "use_layer", 22, "highest"),
-    ([EQUAL, LAST], PROVEN, "keep_last", 24, "none_higher"),
-    ([SINGLE, BLANK_LAST], "best", "not_enough_evidence", 17, "single_score"),
-    ([SINGLE, BLANK_LAST], CHEAPEST, "not_enough_evidence", 17, "single_score"),
-    ([UNKNOWN, BLANK_LAST], CHEAPEST, "use_layer", 17, "highest_and_cheapest"),
-    ([UNKNOWN, BLANK_LAST], PROVEN, "not_enough_evidence", 24, "unproven"),
-    ([LAST], CHEAPEST, "keep_last", 24, "none_cheaper_as_good"),
-    ([place(17, NAN), BLANK_LAST], "best", "not_enough_evidence", 24, "no_score"),
-]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+COST = [0.25, 0.5, 1.0]
+LAYERS = [6, 12, 24]
+
+# The gain of layers 6 and 12 over the last in every task; the last gains 0.
+CLEAR = np.array([[0.02, 0.03, 0.01] * 3, [0.10, 0.14, 0.12] * 3])
+DOUBTFUL = np.array([[-0.1, -0.1, -0.1], [0.10, -0.02, 0.01]])
+WORSE = np.array([[-0.10, -0.11, -0.12], [-0.01, -0.02, -0.04]])
+NEARLY = np.array([[0.10, 0.14, 0.12, 0.10], [0.11, 0.13, 0.14, 0.09]])
 
 
-@pytest.mark.parametrize(("rows", "policy", "kind", "layer", "reason"), CASES)
+def advised(
+    gain_LT: npt.NDArray[np.float64],
+    policy: Policy = "best",
+    *,
+    folds: int = 1,
+    noise: float = 0.0,
+    cost: Sequence[float] = COST,
+) -> tuple[Evidence, Verdict]:
+    """Return what is advised of tasks with these gains over a last layer that scores 0.5."""
+    generator = np.random.default_rng(0)
+    tasks = []
+    for number, gain_L in enumerate(gain_LT.T):
+        score_L = 0.5 + np.append(gain_L, 0.0)
+        around_LF = generator.normal(0, noise, size=(len(score_L), folds))
+        around_LF -= around_LF.mean(axis=1, keepdims=True)
+        tasks.append(folded(f"task-{number:02}", score_L[:, None] + around_LF))
+    found = weigh(tasks, layers=LAYERS, cost_L=cost, policy=policy)
+    return found, recommend(found, cost)
+
+
+@pytest.mark.parametrize(
+    ("gain", "policy", "how", "kind", "layer", "reason", "sure"),
+    [
+        (CLEAR, "best", (1, 0.0), "use_layer", 12, "highest", "new_task"),
+        (CLEAR, PROVEN, (1, 0.0), "use_layer", 12, "proven", "new_task"),
+        (CLEAR[:, :5], PROVEN, (1, 0.0), "not_enough_evidence", 24, "few_tasks", "new_task"),
+        (CLEAR[:, :2], "best", (10, 0.01), "use_layer", 12, "highest", "these_tasks"),
+        (CLEAR[:, :2], "best", (1, 0.0), "not_enough_evidence", 12, "single_score", "nothing"),
+        (CLEAR[:, :1], "best", (10, 0.01), "use_layer", 12, "highest", "these_tasks"),
+        (CLEAR[:, :1], "best", (10, 0.15), "not_enough_evidence", 12, "unsure", "nothing"),
+        (DOUBTFUL, "best", (1, 0.0), "not_enough_evidence", 12, "unsure", "nothing"),
+        (DOUBTFUL, "best", (10, 0.01), "not_enough_evidence", 12, "unsure", "nothing"),
+        (np.tile(DOUBTFUL, 3), PROVEN, (1, 0.0), "not_enough_evidence", 24, "unproven", "nothing"),
+        (WORSE, "best", (1, 0.0), "keep_last", 24, "none_higher", "nothing"),
+        (WORSE, PROVEN, (1, 0.0), "keep_last", 24, "none_higher", "nothing"),
+        (NEARLY, CHEAPEST, (1, 0.0), "use_layer", 6, "as_good_as_best", "new_task"),
+        (NEARLY, "best", (1, 0.0), "use_layer", 12, "highest", "new_task"),
+        (WORSE, CHEAPEST, (1, 0.0), "keep_last", 24, "none_cheaper_as_good", "nothing"),
+    ],
+)
 def test_verdicts(
-    rows: list[LayerEvidence], policy: Policy, kind: Kind, layer: int, reason: Reason
+    gain: npt.NDArray[np.float64],
+    policy: Policy,
+    how: tuple[int, float],
+    kind: Kind,
+    layer: int,
+    reason: Reason,
+    sure: Sure,
 ) -> None:
-    advice = recommend(evidence(*rows), [row.layer / 24 for row in rows], policy)
-    assert (advice.kind, advice.layer, advice.reason) == (kind, layer, reason)
-    assert advice.saved == pytest.approx(1 - layer / 24)
+    _, verdict = advised(gain, policy, folds=how[0], noise=how[1])
+    assert verdict == Verdict(
+        kind, layer, 1 - dict(zip(LAYERS, COST, strict=True))[layer], reason, sure
+    )
 
 
-def test_without_labels_or_scores() -> None:
-    none = recommend(weigh([], layers=[0, 1]), [0, 1])
-    assert none == Verdict("no_labels", 1, 0, "no_labels")
-    blank = recommend(weigh([single("blank", [NAN, NAN])], layers=[0, 1]), [0, 1])
-    assert blank == Verdict("not_enough_evidence", 1, 0, "no_score")
+def test_choosing_that_gains_nothing_on_what_is_left_out_is_no_advice() -> None:
+    # Each of two layers leads by far in one task and is behind in the other.
+    found, verdict = advised(np.array([[0.30, -0.01], [-0.02, 0.20]]), folds=10, noise=0.001)
+    assert found.choice is not None
+    assert found.choice.naive > 0.1
+    assert found.choice.gain < 0
+    assert (verdict.kind, verdict.layer, verdict.sure) == ("not_enough_evidence", 6, "nothing")
+
+
+def test_without_labels_or_scores_or_the_last_layer() -> None:
+    def of(*tasks: TaskScores) -> Verdict:
+        return recommend(weigh(tasks, layers=[0, 1]), [0, 1])
+
+    assert of() == Verdict("no_labels", 1, 0, "no_labels")
+    assert of(single("blank", [NAN, NAN])) == Verdict("not_enough_evidence", 1, 0, "no_score")
+    without = [single(f"{n}", [0.6, NAN]) for n in range(3)]
+    nothing = Verdict("not_enough_evidence", 1, 0, "no_last")
+    assert of(*without) == nothing
+    assert of(*without[:2], single("x", [0.4, 0.5])) == nothing  # in one of three tasks
+    assert of(without[0], single("x", [0.4, 0.5])).kind == "keep_last"  # in half of them
 
 
 def test_costs_decide_not_layer_numbers() -> None:
-    known = evidence(FAR, NEAR, BEST, LAST)
-    assert recommend(known, [0.1, 0.9, 0.5, 1.0], "cheapest_equal").layer == 18
-    assert recommend(known, [0.1, 0.5, 0.5, 1.0], "cheapest_equal").layer == 18
-    assert recommend(known, [0.1, 0.7, 0.75, 1.0], "cheapest_equal").saved == pytest.approx(0.3)
+    assert advised(NEARLY, CHEAPEST, cost=[0.9, 0.5, 1.0])[1].layer == 12
+    assert advised(NEARLY, CHEAPEST, cost=[0.5, 0.5, 1.0])[1].layer == 12
+    assert advised(NEARLY, CHEAPEST, cost=[0.7, 0.75, 1.0])[1].saved == pytest.approx(0.3)
 
 
-def test_the_level_is_named_and_decides() -> None:
+def test_the_level_decides() -> None:
     gains = np.linspace(-0.04, 0.08, 12)  # mean 0.02, standard error 0.011
     tasks = singles(np.stack([0.5 + gains, np.full(12, 0.5)]))
-    strict, mild = (weigh(tasks, layers=[0, 1], level=level) for level in (0.999, 0.5))
-    assert recommend(strict, [0, 1], "last_unless_significant").kind == "not_enough_evidence"
-    assert recommend(mild, [0, 1], "last_unless_significant").kind == "use_layer"
+    strict, mild = (
+        recommend(weigh(tasks, layers=[0, 1], level=level, policy=PROVEN), [0, 1])
+        for level in (0.999, 0.5)
+    )
+    assert strict.kind == "not_enough_evidence"
+    assert mild.kind == "use_layer"
 
 
-def test_the_rule_of_one_standard_error_on_a_known_error() -> None:
-    # Layer 1 falls short by 0.8 or 1.2 of the standard error of its paired difference.
-    noise = np.random.default_rng(0).normal(0, 0.02, size=40)
-    noise -= noise.mean()
-    error = noise.std() / math.sqrt(40)
-    for shortfall, layer in ((0.8 * error, 1), (1.2 * error, 2)):
-        scores = np.stack(
-            [np.full(40, 0.2), 0.5 - shortfall + noise, np.full(40, 0.5), np.full(40, 0.4)]
-        )
-        assert recommend(weigh(singles(scores), layers=range(4)), [0, 0.3, 0.6, 1]).layer == layer
-
-
-def test_costs_and_policies_without_meaning_are_errors() -> None:
-    known = evidence(NEAR, LAST)
+def test_costs_without_meaning_are_errors() -> None:
+    known, _ = advised(CLEAR)
     for costs, message in (
-        ([0, 0.5, 1], r"one cost for each of 2 layers, got \(3,\)"),
-        ([1.5, 1], r"cost of layer 17 is 1\.5"),
-        ([0.5, NAN], "cost of layer 24 is nan"),
+        ([0, 0.5], r"one cost for each of 3 layers, got \(2,\)"),
+        ([0.5, 1.5, 1], r"cost of layer 12 is 1\.5"),
+        ([0.5, 0.5, NAN], "cost of layer 24 is nan"),
     ):
         with pytest.raises(ValueError, match=message):
             recommend(known, costs)
-    with pytest.raises(ValueError, match="'cheapest'; choose from best, cheapest_equal, last"):
-        recommend(known, [0.5, 1], "cheapest")  # type: ignore[arg-type]  # the error under test
 
 
 def test_pareto_by_hand() -> None:
@@ -162,10 +166,10 @@ def test_the_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> N
 
 
 def test_pythia_410m_is_cut_after_layer_17() -> None:
-    found = weigh(published(GOLDEN, "main"), layers=range(25))
-    for policy in get_args(Policy):
-        advice = recommend(found, np.arange(25) / 24, policy)
-        assert (advice.kind, advice.layer) == ("use_layer", 17)
+    for policy in POLICIES:
+        found = weigh(published(GOLDEN, "main"), layers=range(25), policy=policy)
+        advice = recommend(found, np.arange(25) / 24)
+        assert (advice.kind, advice.layer, advice.sure) == ("use_layer", 17, "new_task")
         assert advice.saved == pytest.approx(7 / 24)
     front = pareto([row.score for row in found.layers], np.arange(25) / 24)
     assert front[17]

@@ -1,0 +1,1 @@
+"""What the intervals hold and what the advice costs, simulated from published layer scores."""
