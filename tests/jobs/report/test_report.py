@@ -456,6 +456,12 @@ def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
         assert "50.2 ± 0.2" in files[name]
 
 
+def test_a_root_from_before_a_task_had_learning_curves_has_its_page(tmp_path: Path) -> None:
+    asked = _config().model_copy(update={"curves": CurvesConfig(examples=(2, 4))})
+    (subject,) = _strict(_publish(_run(tmp_path, asked))["report.json"])["subjects"]
+    assert subject["curves"] == []
+
+
 def test_scores_of_a_file_give_the_same_page(tmp_path: Path) -> None:
     file = tmp_path / "scores.csv"
     lines = [
