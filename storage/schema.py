@@ -240,7 +240,9 @@ PROBE_SCORES = _table(
 )
 
 LEARNING_CURVES = _table(
-    "learning_curves", _column("examples", pa.int32(), "training items per label"), *_SCORE
+    "learning_curves",
+    _column("examples", pa.int32(), "training items per label, or per tenth of the values"),
+    *_SCORE,
 )
 
 LAYER_COSTS = _table(

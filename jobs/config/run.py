@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Name, require_distinct
-from jobs.config.datasets import ClassificationTask, DatasetConfig, FittedTask, MtebSource, Task
+from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from operators.prompts.conditions import Condition
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
@@ -284,8 +284,11 @@ def labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Task
 
 
 def learning_examples(config: RunConfig, task: Task) -> tuple[int, ...]:
-    """Return the numbers of training items per label that a task is scored with besides its own."""
-    return config.curves.examples if isinstance(task, ClassificationTask) else ()
+    """Return the numbers of training items per label that a task is scored with besides its own.
+
+    Of a regression they are per tenth of its values; a task that is not fitted has none.
+    """
+    return config.curves.examples if isinstance(task, FittedTask) else ()
 
 
 def noise_conditions(config: RunConfig, tasks: Iterable[Task]) -> list[Condition]:

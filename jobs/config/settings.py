@@ -190,7 +190,9 @@ class CurvesConfig(Block):
     """Scores under other conditions than the protocol's, of the ranked vectors."""
 
     examples: _Counts = Field(
-        (), description="training items per label of the classifications: learning curves"
+        (),
+        description="training items per label of the classifications, per tenth of the values of "
+        "the regressions: learning curves",
     )
     noise: _Shares = Field(
         (),

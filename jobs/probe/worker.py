@@ -37,7 +37,7 @@ class ScoreTarget:
     """The scores of one task with one subject: what they are made of and where they go.
 
     A fitted task is tested on the vectors of `noisy` where that is given. With `examples` the
-    scores are learning curves: of a classification, for each number of training items per label.
+    scores are learning curves: for each number of training items per label, or per tenth of values.
     """
 
     subject: Subject
@@ -111,8 +111,8 @@ class Scorer:
             for examples in target.examples or (None,):
                 task, own = target.task, {}
                 if examples is not None:
-                    task = task.model_copy(update={"samples_per_label": examples})
-                    own = {"examples": examples}
+                    assert kind.fewer, task
+                    task, own = kind.fewer(task, examples), {"examples": examples}
                 if not (scores and kind.scale_free):
                     how = (self.seed, self.replicates, unit.first, unit.folds)
                     try:

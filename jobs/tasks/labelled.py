@@ -26,7 +26,7 @@ from jobs.tasks.items import (
     spelled,
 )
 from operators.later import Later
-from operators.probes.fold import NEIGHBOURS, NO_LABEL, FoldScore, NoScoreError
+from operators.probes.fold import BINS, NEIGHBOURS, NO_LABEL, FoldScore, NoScoreError
 from operators.prompts.seeding import generator
 from storage.layers import LayerVectors
 
@@ -202,6 +202,19 @@ def score_regression(task: RegressionTask, given: Given) -> list[FoldScore]:
     return labelled.regression(
         *train, *test, samples=task.samples, seed=given.seed, folds=given.folds
     )
+
+
+def fewer_per_label(task: ClassificationTask, examples: int) -> ClassificationTask:
+    """Return the task with folds of so many training items of every label, or what it has."""
+    return task.model_copy(update={"samples_per_label": examples})
+
+
+def fewer_per_tenth(task: RegressionTask, examples: int) -> RegressionTask:
+    """Return the task with folds of so many training items of every tenth of the values.
+
+    Where that is more than there are, all of them are one fold.
+    """
+    return task.model_copy(update={"samples": examples * BINS})
 
 
 def score_clustering(task: ClusteringTask, given: Given) -> list[FoldScore]:

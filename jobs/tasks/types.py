@@ -53,6 +53,8 @@ class TaskType:
     gather: Callable[[Any, pa.Table], pa.Table] = lambda _, records: records
     by_fold: bool = False  # a search can score its folds one by one
     scale_free: bool = False  # its scores depend on directions alone: both variants have the same
+    # The task fitted on so many examples of each label, or of each tenth of the values.
+    fewer: Callable[[Any, int], Task] | None = None
 
 
 _LABELLED = partial(TaskType, schema.LABELLED_ITEMS, labelled.item)
@@ -68,9 +70,18 @@ _RELEVANCE = partial(
 )
 TYPES: dict[type[Any], TaskType] = {
     ClassificationTask: _LABELLED(
-        labelled.check_classification, labelled.score_classification, "accuracy", by_fold=True
+        labelled.check_classification,
+        labelled.score_classification,
+        "accuracy",
+        by_fold=True,
+        fewer=labelled.fewer_per_label,
     ),
-    RegressionTask: _VALUED(labelled.check_regression, labelled.score_regression, "kendalltau"),
+    RegressionTask: _VALUED(
+        labelled.check_regression,
+        labelled.score_regression,
+        "kendalltau",
+        fewer=labelled.fewer_per_tenth,
+    ),
     ClusteringTask: _LABELLED(
         labelled.check_clustering, labelled.score_clustering, "v_measure", by_fold=True
     ),

@@ -29,6 +29,7 @@ BLOCK_ROWS = 512
 # 1e-15 and depends on the shapes of the blocks; without rounding it would order equal documents.
 DECIMALS = 12
 
+BINS = 10  # of the values that a regression is fitted on, of which each sample has its share
 NEIGHBOURS = 5  # that vote on the labels of a row with several
 # mteb reads this label as "no label at this level" and leaves its rows out.
 NO_LABEL = -1

@@ -19,6 +19,7 @@ PROGRAMS = (
     "query",
     "runs",
     "small",
+    "advice.few_labels",
 )
 
 

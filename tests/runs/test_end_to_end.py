@@ -165,10 +165,17 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
         "ORDER BY ALL",
     )
     per_layer = (BLOCKS + 1) * 3
-    assert [row[:3] for row in curves] == [
+    classified = [row for row in curves if row[0] != "length"]
+    assert [row[:3] for row in classified] == [
         (task, examples, per_layer) for task in ("tags", "topic") for examples in (2, 4)
     ]
-    assert [row[3] for row in curves[2:]] == [2 * 3, 4 * 3]
+    assert [row[3] for row in classified[2:]] == [2 * 3, 4 * 3]
+    # So many of each tenth of the values; of 4 that is more than there are: all of them, once.
+    assert [row[:3] for row in curves if row[0] == "length"] == [
+        ("length", 2, per_layer),
+        ("length", 4, BLOCKS + 1),
+    ]
+    assert [row[3] for row in curves if row[0] == "length"] == [2 * 10, 30]
     noisy = ask(
         finished.root,
         "SELECT task, count(*) FROM probe_scores WHERE condition = 'noise-0.20' GROUP BY ALL "

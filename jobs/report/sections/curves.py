@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from jobs.config.datasets import RegressionTask, Task
 from jobs.config.run import labelled_tasks, learning_examples, noise_conditions
 from jobs.rank.ranking import Row
 from jobs.report.charts import Chart, Lines, Look, in_points, where_any
@@ -19,7 +20,7 @@ from jobs.run import partition
 from jobs.words import capital, known, listed, points
 from operators.prompts.conditions import Condition
 
-CurveKind = Literal["examples", "noise"]
+CurveKind = Literal["examples", "rows", "noise"]
 
 
 class _Kind(NamedTuple):
@@ -36,9 +37,16 @@ _KINDS: dict[CurveKind, _Kind] = {
     "examples": _Kind(
         "few labelled examples",
         "fitted on fewer training examples",
-        "training examples per label",
+        "training examples per label, as far as it has them",
         "at {x:g} per label",
         math.log2,  # examples are doubled from step to step
+    ),
+    "rows": _Kind(
+        "few labelled examples",
+        "fitted on fewer training examples",
+        "training examples",
+        "at {x:g} training examples",
+        math.log2,
     ),
     "noise": _Kind(
         "noisy text",
@@ -51,15 +59,20 @@ _KINDS: dict[CurveKind, _Kind] = {
 
 
 class Score(NamedTuple):
-    """A score, mean over folds, and its standard deviation over them."""
+    """A score, mean over folds, its standard deviation over them, and how many rows were fitted."""
 
     mean: float
     spread: float
+    n_train: float = math.nan
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of every layer in one task: layer -> place on the axis -> score."""
+    """The curves of every layer in one task: layer -> place on the axis -> score.
+
+    A place is a number of examples per label (`examples`), of all examples (`rows`), or a
+    probability (`noise`).
+    """
 
     label: str
     kind: CurveKind
@@ -74,6 +87,14 @@ class Curves:
     def at(self, x: float) -> str:
         """Return a place on the axis; noise 0 is the clean text."""
         return "clean" if self.kind == "noise" and not x else f"{x:g}"
+
+    def taken(self, x: float) -> str:
+        """Return how many examples were taken at a place: a label may have fewer than that."""
+        if self.kind != "examples":
+            return ""
+        counts = [at[x].n_train for at in self.scores.values() if x in at]
+        found = next((count for count in counts if known(count) and count), None)
+        return "" if found is None else f"{found:,.0f} in all"
 
 
 def section(facts: Facts) -> Section:
@@ -98,10 +119,10 @@ def curves(facts: Facts) -> list[Curves]:
     metrics = {task.label: task.metric for task in facts.ranking.tasks}
     subject = facts.ranking.subject
     for label, dataset, task in labelled_tasks(run.config):
-        if learning_examples(run.config, task):
-            where = partition("learning_curves", subject, dataset, task)
-            rows = ((row["examples"], row) for row in run.ranked_rows(where))
-            found.append(curves_of(label, "examples", metrics[label], rows))
+        where = partition("learning_curves", subject, dataset, task)
+        # A root of the time when only classifications had curves has none of a regression.
+        if learning_examples(run.config, task) and run.manifests.load(where):
+            found.append(_learning(label, task, metrics[label], run.ranked_rows(where)))
         if levels := noise_conditions(run.config, [task]):
             noisy = []
             for each in (Condition("noise", 0.0), *levels):
@@ -111,21 +132,32 @@ def curves(facts: Facts) -> list[Curves]:
     return found
 
 
+def _learning(label: str, task: Task, metric: str, rows: Sequence[Row]) -> Curves:
+    if not isinstance(task, RegressionTask):
+        return curves_of(label, "examples", metric, ((row["examples"], row) for row in rows))
+    # Numbers that are more than there are all take the same rows, and are one place.
+    fits = {(row["layer"], row["n_train"], row["fold"]): row for row in rows if row["n_train"]}
+    return curves_of(label, "rows", metric, ((row["n_train"], row) for row in fits.values()))
+
+
 def curves_of(
     label: str, kind: CurveKind, metric: str, rows: Iterable[tuple[float, Row]]
 ) -> Curves:
     """Return the curves of a task from the rows of its scores, each with its place."""
-    values: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[int, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for x, row in rows:
-        values[int(row["layer"])][float(x)].append(row["value"])
+        values[int(row["layer"])][float(x)].append(row)
     scores = {
-        layer: {
-            x: Score(float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else math.nan)
-            for x, v in sorted(at.items())
-        }
+        layer: {x: _score(folds) for x, folds in sorted(at.items())}
         for layer, at in sorted(values.items())
     }
     return Curves(label, kind, metric, scores)
+
+
+def _score(folds: Sequence[Row]) -> Score:
+    values = [row["value"] for row in folds]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return Score(float(np.mean(values)), spread, float(np.mean([row["n_train"] for row in folds])))
 
 
 def compared(facts: Facts) -> tuple[int, int, str] | None:
@@ -151,6 +183,7 @@ def lead(facts: Facts, each: Curves) -> str:
     for x in dict.fromkeys((min(gaps, default=0), max(gaps, default=0))) if gaps else ():
         clean = each.kind == "noise" and not x
         where = "on clean text" if clean else _KINDS[each.kind].at.format(x=x)
+        where += f" ({taken})" if (taken := each.taken(x)) else ""
         size = points(abs(gaps[x]))
         by = f"{size} points {'ahead' if gaps[x] > 0 else 'behind'}" if float(size) else "level"
         said.append(f"{by} {where}")
@@ -163,7 +196,7 @@ def _chart(facts: Facts, each: Curves) -> Chart:
     lines = []
     for layer, at in each.scores.items():
         x = [kind.place(place) for place in at]
-        mean, spread = (np.array(column) for column in zip(*at.values(), strict=True))
+        mean, spread, _ = (np.array(column) for column in zip(*at.values(), strict=True))
         ends = (mean - spread, mean + spread) if layer in looks else ((), ())
         name = f"layer {layer}{', last' if layer == facts.ranking.last else ''}"
         look = looks.get(layer, "faint")
@@ -185,13 +218,14 @@ def _table(facts: Facts, each: Curves) -> Table:
     for layer, at in each.scores.items():
         cells: list[Cell] = [layer_cell(layer, facts.ranking)]
         for x in each.places:
-            mean, spread = at.get(x, (math.nan, math.nan))
+            mean, spread, _ = at.get(x, Score(math.nan, math.nan))
             wide = known(mean) and known(spread)
             cells.append(f"{points(mean)} ± {points(spread)}" if wide else points(mean))
         rows.append(cells)
     note = f"Points ± one standard deviation over folds, by {kind.axis}."
     label = f"All values of {each.label}: {kind.title}"
-    return Table(label, ["Layer", *map(each.at, each.places)], rows, note=note, folded=True)
+    head: list[Cell] = ["Layer", *((each.at(x), each.taken(x)) for x in each.places)]
+    return Table(label, head, rows, note=note, folded=True)
 
 
 def _data(each: Curves) -> dict[str, object]:
@@ -201,6 +235,7 @@ def _data(each: Curves) -> dict[str, object]:
             "x": list(at),
             "score": [score.mean for score in at.values()],
             "spread": [score.spread for score in at.values()],
+            "n_train": [score.n_train for score in at.values()],
         }
         for layer, at in each.scores.items()
     ]

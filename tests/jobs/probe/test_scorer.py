@@ -42,13 +42,13 @@ def vectors() -> npt.NDArray[np.float32]:
     return (rows_ND * draw.uniform(0.01, 10, (ROWS, 1))).astype(np.float32)
 
 
-def items_of(kind: str) -> dict[str, Any]:
+def items_of(kind: str, *, several: bool = False) -> dict[str, Any]:
     pairs = {"first_id": IDS, "second_id": np.roll(IDS, 1)}
     if kind == "sts":
         return {**pairs, "value": np.random.default_rng(1).random(ROWS)}
     if kind == "pair_classification":
         return {**pairs, "value": IDS % 2 * 1.0}
-    labels = (IDS % 4 // 2).astype(str)
+    labels = [f'["{each}"]' if several else f"{each}" for each in IDS % 4 // 2]
     return {"prompt_id": IDS, "split": SPLIT, "label": labels, "value": IDS % 7 + 0.5}
 
 
@@ -59,8 +59,12 @@ def scored(
     *,
     kept: npt.NDArray[np.bool_] | None = None,
     vectors_ND: npt.NDArray[np.float32] | None = None,
+    examples: tuple[int, ...] = (),
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the rows of a task and why it failed; `kept` are the texts that have a vector."""
+    """Return the rows of a task and why it failed; `kept` are the texts that have a vector.
+
+    With `examples` they are of its learning curve.
+    """
     root, values = Root(str(folder)), (SUBJECT.name, SUBJECT.revision, "texts", CLEAN)
     kept = np.ones(ROWS, dtype=np.bool_) if kept is None else kept
     vectors_ND = vectors() if vectors_ND is None else vectors_ND
@@ -68,12 +72,15 @@ def scored(
     table = embeddings_table(key, IDS[kept], lengths, vectors_ND[kept])
     embeddings = store(root, Partition("embeddings", values), [table], {})
     made: Task = TypeAdapter(Task).validate_python({"name": "it", **task})
-    own, columns = TYPES[type(made)].columns, {"row": IDS, **items_of(made.type)}
+    several = getattr(made, "multi_label", False)
+    own, columns = TYPES[type(made)].columns, {"row": IDS, **items_of(made.type, several=several)}
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in own]
     table = pa.Table.from_arrays(arrays, schema=own)
     items = store(root, Partition("tasks", ("texts", "it")), [table], {})
     where = Partition("probe_scores", (*values, "it"))
-    target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, tuple(variants))
+    target = ScoreTarget(
+        SUBJECT, made, items, embeddings, where, {}, tuple(variants), examples=examples
+    )
     unit = ScoreUnit(0, GROUP, 0, made.repeats)
     _, rows, why = Scorer(root, (target,), 42, 20)(unit)
     return rows, why
@@ -91,6 +98,41 @@ def test_the_scores_of_a_variant_are_the_same_in_any_order(
         assert alone == ([row for row in both if row["variant"] == variant], None)
     values = [[row["value"] for row in both if row["variant"] == each] for each in ("raw", "l2")]
     assert (values[0] == values[1]) == (task is ALIKE)
+
+
+TAGS = {**TOPIC, "multi_label": True}
+
+
+@pytest.mark.parametrize(
+    ("task", "examples", "fits"),
+    [
+        # Two labels with 10 training items each: what is there is taken, and said.
+        (TOPIC, (2, 8, 32), {2: [4] * 3, 8: [16] * 3, 32: [20] * 3}),
+        (TAGS, (4, 32), {4: [8] * 3, 32: [20] * 3}),
+        # 20 values: 10 of a fold drawn by tenths, and all of them in one fit.
+        (LENGTH | {"folds": 3}, (1, 2, 9), {1: [10] * 3, 2: [20], 9: [20]}),
+    ],
+    ids=["one label", "several labels", "values"],
+)
+def test_a_learning_curve_says_how_many_items_were_fitted(
+    tmp_path: Path, task: dict[str, Any], examples: tuple[int, ...], fits: dict[int, list[int]]
+) -> None:
+    rows, why = scored(tmp_path, task, ("raw",), examples=examples)
+    assert why is None
+    found: dict[int, list[int]] = {}
+    for row in rows:
+        found.setdefault(row["examples"], []).append(row["n_train"])
+    assert found == fits
+    # The protocol's own number of examples gives the protocol's scores.
+    own = (
+        {"samples": 10 * examples[0]}
+        if "value_column" in task
+        else {"samples_per_label": examples[0]}
+    )
+    protocol, _ = scored(tmp_path / "protocol", {**task, **own}, ("raw",))
+    assert [r["value"] for r in protocol] == [
+        r["value"] for r in rows if r["examples"] == examples[0]
+    ]
 
 
 SAME = np.ones((ROWS, 4), dtype=np.float32)

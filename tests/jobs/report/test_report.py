@@ -439,7 +439,7 @@ def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
     run = _run(tmp_path, _config().model_copy(update={"curves": curves_of}))
     scores = {2: [0.1, 0.2, 0.5, 0.3], 4: [0.2, 0.3, 0.6, 0.5]}
     rows = [
-        {**row, "examples": examples}
+        {**row, "examples": examples, "n_train": {2: 8, 4: 13}[examples]}
         for examples, values in scores.items()
         for row in _scores("classification", values)
     ]
@@ -449,9 +449,17 @@ def test_stored_learning_curves_come_to_the_page(tmp_path: Path) -> None:
     (curves,) = _strict(files["report.json"])["subjects"][0]["curves"]
     assert (curves["label"], curves["kind"]) == ("topic", "examples")
     assert curves["curves"][2]["score"] == pytest.approx([0.502, 0.602])
+    assert curves["curves"][2]["n_train"] == [8, 13]
     for name in ("report.md", "index.html"):
-        assert "20.0 points ahead at 2 per label, 10.0 points ahead at 4" in files[name]
+        assert "20.0 points ahead at 2 per label (8 in all), 10.0 points ahead at 4" in files[name]
+        assert "4 per label (13 in all)" in files[name]
         assert "50.2 ± 0.2" in files[name]
+
+
+def test_a_root_from_before_a_task_had_learning_curves_has_its_page(tmp_path: Path) -> None:
+    asked = _config().model_copy(update={"curves": CurvesConfig(examples=(2, 4))})
+    (subject,) = _strict(_publish(_run(tmp_path, asked))["report.json"])["subjects"]
+    assert subject["curves"] == []
 
 
 def test_scores_of_a_file_give_the_same_page(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import words
+from jobs.config.datasets import RegressionTask
 from jobs.rank.ranking import as_good_as_best
 from jobs.rank.sentences import answer
 from jobs.report.charts import Lines, Scatter
@@ -287,6 +288,27 @@ def test_curves_that_meet_are_level_and_curves_without_a_pair_say_nothing() -> N
     alike = replace(by_hand.curves(), scores=one)
     assert curves.lead(facts(number=1), alike).endswith("level at 4 per label.")
     assert curves.lead(facts(number=0), alike) == ""
+
+
+def test_a_curve_of_values_has_its_places_where_so_many_rows_were_fitted() -> None:
+    config = {"name": "length", "type": "regression", "value_column": "length"}
+    task = RegressionTask.model_validate(config)
+    # 80 and 320 examples were asked for and 60 are there: one place. Layer 1 has no score at 20.
+    fits_of: list[dict[str, Any]] = [
+        {"layer": n, "examples": each, "fold": 0, "value": 0.1 * n + 0.01 * fits, "n_train": fits}
+        for n in (0, 1)
+        for each, fits in ((2, 20), (8, 60), (32, 60))
+    ]
+    fits_of[3] |= {"value": NAN, "n_train": 0}
+    found = curves._learning("length", task, "kendalltau", fits_of)
+    assert found.places == [20, 60]
+    assert [*found.scores[1]] == [60]
+    assert found.scores[0][60].mean == pytest.approx(0.6)
+    assert math.isnan(found.scores[0][60].spread)
+    chart = curves._chart(facts(), found)
+    assert isinstance(chart.plot, Lines)
+    assert chart.plot.ticks == [(math.log2(20), "20"), (math.log2(60), "60")]
+    assert chart.plot.x == "training examples"
 
 
 def test_curves_are_drawn_on_an_axis_that_doubles_with_the_compared_ones_strong() -> None:

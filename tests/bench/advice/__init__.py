@@ -1,0 +1,1 @@
+"""What advice is worth: measured on real models and texts."""
