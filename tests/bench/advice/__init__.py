@@ -1,0 +1,1 @@
+"""Where the advice comes from: what published and own scores say about choosing a layer."""
