@@ -86,8 +86,8 @@ class Subject:
 class ModelShape:
     """The sizes that a plan needs, read from the model's config without its weights.
 
-    `max_tokens` and `vocabulary` are None where the config states none, `kind` where it was not
-    asked for.
+    `max_tokens` and `vocabulary` are None where the config states none, `kind` where nobody asked:
+    `known.require_readable` does.
     """
 
     layers: int
