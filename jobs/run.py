@@ -16,7 +16,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.run import RunConfig
 from jobs.subjects import checked, require_lengths, resolve, subject_identity
-from operators.model.subject import ModelShape, Subject
+from operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
 from storage.partition import CLEAN, KEYS, Partition, TableName
@@ -45,7 +45,7 @@ class Table:
 # Keys of a partition: storage.partition.KEYS. Columns and units: storage.schema. Beside the tables
 # lie `report/NAME/` (by a run, at its end), `mteb/` (results as mteb writes them, by probe),
 # `trend/` and `alerts/` (by a nightly, checkpoint by checkpoint), and `_layerrank/` (manifests,
-# indexes of shards, configs of runs, what reports were made of, sizes of models, locks).
+# indexes of shards, configs of runs, what reports were made of, sizes and kinds of models, locks).
 TABLES: dict[TableName, Table] = {
     "tasks": Table("prepare", "when all shards of a dataset are written, before its prompts"),
     "prompts": Table("prepare", "when all shards of a dataset are written"),
@@ -114,6 +114,13 @@ class Run:
             given = self.identity(subject), self.config.storage, self.root, self.cluster.begin
             self.seen.shapes[subject] = checked(subject, *given)
         return self.seen.shapes[subject]
+
+    def kind(self, subject: Subject) -> Kind | None:
+        """Return what kind of model a subject is; None if its files are not there any more."""
+        try:
+            return self.shape(subject).kind
+        except ModelUnavailableError:
+            return None
 
     def require_readable(self) -> None:
         """Check every subject, and the lengths that are asked of it, before anything is spent."""

@@ -63,7 +63,7 @@ def shape_of(subject: Subject, storage: StorageConfig) -> ModelShape:
 
 
 def check(subject: Subject, storage: StorageConfig) -> ModelShape:
-    """Return the sizes of a model if it can be read as far as can be told without its weights.
+    """Return sizes and kind of a model if it can be read, as far as is told without its weights.
 
     ModelUnavailableError that names model and revision if there is no such folder, prefix or
     revision, if it has no weights, if a file of them is cut off, and as `require_readable`.
@@ -87,17 +87,26 @@ def checked(
 ) -> ModelShape:
     """Return what `check` does, or what is known of a model that was read from equal files before.
 
-    Before a check, which takes seconds, `begin` is called.
+    Before a check, which takes seconds, `begin` is called. A note of an earlier version, without
+    the kind of the model, stands where that cannot be asked any more.
     """
+    noted = None
     with suppress(FileNotFoundError):
         if found := unsealed(root.read(_note(identity))):
-            return ModelShape(**found)
+            noted = ModelShape(**found)
+    if noted and noted.kind:
+        return noted
     begin()
-    return check(subject, storage)
+    try:
+        return check(subject, storage)
+    except ModelUnavailableError:
+        if noted is None:
+            raise
+        return noted
 
 
 def remember(shape: ModelShape, identity: Mapping[str, Any], root: Root) -> None:
-    """Keep the sizes of a model that was read, under `_layerrank/models/`."""
+    """Keep the sizes and the kind of a model that was read, under `_layerrank/models/`."""
     content, key = sealed(asdict(shape)), _note(identity)
     with suppress(FileNotFoundError):
         if root.read(key) == content:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from operators.model.subject import (
+    Kind,
     ModelShape,
     ModelUnavailableError,
     Subject,
@@ -18,9 +28,12 @@ from operators.model.subject import (
 )
 from operators.model.tokenise import load_tokenizer, special_ids
 
+_STATE_SPACE = ("mamba", "mamba2", "falcon_mamba")  # without any attention
+_CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
+
 
 def require_readable(subject: Subject) -> ModelShape:
-    """Return the sizes of a model, as far as its config and its tokenizer tell that it can be read.
+    """Return sizes and kind of a model, as far as config and tokenizer tell that it can be read.
 
     ModelUnavailableError for a model that takes no token ids or is an encoder-decoder, for an
     adapter beside its weights, and for a tokenizer with tokens that the model has no vector for.
@@ -42,7 +55,7 @@ def require_readable(subject: Subject) -> ModelShape:
             f"model {subject}: an adapter (adapter_config.json) lies beside its weights, and which "
             "of the two is meant is not known; merge the adapter into them, or move it away"
         )
-    shape = read_shape(subject)
+    shape = replace(read_shape(subject), kind=kind_of(config, pools=_pools(subject)))
     tokenizer = load_tokenizer(subject)
     # A special token is in no ordinary text.
     ordinary = {
@@ -56,3 +69,49 @@ def require_readable(subject: Subject) -> ModelShape:
             "embeddings, or take the tokenizer that it was trained with"
         )
     return shape
+
+
+def kind_of(config: Any, *, pools: bool) -> Kind:  # noqa: ANN401  (transformers ships no types)
+    """Return what kind of model a config of transformers describes.
+
+    One that `pools`, with a sentence-transformers module that makes one vector of its last layer,
+    is an embedding model, whatever it was before. Attention besides state-space blocks makes a
+    causal decoder. What fills in masks, as BERT, is an encoder unless its config says that it is a
+    decoder; what transformers does not know is what its checkpoint says it was saved as.
+    """
+    if pools:
+        return "embedding model"
+    text = config.get_text_config()
+    if text.model_type in _STATE_SPACE:
+        return "state-space model"
+    if text.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        causal = bool(getattr(text, "is_decoder", False))
+    else:
+        saved_as = getattr(config, "architectures", None) or ()
+        causal = text.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
+            name.endswith(_CAUSAL_HEADS) for name in saved_as
+        )
+    return "causal decoder" if causal else "encoder"
+
+
+def _pools(subject: Subject) -> bool:
+    """Whether the modules of sentence-transformers beside a model's weights include a pooling."""
+    revision = None if subject.is_folder else subject.revision
+    with explained(subject):
+        # As transformers asks for an adapter: a model that has none is no error.
+        file = cached_file(
+            subject.source,
+            "modules.json",
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    modules: Any = []
+    with suppress(ValueError):  # another file of that name
+        modules = json.loads(Path(file).read_text(encoding="utf-8")) if file else []
+    return isinstance(modules, list) and any(
+        str(each.get("type")).rpartition(".")[2] == "Pooling"
+        for each in modules
+        if isinstance(each, dict)
+    )

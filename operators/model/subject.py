@@ -19,6 +19,7 @@ Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
 Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
 Variant = Literal["raw", "l2"]  # of that vector: as it is, or of length 1
+Kind = Literal["embedding model", "causal decoder", "state-space model", "encoder"]
 _PACKAGE = "package:"
 _GPU_TOKENS = 32_768
 # On a CPU: numbers of a state, so 1,024 tokens of 384 features; fewer tokens than the second do not
@@ -85,13 +86,15 @@ class Subject:
 class ModelShape:
     """The sizes that a plan needs, read from the model's config without its weights.
 
-    `max_tokens` and `vocabulary` are None where the config states none.
+    `max_tokens` and `vocabulary` are None where the config states none, `kind` where nobody asked:
+    `known.require_readable` does.
     """
 
     layers: int
     hidden_size: int
     max_tokens: int | None
     vocabulary: int | None = None
+    kind: Kind | None = None
 
     def batch_tokens(self, device: Literal["cpu", "cuda"]) -> int:
         """Return how many padded tokens to take at once: what a core's cache holds, or fills a GPU.

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from jobs.cluster.cluster import Cluster
 from jobs.config.blocks import ConfigError
+from jobs.config.run import RunConfig
+from jobs.config.sealed import sealed
 from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.subjects import resolve, step_of
-from operators.model.subject import Subject
+from jobs.run import Run
+from jobs.subjects import checked, remember, resolve, step_of, subject_identity
+from operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from storage.root import Root
+from tests.support.machines.here import Here
+from tests.support.tiny import save_tiny
 
 
 def _resolve(model: object, revisions: str | list[str], **more: str) -> tuple[Subject, ...]:
@@ -61,3 +70,49 @@ def test_revision_and_revisions_exclude_each_other() -> None:
 )
 def test_the_step_is_the_last_number_of_a_revision(revision: str, step: int | None) -> None:
     assert step_of(revision) == step
+
+
+def test_a_note_of_an_earlier_version_is_asked_for_the_kind(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "tiny", "mamba")
+    root, storage = Root(str(tmp_path / "out")), StorageConfig()
+    (subject,) = resolve([SubjectConfig(model=str(model))], storage)
+    identity, begun = subject_identity(subject, storage), list[None]()
+
+    def ask() -> ModelShape:
+        return checked(subject, identity, storage, root, lambda: begun.append(None))
+
+    shape = ask()
+    assert (shape.kind, len(begun)) == ("state-space model", 1)
+    remember(shape, identity, root)
+    assert (ask(), len(begun)) == (shape, 1)  # as it was remembered
+    (note,) = (tmp_path / "out" / "_layerrank" / "models").iterdir()
+    sizes: dict[str, Any] = {
+        "layers": 3,
+        "hidden_size": 32,
+        "max_tokens": None,
+        "vocabulary": 300,
+    }
+    note.write_bytes(sealed(sizes))
+    assert (ask(), len(begun)) == (shape, 2)
+    # What was read once is read on when its files cannot be asked.
+    (model / "config.json").unlink()
+    assert ask() == ModelShape(**sizes)
+    note.unlink()
+    with pytest.raises(ModelUnavailableError):
+        ask()
+
+
+def test_the_kind_of_a_model_that_is_gone_is_unknown(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "tiny")
+    values = {
+        "name": "small",
+        "subjects": [{"model": str(model)}],
+        "datasets": [{"name": "texts", "source": {"files": str(tmp_path / "texts.jsonl")}}],
+    }
+    config, root = RunConfig.model_validate(values), Root(str(tmp_path / "out"))
+    run = Run(config, root, Cluster(Here()))
+    (subject,) = run.subjects
+    shutil.rmtree(model)
+    assert run.kind(subject) is None
+    save_tiny(model)
+    assert run.kind(subject) == "causal decoder"

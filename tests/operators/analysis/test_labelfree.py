@@ -1,6 +1,8 @@
 """Rules without labels: what they choose, and what that loses on scores with a known outcome."""
 
 import math
+from dataclasses import asdict
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -9,16 +11,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators.analysis import labelfree
 from operators.analysis.labelfree import (
     DEFAULT_RULE,
+    EVIDENCE,
     OTHER_TASKS,
     Choice,
+    Evidence,
+    at_depth,
     depth_rules,
     metric_rule,
     regrets,
+    rule_for,
     task_regrets,
 )
+from tests.bench.advice.depth import (
+    Curve,
+    curves,
+    evidence_of,
+    left_out,
+    mean_and_half,
+    of_kinds,
+    read_scores,
+)
 from tests.support.published import PUBLISHED, layer_scores
+from tests.support.shared_data import FOLDER
 
 Values = npt.NDArray[np.float64]
 
@@ -49,6 +66,73 @@ def test_depth_rules_take_the_nearest_layer_there_is(layers: list[int], chosen: 
     assert list(rules.values()) == chosen
     assert rules[DEFAULT_RULE] == chosen[1]
     assert depth_rules(sorted(layers, reverse=True)) == rules
+
+
+def test_a_kind_has_a_number_only_where_the_interval_excludes_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = [0, 4, 8, 12, 16]
+    settled, unsettled = (Evidence(4, Fraction(1, 4), 0.04, half, 0, 0.1) for half in (0.03, 0.04))
+    monkeypatch.setitem(labelfree.EVIDENCE, "causal decoder", settled)
+    assert rule_for("causal decoder", layers) == at_depth(Fraction(1, 4), layers) == 4
+    for without in (unsettled, Evidence(2, Fraction(1, 4), 0.04, math.nan, 0, 0.1)):
+        monkeypatch.setitem(labelfree.EVIDENCE, "causal decoder", without)
+        assert rule_for("causal decoder", layers) is None
+    assert rule_for("embedding model", layers) == 16
+    assert rule_for("encoder", layers) is None
+    assert rule_for(None, layers) is None
+
+
+def _curve(peak: int, height: float) -> Curve:
+    """Return gains of 9 layers: `height` at the peak, half of it beside, 0 elsewhere."""
+    gain_L = np.zeros(9)
+    gain_L[peak - 1 : peak + 2] = height / 2
+    gain_L[peak] = height
+    return Curve([*range(9)], gain_L)
+
+
+def test_the_depth_is_chosen_by_the_other_models() -> None:
+    # The two that agree choose for the third, whose peak is far: it gains nothing. Each of them
+    # sees one peak at 4 and a higher one at 6, and takes that.
+    found = {"a": _curve(4, 0.1), "b": _curve(4, 0.1), "c": _curve(6, 0.3)}
+    gains = {each.model: (each.share, each.gain) for each in left_out(found)}
+    assert gains == {
+        "a": (Fraction(17, 24), 0.0),
+        "b": (Fraction(17, 24), 0.0),
+        "c": (Fraction(11, 24), 0.0),
+    }
+    alike = {"a": _curve(4, 0.1), "b": _curve(4, 0.2), "c": _curve(4, 0.3)}
+    evidence = evidence_of(alike)
+    # 4 of 8 is the nearest layer from 11/24 on. The error is that of 0.1, 0.2, 0.3; t of 2 degrees.
+    assert evidence.share == Fraction(11, 24)
+    assert evidence.gain == pytest.approx(0.2)
+    assert evidence.half == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+    assert (evidence.lowest, evidence.highest, evidence.is_settled) == (0.1, 0.3, False)
+    # Who is alone in its family has no others.
+    assert left_out(alike, lambda _: "one") == []
+    assert math.isnan(mean_and_half([0.1])[0])
+    assert math.isnan(mean_and_half([0.1, 0.2])[1])
+
+
+def test_gains_are_paired_within_tasks_that_have_the_last_layer() -> None:
+    scores = {(6, "a"): 0.5, (0, "a"): 0.6, (3, "a"): 0.9, (6, "b"): 0.1, (0, "b"): 0.4}
+    # Task c lacks the last layer, layer 2 has less than half of the three tasks that count.
+    scores |= {(6, "d"): 0.0, (3, "d"): 0.1, (0, "c"): 0.0, (3, "c"): 0.9, (2, "b"): 0.9}
+    found = curves({"Pythia-14m": scores, "Pythia-160m": {(5, "a"): 0.9, (0, "a"): 0.1}})
+    assert list(found) == ["Pythia-14m"]  # the other ends before its block 12
+    layers, gain_L = found["Pythia-14m"]
+    assert layers == [0, 3, 6]
+    assert gain_L == pytest.approx([(0.1 + 0.3) / 2, (0.4 + 0.1) / 2, 0])
+
+
+@pytest.mark.skipif(not FOLDER.exists(), reason="no shared/ beside the checkout")
+def test_the_evidence_is_what_the_scores_say() -> None:
+    found = of_kinds(curves(read_scores(PUBLISHED.parent, FOLDER)))
+    assert list(found) == list(EVIDENCE)
+    for kind, members in found.items():
+        derived, stored = asdict(evidence_of(members)), asdict(EVIDENCE[kind])
+        assert derived == pytest.approx(stored, abs=5.1e-5, nan_ok=True), kind
+        assert not EVIDENCE[kind].is_settled
 
 
 def test_metric_rules_follow_the_direction_and_pass_over_missing_values() -> None:
