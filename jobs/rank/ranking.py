@@ -16,7 +16,7 @@ from jobs.rank.sentences import Gap
 from jobs.words import known
 from operators.analysis import labelfree
 from operators.analysis.correlates import correlation
-from operators.model.subject import Subject
+from operators.model.subject import Kind, Subject
 from operators.ranking.choosing import Policy
 from operators.ranking.draws import draw_scores
 from operators.ranking.evidence import Evidence, weigh
@@ -69,10 +69,11 @@ class Settings:
 class Ranking:
     """The ranking of one model's layers.
 
-    `cost_L` is the compute of a token relative to the whole model. Of a run, `costs` has the
-    measured cost of each layer, `features` the length of a vector, and `search_share` the share of
-    a full sweep that a search scored, `dropped` the layers that it left, which have no score.
-    `left_out` says why tasks are not among `tasks`, `notes` what else differs from what was given.
+    `cost_L` is the compute of a token relative to the whole model, `kind` that of the model, asked
+    where nothing is labelled. Of a run, `costs` has the measured cost of each layer, `features` the
+    length of a vector, and `search_share` the share of a full sweep that a search scored, `dropped`
+    the layers that it left, which have no score. `left_out` says why tasks are not among `tasks`,
+    `notes` what else differs from what was given.
     """
 
     subject: Subject
@@ -85,6 +86,7 @@ class Ranking:
     costs: Mapping[int, Row] = field(default_factory=dict)
     features: int = 0
     metrics: Metrics = field(default_factory=dict)
+    kind: Kind | None = None
     search_share: float | None = None
     dropped: Sequence[int] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -175,7 +177,10 @@ class Ranking:
     @property
     def sentence(self) -> str:
         """The verdict in words, and what is not in the ranking."""
-        return " ".join([sentences.sentence(self.evidence, self.verdict), *self.gaps])
+        said = sentences.sentence(self.evidence, self.verdict)
+        if self.verdict.kind == "no_labels":
+            said = sentences.unlabelled(self.kind, self.verdict.layer)
+        return " ".join([said, *self.gaps])
 
     @property
     def advice(self) -> str:
@@ -248,9 +253,10 @@ def ranking_of(
     layers: Sequence[int],
     cost_L: Array,
     settings: Settings,
+    kind: Kind | None = None,
     **told: Any,  # noqa: ANN401  (the other fields of Ranking)
 ) -> Ranking:
-    """Rank the layers of a model by the scores of its tasks; without any it takes the default."""
+    """Rank the layers of a model by the scores of its tasks; without any its kind may say which."""
     evidence = weigh(
         [task.scores for task in tasks],
         layers=layers,
@@ -262,10 +268,11 @@ def ranking_of(
     )
     verdict = recommend(evidence, cost_L)
     if verdict.kind == "no_labels":
-        layer = labelfree.depth_rules(layers)[labelfree.DEFAULT_RULE]
+        known_layer = labelfree.rule_for(kind, layers)
+        layer = max(layers) if known_layer is None else known_layer
         saved = float(1 - cost_L[list(layers).index(layer)])
         verdict = Verdict("no_labels", layer, saved, "no_labels")
-    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, **told)
+    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, kind=kind, **told)
 
 
 def as_good_as_best(row: Row) -> bool:

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.words import capital, counted, known, listed, numbered, share, signed
+from operators.analysis import labelfree
+from operators.model.subject import Kind
 from operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.policy import Verdict
 
 _SHOWN = 0.1  # points; below this one decimal is too few
 _NAMED = 3  # tasks that a sentence names before it only counts them
+# Labelled texts in all, as tests/bench/advice/few_labels measures it on a decoder.
+_ENOUGH, _TOO_FEW = (80, 130), 64
 _MOST_ITEMS = 100  # times as many items as there are; more is no advice
 AFTER: dict[LeftOut, str] = {
     "tasks": "after choosing on all tasks but one",
@@ -49,8 +53,6 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
 def sentence(evidence: Evidence, verdict: Verdict) -> str:
     """Return the verdict in a few sentences: what to do, why, by how much, how sure, what next."""
     last, choice = evidence.last, evidence.choice
-    if verdict.reason == "no_labels":
-        return answer(evidence, verdict)
     if choice is None or verdict.reason in ("no_score", "no_last"):
         return (
             f"Not enough evidence: {why(evidence, verdict)}; this leaves the last ({last.layer})."
@@ -66,6 +68,44 @@ def sentence(evidence: Evidence, verdict: Verdict) -> str:
         if verdict.layer == last.layer:
             said += f" This keeps the last layer ({last.layer})."
     return " ".join(filter(None, [said, settles(evidence, verdict)]))
+
+
+def unlabelled(kind: Kind | None, layer: int) -> str:
+    """Return what is known of a model without any label: why this layer, and what would help."""
+    keep = f"Keep the last layer ({layer})"
+    if kind == "embedding model":
+        return (
+            f"{keep}: the model was trained so that what is pooled from it is the embedding, and "
+            "nothing is labelled that could say otherwise."
+        )
+    found = labelfree.EVIDENCE.get(kind) if kind else None
+    few = (
+        f"{_ENOUGH[0]} to {_ENOUGH[1]} labelled texts in all were enough on three real sets to "
+        f"come within 2 points of the best layer, {_TOO_FEW} were not"
+    )
+    if found is None:
+        told = "no model of this kind was measured that says which layer is better"
+    elif not known(found.half):
+        told = (
+            f"one model of the kind {kind} was measured, in which the best layer scored "
+            f"{_points(found.highest)} points more, and one says little of another"
+        )
+    elif found.is_settled:
+        return (
+            f"Layer {layer}, {share(float(found.share))} of the depth, without any label: on "
+            f"{found.models} models of the kind {kind} the depth that the others choose gains "
+            f"{_points(found.gain)} points over the last layer, ± {_points(found.half)}."
+        )
+    else:
+        told = (
+            f"on {found.models} models of the kind {kind} the depth that the others choose gains "
+            f"{_points(found.gain)} points over the last layer, ± {_points(found.half)}, although "
+            f"each has a layer that is {_span(found.lowest, found.highest)} points better"
+        )
+    return (
+        f"{keep} for now: nothing is labelled, and no depth is known to be better. "
+        f"{capital(told)}. A small labelled set decides: {few}."
+    )
 
 
 def why(evidence: Evidence, verdict: Verdict) -> str:

@@ -70,6 +70,7 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         layers,
         relative_cost(costs, layers),
         Settings(config.policy, config.draws, config.level, run.config.seed),
+        kind=None if tasks else run.kind(subject),
         costs={layer: asdict(costs[layer]) for layer in layers},
         features=next(filter(None, (features(run.root, each) for each in stored)), 0),
         metrics=main_metrics(run, subject.name, subject.revision),

@@ -25,7 +25,7 @@ DEPTHS = {
 }
 # Sums of scores closer than this are equal: the rest is rounding.
 TIE = 1e-12
-DEFAULT_RULE = "2/3 depth"
+DEFAULT_RULE = "last layer"  # as no other depth is settled (`rule_for`)
 OTHER_TASKS = "labels of other tasks"
 READ_AS = {name: metric.read_as for name, metric in METRICS.items() if metric.read_as}
 

@@ -19,6 +19,8 @@ PROGRAMS = (
     "query",
     "runs",
     "small",
+    "coverage",
+    "advice.depth",
     "advice.few_labels",
 )
 

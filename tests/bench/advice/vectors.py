@@ -38,7 +38,7 @@ SAMPLES = {
 
 
 class Texts(NamedTuple):
-    """Rows of a file of the data, and their texts: of pairs all first ones, then all second."""
+    """Rows of a file of the data, or marks of texts, and these: of pairs first all first ones."""
 
     rows: npt.NDArray[np.int64]
     texts: Sequence[str]

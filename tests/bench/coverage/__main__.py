@@ -24,6 +24,9 @@ def main() -> int:
     parser.add_argument("--searches", type=int, default=40, help="of every grid")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if not asked.published.exists():
+        say(f"no {asked.published}: nothing to draw from")
+        return 0
     found = grids(asked.published)
     plan = Plan(draws=asked.draws, policy_draws=asked.policy_draws, seed=asked.seed)
     late = [grid for grid in found if not grid.is_early]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import get_args
 
 import numpy as np
@@ -16,8 +17,11 @@ from jobs.rank.sentences import (
     sentence,
     settles,
     task_types,
+    unlabelled,
     why,
 )
+from operators.analysis import labelfree
+from operators.model.subject import Kind as KindOfModel
 from operators.ranking.choosing import Policy
 from operators.ranking.evidence import weigh
 from operators.ranking.policy import Kind, Reason, Verdict, recommend
@@ -103,6 +107,24 @@ def test_every_kind_of_verdict_has_an_answer_of_its_own() -> None:
     told = {advice(known, Verdict(kind, layer, 0.0, why)) for kind, layer, why in reasons}
     assert len(told) == len(reasons)
     assert "after block 6 of 24" in advice(known, Verdict("use_layer", 6, 0.75, "highest"))
+
+
+def test_without_labels_the_kind_of_the_model_says_what_is_known() -> None:
+    said = {kind: unlabelled(kind, 24) for kind in (None, *get_args(KindOfModel))}
+    assert all("last layer (24)" in each for each in said.values())
+    for number in ("4 models", "4.0 points", "± 8.2", "3.5 to 12.2", "80 to 130"):
+        assert number in said["causal decoder"]
+    assert "16.0 points" in said["state-space model"]
+    assert "80 to 130" not in said["embedding model"]
+    assert said[None] == said["encoder"]
+
+
+def test_a_depth_that_is_settled_is_told_with_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = labelfree.Evidence(5, Fraction(1, 4), 0.05, 0.02, 0.03, 0.1)
+    monkeypatch.setitem(labelfree.EVIDENCE, "encoder", settled)
+    assert labelfree.rule_for("encoder", range(25)) == 6
+    said = unlabelled("encoder", 6)
+    assert all(number in said for number in ("Layer 6", "25 %", "5.0 points", "± 2.0"))
 
 
 def test_one_score_of_one_task_is_a_guess() -> None:

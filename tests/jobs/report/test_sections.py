@@ -75,7 +75,7 @@ def test_numbers_that_do_not_exist_are_dashes() -> None:
         (facts(), "+7.0 points", ["6.0 to 10.0", "7.0 to 9.0"], "33 %"),
         (facts((0.4, 0.47, 0.52, 0.6), "keep_last", 3), "-1.0 points", [], "0 %"),
         (_single(kind="not_enough_evidence"), "+7.0 points", ["-"], "33 %"),
-        (unlabelled(), "-", [], "33 %"),
+        (unlabelled(), "-", [], "0 %"),
     ],
 )
 def test_the_first_screen_has_an_answer_and_its_figures(
@@ -341,12 +341,12 @@ def test_regrets_stand_in_the_given_order_with_one_default() -> None:
     ]
     table = choices._choices(facts(), given_rows)
     assert rows(table) == [
-        ["Last layer", "3", "60.0", "0.0", "-2.0 to 2.0", "100 %"],
+        ["Last layer (default)", "3", "60.0", "0.0", "-2.0 to 2.0", "100 %"],
         ["Labels of other tasks", "per task", "59.0", "1.0", "-1.0 to 3.0", "-"],
         ["RankMe, highest on texts", "1", "47.0", "13.0", "11.0 to 15.0", "33 %"],
-        ["2/3 depth (default)", "2", "-", "-", "-", "67 %"],
+        ["2/3 depth", "2", "-", "-", "-", "67 %"],
     ]
-    assert table.marked == {3}
+    assert table.marked == {0}
     assert len(choices._choices(unlabelled(), given_rows).head) == 3
 
 

@@ -148,7 +148,7 @@ def test_a_sweep_without_labels_draws_nothing_and_says_so() -> None:
     assert not found.charts
     assert len(found.tables) == 1
     assert "No layer is scored at step 2" in found.says[0]
-    assert rows(found.tables[0])[0][-1] == "no labels, layer 2"
+    assert rows(found.tables[0])[0][-1] == "no labels, layer 3"
 
 
 def test_twenty_checkpoints_make_one_full_part() -> None:

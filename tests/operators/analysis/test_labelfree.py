@@ -64,7 +64,7 @@ def test_depth_rules_take_the_nearest_layer_there_is(layers: list[int], chosen: 
     rules = depth_rules(layers)
     assert list(rules) == ["1/2 depth", "2/3 depth", "3/4 depth", "last layer"]
     assert list(rules.values()) == chosen
-    assert rules[DEFAULT_RULE] == chosen[1]
+    assert rules[DEFAULT_RULE] == max(layers)
     assert depth_rules(sorted(layers, reverse=True)) == rules
 
 
@@ -251,7 +251,7 @@ def published_metrics() -> dict[str, Values]:
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no shared/published beside the checkout")
-def test_the_published_scores_say_what_the_sentence_says() -> None:
+def test_on_pythia_410m_two_thirds_of_the_depth_lose_less_than_any_metric() -> None:
     layers = range(25)
     choices = depth_rules(layers)
     rules = {
@@ -266,11 +266,3 @@ def test_the_published_scores_say_what_the_sentence_says() -> None:
     assert found["2/3 depth"].regret == pytest.approx(0.0266, abs=1e-4)
     assert found[OTHER_TASKS].regret == pytest.approx(0.0148, abs=1e-4)
     assert min(found[metric].regret for metric in metrics) > found["2/3 depth"].regret
-    lost = {
-        revision: by_rule(task_regrets(choices, published_scores(revision), layers=layers))[
-            DEFAULT_RULE
-        ].regret
-        for revision in ("step1", "step512", "step1000", "step4000", "step32000")
-    }
-    assert 0.105 < min(lost[step] for step in ("step1", "step512", "step1000")) < 0.18
-    assert max(lost[step] for step in ("step4000", "step32000")) < 0.042
