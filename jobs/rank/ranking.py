@@ -131,13 +131,27 @@ class Ranking:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The rows of the table with the measured cost and the score of each task, by layer."""
-        labels = [task.label for task in self.tasks]
+        """The rows of the table with the measured cost and the score of each task, by layer.
+
+        `aligned` is the score that is drawn: the last layer's plus the gain, so that layers with
+        scores in other tasks stand where they are compared; NaN for what is not comparable.
+        """
+        labels, last = [task.label for task in self.tasks], self.evidence.last
         found: list[Row] = []
         for row, scores_T in zip(self.table, self.scores_LT.tolist(), strict=True):
             tasks = dict(zip(labels, scores_T if labels else [], strict=True))
-            found.append({**row, **self.costs.get(row["layer"], {}), "tasks": tasks})
+            aligned = row["score"]
+            if self.has_holes:
+                aligned = last.score + row["gain"] if row["rank"] else math.nan
+            of_layer = {**self.costs.get(row["layer"], {}), "tasks": tasks, "aligned": aligned}
+            found.append({**row, **of_layer})
         return found
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether some layer lacks a task that the last layer has."""
+        last = self.evidence.last.n_tasks
+        return any(0 < row.n_tasks < last for row in self.evidence.layers)
 
     @property
     def scored(self) -> list[Row]:

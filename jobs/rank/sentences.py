@@ -167,6 +167,13 @@ def gain(evidence: Evidence, choice: Choice) -> str:
     return f"{gained} ({'; '.join(parts)})" if parts else gained
 
 
+def tried(choice: Choice) -> str:
+    """Return on what choosing was tried that did not help to choose."""
+    return {"tasks": "choosing on all tasks but one", "folds": "choosing on all folds but one"}.get(
+        choice.left_out, "choosing on items drawn anew"
+    )
+
+
 def settles(evidence: Evidence, verdict: Verdict) -> str:
     """Return what would settle what is not sure: more tasks, more items; nothing if all is."""
     choice = evidence.choice
@@ -290,14 +297,7 @@ def _nearest(evidence: Evidence, verdict: Verdict) -> str:
     choice = evidence.choice
     if choice is None or not known(choice.gain) or choice.left_out == "nothing":
         return clause
-    return f"{clause}; choosing a layer gains {signed(choice.gain)} points {_tried(choice)}"
-
-
-def _tried(choice: Choice) -> str:
-    """Return on what a choice was tried that did not help to choose."""
-    return {"tasks": "on a task left out", "folds": "on a fold left out"}.get(
-        choice.left_out, "on items drawn anew"
-    )
+    return f"{clause}; {tried(choice)} gains {signed(choice.gain)} points"
 
 
 def _highest(evidence: Evidence, row: LayerEvidence) -> str:

@@ -68,7 +68,12 @@ class Facts:
         rows = self.ranking.rows
         if not any(known(row[f"{of}_low"]) for row in rows):
             return [], []
-        return [row[f"{of}_low"] for row in rows], [row[f"{of}_high"] for row in rows]
+        moved = [row["aligned"] - row["score"] if of == "score" else 0.0 for row in rows]
+        low, high = (
+            [row[f"{of}_{end}"] + by for row, by in zip(rows, moved, strict=True)]
+            for end in ("low", "high")
+        )
+        return low, high
 
 
 def vectors_of(norm: str, pooling: str) -> str:

@@ -18,6 +18,7 @@ from jobs.report.sections.curves import Curves, curves
 from jobs.report.sections.metrics import drawn, from_few, series
 from jobs.words import NOTHING, counted, known, listed, points, share, signed, span
 from operators.analysis.labelfree import READ_AS
+from operators.ranking.evidence import Choice
 from operators.ranking.intervals import FEWEST_TASKS
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
@@ -62,16 +63,14 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
         return [(NOTHING, "points: there is no score to compare")]
     over = f"over the last layer, {ranking.last}"
     if choice.layer == ranking.last:
-        over = "for choosing another layer than the last"
-    elif choice.layer != ranking.verdict.layer:
+        return _kept(facts, choice)
+    if choice.layer != ranking.verdict.layer:
         over = f"layer {choice.layer} {over}"
     found = [(f"{signed(choice.naive)} points", f"{over}, as it stands")]
     if known(choice.gain):
         after = sentences.AFTER[choice.left_out]
-        naive = f"; {signed(choice.naive)} as it stands" if choice.layer != ranking.last else ""
-        found = [(f"{signed(choice.gain)} points", f"{over}, {after}{naive}")]
-    if choice.layer == ranking.last:
-        return found
+        naive = f"{signed(choice.naive)} as it stands"
+        found = [(f"{signed(choice.gain)} points", f"{over}, {after}; {naive}")]
     tasks = counted(len(ranking.counting), "task")
     spans = [
         (choice.low, choice.high, "on a new task"),
@@ -85,11 +84,24 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
     return [*found, *(sure or [(NOTHING, "single scores have no interval on these tasks")])]
 
 
+def _kept(facts: Facts, choice: Choice) -> list[tuple[str, str]]:
+    """Return what choosing would have won where the last layer stays, and the nearest layer."""
+    ranking, found = facts.ranking, list[tuple[str, str]]()
+    if known(choice.gain) and choice.left_out != "nothing":
+        found.append((f"{signed(choice.gain)} points", f"to be won, {sentences.tried(choice)}"))
+    if ranking.nearest is not None:
+        gain = next(row["gain"] for row in ranking.rows if row["layer"] == ranking.nearest)
+        near = f"layer {ranking.nearest}, the nearest, over the last, {ranking.last}"
+        found.append((f"{signed(gain)} points", near))
+    return found
+
+
 def _chart(facts: Facts) -> Chart:
     ranking = facts.ranking
     rows = ranking.rows
     layers = [row["layer"] for row in rows]
-    lines = [in_points("score", layers, [row["score"] for row in rows], band=facts.band("score"))]
+    scores = [row["aligned"] for row in rows]
+    lines = [in_points("score", layers, scores, band=facts.band("score"))]
     beside = []
     for metric in BESIDE:
         y = at_layers(ranking.metric(metric), layers).tolist()
@@ -99,6 +111,8 @@ def _chart(facts: Facts) -> Chart:
             lines.append(Line(name, layers, y, "thin", at_end=True))
     ends = f", with its {facts.interval} on these tasks" if facts.band("score")[0] else ""
     score = f"Score, mean of the tasks{ends}."
+    if ranking.has_holes:
+        score += " Of a layer that lacks tasks it is the last layer's, plus its gain."
     if not ranking.scored:
         score, lines = "", lines[1:]
     thin = f"Thin: {listed(beside)}, each on its own scale." if beside else ""

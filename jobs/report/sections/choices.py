@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.rank.ranking import ON, Row, choice_rows
 from jobs.report.facts import Facts, title
+from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import capital, counted, hundredths, known, points, share, span
@@ -26,6 +27,7 @@ def section(facts: Facts) -> Section:
         says=[*unscored, _says(facts, choices)],
         tables=[_choices(facts, choices)],
         parts=[correlated(facts, correlations)] if correlations else [],
+        link=link_to("Without labels"),
         folded=bool(facts.ranking.scored),
         data={"choices": choices, "correlations": [_data(row) for row in correlations]},
     )

@@ -74,16 +74,16 @@ def _chart(facts: Facts) -> Chart:
     points = [
         Point(
             100 * row["cost"],
-            100 * row["score"],
+            100 * row["aligned"],
             f"layer {row['layer']}",
             words.get(row["layer"], str(row["layer"])),
-            100 * (row["score"] + row["shortfall_se"]),
+            100 * (row["aligned"] + row["shortfall_se"]),
             strong=row["pareto"],
             ringed=row["layer"] in words,
         )
         for row in ranking.scored
     ]
-    best = 100 * ranking.best_first[0]["score"]
+    best = 100 * ranking.best_first[0]["aligned"]
     axes = "compute of a token, % of the whole model", "score, points"
     whisker = (
         " Whisker: one standard error of the difference to the best layer; where it reaches the "

@@ -9,6 +9,7 @@ from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.report.charts import Chart, Lines, Mark, in_points
 from jobs.report.facts import Facts, gain_span, layer_cell
+from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.ranking.choosing import Policy
@@ -33,7 +34,7 @@ def section(facts: Facts) -> Section:
         | {"type": task.scores.task_type, "metric": task.metric, "folds": task.folds}
         for task in ranking.tasks
     ]
-    inner = ("norm", "pooling", "pareto", "verdict", "recommended", "device", "tokens")
+    inner = ("aligned", "norm", "pooling", "pareto", "verdict", "recommended", "device", "tokens")
     layers = [
         {name: row[name] for name in row if name not in inner} | {"front": row["pareto"]}
         for row in ranking.rows
@@ -88,7 +89,6 @@ def section(facts: Facts) -> Section:
 def table(facts: Facts) -> Table:
     """Return the ranking as a table: what decides first."""
     ranking, percent = facts.ranking, f"{100 * facts.ranking.settings.level:g} %"
-    has_holes = len({row["n_tasks"] for row in ranking.rows}) > 1
     left_out = [task.label for task in ranking.tasks if task not in ranking.counting]
     best = {
         task.label: max(
@@ -101,12 +101,12 @@ def table(facts: Facts) -> Table:
         ("Score", "points"),
         ("Gain", "over the last"),
         ("Cost", "of compute"),
-        (f"Gain, {percent}", "on a new task"),
-        (f"Gain, {percent}", "on these tasks"),
+        ("New task", f"gain, {percent}"),
+        ("These tasks", f"gain, {percent}"),
         "Rank",
         ("p", "of all layers"),
         ("Taken", "one task out"),
-        *([("Tasks", "with a score")] if has_holes else []),
+        *([("Tasks", "with a score")] if ranking.has_holes else []),
     ]
     for task in ranking.tasks:
         counts = ", not counted" if task.label in left_out else ""
@@ -125,7 +125,7 @@ def table(facts: Facts) -> Table:
                 NOTHING if row["rank"] is None else str(row["rank"]),
                 p_value(row["p_max"]),
                 share(row["taken"]),
-                *([str(row["n_tasks"])] if has_holes else []),
+                *([str(row["n_tasks"])] if ranking.has_holes else []),
                 *(points(row["tasks"][task.label]) for task in ranking.tasks),
             ]
         )
@@ -210,6 +210,7 @@ def _statistics(facts: Facts) -> Section:
         says=[certainty(facts), f"The policy {policy} takes {_POLICIES[policy]}.", *ranking.notes],
         charts=[_tasks(facts)] if several else [],
         tables=[evidence, told],
+        link=link_to("How sure the advice is"),
         folded=True,
     )
 
@@ -222,7 +223,7 @@ def _tasks(facts: Facts) -> Chart:
         in_points(label, layers, [row["tasks"][label] for row in ranking.rows], "faint", at_end=few)
         for label in (task.label for task in ranking.tasks)
     ]
-    mean = in_points("mean", layers, [row["score"] for row in ranking.rows])
+    mean = in_points("mean", layers, [row["aligned"] for row in ranking.rows])
     drawn = Lines([*lines, mean], y="score, points", marks=facts.marks)
     return Chart(
         "Score of every task", drawn, "wide", source="Faint: each task. Strong: their mean."

@@ -28,8 +28,11 @@ def section(models: Sequence[Facts]) -> Section:
     data = [_model(facts.ranking) for facts in models] if len(models) > 1 else []
     if not data:
         return Section("Side by side", "side", data={"side_by_side": data})
-    tasks = len({task.label for facts in models for task in facts.ranking.tasks})
-    same = f", scored on the same {counted(tasks, 'task')}" if tasks else ""
+    each_has = {tuple(sorted(facts.ranking.evidence.tasks)) for facts in models}
+    tasks = {len(names) for names in each_has}
+    same = f", scored on the same {counted(max(tasks), 'task')}" if max(tasks) else ""
+    if len(each_has) > 1:
+        same = f", scored on {min(tasks)} to {max(tasks)} tasks, which are not all the same"
     rows = []
     for each, facts in zip(data, models, strict=True):
         best, depth = each["best"], hundredths(each["recommended_depth"])
@@ -91,7 +94,7 @@ def _model(ranking: Ranking) -> dict[str, Any]:
 def _scores(models: Sequence[Facts]) -> list[Chart]:
     lines = []
     for facts in models:
-        name, scores = facts.ranking.subject.name, [row["score"] for row in facts.ranking.rows]
+        name, scores = facts.ranking.subject.name, [row["aligned"] for row in facts.ranking.rows]
         lines.append(in_points(name, _depths(facts.ranking), scores, "model", at_end=True))
     plot = where_any(Lines(lines, "relative depth", "score, points", _TICKS))
     if plot is None:

@@ -73,7 +73,7 @@ def test_numbers_that_do_not_exist_are_dashes() -> None:
     [
         # A point is taken off for choosing; known to two points on a new task, to one on these.
         (facts(), "+7.0 points", ["6.0 to 10.0", "7.0 to 9.0"], "33 %"),
-        (facts((0.4, 0.47, 0.52, 0.6), "keep_last", 3), "-1.0 points", [], "0 %"),
+        (facts((0.4, 0.47, 0.52, 0.6), "keep_last", 3), "-1.0 points", ["-8.0 points"], "0 %"),
         (_single(kind="not_enough_evidence"), "+7.0 points", ["-"], "33 %"),
         (unlabelled(), "-", [], "0 %"),
     ],
