@@ -30,7 +30,8 @@ def section(models: Sequence[Facts]) -> Section:
         return Section("Side by side", "side", data={"side_by_side": data})
     each_has = {tuple(sorted(facts.ranking.evidence.tasks)) for facts in models}
     tasks = {len(names) for names in each_has}
-    same = f", scored on the same {counted(max(tasks), 'task')}" if max(tasks) else ""
+    same = " that read the same texts" if models[0].run else ""
+    same += f", scored on the same {counted(max(tasks), 'task')}" if max(tasks) else ""
     if len(each_has) > 1:
         same = f", scored on {min(tasks)} to {max(tasks)} tasks, which are not all the same"
     rows = []
@@ -57,7 +58,7 @@ def section(models: Sequence[Facts]) -> Section:
         "Side by side",
         "side",
         says=[
-            f"{counted(len(models), 'model')} read the same texts{same}. Depth is layer / last "
+            f"{counted(len(models), 'model')}{same}. Depth is layer / last "
             "layer, so that models of different sizes lie on one axis: 0 is the input of the first "
             "block, 1 the last layer."
         ],

@@ -10,7 +10,7 @@ import numpy as np
 
 from jobs.rank.ranking import Checkpoint, Row
 from jobs.report.charts import Chart, HeatMap, Lines, Look, Mark, in_points
-from jobs.report.facts import gain_span, title
+from jobs.report.facts import title
 from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.subjects import step_of
@@ -88,17 +88,31 @@ def figures(checkpoints: Sequence[Checkpoint], interval: str) -> list[tuple[str,
     """Return the gain over the last layer, its interval, and the change since earlier ones."""
     newest = checkpoints[-1]
     row = newest.row(newest.recommended)
-    found = [(f"{signed(row['gain'])} points", f"over the last layer, {max(newest.layers)}")]
+    over, corrected = f"over the last layer, {max(newest.layers)}", row.get("gain_chosen")
+    found = [(f"{signed(row['gain'])} points", over)]
+    if known(corrected):  # tables of earlier versions have the gain as it stands alone
+        naive = f"{signed(row['gain'])} as it stands"
+        found = [(f"{signed(corrected)} points", f"{over}, corrected for choosing; {naive}")]
+    low, high, where = sure(row)
     if row["layer"] == max(newest.layers):
         found = [(f"{points(row['score'])} points", f"score of layer {row['layer']}, the last")]
-    elif known(row["gain_low"]):
-        found.append((span(row["gain_low"], row["gain_high"]), f"{interval} of that"))
+    elif known(low):
+        found.append((span(low, high), f"{interval} {where}"))
     earlier = {"the checkpoint before": checkpoints[-2:-1], "the first": checkpoints[:-2][:1]}
     for text, before in earlier.items():
         for each in before:
             change = row["score"] - each.row(each.recommended)["score"]
             found.append((signed(change), f"points since {text}, {place(each.revision)}"))
     return found
+
+
+def sure(row: Row) -> tuple[float, float, str]:
+    """Return the interval of a gain on a new task, or else on these, and which it is."""
+    low, high = row["gain_low"], row["gain_high"]
+    here = row.get("here_low")
+    if known(low) or not known(here):
+        return low, high, "on a new task"
+    return here, row["here_high"], "on these tasks"
 
 
 def overtaken(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
@@ -110,10 +124,8 @@ def overtaken(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
         {row["layer"]: row for row in each.ranking} if max(each.layers) == last else {}
         for each in checkpoints
     ]
-    gain_SL, low_SL = (
-        [[rows[n][name] if n in rows else math.nan for n in layers] for rows in by_layer]
-        for name in ("gain", "gain_low")
-    )
+    gain_SL = [[rows[n]["gain"] if n in rows else math.nan for n in layers] for rows in by_layer]
+    low_SL = [[sure(rows[n])[0] if n in rows else math.nan for n in layers] for rows in by_layer]
 
     def named(index: int | None) -> str | None:
         return None if index is None else revisions[index]
@@ -202,7 +214,7 @@ def _overtakings(
     cells = []
     for row in rows:
         now = newest.row(row["layer"])
-        gain = signed(now["gain"]), gain_span(now, max(newest.layers))
+        gain = signed(now["gain"]), span(*sure(now)[:2])
         since = place(row["stays_above"]), place(row["clearly_above"])
         cells.append([str(row["layer"]), *gain, *since])
     return Table(
@@ -233,7 +245,9 @@ def _verdicts(
         best = None if each.best is None else each.row(each.best)
         of_best = [NOTHING] * 4
         if best is not None:
-            gain = [signed(best["gain"]), gain_span(best, max(each.layers))]
+            ends = span(*sure(best)[:2])
+            is_last = best["layer"] == max(each.layers)
+            gain = [signed(best["gain"]), "baseline" if is_last else ends]
             of_best = [str(best["layer"]), points(best["score"]), *gain]
         cells = [
             place(each.revision),

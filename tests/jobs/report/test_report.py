@@ -341,7 +341,8 @@ def test_the_page_loads_nothing_and_is_accessible(tmp_path: Path) -> None:
     files = _publish(_run(tmp_path))
     page, guide = files["index.html"], files["metrics.html"]
     links = re.findall(r'href="metrics\.html#([^"]+)"', page)
-    assert links == ["curvature", "cka-to-the-last-layer", "lidar"]
+    of_metrics = ["curvature", "cka-to-the-last-layer", "lidar"]
+    assert links == ["how-sure-the-advice-is", "without-labels", *of_metrics]
     assert set(links) <= set(re.findall(r'\bid="([^"]+)"', guide))
     addresses = re.findall(r"""\b(?:src|href|action|data|poster)\s*=\s*["']([^"']*)""", page)
     allowed = re.compile(r"#|data:,$|report\.(json|md)$|metrics\.html(#[\w-]+)?$")

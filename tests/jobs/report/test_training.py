@@ -72,7 +72,7 @@ def test_a_sweep_says_when_each_layer_overtook_the_last_one() -> None:
     best = ["2", "55.0", "+5.0", "3.0 to 7.0"]
     newest = ["1,000", "2", "55.0", "50.0 to 60.0", *best, "50.0", "use layer 2"]
     assert rows(verdicts)[0] == newest
-    assert [value for value, _ in found.figures] == ["+5.0 points", "3.0 to 7.0", "0.0", "0.0"]
+    assert [value for value, _ in found.figures] == ["+4.0 points", "3.0 to 7.0", "0.0", "0.0"]
     assert len(found.title.split()) <= 12
 
 
@@ -137,6 +137,13 @@ def test_metrics_are_maps_and_cells_without_a_value_are_blank() -> None:
     nothing = {("texts", "rankme"): dict.fromkeys(range(4), NAN)}
     bare = [replace(each, metrics=nothing) for each in (young, old)]
     assert _section(bare).parts[1].charts[0].plot is None
+
+
+def test_a_table_of_an_earlier_version_has_its_own_interval() -> None:
+    earlier = {"gain": 0.05, "gain_low": 0.01, "gain_high": 0.09}
+    assert training.sure(earlier) == (0.01, 0.09, "on a new task")
+    few = {**earlier, "gain_low": NAN, "gain_high": NAN, "here_low": 0.03, "here_high": 0.07}
+    assert training.sure(few) == (0.03, 0.07, "on these tasks")
 
 
 def test_a_sweep_without_labels_draws_nothing_and_says_so() -> None:
