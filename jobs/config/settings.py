@@ -245,7 +245,7 @@ class ConditionsConfig(Block):
 
 
 class RankConfig(Block):
-    """Which vectors are ranked, and how the uncertainty is drawn."""
+    """Which vectors are ranked, and what becomes advice."""
 
     norm: Norm = "final"
     pooling: Pooling = "mean"
@@ -259,7 +259,9 @@ class RankConfig(Block):
     search: Search = Field(
         "full", description="halving: layers that cannot win are dropped after a few folds"
     )
-    draws: Annotated[int, Field(ge=100)] = 10_000
+    draws: Annotated[int, Field(ge=100)] = Field(
+        10_000, description="random sign flips of the test, and bootstrap draws of regrets"
+    )
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 

@@ -114,7 +114,7 @@ class Scorer:
                     assert kind.fewer, task
                     task, own = kind.fewer(task, examples), {"examples": examples}
                 if not (scores and kind.scale_free):
-                    how = (self.seed, self.replicates, unit.first, unit.folds)
+                    how = (self.seed, self.replicates if not own else 0, unit.first, unit.folds)
                     try:
                         scores = kind.score(task, Given(items, vectors, noisy or vectors, *how))
                         reason = None

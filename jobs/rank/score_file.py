@@ -50,7 +50,7 @@ def rank_file(path: str | Path, settings: Settings | None = None) -> list[Rankin
     """Rank the layers of every model in a Parquet or CSV file or a folder of mteb results.
 
     A file has the columns model, layer, task and score, and may have revision, task_type and fold;
-    others are not read. Folds of a task are averaged, and vary in the bootstrap. Of mteb results
+    others are not read. Folds of a task are averaged, and show how it varies. Of mteb results
     (`<path>/…/layer-07/<org__model>/<revision>/<Task>.json`, local or on S3 like a file) the main
     score of the test split is taken, averaged over subsets. A null, empty or NaN score is no score.
     A grid may have holes: a layer without a score of a task lacks it. Folds that some layer of a

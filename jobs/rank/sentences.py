@@ -131,10 +131,9 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
     return {
         "highest": _highest(evidence, row),
         "none_higher": "no other layer scores more",
-        "single_score": (
-            f"{counted(tasks, 'task')} with a single score each give"
-            f"{'s' if tasks == 1 else ''} no interval"
-        ),
+        "single_score": f"nothing in {counted(tasks, 'task')} shows how far its scores may vary"
+        if tasks == 1
+        else f"{counted(tasks, 'task')} with scores that do not vary give no interval",
         "unsure": "nothing shows that the lead is more than chance",
         "few_tasks": f"a test needs {FEWEST_TO_TEST} tasks, and there {_are(tasks)}",
         "no_score": "no labelled task has a score in any layer",

@@ -112,15 +112,18 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
         for index, of_layer in enumerate(by_layer.values()):
             values_LF[index, : len(of_layer)] = [row["value"] for row in of_layer]
         given = label, str(rows[0]["task_type"]), values_LF.mean(axis=1)
-        if folds > 1:
+        # Folds that are one fit have the resamples of their test items instead.
+        one_fit = bool(np.nanmax(np.ptp(values_LF, axis=1), initial=0.0) == 0)
+        if folds > 1 and not (one_fit and any(row["replicates"] for row in rows)):
             scores = TaskScores(*given, values_LF, "folds")
         else:
-            drawn = [row["replicates"] for of_layer in by_layer.values() for row in of_layer[:1]]
+            drawn: list[list[float]] = [
+                next((row["replicates"] for row in of_layer if row["replicates"]), [])
+                for of_layer in by_layer.values()
+            ]
             count = min(filter(None, map(len, drawn)), default=0)
-            replicates_LR = np.full((len(layers), count), np.nan)
-            for index, of_layer in enumerate(by_layer.values()):
-                if of_layer and of_layer[0]["replicates"]:  # a layer without a score has none
-                    replicates_LR[index] = of_layer[0]["replicates"][:count]
+            # A layer without a score has none.
+            replicates_LR = np.array([[*each[:count]] or [np.nan] * count for each in drawn])
             scores = TaskScores(*given, replicates_LR, "replicates")
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         metric, folds = rows[0]["metric"], len({row["fold"] for row in rows})

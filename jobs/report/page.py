@@ -125,7 +125,7 @@ def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) ->
     file, settings = PurePosixPath(path), asdict(rankings[0].settings)
     told = made.section_of(
         {"scores": file.name, **settings},
-        f"Scores of {file.name}; seed of the bootstrap {settings['seed']}.",
+        f"Scores of {file.name}; seed of the draws {settings['seed']}.",
         [],
     )
     for each in rankings if root else ():

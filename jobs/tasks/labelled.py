@@ -188,7 +188,9 @@ def score_classification(task: ClassificationTask, given: Given) -> list[FoldSco
     drawn = {"samples_per_label": task.samples_per_label, "seed": given.seed}
     folds = {"first": given.first, "folds": given.folds}
     if not task.multi_label:
-        return labelled.classification(train_ND, train, test_ND, test, **drawn, **folds)
+        return labelled.classification(
+            train_ND, train, test_ND, test, **drawn, **folds, replicates=given.replicates
+        )
     lists = [[json.loads(labels) for labels in part] for part in (train, test)]
     return labelled.multilabel_classification(
         train_ND, lists[0], test_ND, lists[1], **drawn, **folds

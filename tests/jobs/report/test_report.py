@@ -21,7 +21,7 @@ from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from jobs.config.settings import CurvesConfig
 from jobs.rank.score_file import rank_file
-from jobs.rank.stage import rank
+from jobs.rank.stage import rank, rank_subject
 from jobs.report import made
 from jobs.report import page as report
 from jobs.report.charts import Lines
@@ -293,6 +293,25 @@ def test_a_task_without_any_score_is_named_everywhere(
     for text in (files["report.md"], files["index.html"], told):
         assert ("not counted" in text) == (text != told)
     assert "not counted" not in whole["report.md"] + whole["index.html"]
+
+
+def test_folds_without_spread_are_ranked_by_the_resamples_of_their_items(tmp_path: Path) -> None:
+    (texts,) = _config().datasets
+    run = _run(tmp_path, _of_texts(_config(), tasks=texts.tasks[:1]))
+    (dataset,), subject = run.config.datasets, run.subjects[0]
+    where = partition("probe_scores", subject, dataset, dataset.tasks[0])
+    found = _scores("classification", SCORES["topic"])
+    noise = np.random.default_rng(0).normal(0, 0.02, size=(LAYERS, 50))
+    for row in found:
+        row["value"] = SCORES["topic"][row["layer"]]
+        row["replicates"] = [*(row["value"] + noise[row["layer"]])] if not row["fold"] else []
+    run.write(where, {}, found)
+    ranked = rank_subject(run, subject)
+    choice = ranked.evidence.choice
+    assert choice is not None
+    assert (choice.layer, choice.left_out) == (2, "items")
+    assert choice.here_low < choice.gain <= choice.naive < choice.here_high
+    assert ranked.tasks[0].folds > 1
 
 
 def test_a_search_and_an_undefined_score_each_leave_layers_out(

@@ -49,6 +49,23 @@ def test_separable_groups_score_one() -> None:
             assert score == FoldScore(fold, metric, score.value, n_train, n_test)
 
 
+def test_folds_that_are_one_fit_have_resamples_of_their_test_items() -> None:
+    rows, labels = blobs(80, spread=1.0)
+    split = rows[:40], labels[:40], rows[40:], labels[40:]
+    same = classification(*split, folds=3, samples_per_label=10, replicates=50)
+    assert len({score.value for score in same}) == 1
+    assert [len(score.replicates) for score in same] == [50, 0, 0]
+    accuracy, drawn = same[0].value, np.array(same[0].replicates)
+    assert drawn.mean() == pytest.approx(accuracy, abs=0.03)
+    assert drawn.std() == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 40), rel=0.3)
+    # A resample that is drawn once each is the score; others have what was drawn.
+    assert classification(*split, folds=3, samples_per_label=10)[0].replicates == ()
+    other = classification(*split, folds=3, samples_per_label=9, replicates=50)
+    assert [score.replicates for score in other] == [()] * 3
+    later = classification(*split, folds=3, first=1, samples_per_label=10, replicates=50)
+    assert [score.replicates for score in later] == [()] * 2
+
+
 def test_resamples_depend_on_nothing_else_and_hold_as_many_items() -> None:
     first = [*item_resamples(7, seed=3, count=50)]
     assert len(first) == 50
