@@ -313,6 +313,7 @@ RANKING = _table(
     _column("cost", pa.float64(), "compute of a token relative to the whole model, 0..1"),
     _column("pareto", pa.bool_(), "no other layer scores more at the same or a lower cost"),
     _column("verdict", pa.string(), "use_layer, keep_last, not_enough_evidence or no_labels"),
+    _column("sure", pa.string(), "where the gain is above 0: new_task, these_tasks or nothing"),
     _column("recommended", pa.bool_(), "the layer that the verdict names"),
 )
 

@@ -124,6 +124,7 @@ class Ranking:
                 "cost": float(cost),
                 "pareto": bool(on_front),
                 "verdict": self.verdict.kind,
+                "sure": self.verdict.sure,
                 "recommended": row.layer == self.verdict.layer,
             }
             for row, cost, on_front in zip(self.evidence.layers, self.cost_L, front_L, strict=True)

@@ -18,7 +18,7 @@ _MOST_ITEMS = 100  # times as many items as there are; more is no advice
 AFTER: dict[LeftOut, str] = {
     "tasks": "after choosing on all tasks but one",
     "folds": "after choosing on all folds but one of the only task",
-    "items": "less what choosing on the items of the only task flatters it",
+    "items": "corrected for choosing on the same items",
     "nothing": "as it stands",
 }
 
@@ -181,13 +181,13 @@ def settles(evidence: Evidence, verdict: Verdict) -> str:
     tasks = len(evidence.tasks)
     parts = []
     if verdict.sure == "nothing" and 1 < choice.more_items <= _MOST_ITEMS:
-        parts.append(f"about {choice.more_items:.0f} times as many labelled items, for these tasks")
+        parts.append(f"on these tasks about {_times(choice.more_items)} as many labelled items")
     if choice.more_tasks is not None:
-        parts.append(f"about {counted(choice.more_tasks, 'more task')} like these, for a new one")
+        parts.append(f"on a new one about {counted(choice.more_tasks, 'more task')} like these")
     elif tasks < FEWEST_TASKS:
-        parts.append(f"tasks of other kinds, at least {FEWEST_TASKS} in all, for a new one")
+        parts.append(f"on a new one at least {FEWEST_TASKS} tasks, of the kinds that matter")
     if parts:
-        return f"What would settle it: {listed(parts)}."
+        return f"What would settle it: {'; '.join(parts)}."
     if choice.gain <= 0:
         return "Chosen on the other tasks it gains nothing, so no number of tasks like these helps."
     return "No number of tasks or items that could be had would settle it."
@@ -272,6 +272,10 @@ def dropped(layers: Sequence[int]) -> str:
         f"The search dropped {numbered(layers)} early: more than one standard error behind the "
         "best, so not to be recommended."
     )
+
+
+def _times(factor: float) -> str:
+    return "twice" if factor < 2.5 else f"{factor:.0f} times"  # noqa: PLR2004  (2.5 rounds to 3)
 
 
 def _nearest(evidence: Evidence, verdict: Verdict) -> str:

@@ -34,7 +34,17 @@ def section(facts: Facts) -> Section:
         | {"type": task.scores.task_type, "metric": task.metric, "folds": task.folds}
         for task in ranking.tasks
     ]
-    inner = ("aligned", "norm", "pooling", "pareto", "verdict", "recommended", "device", "tokens")
+    inner = (
+        "aligned",
+        "norm",
+        "pooling",
+        "pareto",
+        "verdict",
+        "sure",
+        "recommended",
+        "device",
+        "tokens",
+    )
     layers = [
         {name: row[name] for name in row if name not in inner} | {"front": row["pareto"]}
         for row in ranking.rows

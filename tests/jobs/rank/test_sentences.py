@@ -86,7 +86,7 @@ def test_advice_for_these_tasks_is_not_advice_for_any() -> None:
     assert settles(*everywhere) == ""
     assert "1 more task " in settles(*here)
     lone = advised(CLEAR[:, :1], folds=10, noise=0.15)
-    assert "times as many labelled items" in settles(*lone)
+    assert "twice as many labelled items" in settles(*lone)
     worse = advised(np.array([[0.30, -0.01], [-0.02, 0.20]]), folds=10, noise=0.001)
     assert "gains nothing" in settles(*worse) or "at least 3" in settles(*worse)
 
