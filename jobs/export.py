@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from jobs.config.blocks import ConfigError
+from jobs.words import known
 from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
@@ -283,19 +284,26 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
     if evidence is None or math.isnan(evidence.row["score"]):
         return "No ranking was given: the layer was chosen by hand."
 
-    def cited(name: str, sign: str) -> str:
-        value, low, high = (evidence.row[f"{name}{end}"] for end in ("", "_low", "_high"))
-        if math.isnan(low) or math.isnan(high):
-            return f"{value:{sign}.4f}."
-        where = "a new task" if name == "gain" else "these tasks"
-        span = f"{100 * evidence.level:g}% interval on {where} {low:.4f} to {high:.4f}"
-        return f"{value:{sign}.4f} ({span})."
+    row, level = evidence.row, f"{100 * evidence.level:g}% interval"
 
-    lines = [f"- Mean score over {evidence.tasks} tasks: {cited('score', '')}"]
-    if not math.isnan(evidence.row["gain"]):
-        lines.append(f"- Gain over the last layer: {cited('gain', '+')}")
-    if evidence.row["rank"] is not None:
-        lines.append(f"- Rank {evidence.row['rank']} of {layers + 1} layers.")
+    def interval(of: str, where: str) -> list[str]:
+        low, high = row.get(f"{of}_low"), row.get(f"{of}_high")
+        there = known(low) and known(high)
+        return [f"{level} on {where} {low:.4f} to {high:.4f}"] if there else []
+
+    def cited(value: str, said: list[str]) -> str:
+        return f"{value} ({'; '.join(said)})." if said else f"{value}."
+
+    score = cited(f"{row['score']:.4f}", interval("score", "these tasks"))
+    lines = [f"- Mean score over {evidence.tasks} tasks: {score}"]
+    if not math.isnan(row["gain"]):
+        said = [*interval("here", "these tasks"), *interval("gain", "a new task")]
+        gain = row["gain"]
+        if known(row.get("gain_chosen")):  # not flattered by having been chosen
+            gain, said = row["gain_chosen"], [f"{gain:+.4f} as it stands", *said]
+        lines.append(f"- Gain over the last layer: {cited(f'{gain:+.4f}', said)}")
+    if row["rank"] is not None:
+        lines.append(f"- Rank {row['rank']} of {layers + 1} layers.")
     return "\n".join([*lines, f"- From the LayerRank run `{evidence.run}`."])
 
 

@@ -43,7 +43,8 @@ class Vectors(NamedTuple):
 class RankedTask:
     """A task and its scores; `label` is its name, with the dataset if two share it.
 
-    `undefined` says of the layers that were scored and have no score why they have none.
+    `undefined` says of the layers that were scored and have no score why they have none, `note`
+    what of the task does not count.
     """
 
     label: str
@@ -53,6 +54,7 @@ class RankedTask:
     folds: int
     scores: TaskScores
     undefined: Mapping[int, str] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ class Ranking:
             *([sentences.dropped(self.dropped)] if self.dropped else []),
             *([sentences.not_counted(never)] if never else []),
             *sentences.holes(self.evidence, partly),
+            *(task.note for task in self.tasks if task.note),
         ]
 
 

@@ -54,9 +54,9 @@ def rank_file(path: str | Path, settings: Settings | None = None) -> list[Rankin
     (`<path>/…/layer-07/<org__model>/<revision>/<Task>.json`, local or on S3 like a file) the main
     score of the test split is taken, averaged over subsets. A null, empty or NaN score is no score.
     A grid may have holes: a layer without a score of a task lacks it. Folds that some layer of a
-    task lacks are left out in all of them, with a note. The last layer is the one with the largest
-    number in the file. The same result for any order of rows. The cost of a layer is its number
-    over the last one's: the share of the blocks that must run.
+    task lacks are left out in all of them, and it is said. The last layer is the one with the
+    largest number in the file. The same result for any order of rows. The cost of a layer is its
+    number over the last one's: the share of the blocks that must run.
 
     ConfigError names the file and the column, row or task that cannot be read.
     """
@@ -79,12 +79,9 @@ def _ranked(
 ) -> Ranking:
     """Rank one model at a revision by the scores that there are."""
     layers = sorted({row.layer for row in rows})
-    tasks, told = [], []
     of_task = attrgetter("task")
-    for _, found in groupby(sorted(rows, key=of_task), of_task):
-        task, note = _task(path, [*found], layers)
-        tasks.append(task)
-        told += [note] if note else []
+    by_task = groupby(sorted(rows, key=of_task), of_task)
+    tasks = [_task(path, [*found], layers) for _, found in by_task]
     model, revision = rows[0].model, rows[0].revision
     return ranking_of(
         Subject(model, revision, model),
@@ -93,12 +90,12 @@ def _ranked(
         layers,
         np.array([layer / layers[-1] if layers[-1] else 1.0 for layer in layers]),
         settings or Settings(),
-        notes=[*notes, *told],
+        notes=notes,
     )
 
 
-def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> tuple[RankedTask, str]:
-    """Return a task with its scores, NaN where there is none, and a note on folds left out.
+def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> RankedTask:
+    """Return a task with its scores, NaN where there is none.
 
     ConfigError if a score is there twice, or the task has several types.
     """
@@ -125,8 +122,8 @@ def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> tuple[
     if len(folds) < len(every):
         lacking = {at for at in there for fold in every if (at, fold) not in scores}
         note = (
-            f"task {name}: {len(folds)} of {len(every)} folds count, as "
-            f"{numbered(sorted(lacking))} lack{'s' if len(lacking) == 1 else ''} the others"
+            f"Of task {name} {len(folds)} of {len(every)} folds count, as "
+            f"{numbered(sorted(lacking))} lack{'s' if len(lacking) == 1 else ''} the others."
         )
     scores_LF = np.full((len(layers), max(len(folds), 1)), np.nan)
     for index, layer in enumerate(layers):
@@ -135,7 +132,7 @@ def _task(path: str, rows: Sequence[_ScoreRow], layers: Sequence[int]) -> tuple[
     resampled_LF = scores_LF if len(folds) > 1 else scores_LF[:, :0]
     of_layers = TaskScores(name, types[0], scores_LF.mean(axis=1), resampled_LF, "folds")
     undefined = {} if folds else dict.fromkeys(there, "its layers have no fold in common")
-    return RankedTask(name, name, "", "", len(folds), of_layers, undefined), note
+    return RankedTask(name, name, "", "", len(folds), of_layers, undefined, note)
 
 
 def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # noqa: ANN401  (fsspec)

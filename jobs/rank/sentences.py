@@ -47,7 +47,7 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
         return f"Keep the last layer, {last}."
     lacking = "Nothing is labelled" if verdict.kind == "no_labels" else "Not enough evidence"
     guess = f"layer {layer} of {last} is a guess"
-    return f"{lacking}: {guess if layer != last else f'keep the last layer, {last}, for now'}."
+    return f"{lacking}: {guess if layer != last else f'keep the last layer, {last}'}."
 
 
 def sentence(evidence: Evidence, verdict: Verdict) -> str:
@@ -64,7 +64,9 @@ def sentence(evidence: Evidence, verdict: Verdict) -> str:
         start = answer(evidence, verdict).rstrip(".")
         said = f"{start}: {why(evidence, verdict)}; {sure}, and saves {_saved(verdict)}."
     else:
-        said = f"Not enough evidence: {why(evidence, verdict)}. Layer {choice.layer} leads: {sure}."
+        leads = "leads" if evidence.row(choice.layer).rank == 1 else "is taken"
+        leads = f"Layer {choice.layer} {leads}"
+        said = f"Not enough evidence: {why(evidence, verdict)}. {leads}: {sure}."
         if verdict.layer == last.layer:
             said += f" This keeps the last layer ({last.layer})."
     return " ".join(filter(None, [said, settles(evidence, verdict)]))
@@ -80,8 +82,8 @@ def unlabelled(kind: Kind | None, layer: int) -> str:
         )
     found = labelfree.EVIDENCE.get(kind) if kind else None
     few = (
-        f"{_ENOUGH[0]} to {_ENOUGH[1]} labelled texts in all were enough on three real sets to "
-        f"come within 2 points of the best layer, {_TOO_FEW} were not"
+        f"with a decoder, {_ENOUGH[0]} to {_ENOUGH[1]} labelled texts in all were enough on three "
+        f"real sets to come within 2 points of the best layer, {_TOO_FEW} were not"
     )
     if found is None:
         told = "no model of this kind was measured that says which layer is better"
@@ -103,15 +105,16 @@ def unlabelled(kind: Kind | None, layer: int) -> str:
             f"each has a layer that is {_span(found.lowest, found.highest)} points better"
         )
     return (
-        f"{keep} for now: nothing is labelled, and no depth is known to be better. "
+        f"{keep}: nothing is labelled, and no depth is known to be better. "
         f"{capital(told)}. A small labelled set decides: {few}."
     )
 
 
 def why(evidence: Evidence, verdict: Verdict) -> str:
     """Return what decided, as a clause."""
-    row = evidence.row(verdict.layer)
+    row, choice = evidence.row(verdict.layer), evidence.choice
     tasks, all_tasks = len(evidence.tasks), len(evidence.tasks) + len(evidence.without_last)
+    leader = evidence.row(choice.layer) if choice else row
     if verdict.reason == "as_good_as_best":
         best = evidence.best
         assert best is not None
@@ -125,17 +128,16 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
     if verdict.reason == "proven":
         return f"{_highest(evidence, row)}, above the last by a test ({_corrected(evidence, row)})"
     if verdict.reason == "unproven":
-        assert evidence.choice is not None
-        leader = evidence.row(evidence.choice.layer)
         return f"no gain over the last layer is proven ({_corrected(evidence, leader)})"
     return {
         "highest": _highest(evidence, row),
         "none_higher": "no other layer scores more",
-        "single_score": f"nothing in {counted(tasks, 'task')} shows how far its scores may vary"
-        if tasks == 1
-        else f"{counted(tasks, 'task')} with scores that do not vary give no interval",
+        "single_score": f"nothing shows how far the gain of layer {leader.layer} may vary",
         "unsure": "nothing shows that the lead is more than chance",
-        "few_tasks": f"a test needs {FEWEST_TO_TEST} tasks, and there {_are(tasks)}",
+        "few_tasks": (
+            f"a test needs {FEWEST_TO_TEST} tasks, and layer {leader.layer} has scores in "
+            f"{leader.n_tasks}"
+        ),
         "no_score": "no labelled task has a score in any layer",
         "no_last": (
             f"the last layer ({evidence.last.layer}) has a score in {tasks} of "
@@ -147,22 +149,24 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
 
 def gain(evidence: Evidence, choice: Choice) -> str:
     """Return the gain of a choice, the corrected one first, and in brackets how sure it is."""
-    tasks, parts = len(evidence.tasks), [f"{_points(choice.naive)} as it stands"]
-    gained = f"it gains {_points(choice.naive)} points over the last layer"
+    tasks, parts = evidence.row(choice.layer).n_tasks, []
+    gained = f"it {_gains(choice.naive)} the last layer"
     if known(choice.gain):
-        after = AFTER[choice.left_out]
-        gained = f"it gains {_points(choice.gain)} points over the last layer, {after}"
-    else:
-        parts = []
-    level = f"{100 * evidence.level:g} % interval"
-    if known(choice.here_low):
-        parts.append(f"{level} {_span(choice.here_low, choice.here_high)} on these tasks")
-    if known(choice.low):
-        parts.append(f"{level} {_span(choice.low, choice.high)} on a new task")
-    elif tasks < FEWEST_TASKS:
-        parts.append(
-            f"of a new task {counted(tasks, 'task')} say{'s' if tasks == 1 else ''} nothing"
+        gained = f"it {_gains(choice.gain)} the last layer, {AFTER[choice.left_out]}"
+        parts.append(f"{_points(choice.naive)} as it stands")
+    spans = [
+        f"{_span(low, high)} {where}"
+        for low, high, where in (
+            (choice.here_low, choice.here_high, "on these tasks"),
+            (choice.low, choice.high, "on a new task"),
         )
+        if known(low)
+    ]
+    if spans:
+        parts.append(f"{100 * evidence.level:g} % interval {', '.join(spans)}")
+    if tasks < FEWEST_TASKS:
+        say = "says" if tasks == 1 else "say"
+        parts.append(f"{counted(tasks, 'task')} {say} nothing of a new one")
     return f"{gained} ({'; '.join(parts)})" if parts else gained
 
 
@@ -175,22 +179,25 @@ def tried(choice: Choice) -> str:
 
 def settles(evidence: Evidence, verdict: Verdict) -> str:
     """Return what would settle what is not sure: more tasks, more items; nothing if all is."""
-    choice = evidence.choice
-    if choice is None or verdict.sure == "new_task" or verdict.kind == "keep_last":
+    choice, parts = evidence.choice, list[str]()
+    if choice is None or verdict.kind not in ("use_layer", "not_enough_evidence"):
         return ""
-    tasks = len(evidence.tasks)
-    parts = []
+    tasks = evidence.row(choice.layer).n_tasks
+    if verdict.reason == "few_tasks":
+        more = max(FEWEST_TO_TEST - tasks, choice.more_tasks or 0)
+        return f"What would settle it: {counted(more, 'more task')}, or another policy."
+    if verdict.sure == "new_task":
+        return ""
     if verdict.sure == "nothing" and 1 < choice.more_items <= _MOST_ITEMS:
-        parts.append(f"on these tasks about {_times(choice.more_items)} as many labelled items")
+        times = _times(choice.more_items)
+        parts.append(f"on these tasks about {times} as many labelled items, or folds of them")
     if choice.more_tasks is not None:
         parts.append(f"on a new one about {counted(choice.more_tasks, 'more task')} like these")
     elif tasks < FEWEST_TASKS:
         parts.append(f"on a new one at least {FEWEST_TASKS} tasks, of the kinds that matter")
     if parts:
         return f"What would settle it: {'; '.join(parts)}."
-    if choice.gain <= 0:
-        return "Chosen on the other tasks it gains nothing, so no number of tasks like these helps."
-    return "No number of tasks or items that could be had would settle it."
+    return "From these scores it cannot be said how many more tasks or items would settle it."
 
 
 def task_types(evidence: Evidence) -> str:
@@ -257,12 +264,15 @@ def holes(evidence: Evidence, gaps: Sequence[Gap]) -> list[str]:
         lacks, its = ("lacks", "its gain is") if len(partly) == 1 else ("lack", "their gains are")
         found.append(
             f"{capital(numbered([row.layer for row in partly]))} {lacks} tasks: {its} over the "
-            f"tasks that {'it has' if len(partly) == 1 else 'they have'}, at least {least} of "
-            f"{tasks}."
+            f"tasks that {'it has' if len(partly) == 1 else 'they have'}, "
+            f"{'' if len(partly) == 1 else 'at least '}{least} of {tasks}."
         )
     compared = {row.layer for row in partly}
-    lacking = [(gap, sorted(compared & {*gap.layers})) for gap in gaps]
-    named = [f"{gap.task} in {numbered(these)}{gap.because}" for gap, these in lacking if these]
+    same: dict[str, list[str]] = {}
+    for gap in gaps:
+        if these := sorted(compared & {*gap.layers}):
+            same.setdefault(f"in {numbered(these)}{gap.because}", []).append(gap.task)
+    named = [f"{_some(of_layers, ', ')} {where}" for where, of_layers in same.items()]
     return [*found, *([f"Missing: {_some(named)}."] if named else [])]
 
 
@@ -320,8 +330,9 @@ def _span(low: float, high: float) -> str:
     return f"{_points(low)} to {_points(high)}"
 
 
-def _are(count: int) -> str:
-    return f"is {count}" if count == 1 else f"are {count}"
+def _gains(value: float) -> str:
+    points = f"{_points(abs(value))} points"
+    return f"gains {points} over" if value >= 0 else f"is {points} below"
 
 
 def _corrected(evidence: Evidence, row: LayerEvidence) -> str:

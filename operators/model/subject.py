@@ -54,7 +54,7 @@ class Subject:
     folder: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} at {self.revision}"
+        return f"{self.name} at {self.revision}" if self.revision else self.name
 
     @property
     def source(self) -> str:

@@ -5,7 +5,6 @@ of its items; `...` any number of axes before these, each entry a ranking of its
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -88,11 +87,6 @@ def flattery(gain_L: Array, resampled_LR: Array, rule: Choose) -> float:
     rows_R = rule(resampled_LR.T[..., None])
     there_R = np.take_along_axis(resampled_LR, rows_R[None], axis=0)[0]
     return max(float((there_R - gain_L[rows_R]).mean()), 0.0)
-
-
-def rule_of(policy: Policy, cost_L: Sequence[float] | Array) -> Choose:
-    """Return a policy at given costs as a function of gains."""
-    return partial(choose, cost_L=cost_L, policy=policy)
 
 
 def mean_over(value_U: Array) -> Array:

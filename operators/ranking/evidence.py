@@ -27,6 +27,8 @@ from operators.ranking.choosing import (
     shortfalls,
 )
 from operators.ranking.intervals import (
+    FEWEST_TASKS,
+    POWER,
     noise_within,
     on_these,
     over_tasks,
@@ -95,13 +97,15 @@ class Choice:
 
     `gain` is the gain after choosing without what judges: on all tasks but one, scored on that one,
     averaged (`choosing.left_out`); on all folds but one of a lone task; less the optimism of its
-    resampled items where it has no folds (`choosing.flattery`). `left_out` says which, and `naive`
-    is the gain of the layer as it stands, too high after choosing it.
+    resampled items where it has no folds (`choosing.flattery`), which takes off most, not all.
+    `left_out` says which, and `naive` is the gain of the layer as it stands, too high after
+    choosing it.
 
     The intervals reach from the lower end of Student's interval around the lower of the two gains
     to the upper end of that around the higher: choosing the best of many layers is paid for.
     `more_tasks` is how many further tasks would show the gain on a new task (None: no number is
-    known, or none is needed), `more_items` the factor of items or folds that would show it here.
+    known, as from fewer than three tasks, or none is needed), `more_items` the factor of items or
+    folds that would show it here; both if the gain is as corrected.
     """
 
     layer: int
@@ -149,7 +153,7 @@ class Evidence:
     @property
     def thin(self) -> list[LayerEvidence]:
         """The layers with scores in fewer than half of the tasks that count, but with some."""
-        return [row for row in self.layers if row.n_tasks and row.rank is None]
+        return [row for row in self.layers if self.tasks and row.n_tasks and row.rank is None]
 
     def row(self, layer: int) -> LayerEvidence:
         """Return the evidence on a layer."""
@@ -331,12 +335,12 @@ def _choice(
         )
     (here_low, here_high), (low, high) = ends.tolist()
     more_tasks, more_items = None, float("nan")
-    if row < len(layers) - 1 and known_LT[row].sum() > 1 and not low > 0:
+    if row < len(layers) - 1 and known_LT[row].sum() >= FEWEST_TASKS and not low > 0:
         deviation = float(np.nanstd(gain_LT[row], ddof=1))
         needed = tasks_needed(corrected, deviation, level)
         more_tasks = None if needed is None else max(needed - int(known_LT[row].sum()), 1)
     if here_low <= 0 < corrected:
-        more_items = ((naive - here_low) / corrected) ** 2
+        more_items = (POWER * (naive - here_low) / corrected) ** 2
     return Choice(
         int(layers[row]),
         corrected,

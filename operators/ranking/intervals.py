@@ -27,6 +27,8 @@ FEWEST_TASKS = 3
 # Below it no two-sided test by sign flips can reach 5 %: the smallest p is 2 / 2^T.
 FEWEST_TO_TEST = 6
 MOST_TASKS = 1_000  # that are ever said to be needed
+# An interval that is to lie above 0 in four of five cases has to be smaller by this factor.
+POWER = 1.43  # (1.960 + 0.842) / 1.960
 _POWER = 0.8
 
 

@@ -33,17 +33,17 @@ Reason = Literal[
 class Verdict:
     """What to do: the layer that the policy takes, and why.
 
-    `kind` says how it was found: `use_layer` a layer below the last; `keep_last` the last one;
-    `not_enough_evidence` when nothing shows that the layer that leads is really better: then
-    `layer` is a guess, or the last layer if the policy asks for proof; `no_labels` without any
-    labelled task. `saved` is the share of the last layer's compute that is not spent, 0..1.
-    `sure` says where the gain lies above 0 with the level of the intervals: on a new task, on these
-    tasks only, or nowhere.
+    `kind` says how it was found: `use_layer` a layer below the last whose gain is sure somewhere;
+    `keep_last` the last one; `not_enough_evidence` when nothing shows that the layer that the
+    policy takes is really better: then `layer` is a guess, or the last layer if the policy asks for
+    proof; `no_labels` without any labelled task. `saved` is the share of the last layer's compute
+    that is not spent, 0..1. `sure` says where the gain lies above 0 with the level of the
+    intervals: on a new task, on these tasks only, or nowhere.
 
     `reason` is what decided: no labelled task; no layer that can be compared, or no score of the
-    last one to compare with; a single score, which has no interval; a gain whose intervals include
-    0; the highest score; a cheaper layer within one standard error of the best, or none; no other
-    layer higher than the last; too few tasks for a test; a gain that is proven, or is not.
+    last one to compare with; scores that show no spread, so no interval; a gain whose intervals
+    include 0; the highest score; a cheaper layer within one standard error of the best, or none; no
+    other layer higher than the last; too few tasks for a test; a gain that is proven, or is not.
     """
 
     kind: Kind
@@ -59,8 +59,8 @@ def recommend(evidence: Evidence, cost_L: Sequence[float] | Array) -> Verdict:
     A layer below the last is advice where an interval of its gain lies above 0 and choosing without
     one of the tasks, or folds, gains as well; else it is a guess. `last_unless_significant` takes
     it only if the test by sign flips (`intervals.sign_flips`), corrected for all layers, is below
-    1 - level; with fewer than six tasks no such test exists. `cheapest_equal` gives up a part of
-    the gain for compute, so a layer that it takes below the best is advice without a proof.
+    1 - level; with fewer than six tasks no such test exists. Where nothing is above the last layer
+    it stays, unless `cheapest_equal` finds an equal one that is cheaper.
 
     ValueError for costs that do not fit the layers or lie outside 0..1.
     """
@@ -77,7 +77,7 @@ def recommend(evidence: Evidence, cost_L: Sequence[float] | Array) -> Verdict:
         return Verdict(kind, last, 0.0, reason)
     kind, reason, sure = _judge(evidence, choice)
     stays = evidence.policy == "last_unless_significant" and kind != "use_layer"
-    layer = last if stays else choice.layer
+    layer = last if stays or kind == "keep_last" else choice.layer
     return Verdict(kind, layer, 1 - costs[layer], reason, sure)
 
 
@@ -96,18 +96,19 @@ def _nothing(evidence: Evidence) -> tuple[Kind, Reason]:
 def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
     """Return what a choice is as advice, why, and where its gain is sure."""
     row, sure = evidence.row(choice.layer), _sure(choice)
-    if row is evidence.last:
-        cheapest = evidence.policy == "cheapest_equal"
-        return "keep_last", "none_cheaper_as_good" if cheapest else "none_higher", sure
+    cheapest = evidence.policy == "cheapest_equal"
+    if row is evidence.last or (evidence.last.rank == 1 and not cheapest):
+        return "keep_last", "none_cheaper_as_good" if cheapest else "none_higher", "nothing"
     if evidence.policy == "last_unless_significant":
         if row.p_max < 1 - evidence.level:
             return "use_layer", "proven", "new_task"
-        few = len(evidence.tasks) < FEWEST_TO_TEST
+        few = row.n_tasks < FEWEST_TO_TEST
         return "not_enough_evidence", "few_tasks" if few else "unproven", sure
-    if row.rank != 1:
-        return "use_layer", "as_good_as_best", sure
+    found: Reason = "highest" if row.rank == 1 else "as_good_as_best"
     if sure != "nothing":
-        return "use_layer", "highest", sure
+        return "use_layer", found, sure
+    if found == "as_good_as_best":
+        return "not_enough_evidence", found, sure
     unknown = np.isnan(choice.low) and np.isnan(choice.here_low)
     return "not_enough_evidence", "single_score" if unknown else "unsure", sure
 

@@ -299,7 +299,7 @@ def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
     score = {"score": 0.61234, "score_low": 0.59, "score_high": 0.63}
     gain = {"gain": 0.02, "gain_low": 0.01, "gain_high": 0.03}
     evidence = Evidence("demo", 3, 0.95, {"rank": 1, **score, **gain})
-    export(_subject(checkpoint), MEAN, tmp_path / "out", evidence)
+    facts = export(_subject(checkpoint), MEAN, tmp_path / "out", evidence)
     card = hub.ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "sentence-transformers"
     assert "base_model" not in card.data.to_dict()  # a folder has no id on the hub
@@ -310,6 +310,10 @@ def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
         "- Rank 1 of 4 layers.",
         "- From the LayerRank run `demo`.",
     } <= {*card.text.splitlines()}
+    chosen = {**evidence.row, "gain_chosen": 0.015, "here_low": 0.012, "here_high": 0.028}
+    text = model_card(_subject(checkpoint), facts, evidence._replace(row=chosen))
+    gained = "+0.0150 (+0.0200 as it stands; 95% interval on these tasks 0.0120 to 0.0280; 95%"
+    assert gained in text  # what it gained before it was chosen for it comes second
     assert str(checkpoint) not in card.content + (tmp_path / "out" / "config.json").read_text()
 
 

@@ -62,7 +62,7 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
     if choice is None:
         return [(NOTHING, "points: there is no score to compare")]
     over = f"over the last layer, {ranking.last}"
-    if choice.layer == ranking.last:
+    if ranking.verdict.kind == "keep_last":
         return _kept(facts, choice)
     if choice.layer != ranking.verdict.layer:
         over = f"layer {choice.layer} {over}"
@@ -71,7 +71,7 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
         after = sentences.AFTER[choice.left_out]
         naive = f"{signed(choice.naive)} as it stands"
         found = [(f"{signed(choice.gain)} points", f"{over}, {after}; {naive}")]
-    tasks = counted(len(ranking.counting), "task")
+    tasks = ranking.evidence.row(choice.layer).n_tasks
     spans = [
         (choice.low, choice.high, "on a new task"),
         (choice.here_low, choice.here_high, "on these tasks"),
@@ -79,8 +79,8 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
     sure = [
         (span(low, high), f"{facts.interval} {where}") for low, high, where in spans if known(low)
     ]
-    if not known(choice.low) and len(ranking.counting) < FEWEST_TASKS:
-        sure.insert(0, (NOTHING, f"a new task: from {tasks} nothing is known"))
+    if tasks < FEWEST_TASKS and not known(choice.low):
+        sure.insert(0, (NOTHING, f"a new task: from {counted(tasks, 'task')} nothing is known"))
     return [*found, *(sure or [(NOTHING, "single scores have no interval on these tasks")])]
 
 
@@ -175,12 +175,12 @@ def _comparison(facts: Facts) -> str:
     said = f"{counted(len(best_first), 'layer')}, {tasks}, one pass of the model: layer "
     said = said if facts.run else f"{counted(len(best_first), 'layer')}, {tasks}: layer "
     best = best_first[0]
-    said += f"{best['layer']} scores highest, {points(best['score'])} points"
+    said += f"{best['layer']} scores highest, {points(best['aligned'])} points"
     if len(best_first) == 1:
         return f"{said}."
     last = next((row for row in best_first if row["layer"] == ranking.last), best)
     other, called = (best_first[1], "the next") if last is best else (last, "the last")
-    return f"{said}; {called}, layer {other['layer']}, {points(other['score'])}."
+    return f"{said}; {called}, layer {other['layer']}, {points(other['aligned'])}."
 
 
 def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> str:
@@ -235,10 +235,10 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
         noisy = [points(found.get(layer))] if found else []
         values = [words.number(ranking.metric(name).get(layer)) for name in measured]
         time = [words.size(ranking.costs[layer]["latency_ms"])] if timed else []
-        cells = [points(row["score"]), *noisy, *values, share(row["cost"]), *time]
+        cells = [points(row["aligned"]), *noisy, *values, share(row["cost"]), *time]
         rows.append([layer_cell(layer, ranking), *cells])
     best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
-    note = "Candidates: the layers within one standard error of the best, the next, and the last."
+    note = "The layers within one standard error of the best, the next, and the last."
     few = _from_few(facts)
     pale = [2 + bool(found) + at for at, name in enumerate(measured) if name in few]
     if pale:

@@ -53,9 +53,11 @@ def rule(name: str) -> str:
 def _says(facts: Facts, choices: list[dict[str, Any]]) -> str:
     """Return what the regrets mean, and how little they say about other models."""
     if not facts.ranking.scored:
+        labelled = facts.ranking.verdict.kind != "no_labels"
+        why = "No layer can be compared" if labelled else "Nothing is labelled"
         return (
-            "Nothing is labelled, so nothing here says which of these rules is right. They are "
-            "what each would take; the marked one is the default."
+            f"{why}, so nothing here says which of these rules is right. They are what each would "
+            "take; the marked one is the default."
         )
     several = len(facts.ranking.counting) > 1
     of_each = " of each task scores more, mean over tasks" if several else " scores more"

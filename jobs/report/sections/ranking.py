@@ -79,6 +79,8 @@ def section(facts: Facts) -> Section:
             f"The best layer of each task would score {points(oracle)} points, {points(more)} more "
             f"than layer {best['layer']}, the best single one."
             if more > TIE
+            else f"Layer {best['layer']} is the best in every task that it has."
+            if ranking.has_holes
             else f"Layer {best['layer']} is the best in every task."
         )
     return Section(
@@ -248,7 +250,7 @@ def certainty(facts: Facts) -> str:
     if not folds:
         return "No task has a score in the last layer, so there is nothing to compare."
     each = f"{folds[0]}" if len(folds) == 1 else f"{folds[0]} to {folds[-1]}"
-    said = [f"{counted(len(tasks), 'task')} of {each} fold{'' if folds == [1] else 's'} each."]
+    said = [f"{counted(len(tasks), 'task')} of {each} fold{'' if folds == [1] else 's'}."]
     types = sentences.task_types(evidence)
     said += [f"By type: {types}."] if types else []
     percent = f"{100 * ranking.settings.level:g} %"
@@ -258,7 +260,7 @@ def certainty(facts: Facts) -> str:
             "training rows, the same test rows) or of resampled items."
         )
     else:
-        said.append("Some task has a single score, so how sure it is on these tasks is not known.")
+        said.append("A score of some task shows no spread, so on these tasks nothing is known.")
     if len(tasks) < FEWEST_TASKS:
         said.append(f"On a new task: no interval from fewer than {FEWEST_TASKS} tasks.")
     else:

@@ -11,7 +11,7 @@ from jobs.report.charts import Chart, Line, Lines, in_points, where_any
 from jobs.report.facts import Facts, gain_span
 from jobs.report.section import Cell, Section, Table
 from jobs.report.sections.metrics import chart, drawn, series
-from jobs.words import NOTHING, counted, hundredths, points, signed
+from jobs.words import NOTHING, counted, hundredths, known, points, signed
 from operators.later import Later
 from operators.metrics.registry import METRICS, unit_of
 
@@ -79,6 +79,9 @@ def _model(ranking: Ranking) -> dict[str, Any]:
     depths = dict(zip(ranking.layers, _depths(ranking), strict=True))
     best = next((row for row in ranking.rows if row["rank"] == 1), {})
     gain = {name: best.get(name) for name in ("gain", "gain_low", "gain_high")}
+    # Of a layer that was chosen the gain is the corrected one; the last gains 0 over itself.
+    if best and best["layer"] != ranking.last and known(best["gain_chosen"]):
+        gain["gain"] = best["gain_chosen"]
     return {
         "name": ranking.subject.name,
         "revision": ranking.subject.revision,

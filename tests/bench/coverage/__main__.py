@@ -1,4 +1,4 @@
-"""`python -m tests.bench.coverage`: the tables of the guide, about six minutes on two cores."""
+"""`python -m tests.bench.coverage`: the tables of the guide, a minute on two cores."""
 
 from __future__ import annotations
 

@@ -117,7 +117,9 @@ def intervals(draws: Draws) -> dict[str, Array]:
         found["width"] = np.median((high_NL - low_NL)[:, :last], axis=1)
         low_N, high_N = reaching(low_NL[at], high_NL[at], naive_N, corrected_N)
         # The last layer gains 0 over itself: nothing is claimed.
-        found["chosen"] = np.where(is_last_N, 1.0, holds(low_N, high_N, true_N))
+        held_N = holds(low_N, high_N, true_N)
+        found["chosen"] = np.where(is_last_N, 1.0, held_N)
+        found["chosen below held"] = np.where(is_last_N, np.nan, held_N)
         excluded_N = (low_N > TIE) | (high_N < -TIE)
         found["excludes 0"] = np.where(is_last_N, 0.0, excluded_N)
         found["chosen width"] = np.where(is_last_N, np.nan, high_N - low_N)

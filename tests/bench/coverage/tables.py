@@ -68,10 +68,12 @@ def in_short(cells: Cells, plan: Plan) -> Lines:
             row.append(percent(min(mean(cells, at, name) for at in places)))
             row.append(percent(min(worst(cells, at, name) for at in places)))
             row.append(points(max(mean(cells, at, width) for at in places if at[0] == "real")))
+        row.append(percent(min(mean(cells, at, "chosen below held") for at in places)))
         nothing = [mean(cells, at, "excludes 0") for at in places if at[0] == "null"]
         rows.append([*row, percent(max(nothing, default=math.nan))])
     head = ["tasks", "any layer", "worst grid", "width", "the chosen", "worst grid", "width"]
-    return markdown([*head, "excludes 0 where nothing is better"], rows)
+    head += ["without draws that choose the last", "excludes 0 where nothing is better"]
+    return markdown(head, rows)
 
 
 def new_task(cells: Cells, plan: Plan) -> Lines:

@@ -164,8 +164,7 @@ def test_nulls_and_nan_are_no_scores_and_whole_floats_are_folds(tmp_path: Path) 
     assert scores["folds"] == [0.2, 0.2]  # fold 0, which both layers have
     assert math.isnan(scores["bad"][0])
     assert [row.n_tasks for row in scored.evidence.layers] == [2, 3]
-    (folds,) = scored.notes
-    assert re.search("task folds: 1 of 2 folds .* layer 0", folds)
+    assert re.search("task folds 1 of 2 folds .* layer 0", scored.sentence)
     assert "bad in layer 0" in scored.sentence
 
 
@@ -209,6 +208,29 @@ def test_a_grid_with_holes_is_ranked_on_what_is_there(tmp_path: Path) -> None:
         "d in layer 1",
     ):
         assert words in found.sentence
+
+
+def test_without_the_last_layer_no_other_is_called_thin_or_unlabelled(tmp_path: Path) -> None:
+    lines = [f"m,{layer},{task},0.5" for layer in range(2) for task in "ab"] + ["m,2,a,", "m,2,b,"]
+    path = written(tmp_path, lines, "model,layer,task,score")
+    (found,) = rank_file(path)
+    assert found.evidence.thin == []
+    assert "not recommended" not in found.sentence
+    assert main(["rank", "--scores", str(path), "--output", str(tmp_path / "out")]) == 0
+    assert "Nothing is labelled" not in (tmp_path / "out/report/scores/index.html").read_text()
+
+
+def test_a_mean_over_easier_tasks_is_not_drawn_higher(tmp_path: Path) -> None:
+    # Layer 0 lacks the two tasks that are easy for every layer: it gains most with the lowest mean.
+    last = {"a": 0.2, "b": 0.2, "c": 0.9, "d": 0.9}
+    lines = [f"m,2,{task},{score}" for task, score in last.items()]
+    lines += [f"m,0,{task},0.4" for task in "ab"]
+    lines += [f"m,1,{task},{score + 0.05}" for task, score in last.items()]
+    (found,) = rank_file(written(tmp_path, lines, "model,layer,task,score"))
+    rows = {row["layer"]: row for row in found.rows}
+    assert rows[0]["score"] == pytest.approx(0.4)
+    assert rows[0]["aligned"] == pytest.approx(0.55 + 0.2)
+    assert [row["layer"] for row in found.best_first] == [0, 1, 2]
 
 
 def test_folds_that_no_two_layers_share_are_no_task(tmp_path: Path) -> None:

@@ -43,11 +43,11 @@ from tests.operators.ranking.test_ranking_policy import (
     [
         ((CLEAR, "best"), ["Use layer 12 of 24", "12.0 points", "50 %", "on a new task"]),
         ((CLEAR, PROVEN), ["p = 0.0039", "among 2 layers", "12.0 points"]),
-        ((CLEAR[:, :5], PROVEN), ["6 tasks", "are 5", "last layer (24)"]),
-        ((CLEAR[:, :2], "best"), ["2 tasks", "ayer 12", "1 more task "]),
+        ((CLEAR[:, :5], PROVEN), ["6 tasks", "in 5", "1 more task", "last layer (24)"]),
+        ((CLEAR[:, :2], "best"), ["2 tasks", "ayer 12", "at least 3"]),
         (
             (DOUBTFUL, "best"),
-            ["Layer 12", "-0.3 points", "3.0 as", "-15.8 to 18.5", "on a new task"],
+            ["Layer 12", "0.3 points below", "3.0 as", "-15.8 to 18.5", "on a new task"],
         ),
         ((np.tile(DOUBTFUL, 3), PROVEN), ["p = ", "last layer (24)", "This keeps"]),
         (
@@ -84,9 +84,11 @@ def test_advice_for_these_tasks_is_not_advice_for_any() -> None:
     assert answer(*everywhere) == "Use layer 12 of 24."
     assert answer(*here) == "On these tasks, use layer 12 of 24."
     assert settles(*everywhere) == ""
-    assert "1 more task " in settles(*here)
+    assert "at least 3 tasks" in settles(*here)
+    three = advised(np.array([[0.02, 0.03, 0.01], [0.02, 0.24, 0.12]]), folds=10, noise=0.001)
+    assert "more tasks like these" in settles(*three)
     lone = advised(CLEAR[:, :1], folds=10, noise=0.15)
-    assert "twice as many labelled items" in settles(*lone)
+    assert "3 times as many labelled items" in settles(*lone)
     worse = advised(np.array([[0.30, -0.01], [-0.02, 0.20]]), folds=10, noise=0.001)
     assert "gains nothing" in settles(*worse) or "at least 3" in settles(*worse)
 
@@ -125,6 +127,31 @@ def test_a_depth_that_is_settled_is_told_with_its_gain(monkeypatch: pytest.Monke
     assert labelfree.rule_for("encoder", range(25)) == 6
     said = unlabelled("encoder", 6)
     assert all(number in said for number in ("Layer 6", "25 %", "5.0 points", "± 2.0"))
+
+
+def test_a_test_needs_the_tasks_of_the_leader() -> None:
+    # Six tasks, each layer lacks another one: five for the leader, which no test can decide.
+    scores = np.full((3, 6), 0.5)
+    scores[0] += 0.2
+    scores[0, 0] = scores[1, 1] = NAN
+    known = weigh(singles(scores), layers=range(3), policy=PROVEN)
+    verdict = recommend(known, [0, 0.5, 1])
+    assert verdict.reason == "few_tasks"
+    said = sentence(known, verdict)
+    assert "layer 0 has scores in 5" in said
+    assert "1 more task" in said
+    assert "nan" not in said
+
+
+def test_a_loss_is_no_gain_and_a_lone_score_has_no_interval() -> None:
+    worse = sentence(*advised(np.array([[0.30, -0.01], [-0.02, 0.20]]), folds=10, noise=0.001))
+    assert "1.5 points below the last layer" in worse
+    scores = np.full((3, 3), 0.5)
+    scores[0, :2], scores[0, 2] = 0.7, NAN  # in two tasks: nothing of a new one
+    known = weigh(singles(scores), layers=range(3))
+    said = sentence(known, recommend(known, [0, 1, 1]))
+    assert "2 tasks say nothing of a new one" in said
+    assert "how far the gain of layer 0 may vary" in said
 
 
 def test_one_score_of_one_task_is_a_guess() -> None:

@@ -258,7 +258,7 @@ def test_a_run_without_tasks_and_without_metrics_says_so(
     assert _strict(files["report.json"])["subjects"][0]["unmeasured"] == ["texts"]
     for text in (files["report.md"], files["index.html"], capsys.readouterr().out):
         told = " ".join(text.split())
-        assert "Keep the last layer (3) for now" in told
+        assert "Keep the last layer (3): nothing is labelled" in told
     for name in ("report.md", "index.html"):
         assert "Not measured: texts" in files[name]
 

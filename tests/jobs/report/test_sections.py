@@ -162,7 +162,7 @@ def test_a_task_without_a_score_and_dropped_layers_are_marked() -> None:
             ["6 tasks of 10 folds", "over the tasks"],
         ),
         (facts(tasks={"topic": SCORES}), ["1 task of 10 folds", "fewer than 3"]),
-        (_single(), ["1 task of 1 fold", "a single score"]),
+        (_single(), ["1 task of 1 fold", "no spread"]),
         (facts(tasks={"topic": [*SCORES[:3], NAN]}), ["No task"]),
     ],
 )

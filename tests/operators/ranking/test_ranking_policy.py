@@ -102,6 +102,25 @@ def test_choosing_that_gains_nothing_on_what_is_left_out_is_no_advice() -> None:
     assert (verdict.kind, verdict.layer, verdict.sure) == ("not_enough_evidence", 6, "nothing")
 
 
+def test_layers_that_score_the_same_are_no_choice() -> None:
+    for policy, kind, layer in (
+        ("best", "keep_last", 24),
+        (PROVEN, "keep_last", 24),
+        (CHEAPEST, "not_enough_evidence", 6),
+    ):
+        _, verdict = advised(np.zeros((2, 6)), policy)  # type: ignore[arg-type]
+        assert (verdict.kind, verdict.layer) == (kind, layer)
+
+
+def test_the_cheapest_is_no_advice_where_nothing_is_sure_of_it() -> None:
+    # Layer 6 is within one standard error of layer 12, and below the last one.
+    gain = np.array([[0.1, 0.0, -0.2], [0.3, -0.1, -0.1]])
+    found, verdict = advised(gain, CHEAPEST)
+    assert found.choice is not None
+    assert (verdict.layer, verdict.reason) == (6, "as_good_as_best")
+    assert (verdict.kind, verdict.sure) == ("not_enough_evidence", "nothing")
+
+
 def test_without_labels_or_scores_or_the_last_layer() -> None:
     def of(*tasks: TaskScores) -> Verdict:
         return recommend(weigh(tasks, layers=[0, 1]), [0, 1])
