@@ -190,11 +190,11 @@ def settles(evidence: Evidence, verdict: Verdict) -> str:
         return ""
     if verdict.sure == "nothing" and 1 < choice.more_items <= _MOST_ITEMS:
         times = _times(choice.more_items)
-        parts.append(f"on these tasks about {times} as many labelled items, or folds of them")
+        parts.append(f"for these tasks about {times} as many labelled items, or folds of them")
     if choice.more_tasks is not None:
-        parts.append(f"on a new one about {counted(choice.more_tasks, 'more task')} like these")
+        parts.append(f"for a new task about {counted(choice.more_tasks, 'more task')} like these")
     elif tasks < FEWEST_TASKS:
-        parts.append(f"on a new one at least {FEWEST_TASKS} tasks, of the kinds that matter")
+        parts.append(f"for a new task at least {FEWEST_TASKS} tasks, of the kinds that matter")
     if parts:
         return f"What would settle it: {'; '.join(parts)}."
     return "From these scores it cannot be said how many more tasks or items would settle it."

@@ -38,7 +38,7 @@ from jobs.report.sections import (
 )
 from jobs.run import Run, partition, write_table
 from jobs.subjects import step_of
-from jobs.words import counted
+from jobs.words import capital, counted
 from storage.manifest import Manifests
 from storage.partition import TableName
 from storage.root import Root
@@ -259,7 +259,8 @@ def _page(
     told = []
     for facts, sections in models:
         name, revision = facts.ranking.subject.name, facts.ranking.subject.revision
-        about = f"Revision {revision}; {facts.setting}; run {report.name}."
+        where = f"Revision {revision}; " if revision else ""
+        about = capital(f"{where}{facts.setting}; run {report.name}.")
         told.append({"name": name, "about": about, "sections": sections})
     names = {each["name"] for each in told}
     count = counted(len(models), "model")
