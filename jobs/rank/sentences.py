@@ -154,14 +154,7 @@ def gain(evidence: Evidence, choice: Choice) -> str:
     if known(choice.gain):
         gained = f"it {_gains(choice.gain)} the last layer, {AFTER[choice.left_out]}"
         parts.append(f"{_points(choice.naive)} as it stands")
-    spans = [
-        f"{_span(low, high)} {where}"
-        for low, high, where in (
-            (choice.here_low, choice.here_high, "on these tasks"),
-            (choice.low, choice.high, "on a new task"),
-        )
-        if known(low)
-    ]
+    spans = _spans((choice.here_low, choice.here_high), (choice.low, choice.high))
     if spans:
         parts.append(f"{100 * evidence.level:g} % interval {', '.join(spans)}")
     if tasks < FEWEST_TASKS:
@@ -297,14 +290,7 @@ def _nearest(evidence: Evidence, verdict: Verdict) -> str:
     behind = f"{_points(abs(nearest.gain))} points {'more' if nearest.gain > 0 else 'less'}"
     if not round(nearest.gain, 12):
         behind = "as much"
-    spans = [
-        f"{_span(low, high)} on {where}"
-        for low, high, where in (
-            (nearest.here_low, nearest.here_high, "these tasks"),
-            (nearest.gain_low, nearest.gain_high, "a new task"),
-        )
-        if known(low)
-    ]
+    spans = _spans((nearest.here_low, nearest.here_high), (nearest.gain_low, nearest.gain_high))
     sure = f" ({100 * evidence.level:g} % interval of the gain {', '.join(spans)})" if spans else ""
     clause = f"{why(evidence, verdict)}; the nearest, layer {nearest.layer}, scores {behind}{sure}"
     choice = evidence.choice
@@ -324,6 +310,12 @@ def _highest(evidence: Evidence, row: LayerEvidence) -> str:
 
 def _saved(verdict: Verdict) -> str:
     return f"{share(verdict.saved).replace('<', 'less than ')} of the compute"
+
+
+def _spans(here: tuple[float, float], new: tuple[float, float]) -> list[str]:
+    """Return the intervals that there are, on these tasks and on a new one."""
+    both = {"on these tasks": here, "on a new task": new}
+    return [f"{_span(*ends)} {where}" for where, ends in both.items() if known(ends[0])]
 
 
 def _span(low: float, high: float) -> str:

@@ -56,11 +56,12 @@ class Verdict:
 def recommend(evidence: Evidence, cost_L: Sequence[float] | Array) -> Verdict:
     """Turn the choice of a policy (`choosing.choose`) into advice; `cost_L` as `weigh` had it.
 
-    A layer below the last is advice where an interval of its gain lies above 0 and choosing without
-    one of the tasks, or folds, gains as well; else it is a guess. `last_unless_significant` takes
-    it only if the test by sign flips (`intervals.sign_flips`), corrected for all layers, is below
-    1 - level; with fewer than six tasks no such test exists. Where nothing is above the last layer
-    it stays, unless `cheapest_equal` finds an equal one that is cheaper.
+    A layer below the last is advice where an interval of its gain lies above 0, which it does only
+    if choosing without one of the tasks, or folds, gains as well; else it is a guess.
+    `last_unless_significant` takes it only if the test by sign flips (`intervals.sign_flips`),
+    corrected for all layers, is below 1 - level; with fewer than six tasks no such test exists.
+    Where nothing is above the last layer it stays, unless `cheapest_equal` finds an equal one that
+    is cheaper.
 
     ValueError for costs that do not fit the layers or lie outside 0..1.
     """
@@ -115,8 +116,7 @@ def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
 
 def _sure(choice: Choice) -> Sure:
     """Return where the gain of a choice lies above 0 with its interval."""
-    if not choice.gain > 0:
-        return "nothing"
+    # Both reach down to the corrected gain, so neither is above 0 unless that is.
     if choice.low > 0:
         return "new_task"
     return "these_tasks" if choice.here_low > 0 else "nothing"

@@ -140,6 +140,15 @@ def test_costs_decide_not_layer_numbers() -> None:
     assert advised(NEARLY, CHEAPEST, cost=[0.7, 0.75, 1.0])[1].saved == pytest.approx(0.3)
 
 
+def test_a_test_of_one_layer_is_no_test_of_the_best_of_two() -> None:
+    # 2 of 64 flips reach the leader's gain by itself, 2 more by the other layer.
+    gain = np.array([[0.01] * 5 + [-0.01], [0.02] * 6])
+    found, verdict = advised(gain, PROVEN)
+    leader = found.row(12)
+    assert (leader.p_value, leader.p_max) == (2 / 64, 4 / 64)
+    assert (verdict.kind, verdict.reason) == ("not_enough_evidence", "unproven")
+
+
 def test_the_level_decides() -> None:
     gains = np.linspace(-0.04, 0.08, 12)  # mean 0.02, standard error 0.011
     tasks = singles(np.stack([0.5 + gains, np.full(12, 0.5)]))
