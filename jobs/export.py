@@ -280,6 +280,14 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     )
 
 
+_ADVICE = {  # by the verdict that recommends the layer
+    "use_layer": "The ranking advises this layer on these tasks; of a new one it is not sure.",
+    "keep_last": "The ranking keeps this layer, the last.",
+    "not_enough_evidence": "The ranking has not enough evidence: this layer is a guess.",
+    "no_labels": "Nothing was labelled: no score says anything of this layer.",
+}
+
+
 def _evidence_text(layers: int, evidence: Evidence | None) -> str:
     if evidence is None or math.isnan(evidence.row["score"]):
         return "No ranking was given: the layer was chosen by hand."
@@ -302,6 +310,10 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
         if known(row.get("gain_chosen")):  # not flattered by having been chosen
             gain, said = row["gain_chosen"], [f"{gain:+.4f} as it stands", *said]
         lines.append(f"- Gain over the last layer: {cited(f'{gain:+.4f}', said)}")
+    if row.get("recommended"):
+        anywhere = row["verdict"] == "use_layer" and row.get("sure") == "new_task"
+        advised = "The ranking advises this layer." if anywhere else _ADVICE[row["verdict"]]
+        lines.append(f"- {advised}")
     if row["rank"] is not None:
         lines.append(f"- Rank {row['rank']} of {layers + 1} layers.")
     return "\n".join([*lines, f"- From the LayerRank run `{evidence.run}`."])

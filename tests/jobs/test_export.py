@@ -314,6 +314,14 @@ def test_the_card_cites_the_ranking_and_the_hub_can_read_it(
     text = model_card(_subject(checkpoint), facts, evidence._replace(row=chosen))
     gained = "+0.0150 (+0.0200 as it stands; 95% interval on these tasks 0.0120 to 0.0280; 95%"
     assert gained in text  # what it gained before it was chosen for it comes second
+    for verdict, sure, said in (
+        ("use_layer", "new_task", "advises this layer."),
+        ("use_layer", "these_tasks", "on these tasks"),
+        ("not_enough_evidence", "new_task", "a guess"),  # too few tasks for the policy's test
+        ("keep_last", "nothing", "keeps this layer"),
+    ):
+        told = {**chosen, "recommended": True, "verdict": verdict, "sure": sure}
+        assert said in model_card(_subject(checkpoint), facts, evidence._replace(row=told))
     assert str(checkpoint) not in card.content + (tmp_path / "out" / "config.json").read_text()
 
 
