@@ -284,7 +284,6 @@ _ADVICE = {  # by the verdict that recommends the layer
     "use_layer": "The ranking advises this layer on these tasks; of a new one it is not sure.",
     "keep_last": "The ranking keeps this layer, the last.",
     "not_enough_evidence": "The ranking has not enough evidence: this layer is a guess.",
-    "no_labels": "Nothing was labelled: no score says anything of this layer.",
 }
 
 
