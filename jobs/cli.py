@@ -76,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one stage or all."""
     if getattr(arguments, "scores", None):
         return _rank_scores(arguments)
+    if getattr(arguments, "policy", None):
+        raise ConfigError("--policy is for --scores; a run takes rank.policy of its config")
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     from jobs.config.stored import record  # noqa: PLC0415
@@ -193,7 +195,7 @@ def _rank_scores(arguments: argparse.Namespace) -> int:
     if arguments.output:
         root = Root(arguments.output)
         root.check_writable()
-    ranked = rank_file(arguments.scores, Settings(policy=arguments.policy))
+    ranked = rank_file(arguments.scores, Settings(policy=arguments.policy or "best"))
     publish_scores(arguments.scores, root, ranked)
     return DONE
 
@@ -363,8 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     of["rank"].add_argument(
         "--policy",
         choices=get_args(Policy),
-        default="best",
-        help="with --scores; a config has its own (default: best)",
+        help="with --scores (default: best); a run has the key rank.policy of its config",
     )
     add = of["plan"].add_argument
     add("--measure", action="store_true", help="run the model on a sample here, for its speed")

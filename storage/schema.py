@@ -298,6 +298,7 @@ RANKING = _table(
     _column("score_high", pa.float64(), "upper end of the interval of score on these tasks"),
     _column("rank", pa.int16(), "by gain, 1 = best; null if not comparable", nullable=True),
     _column("gain", pa.float64(), "mean over its tasks of the score minus the last layer's"),
+    _column("gain_even", pa.float64(), "gain as if it had every task, which ranks; or gain"),
     _column("gain_low", pa.float64(), "lower end of the interval of gain on a new task"),
     _column("gain_high", pa.float64(), "upper end of the interval of gain on a new task"),
     _column("here_low", pa.float64(), "lower end of the interval of gain on these tasks"),

@@ -113,7 +113,7 @@ class Ranking:
     @cached_property
     def table(self) -> list[dict[str, Any]]:
         """The rows of the table `ranking`, layer by layer."""
-        comparable = [row.gain if row.rank else math.nan for row in self.evidence.layers]
+        comparable = [row.gain_even for row in self.evidence.layers]
         front_L = pareto(comparable, self.cost_L)
         choice = self.evidence.choice
         chosen = {choice.layer: choice.gain} if choice else {}
@@ -136,8 +136,8 @@ class Ranking:
     def rows(self) -> list[Row]:
         """The rows of the table with the measured cost and the score of each task, by layer.
 
-        `aligned` is the score that is drawn: the last layer's plus the gain, so that layers with
-        scores in other tasks stand where they are compared; NaN for what is not comparable.
+        `aligned` is the score that is drawn: the last layer's plus the even gain, so that layers
+        with scores in other tasks stand where they are compared; NaN for what is not comparable.
         """
         labels, last = [task.label for task in self.tasks], self.evidence.last
         found: list[Row] = []
@@ -145,7 +145,7 @@ class Ranking:
             tasks = dict(zip(labels, scores_T if labels else [], strict=True))
             aligned = row["score"]
             if self.has_holes:
-                aligned = last.score + row["gain"] if row["rank"] else math.nan
+                aligned = last.score + row["gain_even"]
             of_layer = {**self.costs.get(row["layer"], {}), "tasks": tasks, "aligned": aligned}
             found.append({**row, **of_layer})
         return found
@@ -164,7 +164,7 @@ class Ranking:
     @property
     def best_first(self) -> list[Row]:
         """The rows of the comparable layers, the highest gain first, of equals the lowest."""
-        return sorted(self.scored, key=lambda row: (-row["gain"], row["layer"]))
+        return sorted(self.scored, key=lambda row: (-row["gain_even"], row["layer"]))
 
     @property
     def nearest(self) -> int | None:

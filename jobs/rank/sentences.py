@@ -178,9 +178,11 @@ def settles(evidence: Evidence, verdict: Verdict) -> str:
     tasks = evidence.row(choice.layer).n_tasks
     if verdict.reason == "few_tasks":
         more = max(FEWEST_TO_TEST - tasks, choice.more_tasks or 0)
-        return f"What would settle it: {counted(more, 'more task')}, or another policy."
+        return f"What would settle it: {counted(more, 'more task')}."
     if verdict.sure == "new_task":
         return ""
+    if tasks < len(evidence.tasks):
+        parts.append(f"the scores that layer {choice.layer} lacks")
     if verdict.sure == "nothing" and 1 < choice.more_items <= _MOST_ITEMS:
         times = _times(choice.more_items)
         parts.append(f"for these tasks about {times} as many labelled items, or folds of them")

@@ -20,7 +20,7 @@ Choose = Callable[[Array], Rows]
 def choose(
     gain_LU: Array, cost_L: Sequence[float] | Array, policy: Policy, error_L: Array | None = None
 ) -> Rows:
-    """Row of the layer that a policy takes by the mean gain over the units, [...].
+    """Row of the layer that a policy takes by its gain over the units (`even_gains`), [...].
 
     - `best`, and `last_unless_significant` until its test: the highest mean.
     - `cheapest_equal`: the one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984,
@@ -32,7 +32,7 @@ def choose(
     Of equally good layers the cheapest counts, of equally cheap ones the best, then the lowest. A
     layer without a gain in any unit (NaN) is not taken; one must have some.
     """
-    mean_L = mean_over(gain_LU)
+    mean_L = even_gains(gain_LU)
     mean_L = np.where(np.isnan(mean_L), -np.inf, mean_L)
     equal_L = mean_L >= mean_L.max(axis=-1, keepdims=True) - TIE
     best = _cheapest(equal_L, mean_L, cost_L)
@@ -42,6 +42,25 @@ def choose(
         equal_L |= behind_L <= np.where(np.isnan(error_L), 0.0, error_L) + TIE
         best = _cheapest(equal_L, mean_L, cost_L)
     return best
+
+
+def even_gains(gain_LU: Array) -> Array:
+    """Gain of every layer as if it had every unit, [..., L]; NaN for a layer without any.
+
+    Without holes the mean over units. A layer that lacks a hard unit would have too high a mean: so
+    with holes it is the gain of the best layer that has all, plus the mean difference to that one
+    over the units of both (the difference estimator of survey sampling, Cochran 1977, *Sampling
+    Techniques*, chapter 7). A layer that is behind that one wherever both have a gain stays behind.
+    The last layer has every unit.
+    """
+    known_LU, mean_L = ~np.isnan(gain_LU), mean_over(gain_LU)
+    whole_L = known_LU.all(axis=-1)
+    if (whole_L | ~known_LU.any(axis=-1)).all():
+        return mean_L
+    best = np.where(whole_L, mean_L, -np.inf).argmax(axis=-1)[..., None]
+    whole_U = np.take_along_axis(gain_LU, best[..., None], axis=-2)
+    even_L: Array = np.take_along_axis(mean_L, best, axis=-1) + mean_over(gain_LU - whole_U)
+    return even_L
 
 
 def shortfalls(gain_LU: Array, best: Rows) -> tuple[Array, Array]:

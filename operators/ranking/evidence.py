@@ -21,6 +21,7 @@ import numpy.typing as npt
 from operators.ranking.choosing import (
     Policy,
     choose,
+    even_gains,
     flattery,
     left_out,
     mean_over,
@@ -52,9 +53,10 @@ class LayerEvidence:
       these, and a mean over other tasks than another layer's where the grid has holes.
     - `score`: mean over tasks of the task's main score.
     - `score_low`, `score_high`: its interval on these tasks (`intervals.on_these`).
-    - `rank`: 1 + the number of layers that gain more; equal ones share it. None for a layer that is
-      not comparable: without a gain, or with scores in fewer than half of the tasks.
+    - `rank`: 1 + the number of layers with a higher `gain_even`; equal ones share it. None for a
+      layer that is not comparable: without a gain, or with scores in fewer than half of the tasks.
     - `gain`: mean over tasks of the score minus the last layer's; the last layer's is 0.
+    - `gain_even`: the gain as if it had every task (`choosing.even_gains`); `gain` where it has.
     - `here_low`, `here_high`: the interval of the gain on these tasks, items and folds drawn anew.
     - `gain_low`, `gain_high`: the interval of the gain on a new task (`intervals.over_tasks`), from
       three tasks on. Of the layer that was chosen both reach to the corrected gain (`Choice`).
@@ -78,6 +80,7 @@ class LayerEvidence:
     score_high: float
     rank: int | None
     gain: float
+    gain_even: float
     here_low: float
     here_high: float
     gain_low: float
@@ -259,7 +262,7 @@ def _rows(
         )
         gain_low_L, gain_high_L = over_tasks(gain_LT, level)
         p_L, p_max_L = sign_flips(gain_LT, seed=seed, draws=draws)
-    usual_L = np.where(thin_L, np.nan, gain_L)
+    usual_L = even_gains(np.where(thin_L[:, None], np.nan, gain_LT)) if tasks else nan_L
     if not np.isnan(usual_L).all():
         above_LL = usual_L[None] > usual_L[:, None] + TIE
         rank_L = [
@@ -273,6 +276,7 @@ def _rows(
         **spans,
         "score": score_L,
         "gain": gain_L,
+        "gain_even": usual_L,
         "gain_low": np.where(others_L, gain_low_L, np.nan),
         "gain_high": np.where(others_L, gain_high_L, np.nan),
         "mean_rank": _mean_ranks(score_LT),

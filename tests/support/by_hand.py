@@ -61,6 +61,7 @@ def layer(number: int, scores: Sequence[float], **other: Any) -> LayerEvidence: 
         n_tasks=len(TASKS) if known else 0,
         score=score,
         gain=gain,
+        gain_even=gain,
         **spans,
         rank=1 + sum(each > score for each in scores) if known else None,
         mean_rank=2.5 if known else NAN,

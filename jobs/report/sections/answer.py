@@ -112,7 +112,7 @@ def _chart(facts: Facts) -> Chart:
     ends = f", with its {facts.interval} on these tasks" if facts.band("score")[0] else ""
     score = f"Score, mean of the tasks{ends}."
     if ranking.has_holes:
-        score += " Of a layer that lacks tasks it is the last layer's, plus its gain."
+        score += " With the tasks that a layer lacks taken into account."
     if not ranking.scored:
         score, lines = "", lines[1:]
     thin = f"Thin: {listed(beside)}, each on its own scale." if beside else ""
@@ -238,7 +238,9 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
         cells = [points(row["aligned"]), *noisy, *values, share(row["cost"]), *time]
         rows.append([layer_cell(layer, ranking), *cells])
     best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
-    note = "The layers within one standard error of the best, the next, and the last."
+    note = (
+        "The layers within one standard error of the best, the best below the last, and the last."
+    )
     few = _from_few(facts)
     pale = [2 + bool(found) + at for at, name in enumerate(measured) if name in few]
     if pale:

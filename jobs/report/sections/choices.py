@@ -69,7 +69,7 @@ def _says(facts: Facts, choices: list[dict[str, Any]]) -> str:
     )
     if all(known(row["regret"]) for row in choices):
         return told
-    return f"{told} A rule that chooses a layer without a score has no regret."
+    return f"{told} A rule whose layer lacks a score of some task has none."
 
 
 def _choices(facts: Facts, choices: list[dict[str, Any]]) -> Table:

@@ -118,7 +118,11 @@ def table(facts: Facts) -> Table:
         "Rank",
         ("p", "of all layers"),
         ("Taken", "one task out"),
-        *([("Tasks", "with a score")] if ranking.has_holes else []),
+        *(
+            [("Tasks", "with a score"), ("Even gain", "as if with all")]
+            if ranking.has_holes
+            else []
+        ),
     ]
     for task in ranking.tasks:
         counts = ", not counted" if task.label in left_out else ""
@@ -137,7 +141,7 @@ def table(facts: Facts) -> Table:
                 NOTHING if row["rank"] is None else str(row["rank"]),
                 p_value(row["p_max"]),
                 share(row["taken"]),
-                *([str(row["n_tasks"])] if ranking.has_holes else []),
+                *([str(row["n_tasks"]), signed(row["gain_even"])] if ranking.has_holes else []),
                 *(points(row["tasks"][task.label]) for task in ranking.tasks),
             ]
         )

@@ -9,7 +9,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from operators.ranking.choosing import Policy, choose, flattery, left_out, mean_over, shortfalls
+from operators.ranking.choosing import (
+    Policy,
+    choose,
+    even_gains,
+    flattery,
+    left_out,
+    mean_over,
+    shortfalls,
+)
 
 NAN = math.nan
 COST = [0.0, 0.4, 0.7, 1.0]
@@ -97,3 +105,17 @@ def test_the_optimism_of_resamples_by_hand() -> None:
     rule = partial(choose, cost_L=[0, 0.5, 1], policy="best")
     assert flattery(gain, resampled, rule) == pytest.approx((0.2 + 0.1) / 2)
     assert flattery(np.array([0.4, 0.4, 0.0]), resampled, rule) == 0
+
+
+def test_a_layer_that_lacks_a_hard_unit_is_compared_where_both_have_a_gain() -> None:
+    # Row 0 is behind row 1 wherever it is scored; without the last unit its mean is higher.
+    gain = np.array([[0.045, 0.053, 0.061, NAN], [0.05, 0.058, 0.066, 0.01], [NAN] * 4, [0.0] * 4])
+    even = even_gains(gain)
+    assert even == pytest.approx([0.046 - 0.005, 0.046, NAN, 0.0], nan_ok=True)
+    assert mean_over(gain)[0] > mean_over(gain)[1]
+    for policy in ("best", "last_unless_significant"):
+        assert choose(gain, COST, policy) == 1
+    whole = np.random.default_rng(0).normal(size=(3, 4, 5))
+    assert np.array_equal(even_gains(whole), mean_over(whole))
+    both = even_gains(np.stack([gain, np.where(np.isnan(gain), 0.0, gain)]))
+    assert both[0] == pytest.approx(even, nan_ok=True)
