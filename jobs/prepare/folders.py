@@ -23,7 +23,8 @@ from jobs.prepare.decoded import ending
 from jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
 from storage.root import AddressError, Root, fingerprint, resolve
 
-COLUMNS = ("text", "label", "file", "from_file", "split")
+FROM_FILE = "from_file"  # the label of a task where there is no other
+COLUMNS = ("text", "label", "file", FROM_FILE, "split")
 _TEXTS = (".txt", ".md")
 _TABLES = [ending for ending in FORMATS if ending not in _TEXTS]
 _LARGEST = 1 << 28  # bytes of a folder: one task holds all of it, to let the labels take turns

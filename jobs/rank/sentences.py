@@ -219,7 +219,7 @@ def advice(evidence: Evidence, verdict: Verdict) -> str:
             cut = "Take the input embeddings, for which no block has to run"
         return f"{cut}; “layerrank export” writes that model."
     if verdict.reason == "no_labels":
-        return f"Give a dataset of the config a labelled task, even a small one, {again}."
+        return f"Give it labels, even a few (a folder or a column of them, or a task), {again}."
     if verdict.reason == "no_score":
         return f"See which scores are undefined, mend or leave out those tasks, {again}."
     if verdict.reason == "no_last":

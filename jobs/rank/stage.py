@@ -13,6 +13,7 @@ import numpy as np
 
 from jobs.config.metrics import parameters, shown_vectors
 from jobs.config.run import RunConfig, labelled_tasks
+from jobs.prepare.folders import FROM_FILE
 from jobs.rank.ranking import (
     Array,
     ByLayer,
@@ -128,7 +129,9 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
         undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
         metric, folds = rows[0]["metric"], len({row["fold"] for row in rows})
         about = label, task.name, dataset.name, metric, folds
-        found.append(RankedTask(*about, scores, undefined))
+        asks = getattr(task, "label_column", None) == FROM_FILE
+        note = f"Task {label} asks only which file a text is from; labels would say more." * asks
+        found.append(RankedTask(*about, scores, undefined, note))
     return found
 
 

@@ -89,8 +89,9 @@ def section(facts: Facts) -> Section:
         says=says,
         charts=[_gains(facts)] if len(ranking.scored) > 1 else [],
         notes=[
-            "Points: 100 x score. Cost: of a token, of the whole model's. p: of the gain. Taken: "
-            "share of the choices without one task, or fold, that took the layer."
+            "Points: 100 x score. Cost: of a token, of the whole model's. New task, these tasks: "
+            f"{facts.interval} of the gain. p: of the gain by sign flips, from {FEWEST_TO_TEST} "
+            "tasks on. Taken: share of the choices without one task, or fold, that took the layer."
         ],
         tables=[table(facts)],
         parts=[_statistics(facts)],
@@ -273,7 +274,7 @@ def certainty(facts: Facts) -> str:
             "that are here."
         )
     said.append(
-        "Each is one layer's own; that of the layer that was chosen reaches from around the "
-        "corrected gain to around the gain as it stands. The guide has how often they hold."
+        "Each is one layer's own; the lower end of the chosen layer's is that around its corrected "
+        "gain, the upper that around its gain as it stands. The guide has how often they hold."
     )
     return " ".join(said)
