@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from jobs.rank import sentences
 from jobs.rank.sentences import Gap
-from jobs.words import known
 from operators.analysis import labelfree
 from operators.analysis.correlates import correlation
 from operators.model.subject import Kind, Subject
@@ -74,8 +73,7 @@ class Ranking:
     `cost_L` is the compute of a token relative to the whole model, `kind` that of the model, asked
     where nothing is labelled. Of a run, `costs` has the measured cost of each layer, `features` the
     length of a vector, and `search_share` the share of a full sweep that a search scored, `dropped`
-    the layers that it left, which have no score. `left_out` says why tasks are not among `tasks`,
-    `notes` what else differs from what was given.
+    the layers that it left, which have no score. `notes` say what differs from what was given.
     """
 
     subject: Subject
@@ -91,7 +89,6 @@ class Ranking:
     kind: Kind | None = None
     search_share: float | None = None
     dropped: Sequence[int] = ()
-    left_out: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -178,11 +175,6 @@ class Ranking:
         return self.verdict.kind in ("use_layer", "keep_last")
 
     @property
-    def has_intervals(self) -> bool:
-        """Whether some gain has an interval."""
-        return any(known(row[f"{of}_low"]) for of in ("gain", "here") for row in self.rows)
-
-    @property
     def counting(self) -> list[RankedTask]:
         """The tasks that have a score in the last layer; no gain contains the others."""
         return [task for task in self.tasks if task.scores.task in self.evidence.tasks]
@@ -221,7 +213,6 @@ class Ranking:
                 never[gap.task] = f"the last layer ({self.last}) has no score there{because}"
             elif layers:
                 partly.append(gap)
-        never.update(self.left_out)
         return [
             *([sentences.dropped(self.dropped)] if self.dropped else []),
             *([sentences.not_counted(never)] if never else []),

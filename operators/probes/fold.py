@@ -45,9 +45,9 @@ class FoldScore:
 
     `n_train` rows were fitted with their labels (0 for a probe that fits none), `n_test` rows (or
     pairs, or queries) were scored. `replicates` are values of the same score on bootstrap resamples
-    of what was scored, where one repetition is all there is: replicate r holds the same items for
-    every layer (`item_resamples`), so differences between layers are paired. A replicate that does
-    not exist, such as a resample with one label alone, is NaN.
+    of what was scored, where one repetition is all there is, or all are one fit: replicate r holds
+    the same items for every layer (`item_resamples`), so differences between layers are paired. A
+    replicate that does not exist, such as a resample with one label alone, is NaN.
     """
 
     fold: int

@@ -14,7 +14,7 @@ from operators.ranking.scores import TIE, Array
 
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Rows = npt.NDArray[np.intp]
-Choose = Callable[[Array], Rows]
+Choose = Callable[..., Rows]  # of gains, as `choose` at given costs by one policy
 
 
 def choose(

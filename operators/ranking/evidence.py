@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.ranking.choosing import (
+    Choose,
     Policy,
     choose,
     even_gains,
@@ -29,7 +30,7 @@ from operators.ranking.choosing import (
 )
 from operators.ranking.intervals import (
     FEWEST_TASKS,
-    POWER,
+    items_needed,
     noise_within,
     on_these,
     over_tasks,
@@ -207,7 +208,8 @@ def weigh(
     usual_LT = np.where(thin_L[:, None], np.nan, gain_LT)
     choice = None
     if counted:
-        choice, taken_L = _choice(counted, usual_LT, layers, cost_L, policy, level)
+        rule = partial(choose, cost_L=cost_L, policy=policy)
+        choice, taken_L = _choice(counted, usual_LT, rows, rule, level)
         rows = [replace(row, taken=float(t)) for row, t in zip(rows, taken_L, strict=True)]
         at = layers.index(choice.layer)
         rows[at] = replace(
@@ -302,53 +304,44 @@ def _rows(
 def _choice(
     tasks: Sequence[TaskScores],
     gain_LT: Array,
-    layers: Sequence[int],
-    cost_L: Sequence[float] | Array,
-    policy: Policy,
+    rows: Sequence[LayerEvidence],
+    rule: Choose,
     level: float,
 ) -> tuple[Choice, Array]:
-    """Return the choice of a policy, and the share of the choices without a unit by layer."""
-    rule = partial(choose, cost_L=cost_L, policy=policy)
-    gain_L, lone = mean_over(gain_LT), tasks[0]
+    """Return the choice by a rule, and the share of the choices without a unit by layer."""
+    lone, last = tasks[0], len(rows) - 1
     left: LeftOut
     units_LU, left = gain_LT, "tasks"
     if len(tasks) == 1 and lone.resampled == "folds" and lone.cells.shape[1] > 1:
         units_LU, left = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1]), "folds"
-    taken_L = np.full(len(layers), np.nan)
+    taken_L = np.full(len(rows), np.nan)
+    at, corrected = int(rule(units_LU)), float("nan")
     if units_LU.shape[1] > 1:
-        row = int(rule(units_LU))
         picked_U, rows_U = left_out(units_LU, rule)
         corrected = float(mean_over(picked_U))
-        taken_L = np.bincount(rows_U, minlength=len(layers)) / len(rows_U)
+        taken_L = np.bincount(rows_U, minlength=len(rows)) / len(rows_U)
     elif lone.resampled == "replicates" and lone.cells.shape[1]:
         left = "items"
         resampled_LR = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1])
-        best = int(rule(gain_LT))
-        row = int(rule(gain_LT, error_L=_noise(lone, best)))
-        corrected = float(gain_L[row]) - flattery(gain_L, resampled_LR, rule)
+        at = int(rule(gain_LT, error_L=_noise(lone, at)))
+        corrected = rows[at].gain - flattery(gain_LT[:, 0], resampled_LR, rule)
     else:
-        left, row, corrected = "nothing", int(rule(gain_LT)), float("nan")
-    naive = float(gain_L[row])
-    known_LT = ~np.isnan(gain_LT)
-    here_L = np.array(on_these(gain_L, known_LT, *noise_within(tasks, base=-1), level))
-    new_L = np.array(over_tasks(gain_LT, level))
-    ends = np.full((2, 2), np.nan)  # the last layer gains nothing over itself, with certainty
-    if row < len(layers) - 1:
-        ends = np.array(
-            [reaching(each[0, row], each[1, row], naive, corrected) for each in (here_L, new_L)]
-        )
-    (here_low, here_high), (low, high) = ends.tolist()
+        left = "nothing"
+    row = rows[at]
+    lows, highs = np.array([row.here_low, row.gain_low]), np.array([row.here_high, row.gain_high])
+    lows, highs = reaching(lows, highs, row.gain, corrected)
+    (here_low, low), (here_high, high) = lows.tolist(), highs.tolist()
     more_tasks, more_items = None, float("nan")
-    if row < len(layers) - 1 and known_LT[row].sum() >= FEWEST_TASKS and not low > 0:
-        deviation = float(np.nanstd(gain_LT[row], ddof=1))
+    if at < last and row.n_tasks >= FEWEST_TASKS and not low > 0:
+        deviation = float(np.nanstd(gain_LT[at], ddof=1))
         needed = tasks_needed(corrected, deviation, level)
-        more_tasks = None if needed is None else max(needed - int(known_LT[row].sum()), 1)
+        more_tasks = None if needed is None else max(needed - row.n_tasks, 1)
     if here_low <= 0 < corrected:
-        more_items = (POWER * (naive - here_low) / corrected) ** 2
+        more_items = items_needed(corrected, row.gain - here_low, level)
     return Choice(
-        int(layers[row]),
+        row.layer,
         corrected,
-        naive,
+        row.gain,
         left,
         here_low,
         here_high,

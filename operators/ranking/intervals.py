@@ -27,8 +27,6 @@ FEWEST_TASKS = 3
 # Below it no two-sided test by sign flips can reach 5 %: the smallest p is 2 / 2^T.
 FEWEST_TO_TEST = 6
 MOST_TASKS = 1_000  # that are ever said to be needed
-# An interval that is to lie above 0 in four of five cases has to be smaller by this factor.
-POWER = 1.43  # (1.960 + 0.842) / 1.960
 _POWER = 0.8
 
 
@@ -143,3 +141,13 @@ def tasks_needed(gain: float, deviation: float, level: float = 0.95) -> int | No
     reach = quantile(level, tasks - 1) + special.stdtrit(tasks - 1.0, _POWER)
     enough = reach * deviation / np.sqrt(tasks) <= gain
     return int(tasks[np.argmax(enough)]) if gain > 0 and enough.any() else None
+
+
+def items_needed(gain: float, half: float, level: float = 0.95) -> float:
+    """How many times as many items or folds would show a gain on these tasks, of a half-width.
+
+    With n times as many the interval is narrower by sqrt(n); it then lies above 0 in four of five
+    cases if ``(1 + z(0.8) / z(level)) half / sqrt(n)`` is the gain, with normal quantiles.
+    """
+    power = 1 + special.ndtri(_POWER) / special.ndtri((1 + level) / 2)
+    return float((power * half / gain) ** 2)

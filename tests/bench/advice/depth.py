@@ -35,6 +35,7 @@ from scipy import stats
 from jobs.cluster.console import say
 from operators.analysis.labelfree import Evidence, at_depth
 from operators.model.subject import Kind
+from tests.support.markdown import markdown
 from tests.support.published import PUBLISHED
 from tests.support.shared_data import FOLDER
 
@@ -203,7 +204,7 @@ def models_table(
                 *(_points(curve.at(share)) for share in fixed),
             ]
         )
-    return markdown(rows, "llrrlrrrr")
+    return markdown(rows[0], rows[1:], "llrrlrrrr")
 
 
 def kinds_table(found: Mapping[str, Curve]) -> list[str]:
@@ -225,7 +226,7 @@ def kinds_table(found: Mapping[str, Curve]) -> list[str]:
                 f"{evidence.share} of the depth" if evidence.is_settled else "no number",
             ]
         )
-    return markdown(rows, "lrrrrrl")
+    return markdown(rows[0], rows[1:], "lrrrrrl")
 
 
 def _points(gain: float) -> str:
@@ -236,12 +237,6 @@ def _with_interval(gain: float, half: float) -> str:
     if math.isnan(gain):
         return "-"
     return _points(gain) + (", no interval" if math.isnan(half) else f" ± {100 * half:.1f}")
-
-
-def markdown(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Return the lines of a table, the head first; `align` is l or r for each column."""
-    rule = ["--:" if side == "r" else "---" for side in align]
-    return [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ import torch
 from jobs.cluster.console import say
 from operators.analysis.labelfree import depth_rules
 from operators.metrics.prompts import participation_ratio, twonn
-from tests.bench.advice.depth import markdown, read_scores
+from tests.bench.advice.depth import read_scores
 from tests.bench.advice.vectors import SAMPLES, Texts, Vectors, sample, title, vectors_LND
+from tests.support.markdown import markdown
 from tests.support.published import PUBLISHED
 from tests.support.shared_data import FOLDER
 
@@ -102,7 +103,7 @@ def table(model: str, chosen: Sequence[Mapping[str, int]], lost: Sequence[Values
             for of, lost_L in zip(chosen, lost, strict=True)
         ]
         rows.append([rule, *cells[:-1], f"{100 * mean[rule]:.1f}", cells[-1]])
-    return markdown(rows, "lrrrrrr")
+    return markdown(rows[0], rows[1:], "lrrrrrr")
 
 
 def see(model: str, name: str, cached: Path) -> Seen:

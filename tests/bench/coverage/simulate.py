@@ -110,7 +110,7 @@ def intervals(draws: Draws) -> dict[str, Array]:
     if draws.folds > 1:
         held_N = holds(low_N, high_N, draws.true_NL[at])
         found["here chosen"] = np.where(is_last_N, 1.0, held_N)
-    is_here_N, is_new_N = (low_N > 0) & (corrected_N > 0), np.zeros(len(row_N), dtype=bool)
+    is_here_N, is_new_N = low_N > 0, np.zeros(len(row_N), dtype=bool)
     if n_tasks > 2:
         held_NL = holds(low_NL, high_NL, draws.true_L)[:, :last]
         found["fixed"] = held_NL.mean(axis=1)
@@ -123,7 +123,7 @@ def intervals(draws: Draws) -> dict[str, Array]:
         excluded_N = (low_N > TIE) | (high_N < -TIE)
         found["excludes 0"] = np.where(is_last_N, 0.0, excluded_N)
         found["chosen width"] = np.where(is_last_N, np.nan, high_N - low_N)
-        is_new_N = (low_N > 0) & (corrected_N > 0)
+        is_new_N = low_N > 0
     found["a new task"] = (~is_last_N & is_new_N).astype(float)
     found["these tasks"] = (~is_last_N & is_here_N & ~is_new_N).astype(float)
     found["not enough"] = (~is_last_N & ~is_here_N & ~is_new_N).astype(float)

@@ -10,6 +10,7 @@ import numpy as np
 from operators.ranking.choosing import mean_over
 from tests.bench.coverage.grids import Grid, Truth
 from tests.bench.coverage.simulate import Found, Place, Plan
+from tests.support.markdown import markdown
 
 Cells = Mapping[Grid, Found]
 Lines = list[str]
@@ -210,9 +211,3 @@ def points(value: float, *, signed: bool = False) -> str:
     if math.isnan(value):
         return "-"
     return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    """Return a table."""
-    lines = [head, ["--:"] * len(head), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

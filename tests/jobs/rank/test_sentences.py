@@ -81,8 +81,9 @@ def test_the_corrected_gain_stands_before_the_one_as_it_stands() -> None:
 def test_advice_for_these_tasks_is_not_advice_for_any() -> None:
     everywhere = advised(CLEAR)
     here = advised(CLEAR[:, :2], folds=10, noise=0.01)
-    assert answer(*everywhere) == "Use layer 12 of 24."
-    assert answer(*here) == "On these tasks, use layer 12 of 24."
+    assert "12 of 24" in answer(*everywhere)
+    assert "these tasks" not in answer(*everywhere)
+    assert "these tasks" in answer(*here)
     assert settles(*everywhere) == ""
     assert "at least 3 tasks" in settles(*here)
     three = advised(np.array([[0.02, 0.03, 0.01], [0.02, 0.24, 0.12]]), folds=10, noise=0.001)

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from operators.ranking.intervals import (
+    items_needed,
     on_these,
     over_tasks,
     reaching,
@@ -103,3 +104,9 @@ def test_tasks_needed_are_those_of_a_power_of_four_in_five() -> None:
     assert tasks_needed(0.0, 0.05) is None
     assert tasks_needed(-0.01, 0.05) is None
     assert tasks_needed(0.001, 0.5) is None  # more than anybody has
+
+
+def test_items_needed_are_those_of_the_same_power() -> None:
+    # A gain of half a width of 0.05: four times as many, and (1 + 0.8416 / 1.96)^2 as many again.
+    assert items_needed(0.025, 0.05) == pytest.approx(4 * (1 + 0.84162 / 1.95996) ** 2, rel=1e-4)
+    assert items_needed(0.05, 0.05, 0.8) > items_needed(0.05, 0.05, 0.95)
