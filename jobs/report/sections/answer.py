@@ -226,6 +226,7 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
     ranking, measured = facts.ranking, _measured(facts)
     timed = has_latency(ranking)
     head: list[Cell] = ["Candidate", ("Score", "points")]
+    head += [("Tasks", "with a score")] if ranking.has_holes else []
     head += [("With typos", "points")] if found else []
     head += [(title(name, facts.views), STABILITY[name]) for name in measured]
     head += [("Compute", "of the model"), *([("Latency", "ms")] if timed else [])]
@@ -235,14 +236,17 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
         noisy = [points(found.get(layer))] if found else []
         values = [words.number(ranking.metric(name).get(layer)) for name in measured]
         time = [words.size(ranking.costs[layer]["latency_ms"])] if timed else []
-        cells = [points(row["aligned"]), *noisy, *values, share(row["cost"]), *time]
+        n_tasks = [str(row["n_tasks"])] if ranking.has_holes else []
+        cells = [points(row["aligned"]), *n_tasks, *noisy, *values, share(row["cost"]), *time]
         rows.append([layer_cell(layer, ranking), *cells])
     best = {n for n, row in enumerate(chosen) if row["layer"] == ranking.verdict.layer}
     note = (
         "The layers within one standard error of the best, the best below the last, and the last."
     )
     few = _from_few(facts)
-    pale = [2 + bool(found) + at for at, name in enumerate(measured) if name in few]
+    pale = [
+        2 + ranking.has_holes + bool(found) + at for at, name in enumerate(measured) if name in few
+    ]
     if pale:
         note += " Grey: from too few prompts."
     marked = best if ranking.is_certain else set()

@@ -88,7 +88,7 @@ def _model(ranking: Ranking) -> dict[str, Any]:
         "blocks": ranking.last,
         "best": best.get("layer"),
         "best_depth": depths[best["layer"]] if best else None,
-        "best_score": best.get("score"),
+        "best_score": best.get("aligned"),
         **gain,
         "recommended": ranking.verdict.layer,
         "recommended_depth": depths[ranking.verdict.layer],
