@@ -59,12 +59,14 @@ TABLES: dict[TableName, Table] = {
     "prompt_traits": Table("measure", "when the sampled prompts of a dataset are described"),
     "sensitivity": Table("measure", "when a family of conditions is reduced", "slopes.parquet"),
     "modes": Table("measure", "when all datasets of a subject are measured", "modes.parquet"),
+    "transforms": Table("probe", "before the scores of a subject", "transforms.parquet"),
     "probe_scores": Table("probe", "when a task is scored in all layers", "scores.parquet"),
     "learning_curves": Table(
         "probe", "when a task is scored at every number of examples", "scores.parquet"
     ),
     "choices": Table("rank", "before the ranking", "choices.parquet"),
     "correlations": Table("rank", "before the ranking", "correlations.parquet"),
+    "candidates": Table("rank", "before the ranking", "candidates.parquet"),
     "ranking": Table("rank", "anew by every run; by a nightly once", "ranking.parquet"),
 }
 

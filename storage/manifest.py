@@ -29,7 +29,7 @@ _READERS = 16
 # Of a shard's name: nothing that leads out of its folder, and nothing that is a pattern.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.parquet")
 # Made of what a model's other tables say, whose contents they do not name.
-_RANKED: tuple[TableName, ...] = ("choices", "correlations", "ranking")
+_RANKED: tuple[TableName, ...] = ("choices", "correlations", "candidates", "ranking")
 Settings = Mapping[str, Any]
 
 

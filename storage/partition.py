@@ -23,8 +23,10 @@ TableName = Literal[
     "probe_scores",
     "learning_curves",
     "layer_costs",
+    "transforms",
     "choices",
     "correlations",
+    "candidates",
     "ranking",
 ]
 SUBJECT_KEYS = ("model", "revision", "dataset", "condition")
@@ -41,8 +43,10 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "probe_scores": (*SUBJECT_KEYS, "task"),
     "learning_curves": (*SUBJECT_KEYS, "task"),
     "layer_costs": ("model", "revision"),
+    "transforms": ("model", "revision", "group"),
     "choices": ("model", "revision", "group"),
     "correlations": ("model", "revision", "group"),
+    "candidates": ("model", "revision", "group"),
     "ranking": ("model", "revision", "group"),
 }
 CLEAN = "clean"

@@ -25,7 +25,9 @@ def _table(name: str, *columns: pa.Field) -> pa.Schema:
 _PROMPT_ID = _column("prompt_id", pa.int64(), "signed 64-bit blake2b of the exact UTF-8 text")
 _LAYER = _column("layer", pa.int16(), "0 = input of the first block, k = output of block k")
 _NORM = _column("norm", pa.string(), "none = raw output, final = the model's final norm applied")
-_POOLING = _column("pooling", pa.string(), "mean, last, first or weighted_mean over real tokens")
+_POOLING = _column(
+    "pooling", pa.string(), "mean, mean_no_first, last, first or weighted_mean over real tokens"
+)
 _N_TOKENS = _column("n_tokens", pa.int32(), "tokens, special ones included, after truncation")
 _METRIC = _column("metric", pa.string(), "name in the metric registry")
 _PARAMETERS = _column("variant", pa.string(), "parameters of the metric")
@@ -245,6 +247,17 @@ LEARNING_CURVES = _table(
     *_SCORE,
 )
 
+TRANSFORMS = _table(
+    "transforms",
+    _LAYER,
+    _NORM,
+    _POOLING,
+    _column("n_prompts", pa.int64(), "texts that it was fitted on, whatever their labels"),
+    _column("mean", pa.list_(pa.float64()), "of each feature, activation units"),
+    _column("deviation", pa.list_(pa.float64()), "of each feature, activation units; 1 if none"),
+    _column("directions", pa.list_(pa.float64()), "k unit vectors of largest variance, [k, D]"),
+)
+
 LAYER_COSTS = _table(
     "layer_costs",
     _LAYER,
@@ -287,17 +300,18 @@ CORRELATIONS = _table(
     _REASON,
 )
 
-RANKING = _table(
-    "ranking",
-    _LAYER,
-    _NORM,
-    _POOLING,
+_TRANSFORM = _column(
+    "transform", pa.string(), "raw, l2 (unit length), z (standardised) or abtt (top directions off)"
+)
+_EVIDENCE = (
     _column("n_tasks", pa.int32(), "in which it and the last layer have a score"),
     _column("score", pa.float64(), "mean main score over its tasks, 0..1"),
     _column("score_low", pa.float64(), "lower end of the interval of score on these tasks"),
     _column("score_high", pa.float64(), "upper end of the interval of score on these tasks"),
     _column("rank", pa.int16(), "by gain, 1 = best; null if not comparable", nullable=True),
-    _column("gain", pa.float64(), "mean over its tasks of the score minus the last layer's"),
+    _column(
+        "gain", pa.float64(), "mean over its tasks of the score minus the baseline's, the last"
+    ),
     _column("gain_even", pa.float64(), "gain as if it had every task, which ranks; or gain"),
     _column("gain_low", pa.float64(), "lower end of the interval of gain on a new task"),
     _column("gain_high", pa.float64(), "upper end of the interval of gain on a new task"),
@@ -312,6 +326,22 @@ RANKING = _table(
     _column("shortfall", pa.float64(), "how far it lies behind the best layer, paired"),
     _column("shortfall_se", pa.float64(), "standard error of the shortfall"),
     _column("cost", pa.float64(), "compute of a token relative to the whole model, 0..1"),
+)
+
+CANDIDATES = _table(
+    "candidates",
+    *(_LAYER, _NORM, _POOLING, _TRANSFORM),
+    _column("scored", pa.float64(), "share of its folds that a search scored; below 1 no evidence"),
+    *_EVIDENCE,
+    _column("recommended", pa.bool_(), "the candidate that the verdict names"),
+)
+
+RANKING = _table(
+    "ranking",
+    *(_LAYER, _NORM, _POOLING, _TRANSFORM),
+    *_EVIDENCE,
+    _column("plain_score", pa.float64(), "score of the layer's ranked vectors, as configured"),
+    _column("plain_gain", pa.float64(), "their gain over those of the last layer"),
     _column("pareto", pa.bool_(), "no other layer scores more at the same or a lower cost"),
     _column("verdict", pa.string(), "use_layer, keep_last, not_enough_evidence or no_labels"),
     _column("sure", pa.string(), "where the gain is above 0: new_task, these_tasks or nothing"),

@@ -32,8 +32,10 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
     "probe_scores": schema.PROBE_SCORES,
     "learning_curves": schema.LEARNING_CURVES,
     "layer_costs": schema.LAYER_COSTS,
+    "transforms": schema.TRANSFORMS,
     "choices": schema.CHOICES,
     "correlations": schema.CORRELATIONS,
+    "candidates": schema.CANDIDATES,
     "ranking": schema.RANKING,
 }
 # Of the settings of `prompt_metrics`, what says nothing of its columns.

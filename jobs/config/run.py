@@ -8,20 +8,23 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from jobs.config import settings
-from jobs.config.blocks import Block, ConfigError, Name, require_distinct
+from jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
+from operators.model.subject import Norm, Pooling, Transform
 from operators.prompts.conditions import Condition
+from storage.partition import CLEAN
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 # Names under which a recipe goes as well.
@@ -46,6 +49,9 @@ class RunConfig(Block):
     curves: settings.CurvesConfig = settings.CurvesConfig()
     conditions: settings.ConditionsConfig = settings.ConditionsConfig()
     rank: settings.RankConfig = settings.RankConfig()
+    candidates: Annotated[settings.CandidatesConfig | None, Later(before=None)] = Field(
+        settings.CandidatesConfig(), description="null: the ranked vectors of every layer alone"
+    )
     storage: settings.StorageConfig = settings.StorageConfig()
     cluster: settings.ClusterConfig = settings.ClusterConfig()
     nightly: settings.NightlyConfig = settings.NightlyConfig()
@@ -80,6 +86,12 @@ class RunConfig(Block):
             ranked = getattr(self.rank, key)
             if ranked not in made:
                 raise ValueError(f"rank.{key} is {ranked}, but {by} has only {', '.join(made)}")
+        texts = self.candidates.texts if self.candidates else None
+        if texts not in (None, *(dataset.name for dataset in self.datasets)):
+            known = ", ".join(dataset.name for dataset in self.datasets)
+            raise ValueError(
+                f"candidates.texts is {texts}, which is no dataset; there are: {known}"
+            )
         self.conditions.require_within(self.extract.max_tokens, "extract.max_tokens")
         if self.conditions.passes() and self.measure.token_metrics == "stored":
             raise ValueError(
@@ -88,6 +100,48 @@ class RunConfig(Block):
             )
         _require_enough(self)
         return self
+
+
+class Vectors(NamedTuple):
+    """Which vectors of a layer: the norm of its states, their pooling, and what is done to that."""
+
+    norm: str
+    pooling: str
+    transform: Transform
+
+
+def ranked_vectors(config: RunConfig) -> Vectors:
+    """Return the vectors that are ranked in every layer, and of which the last is the baseline."""
+    return Vectors(config.rank.norm, config.rank.pooling, config.rank.variant)
+
+
+def candidate_vectors(config: RunConfig) -> list[Vectors]:
+    """Return the vectors that may be recommended of a layer, the ranked ones last."""
+    plain, asked = ranked_vectors(config), config.candidates
+    found = itertools.product(*_candidate_states(config), asked.transforms if asked else ())
+    return [*(each for each in itertools.starmap(Vectors, found) if each != plain), plain]
+
+
+def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
+    """Return the norms and the poolings of candidates, by default those that go with the ranked."""
+    asked, rank = config.candidates, config.rank
+    if asked is None:
+        return (), ()
+    also: tuple[Pooling, ...] = ("mean_no_first",) if rank.pooling == "mean" else ()
+    return asked.norms or (rank.norm,), asked.poolings or (rank.pooling, *also)
+
+
+def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
+    """Return the norms and poolings that are kept under a condition, sorted.
+
+    Of the clean one also those of candidates.
+    """
+    norms, poolings = _candidate_states(config) if condition == CLEAN else ((), ())
+    extract = config.extract
+    return (
+        tuple(sorted({*extract.norms, *norms})),
+        tuple(sorted({*extract.poolings, *poolings})),
+    )
 
 
 def _require_enough(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ Units are in the field names or their descriptions.
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -22,7 +22,7 @@ from jobs.config.blocks import (
 )
 from operators.analysis.modes import FEWEST, MOST
 from operators.metrics import EntropyNorm, SpectrumMethod
-from operators.model.subject import Dtype, Norm, Pooling, Variant
+from operators.model.subject import Dtype, Norm, Pooling, Transform
 from operators.prompts.conditions import FAMILIES, Condition
 from operators.ranking.choosing import Policy
 
@@ -178,11 +178,41 @@ class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
     seed: int = 42
-    variants: Annotated[tuple[Variant, ...], Distinct] = Field(
+    variants: Annotated[tuple[Transform, ...], Distinct] = Field(
         ("raw", "l2"), min_length=1, description="vectors as stored, and each of unit length"
     )
     replicates: Annotated[int, Field(ge=0)] = Field(
         200, description="bootstrap resamples of the items of a task that has no folds"
+    )
+
+
+class CandidatesConfig(Block):
+    """What may be recommended beside the ranked vectors of every layer: other vectors of it.
+
+    A candidate is a layer with a norm, a pooling and a transform. Transforms are fitted on texts,
+    never on labels (`operators/probes/transform.py`).
+    """
+
+    norms: Annotated[tuple[Norm, ...], Distinct] = Field(
+        (), description="default: that of the ranked vectors"
+    )
+    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(
+        (), description="default: that of the ranked vectors, and of mean also mean_no_first"
+    )
+    transforms: Annotated[tuple[Transform, ...], Distinct] = Field(
+        get_args(Transform), min_length=1, description="as they are, of unit length, …"
+    )
+    directions: Count = Field(2, description="of largest variance, which abtt removes")
+    sample: Annotated[int, Field(ge=2)] = Field(
+        1_000, description="texts that z and abtt are fitted on, at most"
+    )
+    texts: str | None = Field(
+        None, description="the dataset whose texts these are; default: all, each by its size"
+    )
+    search: Search = Field(
+        "halving",
+        description="halving: on a part of the layers, folds and items first, then on more of what "
+        "is best; full: everything",
     )
 
 
@@ -249,7 +279,7 @@ class RankConfig(Block):
 
     norm: Norm = "final"
     pooling: Pooling = "mean"
-    variant: Variant = "raw"
+    variant: Transform = "raw"
     policy: Policy = Field(
         "best",
         description="best: the highest score; cheapest_equal: the cheapest layer within one "

@@ -26,7 +26,17 @@ _SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 # Where the work is done, and what is told of it: nothing in a table depends on it.
 _ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
 # What the tables of a model over a dataset depend on.
-_BLOCKS = ("seed", "extract", "views", "tokens", "measure", "probe", "curves", "conditions")
+_BLOCKS = (
+    "seed",
+    "extract",
+    "views",
+    "tokens",
+    "measure",
+    "probe",
+    "curves",
+    "conditions",
+    "candidates",
+)
 # And what scores and slopes do of the block of the ranking.
 _ASKED = ("norm", "pooling", "variant", "search", "level")
 _UNNAMED = object()
@@ -95,7 +105,7 @@ def _completed(block: Block, then: Values) -> dict[str, Any]:
     before = type(block).model_construct(None, **later).model_dump(mode="json", include={*later})
     found: dict[str, Any] = {}
     for name, each in block:
-        if isinstance(each, Block):
+        if isinstance(each, Block) and not (name in later and name not in then):
             found[name] = _completed(each, then.get(name, {}))
         elif isinstance(each, tuple) and name in then:
             blocks = {_called(dict(b)): b for b in each if isinstance(b, Block)}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import token_metric_settings, token_plan
-from jobs.config.run import RunConfig, graded_conditions
+from jobs.config.run import RunConfig, graded_conditions, kept_vectors
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name
@@ -118,12 +118,12 @@ def passes(
         "prompts": prompts.content,
         "max_tokens": config.extract.max_tokens,
     }
-    kept: dict[str, Any] = {
-        **source,
-        "seed": config.seed,  # rows lie in sample order
-        "norms": sorted(config.extract.norms),
-        "poolings": sorted(config.extract.poolings),
-    }
+
+    def kept(condition: str) -> dict[str, Any]:
+        norms, poolings = map(list, kept_vectors(config, condition))
+        # Rows lie in sample order.
+        return {**source, "seed": config.seed, "norms": norms, "poolings": poolings}
+
     planned, tokens = token_plan(config, shape, prompts.rows), config.tokens
     states = {"seed": config.seed, "sample": planned.stored, "norm": tokens.norm}
     measured = {**source, "norm": tokens.norm, **token_metric_settings(config)}
@@ -132,11 +132,11 @@ def passes(
         table: TableName, condition: str, settings: Settings, shares: dict[str, int] = everything
     ) -> Target:
         where = partition(table, subject, dataset, condition)
+        norms, poolings = kept_vectors(config, condition)
+        most = most_rows(shape.hidden_size, (shape.layers + 1) * len(norms) * len(poolings))
         return Target(where, settings, shares, most if table == "embeddings" else None)
 
-    groups = (shape.layers + 1) * len(config.extract.norms) * len(config.extract.poolings)
-    most = most_rows(shape.hidden_size, groups)
-    clean = Pass(dataset.name, CLEAN, target("embeddings", CLEAN, kept))
+    clean = Pass(dataset.name, CLEAN, target("embeddings", CLEAN, kept(CLEAN)))
     if planned.stored:
         stored = {**source, **states, "dtype": tokens.dtype}
         shares = leading(everything, planned.stored)
@@ -144,15 +144,15 @@ def passes(
     if planned.fused and measured["metrics"]:
         clean = clean._replace(prompt_metrics=target("prompt_metrics", CLEAN, measured))
     yield clean
-    drawn = {**kept, **config.views.settings(exclude={"count"})}
+    edits = config.views.settings(exclude={"count"})
     shares = leading(everything, config.views.sample)
     for name in map(view_name, range(config.views.count)):
-        yield Pass(dataset.name, name, target("embeddings", name, drawn, shares))
+        yield Pass(dataset.name, name, target("embeddings", name, {**kept(name), **edits}, shares))
     compared = config.conditions.passes() if measured["metrics"] else []
     settings = {**measured, "seed": config.seed}
     for graded in graded_conditions(config, dataset):
         metrics = target("prompt_metrics", graded.name, settings) if graded in compared else None
-        embeddings = target("embeddings", graded.name, kept)
+        embeddings = target("embeddings", graded.name, kept(graded.name))
         yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from jobs.cluster.pool import TorchDevice
 from jobs.config.metrics import REASONS, parameters
-from jobs.config.run import RunConfig
+from jobs.config.run import RunConfig, kept_vectors
 from jobs.extract.targets import Part, Unit, stretch_facts
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
@@ -35,7 +35,7 @@ from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
 from storage.layers import TokenSpool, embeddings_table, metric_column, prompt_metrics_table
-from storage.partition import TableName
+from storage.partition import CLEAN, TableName
 from storage.root import Root
 from storage.shards import Facts, Receipt, Shard, write_shard
 
@@ -91,10 +91,11 @@ def load(subject: Subject, config: RunConfig, device: TorchDevice) -> Backend:
     """
     model = load_backend(local(subject, config.storage), torch.device(device))
     raw, final = model.shape.hidden_size, model.final_size
-    if len(config.extract.norms) > 1 and raw != final:
+    norms, _ = kept_vectors(config, CLEAN)
+    if len(norms) > 1 and raw != final:
         raise ModelUnavailableError(
             f"model {subject} has {raw} features with norm none and {final} with norm final, which "
-            "one table cannot hold: give one of them as extract.norms"
+            "one table cannot hold: give one of them as extract.norms, and as candidates.norms"
         )
     return model
 
@@ -113,10 +114,10 @@ class Extractor:
         self._root, self._subject, self._tokens = root, subject, config.tokens
         self._metrics, self._parameters = config.measure.metrics, parameters(config)
         self._model = load(subject, config, device)
-        raw = "none" in config.extract.norms
+        raw = "none" in kept_vectors(config, CLEAN)[0]
         self._features = self._model.shape.hidden_size if raw else self._model.final_size
-        batch_tokens = config.extract.batch_tokens or self._model.shape.batch_tokens(device)
-        self._keep = Representations(config.extract.norms, config.extract.poolings, batch_tokens)
+        self._config = config
+        self._batch_tokens = config.extract.batch_tokens or self._model.shape.batch_tokens(device)
         self._in_model = threading.Lock()
 
     def __call__(self, batch: Batch) -> Encoded:
@@ -173,7 +174,7 @@ class Extractor:
         def write_part(
             part: Part, these: slice, vectors_GND: npt.NDArray[np.float32], seconds: float
         ) -> None:
-            groups = self._keep.groups(layers) if vectors_GND.shape[1] else []
+            groups = self._keep(unit).groups(layers) if vectors_GND.shape[1] else []
             tables = (
                 embeddings_table(group, prompt_ids[these], lengths[these], vectors_ND)
                 for group, vectors_ND in zip(groups, vectors_GND, strict=True)
@@ -201,7 +202,7 @@ class Extractor:
                 with self._in_model:
                     began, measuring = time.perf_counter(), metric_seconds
                     if texts[these]:
-                        vectors_GND = self._encoded(texts[these], these.start, taps)
+                        vectors_GND = self._encoded(unit, texts[these], these.start, taps)
                     seconds = time.perf_counter() - began - (metric_seconds - measuring)
                 if part.is_missing:
                     write_part(part, these, vectors_GND, seconds)
@@ -224,8 +225,11 @@ class Extractor:
             write("prompt_metrics", tables, columns, known)
         return Encoded(receipts, unit.prompts, int(lengths.sum()))
 
+    def _keep(self, unit: Unit) -> Representations:
+        return Representations(*kept_vectors(self._config, unit.condition), self._batch_tokens)
+
     def _encoded(
-        self, texts: Sequence[Ids], start: int, taps: Sequence[TokenTap]
+        self, unit: Unit, texts: Sequence[Ids], start: int, taps: Sequence[TokenTap]
     ) -> npt.NDArray[np.float32]:
         """Encode texts of a unit from the position `start` on, as which taps and errors know it."""
 
@@ -233,6 +237,7 @@ class Extractor:
             return lambda rows, states, lengths_N: tap(rows + start, states, lengths_N)
 
         try:
-            return encode(self._model, texts, self._keep, [*map(shifted, taps)], self._tokens.norm)
+            keep, norm = self._keep(unit), self._tokens.norm
+            return encode(self._model, texts, keep, [*map(shifted, taps)], norm)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), [row + start for row in error.rows]) from error

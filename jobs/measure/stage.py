@@ -215,7 +215,12 @@ def _task(
         "seed": run.config.seed,
         **own,
     }
-    units = groups(run.root, embeddings)
+    kept = run.config.extract
+    units = [
+        each
+        for each in groups(run.root, embeddings)
+        if each.norm in kept.norms and each.pooling in kept.poolings  # not of candidates alone
+    ]
     if not units:
         raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
     given, measured = (run.root, embeddings, views, prompt_metrics), own["metrics"]

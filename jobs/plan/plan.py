@@ -32,7 +32,13 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.run import RunConfig, learning_examples, noise_conditions
+from jobs.config.run import (
+    RunConfig,
+    candidate_vectors,
+    kept_vectors,
+    learning_examples,
+    noise_conditions,
+)
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
 from jobs.extract.worker import Batch, Extractor, load, read
@@ -53,9 +59,11 @@ from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from operators.prompts.views import is_view
+from operators.probes.transform import FITTED
+from operators.prompts.views import is_view, view_name
+from operators.ranking.ladder import rungs
 from storage import schema
-from storage.partition import TableName
+from storage.partition import CLEAN, TableName
 from storage.root import Root
 from storage.shards import write_shard
 
@@ -76,6 +84,13 @@ class Place(NamedTuple):
     subject: str
     dataset: str
     table: str
+
+
+class Scorings(NamedTuple):
+    """How many vectors a task is scored on, in the work of one, and how many of them in full."""
+
+    work: float
+    whole: float
 
 
 @dataclass(frozen=True)
@@ -99,11 +114,32 @@ class Pair:
         """Layers that are kept, the input among them."""
         return self.shape.layers + 1
 
+    def groups(self, condition: str = CLEAN) -> int:
+        """Return how many (layer, norm, pooling) groups are kept under a condition."""
+        norms, poolings = kept_vectors(self.config, condition)
+        return self.layers * len(norms) * len(poolings)
+
     @property
-    def groups(self) -> int:
-        """The (layer, norm, pooling) groups that are kept."""
-        extract = self.config.extract
-        return self.layers * len(extract.norms) * len(extract.poolings)
+    def scorings(self) -> Scorings:
+        """What is scored of every task: at most, where candidates are searched."""
+        every = candidate_vectors(self.config)
+        others, variants = len(every) - 1, len(self.config.probe.variants)
+        if self.config.candidates is None:
+            whole = self.groups() * variants
+            return Scorings(whole, whole)
+        states = len({each[:2] for each in every})
+        whole = self.layers + (self.groups() - self.layers * states) * variants
+        if self.config.candidates.search == "full":
+            whole += self.layers * others
+            return Scorings(whole, whole)
+        found = rungs(self.layers, others) if others else []
+        last = found[-1].climbed + found[-1].joined if found else 0
+        return Scorings(whole + sum(each.work for each in found), whole + last)
+
+    @property
+    def fits(self) -> int:
+        """How often a probe is fitted and scored, over the tasks of the dataset, at most."""
+        return sum(round(self.scorings.work * task.repeats) for task in self.corpus.dataset.tasks)
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -165,7 +201,7 @@ class Pair:
         """Return the rows of `layer_metrics` under one condition."""
         own = set(metrics_of(self.config)) - set(token_metrics(self.config))
         own -= set() if views else set(of_kind(own, Views))
-        return self.layers * self.variants + self.groups * len(own) * _PER_METRIC
+        return self.layers * self.variants + self.groups(view_name(0)) * len(own) * _PER_METRIC
 
 
 @dataclass(frozen=True)
@@ -201,7 +237,9 @@ class Plan:
     def removed(self) -> Weight:
         """What goes again when the metrics made of it stand: the vectors of views."""
         found = [
-            shards_weight(shards, pair.groups, pair.shape.hidden_size).times(pair.checkpoints)
+            shards_weight(shards, pair.groups(each.condition), pair.shape.hidden_size).times(
+                pair.checkpoints
+            )
             for pair in self.pairs
             if not pair.config.keep.views
             for each, shards in zip(pair.passes, of_dataset(pair)["embeddings"], strict=True)
@@ -340,9 +378,13 @@ def written(config: RunConfig, pairs: Sequence[Pair]) -> Iterator[tuple[Place, W
     for pair, dataset, found in [*tables, *((pair, "", of_subject(pair)) for pair in subjects)]:
         for table, partitions in found.items():
             place = Place(pair.subject.name, dataset, table)
-            for shards in filter(None, partitions):
+            for number, shards in enumerate(partitions):
+                if not shards:
+                    continue
                 features = pair.shape.hidden_size if table == "embeddings" else 0
-                groups = pair.groups if features else pair.layers if table in _BY_LAYER else 1
+                groups = pair.layers if table in _BY_LAYER else 1
+                if features:
+                    groups = pair.groups(pair.passes[number].condition)
                 found_weight = partition_weight(shards, groups, features)
                 yield place, found_weight.times(pair.checkpoints)
     yield Place("", "", "report"), _report(config, pairs)
@@ -356,14 +398,15 @@ def _shards(target: Target | None, groups: int, row: float, group: float) -> Sha
 
 def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the bytes of the shards of every partition of a subject over a dataset, by table."""
-    config, groups, layers, tasks = pair.config, pair.groups, pair.layers, pair.corpus.dataset.tasks
+    config, layers, tasks = pair.config, pair.layers, pair.corpus.dataset.tasks
     hidden, probe = pair.shape.hidden_size, config.probe
     state = pair.mean_lengths[0] * _ITEM_BYTES[config.tokens.dtype] * hidden + 24
     shares = [leading(each.shares, config.measure.mode_sample) for each in pair.mode_targets]
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
-            _shards(each.embeddings, groups, 4 * hidden + 17, 540) for each in pair.passes
+            _shards(each.embeddings, pair.groups(each.condition), 4 * hidden + 17, 540)
+            for each in pair.passes
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [
@@ -381,11 +424,11 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
         "learning_curves": [],
     }
     for task in tasks:
-        kind, rows = TYPES[type(task)], groups * len(probe.variants) * task.repeats
-        # Tasks without folds are resampled; directions alone have one score for both variants.
+        kind, scored = TYPES[type(task)], pair.scorings
+        rows = (scored.work if kind.by_fold else scored.whole) * task.repeats
+        # Tasks without folds are resampled.
         drawn = probe.replicates if kind.score and task.repeats == 1 else 0
-        different = 1 if kind.scale_free else len(probe.variants)
-        found["probe_scores"].append([2500 + 10 * rows + 8 * groups * different * drawn])
+        found["probe_scores"].append([2500 + 10 * rows + 8 * scored.whole * drawn])
         noisy = noise_conditions(config, [task])
         found["probe_scores"] += [[2700 + 10 * layers * task.repeats] for _ in noisy]
         if examples := len(learning_examples(config, task)):
@@ -395,9 +438,13 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
 
 def of_subject(pair: Pair) -> dict[TableName, list[Shards]]:
     """Return the same of the tables of a subject, whatever the datasets."""
-    layers, metrics = pair.layers, len(metrics_of(pair.config))
+    layers, metrics, asked = pair.layers, len(metrics_of(pair.config)), pair.config.candidates
+    fitted = {each[:2] for each in candidate_vectors(pair.config) if each.transform in FITTED}
+    width = 8 * pair.shape.hidden_size * (2 + asked.directions) if asked else 0
     return {
         "layer_costs": [[1660 + 40 * layers]],
+        "transforms": [[2000 + layers * len(fitted) * width]] if fitted else [],
+        "candidates": [[5000 + 60 * layers * len(candidate_vectors(pair.config))]],
         "modes": [[6_500 + 450 * layers]] if pair.mode_targets else [],
         "choices": [[650 + 50 * metrics]],
         "correlations": [[3_000 + 90 * metrics]],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
 from jobs.config.metrics import left_out
-from jobs.config.run import RunConfig
+from jobs.config.run import RunConfig, candidate_vectors
 from jobs.plan.limits import (
     BFLOAT16_GAIN,
     PRICE_1000_PUTS,
@@ -105,6 +105,11 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"{'' if each.lengths else ' at most'}"
             f"{f'; about {each.cut:,} texts are cut' if each.cut else ''}"
         )
+        if each.fits:
+            yield (
+                f"      {each.fits:,} fits of probes at most, of "
+                f"{counted(each.layers * len(candidate_vectors(each.config)), 'candidate')}"
+            )
         # Where the token metrics are computed, and from how many token states.
         stored = counted(each.states.stored, "prompt")
         how = {

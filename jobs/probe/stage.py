@@ -9,8 +9,8 @@ incomplete.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,17 +18,29 @@ import numpy as np
 
 from jobs.cluster.console import Progress, say
 from jobs.config.datasets import MtebSource
-from jobs.config.run import learning_examples, noise_conditions
+from jobs.config.run import (
+    RunConfig,
+    Vectors,
+    candidate_vectors,
+    learning_examples,
+    noise_conditions,
+    ranked_vectors,
+)
+from jobs.probe.candidates import Rungs, Score, fitted
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Transform
+from operators.probes.transform import FITTED
+from operators.ranking.ladder import Candidate, best_of, climb
 from operators.ranking.search import Rule, State, replay
 from storage.layers import Group, groups
+from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition
 from storage.shards import Facts
 
 _ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
-_TOGETHER = "searched_tasks"  # fact of a shard: the tasks whose scores decided what was dropped
+# Facts of a shard: the tasks whose scores decided what was dropped, and the content of the fits.
+_TOGETHER, _FITS = "searched_tasks", "transforms"
 
 
 class TasksFailedError(RuntimeError):
@@ -37,25 +49,27 @@ class TasksFailedError(RuntimeError):
 
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
-    targets = score_targets(run)
+    fits = {each: fitted(run, each) for each in run.subjects} if _labelled(run) else {}
+    targets = score_targets(run, fits)
     missing = _missing(run, targets, overwrite=run.overwrite)
     probing = run.config.probe
-    scores = _Scores(run, Scorer(run.root, missing, probing.seed, probing.replicates))
+    plain = ranked_vectors(run.config)
+    scores = _Scores(run, Scorer(run.root, missing, plain, probing.seed, probing.replicates))
     searches = _searches(run, missing)
     for together in searches:
         _search(scores, together)
     searched = {index for together in searches for index in together}
     units = [
-        ScoreUnit(index, group, 0, target.task.repeats)
+        ScoreUnit(index, group, 0, target.task.repeats, transforms)
         for index, target in enumerate(missing)
         if index not in searched
-        for group in scores.groups(target)
+        for group, transforms in scores.wanted(target).items()
     ]
     left = Counter(unit.target for unit in units)
-    for index, _ in scores.of(units):
-        left[index] -= 1
-        if not left[index]:
-            scores.publish(index)
+    for unit, _ in scores.of(units):
+        left[unit.target] -= 1
+        if not left[unit.target]:
+            scores.publish(unit.target)
     failed = {missing[index].partition: why for index, why in scores.failed.items()}
     for target in targets:
         if target.partition not in failed:
@@ -75,19 +89,27 @@ def probe(run: Run) -> None:
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
-    for target in _missing(run, score_targets(run), overwrite=False):
+    where = {each: partition("transforms", each, run.config) for each in run.subjects}
+    fits = {each: run.manifests.load(of) for each, of in where.items()}
+    for target in _missing(run, score_targets(run, fits), overwrite=False):
         raise FileNotFoundError(
             f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
         )
 
 
-def score_targets(run: Run) -> list[ScoreTarget]:
+def _labelled(run: Run) -> bool:
+    return any(dataset.tasks for dataset in run.config.datasets)
+
+
+def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[ScoreTarget]:
     """Return everything that is to be scored: each task, and what its curves need beside it."""
     config, found = run.config, []
     vectors = config.rank.settings(include={"norm", "pooling"})
-    ranked, curve = {"variants": [config.rank.variant], **vectors}, (config.rank.variant,)
+    ranked = {"variants": [config.rank.variant], **vectors}
     searched = {"searched": ranked} if config.rank.search == "halving" else {}
     asked = {"variants": list(config.probe.variants), "search": config.rank.search, **searched}
+    if config.candidates:
+        asked |= {"candidates": config.candidates.settings(exclude={"sample", "texts"})}
     for subject, dataset in run.pairs():
         modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
         for task in dataset.tasks:
@@ -101,17 +123,17 @@ def score_targets(run: Run) -> list[ScoreTarget]:
             }
             where = partition("probe_scores", subject, dataset, task)
             of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)
-            found.append(of_task(where, settings | asked, config.probe.variants))
+            found.append(of_task(where, settings | asked, fits=fits[subject]))
             if examples := learning_examples(config, task):
                 where = partition("learning_curves", subject, dataset, task)
                 own = {**settings, **ranked, "examples": list(examples)}
-                found.append(of_task(where, own, curve, examples=examples))
+                found.append(of_task(where, own, examples=examples))
             for condition in noise_conditions(config, [task]):
                 tested = partition("embeddings", subject, dataset, condition.name)
                 noisy = run.manifests.require(tested)
                 where = partition("probe_scores", subject, dataset, condition.name, task)
                 own = {**settings, **ranked, "noisy": noisy.content}
-                found.append(of_task(where, own, curve, noisy=noisy))
+                found.append(of_task(where, own, noisy=noisy))
     return found
 
 
@@ -119,12 +141,17 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
     """Return the targets that are not scored; of a search all tasks of a subject, or none.
 
     What a search drops depends on all of its tasks: with one more or one less, others may survive.
+    Scores of transforms that were fitted on other texts are not those that are wanted.
     """
     found = {
         each.partition: run.manifests.current(each.partition, each.settings, overwrite=overwrite)
         for each in targets
     }
     missing = {where for where, manifest in found.items() if manifest is None}
+    for each in targets:
+        manifest = found[each.partition]
+        if manifest and manifest.receipts[0].facts.get(_FITS, "") != _fits_fact(each):
+            missing.add(each.partition)
     for together in _searches(run, targets):
         names = _names(together.values())
         for manifest in (found[each.partition] for each in together.values()):
@@ -136,10 +163,21 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
 def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreTarget]]:
     """Return the tasks that one search scores, by their index: those of each subject."""
     found: dict[Subject, dict[int, ScoreTarget]] = defaultdict(dict)
+    searches = run.config.rank.search == "halving" or climbs(run.config)
     for index, target in enumerate(targets):
-        if run.config.rank.search == "halving" and target.is_protocol:
+        if searches and target.is_protocol:
             found[target.subject][index] = target
     return [*found.values()]
+
+
+def climbs(config: RunConfig) -> bool:
+    """Whether candidates beside the ranked vectors are searched rung by rung."""
+    asked = config.candidates
+    return asked is not None and asked.search == "halving" and len(candidate_vectors(config)) > 1
+
+
+def _fits_fact(target: ScoreTarget) -> str:
+    return target.fits.content if target.fits else ""
 
 
 def _names(targets: Iterable[ScoreTarget]) -> str:
@@ -161,22 +199,34 @@ class _Scores:
         ranking = self.run.config.rank
         return (group.norm, group.pooling) == (ranking.norm, ranking.pooling)
 
-    def groups(self, target: ScoreTarget) -> list[Group]:
-        """Return the vectors that a target scores: all, and for curves the ranked ones."""
-        found = groups(self.run.root, target.embeddings)
-        return [each for each in found if target.is_protocol or self.is_ranked(each)]
+    def wanted(self, target: ScoreTarget) -> dict[Group, tuple[Transform, ...]]:
+        """Return the vectors that a target scores, with their transforms.
 
-    def of(self, units: Sequence[ScoreUnit]) -> Iterator[tuple[int, list[Row]]]:
-        """Score units, keep what that gives, and yield the target and the rows of each."""
+        For curves the ranked ones; else of the candidates' what they ask for, of others all
+        variants.
+        """
+        config, plain = self.run.config, ranked_vectors(self.run.config)
+        asked: dict[tuple[str, str], tuple[Transform, ...]] = {}
+        for each in candidate_vectors(config) if config.candidates else ():
+            asked[each[:2]] = (*asked.get(each[:2], ()), each.transform)
+        found = groups(self.run.root, target.embeddings)
+        if not target.is_protocol:
+            return {each: (plain.transform,) for each in found if self.is_ranked(each)}
+        variants = config.probe.variants
+        return {each: asked.get((each.norm, each.pooling), variants) for each in found}
+
+    def of(self, units: Sequence[ScoreUnit]) -> Iterator[tuple[ScoreUnit, list[Row]]]:
+        """Score units, keep what that gives of all items, and yield each with its rows."""
         if not units:
             return
         with Progress("probe", len(units), "layer scores") as progress:
-            for index, rows, why in self.run.cluster.each("probe", units, self.scorer):
-                self.rows[index] += rows
+            for unit, rows, why in self.run.cluster.each("probe", units, self.scorer):
+                if unit.share == 1:
+                    self.rows[unit.target] += rows
                 if why is not None:
-                    self.failed.setdefault(index, why)
+                    self.failed.setdefault(unit.target, why)
                 progress.add(1)
-                yield index, rows
+                yield unit, rows
 
     def publish(self, index: int, facts: Facts | None = None) -> None:
         """Write the scores of a target that did not fail."""
@@ -186,38 +236,65 @@ class _Scores:
         rows.sort(key=lambda row: [row.get(column, 0) for column in _ORDER])
         reasons = [row["reason"] for row in rows if row["reason"]]
         known = {**(facts or {}), **({"undefined": reasons[0]} if reasons else {})}
+        if fits := _fits_fact(target):
+            known[_FITS] = fits
         self.run.write(target.partition, target.settings, rows, known)
 
 
 def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
-    """Score the ranked vectors of a subject by successive halving, the others in full.
+    """Score what is searched of a subject as far as the search goes, and the others in full.
 
     Scores that are stored are kept: of a search with other tasks, or beside a task that failed.
     """
-    run, stored = scores.run, {}
+    run, config, stored = scores.run, scores.run.config, {}
     for index, target in targets.items():
         present = run.manifests.current(target.partition, target.settings, overwrite=run.overwrite)
         stored[index] = [] if present is None else run.rows(target.partition)
+        if present and present.receipts[0].facts.get(_FITS, "") != _fits_fact(target):
+            stored[index] = [row for row in stored[index] if row["variant"] not in FITTED]
         scores.rows[index] += stored[index]
-    found = [(index, group) for index, each in targets.items() for group in scores.groups(each)]
-    ranked = sorted({group for _, group in found if scores.is_ranked(group)})
-    variant, replicates = run.config.rank.variant, run.config.probe.replicates
-    searched = search(targets, stored, ranked, variant, scores.of, replicates)
-    known = {(index, _group(row)) for index, rows in stored.items() for row in rows}
-    others = [
-        ScoreUnit(index, group, 0, targets[index].task.repeats)
-        for index, group in found
-        if (index, group) not in known and not scores.is_ranked(group)
-    ]
-    deque(scores.of(others), maxlen=0)  # all of them, which stay in `scores`
+    first = next(iter(targets.values()))
+    plain, wanted = ranked_vectors(config), scores.wanted(first)
+    layers = sorted(group.layer for group in wanted if scores.is_ranked(group))
+    vectors = dict.fromkeys(
+        Vectors(group.norm, group.pooling, how) for group, hows in wanted.items() for how in hows
+    )
     facts: dict[str, int | float | str] = {_TOGETHER: _names(targets.values())}
-    if searched is not None:
-        survivors, share = [str(layer) for layer in searched[0]], searched[1]
-        facts |= {"survivors": ",".join(survivors), "search_share": round(share, 4)}
-        subject = next(iter(targets.values())).subject
+    done = set[Vectors]()  # as far as a search goes
+    if config.rank.search == "halving":
+        ranked = [Group(layer, plain.norm, plain.pooling) for layer in layers]
+        # Without candidates other variants are scored where the ranked ones are.
+        also = [each for each in vectors if each[:2] == plain[:2] and each != plain]
+        also = [] if config.candidates else also
+        given = ranked, plain.transform, scores.of, config.probe.replicates
+        hows = tuple(each.transform for each in also)
+        if searched := search(targets, stored, *given, also=hows):
+            done = {plain, *also}
+            survivors, share = [str(layer) for layer in searched[0]], searched[1]
+            facts |= {"survivors": ",".join(survivors), "search_share": round(share, 4)}
+            say(
+                f"  {first.subject}: layers {', '.join(survivors)} scored in full, "
+                f"{100 * share:.0f} % of the work of a full sweep"
+            )
+    others = candidate_vectors(config)[:-1] if climbs(config) else []
+    order = [*others, *(each for each in vectors if each not in others)]
+    rungs = Rungs(targets, order, scores.of)
+    for index in targets:
+        rungs.keep(index, scores.rows[index])
+    at = order.index(plain)
+    whole = [v for v in range(len(others), len(order)) if order[v] not in done]
+    rungs.look([Candidate(layer, v) for layer in layers for v in whole], 1.0)
+    if others:
+        known = [int(each) for each in str(facts.get("survivors", "")).split(",") if each]
+        of_layers = rungs.look([Candidate(layer, at) for layer in known or layers], 1.0)
+        full = climb(layers, len(others), best_of(of_layers).layer, rungs.look)
+        share = rungs.share(
+            Candidate(layer, v) for layer in layers for v in (*range(len(others)), at)
+        )
+        facts["search_share"] = round(share, 4)
         say(
-            f"  {subject}: layers {', '.join(survivors)} scored in full, "
-            f"{100 * share:.0f} % of the work of a full sweep"
+            f"  {first.subject}: {len(full)} of {len(others) * len(layers)} candidates scored in "
+            f"full beside the ranked vectors, {100 * share:.0f} % of the work of a full sweep"
         )
     for index, target in targets.items():
         # Withdrawn before anything in it is replaced, and not for a failure.
@@ -230,14 +307,16 @@ def search(
     targets: Mapping[int, ScoreTarget],
     stored: Mapping[int, Sequence[Row]],
     ranked: Sequence[Group],
-    variant: str,
-    score: Callable[[Sequence[ScoreUnit]], Iterable[tuple[int, list[Row]]]],
+    variant: Transform,
+    score: Score,
     replicates: int,
+    also: tuple[Transform, ...] = (),
 ) -> tuple[list[int], float] | None:
     """Score the `ranked` vectors of a subject round by round, until no layer is left to compare.
 
     `targets` are the tasks of the subject by index, `stored` the rows that they have already, and
-    `score` runs units and returns their rows, none for a unit that failed. As in a full sweep, a
+    `score` runs units and returns their rows, none for a unit that failed; what is scored of a
+    layer is scored of its other variants `also`. As in a full sweep, a
     task that fails or that no layer has a score of does not count. Return the layers that were
     scored in full, and the share of a full sweep's work that was done; None if no task is left.
     """
@@ -264,11 +343,11 @@ def search(
             target = targets[counting[cells.task]]
             folds = cells.fold_to if target.cells > 1 else target.task.repeats
             place = counting[cells.task], group[cells.layer]
-            units.append(ScoreUnit(*place, cells.fold_from, folds))
-        for index, scores in score(units):
-            rows[index] += compared(scores)
+            units.append(ScoreUnit(*place, cells.fold_from, folds, (variant, *also)))
+        for unit, scores in score(units):
+            rows[unit.target] += compared(scores)
             if not scores:
-                failed.add(index)
+                failed.add(unit.target)
     return None
 
 

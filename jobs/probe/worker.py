@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -13,10 +13,12 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from jobs.config.datasets import Task
+from jobs.config.run import Vectors
 from jobs.tasks.items import Given
 from jobs.tasks.types import TYPES, check_items, read_items
-from operators.model.subject import Subject, Variant
-from operators.probes.fold import FoldScore, NoScoreError, unit_rows
+from operators.model.subject import Subject, Transform
+from operators.probes import transform
+from operators.probes.fold import FoldScore, NoScoreError
 from operators.prompts.seeding import prompt_id
 from storage.layers import Group, LayerVectors, read_vectors
 from storage.manifest import Manifest, Settings
@@ -38,6 +40,7 @@ class ScoreTarget:
 
     A fitted task is tested on the vectors of `noisy` where that is given. With `examples` the
     scores are learning curves: for each number of training items per label, or per tenth of values.
+    `fits` are the transforms of the subject's layers.
     """
 
     subject: Subject
@@ -46,10 +49,10 @@ class ScoreTarget:
     embeddings: Manifest
     partition: Partition
     settings: Settings
-    variants: tuple[Variant, ...]
     noisy: Manifest | None = None
     examples: tuple[int, ...] = ()
     modules: tuple[str, ...] = ()
+    fits: Manifest | None = None
 
     @property
     def cells(self) -> int:
@@ -64,37 +67,46 @@ class ScoreTarget:
 
 @dataclass(frozen=True)
 class ScoreUnit:
-    """One layer of one target, and which of its folds are wanted."""
+    """One layer of one target with its transforms, and which folds, or share of items, is wanted.
+
+    A share of the items is to compare candidates by: it has no replicates.
+    """
 
     target: int
     group: Group
     first: int
     folds: int
+    transforms: tuple[Transform, ...]
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores units; what fails is reported beside what was scored, and stops nothing else."""
+    """Scores units; what fails is reported beside what was scored, and stops nothing else.
+
+    Of `ranked` vectors mteb's own results are written.
+    """
 
     root: Root
     targets: Sequence[ScoreTarget]
+    ranked: Vectors
     seed: int
     replicates: int
 
-    def __call__(self, unit: ScoreUnit) -> tuple[int, list[Row], str | None]:
-        """Return the target's index, the rows of the unit's scores, and why it failed if it did."""
+    def __call__(self, unit: ScoreUnit) -> tuple[ScoreUnit, list[Row], str | None]:
+        """Return a unit, the rows of its scores, and why it failed if it did."""
         target = self.targets[unit.target]
         by_mteb = TYPES[type(target.task)].score is None
         try:
             # One core is one task: more threads would only wait for each other.
             with threadpool_limits(1):
                 rows = self._mteb_rows(target, unit) if by_mteb else self._rows(target, unit)
-                return unit.target, list(rows), None
+                return unit, list(rows), None
         except DamagedError:  # made again, and the run goes on
             raise
         except Exception as error:  # noqa: BLE001  (any task may fail; the driver stops the run)
             named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            return unit.target, [], f"layer {unit.group.layer}: {named}{error}"
+            return unit, [], f"layer {unit.group.layer}: {named}{error}"
 
     def _rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         kind = TYPES[type(target.task)]
@@ -104,19 +116,28 @@ class Scorer:
         vectors = self._read(target.embeddings, unit, items)
         noisy = self._read(target.noisy, unit, items) if target.noisy else None
         scores: list[FoldScore] = []
-        # In one order whatever the config says: l2 takes the place of raw, not needed any more.
-        for variant in sorted(target.variants, key=get_args(Variant).index):
-            if variant == "l2" and not kind.scale_free:
-                vectors, noisy = _normalised(vectors), _normalised(noisy) if noisy else None
+        made_of = ""
+        *_, last = order = sorted(unit.transforms, key=get_args(Transform).index)
+        for variant in order:
+            # Directions alone are the same of raw vectors and of unit length.
+            how = "raw" if kind.scale_free and variant == "l2" else variant
+            known, made_of = made_of == how and kind.scale_free, how
+            if not known:
+                fit = self._fit(target, unit.group) if how in transform.FITTED else None
+                own_ND = transformed(vectors, how, fit)
+                tested_ND = transformed(noisy, how, fit) if noisy else own_ND
+            if variant == last:  # what it was made of is not needed any more
+                vectors, noisy = own_ND, None
             for examples in target.examples or (None,):
                 task, own = target.task, {}
                 if examples is not None:
                     assert kind.fewer, task
                     task, own = kind.fewer(task, examples), {"examples": examples}
-                if not (scores and kind.scale_free):
-                    how = (self.seed, self.replicates if not own else 0, unit.first, unit.folds)
+                if not known:
+                    replicates = 0 if own or unit.share < 1 else self.replicates
+                    drawn = (self.seed, replicates, unit.first, unit.folds, unit.share)
                     try:
-                        scores = kind.score(task, Given(items, vectors, noisy or vectors, *how))
+                        scores = kind.score(task, Given(items, own_ND, tested_ND, *drawn))
                         reason = None
                     except NoScoreError as error:  # the vectors that there are allow none
                         scores = [FoldScore(0, kind.metric, float("nan"), 0, 0)]
@@ -134,20 +155,23 @@ class Scorer:
         model = {"model_name": target.subject.name, "revision": target.subject.revision}
         known = set(items["prompt_id"].to_pylist())
 
-        def looked_up(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        def looked_up(own: LayerVectors, texts: Sequence[str]) -> npt.NDArray[np.float32]:
             ids = [prompt_id(text) for text in texts]
             for text, identity in zip(texts, ids, strict=True):
                 if identity not in known:
                     raise KeyError(text)
-            rows = vectors.rows_of(np.array(ids, dtype=np.int64))
-            matrix_ND: npt.NDArray[np.float32] = vectors.matrix_ND[rows]
+            rows = own.rows_of(np.array(ids, dtype=np.int64))
+            matrix_ND: npt.NDArray[np.float32] = own.matrix_ND[rows]
             matrix_ND[rows < 0] = 0.0  # a text of the task without a token
             return matrix_ND
 
-        for variant in target.variants:
-            task = _mteb_task(name, target.modules)
-            outcome = mteb.score_task(task, looked_up, **model, variant=variant)
-            if variant == target.variants[0]:
+        for variant in unit.transforms:
+            task, own, how = _mteb_task(name, target.modules), vectors, variant
+            if variant in transform.FITTED:
+                own = transformed(vectors, variant, self._fit(target, unit.group))
+                how = "raw"
+            outcome = mteb.score_task(task, partial(looked_up, own), **model, variant=how)
+            if (unit.group.norm, unit.group.pooling, variant) == self.ranked:
                 where = mteb.result_path(**model, layer=unit.group.layer, task=name)
                 self.root.write(where, outcome.json.encode())
                 meta = mteb.model_meta_json(**model).encode()
@@ -160,16 +184,41 @@ class Scorer:
                 score = FoldScore(fold, outcome.main_metric, value, 0, 0)
                 yield {**asdict(unit.group), **shared, **asdict(score)}
 
+    def _fit(self, target: ScoreTarget, group: Group) -> transform.Fit:
+        """Return what was fitted of a layer's vectors."""
+        assert target.fits, target.partition
+        return fits_of(self.root, target.fits)[group]
+
     def _read(self, embeddings: Manifest, unit: ScoreUnit, items: pa.Table) -> LayerVectors:
         columns = [name for name in items.column_names if name.endswith("_id")]
         wanted = np.concatenate([items[name].to_numpy() for name in columns])
         return read_vectors(self.root, embeddings, unit.group, wanted)
 
 
-def _normalised(vectors: LayerVectors) -> LayerVectors:
-    if not len(vectors.prompt_ids):  # nothing to scale, and no score either: the probe says so
-        return vectors
-    return LayerVectors(vectors.prompt_ids, unit_rows(vectors.matrix_ND))
+def transformed(vectors: LayerVectors, how: Transform, fit: transform.Fit | None) -> LayerVectors:
+    """Return the vectors of some prompts transformed."""
+    return LayerVectors(vectors.prompt_ids, transform.apply(vectors.matrix_ND, how, fit))
+
+
+# The fits that this process read last, by what says which they are.
+_READ: dict[tuple[str, str, str], dict[Group, transform.Fit]] = {}
+
+
+def fits_of(root: Root, fits: Manifest) -> dict[Group, transform.Fit]:
+    """Return what a table `transforms` holds; the layers that a worker scores have it in common."""
+    key = root.uri, fits.partition.path, fits.content
+    if key not in _READ:
+        (shard,) = fits.shards(root)
+        table, names = shard.read(), ("mean", "deviation", "directions")
+        count = table.num_rows
+        wide = (table[name].combine_chunks().values.to_numpy().reshape(count, -1) for name in names)
+        groups = (table[name].to_pylist() for name in ("layer", "norm", "pooling"))
+        _READ.clear()
+        _READ[key] = {
+            Group(*group): transform.Fit(mean_D, deviation_D, direction.reshape(-1, len(mean_D)))
+            for *group, mean_D, deviation_D, direction in zip(*groups, *wide, strict=True)
+        }
+    return _READ[key]
 
 
 @lru_cache(maxsize=1)

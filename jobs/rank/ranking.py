@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from jobs.config.run import Vectors
 from jobs.rank import sentences
 from jobs.rank.sentences import Gap
 from operators.analysis import labelfree
@@ -18,7 +19,7 @@ from operators.analysis.correlates import correlation
 from operators.model.subject import Kind, Subject
 from operators.ranking.choosing import Policy
 from operators.ranking.draws import draw_scores
-from operators.ranking.evidence import Evidence, weigh
+from operators.ranking.evidence import Choice, Evidence, LayerEvidence, weigh
 from operators.ranking.policy import Verdict, pareto, recommend
 from operators.ranking.scores import TIE, TaskScores
 
@@ -26,16 +27,17 @@ Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]  # of a table, by column; NaN where a number does not exist
 ByLayer = dict[int, float]  # layer -> value, NaN where it is undefined
 Metrics = Mapping[tuple[str, str], ByLayer]  # the main variants, by dataset and metric
-ELSEWHERE = "elsewhere"  # norm and pooling of vectors that this tool did not make
+# Vectors that this tool did not make.
+ELSEWHERE = Vectors("elsewhere", "elsewhere", "raw")
 ON = " on "  # between a metric and its dataset, in a rule of a run with several datasets
 
 
-class Vectors(NamedTuple):
-    """Which vectors of a model are ranked."""
+class Option(NamedTuple):
+    """A layer with some vectors of it, and the share of its folds that was scored, 0..1."""
 
-    norm: str
-    pooling: str
-    variant: str
+    layer: int
+    vectors: Vectors
+    scored: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Settings:
 class Ranking:
     """The ranking of one model's layers.
 
+    `vectors` are those that were asked to be ranked, `options` every candidate with what was scored
+    of it. Evidence on them is of `weighed`, and of a layer counts the best, which is what `tasks`
+    hold and what `vectors_of` says. `plain` is the ranking of the asked vectors alone, and `alone`
+    the choice among the candidates of the last layer; both where there are others to choose from.
     `cost_L` is the compute of a token relative to the whole model, `kind` that of the model, asked
     where nothing is labelled. Of a run, `costs` has the measured cost of each layer, `features` the
     length of a vector, and `search_share` the share of a full sweep that a search scored, `dropped`
@@ -90,6 +96,10 @@ class Ranking:
     search_share: float | None = None
     dropped: Sequence[int] = ()
     notes: Sequence[str] = ()
+    options: Sequence[Option] = ()
+    weighed: Sequence[Option] = ()
+    plain: Ranking | None = None
+    alone: Choice | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -102,6 +112,16 @@ class Ranking:
         return max(self.layers)
 
     @property
+    def vectors_of(self) -> list[Vectors]:
+        """The vectors that count of every layer, in the order of the layers."""
+        return [self.weighed[at].vectors for at in self.evidence.rows]
+
+    @property
+    def chosen(self) -> Vectors:
+        """The vectors of the layer that the verdict names."""
+        return self.vectors_of[self.layers.index(self.verdict.layer)]
+
+    @property
     def scores_LT(self) -> Array:
         """The main score of every layer and task, NaN where there is none."""
         columns = [task.scores.score_L for task in self.tasks]
@@ -112,22 +132,52 @@ class Ranking:
         """The rows of the table `ranking`, layer by layer."""
         comparable = [row.gain_even for row in self.evidence.layers]
         front_L = pareto(comparable, self.cost_L)
-        choice = self.evidence.choice
-        chosen = {choice.layer: choice.gain} if choice else {}
+        plain = (self.plain or self).evidence.layers
+        given = zip(self.evidence.rows, self.cost_L, front_L, plain, strict=True)
         return [
             {
-                **asdict(row),
-                "norm": self.vectors.norm,
-                "pooling": self.vectors.pooling,
-                "gain_chosen": chosen.get(row.layer, math.nan),
+                **self._row(at, of_layer),
                 "cost": float(cost),
+                "plain_score": of_plain.score,
+                "plain_gain": of_plain.gain,
                 "pareto": bool(on_front),
                 "verdict": self.verdict.kind,
                 "sure": self.verdict.sure,
-                "recommended": row.layer == self.verdict.layer,
+                "recommended": of_layer.layer == self.verdict.layer,
             }
-            for row, cost, on_front in zip(self.evidence.layers, self.cost_L, front_L, strict=True)
+            for of_layer, (at, cost, on_front, of_plain) in zip(
+                self.evidence.layers, given, strict=True
+            )
         ]
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The rows of the table `candidates`, layer by layer; without evidence what was dropped."""
+        at_of = {(each.layer, each.vectors): at for at, each in enumerate(self.weighed)}
+        costs = dict(zip(self.layers, self.cost_L.tolist(), strict=True))
+        recommended, found = self.evidence.rows[self.layers.index(self.verdict.layer)], []
+        nothing = {
+            each.name: None if each.name == "rank" else 0 if each.type is int else math.nan
+            for each in fields(LayerEvidence)
+        }
+        for option in self.options:
+            at = at_of.get((option.layer, option.vectors))
+            row = {**nothing, **option.vectors._asdict(), "gain_chosen": math.nan}
+            if at is not None:
+                row = self._row(at, self.evidence.candidates[at])
+            told = {"scored": option.scored, "cost": costs[option.layer]}
+            found.append({**row, "layer": option.layer, **told, "recommended": at == recommended})
+        return found
+
+    def _row(self, at: int, evidence: LayerEvidence) -> dict[str, Any]:
+        """Return the evidence on a candidate as columns of a table."""
+        choice = self.evidence.choice
+        corrected = choice.gain if choice and choice.row == at else math.nan
+        return {
+            **asdict(evidence),
+            **self.weighed[at].vectors._asdict(),
+            "gain_chosen": corrected,
+        }
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -136,13 +186,13 @@ class Ranking:
         `aligned` is the score that is drawn: the last layer's plus the even gain, so that layers
         with scores in other tasks stand where they are compared; NaN for what is not comparable.
         """
-        labels, last = [task.label for task in self.tasks], self.evidence.last
+        labels, base = [task.label for task in self.tasks], self.evidence.baseline
         found: list[Row] = []
         for row, scores_T in zip(self.table, self.scores_LT.tolist(), strict=True):
             tasks = dict(zip(labels, scores_T if labels else [], strict=True))
             aligned = row["score"]
             if self.has_holes:
-                aligned = last.score + row["gain_even"]
+                aligned = base.score + row["gain_even"]
             of_layer = {**self.costs.get(row["layer"], {}), "tasks": tasks, "aligned": aligned}
             found.append({**row, **of_layer})
         return found
@@ -150,8 +200,8 @@ class Ranking:
     @property
     def has_holes(self) -> bool:
         """Whether some layer lacks a task that the last layer has."""
-        last = self.evidence.last.n_tasks
-        return any(0 < row.n_tasks < last for row in self.evidence.layers)
+        base = self.evidence.baseline.n_tasks
+        return any(0 < row.n_tasks < base for row in self.evidence.layers)
 
     @property
     def scored(self) -> list[Row]:
@@ -186,10 +236,36 @@ class Ranking:
     @property
     def sentence(self) -> str:
         """The verdict in words, and what is not in the ranking."""
-        said = sentences.sentence(self.evidence, self.verdict)
+        said = sentences.sentence(self.evidence, self.verdict, self.how)
         if self.verdict.kind == "no_labels":
             said = sentences.unlabelled(self.kind, self.verdict.layer)
-        return " ".join([said, *self.gaps])
+        return " ".join(filter(None, [said, self.without_depth, *self.gaps]))
+
+    @property
+    def answer(self) -> str:
+        """What to do, in a few words."""
+        return sentences.answer(self.evidence, self.verdict, self.how)
+
+    @property
+    def how(self) -> str:
+        """What is done to the vectors of the choice, in words; nothing if they are those asked."""
+        choice = self.evidence.choice
+        if choice is None:
+            return ""
+        return sentences.different(self.weighed[choice.row].vectors, self.vectors)
+
+    @property
+    def without_depth(self) -> str:
+        """What the last layer's other vectors gain; nothing where there are none."""
+        choice, alone, plain = self.evidence.choice, self.alone, self.plain
+        if choice is None or alone is None or plain is None:
+            return ""
+        if choice.layer == self.last and self.verdict.kind == "use_layer":
+            return ""  # that is the advice
+        of_last = [each for each in self.weighed if each.layer == self.last]
+        how = sentences.different(of_last[alone.row].vectors, self.vectors)
+        gain = plain.evidence.row(choice.layer).gain
+        return sentences.without_depth(choice, alone, how, gain)
 
     @property
     def advice(self) -> str:
@@ -257,31 +333,60 @@ class Checkpoint:
 
 def ranking_of(
     subject: Subject,
-    vectors: Vectors,
+    weighed: Sequence[Option],
     tasks: Sequence[RankedTask],
-    layers: Sequence[int],
     cost_L: Array,
     settings: Settings,
     kind: Kind | None = None,
     **told: Any,  # noqa: ANN401  (the other fields of Ranking)
 ) -> Ranking:
-    """Rank the layers of a model by the scores of its tasks; without any its kind may say which."""
-    evidence = weigh(
-        [task.scores for task in tasks],
-        layers=layers,
-        cost_L=cost_L,
-        policy=settings.policy,
-        seed=settings.seed,
-        draws=settings.draws,
-        level=settings.level,
-    )
+    """Rank the layers of a model by the scores of its tasks; without any its kind may say which.
+
+    The scores of the tasks are of the options that are `weighed`, by layer, of each the asked
+    vectors first; the costs are of the layers.
+    """
+    layers = [*dict.fromkeys(each.layer for each in weighed)]
+    costs = dict(zip(layers, cost_L.tolist(), strict=True))
+
+    def evidence_on(rows: Sequence[int], *, keep_last: bool = False) -> Evidence:
+        return weigh(
+            [of_rows(task, rows).scores for task in tasks],
+            layers=[weighed[at].layer for at in rows],
+            cost_L=[costs[weighed[at].layer] for at in rows],
+            policy=settings.policy,
+            seed=settings.seed,
+            draws=settings.draws,
+            level=settings.level,
+            keep_last=keep_last,
+        )
+
+    every = range(len(weighed))
+    evidence = evidence_on(every)
     verdict = recommend(evidence, cost_L)
+    if verdict.layer == layers[-1] and verdict.kind != "use_layer":
+        evidence = evidence_on(every, keep_last=True)
+    first = [[each.layer for each in weighed].index(layer) for layer in layers]
+    told = {"options": weighed, **told, "weighed": weighed, "kind": kind}
+    if len(weighed) > len(layers):
+        plain = [weighed[at] for at in first], [of_rows(task, first) for task in tasks]
+        of_plain = {name: each for name, each in told.items() if name not in ("options", "weighed")}
+        told["plain"] = ranking_of(subject, *plain, cost_L, settings, **of_plain)
+        told["alone"] = evidence_on(range(first[-1], len(weighed))).choice
     if verdict.kind == "no_labels":
         known_layer = labelfree.rule_for(kind, layers)
         layer = max(layers) if known_layer is None else known_layer
         saved = float(1 - cost_L[list(layers).index(layer)])
         verdict = Verdict("no_labels", layer, saved, "no_labels")
-    return Ranking(subject, vectors, settings, tasks, evidence, verdict, cost_L, kind=kind, **told)
+    own = [of_rows(task, evidence.rows) for task in tasks]
+    vectors = weighed[first[-1]].vectors
+    return Ranking(subject, vectors, settings, own, evidence, verdict, cost_L, **told)
+
+
+def of_rows(task: RankedTask, rows: Sequence[int]) -> RankedTask:
+    """Return a task with some rows of its scores."""
+    found, these = task.scores, [*rows]
+    found = replace(found, score_L=found.score_L[these], resampled_LR=found.resampled_LR[these])
+    return replace(task, scores=found)
 
 
 def as_good_as_best(row: Row) -> bool:
@@ -309,8 +414,10 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
     """Return what every rule without labels chooses, with its regret where there are labels.
 
     With several tasks the regret is the mean over tasks of what is lost to the best layer of each
-    task, as published numbers are; with one task it is what is lost to the best layer.
+    task, as published numbers are; with one task it is what is lost to the best layer. All of the
+    vectors that were asked for: no rule chooses others without labels.
     """
+    ranking = ranking.plain or ranking
     layers, settings = ranking.layers, ranking.settings
     several = len({dataset for dataset, _ in ranking.metrics}) > 1
     rules = labelfree.depth_rules(layers)
@@ -337,7 +444,11 @@ def choice_rows(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def correlation_rows(ranking: Ranking) -> list[dict[str, Any]]:
-    """Return how the main variant of every metric goes with the score over the layers."""
+    """Return how the main variant of every metric goes with the score over the layers.
+
+    Both are of the vectors that were asked for.
+    """
+    ranking = ranking.plain or ranking
     if not ranking.scored:
         return []
     score_L = np.array([row.score for row in ranking.evidence.layers])

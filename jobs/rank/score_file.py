@@ -18,7 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from jobs.config.blocks import ConfigError
-from jobs.rank.ranking import ELSEWHERE, RankedTask, Ranking, Settings, Vectors, ranking_of
+from jobs.rank.ranking import ELSEWHERE, Option, RankedTask, Ranking, Settings, ranking_of
 from jobs.words import numbered
 from operators.model.subject import Subject
 from operators.ranking.scores import TaskScores
@@ -85,9 +85,8 @@ def _ranked(
     model, revision = rows[0].model, rows[0].revision
     return ranking_of(
         Subject(model, revision, model),
-        Vectors(ELSEWHERE, ELSEWHERE, "raw"),
+        [Option(layer, ELSEWHERE) for layer in layers],
         tasks,
-        layers,
         np.array([layer / layers[-1] if layers[-1] else 1.0 for layer in layers]),
         settings or Settings(),
         notes=notes,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from jobs.config.run import Vectors
 from jobs.words import capital, counted, known, listed, numbered, share, signed
 from operators.analysis import labelfree
 from operators.model.subject import Kind
@@ -37,11 +38,33 @@ class Gap:
         return f" ({self.reason})" if self.reason else ""
 
 
-def answer(evidence: Evidence, verdict: Verdict) -> str:
-    """Return what to do, in at most twelve words."""
+_POOLED = {
+    "mean": "pooled by the mean",
+    "mean_no_first": "without the first token",
+    "last": "pooled by the last token",
+    "first": "pooled by the first token",
+    "weighted_mean": "pooled by the weighted mean",
+}
+_NORMED = {"none": "without the final norm", "final": "with the final norm"}
+_TRANSFORMED = {
+    "raw": "as they are",
+    "l2": "scaled to unit length",
+    "z": "standardised",
+    "abtt": "without their top directions",
+}
+
+
+def different(vectors: Vectors, plain: Vectors) -> str:
+    """Return in words what vectors are beside those that are ranked in every layer."""
+    words = zip((_NORMED, _POOLED, _TRANSFORMED), vectors, plain, strict=True)
+    return listed([of[mine] for of, mine, theirs in words if mine != theirs])
+
+
+def answer(evidence: Evidence, verdict: Verdict, how: str = "") -> str:
+    """Return what to do, in about twelve words; `how` says what is done to the vectors."""
     layer, last = verdict.layer, evidence.last.layer
     if verdict.kind == "use_layer":
-        use = f"se layer {layer} of {last}."
+        use = f"se layer {layer} of {last}{f', {how}' if how else ''}."
         return f"U{use}" if verdict.sure == "new_task" else f"On these tasks, u{use}"
     if verdict.kind == "keep_last":
         return f"Keep the last layer, {last}."
@@ -50,8 +73,11 @@ def answer(evidence: Evidence, verdict: Verdict) -> str:
     return f"{lacking}: {guess if layer != last else f'keep the last layer, {last}'}."
 
 
-def sentence(evidence: Evidence, verdict: Verdict) -> str:
-    """Return the verdict in a few sentences: what to do, why, by how much, how sure, what next."""
+def sentence(evidence: Evidence, verdict: Verdict, how: str = "") -> str:
+    """Return the verdict in a few sentences: what to do, why, by how much, how sure, what next.
+
+    `how` says what is done to the vectors of the choice.
+    """
     last, choice = evidence.last, evidence.choice
     if choice is None or verdict.reason in ("no_score", "no_last"):
         return (
@@ -61,11 +87,11 @@ def sentence(evidence: Evidence, verdict: Verdict) -> str:
         return f"Keep the last layer ({last.layer}): {_nearest(evidence, verdict)}."
     sure = gain(evidence, choice)
     if verdict.kind == "use_layer":
-        start = answer(evidence, verdict).rstrip(".")
+        start = answer(evidence, verdict, how).rstrip(".")
         said = f"{start}: {why(evidence, verdict)}; {sure}, and saves {_saved(verdict)}."
     else:
         leads = "leads" if evidence.row(choice.layer).rank == 1 else "is taken"
-        leads = f"Layer {choice.layer} {leads}"
+        leads = f"Layer {choice.layer}{f', {how},' if how else ''} {leads}"
         said = f"Not enough evidence: {why(evidence, verdict)}. {leads}: {sure}."
         if verdict.layer == last.layer:
             said += f" This keeps the last layer ({last.layer})."
@@ -132,6 +158,7 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
     return {
         "highest": _highest(evidence, row),
         "none_higher": "no other layer scores more",
+        "no_other_layer": "no other layer scores more, and no other vectors of it surely do",
         "single_score": f"nothing shows how far the gain of layer {leader.layer} may vary",
         "unsure": "nothing shows that the lead is more than chance",
         "few_tasks": (
@@ -161,6 +188,27 @@ def gain(evidence: Evidence, choice: Choice) -> str:
         say = "says" if tasks == 1 else "say"
         parts.append(f"{counted(tasks, 'task')} {say} nothing of a new one")
     return f"{gained} ({'; '.join(parts)})" if parts else gained
+
+
+def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float) -> str:
+    """Say what vectors of the last layer `alone` gain, and those of the choice's layer as ranked.
+
+    So that nobody takes what was done to the vectors for the layer's doing. `how` says what is done
+    to those of the last layer, nothing if they stay as they are.
+    """
+    if not how:
+        said = "On the last layer alone nothing that is done to the vectors scores more."
+    else:
+        gained, after = alone.naive, "as it stands"
+        if known(alone.gain):
+            gained, after = alone.gain, AFTER[alone.left_out]
+        said = (
+            f"On the last layer alone vectors {how} gain {signed(gained)} points, {after} "
+            f"({signed(alone.naive)} as it stands)."
+        )
+    if choice.layer != alone.layer and known(plain_gain):
+        said += f" Layer {choice.layer} as it is gains {signed(plain_gain)} as it stands."
+    return said
 
 
 def tried(choice: Choice) -> str:

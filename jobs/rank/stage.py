@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from jobs.config.metrics import parameters, shown_vectors
-from jobs.config.run import RunConfig, labelled_tasks
+from jobs.config.run import RunConfig, candidate_vectors, labelled_tasks, ranked_vectors
 from jobs.prepare.folders import FROM_FILE
 from jobs.rank.ranking import (
     Array,
     ByLayer,
+    Option,
     RankedTask,
     Ranking,
     Row,
     Settings,
-    Vectors,
     choice_rows,
     correlation_rows,
+    of_rows,
     ranking_of,
 )
 from jobs.run import Run, partition
@@ -36,7 +37,7 @@ from storage.partition import Partition, TableName
 
 
 def rank(run: Run) -> list[Ranking]:
-    """Rank the layers of every subject and write `choices`, `correlations` and `ranking`."""
+    """Rank the layers of every subject and write what rankings say."""
     rankings = [rank_subject(run, subject) for subject in run.subjects]
     for ranking in rankings:
         write_subject(run, ranking)
@@ -59,16 +60,23 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
     noted = (run.manifests.require(where).receipts[0].facts for where in wheres)
     facts = next((each for each in noted if "survivors" in each or "search_share" in each), {})
     kept = {int(layer) for layer in str(facts.get("survivors", "")).split(",") if layer}
-    tasks = ranked_tasks(run, subject, layers)
+    every = [
+        Option(layer, vectors)
+        for layer in layers
+        for vectors in reversed(candidate_vectors(run.config))
+    ]
+    tasks, options = scored_options(run, subject, every)
     undefined = {layer for task in tasks for layer in task.undefined}
     dropped = [each for each in layers if kept and each not in kept and each not in undefined]
     # What is known of a layer that a search dropped is not comparable, a few folds or tasks.
-    tasks = [without_layers(task, layers, dropped) for task in tasks]
+    plain = ranked_vectors(run.config)
+    out = [each.vectors == plain and each.layer in dropped for each in options]
+    rows = [at for at, each in enumerate(options) if each.scored == 1 or each.vectors == plain]
+    tasks = [of_rows(without_rows(task, out), rows) for task in tasks]
     return ranking_of(
         subject,
-        Vectors(config.norm, config.pooling, config.variant),
+        [options[at] for at in rows],
         tasks,
-        layers,
         relative_cost(costs, layers),
         Settings(config.policy, config.draws, config.level, run.config.seed),
         kind=None if tasks else run.kind(subject),
@@ -77,6 +85,7 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         metrics=main_metrics(run, subject.name, subject.revision),
         search_share=facts.get("search_share"),
         dropped=dropped,
+        options=options,
     )
 
 
@@ -101,17 +110,38 @@ def relative_cost(costs: Mapping[int, LayerCost], layers: Sequence[int]) -> Arra
 
 
 def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[RankedTask]:
-    """Return the tasks with their scores in some layers, by dataset, then as configured."""
-    found = []
+    """Return the tasks with the scores of the ranked vectors of some layers."""
+    plain = ranked_vectors(run.config)
+    return scored_options(run, subject, [Option(layer, plain) for layer in layers])[0]
+
+
+def scored_options(
+    run: Run, subject: Subject, options: Sequence[Option]
+) -> tuple[list[RankedTask], list[Option]]:
+    """Return the tasks with their scores, by dataset, then as configured, and what was scored.
+
+    Folds that a search left out are NaN, and so are their means.
+    """
+    found, scored, plain = [], [], ranked_vectors(run.config)
     for label, dataset, task in labelled_tasks(run.config):
-        rows = run.ranked_rows(partition("probe_scores", subject, dataset, task))
-        by_layer: dict[int, list[Row]] = {layer: [] for layer in layers}
-        for row in rows:
-            by_layer[row["layer"]].append(row)
-        folds = max(map(len, by_layer.values()))
-        values_LF = np.full((len(layers), folds), np.nan)  # a search leaves some out
-        for index, of_layer in enumerate(by_layer.values()):
+        by_option: dict[tuple[Any, ...], list[Row]] = {
+            (each.layer, *each.vectors): [] for each in options
+        }
+        for row in run.rows(partition("probe_scores", subject, dataset, task)):
+            key = row["layer"], row["norm"], row["pooling"], row["variant"]
+            if key in by_option:
+                by_option[key].append(row)
+        rows = [row for of_option in by_option.values() for row in of_option]
+        folds = max(map(len, by_option.values()))
+        values_LF = np.full((len(options), folds), np.nan)  # a search leaves some out
+        for index, of_layer in enumerate(by_option.values()):
             values_LF[index, : len(of_layer)] = [row["value"] for row in of_layer]
+        scored.append(
+            [
+                1.0 if of_option and np.isnan(of_option[0]["value"]) else len(of_option) / folds
+                for of_option in by_option.values()
+            ]
+        )
         given = label, str(rows[0]["task_type"]), values_LF.mean(axis=1)
         # Folds that are one fit have the resamples of their test items instead.
         one_fit = bool(np.nanmax(np.ptp(values_LF, axis=1), initial=0.0) == 0)
@@ -120,24 +150,29 @@ def ranked_tasks(run: Run, subject: Subject, layers: Sequence[int]) -> list[Rank
         else:
             drawn: list[list[float]] = [
                 next((row["replicates"] for row in of_layer if row["replicates"]), [])
-                for of_layer in by_layer.values()
+                for of_layer in by_option.values()
             ]
             count = min(filter(None, map(len, drawn)), default=0)
             # A layer without a score has none.
             replicates_LR = np.array([[*each[:count]] or [np.nan] * count for each in drawn])
             scores = TaskScores(*given, replicates_LR, "replicates")
-        undefined = {row["layer"]: row["reason"] or "" for row in rows if np.isnan(row["value"])}
+        undefined = {
+            row["layer"]: row["reason"] or ""
+            for row in rows
+            if np.isnan(row["value"]) and plain == (row["norm"], row["pooling"], row["variant"])
+        }
         metric, folds = rows[0]["metric"], len({row["fold"] for row in rows})
         about = label, task.name, dataset.name, metric, folds
         asks = getattr(task, "label_column", None) == FROM_FILE
         note = f"Task {label} asks only which file a text is from; labels would say more." * asks
         found.append(RankedTask(*about, scores, undefined, note))
-    return found
+    shares = np.mean(scored, axis=0).tolist() if scored else [1.0] * len(options)
+    return found, [each._replace(scored=share) for each, share in zip(options, shares, strict=True)]
 
 
-def without_layers(task: RankedTask, layers: Sequence[int], dropped: Sequence[int]) -> RankedTask:
-    """Return a task without the scores of some layers."""
-    out_L, scores = np.isin(layers, dropped), task.scores
+def without_rows(task: RankedTask, out: Sequence[bool]) -> RankedTask:
+    """Return a task without the scores of some options."""
+    out_L, scores = np.array(out, dtype=np.bool_), task.scores
     score_L = np.where(out_L, np.nan, scores.score_L)
     resampled_LR = np.where(out_L[:, None], np.nan, scores.resampled_LR)
     return replace(task, scores=replace(scores, score_L=score_L, resampled_LR=resampled_LR))
@@ -178,7 +213,8 @@ def views_in(run: Run, where: Partition) -> int:
 def ranking_settings(config: RunConfig) -> dict[str, Any]:
     """Return what the rankings of a run depend on, beside the scores."""
     labels = [label for label, _, _ in labelled_tasks(config)]
-    return {"config": config.name, **config.rank.settings(), "tasks": labels}
+    asked = {"candidates": config.candidates.settings()} if config.candidates else {}
+    return {"config": config.name, **config.rank.settings(), "tasks": labels, **asked}
 
 
 def write_subject(run: Run, ranking: Ranking) -> None:
@@ -186,6 +222,7 @@ def write_subject(run: Run, ranking: Ranking) -> None:
     rows: dict[TableName, list[dict[str, Any]]] = {
         "choices": choice_rows(ranking),
         "correlations": correlation_rows(ranking),
+        "candidates": ranking.candidates,
         "ranking": ranking.table,
     }
     for table, found in rows.items():

@@ -30,7 +30,8 @@ class Given(NamedTuple):
     """What a task is scored on: items in source order, the vectors of a layer, and what is drawn.
 
     The test items of a fitted task have the vectors `tested`: their own, or those of noisy texts.
-    Of a task with folds those from `first` to before `folds` are wanted, others have `replicates`.
+    Of a task with folds those from `first` to before `folds` are wanted, others have `replicates`;
+    of pairs or queries a `share` is scored, always the same ones.
     """
 
     items: pa.Table
@@ -40,6 +41,7 @@ class Given(NamedTuple):
     replicates: int
     first: int
     folds: int
+    share: float = 1.0
 
     @property
     def drawn(self) -> dict[str, Any]:

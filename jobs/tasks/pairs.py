@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +22,7 @@ from jobs.tasks.items import Given, Ids, Item, Row, number, refuse, require_diff
 from operators.probes.fold import FoldScore, PairRows, Vectors
 from operators.probes.pairs import pair_classification, sts
 from operators.probes.relevance import reranking, retrieval
+from operators.prompts.seeding import sample_order
 
 _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 _HIGHEST_RELEVANCE = np.iinfo(np.int16).max
@@ -104,6 +107,22 @@ def _without(items: pa.Table, query: str, served: pa.Table) -> pa.Table:
     return items.filter(pc.invert(pc.is_in(items[query], served[query].combine_chunks())))
 
 
+# Fewer pairs or queries say too little to compare by.
+_FEWEST = 64
+
+
+def share_of(ids: npt.NDArray[np.int64], given: Given) -> npt.NDArray[np.bool_]:
+    """Return which items are in the share that is scored, by the text that each is of, [N].
+
+    As many of the different texts as the share says, drawn by the seed; `_FEWEST` at least.
+    """
+    if given.share == 1:
+        return np.ones(len(ids), dtype=np.bool_)
+    texts = np.unique(ids)
+    count = max(math.ceil(given.share * len(texts)), _FEWEST)
+    return np.isin(ids, texts[sample_order(given.seed, texts)[:count]])
+
+
 def _present(given: Given) -> tuple[PairRows, pa.Table]:
     """Return the pairs whose texts both have vectors, and the rows of these."""
     sides = [name for name in given.items.column_names if name.endswith("_id")]
@@ -112,16 +131,23 @@ def _present(given: Given) -> tuple[PairRows, pa.Table]:
     return (first[both], second[both]), given.items.filter(pa.array(both))
 
 
+def _shared(given: Given) -> tuple[PairRows, pa.Table]:
+    """Return the present pairs of the share that is scored, by their first text."""
+    (first, second), pairs = _present(given)
+    these = share_of(pairs["first_id"].to_numpy(), given)
+    return (first[these], second[these]), pairs.filter(pa.array(these))
+
+
 def score_pair_classification(_task: PairClassificationTask, given: Given) -> list[FoldScore]:
     """Return the average precision of the pairs' similarity."""
-    (rows, pairs), sides = _present(given), (given.vectors.matrix_ND,) * 2
+    (rows, pairs), sides = _shared(given), (given.vectors.matrix_ND,) * 2
     labels = pairs["value"].to_numpy().astype(np.int64)
     return pair_classification(*sides, labels, rows=rows, **given.drawn)
 
 
 def score_sts(_task: StsTask, given: Given) -> list[FoldScore]:
     """Return the rank correlation of the pairs' similarity with their values."""
-    (rows, pairs), sides = _present(given), (given.vectors.matrix_ND,) * 2
+    (rows, pairs), sides = _shared(given), (given.vectors.matrix_ND,) * 2
     return sts(*sides, pairs["value"].to_numpy(), rows=rows, **given.drawn)
 
 
@@ -132,8 +158,10 @@ def _queries(given: Given, least: int) -> tuple[Vectors, Vectors, list[list[int]
     """
     (first, second), pairs = _present(given)
     documents, rows = np.unique(second, return_inverse=True)
+    these = share_of(pairs["query_id"].to_numpy(), given)
+    first, rows = first[these], rows[these]
     of_query: dict[int, list[tuple[int, int]]] = {query: [] for query in first.tolist()}
-    gains = pairs["relevance"].to_pylist()
+    gains = pairs["relevance"].to_numpy()[these].tolist()
     for query, row, gain in zip(first.tolist(), rows.tolist(), gains, strict=True):
         if gain >= least:
             of_query[query].append((row, gain))

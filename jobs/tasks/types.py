@@ -52,6 +52,7 @@ class TaskType:
     metric: str = ""  # the one that is ranked; a score that is undefined is of it too
     gather: Callable[[Any, pa.Table], pa.Table] = lambda _, records: records
     by_fold: bool = False  # a search can score its folds one by one
+    by_share: bool = False  # or a share of its pairs or queries, to compare candidates roughly
     scale_free: bool = False  # its scores depend on directions alone: both variants have the same
     # The task fitted on so many examples of each label, or of each tenth of the values.
     fewer: Callable[[Any, int], Task] | None = None
@@ -59,13 +60,14 @@ class TaskType:
 
 _LABELLED = partial(TaskType, schema.LABELLED_ITEMS, labelled.item)
 _VALUED = partial(TaskType, schema.VALUED_ITEMS, labelled.item)
-_PAIRS = partial(TaskType, schema.PAIR_ITEMS, pairs.item, pairs.check)
+_PAIRS = partial(TaskType, schema.PAIR_ITEMS, pairs.item, pairs.check, by_share=True)
 _RELEVANCE = partial(
     TaskType,
     schema.RETRIEVAL_ITEMS,
     pairs.item,
     pairs.check_relevance,
     gather=pairs.one_of_each_pair,
+    by_share=True,
     scale_free=True,
 )
 TYPES: dict[type[Any], TaskType] = {

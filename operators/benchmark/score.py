@@ -28,7 +28,7 @@ import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
 from operators.benchmark.tasks import canonical, load_task, mteb_library, parse
-from operators.model.subject import Variant
+from operators.model.subject import Transform
 from operators.probes.fold import unit_rows
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def recorded_texts(task: str | AbsTask, modules: Sequence[str] = ()) -> list[str
 
 
 def score_task(
-    task: AbsTask, lookup: Lookup, *, model_name: str, revision: str, variant: Variant = "raw"
+    task: AbsTask, lookup: Lookup, *, model_name: str, revision: str, variant: Transform = "raw"
 ) -> TaskOutcome:
     """Score a task with mteb's own evaluators on vectors that `lookup` returns for its texts.
 

@@ -85,6 +85,8 @@ def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling, *, padded: bool = 
     `mean` weighs every real token equally, special tokens counted; `weighted_mean` weighs token t
     (from 1) by t / (1 + ... + T), so that later tokens of a causal model, which have seen more,
     count more (Muennighoff 2022, SGPT, arXiv 2202.08904, eq. 2); `last` and `first` take one token.
+    `mean_no_first` leaves out the first token, whose state is huge in many decoders (Xiao et al.
+    2024, arXiv 2309.17453), unless a prompt has no other.
     What stands in padded positions never matters; there are none where nothing is `padded`.
     ValueError on an unknown pooling.
     """
@@ -97,6 +99,9 @@ def pool(hidden_NTD: Tensor, lengths_N: Tensor, how: Pooling, *, padded: bool = 
     mask_NT = token_mask(lengths_N, hidden_NTD.shape[1])
     if how == "mean":
         weight_NT = mask_NT
+    elif how == "mean_no_first":
+        weight_NT = mask_NT.clone()
+        weight_NT[:, 0] = lengths_N == 1
     elif how == "weighted_mean":
         weight_NT = torch.cumsum(mask_NT.float(), dim=1) * mask_NT
     else:

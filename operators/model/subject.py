@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
-Pooling = Literal["mean", "last", "first", "weighted_mean"]  # of a prompt's tokens, to one vector
-Variant = Literal["raw", "l2"]  # of that vector: as it is, or of length 1
+# Of the tokens of a prompt, to one vector.
+Pooling = Literal["mean", "mean_no_first", "last", "first", "weighted_mean"]
+Transform = Literal["raw", "l2", "z", "abtt"]  # of that vector: operators.probes.transform
 Kind = Literal["embedding model", "causal decoder", "state-space model", "encoder"]
 _PACKAGE = "package:"
 _GPU_TOKENS = 32_768

@@ -1,11 +1,12 @@
 """Which layer is best, by how much, and how sure: statistics over the tasks' scores.
 
-Everything is paired: a layer's gain is its score minus the last layer's in the same task, so what
+A row is a layer, or a candidate: one of several vectors of a layer. Everything is paired: a row's
+gain is its score minus that of the baseline, the last layer's first row, in the same task, so what
 makes a task hard for every layer cancels. Two things are asked of a gain, and they are told apart:
 whether it holds on these tasks, whose items and folds might have been others, and whether it holds
 on a new task. How often each interval holds the truth is simulated in tests/bench/coverage.
 
-Shapes: L layers, T tasks, U units of choosing: the tasks, or the folds of a lone task.
+Shapes: L rows, T tasks, U units of choosing: the tasks, or the folds of a lone task.
 """
 
 from collections import Counter
@@ -97,7 +98,7 @@ class LayerEvidence:
 
 @dataclass(frozen=True)
 class Choice:
-    """The layer that the policy takes, and what choosing so is worth.
+    """The layer that the policy takes, and what choosing so is worth; `row` is its candidate.
 
     `gain` is the gain after choosing without what judges: on all tasks but one, scored on that one,
     averaged (`choosing.left_out`); on all folds but one of a lone task; less the optimism of its
@@ -113,6 +114,7 @@ class Choice:
     """
 
     layer: int
+    row: int
     gain: float
     naive: float
     left_out: LeftOut
@@ -128,6 +130,8 @@ class Choice:
 class Evidence:
     """The evidence on every layer, in ascending order of layers, and the choice by a policy.
 
+    `candidates` has every row that was weighed, and `layers` the best of each layer: there ranks
+    and wins are among the layers. `rows` says which candidate that is.
     `level` is that of the intervals. `oracle` is the mean over tasks of the task's highest score:
     what choosing a layer per task would reach, over the best layer's tasks. `tasks` are those that
     count, by name, and `types` how many there are of each type. `without_last` have no score in the
@@ -137,6 +141,8 @@ class Evidence:
     level: float
     policy: Policy
     layers: list[LayerEvidence]
+    candidates: list[LayerEvidence]
+    rows: list[int]
     choice: Choice | None
     oracle: float
     tasks: list[str]
@@ -146,8 +152,13 @@ class Evidence:
 
     @property
     def last(self) -> LayerEvidence:
-        """The layer with the largest number, the baseline of every gain."""
+        """The layer with the largest number."""
         return self.layers[-1]
+
+    @property
+    def baseline(self) -> LayerEvidence:
+        """The last layer as it is used without advice, which every gain is over."""
+        return self.candidates[_baseline([row.layer for row in self.candidates])]
 
     @property
     def best(self) -> LayerEvidence | None:
@@ -173,19 +184,22 @@ def weigh(
     seed: int = 0,
     draws: int = 10_000,
     level: float = 0.95,
+    keep_last: bool = False,
 ) -> Evidence:
     """Weigh the scores of every layer and choose one; LayerEvidence and Choice say what is found.
 
-    `layers` are the numbers of the layers that the tasks' scores are of, ascending; `cost_L` their
-    costs, by default by depth. A task counts if the last layer has a score in it. A layer may lack
-    tasks: the pairs that there are are used, and with fewer than half of the tasks it is not
-    comparable. `draws` limits the sign flips. The same answer for any order of tasks.
+    `layers` are the numbers of the layers that the tasks' scores are of, ascending; a layer stands
+    there for each of its candidates, and the first of the last layer is the baseline. `cost_L` are
+    their costs, by default by depth. A task counts if the baseline has a score in it. A row may
+    lack tasks: the pairs that there are are used, and with fewer than half of the tasks it is not
+    comparable. `draws` limits the sign flips. With `keep_last` the baseline stands for the last
+    layer, whatever its other candidates gain. The same answer for any order of tasks.
 
     ValueError if layers are not ascending or do not fit the scores, and for settings out of range.
     """
     if not layers:
         raise ValueError("layers: there are none to weigh")
-    if any(a >= b for a, b in pairwise(layers)):
+    if any(a > b for a, b in pairwise(layers)):
         raise ValueError(f"layers: {[*layers]} are not in ascending order")
     for task in tasks:
         if len(task.score_L) != len(layers):
@@ -194,12 +208,13 @@ def weigh(
             )
     if draws < 2 or not 0 < level < 1:  # noqa: PLR2004
         raise ValueError(f"draws must be at least 2 and level in (0, 1), got {draws} and {level}")
-    cost_L = np.arange(len(layers)) / max(len(layers) - 1, 1) if cost_L is None else cost_L
+    cost_L = np.asarray(layers) / max(layers[-1], 1) if cost_L is None else cost_L
     with_scores = scored(tasks)
-    counted = [task for task in with_scores if not np.isnan(task.score_L[-1])]
+    base = _baseline(layers)
+    counted = [task for task in with_scores if not np.isnan(task.score_L[base])]
     compared = counted or with_scores
     score_LT = np.array([task.score_L for task in compared]).reshape(-1, len(layers)).T
-    gain_LT = score_LT - score_LT[-1]
+    gain_LT = score_LT - score_LT[base]
     # Without the last layer there is no gain, only scores.
     known_LT = ~np.isnan(gain_LT if counted else score_LT)
     n_tasks_L = known_LT.sum(axis=1)
@@ -211,9 +226,8 @@ def weigh(
         rule = partial(choose, cost_L=cost_L, policy=policy)
         choice, taken_L = _choice(counted, usual_LT, rows, rule, level)
         rows = [replace(row, taken=float(t)) for row, t in zip(rows, taken_L, strict=True)]
-        at = layers.index(choice.layer)
-        rows[at] = replace(
-            rows[at],
+        rows[choice.row] = replace(
+            rows[choice.row],
             here_low=choice.here_low,
             here_high=choice.here_high,
             gain_low=choice.low,
@@ -223,10 +237,14 @@ def weigh(
     oracle = float("nan")
     if best is not None:
         oracle = float(np.nanmax(score_LT[~thin_L][:, known_LT[best]], axis=0).mean())
+    best_of = _best_of_layers(rows)
+    best_of[-1] = base if keep_last else best_of[-1]
     return Evidence(
         level=level,
         policy=policy,
-        layers=rows,
+        layers=_among_layers(rows, best_of, np.where(known_LT, score_LT, np.nan)),
+        candidates=rows,
+        rows=best_of,
         choice=choice,
         oracle=oracle,
         tasks=[task.task for task in counted],
@@ -254,13 +272,14 @@ def _rows(
     spans = dict.fromkeys(("score_low", "score_high", "here_low", "here_high"), nan_L)
     p_L = p_max_L = gain_low_L = gain_high_L = shortfall_L = error_L = nan_L
     rank_L: list[int | None] = [None] * len(layers)
-    others_L = np.arange(len(layers)) < len(layers) - 1
+    base = _baseline(layers)
+    others_L = np.arange(len(layers)) != base
     if tasks:
         spans["score_low"], spans["score_high"] = on_these(
             score_L, known_LT, *noise_within(tasks), level
         )
         spans["here_low"], spans["here_high"] = on_these(
-            gain_L, known_LT, *noise_within(tasks, base=-1), level
+            gain_L, known_LT, *noise_within(tasks, base=base), level
         )
         gain_low_L, gain_high_L = over_tasks(gain_LT, level)
         p_L, p_max_L = sign_flips(gain_LT, seed=seed, draws=draws)
@@ -301,6 +320,46 @@ def _rows(
     ]
 
 
+def _baseline(layers: Sequence[int]) -> int:
+    """Return the row that every gain is over."""
+    return [*layers].index(layers[-1])
+
+
+def _best_of_layers(rows: Sequence[LayerEvidence]) -> list[int]:
+    """Return the row that gains most of each layer, of equal ones, or without any, the first."""
+    found: dict[int, int] = {}
+    for at, row in enumerate(rows):
+        best = found.setdefault(row.layer, at)
+        least = rows[best].gain_even
+        if row.gain_even > (-np.inf if np.isnan(least) else least + TIE):
+            found[row.layer] = at
+    return [*found.values()]
+
+
+def _among_layers(
+    rows: Sequence[LayerEvidence], best_of: Sequence[int], score_LT: Array
+) -> list[LayerEvidence]:
+    """Return the best row of every layer, ranked among these."""
+    if len(best_of) == len(rows):
+        return [*rows]
+    gain_K = np.array([rows[at].gain_even for at in best_of])
+    score_KT = score_LT[[*best_of]]
+    taken: dict[int, float] = {}
+    for row in rows:
+        taken[row.layer] = taken.get(row.layer, 0.0) + row.taken
+    columns = zip(best_of, gain_K, _mean_ranks(score_KT), _wins(score_KT), strict=True)
+    return [
+        replace(
+            rows[at],
+            rank=None if np.isnan(gain) else int(1 + (gain_K > gain + TIE).sum()),
+            mean_rank=float(mean_rank),
+            won=float(won),
+            taken=taken[rows[at].layer],
+        )
+        for at, gain, mean_rank, won in columns
+    ]
+
+
 def _choice(
     tasks: Sequence[TaskScores],
     gain_LT: Array,
@@ -309,11 +368,11 @@ def _choice(
     level: float,
 ) -> tuple[Choice, Array]:
     """Return the choice by a rule, and the share of the choices without a unit by layer."""
-    lone, last = tasks[0], len(rows) - 1
+    lone, base = tasks[0], _baseline([row.layer for row in rows])
     left: LeftOut
     units_LU, left = gain_LT, "tasks"
     if len(tasks) == 1 and lone.resampled == "folds" and lone.cells.shape[1] > 1:
-        units_LU, left = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1]), "folds"
+        units_LU, left = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[base]), "folds"
     taken_L = np.full(len(rows), np.nan)
     at, corrected = int(rule(units_LU)), float("nan")
     if units_LU.shape[1] > 1:
@@ -322,7 +381,7 @@ def _choice(
         taken_L = np.bincount(rows_U, minlength=len(rows)) / len(rows_U)
     elif lone.resampled == "replicates" and lone.cells.shape[1]:
         left = "items"
-        resampled_LR = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[-1])
+        resampled_LR = np.where(np.isnan(gain_LT), np.nan, lone.cells - lone.cells[base])
         at = int(rule(gain_LT, error_L=_noise(lone, at)))
         corrected = rows[at].gain - flattery(gain_LT[:, 0], resampled_LR, rule)
     else:
@@ -332,7 +391,7 @@ def _choice(
     lows, highs = reaching(lows, highs, row.gain, corrected)
     (here_low, low), (here_high, high) = lows.tolist(), highs.tolist()
     more_tasks, more_items = None, float("nan")
-    if at < last and row.n_tasks >= FEWEST_TASKS and not low > 0:
+    if at != base and row.n_tasks >= FEWEST_TASKS and not low > 0:
         deviation = float(np.nanstd(gain_LT[at], ddof=1))
         needed = tasks_needed(corrected, deviation, level)
         more_tasks = None if needed is None else max(needed - row.n_tasks, 1)
@@ -340,6 +399,7 @@ def _choice(
         more_items = items_needed(corrected, row.gain - here_low, level)
     return Choice(
         row.layer,
+        at,
         corrected,
         row.gain,
         left,

@@ -23,6 +23,7 @@ Reason = Literal[
     "as_good_as_best",
     "none_cheaper_as_good",
     "none_higher",
+    "no_other_layer",
     "few_tasks",
     "proven",
     "unproven",
@@ -33,17 +34,18 @@ Reason = Literal[
 class Verdict:
     """What to do: the layer that the policy takes, and why.
 
-    `kind` says how it was found: `use_layer` a layer below the last whose gain is sure somewhere;
-    `keep_last` the last one; `not_enough_evidence` when nothing shows that the layer that the
-    policy takes is really better: then `layer` is a guess, or the last layer if the policy asks for
-    proof; `no_labels` without any labelled task. `saved` is the share of the last layer's compute
-    that is not spent, 0..1. `sure` says where the gain lies above 0 with the level of the
-    intervals: on a new task, on these tasks only, or nowhere.
+    `kind` says how it was found: `use_layer` a layer below the last whose gain is sure somewhere,
+    or the last with other vectors than the baseline's; `keep_last` the baseline;
+    `not_enough_evidence` when nothing shows that the layer that the policy takes is really better:
+    then `layer` is a guess, or the last layer if the policy asks for proof; `no_labels` without any
+    labelled task. `saved` is the share of the last layer's compute that is not spent, 0..1. `sure`
+    says where the gain lies above 0 with the level of the intervals: on a new task, on these tasks
+    only, or nowhere.
 
     `reason` is what decided: no labelled task; no layer that can be compared, or no score of the
     last one to compare with; scores that show no spread, so no interval; a gain whose intervals
     include 0; the highest score; a cheaper layer within one standard error of the best, or none; no
-    other layer higher than the last; too few tasks for a test; a gain that is proven, or is not.
+    other layer higher than the last; other vectors of the last that lead, but not surely; too few tasks for a test; a gain that is proven, or is not.
     """
 
     kind: Kind
@@ -98,7 +100,8 @@ def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
     """Return what a choice is as advice, why, and where its gain is sure."""
     row, sure = evidence.row(choice.layer), _sure(choice)
     cheapest = evidence.policy == "cheapest_equal"
-    if row is evidence.last or (evidence.last.rank == 1 and not cheapest):
+    kept = evidence.candidates[choice.row] is evidence.baseline
+    if kept or (evidence.baseline.rank == 1 and not cheapest):
         return "keep_last", "none_cheaper_as_good" if cheapest else "none_higher", "nothing"
     if evidence.policy == "last_unless_significant":
         if row.p_max < 1 - evidence.level:
@@ -110,6 +113,8 @@ def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
         return "use_layer", found, sure
     if found == "as_good_as_best":
         return "not_enough_evidence", found, sure
+    if choice.layer == evidence.last.layer:
+        return "keep_last", "no_other_layer", sure
     unknown = np.isnan(choice.low) and np.isnan(choice.here_low)
     return "not_enough_evidence", "single_score" if unknown else "unsure", sure
 

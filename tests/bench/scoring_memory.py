@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from jobs.cluster.console import say
 from jobs.config.datasets import Task
+from jobs.config.run import Vectors
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
 from operators.model.subject import Subject
@@ -82,9 +83,10 @@ def _measured(name: str, root: Root) -> int:
     task = _task(name)
     items, vectors = require(root, _items_of(name)), require(root, VECTORS)
     where = Partition("probe_scores", (*VECTORS.values, name))
-    target = ScoreTarget(SUBJECT, task, items, vectors, where, {}, ("raw", "l2"))
-    scorer = Scorer(root, (target,), SEED, REPLICATES)
-    unit = ScoreUnit(0, GROUP, 0, task.repeats)
+    target = ScoreTarget(SUBJECT, task, items, vectors, where, {})
+    ranked = Vectors(GROUP.norm, GROUP.pooling, "raw")
+    scorer = Scorer(root, (target,), ranked, SEED, REPLICATES)
+    unit = ScoreUnit(0, GROUP, 0, task.repeats, ("raw", "l2"))
     before = _status("VmRSS")
     _, rows, why = scorer(unit)
     assert why is None, why

@@ -110,9 +110,11 @@ def test_the_plan_of_pythia_is_what_its_config_says(capsys: pytest.CaptureFixtur
     } <= {*lines}
     hours = (66_000 + 29_083) * 512 / 5_000 / 3600
     assert f"about {hours:.2f} device-hours at 5,000 tokens/s" in "\n".join(lines)
-    # 25 layers of 1,024 float32: the vectors alone, and the columns beside them.
+    # 25 layers of 1,024 float32, of clean texts in two poolings: the vectors alone, and the columns
+    # beside them.
+    vectors = (95_083 + 95_083 - 2 * 16 * 1_000) * 25
     (shown,) = (line for line in lines if line.startswith("embeddings"))
-    assert 95_083 * 25 * 4096 / 2**30 < float(shown.split()[-2]) < 95_083 * 25 * 4136 / 2**30 + 0.1
+    assert vectors * 4096 / 2**30 < float(shown.split()[-2]) < vectors * 4136 / 2**30 + 0.1
     (shown,) = (line for line in lines if line.startswith("tokens"))
     assert float(shown.split()[-2]) == pytest.approx(2 * 256 * 25 * 512 * 2048 / 2**30, abs=0.06)
 
@@ -409,7 +411,11 @@ def test_a_scratch_root_leaves_nothing_behind() -> None:
         ("plan", {"datasets": [ENDLESS]}, "data: the number of rows is unknown before it is read"),
         ("plan", {"subjects": [{"model": "empty-model"}]}, "/empty-model at revision local"),
         ("run", {}, "no output: give --output"),
-        ("extract", {"extrct": {}}, "run.yaml: unknown key extrct; known keys: cluster, cond"),
+        (
+            "extract",
+            {"extrct": {}},
+            "run.yaml: unknown key extrct; known keys: candidates, cluster, cond",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_run_or_planned_is_one_line(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.rank.ranking import RankedTask, Ranking, Settings, Vectors
+from jobs.config.run import Vectors
+from jobs.rank.ranking import Option, RankedTask, Ranking, Settings
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Table
 from jobs.report.sections.conditions import Level, Response
@@ -95,6 +96,8 @@ def ranking(
         level=0.95,
         policy="best",
         layers=layers,
+        candidates=layers,
+        rows=[*range(len(layers))],
         choice=choice(layers, number) if found else None,
         oracle=0.63 if found else NAN,
         tasks=[each.label for each in found if not math.isnan(each.scores.score_L[-1])],
@@ -110,6 +113,7 @@ def ranking(
         evidence=evidence,
         verdict=Verdict(kind, number, 1 - cost_L[number], REASONS[kind], "new_task"),
         cost_L=cost_L,
+        weighed=[Option(n, Vectors("final", "mean", "raw")) for n in range(last + 1)],
         costs={n: cost(n) for n in range(last + 1)},
     )
     return replace(whole, **other)
@@ -119,7 +123,7 @@ def choice(layers: Sequence[LayerEvidence], number: int) -> Choice:
     """Return the choice of a layer: a point of its gain is taken off for choosing."""
     row = layers[number]
     ends = row.here_low, row.here_high, row.gain_low, row.gain_high
-    return Choice(number, row.gain - 0.01, row.gain, "tasks", *ends, None, NAN)
+    return Choice(number, number, row.gain - 0.01, row.gain, "tasks", *ends, None, NAN)
 
 
 def task(label: str, scores: Sequence[float], folds: int = 10) -> RankedTask:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.rank.ranking import RankedTask, Settings, Vectors, ranking_of
+from jobs.config.run import Vectors
+from jobs.rank.ranking import Option, RankedTask, Settings, ranking_of
 from jobs.rank.stage import ranking_settings
 from jobs.run import Run, partition
 from operators.model.subject import Subject
@@ -65,9 +66,8 @@ def store_checkpoint(
     task = TaskScores("t", "classification", np.array(scores), folds, "folds")
     ranking = ranking_of(
         Subject(model, revision, model),
-        Vectors("final", "mean", "raw"),
+        [Option(layer, Vectors("final", "mean", "raw")) for layer in range(LAYERS)],
         [RankedTask("t", "t", "texts", "accuracy", len(SPREAD), task)],
-        range(LAYERS),
         np.array([layer / (LAYERS - 1) for layer in range(LAYERS)]),
         Settings("best", draws=200),
     )

@@ -46,9 +46,15 @@ def section(facts: Facts) -> Section:
     types = sentences.task_types(evidence)
     of_types = f" ({types})" if types else ""
     says = [f"{why}; {tasks}{of_folds}{of_types}; {facts.vectors}."]
-    says += [" ".join(filter(None, [sentences.settles(evidence, verdict), *ranking.gaps]))]
+    says += [
+        " ".join(
+            filter(
+                None, [ranking.without_depth, sentences.settles(evidence, verdict), *ranking.gaps]
+            )
+        )
+    ]
     return Section(
-        sentences.answer(evidence, verdict),
+        ranking.answer,
         "answer",
         says=[*filter(None, says)],
         figures=[*_won(facts), (share(verdict.saved), "of the compute saved")],

@@ -67,7 +67,7 @@ def _beside_mteb(facts: Facts) -> list[str]:
             "In retrieval equal texts are one document; mteb counts the twin of the right one as "
             "wrong. On a real set with 7 % of twins that makes 0.7 to 4.2 points."
         )
-    if "classification" in types and facts.ranking.vectors.variant == "raw":
+    if "classification" in types and facts.ranking.vectors.transform == "raw":
         told.append(
             "Accuracy of raw vectors may differ from mteb's by single decisions: the fit, in "
             "float32, stops before its optimum."

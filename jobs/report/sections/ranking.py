@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from jobs.config.run import Vectors
 from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best
-from jobs.report.charts import Chart, Lines, Mark, in_points
+from jobs.report.charts import Chart, Line, Lines, Mark, in_points
 from jobs.report.facts import Facts, gain_span, layer_cell
 from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
+from jobs.run import partition
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.ranking.choosing import Policy
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
@@ -23,6 +25,7 @@ _POLICIES: dict[Policy, str] = {
     "last_unless_significant": "the last layer, unless a test by sign flips, corrected for all "
     f"layers, says that another one is better; it needs {FEWEST_TO_TEST} tasks",
 }
+_MOST_CANDIDATES = 10
 _MOST_LABELS = 6  # of lines; more would cover one another
 
 
@@ -69,6 +72,8 @@ def section(facts: Facts) -> Section:
             if whole
             else "the layers that it dropped early have no score"
         )
+        if ranking.plain:
+            left = "candidates that it dropped early have no score"
         done = share(ranking.search_share)
         says.append(f"The search did {done} of the scoring of a full sweep; {left}.")
     oracle = ranking.evidence.oracle
@@ -94,7 +99,7 @@ def section(facts: Facts) -> Section:
             "tasks on. Taken: share of the choices without one task, or fold, that took the layer."
         ],
         tables=[table(facts)],
-        parts=[_statistics(facts)],
+        parts=[*([_candidates(facts)] if ranking.plain else []), _statistics(facts)],
         data=data,
     )
 
@@ -111,6 +116,7 @@ def table(facts: Facts) -> Table:
     }
     head: list[Cell] = [
         "Layer",
+        *([("Vectors", "the best"), ("As ranked", "points")] if ranking.plain else []),
         ("Score", "points"),
         ("Gain", "over the last"),
         ("Cost", "of compute"),
@@ -130,10 +136,18 @@ def table(facts: Facts) -> Table:
         head.append((task.label, f"{(task.metric or 'score').replace('_', ' ')}{counts}"))
     rows: list[list[Cell]] = []
     strong = set()
-    for number, row in enumerate(ranking.rows):
+    for number, (row, of) in enumerate(zip(ranking.rows, ranking.vectors_of, strict=True)):
         rows.append(
             [
                 _numbered(facts, row),
+                *(
+                    [
+                        sentences.different(of, ranking.vectors) or NOTHING,
+                        points(row["plain_score"]),
+                    ]
+                    if ranking.plain
+                    else []
+                ),
                 points(row["score"]),
                 signed(row["gain"]),
                 share(row["cost"]),
@@ -151,7 +165,74 @@ def table(facts: Facts) -> Table:
                 strong.add((number, column))
     chosen = {n for n, row in enumerate(ranking.rows) if row["layer"] == ranking.verdict.layer}
     marked = chosen if ranking.is_certain else set()
-    return Table("Ranking of the layers", head, rows, marked=marked, strong=strong)
+    words = (0, 1) if ranking.plain else (0,)
+    return Table("Ranking of the layers", head, rows, words=words, marked=marked, strong=strong)
+
+
+def _candidates(facts: Facts) -> Section:
+    """Return what the vectors of the layers are worth beside the layers themselves."""
+    ranking, plain = facts.ranking, facts.ranking.plain
+    assert plain, ranking.subject
+    found = [row for row in ranking.candidates if row["rank"] is not None]
+    found.sort(key=lambda row: (row["rank"], row["layer"]))
+    rows: list[list[Cell]] = []
+    for row in found[:_MOST_CANDIDATES]:
+        of = Vectors(row["norm"], row["pooling"], row["transform"])
+        rows.append(
+            [
+                layer_cell(row["layer"], ranking),
+                sentences.different(of, ranking.vectors) or "as ranked",
+                points(row["score"]),
+                signed(row["gain"]),
+                span(row["here_low"], row["here_high"]),
+                share(row["taken"]),
+            ]
+        )
+    layers = [row["layer"] for row in ranking.rows]
+    lines = [
+        in_points("the best vectors", layers, [row["score"] for row in ranking.rows]),
+        Line("as ranked", layers, [100 * row.score for row in plain.evidence.layers], at_end=True),
+    ]
+    every = counted(len(ranking.options), "candidate")
+    says = [
+        f"{every}: {counted(len(layers), 'layer')} with {len(ranking.options) // len(layers)} "
+        f"kinds of vectors each; {len(found)} are scored in full. {ranking.without_depth}".strip()
+    ]
+    if fits := _fitted(facts):
+        says.append(fits)
+    head: list[Cell] = ["Layer", "Vectors", ("Score", "points"), ("Gain", "over the last")]
+    head += [("These tasks", "gain"), ("Taken", "one task out")]
+    best = {0} if ranking.is_certain and found and found[0]["recommended"] else set()
+    return Section(
+        "Candidates",
+        "candidates",
+        says=says,
+        charts=[
+            Chart(
+                f"Score of the best vectors of every layer of {ranking.subject.name}",
+                Lines(lines, y="score, points", marks=facts.marks),
+                "low",
+                source="Score of the best candidate of every layer, and of its ranked vectors.",
+            )
+        ],
+        tables=[Table("The best candidates", head, rows, words=(0, 1), marked=best)],
+    )
+
+
+def _fitted(facts: Facts) -> str:
+    """Say what transforms were fitted on; nothing if there are none."""
+    run = facts.run
+    if run is None:
+        return ""
+    fits = run.rows_if_any(partition("transforms", facts.ranking.subject, run.config))
+    if not fits:
+        return ""
+    of = run.config.candidates.texts if run.config.candidates else None
+    texts = f"of {of}" if of else "of this run"
+    return (
+        f"Means, deviations and top directions were fitted on {fits[0]['n_prompts']:,} texts "
+        f"{texts}, on none of their labels."
+    )
 
 
 def _numbered(facts: Facts, row: Row) -> Cell:

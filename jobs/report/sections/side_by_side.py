@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.rank import sentences
 from jobs.rank.ranking import Ranking, at_layers
 from jobs.report.charts import Chart, Line, Lines, in_points, where_any
 from jobs.report.facts import Facts, gain_span
@@ -49,7 +48,7 @@ def section(models: Sequence[Facts]) -> Section:
                 hundredths(each["best_depth"]),
                 str(each["recommended"]),
                 depth,
-                sentences.answer(facts.ranking.evidence, facts.ranking.verdict),
+                facts.ranking.answer,
             ]
         )
     head: list[Cell] = ["Model", "Blocks", "Best layer", "Score", ("Gain", "over the last")]

@@ -135,7 +135,10 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
     ("changes", "problem"),
     [
         # Unknown keys are named with the known ones.
-        ("extrct: {}", "unknown key extrct; known keys: cluster, conditions, curves, datasets, ex"),
+        (
+            "extrct: {}",
+            "unknown key extrct; known keys: candidates, cluster, conditions, curves, dat",
+        ),
         ("1: 2", "unknown key 1; known keys"),
         ("extract: {nroms: [final]}", "extract: unknown key nroms; .*max_tokens, norms"),
         ("conditions: {shuffle: [0.1]}", "conditions: unknown key shuffle; .*repeat"),

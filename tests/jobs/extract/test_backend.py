@@ -96,10 +96,11 @@ def test_a_run_goes_through_another_backend(
         run.root,
         "SELECT layer, avg(mean_norm) FROM prompt_metrics GROUP BY ALL ORDER BY 1",
     )
-    assert len(stored) == 120 * (BLOCKS + 1) * 2 * 2
+    assert len(stored) == 120 * (BLOCKS + 1) * 2 * 3
     for text, layer, norm, pooling, vector in stored:
         rows = TABLE[tokenizer(text, truncation=True, max_length=64)["input_ids"]].numpy()
-        pooled = rows.mean(axis=0) if pooling == "mean" else rows[-1]
+        means = {"mean": rows, "mean_no_first": rows[1:] if len(rows) > 1 else rows}
+        pooled = means[pooling].mean(axis=0) if pooling in means else rows[-1]
         expected = (layer + 1) * pooled / (2 if norm == "final" else 1)
         np.testing.assert_allclose(vector, expected, rtol=1e-5)
     assert [value / norms[0][1] for _, value in norms] == pytest.approx([1, 2, 3, 4])

@@ -57,7 +57,7 @@ def again(run: Run) -> Run:
 def runs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder, made = tmp_path_factory.mktemp("parts"), list[Run]()
     measured = {"token_metrics": "both", "metrics": ["prompt_entropy", "rankme", "infonce"]}
-    config = load(str(write_config(folder, checkpoint, measure=measured)))
+    config = load(str(write_config(folder, checkpoint, measure=measured, candidates=None)))
     for size in (pages.OBJECT_BYTES, BYTES):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(pages, "OBJECT_BYTES", size)

@@ -127,14 +127,18 @@ def test_noise_is_a_pass_over_every_prompt_of_a_dataset_with_a_fitted_task(
 ) -> None:
     groups = {"name": "g", "type": "clustering", "label_column": "a"}
     curves = {"noise": [0.2, 0.05]}
-    clean, *views, low, high = passes_of(datasets=dataset_with(groups, fitted), curves=curves)
+    clean, *views, low, high = passes_of(
+        datasets=dataset_with(groups, fitted), curves=curves, candidates=None
+    )
     assert [low, high] == [of_a_condition(clean, name) for name in ("noise-0.05", "noise-0.20")]
     assert len(views) == 3
     assert len(passes_of(datasets=dataset_with(groups), curves=curves)) == 1 + 3
 
 
 def test_a_condition_is_a_pass_like_the_clean_one_with_its_own_token_metrics() -> None:
-    clean, *passed = passes_of(conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]})
+    clean, *passed = passes_of(
+        conditions={"random": [0.5, 0, 0.1], "truncate": [0.5, 1]}, candidates=None
+    )
     names = ["random-0.10", "random-0.50", "truncate-0.50"]
     assert passed[3:] == [of_a_condition(clean, name, metrics=True) for name in names]
 
@@ -218,6 +222,9 @@ def test_the_default_turns_fused_where_every_prompts_states_pass_the_bound() -> 
         ({"extract": {"max_tokens": 64}}, {"clean", "tokens", "metrics", "views"}),
         ({"extract": {"poolings": ["mean", "last"]}}, {"clean", "views"}),
         ({"extract": {"norms": ["none", "final"]}}, {"clean", "views"}),
+        ({"candidates": None}, {"clean"}),  # one pooling fewer, where no view has it
+        ({"candidates": {"norms": ["none", "final"]}}, {"clean"}),
+        ({"candidates": {"transforms": ["raw"], "search": "full"}}, set()),
         ({"extract": {"workers": 3, "threads": 2, "batch_tokens": 9, "device": "cpu"}}, set()),
         ({"measure": {"alphas": [2.0]}}, {"metrics"}),
         ({"measure": {"normalizations": ["logN"]}}, {"metrics"}),

@@ -14,9 +14,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from jobs.config.datasets import Task
+from jobs.config.run import Vectors
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Variant
+from operators.model.subject import Subject, Transform
 from operators.probes import labelled as probes
 from storage.layers import Group, embeddings_table
 from storage.partition import CLEAN, Partition
@@ -55,7 +56,7 @@ def items_of(kind: str, *, several: bool = False) -> dict[str, Any]:
 def scored(
     folder: Path,
     task: dict[str, Any],
-    variants: Sequence[Variant] = ("raw", "l2"),
+    variants: Sequence[Transform] = ("raw", "l2"),
     *,
     kept: npt.NDArray[np.bool_] | None = None,
     vectors_ND: npt.NDArray[np.float32] | None = None,
@@ -78,11 +79,10 @@ def scored(
     table = pa.Table.from_arrays(arrays, schema=own)
     items = store(root, Partition("tasks", ("texts", "it")), [table], {})
     where = Partition("probe_scores", (*values, "it"))
-    target = ScoreTarget(
-        SUBJECT, made, items, embeddings, where, {}, tuple(variants), examples=examples
-    )
-    unit = ScoreUnit(0, GROUP, 0, made.repeats)
-    _, rows, why = Scorer(root, (target,), 42, 20)(unit)
+    target = ScoreTarget(SUBJECT, made, items, embeddings, where, {}, examples=examples)
+    unit = ScoreUnit(0, GROUP, 0, made.repeats, tuple(variants))
+    ranked = Vectors(GROUP.norm, GROUP.pooling, "raw")
+    _, rows, why = Scorer(root, (target,), ranked, 42, 20)(unit)
     return rows, why
 
 

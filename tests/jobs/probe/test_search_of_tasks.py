@@ -31,7 +31,7 @@ def target(name: str, **task: Any) -> ScoreTarget:  # noqa: ANN401
     known: Task = TypeAdapter(Task).validate_python({"name": name, **task})
     where = Partition("probe_scores", (*values, name))
     subject = Subject("model", "main", "model")
-    return ScoreTarget(subject, known, items, vectors, where, {}, ("raw", "l2"))
+    return ScoreTarget(subject, known, items, vectors, where, {})
 
 
 class Scorer:
@@ -44,8 +44,8 @@ class Scorer:
         self.scores = scores
         self.asked: list[tuple[int, int, int]] = []
 
-    def __call__(self, units: Sequence[ScoreUnit]) -> list[tuple[int, list[Row]]]:
-        found: list[tuple[int, list[Row]]] = []
+    def __call__(self, units: Sequence[ScoreUnit]) -> list[tuple[ScoreUnit, list[Row]]]:
+        found: list[tuple[ScoreUnit, list[Row]]] = []
         for unit in units:
             folds = list(range(unit.first, unit.folds))
             self.asked += [(unit.target, unit.group.layer, fold) for fold in folds]
@@ -53,7 +53,7 @@ class Scorer:
             values = [] if scores is None else list(scores[unit.group.layer])
             if values and math.isnan(values[0]):
                 folds, values = [0], [math.nan]
-            found.append((unit.target, []))
+            found.append((unit, []))
             for variant in ("raw", "l2"):
                 for fold in folds if values else ():
                     # Another variant has the opposite order of layers.
@@ -65,7 +65,7 @@ class Scorer:
 
 
 def stored(scorer: Scorer, index: int, folds: int, layers: Sequence[int] = range(LAYERS)) -> Any:  # noqa: ANN401
-    units = [ScoreUnit(index, GROUPS[layer], 0, folds) for layer in layers]
+    units = [ScoreUnit(index, GROUPS[layer], 0, folds, ("raw", "l2")) for layer in layers]
     return [row for _, rows in scorer(units) for row in rows]
 
 

@@ -38,7 +38,7 @@ from operators.benchmark.tasks import (
     parse,
     task_names,
 )
-from operators.model.subject import Variant
+from operators.model.subject import Transform
 from tests.support.published import PUBLISHED
 from tests.support.simulated import text_table
 
@@ -98,7 +98,7 @@ def live_scores(mteb: ModuleType, name: str, layer: int) -> dict[str, Any]:
     return scores
 
 
-def scored(task: AbsTask, lookup: Lookup, variant: Variant = "raw") -> TaskOutcome:
+def scored(task: AbsTask, lookup: Lookup, variant: Transform = "raw") -> TaskOutcome:
     return score_task(task, lookup, model_name="toy", revision="r1", variant=variant)
 
 
@@ -190,7 +190,7 @@ def test_the_l2_variant_scores_normalised_vectors() -> None:
     # Longer vectors for some texts: a difference that only the raw variant sees.
     vectors = toy_vectors(texts, 0) * np.linspace(0.05, 20, len(texts), dtype=np.float32)[:, None]
 
-    def experiments(vectors: Vectors, variant: Variant) -> tuple[float, ...]:
+    def experiments(vectors: Vectors, variant: Transform) -> tuple[float, ...]:
         return scored(task, text_table(texts, vectors), variant).experiments
 
     assert experiments(vectors, "l2") == experiments(normalize(vectors), "raw")

@@ -322,7 +322,7 @@ def test_scores_without_meaning_are_errors(
 
 def test_layers_and_settings_without_meaning_are_errors() -> None:
     with pytest.raises(ValueError, match="not in ascending order"):
-        weigh(noisy(), layers=[0, 1, 1, 2, 3])
+        weigh(noisy(), layers=[0, 2, 1, 2, 3])
     with pytest.raises(ValueError, match="task task-0: 5 scores for 4 layers"):
         weigh(noisy(), layers=range(4))
     with pytest.raises(ValueError, match="there are none"):

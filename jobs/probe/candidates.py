@@ -1,0 +1,226 @@
+"""What may be recommended beside the ranked vectors: transforms that are fitted, and their search.
+
+A candidate is a layer with a norm, a pooling and a transform. The ranked vectors of every layer are
+scored in full, whatever a search does with the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jobs.config.run import RunConfig, Vectors, candidate_vectors
+from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
+from jobs.run import Run, leading, partition
+from jobs.tasks.types import TYPES
+from operators.model.subject import Subject, Transform
+from operators.probes import transform
+from operators.prompts.seeding import sample_order
+from operators.ranking.ladder import Candidate
+from storage.layers import Group, by_prompts, groups, shard_vectors
+from storage.manifest import Manifest
+from storage.root import Root
+
+Score = Callable[[Sequence[ScoreUnit]], Iterable[tuple[ScoreUnit, list[Row]]]]
+Key = tuple[int, Group, Transform]  # a task by its index, and whose score
+
+
+def sample_shares(config: RunConfig, texts: Mapping[str, int]) -> dict[str, int]:
+    """Return how many texts of each dataset transforms are fitted on, of so many prompts of each.
+
+    Of every dataset the same share, or of the one that is named; all of them if that is fewer than
+    the sample.
+    """
+    asked = config.candidates
+    assert asked, config.name
+    of = {name: count for name, count in texts.items() if asked.texts in (None, name)}
+    total = sum(of.values())
+    most = min(asked.sample, total)
+    # Rounded so that the sum is right: the i-th text of all is of the dataset it falls into.
+    ends = np.cumsum([0, *of.values()])
+    shares = np.diff(ends * most // max(total, 1))
+    return dict(zip(of, shares.tolist(), strict=True))
+
+
+def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
+    """ValueError if there are too few texts, or features, to fit the candidates' transforms on."""
+    asked = config.candidates
+    if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
+        count = sum(sample_shares(config, texts).values())
+        where = "candidates.directions"
+        transform.require_enough(count, features, asked.directions, where)
+
+
+class _Share(NamedTuple):
+    """The embeddings of a dataset, and how many prompts are taken of each of its shards."""
+
+    embeddings: Manifest
+    prompts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    """Fits the transforms of one layer's vectors on the sample of the run's texts."""
+
+    root: Root
+    shares: Sequence[_Share]
+    directions: int
+    seed: int
+
+    def __call__(self, group: Group) -> dict[str, Any]:
+        """Return the row of the group in the table `transforms`."""
+        parts = []
+        for share in self.shares:
+            objects = by_prompts(self.root, share.embeddings)
+            for name, count in share.prompts.items():
+                if name in objects:
+                    found = shard_vectors(objects[name], group)
+                    rows = sample_order(self.seed, found.prompt_ids)[:count]
+                    parts.append(found.matrix_ND[np.sort(rows)])
+        fit = transform.fit(np.concatenate(parts), self.directions)
+        return {
+            **asdict(group),
+            "n_prompts": sum(map(len, parts)),
+            "mean": fit.mean_D,
+            "deviation": fit.deviation_D,
+            "directions": fit.direction_KD.ravel(),
+        }
+
+
+def fitted(run: Run, subject: Subject) -> Manifest | None:
+    """Return the transforms of a subject's layers, fitted now unless they are; None if none is."""
+    config, asked = run.config, run.config.candidates
+    wanted = {
+        (each.norm, each.pooling)
+        for each in candidate_vectors(config)
+        if each.transform in transform.FITTED
+    }
+    if asked is None or not wanted:
+        return None
+    shares = {dataset.name: run.prompts(dataset).rows for dataset in config.datasets}
+    taken = sample_shares(config, shares)
+    of = {
+        dataset.name: run.embeddings(subject, dataset)
+        for dataset in config.datasets
+        if taken.get(dataset.name)
+    }
+    where = partition("transforms", subject, config)
+    settings = {
+        "embeddings": {name: manifest.content for name, manifest in of.items()},
+        "texts": taken,
+        "vectors": sorted(wanted),
+        "directions": asked.directions,
+        "seed": config.seed,
+    }
+
+    def rows() -> list[dict[str, Any]]:
+        sample = [
+            _Share(
+                of[dataset.name],
+                leading(
+                    {each.name: each.rows for each in run.prompts(dataset).receipts},
+                    taken[dataset.name],
+                ),
+            )
+            for dataset in config.datasets
+            if dataset.name in of
+        ]
+        first = next(iter(of.values()))
+        units = [each for each in groups(run.root, first) if (each.norm, each.pooling) in wanted]
+        fitter = _Fitter(run.root, sample, asked.directions, config.seed)
+        found = [*run.cluster.each("transforms", units, fitter)]
+        return sorted(found, key=lambda row: (row["layer"], row["norm"], row["pooling"]))
+
+    # Made of what else is there: with other texts it is made anew.
+    return run.make(where, settings, rows, overwrite=True)[0]
+
+
+@dataclass
+class Rungs:
+    """The scores of one subject's candidates, on more and more of its tasks."""
+
+    targets: Mapping[int, ScoreTarget]
+    vectors: Sequence[Vectors]
+    score: Score
+    # What is scored in full, or fold by fold: the values by fold; NaN alone where it is undefined.
+    known: defaultdict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
+    failed: set[int] = field(default_factory=set)
+    reached: dict[Candidate, float] = field(default_factory=dict)
+
+    def keep(self, index: int, rows: Iterable[Row]) -> None:
+        """Take what is scored already of a task."""
+        for row in rows:
+            group = Group(row["layer"], row["norm"], row["pooling"])
+            self.known[index, group, row["variant"]].append(row["value"])
+
+    def look(self, candidates: Sequence[Candidate], share: float) -> dict[Candidate, float]:
+        """Score candidates on a share of every task; NaN for one that has no score in one of them.
+
+        A task that fails, or in which no candidate has a score, does not count.
+        """
+        keys = [(index, *self._split(each)) for index in self.targets for each in candidates]
+        units: dict[tuple[int, Group, int], list[Transform]] = defaultdict(list)
+        for index, group, how in keys:
+            first = self._first(index, group, how, share)
+            if first is not None and index not in self.failed:
+                units[index, group, first].append(how)
+        asked = [
+            ScoreUnit(index, group, first, self._folds(index, share), tuple(hows), part)
+            for (index, group, first), hows in units.items()
+            for part in [self._part(index, share)]
+        ]
+        rough: dict[Key, float] = {}
+        for unit, rows in self.score(asked):
+            if not rows:
+                self.failed.add(unit.target)
+            for row in rows:
+                key = unit.target, unit.group, row["variant"]
+                if unit.share < 1:
+                    rough[key] = row["value"]
+                else:
+                    self.known[key].append(row["value"])
+
+        self.reached |= dict.fromkeys(candidates, share)
+
+        def value(index: int, group: Group, how: Transform) -> float:
+            if index in self.failed:
+                return math.nan
+            key = index, group, how
+            values = self.known.get(key, [])[: self._folds(index, share)]
+            return rough[key] if key in rough else float(np.mean(values))
+
+        values = [value(*key) for key in keys]
+        found_TC = np.array(values).reshape(len(self.targets), len(candidates))
+        counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
+        mean_C = counted_TC.mean(axis=0) if len(counted_TC) else np.full(len(candidates), np.nan)
+        return dict(zip(candidates, mean_C.tolist(), strict=True))
+
+    def share(self, candidates: Iterable[Candidate]) -> float:
+        """Return the share of the work on some candidates in full that was done."""
+        return float(np.mean([self.reached.get(each, 0.0) for each in candidates]))
+
+    def _split(self, candidate: Candidate) -> tuple[Group, Transform]:
+        of = self.vectors[candidate.vectors]
+        return Group(candidate.layer, of.norm, of.pooling), of.transform
+
+    def _folds(self, index: int, share: float) -> int:
+        """Return how many folds of a task are a share of it; all if they are not scored singly."""
+        target = self.targets[index]
+        return math.ceil(share * target.cells) if target.cells > 1 else target.task.repeats
+
+    def _part(self, index: int, share: float) -> float:
+        """Return the share of a task's items that is scored."""
+        return share if TYPES[type(self.targets[index].task)].by_share else 1.0
+
+    def _first(self, index: int, group: Group, how: Transform, share: float) -> int | None:
+        """Return from which fold on something is to be scored; None if nothing is."""
+        done = self.known.get((index, group, how), [])
+        if self.targets[index].cells == 1:
+            return 0 if self._part(index, share) < 1 or not done else None
+        whole = len(done) >= self._folds(index, share) or np.isnan(done).any()
+        return None if whole else len(done)

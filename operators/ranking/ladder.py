@@ -1,0 +1,128 @@
+"""Which of many candidates to score in full: the best of few layers and items, then of more.
+
+Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943) over candidates, a layer with one
+of several vectors of it. Every rung scores its candidates on a larger share of the folds and items
+of every task, and the best of them climb to the next. Scores of neighbouring layers are alike, so
+the first rung has layers at even distances, and the neighbours of what is best join later: without
+that a model of many layers would cost as much as its every layer.
+
+What a rung costs does not depend on the scores, so a plan can tell. What it drops may be better by
+chance: on real decoders the candidate that is recommended lies within a point of the one that a
+full search recommends (docs/metrics.md has the table).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Candidate(NamedTuple):
+    """A layer, and which of its vectors, by their number."""
+
+    layer: int
+    vectors: int
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The share of folds and items that each rung scores, and of its candidates that climb.
+
+    The first rung has about `coarse` layers, but all of a model that has hardly more.
+    """
+
+    shares: tuple[float, ...] = (0.3, 0.5, 1.0)
+    climb: float = 0.25
+    coarse: int = 10
+
+    def step(self, layers: int) -> int:
+        """Return the distance of the layers of the first rung."""
+        return math.ceil(layers / self.coarse)
+
+
+LADDER = Ladder()
+# Scores candidates on a share of every task; NaN for one that has no score.
+Look = Callable[[Sequence[Candidate], float], Mapping[Candidate, float]]
+
+
+def climb(
+    layers: Sequence[int], vectors: int, start: int, look: Look, ladder: Ladder = LADDER
+) -> list[Candidate]:
+    """Return the candidates that were scored in full, best first.
+
+    `layers` are ascending, `vectors` how many there are of each. The first rung has every vectors
+    of layers at even distances down from the last, and of `start`, the layer that is known to be
+    good. The best candidate of the last layer always climbs: it tells what vectors are worth
+    without another layer. Of equal ones the lower layer counts, then the first vectors.
+    """
+    at = {layer: place for place, layer in enumerate(layers)}
+    step = ladder.step(len(layers))
+    places = {*range(len(layers) - 1, -1, -step), at[start]}
+    current = [Candidate(layers[p], v) for p in sorted(places) for v in range(vectors)]
+    seen = {*current}
+    for number, share in enumerate(ladder.shares, start=1):
+        ranked = _best_first(look(current, share))
+        if number == len(ladder.shares):
+            return ranked
+        kept = ranked[: math.ceil(ladder.climb * len(ranked))]
+        of_last = next(each for each in ranked if each.layer == layers[-1])
+        step = max(step // 2, 1)
+        # To score a newcomer in full costs most: at last only the neighbours of the best are worth
+        # it.
+        widened = kept if number + 1 < len(ladder.shares) else kept[:1]
+        near = [
+            Candidate(layers[place], each.vectors)
+            for each in widened
+            for place in (at[each.layer] - step, at[each.layer] + step)
+            if 0 <= place < len(layers)
+        ]
+        current = [*kept, *([] if of_last in kept else [of_last])]
+        current += dict.fromkeys(each for each in near if each not in seen)
+        seen |= {*current}
+    raise ValueError("a ladder needs a rung")
+
+
+class Rung(NamedTuple):
+    """What a rung scores at most: so many candidates up to a share of folds and items.
+
+    Of those that `climbed` to it the share `before` is there already, `joined` are new.
+    """
+
+    share: float
+    before: float
+    climbed: int
+    joined: int
+
+    @property
+    def work(self) -> float:
+        """In the work of one candidate in full."""
+        return self.climbed * (self.share - self.before) + self.joined * self.share
+
+
+def rungs(layers: int, vectors: int, ladder: Ladder = LADDER) -> list[Rung]:
+    """Return the rungs of a search of so many layers, each with so many vectors."""
+    joined = min(len(range(0, layers, ladder.step(layers))) + 1, layers) * vectors
+    left, climbed, before, found = layers * vectors - joined, 0, 0.0, []
+    for number, share in enumerate(ladder.shares, start=1):
+        found.append(Rung(share, before, climbed, joined))
+        count = climbed + joined
+        kept = min(math.ceil(ladder.climb * count), count)
+        widened = kept if number + 1 < len(ladder.shares) else 1
+        climbed, joined, before = min(kept + 1, count), min(2 * widened, left), share
+        left -= joined
+    return found
+
+
+def best_of(scores: Mapping[Candidate, float]) -> Candidate:
+    """Return the candidate with the highest score, of equal ones the first."""
+    return _best_first(scores)[0]
+
+
+def _best_first(scores: Mapping[Candidate, float]) -> list[Candidate]:
+    return sorted(scores, key=lambda each: (_below(scores[each]), *each))
+
+
+def _below(score: float) -> float:
+    return math.inf if math.isnan(score) else -score
