@@ -8,13 +8,12 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,9 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
-from operators.model.subject import Norm, Pooling, Transform
 from operators.prompts.conditions import Condition
-from storage.partition import CLEAN
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 # Names under which a recipe goes as well.
@@ -100,48 +97,6 @@ class RunConfig(Block):
             )
         _require_enough(self)
         return self
-
-
-class Vectors(NamedTuple):
-    """Which vectors of a layer: the norm of its states, their pooling, and what is done to that."""
-
-    norm: str
-    pooling: str
-    transform: Transform
-
-
-def ranked_vectors(config: RunConfig) -> Vectors:
-    """Return the vectors that are ranked in every layer, and of which the last is the baseline."""
-    return Vectors(config.rank.norm, config.rank.pooling, config.rank.variant)
-
-
-def candidate_vectors(config: RunConfig) -> list[Vectors]:
-    """Return the vectors that may be recommended of a layer, the ranked ones last."""
-    plain, asked = ranked_vectors(config), config.candidates
-    found = itertools.product(*_candidate_states(config), asked.transforms if asked else ())
-    return [*(each for each in itertools.starmap(Vectors, found) if each != plain), plain]
-
-
-def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
-    """Return the norms and the poolings of candidates, by default those that go with the ranked."""
-    asked, rank = config.candidates, config.rank
-    if asked is None:
-        return (), ()
-    also: tuple[Pooling, ...] = ("mean_no_first",) if rank.pooling == "mean" else ()
-    return asked.norms or (rank.norm,), asked.poolings or (rank.pooling, *also)
-
-
-def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
-    """Return the norms and poolings that are kept under a condition, sorted.
-
-    Of the clean one also those of candidates.
-    """
-    norms, poolings = _candidate_states(config) if condition == CLEAN else ((), ())
-    extract = config.extract
-    return (
-        tuple(sorted({*extract.norms, *norms})),
-        tuple(sorted({*extract.poolings, *poolings})),
-    )
 
 
 def _require_enough(config: RunConfig) -> None:

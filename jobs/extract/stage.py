@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
+from jobs.config.candidates import require_texts
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from jobs.run import Run
 from jobs.subjects import remember
@@ -32,6 +33,8 @@ def extract(run: Run) -> None:
     config = run.config.extract
     for subject in run.subjects:
         shape = run.shape(subject)
+        texts = {dataset.name: run.prompts(dataset).rows for dataset in run.config.datasets}
+        require_texts(run.config, texts, shape.hidden_size)
         say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
         unpublished: list[Target] = []
         units: list[Unit] = []

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from jobs.config.candidates import kept_vectors
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import token_metric_settings, token_plan
-from jobs.config.run import RunConfig, graded_conditions, kept_vectors
+from jobs.config.run import RunConfig, graded_conditions
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name

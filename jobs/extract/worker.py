@@ -13,8 +13,9 @@ import pyarrow as pa
 import torch
 
 from jobs.cluster.pool import TorchDevice
+from jobs.config.candidates import kept_vectors
 from jobs.config.metrics import REASONS, parameters
-from jobs.config.run import RunConfig, kept_vectors
+from jobs.config.run import RunConfig
 from jobs.extract.targets import Part, Unit, stretch_facts
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.config.candidates import candidate_vectors, kept_vectors
 from jobs.config.metrics import (
     TokenPlan,
     metrics_of,
@@ -32,13 +33,7 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.run import (
-    RunConfig,
-    candidate_vectors,
-    kept_vectors,
-    learning_examples,
-    noise_conditions,
-)
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
 from jobs.extract.worker import Batch, Extractor, load, read

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
+from jobs.config.candidates import candidate_vectors
 from jobs.config.metrics import left_out
-from jobs.config.run import RunConfig, candidate_vectors
+from jobs.config.run import RunConfig
 from jobs.plan.limits import (
     BFLOAT16_GAIN,
     PRICE_1000_PUTS,

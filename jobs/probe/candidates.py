@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.config.run import RunConfig, Vectors, candidate_vectors
+from jobs.config.candidates import candidate_vectors, sample_shares
 from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from jobs.run import Run, leading, partition
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.prompts.seeding import sample_order
 from operators.ranking.ladder import Candidate
@@ -28,32 +28,6 @@ from storage.root import Root
 
 Score = Callable[[Sequence[ScoreUnit]], Iterable[tuple[ScoreUnit, list[Row]]]]
 Key = tuple[int, Group, Transform]  # a task by its index, and whose score
-
-
-def sample_shares(config: RunConfig, texts: Mapping[str, int]) -> dict[str, int]:
-    """Return how many texts of each dataset transforms are fitted on, of so many prompts of each.
-
-    Of every dataset the same share, or of the one that is named; all of them if that is fewer than
-    the sample.
-    """
-    asked = config.candidates
-    assert asked, config.name
-    of = {name: count for name, count in texts.items() if asked.texts in (None, name)}
-    total = sum(of.values())
-    most = min(asked.sample, total)
-    # Rounded so that the sum is right: the i-th text of all is of the dataset it falls into.
-    ends = np.cumsum([0, *of.values()])
-    shares = np.diff(ends * most // max(total, 1))
-    return dict(zip(of, shares.tolist(), strict=True))
-
-
-def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
-    """ValueError if there are too few texts, or features, to fit the candidates' transforms on."""
-    asked = config.candidates
-    if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
-        count = sum(sample_shares(config, texts).values())
-        where = "candidates.directions"
-        transform.require_enough(count, features, asked.directions, where)
 
 
 class _Share(NamedTuple):

@@ -17,19 +17,13 @@ from functools import partial
 import numpy as np
 
 from jobs.cluster.console import Progress, say
+from jobs.config.candidates import candidate_vectors, ranked_vectors
 from jobs.config.datasets import MtebSource
-from jobs.config.run import (
-    RunConfig,
-    Vectors,
-    candidate_vectors,
-    learning_examples,
-    noise_conditions,
-    ranked_vectors,
-)
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.probe.candidates import Rungs, Score, fitted
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes.transform import FITTED
 from operators.ranking.ladder import Candidate, best_of, climb
 from operators.ranking.search import Rule, State, replay

@@ -13,10 +13,9 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 from jobs.config.datasets import Task
-from jobs.config.run import Vectors
 from jobs.tasks.items import Given
 from jobs.tasks.types import TYPES, check_items, read_items
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.probes.fold import FoldScore, NoScoreError
 from operators.prompts.seeding import prompt_id

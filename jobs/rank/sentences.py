@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.config.run import Vectors
 from jobs.words import capital, counted, known, listed, numbered, share, signed
 from operators.analysis import labelfree
-from operators.model.subject import Kind
+from operators.model.subject import Kind, Vectors
 from operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.policy import Verdict

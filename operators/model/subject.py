@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
@@ -34,6 +34,14 @@ _CAUSES = (
 
 class ModelUnavailableError(ValueError):
     """A model that cannot be found, loaded, or read layer by layer."""
+
+
+class Vectors(NamedTuple):
+    """Which vectors of a layer: the norm of its states, their pooling, and what is done to that."""
+
+    norm: str
+    pooling: str
+    transform: Transform
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jobs.config.run import Vectors
 from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best
 from jobs.report.charts import Chart, Line, Lines, Mark, in_points
@@ -14,6 +13,7 @@ from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
+from operators.model.subject import Vectors
 from operators.ranking.choosing import Policy
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.scores import TIE
