@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,10 +22,11 @@ from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from operators.prompts.conditions import Condition
+from operators.ranking.choosing import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
-# Names under which a recipe goes as well.
-_ALSO = {"demo": "encoder"}
+_RECIPES = resources.files("jobs") / "recipes"
+Checked = TypeVar("Checked", bound=Block)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -136,8 +137,38 @@ def _require_enough(config: RunConfig) -> None:
                 )
 
 
+class ScoresConfig(Block):
+    """A ranking of scores that are there already: no model, no texts."""
+
+    name: Name
+    output: str = Field(min_length=1)
+    scores: str = Field(
+        min_length=1, description="a file or folder as of `rank --scores`, beside the recipe"
+    )
+    policy: Policy = "best"
+
+
 def load(recipe_or_file: str) -> RunConfig:
     """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one."""
+    return parse(*_text_of(recipe_or_file))
+
+
+def scores_recipe(recipe_or_file: str) -> ScoresConfig | None:
+    """Return a recipe that ranks scores, with the path of these; None if it is one of a run."""
+    text, where = _text_of(recipe_or_file)
+    values = _mapping(text, where)
+    if "scores" not in values:
+        return None
+    found = _checked(ScoresConfig, values, where)
+    beside = Path(recipe_or_file)
+    if not beside.is_file():
+        beside = Path(str(_RECIPES / "recipe.yaml"))
+    scores = found.scores if "://" in found.scores else str(beside.parent / found.scores)
+    return found.model_copy(update={"scores": scores})
+
+
+def _text_of(recipe_or_file: str) -> tuple[str, str]:
+    """Return the text of a recipe or a file, and what it is called."""
     path = Path(recipe_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
@@ -146,26 +177,31 @@ def load(recipe_or_file: str) -> RunConfig:
             raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
-        return parse(text, str(path))
-    name = _ALSO.get(recipe_or_file, recipe_or_file)
-    recipe = resources.files("jobs") / "recipes" / f"{name}.yaml"
+        return text, str(path)
+    recipe = _RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
             "(or give a .yaml file)"
         )
-    return parse(recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}")
+    return recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}"
 
 
 def recipes() -> list[str]:
-    """Return the names of the built-in recipes, and those under which they go as well."""
-    files = (resources.files("jobs") / "recipes").iterdir()
-    names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
-    return sorted([*names, *_ALSO])
+    """Return the names of the built-in recipes."""
+    files = [file.name for file in _RECIPES.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
+    values = _mapping(text, where)
+    if "scores" in values:
+        raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
+    return _checked(RunConfig, values, where)
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
@@ -173,8 +209,12 @@ def parse(text: str, where: str) -> RunConfig:
         raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
+    return values
+
+
+def _checked(kind: type[Checked], values: dict[str, Any], where: str) -> Checked:
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, values)}") from error
 

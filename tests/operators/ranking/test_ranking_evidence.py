@@ -21,10 +21,10 @@ from operators.ranking.evidence import (
     weigh,
 )
 from operators.ranking.scores import Resampled, TaskScores
-from tests.support.places import GOLDEN as GOLDEN_FOLDER
+from tests.support.places import PROJECT
 from tests.support.published import layer_scores
 
-GOLDEN = GOLDEN_FOLDER / "pythia_410m_main.parquet"
+GOLDEN = PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
 NUMBERS = [name for name in LayerEvidence.__dataclass_fields__ if name not in ("layer", "rank")]
 
 Scores = npt.NDArray[np.float64]
