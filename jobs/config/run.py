@@ -27,6 +27,7 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 # Names under which a recipe goes as well.
 _ALSO = {"demo": "encoder"}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
 
 class RunConfig(Block):
@@ -201,7 +202,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="[NAME=]MODEL",
         help="instead of the config's subjects: hub id, folder, s3://…, or "
-        "package:IMPORT_NAME/FOLDER; may be given several times",
+        "package:IMPORT_NAME/FOLDER, or a GGUF file in one of these; may be given several times",
     )
     parser.add_argument(
         "--revisions",
@@ -265,11 +266,13 @@ def _subject(given: str) -> settings.SubjectConfig:
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")
-    folder = bool(model) and Path(model).is_dir()
-    if not (elsewhere or folder or _HUB_ID.fullmatch(model)):
+    here = bool(model) and (
+        Path(model).is_dir() or (model.endswith(".gguf") and Path(model).is_file())
+    )
+    if not (elsewhere or here or _HUB_ID.fullmatch(model) or _HUB_GGUF.fullmatch(model)):
         raise ConfigError(
             f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
-            "s3://… or package:IMPORT_NAME/FOLDER"
+            "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
         )
     return settings.SubjectConfig(model=model, name=name)
 
