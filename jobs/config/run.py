@@ -266,10 +266,9 @@ def _subject(given: str) -> settings.SubjectConfig:
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")
-    here = bool(model) and (
-        Path(model).is_dir() or (model.endswith(".gguf") and Path(model).is_file())
-    )
-    if not (elsewhere or here or _HUB_ID.fullmatch(model) or _HUB_GGUF.fullmatch(model)):
+    is_file = model.endswith(".gguf")
+    here = bool(model) and (Path(model).is_file() if is_file else Path(model).is_dir())
+    if not (elsewhere or here or (_HUB_GGUF if is_file else _HUB_ID).fullmatch(model)):
         raise ConfigError(
             f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
             "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"

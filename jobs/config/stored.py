@@ -179,10 +179,10 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
 
 def _is_one_model(one: Values, other: Values) -> bool:
     """Whether two subjects may be one in the tables; of a sweep any revision may be."""
-    models = {(each["model"], each.get("adapter", "")) for each in (one, other)}
-    names = {each["name"] or (each["model"], each.get("adapter", "")) for each in (one, other)}
+    models = [each["model"] + each.get("adapter", "") for each in (one, other)]
+    names = {each["name"] or whole for each, whole in zip((one, other), models, strict=True)}
     revisions = {each["revision"] for each in (one, other)} - {""}
-    return len(revisions) < 2 and 1 in (len(names), len(models))  # noqa: PLR2004
+    return len(revisions) < 2 and 1 in (len(names), len({*models}))  # noqa: PLR2004
 
 
 def _first_difference(key: str, mine: object, theirs: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 BLOCKS = 3
 WIDTH = 32
@@ -135,3 +142,22 @@ def save_tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+def save_tiny_adapter(
+    folder: Path,
+    base: Path,
+    model: Any = None,  # noqa: ANN401
+    **settings: Any,  # noqa: ANN401
+) -> Path:
+    """Save a random LoRA adapter that names the base, of a model, by default the base's."""
+    peft = pytest.importorskip("peft", reason="the extra adapters is not installed")
+    given = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what peft says of itself
+        whole = model or AutoModelForCausalLM.from_pretrained(base)
+        torch.manual_seed(3)
+        joined = peft.get_peft_model(whole, peft.LoraConfig(**{**given, **settings}))
+        joined.peft_config["default"].base_model_name_or_path = str(base)
+        joined.save_pretrained(folder)
+    return folder

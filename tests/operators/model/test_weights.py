@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.support.tiny import (
     VOCABULARY,
     WIDTH,
     save_tiny,
+    save_tiny_adapter,
     save_tiny_gguf,
     tiny_tokenizer,
     trained_on,
@@ -189,21 +189,6 @@ def test_smollm2_is_a_decoder_of_30_blocks_whose_texts_share_a_batch(tmp_path: P
     assert (facts.layers, facts.parameters_whole) == (30, 134_515_008)
 
 
-def _adapter(base: Path, folder: Path, model: Any = None, **settings: Any) -> Path:  # noqa: ANN401
-    """Save a LoRA adapter of a model with a head, and of the base in a folder."""
-    peft = pytest.importorskip("peft", reason="the extra adapters is not installed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the library about itself
-        if model is None:
-            model = AutoModelForCausalLM.from_pretrained(base)
-        given = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
-        torch.manual_seed(3)
-        joined = peft.get_peft_model(model, peft.LoraConfig(**{**given, **settings}))
-        joined.peft_config["default"].base_model_name_or_path = str(base)
-        joined.save_pretrained(folder)
-    return folder
-
-
 def _merged(base: Path, adapter: Path, folder: Path, scale: float) -> Path:
     """Save W + s B A of every matrix that an adapter has A and B for."""
     from safetensors.torch import load_file
@@ -227,7 +212,7 @@ def test_an_adapter_is_merged_and_is_another_subject(
     head: bool, llama: Path, tmp_path: Path
 ) -> None:
     bare = None if head else AutoModel.from_pretrained(llama)
-    adapter = _adapter(llama, tmp_path / "tuned", bare, lora_alpha=6)
+    adapter = save_tiny_adapter(tmp_path / "tuned", llama, bare, lora_alpha=6)
     if not head:
         return _compare_without_head(llama, adapter)
     one, base = _subject(llama, adapter=str(adapter)), _subject(llama)
@@ -241,7 +226,7 @@ def test_an_adapter_is_merged_and_is_another_subject(
     of_base, of_one = (subject_identity(each, STORAGE) for each in (base, one))
     assert of_base.keys() == {"files", "dtype"}
     assert {**of_one, "adapter": 0} == {**of_base, "adapter": 0}
-    other = _subject(llama, adapter=str(_adapter(llama, tmp_path / "other", lora_alpha=7)))
+    other = _subject(llama, adapter=str(save_tiny_adapter(tmp_path / "other", llama, lora_alpha=7)))
     assert subject_identity(other, STORAGE) not in (of_one, of_base)
     point = CutPoint(2, "final", "mean", 48)
     pytest.importorskip("sentence_transformers")
@@ -254,7 +239,7 @@ def test_an_adapter_is_merged_and_is_another_subject(
 
 def _compare_without_head(llama: Path, adapter: Path) -> None:
     """One that was trained without a head is that of one that was trained with it."""
-    with_head = _adapter(llama, adapter.with_name("with-head"), lora_alpha=6)
+    with_head = save_tiny_adapter(adapter.with_name("with-head"), llama, lora_alpha=6)
     found, wanted = (_states(_subject(llama, adapter=str(each))) for each in (adapter, with_head))
     assert torch.equal(found, wanted)
 
@@ -267,19 +252,19 @@ def _told(adapter: Path, **changes: Any) -> None:  # noqa: ANN401
 def _of_wider(llama: Path, adapter: Path) -> None:
     sizes = {**ARCHITECTURES["llama"], "hidden_size": 64}
     wider = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
-    _adapter(llama, adapter, wider)
+    save_tiny_adapter(adapter, llama, wider)
 
 
 def _of_deeper(llama: Path, adapter: Path) -> None:
     sizes = {**ARCHITECTURES["llama"], "num_hidden_layers": BLOCKS + 1}
     deeper = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
-    _adapter(llama, adapter, deeper)
+    save_tiny_adapter(adapter, llama, deeper)
 
 
 def _of_other_kind(llama: Path, adapter: Path) -> None:
     config = AutoConfig.for_model("gpt_neox", **ARCHITECTURES["gpt_neox"])
     other = AutoModelForCausalLM.from_config(config)
-    _adapter(llama, adapter, other, target_modules=["query_key_value"])
+    save_tiny_adapter(adapter, llama, other, target_modules=["query_key_value"])
 
 
 def _of_other_folder(_llama: Path, adapter: Path) -> None:
@@ -310,7 +295,7 @@ def _of_other_folder(_llama: Path, adapter: Path) -> None:
 def test_an_adapter_that_is_none_of_the_model_is_refused_and_both_are_named(
     break_it: Callable[[Path, Path], object], says: str, llama: Path, tmp_path: Path
 ) -> None:
-    adapter = _adapter(llama, tmp_path / "tuned")
+    adapter = save_tiny_adapter(tmp_path / "tuned", llama)
     one = _subject(llama, adapter=str(adapter))
     assert check(one, STORAGE) == SHAPE
     break_it(llama, adapter)
@@ -324,7 +309,7 @@ def test_an_adapter_that_is_none_of_the_model_is_refused_and_both_are_named(
 def test_a_base_is_known_by_its_name_on_the_hub_and_a_copy_by_its_weights(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = _adapter(llama, tmp_path / "tuned")
+    adapter = save_tiny_adapter(tmp_path / "tuned", llama)
     copy = _subject(shutil.copytree(llama, tmp_path / "copy"), adapter=str(adapter))
     assert check(copy, STORAGE) == SHAPE
     _told(adapter, base_model_name_or_path="org/other")  # of which a folder may be a copy
