@@ -142,22 +142,19 @@ def _naming_adapter(subject: Subject) -> Iterator[None]:
         raise ModelUnavailableError(f"{_both(subject)} cannot be merged: {reason}") from error
 
 
-def _adapter_file(subject: Subject, name: str) -> str:
+def _adapter_file(subject: Subject, name: str) -> Path:
     adapter = subject.adapter
     assert adapter
-    found = cached_file(
-        adapter.source,
-        name,
-        revision=None if adapter.is_folder else adapter.revision,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    if not found:
+    if not adapter.is_folder:
+        return Path(str(cached_file(adapter.source, name, revision=adapter.revision)))
+    file = Path(adapter.source, name)
+    if not file.is_file():
         raise ModelUnavailableError(f"{_both(subject)} has no {name}")
-    return str(found)
+    return file
 
 
 def _adapter_config(subject: Subject) -> dict[str, Any]:
-    text = Path(_adapter_file(subject, _ADAPTER_CONFIG)).read_text(encoding="utf-8")
+    text = _adapter_file(subject, _ADAPTER_CONFIG).read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)
     if found.get("peft_type") != "LORA":
         raise ModelUnavailableError(
@@ -172,7 +169,7 @@ def _joined(model: Any, subject: Subject) -> Any:  # noqa: ANN401  (transformers
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict  # noqa: PLC0415  (slow)
 
     _adapter_config(subject)
-    settings = PeftConfig.from_pretrained(str(Path(_adapter_file(subject, _ADAPTER_CONFIG)).parent))
+    settings = PeftConfig.from_pretrained(str(_adapter_file(subject, _ADAPTER_CONFIG).parent))
     on_meta = next(model.parameters()).is_meta
     if on_meta:
         settings.init_lora_weights = True  # some ways begin from the weights
@@ -201,7 +198,7 @@ def _joined(model: Any, subject: Subject) -> Any:  # noqa: ANN401  (transformers
         if unlike := [*found.unexpected_keys, *absent]:
             raise ValueError(f"{unlike[0]} is in one of the two only")
     except (ValueError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines()]
         raise ModelUnavailableError(
             f"{_both(subject)} is for another base: {lines[min(1, len(lines) - 1)]}"
         ) from error

@@ -102,6 +102,34 @@ def test_a_gguf_file_is_exported_as_an_ordinary_checkpoint(llama: Path, tmp_path
     torch.testing.assert_close(found, model.final_norm(model.forward(ids_NT, mask_NT)[2]))
 
 
+def _hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of what is in the hub's cache of org/tiny."""
+    repository = cache / "models--org--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    for folder in (snapshot, repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(cache))
+    return snapshot
+
+
+def test_a_gguf_file_of_the_hub(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = _hub(tmp_path, monkeypatch)
+    (snapshot / "q4").mkdir()
+    save_tiny_gguf(snapshot / "q4" / "X.gguf", llama)
+    one = _subject("org/tiny/q4/X.gguf")
+    assert check(one, STORAGE) == SHAPE
+    assert torch.equal(_states(one), _states(_subject(llama)))
+    of_hub = {"model": "org/tiny/q4/X.gguf", "revision": "main", "dtype": "float32"}
+    assert subject_identity(one, STORAGE) == of_hub
+    (snapshot / "q4" / "X.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelUnavailableError, match=r"cannot load model org/tiny/q4/X\.gguf"):
+        check(one, STORAGE)
+
+
 def test_where_a_gguf_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def places(model: str) -> tuple[str, str, str]:
         each = Subject(model, "main", "x")
@@ -314,12 +342,7 @@ def test_a_base_is_known_by_its_name_on_the_hub_and_a_copy_by_its_weights(
     assert check(copy, STORAGE) == SHAPE
     _told(adapter, base_model_name_or_path="org/other")  # of which a folder may be a copy
     assert check(copy, STORAGE) == SHAPE
-    cache = tmp_path / "models--org--tiny"
-    shutil.copytree(llama, cache / "snapshots" / ("a" * 40))
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("a" * 40)
-    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
-        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path))
+    shutil.copytree(llama, _hub(tmp_path, monkeypatch), dirs_exist_ok=True)
     of_hub = _subject("org/tiny", adapter=str(adapter))
     with pytest.raises(ModelUnavailableError, match=r"org/tiny: its .*another base, org/other"):
         check(of_hub, STORAGE)
