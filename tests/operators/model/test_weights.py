@@ -20,6 +20,7 @@ from jobs.export import export
 from jobs.subjects import check, subject, subject_identity, weights_here
 from operators.model.cut import CutPoint
 from operators.model.encode import NonFiniteError, Representations, encode, pad
+from operators.model.known import require_readable
 from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.model.tokenise import load_tokenizer, token_limit, tokenise
@@ -197,10 +198,11 @@ def test_a_missing_package_is_named_with_its_pip_line(
     )
     model = llama if package == "peft" else llama / "x.gguf"
     one = _subject(model, adapter=str(llama) if package == "peft" else "")
-    with pytest.raises(
-        ModelUnavailableError, match=rf"{package}.* pip install 'layerrank\[{extra}"
-    ):
+    says = rf"{package}.* pip install 'layerrank\[{extra}"
+    with pytest.raises(ModelUnavailableError, match=says):
         check(one, STORAGE)
+    with pytest.raises(ModelUnavailableError, match=says):
+        require_readable(one)  # as export asks
 
 
 @pytest.mark.slow
