@@ -18,6 +18,7 @@ import functools
 import io
 import json
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoModel
 from transformers.utils.hub import cached_file
 
@@ -84,6 +86,8 @@ def _gguf_names_once() -> Iterator[None]:
     """
     import gguf  # noqa: PLC0415  (of an extra)
 
+    # The lock that a bar makes itself is a semaphore, which a worker that is ended leaves behind.
+    tqdm.set_lock(threading.RLock())
     table = gguf.get_tensor_name_map
     gguf.get_tensor_name_map = functools.cache(table)
     try:
