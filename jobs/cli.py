@@ -300,6 +300,7 @@ def export(arguments: argparse.Namespace) -> int:
         model=arguments.subject,
         revision=arguments.revision or "",
         name=arguments.name or "",
+        adapter=arguments.adapter or "",
         trust_remote_code=arguments.trust_remote_code,
     )
     storage = _storage(arguments)
@@ -434,8 +435,9 @@ def _parser() -> argparse.ArgumentParser:
         "--subject",
         required=True,
         metavar="MODEL",
-        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER, or a GGUF file in one of these",
     )
+    add("--adapter", help="a LoRA adapter of the model, merged into it")
     add("--revision", help="of the model (default: main, of a folder local)")
     add("--name", help="the model's name in the ranking, if it is another one")
     add("--layer", type=int, help="default: the one that --ranking recommends")

@@ -28,6 +28,7 @@ _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 _RECIPES = resources.files("jobs") / "recipes"
 Checked = TypeVar("Checked", bound=Block)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
 
 class RunConfig(Block):
@@ -250,7 +251,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="[NAME=]MODEL",
         help="instead of the config's subjects: hub id, folder, s3://…, or "
-        "package:IMPORT_NAME/FOLDER; may be given several times",
+        "package:IMPORT_NAME/FOLDER, or a GGUF file in one of these; may be given several times",
     )
     parser.add_argument(
         "--revisions",
@@ -314,11 +315,12 @@ def _subject(given: str) -> settings.SubjectConfig:
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")
-    folder = bool(model) and Path(model).is_dir()
-    if not (elsewhere or folder or _HUB_ID.fullmatch(model)):
+    is_file = model.endswith(".gguf")
+    here = bool(model) and (Path(model).is_file() if is_file else Path(model).is_dir())
+    if not (elsewhere or here or (_HUB_GGUF if is_file else _HUB_ID).fullmatch(model)):
         raise ConfigError(
             f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
-            "s3://… or package:IMPORT_NAME/FOLDER"
+            "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
         )
     return settings.SubjectConfig(model=model, name=name)
 

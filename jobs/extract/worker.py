@@ -135,7 +135,10 @@ class Extractor:
             remedy = ""
             if isinstance(error, NonFiniteError):
                 first = prompt_ids[error.rows[0]]
-                remedy = f", first prompt_id {first}; run the model in float32"
+                why, other = "", "float32"
+                if self._subject.dtype == "float16":
+                    why, other = "float16 overflows at 65,504: ", "float32 or bfloat16"
+                remedy = f", first prompt_id {first}; {why}run the model in {other}"
             raise ValueError(f"{where}: {error}{remedy}") from error
 
     def _extract(

@@ -319,8 +319,8 @@ def _pairs(
     if not at_hand:  # whatever of a stated shape is in the cache, without a network
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
 
-        file = "tokenizer_config.json"
-        found = try_to_load_from_cache(first.model, file, revision=first.revision)
+        file = first.gguf_file or "tokenizer_config.json"
+        found = try_to_load_from_cache(first.source, file, revision=first.revision)
         at_hand = isinstance(found, str)
     for corpus in corpora:
         pair = Pair(config, corpus, first, shape, len(checkpoints))

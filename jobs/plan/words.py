@@ -17,6 +17,7 @@ from jobs.plan.limits import (
     PRICE_GB_MONTH,
     Limits,
     bfloat16_unit,
+    multiplies_float16,
     size,
 )
 from jobs.prepare import records
@@ -143,6 +144,11 @@ def _passes(pair: Pair) -> Iterator[str]:
         yield (
             f"    in float32; this machine's CPU has {unit} for bfloat16: with `dtype: bfloat16` "
             f"of the subject about {BFLOAT16_GAIN} times as fast, with vectors that are off by 1 %"
+        )
+    if "cpu" in kinds and pair.subject.dtype == "float16" and not multiplies_float16():
+        yield (
+            "    in float16; this machine's CPU has nothing that multiplies it, and takes several "
+            "times as long as with float32"
         )
 
 

@@ -21,7 +21,7 @@ from operators.model import backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Norm, Pooling, Subject
+from operators.model.subject import Dtype, Norm, Pooling, Subject
 from operators.model.tokenise import tokenise
 from tests.operators.model.shrunk import tiny_of
 from tests.support.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
@@ -274,11 +274,12 @@ def test_other_vectors_leave_no_folder_and_keep_the_old_one(
     assert AutoTokenizer.from_pretrained(out).model_max_length == 16
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_bfloat16_stays_bfloat16(norm: Norm, checkpoint: Path, tmp_path: Path) -> None:
-    subject = Subject(str(checkpoint), "local", "tiny", dtype="bfloat16")
+def test_16_bits_stay_16_bits(norm: Norm, dtype: Dtype, checkpoint: Path, tmp_path: Path) -> None:
+    subject = Subject(str(checkpoint), "local", "tiny", dtype=dtype)
     export(subject, CutPoint(2, norm, "mean", MAX_TOKENS), tmp_path / "out")
-    assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    assert AutoModel.from_pretrained(tmp_path / "out").dtype == getattr(torch, dtype)
 
 
 def test_the_facts_are_those_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
@@ -331,6 +332,8 @@ def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
     text = model_card(subject, facts, Evidence("demo", 0, 0.95, unscored))
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "owner/name"
     assert "`owner/name` at revision `step1`" in text
+    of_file = model_card(Subject("owner/name/x.gguf", "main", "x"), facts, None)
+    assert yaml.safe_load(of_file.split("---")[1])["base_model"] == "owner/name"
     assert "No ranking was given" in text
     assert "No ranking was given" in model_card(subject, facts, None)
 

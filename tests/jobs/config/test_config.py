@@ -384,6 +384,9 @@ def test_subjects_are_replaced_and_trust_is_not_handed_on(
     (tmp_path / "run=1").mkdir()
     monkeypatch.chdir(tmp_path)
     assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (tmp_path / "q4.gguf").write_bytes(b"")
+    for model in ("q4.gguf", "owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
+        assert overridden_with(RECIPE, "--subject", model).subjects[0].model == model
     (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
     assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")
 
@@ -406,6 +409,7 @@ def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path
     [
         (("--subject", "./nowhere"), r"--subject \./nowhere: there is no such folder, and it is"),
         (("--subject", "a/b/c"), "--subject a/b/c: there is no such folder"),
+        (("--subject", "a/q4.gguf"), r"--subject a/q4\.gguf: there is no such folder"),
         (("--subject", ""), "--subject : there is no such folder"),
         (("--revisions", ""), "--revisions is empty"),
     ],
