@@ -57,7 +57,12 @@ def test_recipes_load_whatever_lies_beside_them(
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in configs.recipes():
-        assert load(name).name == {"demo": "encoder"}.get(name, name)
+        if recipe := configs.scores_recipe(name):
+            assert Path(recipe.scores).is_file()
+            with pytest.raises(ConfigError, match="ranks scores, without a model"):
+                load(name)
+        else:
+            assert load(name).name == name
     kinds = [task.type for task in load("demo").datasets[0].tasks]
     assert kinds == ["classification", "clustering", "retrieval"]
     known = ", ".join(configs.recipes())
