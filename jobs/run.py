@@ -14,9 +14,18 @@ from jobs.cluster.cluster import Cluster
 from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
+from jobs.config.prompts import Side, by_template
 from jobs.config.run import RunConfig
-from jobs.subjects import checked, require_lengths, resolve, subject_identity
+from jobs.subjects import (
+    checked,
+    require_lengths,
+    require_prompts,
+    resolve,
+    sides_of,
+    subject_identity,
+)
 from operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
+from operators.prompts.templates import Template
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
 from storage.partition import CLEAN, KEYS, Partition, TableName
@@ -76,6 +85,7 @@ class Seen:
     manifests: dict[Partition, Manifest | None] = field(default_factory=dict)
     identities: dict[Subject, Settings] = field(default_factory=dict)
     shapes: dict[Subject, ModelShape] = field(default_factory=dict)
+    sides: dict[tuple[Subject, str], list[Side]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,10 +133,35 @@ class Run:
             return None
 
     def require_readable(self) -> None:
-        """Check every subject, and the lengths that are asked of it, before anything is spent."""
+        """Check every subject, and the lengths and templates asked of it, before any is run."""
         for each in self.subjects:
             self.shape(each)
             require_lengths(self.config.conditions, each, self.config.storage)
+            found = [side for dataset in self.config.datasets for side in self.sides(each, dataset)]
+            require_prompts(self.config, each, found)
+
+    def sides(self, each: Subject, dataset: DatasetConfig) -> list[Side]:
+        """Return the sides of a dataset's tasks that a subject reads in a template."""
+        key = each, dataset.name
+        if key not in self.seen.sides:
+            self.seen.sides[key] = sides_of(each, dataset, self.config.storage)
+        return self.seen.sides[key]
+
+    def prompted(self, each: Subject, dataset: DatasetConfig) -> dict[Template, list[list[str]]]:
+        """Return the templates of a subject over a dataset, and which texts each is for.
+
+        Those of the items of tasks: the name of a task, its side, and the content of its items.
+        """
+        return {
+            template: sorted(
+                [side.task.name, side.name, self._items(dataset, side.task).content]
+                for side in found
+            )
+            for template, found in by_template(self.sides(each, dataset)).items()
+        }
+
+    def _items(self, dataset: DatasetConfig, task: Task) -> Manifest:
+        return self.manifests.require(partition("tasks", task, dataset))
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""

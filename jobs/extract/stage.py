@@ -6,14 +6,17 @@ shards and returns receipts, so no tensor travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig, MtebTask
+from jobs.config.prompts import Side, told
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
-from jobs.run import Run
+from jobs.run import Run, partition
 from jobs.subjects import remember
 from operators.later import Later
 from operators.model.subject import Subject
@@ -33,6 +36,7 @@ def extract(run: Run) -> None:
     for subject in run.subjects:
         shape = run.shape(subject)
         say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
+        _say_templates(run, subject)
         unpublished: list[Target] = []
         units: list[Unit] = []
         done: dict[str, dict[str, Receipt]] = {}  # by the path of their partition, by name
@@ -53,7 +57,8 @@ def extract(run: Run) -> None:
                 worker.Extractor, run.root, subject, run.config, pool.device, pool.threads
             )
             shards = f"{len(units)} shards, {len(conditions)} conditions"
-            say(f"  {total:,} texts to encode: {shards}")
+            most = ", at most" if any(unit.prompted for unit in units) else ""
+            say(f"  {total:,} texts to encode{most}: {shards}")
             with Progress("extract", total, "texts") as progress:
                 for encoded in run.cluster.actors("extract", units, make, pool, feed=feed):
                     for path, receipt in encoded.receipts:
@@ -87,10 +92,31 @@ def require_extracted(run: Run) -> None:
                 )
 
 
+def _say_templates(run: Run, subject: Subject) -> None:
+    for dataset in run.config.datasets:
+        found = run.sides(subject, dataset)
+        _require_asked(run, dataset, found)
+        for line in told(dataset, found):
+            say(f"  {line}")
+
+
+def _require_asked(run: Run, dataset: DatasetConfig, found: Sequence[Side]) -> None:
+    """ConfigError if it was not noted what mteb asks for the texts of a task as."""
+    for task in dict.fromkeys(side.task.name for side in found if isinstance(side.task, MtebTask)):
+        filled = run.manifests.require(partition("tasks", task, dataset)).filled(run.root)
+        if filled and "prompt_type" not in filled[0].read().column_names:
+            raise ConfigError(
+                f"dataset {dataset.name}: which texts of task {task} are queries was not noted "
+                "when it was prepared, by an earlier version: prepare it again, with --overwrite, "
+                "or leave out its prompts"
+            )
+
+
 def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:
     """Yield every pass of a subject with the prompts that go through it."""
     identity, shape = run.identity(subject), run.shape(subject)
     for dataset in run.config.datasets:
         prompts = run.prompts(dataset)
-        for each in passes(run.config, subject, identity, shape, dataset, prompts):
+        prompted = run.prompted(subject, dataset)
+        for each in passes(run.config, subject, identity, shape, dataset, prompts, prompted):
             yield prompts, each

@@ -5,7 +5,8 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jobs.config.datasets import DatasetConfig
@@ -13,6 +14,7 @@ from jobs.config.metrics import token_metric_settings, token_plan
 from jobs.config.run import RunConfig, graded_conditions
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
+from operators.prompts.templates import Template
 from operators.prompts.views import view_name
 from storage.manifest import Manifest, Settings, digest_of
 from storage.pages import most_rows
@@ -20,6 +22,16 @@ from storage.partition import CLEAN, Partition, TableName, part_name
 from storage.shards import Receipt
 
 _STRETCH = "stretch"  # the fact of a receipt
+
+
+class Prompted(NamedTuple):
+    """A template, and the texts that are read in it: those of these sides of tasks.
+
+    Each is the name of a task, its side, and the content of its items. Without any it is all texts.
+    """
+
+    template: Template
+    sides: Sequence[Sequence[str]]
 
 
 class Part(NamedTuple):
@@ -37,7 +49,8 @@ class Unit(NamedTuple):
     `shard` is the receipt of the shard, and the unit its first `prompts` in sample order. What is
     written is what is missing: `digests` names the settings of each such table, and `tokens` says
     of how many of the first prompts the token states are stored. `parts` is how its vectors are
-    encoded and written, one after another.
+    encoded and written, one after another. Of the prompts of a `prompted` unit only those have
+    vectors whose texts are read in its template.
     """
 
     dataset: str
@@ -47,6 +60,7 @@ class Unit(NamedTuple):
     tokens: int
     digests: dict[TableName, str]
     parts: tuple[Part, ...]
+    prompted: Prompted | None = None
 
 
 class Target(NamedTuple):
@@ -85,7 +99,7 @@ class Pass(NamedTuple):
     """One pass over a dataset under one condition.
 
     Every pass gives embeddings; the clean one can give token states and token metrics too, and
-    that of a condition token metrics.
+    that of a condition token metrics. One in a template is `prompted`.
     """
 
     dataset: str
@@ -93,6 +107,7 @@ class Pass(NamedTuple):
     embeddings: Target
     tokens: Target | None = None
     prompt_metrics: Target | None = None
+    prompted: Prompted | None = None
 
     @property
     def targets(self) -> list[Target]:
@@ -107,10 +122,11 @@ def passes(
     shape: ModelShape,
     dataset: DatasetConfig,
     prompts: Manifest,
+    prompted: Mapping[Template, Sequence[Sequence[str]]] = MappingProxyType({}),
 ) -> Iterator[Pass]:
-    """Yield the passes of a subject over a dataset: the clean one, views, and conditions.
+    """Yield the passes of a subject over a dataset: the clean one, views, conditions, templates.
 
-    `identity` is what the model's activations depend on.
+    `identity` is what the model's activations depend on. `prompted` are the sides of each template.
     """
     everything = {receipt.name: receipt.rows for receipt in prompts.receipts}
     source = {
@@ -154,6 +170,10 @@ def passes(
         metrics = target("prompt_metrics", graded.name, settings) if graded in compared else None
         embeddings = target("embeddings", graded.name, kept)
         yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
+    for each in (Prompted(template, sides) for template, sides in prompted.items()):
+        name, read = each.template.condition, {"template": each.template.written}
+        embeddings = target("embeddings", name, {**kept, **read, "texts": [*each.sides]})
+        yield Pass(dataset.name, name, embeddings, prompted=each)
 
 
 def cut(name: str, prompts: int, most: int | None) -> tuple[Part, ...]:
@@ -198,7 +218,8 @@ def missing_units(
                 part._replace(is_missing=there is not None and not _is_made(part, there))
                 for part in each.embeddings.parts(name)
             )
-            found.append(Unit(each.dataset, each.condition, receipt, count, stored, absent, parts))
+            unit = Unit(each.dataset, each.condition, receipt, count, stored, absent, parts)
+            found.append(unit._replace(prompted=each.prompted))
     return found
 
 

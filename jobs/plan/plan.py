@@ -32,6 +32,7 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
+from jobs.config.prompts import Side, by_template
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
@@ -48,11 +49,21 @@ from jobs.plan.sampling import (
     weight,
 )
 from jobs.run import leading
-from jobs.subjects import check, is_remote, require_lengths, resolve, shape_of, weights_here
+from jobs.subjects import (
+    check,
+    is_remote,
+    require_lengths,
+    require_prompts,
+    resolve,
+    shape_of,
+    sides_of,
+    weights_here,
+)
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from operators.prompts.templates import Template
 from operators.prompts.views import is_view
 from storage import schema
 from storage.partition import TableName
@@ -93,6 +104,7 @@ class Pair:
     checkpoints: int  # that there are like it
     lengths: Sequence[npt.NDArray[np.int32]] = ()
     cut: int = 0  # prompts, about, that are longer than what is read of them
+    sides: Sequence[Side] = ()  # of tasks, that are read in a template
 
     @property
     def layers(self) -> int:
@@ -110,13 +122,36 @@ class Pair:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
         identity = {"files": "0" * 32, "dtype": self.subject.dtype}
         given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
-        return [*passes(self.config, *given)]
+        templates: dict[Template, list[list[str]]] = {each: [] for each in by_template(self.sides)}
+        return [*passes(self.config, *given, templates)]
+
+    @cached_property
+    def prompts(self) -> list[float]:
+        """Prompts that go through the model in every pass.
+
+        Of a template as many as the tasks that read in it have items, if those are known: at most.
+        """
+        found, counts = [], self.corpus.tasks
+        same = {template.condition: each for template, each in by_template(self.sides).items()}
+        for each in self.passes:
+            count = sum(each.embeddings.shares.values())
+            read = [counts.get(side.task.name) for side in same.get(each.condition, ())]
+            items = [task["items"] for task in read if task]
+            if items and len(items) == len(read):
+                count = min(count, sum(items))
+            found.append(float(count))
+        return found
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of the prompts of a pass's shards that go through the model in it."""
+        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
+        return [some / max(all_, 1) for some, all_ in zip(self.prompts, counts, strict=True)]
 
     @property
     def forward(self) -> int:
         """Forward passes of one prompt, of all checkpoints."""
-        of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
-        return of_one * self.checkpoints
+        return round(sum(self.prompts)) * self.checkpoints
 
     @property
     def mean_lengths(self) -> list[float]:
@@ -129,8 +164,7 @@ class Pair:
     @property
     def tokens(self) -> float:
         """Tokens through the model, of all checkpoints."""
-        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
-        pairs = zip(counts, self.mean_lengths, strict=True)
+        pairs = zip(self.prompts, self.mean_lengths, strict=True)
         return self.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
@@ -263,6 +297,8 @@ def checked(config: RunConfig) -> Iterator[str]:
         for each in checkpoints:
             check(each, config.storage)
             require_lengths(config.conditions, each, config.storage)
+            sides = [s for data in config.datasets for s in sides_of(each, data, config.storage)]
+            require_prompts(config, each, sides)
         if weights_here(first, _PROBED_BYTES):
             load(first, config, "cpu")
         else:
@@ -290,7 +326,9 @@ def _pairs(
         found = try_to_load_from_cache(first.model, file, revision=first.revision)
         at_hand = isinstance(found, str)
     for corpus in corpora:
-        pair = Pair(config, corpus, first, shape, len(checkpoints))
+        own = corpus.dataset.prompts != "auto" or at_hand
+        sides = sides_of(first, corpus.dataset, config.storage) if own else ()
+        pair = Pair(config, corpus, first, shape, len(checkpoints), sides=sides)
         if at_hand and corpus.texts.num_rows:
             batches = [
                 _sample(pair, each, _MORE_TEXTS if index else _TEXTS, sampled)
@@ -309,7 +347,7 @@ def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
     assert pair.corpus.sampled, "no text is at hand"
     shard = pair.corpus.sampled
     parts = cut(shard.name, texts, each.embeddings.most)
-    unit = Unit(each.dataset, each.condition, shard, texts, 0, digests, parts)
+    unit = Unit(each.dataset, each.condition, shard, texts, 0, digests, parts, each.prompted)
     return read(sampled, pair.subject, pair.config, unit)
 
 
@@ -363,7 +401,8 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
-            _shards(each.embeddings, groups, 4 * hidden + 17, 540) for each in pair.passes
+            _shards(each.embeddings, groups, (4 * hidden + 17) * share, 540)
+            for each, share in zip(pair.passes, pair.shares, strict=True)
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
 from jobs.config.metrics import left_out
+from jobs.config.prompts import told as templates
 from jobs.config.run import RunConfig
 from jobs.plan.limits import (
     BFLOAT16_GAIN,
@@ -105,6 +106,8 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"{'' if each.lengths else ' at most'}"
             f"{f'; about {each.cut:,} texts are cut' if each.cut else ''}"
         )
+        for line in templates(each.corpus.dataset, each.sides):
+            yield f"      {line}"
         # Where the token metrics are computed, and from how many token states.
         stored = counted(each.states.stored, "prompt")
         how = {

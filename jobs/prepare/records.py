@@ -47,6 +47,7 @@ _RECORDED = {
     "second_id": "candidate_id",
     "query_id": "prompt_id",
     "relevance": "value",
+    "prompt_type": "split",
 }
 # What to say of the rows of a task beside its items: those that are none, and why, and those whose
 # texts an earlier one has.
