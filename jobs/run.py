@@ -137,11 +137,18 @@ class Run:
         for each in self.subjects:
             self.shape(each)
             require_lengths(self.config.conditions, each, self.config.storage)
-            found = [side for dataset in self.config.datasets for side in self.sides(each, dataset)]
+            found = [
+                side for dataset in self.config.datasets for side in self._sides(each, dataset)
+            ]
             require_prompts(self.config, each, found)
 
     def sides(self, each: Subject, dataset: DatasetConfig) -> list[Side]:
         """Return the sides of a dataset's tasks that a subject reads in a template."""
+        found = self._sides(each, dataset)
+        return [side for side in found if side.has_texts(self._items(dataset, side.task).facts())]
+
+    def _sides(self, each: Subject, dataset: DatasetConfig) -> list[Side]:
+        """Return the same before it is known what mteb asks for the texts of its tasks as."""
         key = each, dataset.name
         if key not in self.seen.sides:
             self.seen.sides[key] = sides_of(each, dataset, self.config.storage)

@@ -309,7 +309,7 @@ class DatasetConfig(Block):
             try:
                 found[str(name)] = read_template(each)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                raise ValueError(f"{name}: {error} (got {each!r})") from None
         return found
 
     @field_validator("source", mode="before")

@@ -33,7 +33,7 @@ _TYPES = {
     "reranking": "Reranking",
     "retrieval": "Retrieval",
 }
-_ASKED = ("none", "query", "document")
+ASKED = ("none", "query", "document")
 # What sentence-transformers takes for them, the first that there is.
 _USUAL = {"none": (), "query": ("query",), "document": ("document", "passage", "corpus")}
 
@@ -67,11 +67,20 @@ class Side(NamedTuple):
         """Whether its texts are queries or documents, or none of these."""
         if isinstance(self.task, TwoSided):
             return "query" if self.name == self.task.ids[0] else "document"
-        return self.name if self.name in _ASKED else "none"
+        return self.name if self.name in ASKED else "none"
+
+    def has_texts(self, facts: Mapping[str, float]) -> bool:
+        """Whether it has any, by what is known of the items of its task: mteb may ask for none."""
+        return not isinstance(self.task, MtebTask) or facts.get(asked_fact(self.name), 0) > 0
 
     def __str__(self) -> str:
         asked = "" if self.asked == "none" else f" ({self.asked})"
         return f"{self.task.name}{asked}"
+
+
+def asked_fact(asked: str) -> str:
+    """Return what the number of texts is called that mteb asks for as such, in a task's items."""
+    return f"asked_{asked}"
 
 
 def sides(dataset: DatasetConfig, own: OwnPrompts) -> list[Side]:
@@ -124,7 +133,7 @@ def prefixes(found: Sequence[Side]) -> dict[str, str]:
     Those that all such sides of a run agree on, and that are nothing but a prefix.
     """
     said = {}
-    for asked in _ASKED[1:]:
+    for asked in ASKED[1:]:
         words = {side.template.prefix for side in found if side.asked == asked}
         if len(words) == 1 and (prefix := words.pop()):
             said[asked] = prefix
@@ -149,7 +158,7 @@ def _of_columns(
     if isinstance(task, ClassificationTask) and task.multi_label:
         kind = "MultilabelClassification"
     for place, (name, column) in enumerate(zip(task.ids, task.text_columns, strict=True)):
-        asked = _ASKED[1 + place] if two else "none"
+        asked = ASKED[1 + place] if two else "none"
         given = getattr(task, f"{asked}_prompt" if two else "prompt")
         if given is not None:
             yield name, given
@@ -173,7 +182,7 @@ def _of_mteb(
 
     assert isinstance(dataset.source, MtebSource)
     modules = dataset.source.modules
-    for asked in _ASKED:
+    for asked in ASKED:
         keys = prompt_keys(task.name, asked, modules)
         if isinstance(dataset.prompts, dict):
             given = dataset.prompts

@@ -6,15 +6,15 @@ shards and returns receipts, so no tensor travels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
 from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig, MtebTask
-from jobs.config.prompts import Side, told
+from jobs.config.datasets import MtebTask
+from jobs.config.prompts import ASKED, asked_fact, told
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from jobs.run import Run, partition
 from jobs.subjects import remember
@@ -93,23 +93,21 @@ def require_extracted(run: Run) -> None:
 
 
 def _say_templates(run: Run, subject: Subject) -> None:
+    """Say in which templates a subject reads texts.
+
+    ConfigError if it was not noted what mteb asks for the texts of a task as.
+    """
     for dataset in run.config.datasets:
-        found = run.sides(subject, dataset)
-        _require_asked(run, dataset, found)
-        for line in told(dataset, found):
+        for task in dataset.tasks if dataset.prompts else ():
+            facts = run.manifests.require(partition("tasks", task, dataset)).facts()
+            if isinstance(task, MtebTask) and not any(facts[asked_fact(each)] for each in ASKED):
+                raise ConfigError(
+                    f"dataset {dataset.name}: which texts of task {task.name} are queries was not "
+                    "noted when it was prepared, by an earlier version: prepare it again, with "
+                    "--overwrite, or leave out its prompts"
+                )
+        for line in told(dataset, run.sides(subject, dataset)):
             say(f"  {line}")
-
-
-def _require_asked(run: Run, dataset: DatasetConfig, found: Sequence[Side]) -> None:
-    """ConfigError if it was not noted what mteb asks for the texts of a task as."""
-    for task in dict.fromkeys(side.task.name for side in found if isinstance(side.task, MtebTask)):
-        filled = run.manifests.require(partition("tasks", task, dataset)).filled(run.root)
-        if filled and "prompt_type" not in filled[0].read().column_names:
-            raise ConfigError(
-                f"dataset {dataset.name}: which texts of task {task} are queries was not noted "
-                "when it was prepared, by an earlier version: prepare it again, with --overwrite, "
-                "or leave out its prompts"
-            )
 
 
 def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.config.datasets import MtebTask
 from jobs.config.metrics import (
     TokenPlan,
     metrics_of,
@@ -32,7 +33,7 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.prompts import Side, by_template
+from jobs.config.prompts import Side, asked_fact, by_template
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
@@ -135,8 +136,12 @@ class Pair:
         same = {template.condition: each for template, each in by_template(self.sides).items()}
         for each in self.passes:
             count = sum(each.embeddings.shares.values())
-            read = [counts.get(side.task.name) for side in same.get(each.condition, ())]
-            items = [task["items"] for task in read if task]
+            read = [(counts.get(s.task.name), s) for s in same.get(each.condition, ())]
+            items = [
+                facts[asked_fact(side.name) if isinstance(side.task, MtebTask) else "items"]
+                for facts, side in read
+                if facts
+            ]
             if items and len(items) == len(read):
                 count = min(count, sum(items))
             found.append(float(count))
@@ -327,7 +332,12 @@ def _pairs(
         at_hand = isinstance(found, str)
     for corpus in corpora:
         own = corpus.dataset.prompts != "auto" or at_hand
-        sides = sides_of(first, corpus.dataset, config.storage) if own else ()
+        known = corpus.tasks
+        sides = [
+            side
+            for side in (sides_of(first, corpus.dataset, config.storage) if own else ())
+            if side.has_texts(known.get(side.task.name, {}))
+        ]
         pair = Pair(config, corpus, first, shape, len(checkpoints), sides=sides)
         if at_hand and corpus.texts.num_rows:
             batches = [

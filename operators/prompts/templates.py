@@ -64,9 +64,10 @@ def read_template(given: object) -> Template:
         raise ValueError(
             'a template is a text in quotes, such as "query: {text}", or {chat: "{text}"}'
         )
-    if words.count(TEXT) != 1:
-        times = "twice or more" if TEXT in words else "nowhere"
-        raise ValueError(f"a template has {TEXT} once, where the text stands; {words!r} {times}")
+    if (times := words.count(TEXT)) != 1:
+        raise ValueError(
+            f"a template has {TEXT} once, where the text stands; this has it {times} times"
+        )
     return Template(words, is_chat)
 
 
