@@ -14,7 +14,7 @@ from jobs.cluster.cluster import Cluster
 from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
-from jobs.config.prompts import Side, by_template
+from jobs.config.prompts import Prompted, Side, by_template
 from jobs.config.run import RunConfig
 from jobs.subjects import (
     checked,
@@ -23,9 +23,9 @@ from jobs.subjects import (
     resolve,
     sides_of,
     subject_identity,
+    words_of,
 )
 from operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
-from operators.prompts.templates import Template
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
 from storage.partition import CLEAN, KEYS, Partition, TableName
@@ -154,18 +154,14 @@ class Run:
             self.seen.sides[key] = sides_of(each, dataset, self.config.storage)
         return self.seen.sides[key]
 
-    def prompted(self, each: Subject, dataset: DatasetConfig) -> dict[Template, list[list[str]]]:
-        """Return the templates of a subject over a dataset, and which texts each is for.
-
-        Those of the items of tasks: the name of a task, its side, and the content of its items.
-        """
-        return {
-            template: sorted(
-                [side.task.name, side.name, self._items(dataset, side.task).content]
-                for side in found
-            )
-            for template, found in by_template(self.sides(each, dataset)).items()
-        }
+    def prompted(self, each: Subject, dataset: DatasetConfig) -> list[Prompted]:
+        """Return the templates that a subject reads texts of a dataset in, and which texts."""
+        found, given = [], (self.config.extract.max_tokens, self.config.storage)
+        for template, same in by_template(self.sides(each, dataset)).items():
+            items = ((side, self._items(dataset, side.task).content) for side in same)
+            texts = sorted([side.task.name, side.name, content] for side, content in items)
+            found.append(Prompted(template, texts, words_of(each, template, *given)))
+        return found
 
     def _items(self, dataset: DatasetConfig, task: Task) -> Manifest:
         return self.manifests.require(partition("tasks", task, dataset))

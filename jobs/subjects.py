@@ -36,6 +36,7 @@ from operators.model.subject import (
     read_shape,
 )
 from operators.prompts.conditions import Vocabulary
+from operators.prompts.templates import TEXT, Template
 from storage.checkpoint import Checkpoint, CheckpointError, some
 from storage.manifest import digest_of
 from storage.root import BOOKS, Root
@@ -202,6 +203,16 @@ def sides_of(subject: Subject, dataset: DatasetConfig, storage: StorageConfig) -
     """Return the sides of a dataset's tasks that a subject reads in a template."""
     own = own_prompts(subject, storage) if dataset.prompts == "auto" else OwnPrompts()
     return sides(dataset, own)
+
+
+def words_of(subject: Subject, template: Template, max_tokens: int, storage: StorageConfig) -> str:
+    """Return the words of a template, of a chat as the subject's tokenizer has them."""
+    if not template.is_chat:
+        return template.words
+    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+
+    reader = tokenizer_of(subject, max_tokens, storage)
+    return Frame(reader.tokenizer, template).around(TEXT)
 
 
 def require_prompts(config: RunConfig, subject: Subject, found: Sequence[Side]) -> None:

@@ -78,6 +78,18 @@ class Side(NamedTuple):
         return f"{self.task.name}{asked}"
 
 
+class Prompted(NamedTuple):
+    """A template, and the texts that are read in it: those of some sides of tasks.
+
+    Each is the name of a task, its side, and the content of its items; without any it is all texts.
+    `words` are what the tokenizer reads, the template of a chat filled in.
+    """
+
+    template: Template
+    sides: Sequence[Sequence[str]] = ()
+    words: str = ""
+
+
 def asked_fact(asked: str) -> str:
     """Return what the number of texts is called that mteb asks for as such, in a task's items."""
     return f"asked_{asked}"

@@ -6,15 +6,14 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import token_metric_settings, token_plan
+from jobs.config.prompts import Prompted
 from jobs.config.run import RunConfig, graded_conditions
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
-from operators.prompts.templates import Template
 from operators.prompts.views import view_name
 from storage.manifest import Manifest, Settings, digest_of
 from storage.pages import most_rows
@@ -22,16 +21,6 @@ from storage.partition import CLEAN, Partition, TableName, part_name
 from storage.shards import Receipt
 
 _STRETCH = "stretch"  # the fact of a receipt
-
-
-class Prompted(NamedTuple):
-    """A template, and the texts that are read in it: those of these sides of tasks.
-
-    Each is the name of a task, its side, and the content of its items. Without any it is all texts.
-    """
-
-    template: Template
-    sides: Sequence[Sequence[str]]
 
 
 class Part(NamedTuple):
@@ -122,11 +111,11 @@ def passes(
     shape: ModelShape,
     dataset: DatasetConfig,
     prompts: Manifest,
-    prompted: Mapping[Template, Sequence[Sequence[str]]] = MappingProxyType({}),
+    prompted: Sequence[Prompted] = (),
 ) -> Iterator[Pass]:
     """Yield the passes of a subject over a dataset: the clean one, views, conditions, templates.
 
-    `identity` is what the model's activations depend on. `prompted` are the sides of each template.
+    `identity` is what the model's activations depend on.
     """
     everything = {receipt.name: receipt.rows for receipt in prompts.receipts}
     source = {
@@ -170,10 +159,12 @@ def passes(
         metrics = target("prompt_metrics", graded.name, settings) if graded in compared else None
         embeddings = target("embeddings", graded.name, kept)
         yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
-    for each in (Prompted(template, sides) for template, sides in prompted.items()):
-        name, read = each.template.condition, {"template": each.template.written}
-        embeddings = target("embeddings", name, {**kept, **read, "texts": [*each.sides]})
-        yield Pass(dataset.name, name, embeddings, prompted=each)
+    for each in prompted:
+        read = {"template": each.template.written, "texts": [*each.sides]}
+        if each.template.is_chat:
+            read["words"] = each.words
+        name = each.template.condition
+        yield Pass(dataset.name, name, target("embeddings", name, kept | read), prompted=each)
 
 
 def cut(name: str, prompts: int, most: int | None) -> tuple[Part, ...]:

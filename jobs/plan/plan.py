@@ -33,7 +33,7 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.prompts import Side, asked_fact, by_template
+from jobs.config.prompts import Prompted, Side, asked_fact, by_template
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
@@ -64,7 +64,6 @@ from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from operators.prompts.templates import Template
 from operators.prompts.views import is_view
 from storage import schema
 from storage.partition import TableName
@@ -123,8 +122,7 @@ class Pair:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
         identity = {"files": "0" * 32, "dtype": self.subject.dtype}
         given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
-        templates: dict[Template, list[list[str]]] = {each: [] for each in by_template(self.sides)}
-        return [*passes(self.config, *given, templates)]
+        return [*passes(self.config, *given, [*map(Prompted, by_template(self.sides))])]
 
     @cached_property
     def prompts(self) -> list[float]:

@@ -98,7 +98,7 @@ def score_targets(run: Run) -> list[ScoreTarget]:
                     partition("embeddings", subject, dataset, side.template.condition)
                 )
                 for side in run.sides(subject, dataset)
-                if side.task == task
+                if side.task.name == task.name
             }
             contents = {name: each.content for name, each in prompted.items()}
             settings = {

@@ -15,6 +15,7 @@ from operators.prompts.conditions import Vocabulary
 from operators.prompts.templates import Template
 
 _MARK = "\ue000"  # of private use: stands for a text, and is in none
+_DAY = {"date_string": "01 Jan 2025"}  # of chat templates that tell it, if they can be told
 
 
 class Tokenised(NamedTuple):
@@ -71,17 +72,21 @@ class Frame:
     A chat is one message of the user in the tokenizer's chat template, with what the assistant's
     answer begins with (`add_generation_prompt`), which is where a decoder is asked for the next
     token. That has the special tokens of its own, so none are put around it. ValueError if there is
-    no such template, if it refuses the message, or if the tokenizer cannot tell where tokens lie.
+    no such template, if it refuses the message or tells the date, so that vectors would depend on
+    the day, or if the tokenizer cannot tell where tokens lie.
     """
 
     def __init__(self, tokenizer: Any, template: Template) -> None:  # noqa: ANN401
         self._tokenizer, self._template = tokenizer, template
         if not tokenizer.is_fast:
             raise ValueError("its tokenizer does not tell where in a text a token lies")
-        if template.is_chat and not tokenizer.chat_template:
+        chat = str(tokenizer.chat_template or "") if template.is_chat else _MARK
+        if not chat:
             raise ValueError("its tokenizer has no chat template")
+        if "strftime_now" in chat and not any(name in chat for name in _DAY):
+            raise ValueError("its chat template tells the date: write its words out as a template")
         try:
-            before, mark, after = self._around(_MARK).partition(_MARK)
+            before, mark, after = self.around(_MARK).partition(_MARK)
         except Exception as error:  # whatever the code of a chat template raises
             raise ValueError(f"its chat template takes no message of a user: {error}") from error
         if not mark:
@@ -91,7 +96,7 @@ class Frame:
     @property
     def tokens(self) -> int:
         """The tokens of the template alone."""
-        return len(self._read([self._around("")])[0])
+        return len(self._read([self.around("")])[0])
 
     def read(self, texts: Sequence[str], max_tokens: int) -> Tokenised:
         """Return the ids of each text in the template.
@@ -99,7 +104,7 @@ class Frame:
         What is cut is the text: its last tokens go, or its first where the tokenizer truncates on
         the left, so that words after it survive. A token that holds a part of both stays.
         """
-        wholes = [*map(self._around, texts)]
+        wholes = [*map(self.around, texts)]
         ids = [np.asarray(row, dtype=np.int32) for row in self._read(wholes)]
         cut = np.array([len(row) > max_tokens for row in ids])
         left = self._tokenizer.truncation_side == "left"
@@ -114,15 +119,14 @@ class Frame:
             ids[row] = np.delete(ids[row], gone)[:max_tokens]
         return Tokenised(ids, cut)
 
-    def _around(self, text: str) -> str:
+    def around(self, text: str) -> str:
+        """Return what is read of a text: the words of the template around it."""
         words = self._template.around(text)
         if not self._template.is_chat:
             return words
         message = [{"role": "user", "content": words}]
-        said = self._tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True
-        )
-        return str(said)
+        given = {"tokenize": False, "add_generation_prompt": True, **_DAY}
+        return str(self._tokenizer.apply_chat_template(message, **given))
 
     def _read(
         self, wholes: Sequence[str], what: str = "input_ids", **options: bool

@@ -285,26 +285,53 @@ def test_a_plan_says_beforehand_what_is_read_in_templates(done: Done) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "changes", "said"),
     [
-        ("query: ", "prompt (task topic): a template has {text} once"),
-        ({"chat": "{text}"}, "{'chat': '{text}'}: its tokenizer has no chat template"),
-        (f"{'a b c d ' * 40}{{text}}", "that alone has"),
+        ("query: ", {}, "prompt (task topic): a template has {text} once"),
+        ({"chat": "{text}"}, {}, "{'chat': '{text}'}: its tokenizer has no chat template"),
+        (f"{'a b c d ' * 40}{{text}}", {}, "that alone has"),
+        ("q: {text}", {"curves": {"noise": [0.2]}}, "task topic reads its texts in 'q: {text}'"),
     ],
 )
 def test_a_template_that_cannot_be_read_is_refused_before_a_model_runs(
-    done: Done,
-    cli: Cli,
-    tmp_path: Path,
-    prompt: object,
-    said: str,
+    done: Done, cli: Cli, tmp_path: Path, prompt: object, changes: dict[str, Any], said: str
 ) -> None:
     config, out = tmp_path / "run.yaml", tmp_path / "out"
     with edited(done.config, config) as values:
         del values["datasets"][1:]
         values["datasets"][0]["tasks"] = [{**OWN[0], "prompt": prompt}]
+        values.update(changes)
     for command in ("run", "plan"):
         error = cli(command, str(config), "--output", str(out), expect=2).stderr
         (line,) = [each for each in error.splitlines() if each.startswith("layerrank: ")]
         assert said in line
     assert not partitions(Root(str(out)), "prompts")
+
+
+def test_a_chat_is_read_as_the_tokenizer_has_it(
+    done: Done, cli: Cli, fresh_cli: Cli, tmp_path: Path
+) -> None:
+    """And another chat template of the same name makes other vectors: nothing is mixed."""
+    model = Path(shutil.copytree(done.model, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "user: {{ messages[0]['content'] | trim }}, model:"
+    tokenizer.save_pretrained(model)
+    config, out = tmp_path / "run.yaml", tmp_path / "out"
+    with edited(done.config, config) as values:
+        values["subjects"] = [{"model": str(model), "name": "tiny"}]
+        del values["datasets"][1:]
+        values["datasets"][0]["tasks"] = [{**OWN[0], "prompt": {"chat": "the {text}"}}]
+        values["measure"] = {"metrics": ["rankme"]}
+        values["views"]["count"] = 0
+    stages = [(stage, str(config), "--output", str(out)) for stage in ("prepare", "extract")]
+    for stage in stages:
+        cli(*stage)
+    condition = Template("the {text}", is_chat=True).condition
+    found = stored(Root(str(out)), "topics", condition)
+    texts = column(done, "text")
+    expected_ND = done.vectors([f"user: the {text}, model:" for text in texts])
+    ours_ND = np.array([found[prompt_id(text)] for text in texts])
+    np.testing.assert_allclose(ours_ND, expected_ND, atol=1e-5)
+    (model / "chat_template.jinja").write_text("you: {{ messages[0]['content'] }}")
+    refused = fresh_cli(*stages[1], expect=2).stderr  # nothing is remembered of the tokenizer
+    assert "words: 'user: the {text}, model:' there" in refused

@@ -139,12 +139,25 @@ def test_a_chat_is_the_tokenizers_own_with_no_special_token_twice() -> None:
     assert short == [0, 6, 4, 4, 4, 1, 5]
 
 
+def test_a_chat_template_that_can_be_told_the_date_is_told_the_same_every_day() -> None:
+    tokenizer = framing_tokenizer()
+    tokenizer.chat_template = (
+        "{% if not date_string %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}: {{ messages[0]['content'] }}"
+    )
+    assert Frame(tokenizer, CHAT).around("layer") == "01 Jan 2025: Name the topic of: layer"
+
+
 @pytest.mark.parametrize(
     ("chat", "words"),
     [
         (None, "its tokenizer has no chat template"),
         ("{{ raise_exception('no user here') }}", "takes no message of a user: no user here"),
         ("[CLS] model", "leaves out what the user says"),
+        (
+            "{{ strftime_now('%d') }} {{ messages[0]['content'] }}",
+            "tells the date: write its words",
+        ),
     ],
 )
 def test_a_chat_template_that_is_not_there_or_takes_no_user_is_refused(
