@@ -110,13 +110,15 @@ def _side_ids(
     root: Root, dataset: str, shard: str, task: str, side: str, _content: str
 ) -> npt.NDArray[np.int64]:
     """Return the ids of a side in a shard of items, or in all of them."""
-    found, by_mteb = [np.zeros(0, np.int64)], not side.endswith("_id")
+    found, columns = [np.zeros(0, np.int64)], [side]
+    if by_mteb := not side.endswith("_id"):
+        columns = ["prompt_id", "prompt_type"]
     for each in require(root, partition("tasks", task, dataset)).shards(root):
         if shard in ("", each.receipt.name):
-            items = each.read()
+            items = each.read(columns)
             if by_mteb:
                 items = items.filter(pc.equal(items["prompt_type"], side))
-            found.append(items["prompt_id" if by_mteb else side].drop_null().to_numpy())
+            found.append(items[columns[0]].to_numpy())
     return np.unique(np.concatenate(found))
 
 
