@@ -22,6 +22,9 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
+from jobs.config.run import RunConfig
 from jobs.config.sealed import sealed, unsealed
 from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
 from operators.model.backend import backend_of
@@ -30,10 +33,12 @@ from operators.model.subject import (
     ModelShape,
     ModelUnavailableError,
     Subject,
+    read_prompts,
     read_shape,
     require_packages,
 )
 from operators.prompts.conditions import Vocabulary
+from operators.prompts.templates import TEXT, Template
 from storage.checkpoint import Checkpoint, CheckpointError, some
 from storage.manifest import digest_of
 from storage.root import BOOKS, Root
@@ -210,6 +215,47 @@ def require_lengths(conditions: ConditionsConfig, subject: Subject, storage: Sto
         conditions.require_within(reader.limit, f"model {subject}", reader.vocabulary.shortest)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+@lru_cache(maxsize=64)
+def own_prompts(subject: Subject, storage: StorageConfig) -> OwnPrompts:
+    """Return the prompts that a model comes with; ModelUnavailableError as `read_prompts`."""
+    prompts, default = read_prompts(local(subject, storage, weights=False))
+    return OwnPrompts(prompts, default, tuple(dict.fromkeys((subject.model, subject.name))))
+
+
+def sides_of(subject: Subject, dataset: DatasetConfig, storage: StorageConfig) -> list[Side]:
+    """Return the sides of a dataset's tasks that a subject reads in a template."""
+    own = own_prompts(subject, storage) if dataset.prompts == "auto" else OwnPrompts()
+    return sides(dataset, own)
+
+
+def words_of(subject: Subject, template: Template, max_tokens: int, storage: StorageConfig) -> str:
+    """Return the words of a template, of a chat as the subject's tokenizer has them."""
+    if not template.is_chat:
+        return template.words
+    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+
+    reader = tokenizer_of(subject, max_tokens, storage)
+    return Frame(reader.tokenizer, template).around(TEXT)
+
+
+def require_prompts(config: RunConfig, subject: Subject, found: Sequence[Side]) -> None:
+    """ConfigError if a subject cannot read texts in the templates of some sides."""
+    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+
+    require_no_noise(found, config.curves.noise)
+    for template in dict.fromkeys(side.template for side in found):
+        reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+        told = f"model {subject} cannot read texts in {template.written!r}"
+        try:
+            tokens = Frame(reader.tokenizer, template).tokens
+        except ValueError as error:
+            raise ConfigError(f"{told}: {error}") from None
+        if tokens >= reader.limit:
+            raise ConfigError(
+                f"{told}: that alone has {tokens} tokens, and {reader.limit} are read of a text"
+            )
 
 
 def resolve(

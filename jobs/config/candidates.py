@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from operators.model.subject import Norm, Pooling, Vectors
 from operators.probes.transform import require_enough
+from operators.prompts.templates import is_prompt
 from storage.partition import CLEAN
 
 
@@ -38,9 +40,10 @@ def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Poolin
 def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
     """Return the norms and poolings that are kept under a condition, sorted.
 
-    Of the clean one also those of candidates.
+    Where tasks are scored, on texts alone or in a template, also those of candidates.
     """
-    norms, poolings = _candidate_states(config) if condition == CLEAN else ((), ())
+    scored = condition == CLEAN or is_prompt(condition)
+    norms, poolings = _candidate_states(config) if scored else ((), ())
     extract = config.extract
     return (
         tuple(sorted({*extract.norms, *norms})),
@@ -49,27 +52,35 @@ def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], t
 
 
 def sample_shares(config: RunConfig, texts: Mapping[str, int]) -> dict[str, int]:
-    """Return how many texts of each dataset transforms are fitted on, of so many prompts of each.
+    """Return how many texts transforms are fitted on, of several sources with so many each.
 
-    Of every dataset the same share, or of the one that is named; all of them if that is fewer than
-    the sample.
+    The same share of each; all of them if that is fewer than the sample.
     """
     asked = config.candidates
     assert asked, config.name
-    of = {name: count for name, count in texts.items() if asked.texts in (None, name)}
-    total = sum(of.values())
+    total = sum(texts.values())
     most = min(asked.sample, total)
-    # Rounded so that the sum is right: the i-th text of all is of the dataset it falls into.
-    ends = np.cumsum([0, *of.values()])
+    # Rounded so that the sum is right: the i-th text of all is of the source it falls into.
+    ends = np.cumsum([0, *texts.values()])
     shares = np.diff(ends * most // max(total, 1))
-    return dict(zip(of, shares.tolist(), strict=True))
+    return dict(zip(texts, shares.tolist(), strict=True))
+
+
+def fitted_datasets(config: RunConfig) -> list[DatasetConfig]:
+    """Return the datasets on whose texts transforms are fitted."""
+    of = config.candidates.texts if config.candidates else None
+    return [dataset for dataset in config.datasets if of in (None, dataset.name)]
 
 
 def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
-    """ConfigError if there are too few texts, or features, to fit candidates' transforms on."""
+    """ConfigError if there are too few texts, or features, to fit candidates' transforms on.
+
+    `texts` says how many prompts each dataset has.
+    """
     asked = config.candidates
     if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
-        count = sum(sample_shares(config, texts).values())
+        of = {each.name: texts[each.name] for each in fitted_datasets(config)}
+        count = sum(sample_shares(config, of).values())
         try:
             require_enough(count, features, asked.directions, "candidates.directions")
         except ValueError as error:

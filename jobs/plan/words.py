@@ -10,6 +10,7 @@ from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
 from jobs.config.candidates import candidate_vectors
 from jobs.config.metrics import left_out
+from jobs.config.prompts import told as templates
 from jobs.config.run import RunConfig
 from jobs.plan.limits import (
     BFLOAT16_GAIN,
@@ -112,6 +113,8 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
                 f"      {each.fits:,} fits of probes at most, of "
                 f"{counted(each.layers * len(candidate_vectors(each.config)), 'candidate')}"
             )
+        for line in templates(each.corpus.dataset, each.sides):
+            yield f"      {line}"
         # Where the token metrics are computed, and from how many token states.
         stored = counted(each.states.stored, "prompt")
         how = {

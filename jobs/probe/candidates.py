@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.config.candidates import candidate_vectors, sample_shares
+from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
+from jobs.config.datasets import DatasetConfig
+from jobs.config.prompts import ASKED, asked_fact
 from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from jobs.run import Run, leading, partition
 from jobs.tasks.types import TYPES
@@ -24,6 +26,7 @@ from operators.prompts.seeding import sample_order
 from operators.ranking.ladder import Candidate
 from storage.layers import Group, by_prompts, groups, shard_vectors
 from storage.manifest import Manifest
+from storage.partition import CLEAN, Partition, whole_name
 from storage.root import Root
 
 Score = Callable[[Sequence[ScoreUnit]], Iterable[tuple[ScoreUnit, list[Row]]]]
@@ -76,16 +79,17 @@ def fitted(run: Run, subject: Subject) -> Manifest | None:
     }
     if asked is None or not wanted:
         return None
-    shares = {dataset.name: run.prompts(dataset).rows for dataset in config.datasets}
-    taken = sample_shares(config, shares)
-    of = {
-        dataset.name: run.embeddings(subject, dataset)
-        for dataset in config.datasets
-        if taken.get(dataset.name)
+    sources = {
+        f"{each.keys['dataset']} {each.keys['condition']}": run.manifests.require(each)
+        for dataset in fitted_datasets(config)
+        for each in _read_as(run, subject, dataset)
     }
+    counts = {name: _texts(each) for name, each in sources.items()}
+    taken = sample_shares(config, {name: sum(each.values()) for name, each in counts.items()})
+    sources = {name: each for name, each in sources.items() if taken[name]}
     where = partition("transforms", subject, config)
     settings = {
-        "embeddings": {name: manifest.content for name, manifest in of.items()},
+        "embeddings": {name: each.content for name, each in sources.items()},
         "texts": taken,
         "vectors": sorted(wanted),
         "directions": asked.directions,
@@ -93,25 +97,43 @@ def fitted(run: Run, subject: Subject) -> Manifest | None:
     }
 
     def rows() -> list[dict[str, Any]]:
-        sample = [
-            _Share(
-                of[dataset.name],
-                leading(
-                    {each.name: each.rows for each in run.prompts(dataset).receipts},
-                    taken[dataset.name],
-                ),
-            )
-            for dataset in config.datasets
-            if dataset.name in of
+        shares = [
+            _Share(each, leading(counts[name], taken[name])) for name, each in sources.items()
         ]
-        first = next(iter(of.values()))
-        units = [each for each in groups(run.root, first) if (each.norm, each.pooling) in wanted]
-        fitter = _Fitter(run.root, sample, asked.directions, config.seed)
+        known = groups(run.root, shares[0].embeddings)
+        units = [each for each in known if (each.norm, each.pooling) in wanted]
+        fitter = _Fitter(run.root, shares, asked.directions, config.seed)
         found = [*run.cluster.each("transforms", units, fitter)]
         return sorted(found, key=lambda row: (row["layer"], row["norm"], row["pooling"]))
 
     # Made of what else is there: with other texts it is made anew.
     return run.make(where, settings, rows, overwrite=True)[0]
+
+
+def _read_as(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Partition]:
+    """Return the embeddings of a dataset's texts as its tasks read them: alone, or in templates."""
+    sides, alone = run.sides(subject, dataset), not dataset.tasks
+    for task in dataset.tasks:
+        columns = TYPES[type(task)].columns.names
+        every = [name for name in columns if name.endswith("_id")]
+        if "prompt_type" in columns:
+            facts = run.manifests.require(partition("tasks", task, dataset)).facts()
+            every = [name for name in ASKED if facts.get(asked_fact(name), 0) > 0] or ["none"]
+        alone |= {*every} != {side.name for side in sides if side.task.name == task.name}
+    conditions = sorted({side.template.condition for side in sides})
+    return [
+        partition("embeddings", subject, dataset, condition)
+        for condition in [*([CLEAN] if alone else []), *conditions]
+    ]
+
+
+def _texts(embeddings: Manifest) -> dict[str, int]:
+    """Return how many texts of each shard of prompts have a vector."""
+    found: dict[str, int] = {}
+    for receipt in embeddings.receipts:
+        name = whole_name(receipt.name)
+        found[name] = found.get(name, 0) + int(receipt.facts["prompts"])
+    return found
 
 
 @dataclass

@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.cluster.console import Progress, say
 from jobs.config.candidates import candidate_vectors, ranked_vectors
-from jobs.config.datasets import MtebSource
+from jobs.config.datasets import PROMPTS, MtebSource
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.probe.candidates import Rungs, Score, fitted
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
@@ -109,14 +109,24 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
         for task in dataset.tasks:
             items = run.manifests.require(partition("tasks", task, dataset))
             clean = run.embeddings(subject, dataset)
+            prompted = {
+                side.name: run.manifests.require(
+                    partition("embeddings", subject, dataset, side.template.condition)
+                )
+                for side in run.sides(subject, dataset)
+                if side.task.name == task.name
+            }
+            contents = {name: each.content for name, each in prompted.items()}
             settings = {
                 "items": items.content,
                 "embeddings": clean.content,
                 **config.probe.settings(include={"seed", "replicates"}),
-                **task.settings(),
+                **task.settings(exclude=PROMPTS),
+                **({"prompted": contents} if prompted else {}),
             }
             where = partition("probe_scores", subject, dataset, task)
-            of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)
+            made_of = partial(ScoreTarget, subject, task, items, clean)
+            of_task = partial(made_of, modules=modules, prompted=prompted)
             found.append(of_task(where, settings | asked, fits=fits[subject]))
             if examples := learning_examples(config, task):
                 where = partition("learning_curves", subject, dataset, task)

@@ -93,7 +93,11 @@ TYPES: dict[type[Any], TaskType] = {
     RetrievalTask: _RELEVANCE(pairs.score_retrieval, "ndcg_at_10"),
     MtebTask: TaskType(
         schema.MTEB_ITEMS,
-        lambda task, row, ids, _: {"prompt_id": ids["text"]} if row["task"] == task.name else None,
+        lambda task, row, ids, _: (
+            {"prompt_id": ids["text"], "split": row["prompt_type"]}
+            if row["task"] == task.name
+            else None
+        ),
     ),
 }
 
@@ -101,7 +105,16 @@ TYPES: dict[type[Any], TaskType] = {
 def read_items(task: Task, shards: Sequence[Shard]) -> pa.Table:
     """Return the items of a task, those of all shards, with the columns of its type."""
     columns = TYPES[type(task)].columns
-    return pa.concat_tables([each.read(columns.names) for each in shards]).cast(columns)
+    found = []
+    for each in shards:
+        table = each.read(columns.names)
+        # What an earlier version did not note.
+        lacks = {
+            name: [""] * len(table) for name in columns.names if name not in table.column_names
+        }
+        there = dict(zip(table.column_names, table.columns, strict=True))
+        found.append(pa.table(lacks | there).select(columns.names))
+    return pa.concat_tables(found).cast(columns)
 
 
 def check_items(task: Task, items: pa.Table) -> None:

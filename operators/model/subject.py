@@ -7,6 +7,7 @@ model need only know what a model is called.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ _BROUGHT_BY = {
 }
 _GGUF = ".gguf"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PROMPTS = "config_sentence_transformers.json"
 _GPU_TOKENS = 32_768
 # On a CPU: numbers of a state, so 1,024 tokens of 384 features; fewer tokens than the second do not
 # repay reading the weights once more.
@@ -211,6 +213,30 @@ def require_packages(subject: Subject) -> None:
                 f"model {subject}: {' and '.join(absent)}, which read it, are not installed: pip "
                 f"install 'layerrank[{extra}]'"
             )
+
+
+def read_prompts(subject: Subject) -> tuple[dict[str, str], str | None]:
+    """Return the prompts that sentence-transformers keeps beside the weights, and the usual one.
+
+    By their names; empty without such a file. ModelUnavailableError if it cannot be read, or if
+    whether there is one cannot be told here.
+    """
+    from transformers.utils.hub import cached_file  # noqa: PLC0415  (see the module docstring)
+
+    with explained(subject):
+        options = {
+            key: subject.hub_options[key] for key in subject.hub_options if key == "revision"
+        }
+        path = cached_file(
+            subject.source, _PROMPTS, _raise_exceptions_for_missing_entries=False, **options
+        )
+        if path is None:
+            return {}, None
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        prompts = {
+            str(key): str(words or "") for key, words in (found.get("prompts") or {}).items()
+        }
+        return prompts, found.get("default_prompt_name")
 
 
 @contextmanager

@@ -350,7 +350,8 @@ def test_tasks_of_mteb_are_a_dataset_of_their_own() -> None:
     assert short == run_with(datasets=[DATASET, {"name": "mteb", "source": source}])
     dataset = short.datasets[1]
     assert [(task.type, task.name) for task in dataset.tasks] == [("mteb", "One"), ("mteb", "Two")]
-    assert (dataset.text_columns, dataset.columns) == (("text",), ("text", "task"))
+    assert dataset.text_columns == ("text",)
+    assert dataset.columns == ("text", "task", "prompt_type")
     assert dataset.keeps_blank
     for nothing in ("", "datasets: null", "datasets: []"):
         text = f"name: bare\nsubjects: [{{model: m}}]\ntasks: {{mteb: One}}\n{nothing}"

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from jobs.cluster.cluster import Cluster
-from jobs.config.candidates import candidate_vectors, require_texts, sample_shares
+from jobs.config.blocks import ConfigError
+from jobs.config.candidates import (
+    candidate_vectors,
+    fitted_datasets,
+    require_texts,
+    sample_shares,
+)
 from jobs.config.run import RunConfig, load
 from jobs.extract.stage import extract
 from jobs.prepare.stage import prepare
@@ -205,8 +211,9 @@ def test_texts_are_shared_among_the_datasets_by_their_sizes(checkpoint: Path, fo
     assert sample_shares(config, {"a": 300, "b": 100, "c": 0}) == {"a": 75, "b": 25, "c": 0}
     assert sample_shares(config, {"a": 3, "b": 4}) == {"a": 3, "b": 4}
     assert sum(sample_shares(config, {"a": 301, "b": 101, "c": 7}).values()) == 100
-    named = config_of(folder, checkpoint, "named", texts="topics", sample=5)
-    assert sample_shares(named, {"other": 50, "topics": 9}) == {"topics": 5}
+    assert [each.name for each in fitted_datasets(config)] == ["topics"]
+    with pytest.raises(ConfigError, match=r"candidates.texts is wiki, .* there are: topics"):
+        config_of(folder, checkpoint, "named", texts="wiki")
 
 
 def test_too_few_texts_for_the_directions_stop_before_a_model_runs(
