@@ -67,7 +67,7 @@ from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.probes.transform import FITTED
 from operators.prompts.views import is_view, view_name
-from operators.ranking.ladder import rungs
+from operators.ranking.ladder import LADDER, NARROW, rungs
 from storage import schema
 from storage.partition import CLEAN, TableName
 from storage.root import Root
@@ -139,7 +139,9 @@ class Pair:
         if self.config.candidates.search == "full":
             whole += self.layers * others
             return Scorings(whole, whole)
-        found = rungs(self.layers, others) if others else []
+        kinds = [TYPES[type(task)] for task in self.corpus.dataset.tasks]
+        ladder = LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
+        found = rungs(self.layers, others, ladder) if others else []
         last = found[-1].climbed + found[-1].joined if found else 0
         return Scorings(whole + sum(each.work for each in found), whole + last)
 

@@ -23,7 +23,7 @@ from jobs.tasks.types import TYPES
 from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.prompts.seeding import sample_order
-from operators.ranking.ladder import Candidate
+from operators.ranking.ladder import LADDER, NARROW, Candidate, Ladder
 from storage.layers import Group, by_prompts, groups, shard_vectors
 from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition, whole_name
@@ -170,14 +170,14 @@ class Rungs:
             for (index, group, first), hows in units.items()
             for part in [self._part(index, share)]
         ]
-        rough: dict[Key, float] = {}
+        rough: dict[Key, list[float]] = {}
         for unit, rows in self.score(asked):
             if not rows:
                 self.failed.add(unit.target)
             for row in rows:
                 key = unit.target, unit.group, row["variant"]
                 if unit.share < 1:
-                    rough[key] = row["value"]
+                    rough.setdefault(key, []).append(row["value"])
                 else:
                     self.known[key].append(row["value"])
 
@@ -187,14 +187,20 @@ class Rungs:
             if index in self.failed:
                 return math.nan
             key = index, group, how
-            values = self.known.get(key, [])[: self._folds(index, share)]
-            return rough[key] if key in rough else float(np.mean(values))
+            values = rough.get(key) or self.known.get(key, [])[: self._folds(index, share)]
+            return float(np.mean(values))
 
         values = [value(*key) for key in keys]
         found_TC = np.array(values).reshape(len(self.targets), len(candidates))
         counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
         mean_C = counted_TC.mean(axis=0) if len(counted_TC) else np.full(len(candidates), np.nan)
         return dict(zip(candidates, mean_C.tolist(), strict=True))
+
+    @property
+    def ladder(self) -> Ladder:
+        """The rungs of these tasks: narrow ones if a task can only be scored as a whole."""
+        kinds = [TYPES[type(each.task)] for each in self.targets.values()]
+        return LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
 
     def share(self, candidates: Iterable[Candidate]) -> float:
         """Return the share of the work on some candidates in full that was done."""
@@ -207,7 +213,8 @@ class Rungs:
     def _folds(self, index: int, share: float) -> int:
         """Return how many folds of a task are a share of it; all if they are not scored singly."""
         target = self.targets[index]
-        return math.ceil(share * target.cells) if target.cells > 1 else target.task.repeats
+        in_part = target.cells > 1 or self._part(index, share) < 1
+        return math.ceil(share * target.task.repeats) if in_part else target.task.repeats
 
     def _part(self, index: int, share: float) -> float:
         """Return the share of a task's items that is scored."""

@@ -98,8 +98,8 @@ def layer_cell(layer: int, ranking: Ranking) -> tuple[str, str]:
 
 
 def gain_span(row: Row, last: int) -> str:
-    """Return the interval of a layer's gain; the last layer is what gains are over."""
-    if row["layer"] == last:
+    """Return the interval of a layer's gain; the last layer as ranked is what gains are over."""
+    if row["layer"] == last and not row["gain"]:
         return "baseline" if known(row["score"]) else NOTHING
     return span(row["gain_low"], row["gain_high"])
 

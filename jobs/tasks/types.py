@@ -52,7 +52,7 @@ class TaskType:
     metric: str = ""  # the one that is ranked; a score that is undefined is of it too
     gather: Callable[[Any, pa.Table], pa.Table] = lambda _, records: records
     by_fold: bool = False  # a search can score its folds one by one
-    by_share: bool = False  # or a share of its pairs or queries, to compare candidates roughly
+    by_share: bool = False  # or roughly: a share of its pairs, queries or folds, not resampled
     scale_free: bool = False  # its scores depend on directions alone: both variants have the same
     # The task fitted on so many examples of each label, or of each tenth of the values.
     fewer: Callable[[Any, int], Task] | None = None
@@ -82,6 +82,7 @@ TYPES: dict[type[Any], TaskType] = {
         labelled.check_regression,
         labelled.score_regression,
         "kendalltau",
+        by_share=True,
         fewer=labelled.fewer_per_tenth,
     ),
     ClusteringTask: _LABELLED(

@@ -142,7 +142,7 @@ def table(facts: Facts) -> Table:
                 _numbered(facts, row),
                 *(
                     [
-                        sentences.different(of, ranking.vectors) or NOTHING,
+                        sentences.named(of, ranking.vectors) or NOTHING,
                         points(row["plain_score"]),
                     ]
                     if ranking.plain
@@ -181,7 +181,7 @@ def _candidates(facts: Facts) -> Section:
         rows.append(
             [
                 layer_cell(row["layer"], ranking),
-                sentences.different(of, ranking.vectors) or "as ranked",
+                sentences.named(of, ranking.vectors) or "as ranked",
                 points(row["score"]),
                 signed(row["gain"]),
                 span(row["here_low"], row["here_high"]),
