@@ -69,8 +69,11 @@ class _Fitter:
         }
 
 
-def fitted(run: Run, subject: Subject) -> Manifest | None:
-    """Return the transforms of a subject's layers, fitted now unless they are; None if none is."""
+def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
+    """Return the transforms of a subject's layers, fitted `now` unless they are; None if none is.
+
+    FileNotFoundError if they are not and are not to be fitted.
+    """
     config, asked = run.config, run.config.candidates
     wanted = {
         (each.norm, each.pooling)
@@ -106,6 +109,11 @@ def fitted(run: Run, subject: Subject) -> Manifest | None:
         found = [*run.cluster.each("transforms", units, fitter)]
         return sorted(found, key=lambda row: (row["layer"], row["norm"], row["pooling"]))
 
+    if not now:
+        found = run.manifests.stands(where, settings, overwrite=True)
+        if found is None:
+            raise FileNotFoundError(f"{where} is not fitted: run `layerrank probe` first")
+        return found
     # Made of what else is there: with other texts it is made anew.
     return run.make(where, settings, rows, overwrite=True)[0]
 

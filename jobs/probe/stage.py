@@ -43,7 +43,7 @@ class TasksFailedError(RuntimeError):
 
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
-    fits = {each: fitted(run, each) for each in run.subjects} if _labelled(run) else {}
+    fits = _fits(run, now=True)
     targets = score_targets(run, fits)
     missing = _missing(run, targets, overwrite=run.overwrite)
     probing = run.config.probe
@@ -83,16 +83,17 @@ def probe(run: Run) -> None:
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
-    where = {each: partition("transforms", each, run.config) for each in run.subjects}
-    fits = {each: run.manifests.load(of) for each, of in where.items()}
+    fits = _fits(run, now=False)
     for target in _missing(run, score_targets(run, fits), overwrite=False):
         raise FileNotFoundError(
             f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
         )
 
 
-def _labelled(run: Run) -> bool:
-    return any(dataset.tasks for dataset in run.config.datasets)
+def _fits(run: Run, *, now: bool) -> dict[Subject, Manifest | None]:
+    """Return the transforms of every subject, where there is a task to score them on."""
+    labelled = any(dataset.tasks for dataset in run.config.datasets)
+    return {each: fitted(run, each, now=now) for each in run.subjects} if labelled else {}
 
 
 def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[ScoreTarget]:
@@ -320,9 +321,9 @@ def search(
 
     `targets` are the tasks of the subject by index, `stored` the rows that they have already, and
     `score` runs units and returns their rows, none for a unit that failed; what is scored of a
-    layer is scored of its other variants `also`. As in a full sweep, a
-    task that fails or that no layer has a score of does not count. Return the layers that were
-    scored in full, and the share of a full sweep's work that was done; None if no task is left.
+    layer is scored of its other variants `also`. As in a full sweep, a task that fails or that no
+    layer has a score of does not count. Return the layers that were scored in full, and the share
+    of a full sweep's work that was done; None if no task is left.
     """
 
     def compared(rows: Sequence[Row]) -> list[Row]:
