@@ -242,6 +242,8 @@ def words_of(subject: Subject, template: Template, max_tokens: int, storage: Sto
 
 def require_prompts(config: RunConfig, subject: Subject, found: Sequence[Side]) -> None:
     """ConfigError if a subject cannot read texts in the templates of some sides."""
+    if not found:
+        return
     from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
 
     require_no_noise(found, config.curves.noise)

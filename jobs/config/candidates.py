@@ -75,9 +75,10 @@ def fitted_datasets(config: RunConfig) -> list[DatasetConfig]:
 def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
     """ConfigError if there are too few texts, or features, to fit candidates' transforms on.
 
-    `texts` says how many prompts each dataset has.
+    `texts` says how many prompts each dataset has. Where nobody asked for candidates, those that
+    would have to be fitted are left out.
     """
-    asked = config.candidates
+    asked = config.candidates if "candidates" in config.model_fields_set else None
     if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
         of = {each.name: texts[each.name] for each in fitted_datasets(config)}
         count = sum(sample_shares(config, of).values())

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jobs.cluster.console import say
 from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
 from jobs.config.datasets import DatasetConfig
 from jobs.config.prompts import ASKED, asked_fact
 from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from jobs.run import Run, leading, partition
 from jobs.tasks.types import TYPES
+from jobs.words import counted
 from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.prompts.seeding import sample_order
@@ -72,7 +74,8 @@ class _Fitter:
 def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
     """Return the transforms of a subject's layers, fitted `now` unless they are; None if none is.
 
-    FileNotFoundError if they are not and are not to be fitted.
+    There is none where none is asked for, and from too few texts. FileNotFoundError if they are
+    not there and not to be fitted.
     """
     config, asked = run.config, run.config.candidates
     wanted = {
@@ -90,6 +93,10 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
     counts = {name: _texts(each) for name, each in sources.items()}
     taken = sample_shares(config, {name: sum(each.values()) for name, each in counts.items()})
     sources = {name: each for name, each in sources.items() if taken[name]}
+    count = sum(taken.values())
+    if count < asked.directions + 2:
+        say(f"  {subject}: no transform is fitted, on {counted(count, 'text')}")
+        return None
     where = partition("transforms", subject, config)
     settings = {
         "embeddings": {name: each.content for name, each in sources.items()},

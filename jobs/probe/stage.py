@@ -215,10 +215,22 @@ class _Scores:
         for each in candidate_vectors(config) if config.candidates else ():
             asked[each[:2]] = (*asked.get(each[:2], ()), each.transform)
         found = groups(self.run.root, target.embeddings)
+        extract = config.extract
+        found = [  # and not what is beside both because one table has every norm in every pooling
+            each
+            for each in found
+            if (each.norm, each.pooling) in asked
+            or (each.norm in extract.norms and each.pooling in extract.poolings)
+        ]
         if not target.is_protocol:
             return {each: (plain.transform,) for each in found if self.is_ranked(each)}
         variants = config.probe.variants
-        return {each: asked.get((each.norm, each.pooling), variants) for each in found}
+        all_of = {each: asked.get((each.norm, each.pooling), variants) for each in found}
+        if target.fits:
+            return all_of
+        return {
+            each: tuple(how for how in hows if how not in FITTED) for each, hows in all_of.items()
+        }
 
     def of(self, units: Sequence[ScoreUnit]) -> Iterator[tuple[ScoreUnit, list[Row]]]:
         """Score units, keep what that gives of all items, and yield each with its rows."""
@@ -282,6 +294,7 @@ def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
                 f"{100 * share:.0f} % of the work of a full sweep"
             )
     others = candidate_vectors(config)[:-1] if climbs(config) else []
+    others = [each for each in others if each in vectors]
     order = [*others, *(each for each in vectors if each not in others)]
     rungs = Rungs(targets, order, scores.of)
     for index in targets:

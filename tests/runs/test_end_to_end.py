@@ -99,7 +99,7 @@ def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
         "SELECT layer, norm, pooling, count(*), count(DISTINCT prompt_id) FROM embeddings "
         "WHERE condition = 'clean' GROUP BY ALL",
     )
-    assert len(per_layer) == (BLOCKS + 1) * 2 * 2
+    assert len(per_layer) == (BLOCKS + 1) * 2 * 3  # a pooling of candidates is kept too
     assert {row[3:] for row in per_layer} == {(120, 120)}
     views = ask(
         root,
@@ -138,14 +138,20 @@ def test_a_state_space_model_goes_the_same_way(tmp_path: Path, cli: Cli) -> None
 
 
 def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) -> None:
-    scores = ask(
-        finished.root,
+    counted = (
         "SELECT task, task_type, metric, count(*), count(DISTINCT layer), "
         "count(DISTINCT variant), max(len(replicates)), "
         "bool_and(isnan(value) OR abs(value) <= 1) FROM probe_scores "
-        "WHERE condition = 'clean' GROUP BY ALL ORDER BY task",
+        "WHERE condition = 'clean' AND {} GROUP BY ALL ORDER BY task"
     )
-    once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
+    ranked = "norm = 'final' AND pooling = 'mean' AND variant = 'raw'"
+    whole = [(row[0], *row[3:6]) for row in ask(finished.root, counted.format(ranked))]
+    folds = {"groups": 3, "length": 3, "tags": 3, "topic": 3}
+    tasks = ("alike", "find", "groups", "length", "order", "pairs", "tags", "topic")
+    assert whole == [(task, folds.get(task, 1) * (BLOCKS + 1), BLOCKS + 1, 1) for task in tasks]
+    # What is no candidate is scored in full too, in every variant.
+    scores = ask(finished.root, counted.format("(norm = 'none' OR pooling = 'last')"))
+    once = (BLOCKS + 1) * 3 * 2  # layers, norms and poolings, variants
     rest = (BLOCKS + 1, 2)
     # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
     # two norms and two variants there is one undefined row instead of three folds.
@@ -432,6 +438,6 @@ def test_the_readmes_configs_are_valid() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     whole, *parts = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
     assert len(parse(whole, "README").datasets[0].tasks) == 3
-    assert len(parts) == 2
+    assert len(parts) == 3
     for part in parts:
         parse(yaml.safe_dump({**yaml.safe_load(whole), **yaml.safe_load(part)}), "README")

@@ -221,5 +221,8 @@ def test_too_few_texts_for_the_directions_stop_before_a_model_runs(
 ) -> None:
     config = config_of(folder, checkpoint, "few", directions=4)
     require_texts(config, {"topics": 6}, 32)
-    with pytest.raises(ValueError, match=r"candidates.directions: 4 top .* 5 texts"):
+    with pytest.raises(ConfigError, match=r"candidates.directions: 4 top .* 5 texts"):
         require_texts(config, {"topics": 5}, 32)
+    # Who asked for no candidates gets those that there can be.
+    unasked = load(str(write_config(folder / "few", checkpoint)))
+    require_texts(unasked, {"topics": 1}, 32)
