@@ -67,6 +67,9 @@ def named(vectors: Vectors, plain: Vectors) -> str:
 def answer(evidence: Evidence, verdict: Verdict, how: str = "") -> str:
     """Return what to do, in about twelve words; `how` says what is done to the vectors."""
     layer, last = verdict.layer, evidence.last.layer
+    if verdict.kind == "use_layer" and layer == last:
+        keep = f"eep the last layer, {last}, {how}."
+        return f"K{keep}" if verdict.sure == "new_task" else f"On these tasks, k{keep}"
     if verdict.kind == "use_layer":
         use = f"se layer {layer} of {last}{f', {how}' if how else ''}."
         return f"U{use}" if verdict.sure == "new_task" else f"On these tasks, u{use}"
@@ -92,7 +95,8 @@ def sentence(evidence: Evidence, verdict: Verdict, how: str = "") -> str:
     sure = gain(evidence, choice)
     if verdict.kind == "use_layer":
         start = answer(evidence, verdict, how).rstrip(".")
-        said = f"{start}: {why(evidence, verdict)}; {sure}, and saves {_saved(verdict)}."
+        saves = "" if verdict.layer == last.layer else f", and saves {_saved(verdict)}"
+        said = f"{start}: {why(evidence, verdict)}; {sure}{saves}."
     else:
         leads = "leads" if evidence.row(choice.layer).rank == 1 else "is taken"
         leads = f"Layer {choice.layer}{f', {how},' if how else ''} {leads}"
@@ -181,9 +185,10 @@ def why(evidence: Evidence, verdict: Verdict) -> str:
 def gain(evidence: Evidence, choice: Choice) -> str:
     """Return the gain of a choice, the corrected one first, and in brackets how sure it is."""
     tasks, parts = evidence.row(choice.layer).n_tasks, []
-    gained = f"it {_gains(choice.naive)} the last layer"
+    over = "that layer as it is" if choice.layer == evidence.last.layer else "the last layer"
+    gained = f"it {_gains(choice.naive)} {over}"
     if known(choice.gain):
-        gained = f"it {_gains(choice.gain)} the last layer, {AFTER[choice.left_out]}"
+        gained = f"it {_gains(choice.gain)} {over}, {AFTER[choice.left_out]}"
         parts.append(f"{_points(choice.naive)} as it stands")
     spans = _spans((choice.here_low, choice.here_high), (choice.low, choice.high))
     if spans:
@@ -270,6 +275,8 @@ def advice(evidence: Evidence, verdict: Verdict) -> str:
         return "Go on with the model as it is."
     if verdict.kind == "use_layer":
         cut = f"Cut the model after block {verdict.layer} of {evidence.last.layer}"
+        if verdict.layer == evidence.last.layer:
+            cut = "Take the whole model with these vectors"
         if verdict.layer == 0:
             cut = "Take the input embeddings, for which no block has to run"
         return f"{cut}; “layerrank export” writes that model."

@@ -37,7 +37,7 @@ from storage.root import Root
 from storage.shards import index_key
 from tests.support.stored import store
 
-DEMO_BYTES = 62_500_000  # that a run of it wrote, the views among them
+DEMO_BYTES = 107_300_000  # that a run of it wrote, the views among them
 HUB = {"name": "data", "source": {"hub": "org/data"}, "limit": 100}
 ENDLESS = {**HUB, "limit": None}
 FORTY = [f"text {n}" for n in range(40)]
