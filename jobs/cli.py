@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, get_args
 from jobs.cluster.console import printable, say
 from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
 from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig, add_overrides, load, overridden, recipes
+from jobs.config.run import (
+    RunConfig,
+    add_overrides,
+    load,
+    overridden,
+    recipes,
+    scores_recipe,
+)
 from jobs.config.settings import Engine, StorageConfig, SubjectConfig
 from jobs.plan import limits
 from jobs.prepare.folders import with_folders
@@ -74,12 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one stage or all."""
-    if getattr(arguments, "scores", None):
-        return _rank_scores(arguments)
-    if getattr(arguments, "policy", None):
-        raise ConfigError("--policy is for --scores; a run takes rank.policy of its config")
-    if arguments.config is None:
-        raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
+    if scores := _scores_asked(arguments):
+        return _rank_scores(*scores)
     from jobs.config.stored import record  # noqa: PLC0415
     from jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
     from jobs.measure.stage import measure  # noqa: PLC0415
@@ -184,19 +187,32 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return with_folders(overridden(load(arguments.config), arguments), arguments.texts)
 
 
-def _rank_scores(arguments: argparse.Namespace) -> int:
+def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:
+    """Return scores to rank without a model, where to, and the policy; None for a run."""
+    policy = getattr(arguments, "policy", None)
+    if scores := getattr(arguments, "scores", None):
+        if arguments.config:
+            raise ConfigError(f"give {arguments.config} or --scores, not both")
+        return scores, arguments.output, policy or "best"
+    if policy:
+        raise ConfigError("--policy is for --scores; a run takes rank.policy of its config")
+    if arguments.config is None:
+        raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
+    if arguments.command in ("run", "rank") and (recipe := scores_recipe(arguments.config)):
+        return recipe.scores, arguments.output or recipe.output, recipe.policy
+    return None
+
+
+def _rank_scores(scores: str, output: str | None, policy: Policy) -> int:
     from jobs.rank.ranking import Settings  # noqa: PLC0415
     from jobs.rank.score_file import rank_file  # noqa: PLC0415
     from jobs.report.page import publish_scores  # noqa: PLC0415
 
-    if arguments.config:
-        raise ConfigError(f"give {arguments.config} or --scores, not both")
     root = None
-    if arguments.output:
-        root = Root(arguments.output)
+    if output:
+        root = Root(output)
         root.check_writable()
-    ranked = rank_file(arguments.scores, Settings(policy=arguments.policy or "best"))
-    publish_scores(arguments.scores, root, ranked)
+    publish_scores(scores, root, rank_file(scores, Settings(policy=policy)))
     return DONE
 
 
@@ -284,6 +300,7 @@ def export(arguments: argparse.Namespace) -> int:
         model=arguments.subject,
         revision=arguments.revision or "",
         name=arguments.name or "",
+        adapter=arguments.adapter or "",
         trust_remote_code=arguments.trust_remote_code,
     )
     storage = _storage(arguments)
@@ -419,8 +436,9 @@ def _parser() -> argparse.ArgumentParser:
         "--subject",
         required=True,
         metavar="MODEL",
-        help="hub id, folder, or package:IMPORT_NAME/FOLDER",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER, or a GGUF file in one of these",
     )
+    add("--adapter", help="a LoRA adapter of the model, merged into it")
     add("--revision", help="of the model (default: main, of a folder local)")
     add("--name", help="the model's name in the ranking, if it is another one")
     add("--layer", type=int, help="default: the one that --ranking recommends")

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ SENTENCES = (
 )
 _BATCH_TOKENS = 4096
 # Largest difference from the run's vectors, in units of their largest value where that is above 1.
-_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
 _LEAST_COSINE = 1 - 1e-6  # with the run's vectors, in float32
 
 
@@ -146,8 +146,11 @@ def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
             f"{out}: a model is exported to a folder of this machine; copy it from there"
         )
     folder = Path(out).resolve()
-    if subject.is_folder and Path(subject.source).resolve().is_relative_to(folder):
-        raise ConfigError(f"{out} holds the model that is to be exported; choose another folder")
+    for each in filter(None, (subject, subject.adapter)):
+        if each.is_folder and Path(each.source).resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"{out} holds the model that is to be exported; choose another folder"
+            )
     if folder.exists() and not overwrite:
         raise ConfigError(f"{out} exists; choose another folder or give --overwrite")
     if folder.exists() and not (folder / "modules.json").is_file():
@@ -262,7 +265,7 @@ _CARD = """\
 
 # {subject.name}, layer {point.layer} of {facts.layers}
 
-This is `{model}` at revision `{subject.revision}`, cut after block {point.layer} of
+This is `{model}` at revision `{subject.revision}`{adapter}, cut after block {point.layer} of
 {facts.layers} by LayerRank. It has {facts.parameters:,} of {facts.parameters_whole:,} parameters
 and gives vectors with {cut.dimension} dimensions. Its licence is that of the model it is cut from.
 
@@ -311,11 +314,16 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     point, cut = facts.point, facts.cut
     # The hub knows a base model by its id only; a folder or a package has none.
     on_hub = not subject.is_folder and ":" not in subject.model
+    adapter = ""
+    if subject.adapter:
+        adapter = (
+            f" with the LoRA adapter `{PurePosixPath(subject.adapter.name).name}` merged into it"
+        )
     front = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "feature-extraction", "layerrank"],
-        **({"base_model": subject.model} if on_hub else {}),
+        **({"base_model": subject.source} if on_hub else {}),
     }
     pooling_text, pooled = _POOLED[point.pooling]
     directions = len(point.fit.direction_KD) if point.fit else 0
@@ -323,6 +331,7 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         model=subject.model if on_hub else subject.name,
+        adapter=adapter,
         subject=subject,
         facts=facts,
         point=point,

@@ -14,8 +14,17 @@ from jobs.cluster.cluster import Cluster
 from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Task
+from jobs.config.prompts import Prompted, Side, by_template
 from jobs.config.run import RunConfig
-from jobs.subjects import checked, require_lengths, resolve, subject_identity
+from jobs.subjects import (
+    checked,
+    require_lengths,
+    require_prompts,
+    resolve,
+    sides_of,
+    subject_identity,
+    words_of,
+)
 from operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
 from storage import schema
 from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
@@ -78,6 +87,7 @@ class Seen:
     manifests: dict[Partition, Manifest | None] = field(default_factory=dict)
     identities: dict[Subject, Settings] = field(default_factory=dict)
     shapes: dict[Subject, ModelShape] = field(default_factory=dict)
+    sides: dict[tuple[Subject, str], list[Side]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,38 @@ class Run:
             return None
 
     def require_readable(self) -> None:
-        """Check every subject, and the lengths that are asked of it, before anything is spent."""
+        """Check every subject, and the lengths and templates asked of it, before any is run."""
         for each in self.subjects:
             self.shape(each)
             require_lengths(self.config.conditions, each, self.config.storage)
+            found = [
+                side for dataset in self.config.datasets for side in self._sides(each, dataset)
+            ]
+            require_prompts(self.config, each, found)
+
+    def sides(self, each: Subject, dataset: DatasetConfig) -> list[Side]:
+        """Return the sides of a dataset's tasks that a subject reads in a template."""
+        found = self._sides(each, dataset)
+        return [side for side in found if side.has_texts(self._items(dataset, side.task).facts())]
+
+    def _sides(self, each: Subject, dataset: DatasetConfig) -> list[Side]:
+        """Return the same before it is known what mteb asks for the texts of its tasks as."""
+        key = each, dataset.name
+        if key not in self.seen.sides:
+            self.seen.sides[key] = sides_of(each, dataset, self.config.storage)
+        return self.seen.sides[key]
+
+    def prompted(self, each: Subject, dataset: DatasetConfig) -> list[Prompted]:
+        """Return the templates that a subject reads texts of a dataset in, and which texts."""
+        found, given = [], (self.config.extract.max_tokens, self.config.storage)
+        for template, same in by_template(self.sides(each, dataset)).items():
+            items = ((side, self._items(dataset, side.task).content) for side in same)
+            texts = sorted([side.task.name, side.name, content] for side, content in items)
+            found.append(Prompted(template, texts, words_of(each, template, *given)))
+        return found
+
+    def _items(self, dataset: DatasetConfig, task: Task) -> Manifest:
+        return self.manifests.require(partition("tasks", task, dataset))
 
     def pairs(self) -> Iterator[tuple[Subject, DatasetConfig]]:
         """Yield every subject with every dataset."""

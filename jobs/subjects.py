@@ -16,17 +16,29 @@ from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
 from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
+from jobs.config.run import RunConfig
 from jobs.config.sealed import sealed, unsealed
 from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
 from operators.model.backend import backend_of
-from operators.model.subject import ModelShape, ModelUnavailableError, Subject, read_shape
+from operators.model.subject import (
+    ADAPTER_WEIGHTS,
+    ModelShape,
+    ModelUnavailableError,
+    Subject,
+    read_prompts,
+    read_shape,
+    require_packages,
+)
 from operators.prompts.conditions import Vocabulary
+from operators.prompts.templates import TEXT, Template
 from storage.checkpoint import Checkpoint, CheckpointError, some
 from storage.manifest import digest_of
 from storage.root import BOOKS, Root
@@ -37,19 +49,33 @@ def is_remote(model: str) -> bool:
     return "://" in model
 
 
-def checkpoint_of(subject: Subject, storage: StorageConfig) -> Checkpoint | None:
-    """Return the files of a subject in a folder or in object storage; None for one of the hub."""
+def checkpoint_of(subject: Subject, storage: StorageConfig, file: str = "") -> Checkpoint | None:
+    """Return the files of a subject in a folder or in object storage; None for one of the hub.
+
+    Its weights are in `file` alone if that is given, as those of an adapter.
+    """
+    file = file or subject.gguf_file
     if is_remote(subject.model):
-        root = Root(subject.model, storage.options())
+        place = subject.model.removesuffix(f"/{file}")
+        root = Root(place, storage.options())
     elif subject.is_folder or Path(subject.model).is_absolute():
         root = Root(subject.source)
     else:
         return None
-    return Checkpoint(root, subject.allow_pickle, backend_of(subject).weights)
+    return Checkpoint(root, subject.allow_pickle, backend_of(subject).weights, file)
+
+
+def _of_adapter(subject: Subject, storage: StorageConfig) -> Checkpoint | None:
+    return checkpoint_of(subject.adapter, storage, ADAPTER_WEIGHTS) if subject.adapter else None
 
 
 def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> Subject:
     """Return the subject with its files on this machine; ModelUnavailableError if that fails."""
+    if (adapter := subject.adapter) and is_remote(adapter.model):
+        files = _of_adapter(subject, storage)
+        assert files
+        with explained_files(subject, adapter):
+            subject = replace(subject, adapter=replace(adapter, folder=str(files.fetch())))
     checkpoint = checkpoint_of(subject, storage)
     if checkpoint is None or not is_remote(subject.model):
         return subject
@@ -66,14 +92,18 @@ def check(subject: Subject, storage: StorageConfig) -> ModelShape:
     """Return sizes and kind of a model if it can be read, as far as is told without its weights.
 
     ModelUnavailableError that names model and revision if there is no such folder, prefix or
-    revision, if it has no weights, if a file of them is cut off, and as `require_readable`.
+    revision, if it has no weights, if a file of them is cut off, and as `require_readable`; the
+    same of its adapter.
     """
     # transformers takes seconds to import
     from operators.model.known import require_readable  # noqa: PLC0415
 
-    checkpoint = checkpoint_of(subject, storage)
-    if checkpoint is not None:
+    require_packages(subject)
+    if (checkpoint := checkpoint_of(subject, storage)) is not None:
         with explained_files(subject):
+            checkpoint.check()
+    if (checkpoint := _of_adapter(subject, storage)) is not None:
+        with explained_files(subject, subject.adapter):
             checkpoint.check()
     return require_readable(local(subject, storage, weights=False))
 
@@ -122,7 +152,10 @@ def _note(identity: Mapping[str, Any]) -> str:
 
 def weights_here(subject: Subject, most: int) -> bool:
     """Whether the weights of a model are on this machine, and are at most so many bytes."""
-    if subject.is_folder:
+    file = subject.gguf_file
+    if subject.is_folder and file:
+        files = [Path(subject.source, file)]
+    elif subject.is_folder:
         files = [each for each in Path(subject.source).iterdir() if each.is_file()]
     elif is_remote(subject.model):
         return False
@@ -130,20 +163,22 @@ def weights_here(subject: Subject, most: int) -> bool:
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
 
         found = try_to_load_from_cache(
-            subject.model, "model.safetensors", revision=subject.revision
+            subject.source, file or "model.safetensors", revision=subject.revision
         )
         files = [Path(found)] if isinstance(found, str) else []
     return bool(files) and sum(each.stat().st_size for each in files) <= most
 
 
 @contextmanager
-def explained_files(subject: Subject) -> Iterator[None]:
-    """Turn the errors of reading a checkpoint's files into one that names the model."""
+def explained_files(subject: Subject, adapter: Subject | None = None) -> Iterator[None]:
+    """Turn the errors of reading a checkpoint's files, or its adapter's, into one that names it."""
+    whose = f"its adapter {adapter.model}: " if adapter else ""
     try:
         yield
     except (OSError, BotoCoreError, CheckpointError) as error:
         raise ModelUnavailableError(
-            f"cannot load model {subject.model} at revision {subject.revision}: {_reason(error)}"
+            f"cannot load model {subject.model} at revision {subject.revision}: {whose}"
+            f"{_reason(error)}"
         ) from error
 
 
@@ -182,6 +217,47 @@ def require_lengths(conditions: ConditionsConfig, subject: Subject, storage: Sto
         raise ConfigError(str(error)) from None
 
 
+@lru_cache(maxsize=64)
+def own_prompts(subject: Subject, storage: StorageConfig) -> OwnPrompts:
+    """Return the prompts that a model comes with; ModelUnavailableError as `read_prompts`."""
+    prompts, default = read_prompts(local(subject, storage, weights=False))
+    return OwnPrompts(prompts, default, tuple(dict.fromkeys((subject.model, subject.name))))
+
+
+def sides_of(subject: Subject, dataset: DatasetConfig, storage: StorageConfig) -> list[Side]:
+    """Return the sides of a dataset's tasks that a subject reads in a template."""
+    own = own_prompts(subject, storage) if dataset.prompts == "auto" else OwnPrompts()
+    return sides(dataset, own)
+
+
+def words_of(subject: Subject, template: Template, max_tokens: int, storage: StorageConfig) -> str:
+    """Return the words of a template, of a chat as the subject's tokenizer has them."""
+    if not template.is_chat:
+        return template.words
+    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+
+    reader = tokenizer_of(subject, max_tokens, storage)
+    return Frame(reader.tokenizer, template).around(TEXT)
+
+
+def require_prompts(config: RunConfig, subject: Subject, found: Sequence[Side]) -> None:
+    """ConfigError if a subject cannot read texts in the templates of some sides."""
+    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+
+    require_no_noise(found, config.curves.noise)
+    for template in dict.fromkeys(side.template for side in found):
+        reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
+        told = f"model {subject} cannot read texts in {template.written!r}"
+        try:
+            tokens = Frame(reader.tokenizer, template).tokens
+        except ValueError as error:
+            raise ConfigError(f"{told}: {error}") from None
+        if tokens >= reader.limit:
+            raise ConfigError(
+                f"{told}: that alone has {tokens} tokens, and {reader.limit} are read of a text"
+            )
+
+
 def resolve(
     configs: Sequence[SubjectConfig], storage: StorageConfig, *, keep_gone: bool = False
 ) -> tuple[Subject, ...]:
@@ -214,14 +290,14 @@ def by_step(revision: str) -> tuple[bool, int, str]:
 def subject(config: SubjectConfig) -> Subject:
     """Return the one subject that a config describes, its defaults filled in."""
     if is_remote(config.model):
-        last = config.model.rstrip("/").rpartition("/")[2]
-        return _named(config, config.model, config.revision or "remote", config.name or last)
-    bare = _named(config, config.model, config.revision or "main", config.name)
+        last = PurePosixPath(config.model).name
+        return _named(config, config.model, config.revision or "remote", last)
+    bare = _named(config, config.model, config.revision or "main", config.model)
     if not bare.is_folder:
         return bare
-    folder = Path(bare.source).resolve()
-    model = config.model if config.model.startswith("package:") else str(folder)
-    return _named(config, model, config.revision or "local", config.name or folder.name)
+    place = Path(bare.source).resolve() / bare.gguf_file
+    model = config.model if config.model.startswith("package:") else str(place)
+    return _named(config, model, config.revision or "local", place.name)
 
 
 def name_of(config: SubjectConfig) -> str:
@@ -235,25 +311,36 @@ def name_of(config: SubjectConfig) -> str:
 def subject_identity(each: Subject, storage: StorageConfig) -> dict[str, Any]:
     """Return what a subject's activations depend on: its files, or its hub id and revision.
 
-    ModelUnavailableError if the files cannot be read.
+    With an adapter, the same of that too. ModelUnavailableError if the files cannot be read.
     """
-    checkpoint = checkpoint_of(each, storage)
-    if checkpoint is None:
-        return {"model": each.model, "revision": each.revision, "dtype": each.dtype}
     with explained_files(each):
-        prints = json.dumps(checkpoint.prints())
-    digest = hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()
-    return {"files": digest, "dtype": each.dtype}
+        found = _content(each, checkpoint_of(each, storage))
+    if each.adapter:
+        with explained_files(each, each.adapter):
+            found["adapter"] = _content(each.adapter, _of_adapter(each, storage))
+    return {**found, "dtype": each.dtype}
+
+
+def _content(each: Subject, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    if checkpoint is None:
+        return {"model": each.model, "revision": each.revision}
+    prints = json.dumps(checkpoint.prints())
+    return {"files": hashlib.blake2b(prints.encode(), digest_size=16).hexdigest()}
 
 
 def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subject:
+    """Return a subject; `name` stands for one that is not given, with that of its adapter."""
+    adapter = subject(SubjectConfig(model=config.adapter)) if config.adapter else None
+    of_adapter = f"+{PurePosixPath(adapter.name).name}" if adapter else ""
+    default = name.rstrip("/").removeprefix("package:").removesuffix(".gguf") + of_adapter
     return Subject(
         model,
         revision,
-        name or model.rstrip("/").removeprefix("package:"),
+        config.name or default,
         config.dtype,
         config.trust_remote_code,
         config.allow_pickle,
+        adapter=adapter,
     )
 
 
@@ -291,7 +378,7 @@ def _checkpoints(
     last = parent.place().rstrip("/").rpartition("/")[2] if parent else ""
     for name in wanted:
         model = parent.place(name) if parent else config.model
-        yield _named(config, model, name, config.name or last)
+        yield _named(config, model, name, last or model)
 
 
 def _listed(model: str, parent: Root | None) -> list[str]:

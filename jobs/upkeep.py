@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 from jobs.cluster.console import say
 from jobs.cluster.errors import DONE, FAILED
 from jobs.config.blocks import ConfigError
+from jobs.config.prompts import OwnPrompts, sides
 from jobs.config.run import RunConfig, graded_conditions
 from jobs.config.settings import ViewsConfig
 from jobs.config.stored import FOLDER, stored
 from jobs.run import Run
 from jobs.subjects import name_of
+from operators.prompts.templates import is_prompt
 from operators.prompts.views import view_name
 from storage.manifest import Manifest, Manifests, as_it_lies, broken, derived, everything, load
 from storage.partition import CLEAN, KEYS, Partition, all_partitions
@@ -170,14 +172,20 @@ def _is_of_a_file(root: Root, where: Partition) -> bool:
 
 
 def _asks_for(config: RunConfig, where: Partition) -> bool:
-    """Whether a run makes a partition, of whichever revision of its models."""
+    """Whether a run makes a partition, of whichever revision of its models.
+
+    Which prompts a model comes with is not known here, so that of `auto` any may be asked for.
+    """
     keys = where.keys
     datasets = [each for each in config.datasets if keys.get("dataset", each.name) == each.name]
+    prompted = {s.template.condition for each in datasets for s in sides(each, OwnPrompts())}
+    if any(each.prompts == "auto" for each in datasets) and is_prompt(keys.get("condition", "")):
+        prompted.add(keys["condition"])
     asked = {
         "dataset": {each.name for each in datasets},
         "task": {task.name for each in datasets for task in each.tasks},
         "group": {config.name},
-        "condition": {CLEAN, *map(view_name, range(config.views.count))}
+        "condition": {CLEAN, *prompted, *map(view_name, range(config.views.count))}
         | {found.name for each in datasets for found in graded_conditions(config, each)},
         "family": set(config.conditions.families()),
         "model": {name_of(each) for each in config.subjects},

@@ -1,21 +1,24 @@
 """A checkpoint's files, on this machine or in object storage, and the cache of the latter.
 
-Models are loaded from folders. A checkpoint in object storage is copied into a cache that every
-process of a machine shares, in a folder of its own for every state of the remote files, so that a
-checkpoint that was replaced is fetched anew. `LAYERRANK_CACHE` names another place for it.
+Models are loaded from folders, or from a GGUF file, which holds config, tokenizer and weights. A
+checkpoint in object storage is copied into a cache that every process of a machine shares, in a
+folder of its own for every state of the remote files, so that one that was replaced is fetched
+anew. `LAYERRANK_CACHE` names another place for it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 
@@ -28,6 +31,10 @@ _PLAIN, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _INDEX = ".index.json"
 _LENGTH_BYTES = 8  # of the number that a safetensors file begins with
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
+# Of GGUF (ggml's docs/gguf.md): the types of metadata that are numbers, as `struct` has them.
+_GGUF_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+_GGUF_VERSIONS, _GGUF_ALIGNED, _GGUF_MOST_AXES = (2, 3), 32, 4
 _HASHED_WHOLE = 1 << 26  # bytes of a remote file; of a larger one a sample tells it apart
 
 
@@ -39,25 +46,29 @@ class CheckpointError(ValueError):
 class Checkpoint:
     """The folder or prefix `root` as a model's checkpoint, as `transformers` saves one.
 
-    Weights are also files whose names match the glob `weights`. Files may be links to files, as in
-    the snapshots of the hub's cache.
+    Weights are also files whose names match the glob `weights`, or are `file` alone, a GGUF file or
+    an adapter's, which is needed to know a model at all. Files may be links to files, as in the
+    snapshots of the hub's cache.
     """
 
     root: Root
     allow_pickle: bool = False
     weights: str = ""
+    file: str = ""
 
     def check(self) -> None:
         """Raise CheckpointError unless weights are there and whole, by their headers alone.
 
         A safetensors file begins with the length of a JSON header that says which bytes each
-        tensor has, so a truncated file is found without reading a tensor. FileNotFoundError if
-        there is no such folder.
+        tensor has, and a GGUF file with a header that does, so a truncated file is found without
+        reading a tensor. FileNotFoundError if there is no such folder.
         """
         sizes = self._sizes()
         for name in self._weights(sizes):
             if name.endswith(".safetensors"):
                 self._check_safetensors(name, sizes[name])
+            elif name == self.file:
+                self._check_gguf(name, sizes[name])
 
     def fetch(self, *, weights: bool = True) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
@@ -67,7 +78,7 @@ class Checkpoint:
         """
         sizes = self._sizes()
         wanted = [name for name in sizes if name.endswith(_BESIDE_WEIGHTS)]
-        wanted += self._weights(sizes) if weights else []
+        wanted += self._weights(sizes) if weights or self.file else []
         # Another state of the files has another name, by their listing alone.
         listed = json.dumps([self.root.place(), sorted(self.root.versions("", links=True).items())])
         cache = (
@@ -103,7 +114,9 @@ class Checkpoint:
         return {
             name: fingerprint(self.root.place(name), self.root.options, **whole)
             for name in sorted(self._sizes())
-            if name.endswith(_FILES) or fnmatchcase(name, self.weights)
+            if name == self.file
+            or (name.endswith(_BESIDE_WEIGHTS) if self.file else name.endswith(_FILES))
+            or fnmatchcase(name, self.weights)
         }
 
     def _sizes(self) -> dict[str, int]:
@@ -116,6 +129,10 @@ class Checkpoint:
 
     def _weights(self, sizes: dict[str, int]) -> list[str]:
         """Return the names of the files that hold the weights; CheckpointError if one is absent."""
+        if self.file:
+            if self.file not in sizes:
+                raise CheckpointError(f"it has no {self.file} among {some(sorted(sizes))}")
+            return [self.file]
         if own := [name for name in sizes if fnmatchcase(name, self.weights)]:
             return own
         for name in (_PLAIN, _PICKLED) if self.allow_pickle else (_PLAIN,):
@@ -164,6 +181,72 @@ class Checkpoint:
             raise CheckpointError(
                 f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
             )
+
+    def _check_gguf(self, name: str, size: int) -> None:
+        from gguf import GGML_QUANT_SIZES  # noqa: PLC0415  (of an extra)
+
+        with self.root.reader(name) as file:
+            if file.read(4) != b"GGUF":
+                raise CheckpointError(f"its {name} is not a GGUF file")
+            try:
+                stated, parts = _gguf_bytes(file, GGML_QUANT_SIZES)
+            except struct.error as error:  # fewer bytes than a number has
+                raise CheckpointError(f"its {name} is cut off in its header") from error
+            except (ValueError, LookupError, OverflowError) as error:
+                raise CheckpointError(f"the header of its {name} cannot be read") from error
+        if parts > 1:
+            raise CheckpointError(
+                f"its {name} is one of {parts} parts of a model: merge them into one file"
+            )
+        if size < stated:
+            raise CheckpointError(
+                f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
+            )
+
+
+def _gguf_bytes(file: IO[bytes], sizes: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+    """Return the bytes that a GGUF file has by its header, and of how many parts it is one.
+
+    `file` stands behind the four letters that it begins with; `sizes` are elements and bytes of a
+    block of each type of tensor. struct.error if the header is not whole.
+    """
+
+    def number(kind: str) -> Any:  # noqa: ANN401  (int or float)
+        return struct.unpack("<" + kind, file.read(struct.calcsize("<" + kind)))[0]
+
+    def text() -> bytes:
+        length = number("Q")
+        if length > _LONGEST_HEADER:
+            raise ValueError("a text of that length")
+        return file.read(length)
+
+    def value(kind: int) -> Any:  # noqa: ANN401  (a number, or what nobody asks for)
+        if kind == _GGUF_STRING:
+            return text()
+        if kind != _GGUF_ARRAY:
+            return number(_GGUF_NUMBERS[kind])
+        of, count = number("I"), number("Q")
+        if of in _GGUF_NUMBERS:
+            return file.seek(count * struct.calcsize("<" + _GGUF_NUMBERS[of]), os.SEEK_CUR)
+        for _ in range(count):
+            value(of)
+        return None
+
+    if number("I") not in _GGUF_VERSIONS:
+        raise ValueError("another version")
+    tensors = number("Q")
+    facts = {text(): value(number("I")) for _ in range(number("Q"))}
+    end = 0
+    for _ in range(tensors):
+        text()
+        axes = number("I")
+        if axes > _GGUF_MOST_AXES:
+            raise ValueError("too many axes")
+        count = math.prod(number("Q") for _ in range(axes))
+        elements, width = sizes[number("I")]
+        end = max(end, number("Q") + count // elements * width)
+    aligned = facts.get(b"general.alignment", _GGUF_ALIGNED)
+    return -(-file.tell() // aligned) * aligned + end, facts.get(b"split.count", 1)
 
 
 def some(names: Sequence[str], most: int = 8) -> str:

@@ -73,7 +73,16 @@ PAIR_ITEMS = _table(
     _column("value", pa.float64(), "similarity by people; of a pair classification 1 or 0"),
 )
 
-MTEB_ITEMS = _table("tasks", _ROW, _PROMPT_ID)
+MTEB_ITEMS = _table(
+    "tasks",
+    _ROW,
+    _PROMPT_ID,
+    _column(
+        "prompt_type",
+        pa.string(),
+        "what mteb asks for the text as: query, document or none; empty if that was not noted",
+    ),
+)
 
 # As they lie in the table: the columns of every type, null in the others, so that all tasks can be
 # read together.

@@ -19,7 +19,7 @@ from tests.support.machines.local_cluster import local_cluster
 from tests.support.places import PROJECT
 from tests.support.stored import content
 
-DEMO, SUBMITTED = PROJECT / "layerrank-encoder", PROJECT / "layerrank-encoder-cluster"
+DEMO, SUBMITTED = PROJECT / "layerrank-demo", PROJECT / "layerrank-demo-cluster"
 
 
 def main() -> int:

@@ -14,16 +14,19 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainSerializer,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from jobs.config.blocks import Block, Count, Later, Name, require_distinct
+from jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
+from operators.prompts.templates import Template, read_template
 
 Names = Annotated[  # one, or a list
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 ]
+_SHOWN = 12  # names that an error lists
 Format = Literal["parquet", "jsonl", "csv", "text"]
 
 
@@ -38,6 +41,9 @@ def _known_encoding(name: str) -> str:
 
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
+Prompt = Annotated[
+    Template, BeforeValidator(read_template), PlainSerializer(lambda prompt: prompt.written)
+]
 
 
 # Sources: the first key of a block is the one that says which it is.
@@ -89,8 +95,11 @@ class MtebSource(Block):
 Source = BuiltinSource | HubSource | FileSource | FolderSource | MtebSource
 
 
-# Tasks. Settings of the protocol belong to the scores of a task, not to its items.
+# Tasks. Settings of the protocol belong to the scores of a task, not to its items. Of prompts the
+# scores depend by the vectors that they are made from.
+PROMPTS = {"prompt", "query_prompt", "document_prompt"}
 PROTOCOL = {
+    *PROMPTS,
     "folds",
     "samples_per_label",
     "samples",
@@ -104,6 +113,7 @@ class TaskConfig(Block):
     """What tasks have in common: fields that end in `_column` name columns of the source."""
 
     texts: ClassVar[tuple[str, ...]] = ()  # those of them whose columns hold texts
+    ids: ClassVar[tuple[str, ...]] = ("prompt_id",)  # the columns of its items that name these
     name: Name
 
     @property
@@ -125,7 +135,30 @@ class TaskConfig(Block):
         return getattr(self, "folds", 1)
 
 
-class FittedTask(TaskConfig):
+class OneSided(TaskConfig):
+    """A task whose texts are all read alike."""
+
+    prompt: Annotated[Prompt | None, LATER] = Field(
+        None,
+        description="the template that the model reads its texts in, such as "
+        '"query: {text}" or {chat: "{text}"}; default: that of their column in the dataset\'s '
+        '`prompts`; "{text}" is the text alone',
+    )
+
+
+class TwoSided(TaskConfig):
+    """A task of queries and documents, which may be of one column."""
+
+    ids = ("query_id", "candidate_id")
+    query_prompt: Annotated[Prompt | None, LATER] = Field(
+        None, description="the template of the queries; as `prompt` of the other tasks"
+    )
+    document_prompt: Annotated[Prompt | None, LATER] = Field(
+        None, description="the template of the documents, or candidates; as `query_prompt`"
+    )
+
+
+class FittedTask(OneSided):
     """A task that is fitted on one part of its items and tested on the other."""
 
     split_column: str | None = Field(None, description="holds train and test; else a seeded split")
@@ -153,7 +186,7 @@ class RegressionTask(FittedTask):
     samples: Count = Field(2048, description="training items of a fold, at most")
 
 
-class ClusteringTask(TaskConfig):
+class ClusteringTask(OneSided):
     """Find the labels again without seeing them: k-means against the labels."""
 
     type: Literal["clustering"]
@@ -170,10 +203,11 @@ class TestedTask(TaskConfig):
     split_column: str | None = Field(None, description="if given, only its test rows are scored")
 
 
-class PairTask(TestedTask):
+class PairTask(OneSided, TestedTask):
     """A task on pairs of texts."""
 
     texts = ("first_column", "second_column")
+    ids = ("first_id", "second_id")
     first_column: str
     second_column: str
 
@@ -192,7 +226,7 @@ class StsTask(PairTask):
     score_column: str
 
 
-class RerankingTask(TestedTask):
+class RerankingTask(TwoSided, TestedTask):
     """Order each query's own candidates, one a row: mean average precision."""
 
     texts = ("query_column", "candidate_column")
@@ -202,7 +236,7 @@ class RerankingTask(TestedTask):
     relevance_column: str = Field(description="whole number, 0 = not relevant")
 
 
-class RetrievalTask(TaskConfig):
+class RetrievalTask(TwoSided):
     """Find the documents that belong to a query among those of all queries: nDCG@10."""
 
     texts = ("query_column", "document_column")
@@ -222,6 +256,7 @@ class MtebTask(TaskConfig):
     name: str = Field(min_length=1)
     text_column: Literal["text"] = "text"
     task_column: Literal["task"] = "task"
+    asked_column: Annotated[Literal["prompt_type"], LATER] = "prompt_type"
 
 
 Task = Annotated[
@@ -250,7 +285,32 @@ class DatasetConfig(Block):
     fewest_shards: Annotated[Count, Later(before=1)] = Field(
         8, description="so that every core has some, if each then has 50 prompts or more"
     )
+    prompts: Annotated[Literal["auto"] | dict[str, Prompt] | None, LATER] = Field(
+        None,
+        description="templates that the model reads texts in, by column: "
+        '{title: "query: {text}", body: "passage: {text}"}; a task\'s own stands before. Of a '
+        "dataset of mteb, by what mteb calls prompts: query, document, a task or a type of tasks, "
+        "or one of these and a side, as STS12 or Retrieval-query. auto: those that the model comes "
+        "with, in config_sentence_transformers.json, and for tasks of mteb first in its registry",
+    )
     tasks: tuple[Task, ...] = ()
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _templates(cls, given: Any) -> Any:  # noqa: ANN401
+        if given is None or given == "auto":
+            return given
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                'give auto, or columns with a template each: {body: "passage: {text}"}'
+            )
+        found = {}
+        for name, each in given.items():
+            try:
+                found[str(name)] = read_template(each)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error} (got {each!r})") from None
+        return found
 
     @field_validator("source", mode="before")
     @classmethod
@@ -306,6 +366,21 @@ class DatasetConfig(Block):
                 f"task {named[0]} of type mteb brings its own texts: name it in "
                 "`source: {mteb: …}` or in the run's `tasks: {mteb: …}`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_of_known(self) -> DatasetConfig:
+        given = self.prompts if isinstance(self.prompts, dict) else {}
+        known, what = [*self.text_columns], "text column"
+        if given and isinstance(self.source, MtebSource):
+            from operators.benchmark.prompts import prompt_names  # noqa: PLC0415  (imports mteb)
+
+            names = [task.name for task in self.tasks]
+            known, what = prompt_names(names, self.source.modules), "prompt of its tasks"
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            some = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")
+            raise ValueError(f"prompts: {unknown[0]} is no {what}; choose from {some}")
         return self
 
     @property

@@ -8,13 +8,12 @@ An unknown key or a bad value is a ConfigError that names the key, the value and
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,14 +21,14 @@ from pydantic import Field, ValidationError, model_validator
 from jobs.config import settings
 from jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
-from operators.model.subject import Norm, Pooling, Transform
 from operators.prompts.conditions import Condition
-from storage.partition import CLEAN
+from operators.ranking.choosing import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
-# Names under which a recipe goes as well.
-_ALSO = {"demo": "encoder"}
+_RECIPES = resources.files("jobs") / "recipes"
+Checked = TypeVar("Checked", bound=Block)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
 
 class RunConfig(Block):
@@ -102,48 +101,6 @@ class RunConfig(Block):
         return self
 
 
-class Vectors(NamedTuple):
-    """Which vectors of a layer: the norm of its states, their pooling, and what is done to that."""
-
-    norm: str
-    pooling: str
-    transform: Transform
-
-
-def ranked_vectors(config: RunConfig) -> Vectors:
-    """Return the vectors that are ranked in every layer, and of which the last is the baseline."""
-    return Vectors(config.rank.norm, config.rank.pooling, config.rank.variant)
-
-
-def candidate_vectors(config: RunConfig) -> list[Vectors]:
-    """Return the vectors that may be recommended of a layer, the ranked ones last."""
-    plain, asked = ranked_vectors(config), config.candidates
-    found = itertools.product(*_candidate_states(config), asked.transforms if asked else ())
-    return [*(each for each in itertools.starmap(Vectors, found) if each != plain), plain]
-
-
-def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
-    """Return the norms and the poolings of candidates, by default those that go with the ranked."""
-    asked, rank = config.candidates, config.rank
-    if asked is None:
-        return (), ()
-    also: tuple[Pooling, ...] = ("mean_no_first",) if rank.pooling == "mean" else ()
-    return asked.norms or (rank.norm,), asked.poolings or (rank.pooling, *also)
-
-
-def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
-    """Return the norms and poolings that are kept under a condition, sorted.
-
-    Of the clean one also those of candidates.
-    """
-    norms, poolings = _candidate_states(config) if condition == CLEAN else ((), ())
-    extract = config.extract
-    return (
-        tuple(sorted({*extract.norms, *norms})),
-        tuple(sorted({*extract.poolings, *poolings})),
-    )
-
-
 def _require_enough(config: RunConfig) -> None:
     """Refuse metrics for which the config leaves too few views or prompts.
 
@@ -181,8 +138,38 @@ def _require_enough(config: RunConfig) -> None:
                 )
 
 
+class ScoresConfig(Block):
+    """A ranking of scores that are there already: no model, no texts."""
+
+    name: Name
+    output: str = Field(min_length=1)
+    scores: str = Field(
+        min_length=1, description="a file or folder as of `rank --scores`, beside the recipe"
+    )
+    policy: Policy = "best"
+
+
 def load(recipe_or_file: str) -> RunConfig:
     """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one."""
+    return parse(*_text_of(recipe_or_file))
+
+
+def scores_recipe(recipe_or_file: str) -> ScoresConfig | None:
+    """Return a recipe that ranks scores, with the path of these; None if it is one of a run."""
+    text, where = _text_of(recipe_or_file)
+    values = _mapping(text, where)
+    if "scores" not in values:
+        return None
+    found = _checked(ScoresConfig, values, where)
+    beside = Path(recipe_or_file)
+    if not beside.is_file():
+        beside = Path(str(_RECIPES / "recipe.yaml"))
+    scores = found.scores if "://" in found.scores else str(beside.parent / found.scores)
+    return found.model_copy(update={"scores": scores})
+
+
+def _text_of(recipe_or_file: str) -> tuple[str, str]:
+    """Return the text of a recipe or a file, and what it is called."""
     path = Path(recipe_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
@@ -191,26 +178,31 @@ def load(recipe_or_file: str) -> RunConfig:
             raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
-        return parse(text, str(path))
-    name = _ALSO.get(recipe_or_file, recipe_or_file)
-    recipe = resources.files("jobs") / "recipes" / f"{name}.yaml"
+        return text, str(path)
+    recipe = _RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
             "(or give a .yaml file)"
         )
-    return parse(recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}")
+    return recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}"
 
 
 def recipes() -> list[str]:
-    """Return the names of the built-in recipes, and those under which they go as well."""
-    files = (resources.files("jobs") / "recipes").iterdir()
-    names = [file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")]
-    return sorted([*names, *_ALSO])
+    """Return the names of the built-in recipes."""
+    files = [file.name for file in _RECIPES.iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
+    values = _mapping(text, where)
+    if "scores" in values:
+        raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
+    return _checked(RunConfig, values, where)
+
+
+def _mapping(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
@@ -218,8 +210,12 @@ def parse(text: str, where: str) -> RunConfig:
         raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
+    return values
+
+
+def _checked(kind: type[Checked], values: dict[str, Any], where: str) -> Checked:
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error, values)}") from error
 
@@ -255,7 +251,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="[NAME=]MODEL",
         help="instead of the config's subjects: hub id, folder, s3://…, or "
-        "package:IMPORT_NAME/FOLDER; may be given several times",
+        "package:IMPORT_NAME/FOLDER, or a GGUF file in one of these; may be given several times",
     )
     parser.add_argument(
         "--revisions",
@@ -319,11 +315,12 @@ def _subject(given: str) -> settings.SubjectConfig:
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")
-    folder = bool(model) and Path(model).is_dir()
-    if not (elsewhere or folder or _HUB_ID.fullmatch(model)):
+    is_file = model.endswith(".gguf")
+    here = bool(model) and (Path(model).is_file() if is_file else Path(model).is_dir())
+    if not (elsewhere or here or (_HUB_GGUF if is_file else _HUB_ID).fullmatch(model)):
         raise ConfigError(
             f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
-            "s3://… or package:IMPORT_NAME/FOLDER"
+            "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
         )
     return settings.SubjectConfig(model=model, name=name)
 

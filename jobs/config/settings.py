@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from jobs.config.blocks import (
+    LATER,
     Ascending,
     Block,
     Count,
@@ -49,7 +50,14 @@ class SubjectConfig(Block):
     """A model at a revision."""
 
     model: str = Field(
-        min_length=1, description="hub id, folder, s3://…, or package:IMPORT_NAME/FOLDER"
+        min_length=1,
+        description="hub id, folder, s3://…, or package:IMPORT_NAME/FOLDER; with /FILE.gguf behind "
+        "it that file, dequantised",
+    )
+    adapter: Annotated[str, LATER] = Field(
+        "",
+        description="a LoRA adapter of the model, merged into it when it is loaded: hub id (its "
+        "branch main), folder, s3://…, or package:IMPORT_NAME/FOLDER",
     )
     revision: str = ""
     revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
@@ -58,7 +66,11 @@ class SubjectConfig(Block):
         "branches or of the folders in `model`",
     )
     name: str = ""
-    dtype: Dtype = "float32"
+    dtype: Dtype = Field(
+        "float32",
+        description="of weights and states; float16 overflows at 65,504, which is an error that "
+        "names the layer, and only GPUs are fast with it",
+    )
     trust_remote_code: bool = False
     allow_pickle: bool = False
     shape: Shape | None = None
@@ -69,6 +81,9 @@ class SubjectConfig(Block):
             raise ValueError("give revision or revisions, not both")
         if self.revisions == ():
             raise ValueError("revisions names no checkpoint")
+        if self.revisions is not None and (self.adapter or self.model.endswith(".gguf")):
+            what = "adapter belongs to" if self.adapter else "a GGUF file is"
+            raise ValueError(f"{what} one checkpoint: give revision, not revisions")
         return self
 
 

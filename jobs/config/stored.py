@@ -147,7 +147,7 @@ def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> 
 
 def _called(block: Values) -> tuple[Any, ...]:
     """Return what tells a subject, a dataset or a task from the others."""
-    return tuple(str(block.get(key, "")) for key in ("name", "model", "revision"))
+    return tuple(str(block.get(key, "")) for key in ("name", "model", "revision", "adapter"))
 
 
 def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
@@ -171,6 +171,10 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
     ]
     if pairs and shared:
         pairs += [(f"subjects.{a['model']}.dtype", a["dtype"], b["dtype"]) for a, b in shared]
+        pairs += [
+            (f"subjects.{a['model']}.adapter", a["adapter"], b.get("adapter", ""))
+            for a, b in shared
+        ]
         pairs += [(name, mine[name], theirs.get(name)) for name in _BLOCKS]
         asked = {name: mine["rank"][name] for name in _ASKED}
         pairs.append(("rank", asked, theirs["rank"]))
@@ -185,9 +189,10 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
 
 def _is_one_model(one: Values, other: Values) -> bool:
     """Whether two subjects may be one in the tables; of a sweep any revision may be."""
-    names = (each["name"] or each["model"] for each in (one, other))
+    models = [each["model"] + each.get("adapter", "") for each in (one, other)]
+    names = {each["name"] or whole for each, whole in zip((one, other), models, strict=True)}
     revisions = {each["revision"] for each in (one, other)} - {""}
-    return len(revisions) < 2 and (len({*names}) == 1 or one["model"] == other["model"])  # noqa: PLR2004
+    return len(revisions) < 2 and 1 in (len(names), len({*models}))  # noqa: PLR2004
 
 
 def _first_difference(key: str, mine: object, theirs: object) -> str:

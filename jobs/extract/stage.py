@@ -12,8 +12,12 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from jobs.cluster.console import Progress, say
+from jobs.config.blocks import ConfigError
+from jobs.config.candidates import require_texts
+from jobs.config.datasets import MtebTask
+from jobs.config.prompts import ASKED, asked_fact, told
 from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
-from jobs.run import Run
+from jobs.run import Run, partition
 from jobs.subjects import remember
 from operators.later import Later
 from operators.model.subject import Subject
@@ -32,7 +36,10 @@ def extract(run: Run) -> None:
     config = run.config.extract
     for subject in run.subjects:
         shape = run.shape(subject)
+        texts = {dataset.name: run.prompts(dataset).rows for dataset in run.config.datasets}
+        require_texts(run.config, texts, shape.hidden_size)
         say(f"  {subject}: {shape.layers} blocks, {shape.hidden_size:,} features")
+        _say_templates(run, subject)
         unpublished: list[Target] = []
         units: list[Unit] = []
         done: dict[str, dict[str, Receipt]] = {}  # by the path of their partition, by name
@@ -53,7 +60,8 @@ def extract(run: Run) -> None:
                 worker.Extractor, run.root, subject, run.config, pool.device, pool.threads
             )
             shards = f"{len(units)} shards, {len(conditions)} conditions"
-            say(f"  {total:,} texts to encode: {shards}")
+            most = ", at most" if any(unit.prompted for unit in units) else ""
+            say(f"  {total:,} texts to encode{most}: {shards}")
             with Progress("extract", total, "texts") as progress:
                 for encoded in run.cluster.actors("extract", units, make, pool, feed=feed):
                     for path, receipt in encoded.receipts:
@@ -87,10 +95,29 @@ def require_extracted(run: Run) -> None:
                 )
 
 
+def _say_templates(run: Run, subject: Subject) -> None:
+    """Say in which templates a subject reads texts.
+
+    ConfigError if it was not noted what mteb asks for the texts of a task as.
+    """
+    for dataset in run.config.datasets:
+        for task in dataset.tasks if dataset.prompts else ():
+            facts = run.manifests.require(partition("tasks", task, dataset)).facts()
+            if isinstance(task, MtebTask) and not any(facts[asked_fact(each)] for each in ASKED):
+                raise ConfigError(
+                    f"dataset {dataset.name}: which texts of task {task.name} are queries was not "
+                    "noted when it was prepared, by an earlier version: prepare it again, with "
+                    "--overwrite, or leave out its prompts"
+                )
+        for line in told(dataset, run.sides(subject, dataset)):
+            say(f"  {line}")
+
+
 def _passes(run: Run, subject: Subject) -> Iterator[tuple[Manifest, Pass]]:
     """Yield every pass of a subject with the prompts that go through it."""
     identity, shape = run.identity(subject), run.shape(subject)
     for dataset in run.config.datasets:
         prompts = run.prompts(dataset)
-        for each in passes(run.config, subject, identity, shape, dataset, prompts):
+        prompted = run.prompted(subject, dataset)
+        for each in passes(run.config, subject, identity, shape, dataset, prompts, prompted):
             yield prompts, each

@@ -5,12 +5,14 @@ Pure functions of the config, the prompts and what exists; nothing here computes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jobs.config.candidates import kept_vectors
 from jobs.config.datasets import DatasetConfig
 from jobs.config.metrics import token_metric_settings, token_plan
-from jobs.config.run import RunConfig, graded_conditions, kept_vectors
+from jobs.config.prompts import Prompted
+from jobs.config.run import RunConfig, graded_conditions
 from jobs.run import leading, partition
 from operators.model.subject import ModelShape, Subject
 from operators.prompts.views import view_name
@@ -37,7 +39,8 @@ class Unit(NamedTuple):
     `shard` is the receipt of the shard, and the unit its first `prompts` in sample order. What is
     written is what is missing: `digests` names the settings of each such table, and `tokens` says
     of how many of the first prompts the token states are stored. `parts` is how its vectors are
-    encoded and written, one after another.
+    encoded and written, one after another. Of the prompts of a `prompted` unit only those have
+    vectors whose texts are read in its template.
     """
 
     dataset: str
@@ -47,6 +50,7 @@ class Unit(NamedTuple):
     tokens: int
     digests: dict[TableName, str]
     parts: tuple[Part, ...]
+    prompted: Prompted | None = None
 
 
 class Target(NamedTuple):
@@ -85,7 +89,7 @@ class Pass(NamedTuple):
     """One pass over a dataset under one condition.
 
     Every pass gives embeddings; the clean one can give token states and token metrics too, and
-    that of a condition token metrics.
+    that of a condition token metrics. One in a template is `prompted`.
     """
 
     dataset: str
@@ -93,6 +97,7 @@ class Pass(NamedTuple):
     embeddings: Target
     tokens: Target | None = None
     prompt_metrics: Target | None = None
+    prompted: Prompted | None = None
 
     @property
     def targets(self) -> list[Target]:
@@ -107,8 +112,9 @@ def passes(
     shape: ModelShape,
     dataset: DatasetConfig,
     prompts: Manifest,
+    prompted: Sequence[Prompted] = (),
 ) -> Iterator[Pass]:
-    """Yield the passes of a subject over a dataset: the clean one, views, and conditions.
+    """Yield the passes of a subject over a dataset: the clean one, views, conditions, templates.
 
     `identity` is what the model's activations depend on.
     """
@@ -154,6 +160,14 @@ def passes(
         metrics = target("prompt_metrics", graded.name, settings) if graded in compared else None
         embeddings = target("embeddings", graded.name, kept(graded.name))
         yield Pass(dataset.name, graded.name, embeddings, prompt_metrics=metrics)
+    for each in prompted:
+        read = {"template": each.template.written, "texts": [*each.sides]}
+        if each.template.is_chat:
+            read["words"] = each.words
+        name = each.template.condition
+        yield Pass(
+            dataset.name, name, target("embeddings", name, {**kept(name), **read}), prompted=each
+        )
 
 
 def cut(name: str, prompts: int, most: int | None) -> tuple[Part, ...]:
@@ -198,7 +212,8 @@ def missing_units(
                 part._replace(is_missing=there is not None and not _is_made(part, there))
                 for part in each.embeddings.parts(name)
             )
-            found.append(Unit(each.dataset, each.condition, receipt, count, stored, absent, parts))
+            unit = Unit(each.dataset, each.condition, receipt, count, stored, absent, parts)
+            found.append(unit._replace(prompted=each.prompted))
     return found
 
 

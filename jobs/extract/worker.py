@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from jobs.cluster.pool import TorchDevice
+from jobs.config.candidates import kept_vectors
 from jobs.config.metrics import REASONS, parameters
-from jobs.config.run import RunConfig, kept_vectors
+from jobs.config.run import RunConfig
 from jobs.extract.targets import Part, Unit, stretch_facts
 from jobs.run import partition
 from jobs.subjects import local, tokenizer_of
@@ -35,6 +38,7 @@ from operators.prompts.seeding import sample_order
 from operators.prompts.views import ViewProbabilities
 from storage import schema
 from storage.layers import TokenSpool, embeddings_table, metric_column, prompt_metrics_table
+from storage.manifest import require
 from storage.partition import CLEAN, TableName
 from storage.root import Root
 from storage.shards import Facts, Receipt, Shard, write_shard
@@ -47,6 +51,7 @@ class Batch(NamedTuple):
     prompt_ids: npt.NDArray[np.int64]
     token_ids: list[Ids]
     cut: npt.NDArray[np.bool_]  # which were longer
+    wanted: npt.NDArray[np.bool_]  # which are to have vectors, if they have a token
 
 
 class Encoded(NamedTuple):
@@ -64,12 +69,17 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
     ids, views = prompts["prompt_id"].to_numpy(), config.views
     order = sample_order(config.seed, ids)[: unit.prompts]
     probabilities = ViewProbabilities(views.keyboard, views.random_char, views.split)
+    wanted, template = np.ones(len(order), bool), None
+    if unit.prompted:
+        template = unit.prompted.template
+        of_sides = [side_ids(root, unit.dataset, unit.shard.name, *s) for s in unit.prompted.sides]
+        wanted = np.isin(ids[order], np.concatenate(of_sides)) if of_sides else wanted
     texts = [
         condition_text(text, unit.condition, config.seed, probabilities)
-        for text in prompts["text"].take(pa.array(order)).to_pylist()
+        for text in prompts["text"].take(pa.array(order[wanted])).to_pylist()
     ]
     reader = tokenizer_of(subject, config.extract.max_tokens, config.storage)
-    tokens = tokenise(reader.tokenizer, texts, reader.limit)
+    tokens = tokenise(reader.tokenizer, texts, reader.limit, template)
     most = max((int(ids.max()) for ids in tokens.ids if len(ids)), default=0)
     if most >= reader.known_ids:
         token = reader.tokenizer.convert_ids_to_tokens(most)
@@ -77,11 +87,40 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
             f"model {subject} has no vector for the token {token!r} (id {most}) that a text of "
             f"{unit.dataset}, {unit.shard.name} has"
         )
-    sequences = [
-        condition_tokens(each, prompt_id, unit.condition, config.seed, reader.vocabulary)
-        for each, prompt_id in zip(tokens.ids, ids[order].tolist(), strict=True)
-    ]
-    return Batch(unit, ids[order], sequences, tokens.cut)
+    sequences, cut = [np.zeros(0, np.int32)] * len(order), np.zeros(len(order), bool)
+    cut[wanted] = tokens.cut
+    for place, each in zip(np.flatnonzero(wanted).tolist(), tokens.ids, strict=True):
+        drawn_for = int(ids[order[place]]), unit.condition, config.seed
+        sequences[place] = condition_tokens(each, *drawn_for, reader.vocabulary)
+    return Batch(unit, ids[order], sequences, cut, wanted)
+
+
+def side_ids(
+    root: Root, dataset: str, shard: str, task: str, side: str, content: str
+) -> npt.NDArray[np.int64]:
+    """Return the ids of a shard's prompts that are texts of a side of a task, and maybe others.
+
+    An item lies in the shard of its first text, so those of a second may lie in any.
+    """
+    is_second = side in ("second_id", "candidate_id")
+    return _side_ids(root, dataset, "" if is_second else shard, task, side, content)
+
+
+@lru_cache(maxsize=4)
+def _side_ids(
+    root: Root, dataset: str, shard: str, task: str, side: str, _content: str
+) -> npt.NDArray[np.int64]:
+    """Return the ids of a side in a shard of items, or in all of them."""
+    found, columns = [np.zeros(0, np.int64)], [side]
+    if by_mteb := not side.endswith("_id"):
+        columns = ["prompt_id", "prompt_type"]
+    for each in require(root, partition("tasks", task, dataset)).shards(root):
+        if shard in ("", each.receipt.name):
+            items = each.read(columns)
+            if by_mteb:
+                items = items.filter(pc.equal(items["prompt_type"], side))
+            found.append(items[columns[0]].to_numpy())
+    return np.unique(np.concatenate(found))
 
 
 def load(subject: Subject, config: RunConfig, device: TorchDevice) -> Backend:
@@ -134,7 +173,10 @@ class Extractor:
             remedy = ""
             if isinstance(error, NonFiniteError):
                 first = prompt_ids[error.rows[0]]
-                remedy = f", first prompt_id {first}; run the model in float32"
+                why, other = "", "float32"
+                if self._subject.dtype == "float16":
+                    why, other = "float16 overflows at 65,504: ", "float32 or bfloat16"
+                remedy = f", first prompt_id {first}; {why}run the model in {other}"
             raise ValueError(f"{where}: {error}{remedy}") from error
 
     def _extract(
@@ -182,7 +224,8 @@ class Extractor:
             facts = {
                 "prompts": vectors_GND.shape[1],
                 "tokens": int(lengths[these].sum()),
-                "skipped_no_tokens": part.stop - part.start - vectors_GND.shape[1],
+                "skipped_no_tokens": int(batch.wanted[part.start : part.stop].sum())
+                - vectors_GND.shape[1],
                 "truncated": int(batch.cut[part.start : part.stop].sum()),
                 "model_seconds": round(seconds, 3),
                 **stretch_facts(part, unit.shard.name),

@@ -16,6 +16,7 @@ PRICE_1000_PUTS = 0.005  # USD, the same
 BFLOAT16_GAIN = 2.5
 _CPU = Path("/proc/cpuinfo")
 _BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+_FLOAT16_UNITS = {"amx_fp16", "avx512_fp16", "asimdhp"}
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,20 @@ class Limits:
 
 def bfloat16_unit() -> str:
     """Return what multiplies bfloat16 in this machine's CPU; "" for nothing that is known of."""
-    try:
-        flags = {*_CPU.read_text(encoding="utf-8", errors="replace").split()}
-    except OSError:  # another system than Linux
-        return ""
+    flags = _flags()
     return next((unit for flag, unit in _BFLOAT16_UNITS.items() if flag in flags), "")
+
+
+def _flags() -> set[str]:
+    try:
+        return {*_CPU.read_text(encoding="utf-8", errors="replace").split()}
+    except OSError:  # another system than Linux
+        return set()
+
+
+def multiplies_float16() -> bool:
+    """Whether this machine's CPU has what multiplies float16, as far as is known of it."""
+    return bool(_flags() & _FLOAT16_UNITS)
 
 
 def parse_bytes(text: str) -> int:

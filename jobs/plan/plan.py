@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.config.candidates import candidate_vectors, kept_vectors
+from jobs.config.datasets import MtebTask
 from jobs.config.metrics import (
     TokenPlan,
     metrics_of,
@@ -32,13 +34,8 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.run import (
-    RunConfig,
-    candidate_vectors,
-    kept_vectors,
-    learning_examples,
-    noise_conditions,
-)
+from jobs.config.prompts import Prompted, Side, asked_fact, by_template
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.config.settings import SubjectConfig
 from jobs.extract.targets import Pass, Target, Unit, cut, passes
 from jobs.extract.worker import Batch, Extractor, load, read
@@ -54,14 +51,23 @@ from jobs.plan.sampling import (
     weight,
 )
 from jobs.run import leading
-from jobs.subjects import check, is_remote, require_lengths, resolve, shape_of, weights_here
+from jobs.subjects import (
+    check,
+    is_remote,
+    require_lengths,
+    require_prompts,
+    resolve,
+    shape_of,
+    sides_of,
+    weights_here,
+)
 from jobs.tasks.types import TYPES
 from operators.analysis.sensitivity import FEWEST_LEVELS
 from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.probes.transform import FITTED
 from operators.prompts.views import is_view, view_name
-from operators.ranking.ladder import rungs
+from operators.ranking.ladder import LADDER, NARROW, rungs
 from storage import schema
 from storage.partition import CLEAN, TableName
 from storage.root import Root
@@ -108,6 +114,7 @@ class Pair:
     checkpoints: int  # that there are like it
     lengths: Sequence[npt.NDArray[np.int32]] = ()
     cut: int = 0  # prompts, about, that are longer than what is read of them
+    sides: Sequence[Side] = ()  # of tasks, that are read in a template
 
     @property
     def layers(self) -> int:
@@ -132,7 +139,9 @@ class Pair:
         if self.config.candidates.search == "full":
             whole += self.layers * others
             return Scorings(whole, whole)
-        found = rungs(self.layers, others) if others else []
+        kinds = [TYPES[type(task)] for task in self.corpus.dataset.tasks]
+        ladder = LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
+        found = rungs(self.layers, others, ladder) if others else []
         last = found[-1].climbed + found[-1].joined if found else 0
         return Scorings(whole + sum(each.work for each in found), whole + last)
 
@@ -146,13 +155,39 @@ class Pair:
         """The passes of the subject, as extraction plans them; its files' content plays no part."""
         identity = {"files": "0" * 32, "dtype": self.subject.dtype}
         given = (self.subject, identity, self.shape, self.corpus.dataset, self.corpus.prompts)
-        return [*passes(self.config, *given)]
+        return [*passes(self.config, *given, [*map(Prompted, by_template(self.sides))])]
+
+    @cached_property
+    def prompts(self) -> list[float]:
+        """Prompts that go through the model in every pass.
+
+        Of a template as many as the tasks that read in it have items, if those are known: at most.
+        """
+        found, counts = [], self.corpus.tasks
+        same = {template.condition: each for template, each in by_template(self.sides).items()}
+        for each in self.passes:
+            count = sum(each.embeddings.shares.values())
+            read = [(counts.get(s.task.name), s) for s in same.get(each.condition, ())]
+            items = [
+                facts[asked_fact(side.name) if isinstance(side.task, MtebTask) else "items"]
+                for facts, side in read
+                if facts
+            ]
+            if items and len(items) == len(read):
+                count = min(count, sum(items))
+            found.append(float(count))
+        return found
+
+    @property
+    def shares(self) -> list[float]:
+        """The share of the prompts of a pass's shards that go through the model in it."""
+        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
+        return [some / max(all_, 1) for some, all_ in zip(self.prompts, counts, strict=True)]
 
     @property
     def forward(self) -> int:
         """Forward passes of one prompt, of all checkpoints."""
-        of_one = sum(sum(each.embeddings.shares.values()) for each in self.passes)
-        return of_one * self.checkpoints
+        return round(sum(self.prompts)) * self.checkpoints
 
     @property
     def mean_lengths(self) -> list[float]:
@@ -165,8 +200,7 @@ class Pair:
     @property
     def tokens(self) -> float:
         """Tokens through the model, of all checkpoints."""
-        counts = (sum(each.embeddings.shares.values()) for each in self.passes)
-        pairs = zip(counts, self.mean_lengths, strict=True)
+        pairs = zip(self.prompts, self.mean_lengths, strict=True)
         return self.checkpoints * sum(count * mean for count, mean in pairs)
 
     @cached_property
@@ -301,6 +335,8 @@ def checked(config: RunConfig) -> Iterator[str]:
         for each in checkpoints:
             check(each, config.storage)
             require_lengths(config.conditions, each, config.storage)
+            sides = [s for data in config.datasets for s in sides_of(each, data, config.storage)]
+            require_prompts(config, each, sides)
         if weights_here(first, _PROBED_BYTES):
             load(first, config, "cpu")
         else:
@@ -324,11 +360,18 @@ def _pairs(
     if not at_hand:  # whatever of a stated shape is in the cache, without a network
         from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (slow to import)
 
-        file = "tokenizer_config.json"
-        found = try_to_load_from_cache(first.model, file, revision=first.revision)
+        file = first.gguf_file or "tokenizer_config.json"
+        found = try_to_load_from_cache(first.source, file, revision=first.revision)
         at_hand = isinstance(found, str)
     for corpus in corpora:
-        pair = Pair(config, corpus, first, shape, len(checkpoints))
+        own = corpus.dataset.prompts != "auto" or at_hand
+        known = corpus.tasks
+        sides = [
+            side
+            for side in (sides_of(first, corpus.dataset, config.storage) if own else ())
+            if side.has_texts(known.get(side.task.name, {}))
+        ]
+        pair = Pair(config, corpus, first, shape, len(checkpoints), sides=sides)
         if at_hand and corpus.texts.num_rows:
             batches = [
                 _sample(pair, each, _MORE_TEXTS if index else _TEXTS, sampled)
@@ -347,7 +390,7 @@ def _sample(pair: Pair, each: Pass, texts: int, sampled: Root) -> Batch:
     assert pair.corpus.sampled, "no text is at hand"
     shard = pair.corpus.sampled
     parts = cut(shard.name, texts, each.embeddings.most)
-    unit = Unit(each.dataset, each.condition, shard, texts, 0, digests, parts)
+    unit = Unit(each.dataset, each.condition, shard, texts, 0, digests, parts, each.prompted)
     return read(sampled, pair.subject, pair.config, unit)
 
 
@@ -405,8 +448,8 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
     levels = [len(each) for each in config.conditions.families().values()]
     found: dict[TableName, list[Shards]] = {
         "embeddings": [
-            _shards(each.embeddings, pair.groups(each.condition), 4 * hidden + 17, 540)
-            for each in pair.passes
+            _shards(each.embeddings, pair.groups(each.condition), (4 * hidden + 17) * share, 540)
+            for each, share in zip(pair.passes, pair.shares, strict=True)
         ],
         "tokens": [_shards(each.tokens, layers, state, 1000) for each in pair.passes],
         "prompt_metrics": [

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 from jobs.cluster.pool import TorchDevice
 from jobs.config.blocks import ConfigError
+from jobs.config.candidates import candidate_vectors
 from jobs.config.metrics import left_out
-from jobs.config.run import RunConfig, candidate_vectors
+from jobs.config.prompts import told as templates
+from jobs.config.run import RunConfig
 from jobs.plan.limits import (
     BFLOAT16_GAIN,
     PRICE_1000_PUTS,
     PRICE_GB_MONTH,
     Limits,
     bfloat16_unit,
+    multiplies_float16,
     size,
 )
 from jobs.prepare import records
@@ -110,6 +113,8 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
                 f"      {each.fits:,} fits of probes at most, of "
                 f"{counted(each.layers * len(candidate_vectors(each.config)), 'candidate')}"
             )
+        for line in templates(each.corpus.dataset, each.sides):
+            yield f"      {line}"
         # Where the token metrics are computed, and from how many token states.
         stored = counted(each.states.stored, "prompt")
         how = {
@@ -142,6 +147,11 @@ def _passes(pair: Pair) -> Iterator[str]:
         yield (
             f"    in float32; this machine's CPU has {unit} for bfloat16: with `dtype: bfloat16` "
             f"of the subject about {BFLOAT16_GAIN} times as fast, with vectors that are off by 1 %"
+        )
+    if "cpu" in kinds and pair.subject.dtype == "float16" and not multiplies_float16():
+        yield (
+            "    in float16; this machine's CPU has nothing that multiplies it, and takes several "
+            "times as long as with float32"
         )
 
 

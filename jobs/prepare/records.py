@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig, Skip, Task
+from jobs.config.prompts import asked_fact
 from jobs.tasks.items import row_place
 from jobs.tasks.types import TYPES
 from jobs.words import counted
@@ -47,6 +48,7 @@ _RECORDED = {
     "second_id": "candidate_id",
     "query_id": "prompt_id",
     "relevance": "value",
+    "prompt_type": "split",
 }
 # What to say of the rows of a task beside its items: those that are none, and why, and those whose
 # texts an earlier one has.
@@ -149,6 +151,8 @@ def items_of(records: pa.Table, task: Task) -> Rows:
         if key in first and None not in key:
             facts["repeated" if first[key] == value else "contradicted"] += 1
         first.setdefault(key, value)
+    if "prompt_type" in names:
+        facts |= Counter(map(asked_fact, table["prompt_type"].to_pylist()))
     return table.cast(kind.columns), kind.columns, facts
 
 

@@ -186,11 +186,13 @@ def _library(source: BuiltinSource, name: str) -> pa.Table:
 
 @lru_cache(maxsize=1)
 def _mteb_texts(source: MtebSource, task: str) -> pa.Table:
-    """Return the texts that a task encodes; counting and reading them follow one another."""
-    from operators.benchmark.score import recorded_texts  # noqa: PLC0415  (imports mteb, seconds)
+    """Return the texts that a task encodes, each as what; counting and reading follow."""
+    from operators.benchmark.score import recorded  # noqa: PLC0415  (imports mteb, seconds)
 
-    texts = recorded_texts(task, source.modules)
-    return as_strings(pa.table({"text": texts, "task": [task] * len(texts)}))
+    found = recorded(task, source.modules)
+    texts, asked = ([each[place] for each in found] for place in (0, 1))
+    columns = {"text": texts, "task": [task] * len(texts), "prompt_type": asked}
+    return as_strings(pa.table(columns))
 
 
 @lru_cache(maxsize=8)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from jobs.cluster.console import Progress, say
 from jobs.config.blocks import ConfigError
 from jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, Task
+from jobs.config.prompts import templates_of
 from jobs.config.run import RunConfig, graded_conditions
 from jobs.prepare import records, sources
 from jobs.prepare.files import Options
@@ -99,7 +100,7 @@ def most_tokens(config: RunConfig, manifests: Manifests, checkpoints: int) -> fl
         if known is None and rows is None:
             return None
         prompts = known.rows if known else (rows or 0) * len(dataset.text_columns)
-        total += prompts * (1 + len(graded_conditions(config, dataset)))
+        total += prompts * (1 + len(graded_conditions(config, dataset)) + templates_of(dataset))
         total += config.views.count * min(config.views.sample, prompts)
     return float(checkpoints * total * config.extract.max_tokens)
 

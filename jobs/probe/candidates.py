@@ -14,46 +14,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.config.run import RunConfig, Vectors, candidate_vectors
+from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
+from jobs.config.datasets import DatasetConfig
+from jobs.config.prompts import ASKED, asked_fact
 from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
 from jobs.run import Run, leading, partition
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.prompts.seeding import sample_order
-from operators.ranking.ladder import Candidate
+from operators.ranking.ladder import LADDER, NARROW, Candidate, Ladder
 from storage.layers import Group, by_prompts, groups, shard_vectors
 from storage.manifest import Manifest
+from storage.partition import CLEAN, Partition, whole_name
 from storage.root import Root
 
 Score = Callable[[Sequence[ScoreUnit]], Iterable[tuple[ScoreUnit, list[Row]]]]
 Key = tuple[int, Group, Transform]  # a task by its index, and whose score
-
-
-def sample_shares(config: RunConfig, texts: Mapping[str, int]) -> dict[str, int]:
-    """Return how many texts of each dataset transforms are fitted on, of so many prompts of each.
-
-    Of every dataset the same share, or of the one that is named; all of them if that is fewer than
-    the sample.
-    """
-    asked = config.candidates
-    assert asked, config.name
-    of = {name: count for name, count in texts.items() if asked.texts in (None, name)}
-    total = sum(of.values())
-    most = min(asked.sample, total)
-    # Rounded so that the sum is right: the i-th text of all is of the dataset it falls into.
-    ends = np.cumsum([0, *of.values()])
-    shares = np.diff(ends * most // max(total, 1))
-    return dict(zip(of, shares.tolist(), strict=True))
-
-
-def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
-    """ValueError if there are too few texts, or features, to fit the candidates' transforms on."""
-    asked = config.candidates
-    if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
-        count = sum(sample_shares(config, texts).values())
-        where = "candidates.directions"
-        transform.require_enough(count, features, asked.directions, where)
 
 
 class _Share(NamedTuple):
@@ -92,8 +69,11 @@ class _Fitter:
         }
 
 
-def fitted(run: Run, subject: Subject) -> Manifest | None:
-    """Return the transforms of a subject's layers, fitted now unless they are; None if none is."""
+def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
+    """Return the transforms of a subject's layers, fitted `now` unless they are; None if none is.
+
+    FileNotFoundError if they are not and are not to be fitted.
+    """
     config, asked = run.config, run.config.candidates
     wanted = {
         (each.norm, each.pooling)
@@ -102,16 +82,17 @@ def fitted(run: Run, subject: Subject) -> Manifest | None:
     }
     if asked is None or not wanted:
         return None
-    shares = {dataset.name: run.prompts(dataset).rows for dataset in config.datasets}
-    taken = sample_shares(config, shares)
-    of = {
-        dataset.name: run.embeddings(subject, dataset)
-        for dataset in config.datasets
-        if taken.get(dataset.name)
+    sources = {
+        f"{each.keys['dataset']} {each.keys['condition']}": run.manifests.require(each)
+        for dataset in fitted_datasets(config)
+        for each in _read_as(run, subject, dataset)
     }
+    counts = {name: _texts(each) for name, each in sources.items()}
+    taken = sample_shares(config, {name: sum(each.values()) for name, each in counts.items()})
+    sources = {name: each for name, each in sources.items() if taken[name]}
     where = partition("transforms", subject, config)
     settings = {
-        "embeddings": {name: manifest.content for name, manifest in of.items()},
+        "embeddings": {name: each.content for name, each in sources.items()},
         "texts": taken,
         "vectors": sorted(wanted),
         "directions": asked.directions,
@@ -119,25 +100,48 @@ def fitted(run: Run, subject: Subject) -> Manifest | None:
     }
 
     def rows() -> list[dict[str, Any]]:
-        sample = [
-            _Share(
-                of[dataset.name],
-                leading(
-                    {each.name: each.rows for each in run.prompts(dataset).receipts},
-                    taken[dataset.name],
-                ),
-            )
-            for dataset in config.datasets
-            if dataset.name in of
+        shares = [
+            _Share(each, leading(counts[name], taken[name])) for name, each in sources.items()
         ]
-        first = next(iter(of.values()))
-        units = [each for each in groups(run.root, first) if (each.norm, each.pooling) in wanted]
-        fitter = _Fitter(run.root, sample, asked.directions, config.seed)
+        known = groups(run.root, shares[0].embeddings)
+        units = [each for each in known if (each.norm, each.pooling) in wanted]
+        fitter = _Fitter(run.root, shares, asked.directions, config.seed)
         found = [*run.cluster.each("transforms", units, fitter)]
         return sorted(found, key=lambda row: (row["layer"], row["norm"], row["pooling"]))
 
+    if not now:
+        found = run.manifests.stands(where, settings, overwrite=True)
+        if found is None:
+            raise FileNotFoundError(f"{where} is not fitted: run `layerrank probe` first")
+        return found
     # Made of what else is there: with other texts it is made anew.
     return run.make(where, settings, rows, overwrite=True)[0]
+
+
+def _read_as(run: Run, subject: Subject, dataset: DatasetConfig) -> list[Partition]:
+    """Return the embeddings of a dataset's texts as its tasks read them: alone, or in templates."""
+    sides, alone = run.sides(subject, dataset), not dataset.tasks
+    for task in dataset.tasks:
+        columns = TYPES[type(task)].columns.names
+        every = [name for name in columns if name.endswith("_id")]
+        if "prompt_type" in columns:
+            facts = run.manifests.require(partition("tasks", task, dataset)).facts()
+            every = [name for name in ASKED if facts.get(asked_fact(name), 0) > 0] or ["none"]
+        alone |= {*every} != {side.name for side in sides if side.task.name == task.name}
+    conditions = sorted({side.template.condition for side in sides})
+    return [
+        partition("embeddings", subject, dataset, condition)
+        for condition in [*([CLEAN] if alone else []), *conditions]
+    ]
+
+
+def _texts(embeddings: Manifest) -> dict[str, int]:
+    """Return how many texts of each shard of prompts have a vector."""
+    found: dict[str, int] = {}
+    for receipt in embeddings.receipts:
+        name = whole_name(receipt.name)
+        found[name] = found.get(name, 0) + int(receipt.facts["prompts"])
+    return found
 
 
 @dataclass
@@ -174,14 +178,14 @@ class Rungs:
             for (index, group, first), hows in units.items()
             for part in [self._part(index, share)]
         ]
-        rough: dict[Key, float] = {}
+        rough: dict[Key, list[float]] = {}
         for unit, rows in self.score(asked):
             if not rows:
                 self.failed.add(unit.target)
             for row in rows:
                 key = unit.target, unit.group, row["variant"]
                 if unit.share < 1:
-                    rough[key] = row["value"]
+                    rough.setdefault(key, []).append(row["value"])
                 else:
                     self.known[key].append(row["value"])
 
@@ -191,14 +195,20 @@ class Rungs:
             if index in self.failed:
                 return math.nan
             key = index, group, how
-            values = self.known.get(key, [])[: self._folds(index, share)]
-            return rough[key] if key in rough else float(np.mean(values))
+            values = rough.get(key) or self.known.get(key, [])[: self._folds(index, share)]
+            return float(np.mean(values))
 
         values = [value(*key) for key in keys]
         found_TC = np.array(values).reshape(len(self.targets), len(candidates))
         counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
         mean_C = counted_TC.mean(axis=0) if len(counted_TC) else np.full(len(candidates), np.nan)
         return dict(zip(candidates, mean_C.tolist(), strict=True))
+
+    @property
+    def ladder(self) -> Ladder:
+        """The rungs of these tasks: narrow ones if a task can only be scored as a whole."""
+        kinds = [TYPES[type(each.task)] for each in self.targets.values()]
+        return LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
 
     def share(self, candidates: Iterable[Candidate]) -> float:
         """Return the share of the work on some candidates in full that was done."""
@@ -211,7 +221,8 @@ class Rungs:
     def _folds(self, index: int, share: float) -> int:
         """Return how many folds of a task are a share of it; all if they are not scored singly."""
         target = self.targets[index]
-        return math.ceil(share * target.cells) if target.cells > 1 else target.task.repeats
+        in_part = target.cells > 1 or self._part(index, share) < 1
+        return math.ceil(share * target.task.repeats) if in_part else target.task.repeats
 
     def _part(self, index: int, share: float) -> float:
         """Return the share of a task's items that is scored."""

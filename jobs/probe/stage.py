@@ -17,19 +17,13 @@ from functools import partial
 import numpy as np
 
 from jobs.cluster.console import Progress, say
-from jobs.config.datasets import MtebSource
-from jobs.config.run import (
-    RunConfig,
-    Vectors,
-    candidate_vectors,
-    learning_examples,
-    noise_conditions,
-    ranked_vectors,
-)
+from jobs.config.candidates import candidate_vectors, ranked_vectors
+from jobs.config.datasets import PROMPTS, MtebSource
+from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.probe.candidates import Rungs, Score, fitted
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes.transform import FITTED
 from operators.ranking.ladder import Candidate, best_of, climb
 from operators.ranking.search import Rule, State, replay
@@ -49,7 +43,7 @@ class TasksFailedError(RuntimeError):
 
 def probe(run: Run) -> None:
     """Score every task of every subject that is not scored yet."""
-    fits = {each: fitted(run, each) for each in run.subjects} if _labelled(run) else {}
+    fits = _fits(run, now=True)
     targets = score_targets(run, fits)
     missing = _missing(run, targets, overwrite=run.overwrite)
     probing = run.config.probe
@@ -89,16 +83,17 @@ def probe(run: Run) -> None:
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
-    where = {each: partition("transforms", each, run.config) for each in run.subjects}
-    fits = {each: run.manifests.load(of) for each, of in where.items()}
+    fits = _fits(run, now=False)
     for target in _missing(run, score_targets(run, fits), overwrite=False):
         raise FileNotFoundError(
             f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
         )
 
 
-def _labelled(run: Run) -> bool:
-    return any(dataset.tasks for dataset in run.config.datasets)
+def _fits(run: Run, *, now: bool) -> dict[Subject, Manifest | None]:
+    """Return the transforms of every subject, where there is a task to score them on."""
+    labelled = any(dataset.tasks for dataset in run.config.datasets)
+    return {each: fitted(run, each, now=now) for each in run.subjects} if labelled else {}
 
 
 def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[ScoreTarget]:
@@ -115,14 +110,24 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
         for task in dataset.tasks:
             items = run.manifests.require(partition("tasks", task, dataset))
             clean = run.embeddings(subject, dataset)
+            prompted = {
+                side.name: run.manifests.require(
+                    partition("embeddings", subject, dataset, side.template.condition)
+                )
+                for side in run.sides(subject, dataset)
+                if side.task.name == task.name
+            }
+            contents = {name: each.content for name, each in prompted.items()}
             settings = {
                 "items": items.content,
                 "embeddings": clean.content,
                 **config.probe.settings(include={"seed", "replicates"}),
-                **task.settings(),
+                **task.settings(exclude=PROMPTS),
+                **({"prompted": contents} if prompted else {}),
             }
             where = partition("probe_scores", subject, dataset, task)
-            of_task = partial(ScoreTarget, subject, task, items, clean, modules=modules)
+            made_of = partial(ScoreTarget, subject, task, items, clean)
+            of_task = partial(made_of, modules=modules, prompted=prompted)
             found.append(of_task(where, settings | asked, fits=fits[subject]))
             if examples := learning_examples(config, task):
                 where = partition("learning_curves", subject, dataset, task)
@@ -287,7 +292,7 @@ def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
     if others:
         known = [int(each) for each in str(facts.get("survivors", "")).split(",") if each]
         of_layers = rungs.look([Candidate(layer, at) for layer in known or layers], 1.0)
-        full = climb(layers, len(others), best_of(of_layers).layer, rungs.look)
+        full = climb(layers, len(others), best_of(of_layers).layer, rungs.look, rungs.ladder)
         share = rungs.share(
             Candidate(layer, v) for layer in layers for v in (*range(len(others)), at)
         )
@@ -316,9 +321,9 @@ def search(
 
     `targets` are the tasks of the subject by index, `stored` the rows that they have already, and
     `score` runs units and returns their rows, none for a unit that failed; what is scored of a
-    layer is scored of its other variants `also`. As in a full sweep, a
-    task that fails or that no layer has a score of does not count. Return the layers that were
-    scored in full, and the share of a full sweep's work that was done; None if no task is left.
+    layer is scored of its other variants `also`. As in a full sweep, a task that fails or that no
+    layer has a score of does not count. Return the layers that were scored in full, and the share
+    of a full sweep's work that was done; None if no task is left.
     """
 
     def compared(rows: Sequence[Row]) -> list[Row]:

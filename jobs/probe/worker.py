@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
 from jobs.config.datasets import Task
-from jobs.config.run import Vectors
 from jobs.tasks.items import Given
 from jobs.tasks.types import TYPES, check_items, read_items
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.probes.fold import FoldScore, NoScoreError
 from operators.prompts.seeding import prompt_id
-from storage.layers import Group, LayerVectors, read_vectors
+from storage.layers import Group, Ids, LayerVectors, read_vectors
 from storage.manifest import Manifest, Settings
 from storage.partition import Partition
 from storage.root import Root
@@ -41,6 +41,7 @@ class ScoreTarget:
     A fitted task is tested on the vectors of `noisy` where that is given. With `examples` the
     scores are learning curves: for each number of training items per label, or per tenth of values.
     `fits` are the transforms of the subject's layers.
+    The texts of some sides have the vectors `prompted`, by the side's name, and not the others.
     """
 
     subject: Subject
@@ -53,6 +54,16 @@ class ScoreTarget:
     examples: tuple[int, ...] = ()
     modules: tuple[str, ...] = ()
     fits: Manifest | None = None
+    prompted: Mapping[str, Manifest] = field(default_factory=dict)
+
+    def key(self, side: str) -> int:
+        """Return what tells the vectors of a side's texts from others of the same texts.
+
+        The id of a vector is the prompt_id of its text, XORed with this.
+        """
+        if side not in self.prompted:
+            return 0
+        return prompt_id(self.prompted[side].partition.keys["condition"])
 
     @property
     def cells(self) -> int:
@@ -113,8 +124,9 @@ class Scorer:
         assert kind.score, target.task
         items = read_items(target.task, target.items.shards(self.root)).sort_by("row")
         check_items(target.task, items)
-        vectors = self._read(target.embeddings, unit, items)
-        noisy = self._read(target.noisy, unit, items) if target.noisy else None
+        vectors = self._read(target, unit, items)
+        noisy = self._read(target, unit, items, target.noisy) if target.noisy else None
+        items = _keyed(target, items)
         scores: list[FoldScore] = []
         made_of = ""
         *_, last = order = sorted(unit.transforms, key=get_args(Transform).index)
@@ -150,17 +162,19 @@ class Scorer:
         from operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
 
         items = read_items(target.task, target.items.shards(self.root))
-        vectors = self._read(target.embeddings, unit, items)
+        vectors = self._read(target, unit, items)
         name = target.task.name
         model = {"model_name": target.subject.name, "revision": target.subject.revision}
         known = set(items["prompt_id"].to_pylist())
 
-        def looked_up(own: LayerVectors, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        def looked_up(
+            own: LayerVectors, texts: Sequence[str], asked: str
+        ) -> npt.NDArray[np.float32]:
             ids = [prompt_id(text) for text in texts]
             for text, identity in zip(texts, ids, strict=True):
                 if identity not in known:
                     raise KeyError(text)
-            rows = own.rows_of(np.array(ids, dtype=np.int64))
+            rows = own.rows_of(np.array(ids, dtype=np.int64) ^ target.key(asked))
             matrix_ND: npt.NDArray[np.float32] = own.matrix_ND[rows]
             matrix_ND[rows < 0] = 0.0  # a text of the task without a token
             return matrix_ND
@@ -189,10 +203,47 @@ class Scorer:
         assert target.fits, target.partition
         return fits_of(self.root, target.fits)[group]
 
-    def _read(self, embeddings: Manifest, unit: ScoreUnit, items: pa.Table) -> LayerVectors:
-        columns = [name for name in items.column_names if name.endswith("_id")]
-        wanted = np.concatenate([items[name].to_numpy() for name in columns])
-        return read_vectors(self.root, embeddings, unit.group, wanted)
+    def _read(
+        self, target: ScoreTarget, unit: ScoreUnit, items: pa.Table, noisy: Manifest | None = None
+    ) -> LayerVectors:
+        """Return the vectors of all texts of a task, by `ScoreTarget.key`, or their noisy ones."""
+        wanted: dict[int, list[Ids]] = {}
+        where = {0: noisy or target.embeddings}
+        for side, ids in _sides(items):
+            key = target.key(side)
+            where[key] = target.prompted.get(side, where[0])
+            wanted.setdefault(key, []).append(ids)
+        found = []
+        for key, of_key in wanted.items():
+            each = read_vectors(self.root, where[key], unit.group, np.concatenate(of_key))
+            if not key and len(wanted) == 1:
+                return each
+            found.append(LayerVectors(each.prompt_ids ^ key, each.matrix_ND))
+        found = [each for each in found if len(each.prompt_ids)] or found[:1]
+        prompt_ids = np.concatenate([each.prompt_ids for each in found])
+        order = np.argsort(prompt_ids)
+        matrix_ND = np.concatenate([each.matrix_ND for each in found])
+        return LayerVectors(prompt_ids[order], matrix_ND[order])
+
+
+def _sides(items: pa.Table) -> Iterator[tuple[str, Ids]]:
+    """Yield the sides of a task with the ids of their texts."""
+    if "prompt_type" not in items.column_names:
+        for name in items.column_names:
+            if name.endswith("_id"):
+                yield name, items[name].to_numpy()
+        return
+    for side in items["prompt_type"].unique().to_pylist():
+        of_side = items.filter(pc.equal(items["prompt_type"], side))
+        yield side, of_side["prompt_id"].to_numpy()
+
+
+def _keyed(target: ScoreTarget, items: pa.Table) -> pa.Table:
+    """Return items whose ids are those of the vectors of their texts."""
+    for place, name in enumerate(items.column_names):
+        if key := target.key(name):
+            items = items.set_column(place, items.field(name), [items[name].to_numpy() ^ key])
+    return items
 
 
 def transformed(vectors: LayerVectors, how: Transform, fit: transform.Fit | None) -> LayerVectors:

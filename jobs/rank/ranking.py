@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jobs.config.run import Vectors
 from jobs.rank import sentences
 from jobs.rank.sentences import Gap
 from operators.analysis import labelfree
 from operators.analysis.correlates import correlation
-from operators.model.subject import Kind, Subject
+from operators.model.subject import Kind, Subject, Vectors
 from operators.ranking.choosing import Policy
 from operators.ranking.draws import draw_scores
 from operators.ranking.evidence import Choice, Evidence, LayerEvidence, weigh

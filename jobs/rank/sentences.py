@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.config.run import Vectors
 from jobs.words import capital, counted, known, listed, numbered, share, signed
 from operators.analysis import labelfree
-from operators.model.subject import Kind
+from operators.model.subject import Kind, Vectors
 from operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.policy import Verdict
@@ -58,6 +57,11 @@ def different(vectors: Vectors, plain: Vectors) -> str:
     """Return in words what vectors are beside those that are ranked in every layer."""
     words = zip((_NORMED, _POOLED, _TRANSFORMED), vectors, plain, strict=True)
     return listed([of[mine] for of, mine, theirs in words if mine != theirs])
+
+
+def named(vectors: Vectors, plain: Vectors) -> str:
+    """Return what differs from the ranked vectors in the words of a config; nothing if nothing."""
+    return " ".join(mine for mine, theirs in zip(vectors, plain, strict=True) if mine != theirs)
 
 
 def answer(evidence: Evidence, verdict: Verdict, how: str = "") -> str:
@@ -196,18 +200,21 @@ def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float) ->
     So that nobody takes what was done to the vectors for the layer's doing. `how` says what is done
     to those of the last layer, nothing if they stay as they are.
     """
+    if choice.layer == alone.layer:
+        rest = ""
+    elif known(choice.gain) and known(alone.gain):
+        rest = f"; another layer adds {signed(choice.gain - alone.gain)} to that"
+    else:
+        rest = f"; another layer adds {signed(choice.naive - alone.naive)} to that"
     if not how:
-        said = "On the last layer alone nothing that is done to the vectors scores more."
+        said = f"On the last layer alone nothing that is done to the vectors scores more{rest}."
     else:
         gained, after = alone.naive, "as it stands"
         if known(alone.gain):
             gained, after = alone.gain, AFTER[alone.left_out]
-        said = (
-            f"On the last layer alone vectors {how} gain {signed(gained)} points, {after} "
-            f"({signed(alone.naive)} as it stands)."
-        )
+        said = f"On the last layer alone vectors {how} gain {signed(gained)} points, {after}{rest}."
     if choice.layer != alone.layer and known(plain_gain):
-        said += f" Layer {choice.layer} as it is gains {signed(plain_gain)} as it stands."
+        said += f" Layer {choice.layer} with its vectors as they are gains {signed(plain_gain)}."
     return said
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jobs.config.candidates import candidate_vectors, ranked_vectors
 from jobs.config.metrics import parameters, shown_vectors
-from jobs.config.run import RunConfig, candidate_vectors, labelled_tasks, ranked_vectors
+from jobs.config.run import RunConfig, labelled_tasks
 from jobs.prepare.folders import FROM_FILE
 from jobs.rank.ranking import (
     Array,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jobs.rank.ranking import Ranking, Row
-from jobs.report.charts import Mark
+from jobs.report.charts import Line, Mark, in_points
 from jobs.run import Run
 from jobs.words import NOTHING, counted, known, span
 from operators.metrics.registry import (
@@ -56,12 +57,32 @@ class Facts:
         """Rules at the layers that matter, with words: the last and the verdict's."""
         verdict, last = self.ranking.verdict, self.ranking.last
         if verdict.layer == last:
-            keep = verdict.kind == "keep_last"
+            keep = verdict.kind in ("keep_last", "use_layer")
             said = f"keep layer {last}, the last" if keep else f"last layer {last}"
             return [Mark(last, said, keep)]
         sure = verdict.kind == "use_layer"
         said = f"use layer {verdict.layer}" if sure else f"a guess: layer {verdict.layer}"
         return [Mark(last, f"last layer {last}"), Mark(verdict.layer, said, sure)]
+
+    def by_layer(self, of: str, value: str, name: str) -> list[Line]:
+        """Return a figure of every layer in points, with its band where it has an interval `of` it.
+
+        Of the vectors that were asked for, and where other vectors of a layer were scored in full
+        and are better, what these have.
+        """
+        ranking = self.ranking
+        asked = ranking.plain or ranking
+        x = [row["layer"] for row in asked.rows]
+        values = [row[value] for row in asked.rows]
+        lines = [in_points(name, x, values, band=Facts(asked, self.run).band(of))]
+        if ranking.plain:
+            better = [
+                row[value] if of != ranking.vectors else math.nan
+                for row, of in zip(ranking.rows, ranking.vectors_of, strict=True)
+            ]
+            if not all(map(math.isnan, better)):
+                lines.append(in_points("with its best vectors", x, better, "second"))
+        return lines
 
     def band(self, of: str) -> tuple[list[float], list[float]]:
         """Return the ends of an interval of every layer, where there are any."""
@@ -98,8 +119,8 @@ def layer_cell(layer: int, ranking: Ranking) -> tuple[str, str]:
 
 
 def gain_span(row: Row, last: int) -> str:
-    """Return the interval of a layer's gain; the last layer is what gains are over."""
-    if row["layer"] == last:
+    """Return the interval of a layer's gain; the last layer as ranked is what gains are over."""
+    if row["layer"] == last and not row["gain"]:
         return "baseline" if known(row["score"]) else NOTHING
     return span(row["gain_low"], row["gain_high"])
 

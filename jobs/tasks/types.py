@@ -52,7 +52,7 @@ class TaskType:
     metric: str = ""  # the one that is ranked; a score that is undefined is of it too
     gather: Callable[[Any, pa.Table], pa.Table] = lambda _, records: records
     by_fold: bool = False  # a search can score its folds one by one
-    by_share: bool = False  # or a share of its pairs or queries, to compare candidates roughly
+    by_share: bool = False  # or roughly: a share of its pairs, queries or folds, not resampled
     scale_free: bool = False  # its scores depend on directions alone: both variants have the same
     # The task fitted on so many examples of each label, or of each tenth of the values.
     fewer: Callable[[Any, int], Task] | None = None
@@ -82,6 +82,7 @@ TYPES: dict[type[Any], TaskType] = {
         labelled.check_regression,
         labelled.score_regression,
         "kendalltau",
+        by_share=True,
         fewer=labelled.fewer_per_tenth,
     ),
     ClusteringTask: _LABELLED(
@@ -93,7 +94,11 @@ TYPES: dict[type[Any], TaskType] = {
     RetrievalTask: _RELEVANCE(pairs.score_retrieval, "ndcg_at_10"),
     MtebTask: TaskType(
         schema.MTEB_ITEMS,
-        lambda task, row, ids, _: {"prompt_id": ids["text"]} if row["task"] == task.name else None,
+        lambda task, row, ids, _: (
+            {"prompt_id": ids["text"], "split": row["prompt_type"]}
+            if row["task"] == task.name
+            else None
+        ),
     ),
 }
 
@@ -101,7 +106,16 @@ TYPES: dict[type[Any], TaskType] = {
 def read_items(task: Task, shards: Sequence[Shard]) -> pa.Table:
     """Return the items of a task, those of all shards, with the columns of its type."""
     columns = TYPES[type(task)].columns
-    return pa.concat_tables([each.read(columns.names) for each in shards]).cast(columns)
+    found = []
+    for each in shards:
+        table = each.read(columns.names)
+        # What an earlier version did not note.
+        lacks = {
+            name: [""] * len(table) for name in columns.names if name not in table.column_names
+        }
+        there = dict(zip(table.column_names, table.columns, strict=True))
+        found.append(pa.table(lacks | there).select(columns.names))
+    return pa.concat_tables(found).cast(columns)
 
 
 def check_items(task: Task, items: pa.Table) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import numpy as np
@@ -38,23 +38,33 @@ if TYPE_CHECKING:
 META_FILE = "model_meta.json"
 Vectors = npt.NDArray[np.float32]
 
-# Vectors [N, D] of N texts in their order; KeyError with the text where there is none.
-Lookup = Callable[[Sequence[str]], Vectors]
+# What mteb asks for texts as: a model may read queries in another way than documents.
+Asked = Literal["query", "document", "none"]
+# Vectors [N, D] of N texts in their order, as what they are asked for; KeyError with the text where
+# there is none.
+Lookup = Callable[[Sequence[str], Asked], Vectors]
 
 
 class Recorder:
     """A lookup that has a vector for every text, and keeps the texts in first-seen order.
+
+    A text that is asked for as several is kept as each.
 
     The vectors are 8 pseudo-random numbers in -1/2..1/2 that depend on the text alone: small, so
     that evaluators finish quickly, and different, so that none of them finds nothing to fit.
     """
 
     def __init__(self) -> None:
-        self.texts: dict[str, None] = {}
+        self.asked: dict[tuple[str, Asked], None] = {}
 
-    def __call__(self, texts: Sequence[str]) -> Vectors:
+    @property
+    def texts(self) -> list[str]:
+        """The unique texts."""
+        return [*dict.fromkeys(text for text, _ in self.asked)]
+
+    def __call__(self, texts: Sequence[str], asked: Asked = "none") -> Vectors:
         """Note `texts` and return their vectors [N, 8]."""
-        self.texts.update(dict.fromkeys(texts))
+        self.asked.update(dict.fromkeys((text, asked) for text in texts))
         digests = b"".join(
             blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             for text in texts
@@ -76,17 +86,17 @@ class LookupEncoder:
     lookup: Lookup
     mteb_model_meta: ModelMeta
 
-    # The inputs are a torch DataLoader; everything else mteb passes describes prompts.
-    def encode(self, inputs: Any, **_prompt: object) -> Vectors:  # noqa: ANN401
-        """Return the vectors [N, D] of the loader's texts, in their order."""
+    # The inputs are a torch DataLoader; the task that mteb names beside is the one of the lookup.
+    def encode(self, inputs: Any, *, prompt_type: Any = None, **_: object) -> Vectors:  # noqa: ANN401
+        """Return the vectors [N, D] of the loader's texts, in their order, as `prompt_type`."""
         texts = list(inputs.dataset["text"])
         try:
-            vectors_ND = self.lookup(texts)
+            vectors_ND = self.lookup(texts, "none" if prompt_type is None else prompt_type.value)
         except KeyError as error:
             text = str(error.args[0] if error.args else "")
             raise ValueError(
                 f"mteb task {self.task_name}: no stored vector for {text[:60]!r} "
-                f"({len(text)} characters); extract the texts that recorded_texts returns for it"
+                f"({len(text)} characters); extract the texts that `recorded` returns for it"
             ) from error
         if vectors_ND.ndim != 2 or len(vectors_ND) != len(texts):  # noqa: PLR2004 - a matrix
             raise ValueError(
@@ -143,15 +153,15 @@ class TaskOutcome:
     json: str
 
 
-def recorded_texts(task: str | AbsTask, modules: Sequence[str] = ()) -> list[str]:
-    """Return the unique texts that `encode` receives for a task, in first-seen order.
+def recorded(task: str | AbsTask, modules: Sequence[str] = ()) -> list[tuple[str, Asked]]:
+    """Return the unique texts that `encode` receives for a task and as what, as first seen.
 
     mteb's evaluators run once on pseudo-random vectors, so its sampling is followed exactly.
     """
     recorder = Recorder()
     loaded = load_task(task, modules) if isinstance(task, str) else task
     _evaluate(loaded, recorder, "layerrank/recorder", "none")
-    return list(recorder.texts)
+    return [*recorder.asked]
 
 
 def score_task(
@@ -165,7 +175,7 @@ def score_task(
 
     A text without a vector raises ValueError with the task and the text's first characters.
     """
-    looked_up = lookup if variant == "raw" else lambda texts: unit_rows(lookup(texts))
+    looked_up = lookup if variant == "raw" else lambda *asked: unit_rows(lookup(*asked))
     result = _evaluate(task, looked_up, model_name, revision)
     metric = str(task.metadata.main_score)
     parts: list[Mapping[str, Any]] = [part for split in result.scores.values() for part in split]

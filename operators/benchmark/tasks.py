@@ -193,6 +193,11 @@ def task_names(spec: str | Sequence[str], modules: Sequence[str] = ()) -> list[s
     return list(dict.fromkeys(found))
 
 
+def metadata_of(name: str, modules: Sequence[str] = ()) -> TaskMetadata:
+    """Return what mteb says of a task, without its data."""
+    return _named(name, _own_tasks(modules)).metadata
+
+
 def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
     """Return a new instance of a task, restricted to the part that is named, with its data loaded.
 
@@ -200,7 +205,7 @@ def load_task(name: str, modules: Sequence[str] = ()) -> AbsTask:
     they are imported first, and an own task is found before one of mteb's with the same name.
     A task that cannot be loaded raises ValueError with its name.
 
-    The task is a template: `recorded_texts` and `score_task` work on copies of it, because an mteb
+    The task is a template: `recorded` and `score_task` work on copies of it, because an mteb
     task that was evaluated once draws other documents the second time.
     """
     task = _named(name, _own_tasks(modules))

@@ -27,6 +27,7 @@ from operators.model.subject import (
     read_shape,
 )
 from operators.model.tokenise import load_tokenizer, special_ids
+from operators.model.weights import require_fitting_adapter
 
 _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba")  # without any attention
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
@@ -36,7 +37,8 @@ def require_readable(subject: Subject) -> ModelShape:
     """Return sizes and kind of a model, as far as config and tokenizer tell that it can be read.
 
     ModelUnavailableError for a model that takes no token ids or is an encoder-decoder, for an
-    adapter beside its weights, and for a tokenizer with tokens that the model has no vector for.
+    adapter beside its weights or of another model, and for a tokenizer with tokens that the model
+    has no vector for.
     """
     config = read_config(subject)
     with explained(subject):
@@ -53,9 +55,15 @@ def require_readable(subject: Subject) -> ModelShape:
         # Whether transformers loads it depends on what is installed.
         raise ModelUnavailableError(
             f"model {subject}: an adapter (adapter_config.json) lies beside its weights, and which "
-            "of the two is meant is not known; merge the adapter into them, or move it away"
+            "of the two is meant is not known; move it to a folder of its own, and name that with "
+            "`adapter:` if it is to be merged into them"
         )
-    shape = replace(read_shape(subject), kind=kind_of(config, pools=_pools(subject)))
+    shape = read_shape(subject, config)
+    if subject.adapter:
+        require_fitting_adapter(subject, config)
+    # What lies beside a GGUF file is of no concern to it.
+    pools = not subject.gguf_file and _pools(subject)
+    shape = replace(shape, kind=kind_of(config, pools=pools))
     tokenizer = load_tokenizer(subject)
     # A special token is in no ordinary text.
     ordinary = {

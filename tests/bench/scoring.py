@@ -47,7 +47,7 @@ _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLIC
 Seconds = dict[str, float]
 Scores = dict[str, dict[int, float]]  # file -> layer -> main score
 Vectors = npt.NDArray[np.float32]
-Encode = Callable[[Sequence[str]], Vectors]
+Encode = Callable[[Sequence[str], str], Vectors]
 Side = Callable[[argparse.Namespace, Path], tuple[Seconds, Scores]]
 
 

@@ -20,10 +20,9 @@ from pydantic import TypeAdapter
 
 from jobs.cluster.console import say
 from jobs.config.datasets import Task
-from jobs.config.run import Vectors
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Vectors
 from storage.layers import Group, embeddings_table
 from storage.manifest import require
 from storage.partition import CLEAN, Partition

@@ -141,6 +141,10 @@ def test_a_plan_names_the_batches_and_a_cpu_that_multiplies_bfloat16(
     assert "512 on a CPU or 32,768 on a GPU" in batches
     assert [f" {unit} " in line for line in offers(lines())] == [True] * bool(unit)
     assert [offers(lines("bfloat16")), offers(lines(device="cuda"))] == [[], []]
+    slow = [*lines("float16"), *lines("float16", device="cuda"), *lines("bfloat16")]
+    assert len([line for line in slow if "in float16" in line]) == 1
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} avx512_fp16\n")
+    assert not [line for line in lines("float16") if "in float16" in line]
     assert "batches of 99 padded tokens (extract.batch_tokens)" in lines(batch_tokens=99)
 
 

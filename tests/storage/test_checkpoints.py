@@ -21,7 +21,7 @@ from operators.model.tokenise import load_tokenizer
 from storage.checkpoint import CACHE, Checkpoint
 from storage.root import Root
 from tests.conftest import S3
-from tests.support.tiny import BLOCKS, save_tiny
+from tests.support.tiny import BLOCKS, save_tiny, save_tiny_adapter, save_tiny_gguf
 
 SECRET, WEIGHTS = "not-a-real-secret", "model.safetensors"
 
@@ -112,6 +112,33 @@ def test_many_fetch_at_once_and_each_file_is_whole(
     assert len(fetched) == len({*fetched})
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_gguf_file_and_an_adapter_in_object_storage(
+    s3: S3, storage: StorageConfig, tmp_path: Path
+) -> None:
+    model = save_tiny(tmp_path / "llama", "llama")
+    file = save_tiny_gguf(tmp_path / "q.gguf", model)
+    adapter = save_tiny_adapter(tmp_path / "tuned", model)
+    root = Root(f"{s3.uri}/q", storage.options())
+    for each in (file, *adapter.iterdir()):
+        root.write(f"{each.parent.name if each != file else 'm'}/{each.name}", each.read_bytes())
+    given = {"model": root.place("m/q.gguf"), "adapter": root.place("tuned")}
+    (one,), here = _resolve(storage, **given), subject(SubjectConfig(model=str(file)))
+    assert str(one) == "q+tuned at remote"
+    assert check(one, storage) == check(here, storage)
+    found = load_model(local(one, storage), torch.device("cpu"))
+    assert found.shape.layers == BLOCKS
+    identity, alone = subject_identity(one, storage), subject_identity(here, storage)
+    assert {**identity, "adapter": ""} == {**alone, "adapter": ""}
+    content = file.read_bytes()
+    root.write("m/q.gguf", content[:-1])
+    with pytest.raises(ModelUnavailableError, match=r"its q\.gguf is cut off"):
+        check(one, storage)
+    root.write("m/q.gguf", content)
+    root.delete("tuned/adapter_model.safetensors")
+    with pytest.raises(ModelUnavailableError, match=r"m/q\.gguf .*adapter s3://.*tuned: it has no"):
+        check(one, storage)
 
 
 def test_a_killed_fetch_leaves_no_file(

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.config.run import Vectors
 from jobs.rank.ranking import Option, RankedTask, Ranking, Settings
 from jobs.report.facts import Facts
 from jobs.report.section import Cell, Table
 from jobs.report.sections.conditions import Level, Response
 from jobs.report.sections.curves import Curves, Score
 from operators.metrics.registry import METRICS
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Vectors
 from operators.ranking.evidence import Choice, Evidence, LayerEvidence
 from operators.ranking.policy import Kind, Reason, Verdict
 from operators.ranking.scores import TaskScores

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config.run import Vectors
 from jobs.rank.ranking import Option, RankedTask, Settings, ranking_of
 from jobs.rank.stage import ranking_settings
 from jobs.run import Run, partition
-from operators.model.subject import Subject
+from operators.model.subject import Subject, Vectors
 from operators.ranking.scores import TaskScores
 from storage.partition import CLEAN, Partition
 from tests.support.by_hand import metric_rows, score_rows

@@ -46,7 +46,7 @@ def search(
 
 def text_table(
     texts: Sequence[str], vectors_ND: npt.NDArray[np.float32]
-) -> Callable[[Sequence[str]], npt.NDArray[np.float32]]:
+) -> Callable[[Sequence[str], str], npt.NDArray[np.float32]]:
     """Return a lookup of vectors by text; KeyError with the first text that has none."""
     row = {text: at for at, text in enumerate(texts)}
-    return lambda asked: vectors_ND[[row[text] for text in asked]]
+    return lambda asked, _: vectors_ND[[row[text] for text in asked]]

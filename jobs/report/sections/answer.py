@@ -10,7 +10,7 @@ import math
 from jobs import words
 from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best, at_layers
-from jobs.report.charts import Chart, Line, Lines, in_points
+from jobs.report.charts import Chart, Line, Lines
 from jobs.report.facts import Facts, layer_cell, title
 from jobs.report.section import Cell, Section, Step, Table
 from jobs.report.sections.cost import has_latency
@@ -106,8 +106,8 @@ def _chart(facts: Facts) -> Chart:
     ranking = facts.ranking
     rows = ranking.rows
     layers = [row["layer"] for row in rows]
-    scores = [row["aligned"] for row in rows]
-    lines = [in_points("score", layers, scores, band=facts.band("score"))]
+    lines = facts.by_layer("score", "aligned", "score")
+    better = len(lines) > 1
     beside = []
     for metric in BESIDE:
         y = at_layers(ranking.metric(metric), layers).tolist()
@@ -117,10 +117,12 @@ def _chart(facts: Facts) -> Chart:
             lines.append(Line(name, layers, y, "thin", at_end=True))
     ends = f", with its {facts.interval} on these tasks" if facts.band("score")[0] else ""
     score = f"Score, mean of the tasks{ends}."
+    if better:
+        score += " Dots: the layer's best vectors, where they are others."
     if ranking.has_holes:
         score += " With the tasks that a layer lacks taken into account."
     if not ranking.scored:
-        score, lines = "", lines[1:]
+        score, lines = "", [line for line in lines if line.look == "thin"]
     thin = f"Thin: {listed(beside)}, each on its own scale." if beside else ""
     return Chart(
         f"Score of every layer of {ranking.subject.name}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from jobs.config.prompts import by_template
 from jobs.config.run import graded_conditions, labelled_tasks
 from jobs.prepare.records import TOLD
 from jobs.rank.ranking import Row
@@ -16,6 +17,7 @@ from jobs.run import Run, partition
 from jobs.words import count, counted, known, numbered
 from operators.metrics.registry import METRICS
 from operators.prompts.conditions import graded
+from operators.prompts.templates import is_prompt
 from operators.prompts.views import view_name
 from storage.partition import CLEAN
 
@@ -25,17 +27,23 @@ _SUMMED = ("prompts", "shards", "tokens", "truncated", "skipped_no_tokens", "mod
 def section(facts: Facts) -> Section:
     """Return what went through the model, and every value that does not exist."""
     if facts.run is None:
-        return Section("What was read", "inputs", data={"encoded": [], "task_rows": []})
+        return Section(
+            "What was read", "inputs", data={"encoded": [], "task_rows": [], "prompts": []}
+        )
     encoded, task_rows = list(_encoded(facts, facts.run)), list(_task_rows(facts, facts.run))
     missing = undefined(
         facts, [each for d in facts.run.config.datasets for each in series(facts, d.name)]
     )
-    rows = totals(encoded)
+    rows, prompts = totals(encoded), list(_prompts(facts, facts.run))
     tables = [_table("What went through the model", rows, facts.run)]
     if len(encoded) > len(rows):
         tables.append(_table("Every condition", encoded, facts.run, folded=True))
     if task_rows:
         tables.append(_tasks_table(task_rows))
+    if prompts:
+        head = ["Dataset", "Condition", "Template", "What is read in it"]
+        cells = [[*map(str, each.values())] for each in prompts]
+        tables.append(Table("In which templates texts were read", head, cells, words=range(4)))
     if missing:
         head = ["Value", "Where", "Why"]
         tables.append(Table("Undefined values", head, missing, words=(0, 1, 2)))
@@ -54,7 +62,7 @@ def section(facts: Facts) -> Section:
         ],
         tables=tables,
         folded=True,
-        data={"encoded": encoded, "task_rows": task_rows},
+        data={"encoded": encoded, "task_rows": task_rows, "prompts": prompts},
     )
 
 
@@ -80,7 +88,9 @@ def _encoded(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
     for dataset in run.config.datasets:
         views = map(view_name, range(run.config.views.count))
         conditions = (each.name for each in graded_conditions(run.config, dataset))
-        for condition in (CLEAN, *views, *conditions):
+        templates = by_template(run.sides(facts.ranking.subject, dataset))
+        prompted = (each.condition for each in templates)
+        for condition in (CLEAN, *views, *conditions, *prompted):
             where = partition("embeddings", facts.ranking.subject, dataset, condition)
             manifest = run.manifests.load(where)
             if manifest is not None:
@@ -93,6 +103,18 @@ def _encoded(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
                     "shards": len(manifest.receipts),
                     "model_seconds": round(float(found["model_seconds"]), 3),
                 }
+
+
+def _prompts(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
+    """Yield the templates that texts were read in, each with the tasks and sides that they are."""
+    for dataset in run.config.datasets:
+        for template, same in by_template(run.sides(facts.ranking.subject, dataset)).items():
+            yield {
+                "dataset": dataset.name,
+                "condition": template.condition,
+                "template": template.written,
+                "sides": ", ".join(map(str, same)),
+            }
 
 
 def _task_rows(facts: Facts, run: Run) -> Iterator[dict[str, Any]]:
@@ -131,11 +153,13 @@ def _tasks_table(rows: Sequence[Row]) -> Table:
 
 
 def totals(encoded: Sequence[Row]) -> list[Row]:
-    """Return one row per dataset for its clean texts, one for its views and one for conditions."""
+    """Return one row per dataset for its clean texts, its views, its conditions, its templates."""
 
     def kind(each: Row) -> tuple[str, str]:
         if each["condition"] == CLEAN:
             return each["dataset"], CLEAN
+        if is_prompt(each["condition"]):
+            return each["dataset"], "templates"
         return each["dataset"], "conditions" if graded(each["condition"]) else "views"
 
     rows: list[Row] = []

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jobs.config.run import Vectors
 from jobs.rank import sentences
 from jobs.rank.ranking import Row, as_good_as_best
-from jobs.report.charts import Chart, Line, Lines, Mark, in_points
+from jobs.report.charts import Chart, Lines, Mark, in_points
 from jobs.report.facts import Facts, gain_span, layer_cell
 from jobs.report.guide import link_to
 from jobs.report.section import Cell, Section, Table
 from jobs.run import partition
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
+from operators.model.subject import Vectors
 from operators.ranking.choosing import Policy
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.scores import TIE
@@ -142,7 +142,7 @@ def table(facts: Facts) -> Table:
                 _numbered(facts, row),
                 *(
                     [
-                        sentences.different(of, ranking.vectors) or NOTHING,
+                        sentences.named(of, ranking.vectors) or NOTHING,
                         points(row["plain_score"]),
                     ]
                     if ranking.plain
@@ -171,8 +171,7 @@ def table(facts: Facts) -> Table:
 
 def _candidates(facts: Facts) -> Section:
     """Return what the vectors of the layers are worth beside the layers themselves."""
-    ranking, plain = facts.ranking, facts.ranking.plain
-    assert plain, ranking.subject
+    ranking = facts.ranking
     found = [row for row in ranking.candidates if row["rank"] is not None]
     found.sort(key=lambda row: (row["rank"], row["layer"]))
     rows: list[list[Cell]] = []
@@ -181,18 +180,14 @@ def _candidates(facts: Facts) -> Section:
         rows.append(
             [
                 layer_cell(row["layer"], ranking),
-                sentences.different(of, ranking.vectors) or "as ranked",
+                sentences.named(of, ranking.vectors) or "as ranked",
                 points(row["score"]),
                 signed(row["gain"]),
                 span(row["here_low"], row["here_high"]),
                 share(row["taken"]),
             ]
         )
-    layers = [row["layer"] for row in ranking.rows]
-    lines = [
-        in_points("the best vectors", layers, [row["score"] for row in ranking.rows]),
-        Line("as ranked", layers, [100 * row.score for row in plain.evidence.layers], at_end=True),
-    ]
+    layers = ranking.layers
     every = counted(len(ranking.options), "candidate")
     says = [
         f"{every}: {counted(len(layers), 'layer')} with {len(ranking.options) // len(layers)} "
@@ -207,14 +202,6 @@ def _candidates(facts: Facts) -> Section:
         "Candidates",
         "candidates",
         says=says,
-        charts=[
-            Chart(
-                f"Score of the best vectors of every layer of {ranking.subject.name}",
-                Lines(lines, y="score, points", marks=facts.marks),
-                "low",
-                source="Score of the best candidate of every layer, and of its ranked vectors.",
-            )
-        ],
         tables=[Table("The best candidates", head, rows, words=(0, 1), marked=best)],
     )
 
@@ -248,19 +235,19 @@ def _numbered(facts: Facts, row: Row) -> Cell:
 
 def _gains(facts: Facts) -> Chart:
     ranking = facts.ranking
-    layers = [row["layer"] for row in ranking.rows]
-    gains, where = [row["gain"] for row in ranking.rows], "on a new task"
-    ends = facts.band("gain")
-    if not ends[0]:
-        ends, where = facts.band("here"), "on these tasks"
-    line = in_points("gain", layers, gains, band=ends)
+    of, where = "gain", "on a new task"
+    if not facts.band(of)[0]:
+        of, where = "here", "on these tasks"
+    ends = facts.band(of)
+    lines = facts.by_layer(of, "gain", "gain")
     rules = [Mark(mark.x, strong=mark.strong) for mark in facts.marks]
     beats = f", with its {facts.interval} {where}: a layer beats the last where it lies above 0"
+    grey = " Dots: the layer's best vectors, where they are others." if len(lines) > 1 else ""
     return Chart(
         f"Gain of every layer of {ranking.subject.name} over the last",
-        Lines([line], y="gain, points", marks=rules, zero=True),
+        Lines(lines, y="gain, points", marks=rules, zero=True),
         "low",
-        source=f"Gain over the last layer{beats if ends[0] else ''}.",
+        source=f"Gain over the last layer{beats if ends[0] else ''}.{grey}",
     )
 
 

@@ -57,7 +57,12 @@ def test_recipes_load_whatever_lies_beside_them(
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     for name in configs.recipes():
-        assert load(name).name == {"demo": "encoder"}.get(name, name)
+        if recipe := configs.scores_recipe(name):
+            assert Path(recipe.scores).is_file()
+            with pytest.raises(ConfigError, match="ranks scores, without a model"):
+                load(name)
+        else:
+            assert load(name).name == name
     kinds = [task.type for task in load("demo").datasets[0].tasks]
     assert kinds == ["classification", "clustering", "retrieval"]
     known = ", ".join(configs.recipes())
@@ -345,7 +350,8 @@ def test_tasks_of_mteb_are_a_dataset_of_their_own() -> None:
     assert short == run_with(datasets=[DATASET, {"name": "mteb", "source": source}])
     dataset = short.datasets[1]
     assert [(task.type, task.name) for task in dataset.tasks] == [("mteb", "One"), ("mteb", "Two")]
-    assert (dataset.text_columns, dataset.columns) == (("text",), ("text", "task"))
+    assert dataset.text_columns == ("text",)
+    assert dataset.columns == ("text", "task", "prompt_type")
     assert dataset.keeps_blank
     for nothing in ("", "datasets: null", "datasets: []"):
         text = f"name: bare\nsubjects: [{{model: m}}]\ntasks: {{mteb: One}}\n{nothing}"
@@ -384,6 +390,9 @@ def test_subjects_are_replaced_and_trust_is_not_handed_on(
     (tmp_path / "run=1").mkdir()
     monkeypatch.chdir(tmp_path)
     assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (tmp_path / "q4.gguf").write_bytes(b"")
+    for model in ("q4.gguf", "owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
+        assert overridden_with(RECIPE, "--subject", model).subjects[0].model == model
     (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
     assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")
 
@@ -406,6 +415,7 @@ def test_revisions_make_a_sweep_of_what_is_given_or_of_the_config(tmp_path: Path
     [
         (("--subject", "./nowhere"), r"--subject \./nowhere: there is no such folder, and it is"),
         (("--subject", "a/b/c"), "--subject a/b/c: there is no such folder"),
+        (("--subject", "a/q4.gguf"), r"--subject a/q4\.gguf: there is no such folder"),
         (("--subject", ""), "--subject : there is no such folder"),
         (("--revisions", ""), "--revisions is empty"),
     ],

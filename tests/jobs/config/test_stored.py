@@ -164,6 +164,8 @@ def test_nothing_secret_is_kept(tmp_path: Path) -> None:
         ({"rank": {"policy": "cheapest_equal"}}, "rank.policy"),
         ({"rank": {"level": 0.9}, "name": "two"}, "rank.level"),
         ({"subjects": [{"model": "m", "dtype": "bfloat16"}]}, "subjects.m.dtype"),
+        ({"subjects": [{"model": "m", "adapter": "a"}], "seed": 1}, ""),
+        ({"subjects": [{"model": "m", "name": "m", "adapter": "a"}]}, "subjects.m.adapter"),
         ({"subjects": [{"model": "m", "revision": "a"}], "seed": 1}, "seed"),
         ({"subjects": [{"model": "n", "name": "m"}], "seed": 1}, "seed"),
         ({"curves": {"examples": [4]}}, "curves.examples"),

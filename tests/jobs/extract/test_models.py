@@ -23,7 +23,13 @@ from tests.conftest import write_config
 from tests.operators.model.shrunk import tiny_of
 from tests.support.machines.here import Here
 from tests.support.stored import ask
-from tests.support.tiny import ARCHITECTURES, save_tiny, tiny_tokenizer
+from tests.support.tiny import (
+    ARCHITECTURES,
+    save_tiny,
+    save_tiny_adapter,
+    save_tiny_gguf,
+    tiny_tokenizer,
+)
 
 
 def _saved(folder: Path, model: Any) -> Path:  # noqa: ANN401
@@ -59,6 +65,40 @@ def test_norms_of_different_widths_are_stored_one_at_a_time(
     assert found == [(width,)]
     # A shard without a token has the same columns as the others.
     assert Extractor(one.root, one.subjects[0], one.config, "cpu", 1)._features == width
+
+
+def test_a_gguf_file_and_an_adapter_are_subjects_beside_their_model(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "llama", "llama")
+    file = save_tiny_gguf(tmp_path / "q.gguf", model)
+    adapter = save_tiny_adapter(tmp_path / "tuned", model)
+    given = [{"model": str(model)}, {"model": str(model), "adapter": str(adapter)}]
+    given += [{"model": str(file)}, {"model": str(model), "dtype": "float16", "name": "half"}]
+    run = _run(tmp_path, model, subjects=given)
+    for stage in (prepare, extract):
+        stage(run)
+    found = dict(
+        ask(
+            run.root,
+            "SELECT model, sum(vector[1]) FROM embeddings WHERE layer = 3 GROUP BY model",
+        )
+    )
+    assert found.keys() == {"llama", "llama+tuned", "q", "half"}
+    assert found["half"] != found["llama"] == pytest.approx(found["half"], abs=5e-2)
+    assert found["q"] == pytest.approx(found["llama"], abs=1e-5)
+    assert found["llama+tuned"] != pytest.approx(found["llama"], abs=1e-2)
+
+
+def test_what_overflows_names_its_layer_and_the_remedy(tmp_path: Path) -> None:
+    def grow(model: Any) -> None:  # noqa: ANN401
+        model.layers[1].mlp.up_proj.weight.mul_(1e4)
+        model.layers[1].mlp.down_proj.weight.mul_(1e4)
+
+    model = save_tiny(tmp_path / "large", "llama", change=grow)
+    run = _run(tmp_path, model, subjects=[{"model": str(model), "dtype": "float16"}])
+    prepare(run)
+    says = r"layer 2 has non-finite .*float16 overflows at 65,504: .* in float32 or bfloat16"
+    with pytest.raises(ValueError, match=says):
+        extract(run)
 
 
 def test_a_text_with_a_token_that_has_no_vector_is_named(tmp_path: Path) -> None:

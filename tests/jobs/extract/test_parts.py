@@ -17,7 +17,7 @@ from jobs.config.run import load
 from jobs.extract import worker
 from jobs.extract.stage import extract
 from jobs.extract.targets import Part, Target, Unit, cut, missing_units, passes, stretch_of
-from jobs.extract.worker import Batch, Extractor, read
+from jobs.extract.worker import Extractor, read
 from jobs.measure.stage import measure
 from jobs.prepare.stage import prepare
 from jobs.run import Run
@@ -220,7 +220,7 @@ def test_a_prompt_without_tokens_moves_no_other_part(runs: Runs, tmp_path: Path)
     empty = [nothing if at in (1, 3) else ids for at, ids in enumerate(batch.token_ids)]
     root = Root(str(tmp_path))
     extractor = Extractor(root, subject, run.config, "cpu", 1)
-    made = extractor(Batch(unit, batch.prompt_ids, empty, batch.cut))
+    made = extractor(batch._replace(token_ids=empty))
     found = {receipt.name: receipt for path, receipt in made.receipts if path == CLEAN.path}
     known = {each.name: each for each in require(run.root, CLEAN).receipts}
     first, *others = [part.name for part in unit.parts]

@@ -165,8 +165,11 @@ def test_documents_are_relevant_unless_a_column_says_otherwise() -> None:
 def test_texts_of_mteb_are_items_of_their_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
     config = DatasetConfig.model_validate({"name": "data", "source": {"mteb": ["One", "Two"]}})
-    found = table_of(config, source(text=["a", "", "b"], task=["Two", "One", "One"]))
+    asked = ["none", "query", "document"]
+    columns = {"text": ["a", "", "b"], "task": ["Two", "One", "One"], "prompt_type": asked}
+    found = table_of(config, source(**columns))
     assert found.schema == schema.MTEB_ITEMS
+    assert found["prompt_type"].to_pylist() == asked[1:]
     assert found["prompt_id"].to_pylist() == [prompt_id(""), prompt_id("b")]
     check_items(config.tasks[0], found)
 

@@ -450,22 +450,25 @@ def test_identity_of_a_builtin_corpus_names_the_version_of_every_library() -> No
 def test_tasks_of_mteb_are_read_one_by_one_and_recorded_once_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recorded = Mock(side_effect=lambda task, _modules: [f"first of {task}", "", f"last of {task}"])
+    def asked(task: str, _modules: object) -> list[tuple[str, str]]:
+        return [(f"first of {task}", "query"), ("", "none"), (f"last of {task}", "document")]
+
+    recorded = Mock(side_effect=asked)
     monkeypatch.setattr(benchmark_tasks, "task_names", lambda spec, _modules: list(spec))
-    monkeypatch.setattr(benchmark_score, "recorded_texts", recorded)
+    monkeypatch.setattr(benchmark_score, "recorded", recorded)
     sources._mteb_texts.cache_clear()
     config = dataset(source={"mteb": ["One", "Two"], "modules": "my.tasks"})
     found = []
     for whole in sources.discover(config, {}):
         length, columns = sources.inspect(whole, {})
-        assert columns == ["text", "task"]
+        assert columns == ["text", "task", "prompt_type"]
         sources.require_columns(config, whole, columns)
         (part,), _ = sources.cut([whole], [length], None)
         found += list(rows_of(part, config.columns))
     assert found == [
-        (text, name, index * ROW + row)
+        (text, name, as_what, index * ROW + row)
         for index, name in enumerate(["One", "Two"])
-        for row, text in enumerate([f"first of {name}", "", f"last of {name}"])
+        for row, (text, as_what) in enumerate(asked(name, ()))
     ]
     assert recorded.mock_calls == [call(name, ("my.tasks",)) for name in ("One", "Two")]
     monkeypatch.setattr(sources, "version", {"mteb": "2.26"}.__getitem__)

@@ -14,10 +14,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from jobs.config.datasets import Task
-from jobs.config.run import Vectors
 from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
 from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Transform
+from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import labelled as probes
 from storage.layers import Group, embeddings_table
 from storage.partition import CLEAN, Partition

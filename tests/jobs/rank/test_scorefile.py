@@ -22,9 +22,9 @@ from jobs.rank.score_file import rank_file
 from storage.manifest import require
 from storage.partition import Partition
 from storage.root import Root
-from tests.support.places import GOLDEN as GOLDEN_FOLDER
+from tests.support.places import PROJECT
 
-GOLDEN = GOLDEN_FOLDER / "pythia_410m_main.parquet"
+GOLDEN = PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
 HEAD = "model,revision,layer,task,task_type,fold,score"
 ROWS = [
     f"org/tiny,main,{layer},{task},{kind},{fold},{0.5 + layer / 10 + fold / 100}"

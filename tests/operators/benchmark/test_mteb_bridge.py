@@ -26,7 +26,7 @@ from operators.benchmark.score import (
     Vectors,
     model_meta,
     model_meta_json,
-    recorded_texts,
+    recorded,
     result_path,
     score_task,
 )
@@ -102,6 +102,10 @@ def scored(task: AbsTask, lookup: Lookup, variant: Transform = "raw") -> TaskOut
     return score_task(task, lookup, model_name="toy", revision="r1", variant=variant)
 
 
+def recorded_texts(task: str | AbsTask, modules: Sequence[str] = ()) -> list[str]:
+    return [*dict.fromkeys(text for text, _ in recorded(task, modules))]
+
+
 def served(name: str, layer: int) -> TaskOutcome:
     task = load_task(name, OWN)
     texts = recorded_texts(task)
@@ -167,7 +171,7 @@ def test_texts_are_unique_and_in_first_seen_order() -> None:
 def test_a_lookup_without_a_vector_for_every_text_raises() -> None:
     task = load_task("LocalSTS", OWN)
     with pytest.raises(ValueError, match=r"30 texts need one vector each, .* returned \(1, 3\)"):
-        scored(task, lambda _: np.ones((1, 3), np.float32))
+        scored(task, lambda *_: np.ones((1, 3), np.float32))
     texts = recorded_texts(task)
     lost = texts.pop(7)
     with pytest.raises(ValueError, match=r"LocalSTS: no stored vector for '") as caught:
@@ -176,7 +180,7 @@ def test_a_lookup_without_a_vector_for_every_text_raises() -> None:
 
 
 def test_half_precision_is_widened() -> None:
-    def halves(texts: Sequence[str]) -> Any:  # noqa: ANN401
+    def halves(texts: Sequence[str], _: str) -> Any:  # noqa: ANN401
         return np.ones((len(texts), 2), np.float16)
 
     encoder = LookupEncoder("t", halves, model_meta("t", "r"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.ranking.choosing import choose, left_out
 from operators.ranking.evidence import (
     Evidence,
     LayerEvidence,
@@ -21,10 +23,10 @@ from operators.ranking.evidence import (
     weigh,
 )
 from operators.ranking.scores import Resampled, TaskScores
-from tests.support.places import GOLDEN as GOLDEN_FOLDER
+from tests.support.places import PROJECT
 from tests.support.published import layer_scores
 
-GOLDEN = GOLDEN_FOLDER / "pythia_410m_main.parquet"
+GOLDEN = PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
 NUMBERS = [name for name in LayerEvidence.__dataclass_fields__ if name not in ("layer", "rank")]
 
 Scores = npt.NDArray[np.float64]
@@ -382,3 +384,65 @@ def test_shapes_that_do_not_fit_are_an_error() -> None:
         overtakings([[0.1, 0.2, 0.0]], [[0.1, 0.2, 0.0]], layers=[0, 1])
     with pytest.raises(ValueError, match=r"got \(1, 2\) and \(2, 2\)"):
         overtakings([[0.1, 0.0]], [[0.1, 0.0], [0.1, 0.0]], layers=[0, 1])
+
+
+# Three tasks; two candidates of each of three layers, of which the first are as ranked.
+SEVERAL = np.array(
+    [
+        [0.50, 0.52, 0.51],
+        [0.60, 0.61, 0.59],
+        [0.55, 0.50, 0.60],
+        [0.54, 0.53, 0.52],
+        [0.40, 0.45, 0.42],
+        [0.58, 0.60, 0.57],
+    ]
+)
+OF_LAYERS = [0, 0, 1, 1, 2, 2]
+
+
+def test_every_gain_of_a_candidate_is_over_the_last_layer_as_ranked() -> None:
+    found = weigh(singles(SEVERAL), layers=OF_LAYERS)
+    assert found.baseline is found.candidates[4]
+    gains = (SEVERAL - SEVERAL[4]).mean(axis=1)
+    assert [row.gain for row in found.candidates] == pytest.approx(gains)
+    assert [row.rank for row in found.candidates] == [5, 1, 3, 4, 6, 2]
+    # Of a layer its best candidate counts, ranked among the layers.
+    assert found.rows == [1, 2, 5]
+    assert [row.layer for row in found.layers] == [0, 1, 2]
+    assert [row.gain for row in found.layers] == pytest.approx(gains[[1, 2, 5]])
+    assert [row.rank for row in found.layers] == [1, 3, 2]
+    assert [row.won for row in found.layers] == [pytest.approx(2 / 3), pytest.approx(1 / 3), 0]
+    assert sum(row.won for row in found.candidates) == pytest.approx(1)
+    choice = found.choice
+    assert choice is not None
+    assert (choice.layer, choice.row) == (0, 1)
+    picked, rows = left_out(
+        (SEVERAL - SEVERAL[4]), partial(choose, cost_L=OF_LAYERS, policy="best")
+    )
+    assert choice.gain == pytest.approx(picked.mean())
+    taken = [(rows // 2 == layer).mean() for layer in range(3)]
+    assert [row.taken for row in found.layers] == pytest.approx(taken)
+
+
+def test_of_equal_candidates_the_ranked_one_counts() -> None:
+    scores = SEVERAL[[0, 0, 2, 2, 4, 4]]
+    found = weigh(singles(scores), layers=OF_LAYERS)
+    assert found.rows == [0, 2, 4]
+    assert found.choice is not None
+    assert found.choice.row == 2
+
+
+def test_the_last_layer_as_ranked_can_stand_for_the_layer() -> None:
+    found = weigh(singles(SEVERAL), layers=OF_LAYERS, keep_last=True)
+    assert found.rows == [1, 2, 4]
+    assert found.last is found.layers[-1]
+    assert (found.last.gain, found.last.rank) == (0, 3)
+
+
+def test_a_candidate_without_scores_never_counts() -> None:
+    scores = SEVERAL.copy()
+    scores[[1, 3]] = np.nan
+    found = weigh(singles(scores), layers=OF_LAYERS)
+    assert found.rows == [0, 2, 5]
+    assert found.candidates[1].rank is None
+    assert found.candidates[1].n_tasks == 0

@@ -202,3 +202,30 @@ def test_pythia_410m_is_cut_after_layer_17() -> None:
     front = pareto([row.score for row in found.layers], np.arange(25) / 24)
     assert front[17]
     assert not front[18:].any()
+
+
+@pytest.mark.parametrize(
+    ("better", "kind", "reason", "layer"),
+    [
+        # Rows: layer 0 as ranked and other vectors of it; the last as ranked, the baseline; others.
+        ([0.1, 0.1, 0, 0.3], "use_layer", "highest", 1),
+        ([0.1, 0.4, 0, 0.3], "use_layer", "highest", 0),
+        ([-0.1, -0.1, 0, -0.2], "keep_last", "none_higher", 1),
+    ],
+)
+def test_other_vectors_of_the_last_layer_are_advice_and_what_they_gain_is_over_it(
+    better: Sequence[float], kind: Kind, reason: Reason, layer: int
+) -> None:
+    scores = 0.5 + np.array(better)[:, None] + [0.0, 0.002, -0.002]
+    found = weigh(singles(scores + np.eye(4, 3) * 0.003), layers=[0, 0, 1, 1])
+    verdict = recommend(found, [0.2, 1.0])
+    assert (verdict.kind, verdict.reason, verdict.layer) == (kind, reason, layer)
+    assert verdict.saved == pytest.approx(0.8 if layer == 0 else 0)
+
+
+def test_other_vectors_of_the_last_layer_that_lead_by_chance_leave_it_as_it_is() -> None:
+    scores = np.array([[0.1, 0.2, 0.1], [0.1, 0.1, 0.2], [0.5, 0.5, 0.5], [0.3, 0.9, 0.4]])
+    found = weigh(singles(scores), layers=[0, 0, 1, 1])
+    verdict = recommend(found, [0.2, 1.0])
+    assert (verdict.kind, verdict.reason) == ("keep_last", "no_other_layer")
+    assert verdict.layer == 1

@@ -1,0 +1,89 @@
+"""Which vectors of a layer may be recommended, and on which texts their transforms are fitted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from jobs.config.blocks import ConfigError
+from jobs.config.datasets import DatasetConfig
+from jobs.config.run import RunConfig
+from operators.model.subject import Norm, Pooling, Vectors
+from operators.probes.transform import require_enough
+from operators.prompts.templates import is_prompt
+from storage.partition import CLEAN
+
+
+def ranked_vectors(config: RunConfig) -> Vectors:
+    """Return the vectors that are ranked in every layer, and of which the last is the baseline."""
+    return Vectors(config.rank.norm, config.rank.pooling, config.rank.variant)
+
+
+def candidate_vectors(config: RunConfig) -> list[Vectors]:
+    """Return the vectors that may be recommended of a layer, the ranked ones last."""
+    plain, asked = ranked_vectors(config), config.candidates
+    found = itertools.product(*_candidate_states(config), asked.transforms if asked else ())
+    return [*(each for each in itertools.starmap(Vectors, found) if each != plain), plain]
+
+
+def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
+    """Return the norms and the poolings of candidates, by default those that go with the ranked."""
+    asked, rank = config.candidates, config.rank
+    if asked is None:
+        return (), ()
+    also: tuple[Pooling, ...] = ("mean_no_first",) if rank.pooling == "mean" else ()
+    return asked.norms or (rank.norm,), asked.poolings or (rank.pooling, *also)
+
+
+def kept_vectors(config: RunConfig, condition: str) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
+    """Return the norms and poolings that are kept under a condition, sorted.
+
+    Where tasks are scored, on texts alone or in a template, also those of candidates.
+    """
+    scored = condition == CLEAN or is_prompt(condition)
+    norms, poolings = _candidate_states(config) if scored else ((), ())
+    extract = config.extract
+    return (
+        tuple(sorted({*extract.norms, *norms})),
+        tuple(sorted({*extract.poolings, *poolings})),
+    )
+
+
+def sample_shares(config: RunConfig, texts: Mapping[str, int]) -> dict[str, int]:
+    """Return how many texts transforms are fitted on, of several sources with so many each.
+
+    The same share of each; all of them if that is fewer than the sample.
+    """
+    asked = config.candidates
+    assert asked, config.name
+    total = sum(texts.values())
+    most = min(asked.sample, total)
+    # Rounded so that the sum is right: the i-th text of all is of the source it falls into.
+    ends = np.cumsum([0, *texts.values()])
+    shares = np.diff(ends * most // max(total, 1))
+    return dict(zip(texts, shares.tolist(), strict=True))
+
+
+def fitted_datasets(config: RunConfig) -> list[DatasetConfig]:
+    """Return the datasets on whose texts transforms are fitted."""
+    of = config.candidates.texts if config.candidates else None
+    return [dataset for dataset in config.datasets if of in (None, dataset.name)]
+
+
+def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) -> None:
+    """ConfigError if there are too few texts, or features, to fit candidates' transforms on.
+
+    `texts` says how many prompts each dataset has.
+    """
+    asked = config.candidates
+    if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
+        of = {each.name: texts[each.name] for each in fitted_datasets(config)}
+        count = sum(sample_shares(config, of).values())
+        try:
+            require_enough(count, features, asked.directions, "candidates.directions")
+        except ValueError as error:
+            raise ConfigError(
+                f"{error}; give more, or leave abtt out of candidates.transforms"
+            ) from None
