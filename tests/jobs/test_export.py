@@ -197,10 +197,10 @@ def test_candidates_of_a_real_decoder_are_exported(tmp_path: Path) -> None:
     assert isinstance(model, LayerModel)
     # From its block 12 on, states of the first token are a hundred times larger without the norm.
     cases: list[tuple[Norm, Pooling, Transform]] = [
-        *(("final", "mean", how) for how in TRANSFORMS),
-        *(("final", "mean_no_first", how) for how in TRANSFORMS),
-        ("none", "mean", "z"),
-        ("none", "mean_no_first", "abtt"),
+        ("final", "mean_no_first", "raw"),
+        ("none", "mean", "l2"),
+        ("final", "mean_no_first", "z"),
+        ("final", "mean", "abtt"),
     ]
     for norm, pooling, how in cases:
         point = _fitted(model, tokenizer, CutPoint(14, norm, pooling, MAX_TOKENS, how))
