@@ -31,7 +31,7 @@ from jobs.config.run import (
 from jobs.config.settings import Engine, StorageConfig, SubjectConfig
 from jobs.plan import limits
 from jobs.prepare.folders import with_folders
-from operators.model.subject import Norm, Pooling
+from operators.model.subject import Norm, Pooling, Transform
 from operators.ranking.choosing import Policy
 from storage.root import Root
 
@@ -290,9 +290,9 @@ def query(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write the model cut at a layer."""
+    """Write the model cut at a layer, with what is done to its vectors."""
+    from jobs.export import Asked, ranked_point  # noqa: PLC0415
     from jobs.export import export as exported  # noqa: PLC0415
-    from jobs.export import ranked_layer  # noqa: PLC0415
     from jobs.subjects import local, subject  # noqa: PLC0415
     from operators.model.cut import CutPoint  # noqa: PLC0415
 
@@ -305,15 +305,16 @@ def export(arguments: argparse.Namespace) -> int:
     )
     storage = _storage(arguments)
     each = local(subject(described), storage)
-    layer, norm, pooling, evidence = arguments.layer, arguments.norm, arguments.pooling, None
+    asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
+    limit, evidence = arguments.max_tokens, None
     if arguments.ranking:
         root = Root(arguments.ranking, storage.options())
-        evidence = ranked_layer(root, each, layer, arguments.group)
-        row = evidence.row
-        layer, norm, pooling = row["layer"], norm or row["norm"], pooling or row["pooling"]
-    if layer is None:
+        point, evidence = ranked_point(root, each, asked, limit, arguments.group)
+    elif asked.layer is None:
         raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
-    point = CutPoint(layer, norm or "final", pooling or "mean", arguments.max_tokens)
+    else:
+        how = asked.norm or "final", asked.pooling or "mean"
+        point = CutPoint(asked.layer, *how, limit, asked.transform or "raw")
     say(f"  {exported(each, point, arguments.out, evidence, overwrite=arguments.overwrite)}")
     return DONE
 
@@ -443,6 +444,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--layer", type=int, help="default: the one that --ranking recommends")
     add("--norm", choices=get_args(Norm), help="default: as ranked; final")
     add("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
+    add(
+        "--transform",
+        choices=get_args(Transform),
+        help="default: as ranked; raw; z and abtt are as --ranking OUTPUT has fitted them",
+    )
     add("--max-tokens", type=int, default=512, help="of a text (default: 512)")
     add("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
     add("--group", help="the run in that output, where it holds several")

@@ -20,32 +20,52 @@ import torch
 import yaml
 
 from jobs.config.blocks import ConfigError
+from jobs.probe.worker import fits_of
 from jobs.words import known
 from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
-from operators.model.encode import Representations, encode
+from operators.model.encode import Representations, encode, token_budget_batches
 from operators.model.known import require_readable
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Pooling, Subject
+from operators.model.subject import Norm, Pooling, Subject, Transform
 from operators.model.tokenise import load_tokenizer, token_limit, tokenise
-from storage.manifest import load
+from operators.probes import transform
+from storage.layers import Group
+from storage.manifest import Manifest, load
 from storage.partition import partitions
 from storage.root import Root
 
-# Two texts of different length, one that fills the usual limits and one that overflows them.
+# Two texts of different length, one that fills the usual limits and one that overflows them; and by
+# itself a text of one token, if the tokenizer adds none: in many decoders the first is far larger.
 SENTENCES = (
-    "Layers.",
-    "Which layer of a language model gives the best vectors for a task is an empirical question.",
-    "The states of the middle layers often hold more of what a task needs than the last. " * 12,
-    "A text that is longer than the limit is cut where the run cut it. " * 60,
+    (
+        "Layers.",
+        "Which layer of a language model gives the best vectors for a task is an empirical "
+        "question.",
+        "The states of the middle layers often hold more of what a task needs than the last. " * 12,
+        "A text that is longer than the limit is cut where the run cut it. " * 60,
+    ),
+    ("a",),
 )
 _BATCH_TOKENS = 4096
 # Largest difference from the run's vectors, in units of their largest value where that is above 1.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
+_LEAST_COSINE = 1 - 1e-6  # with the run's vectors, in float32
+
+
+class Asked(NamedTuple):
+    """What is asked of a candidate; None is what the ranking says of the layer, or recommends."""
+
+    layer: int | None = None
+    norm: Norm | None = None
+    pooling: Pooling | None = None
+    transform: Transform | None = None
 
 
 class Evidence(NamedTuple):
-    """What a ranking says of the layer: a row of the table `ranking`, and where it is from.
+    """What a ranking says of a candidate: its row of a table, and where it is from.
+
+    The row is of `ranking`, or of `candidates` where that of its layer is another.
 
     `tasks` is the number of tasks, `level` the coverage of the intervals (0..1).
     """
@@ -172,31 +192,67 @@ def _verify(
     # Seconds to import, and only an extra brings it.
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-    tokens = tokenise(tokenizer, SENTENCES, point.max_tokens).ids
-    texts = [text for text, ids in zip(SENTENCES, tokens, strict=True) if len(ids)]
     keep = Representations((point.norm,), (point.pooling,), _BATCH_TOKENS)
-    wanted_ND = encode(model, [ids for ids in tokens if len(ids)], keep)[point.layer]
     exported = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    found_ND = exported.encode(texts, batch_size=len(texts), show_progress_bar=False)
-    difference = float(np.abs(np.asarray(found_ND, dtype=np.float32) - wanted_ND).max())
-    allowed = _TOLERANCE[subject.dtype] * max(1.0, float(np.abs(wanted_ND).max()))
-    if not difference <= allowed:
-        raise RuntimeError(
-            f"{subject} cut at layer {point.layer} gives other vectors than a run (norm: "
-            f"{point.norm}, pooling: {point.pooling}): they differ by {difference:.2g}, allowed is "
-            f"{allowed:.2g}; nothing was exported"
-        )
-    return difference
+    largest = 0.0
+    # Without its top directions nothing but rounding may be left of a token that is far larger.
+    for some in SENTENCES[:1] if point.transform == "abtt" else SENTENCES:
+        tokens = tokenise(tokenizer, some, point.max_tokens).ids
+        texts = [text for text, ids in zip(some, tokens, strict=True) if len(ids)]
+        if not texts:
+            continue
+        ids = [each for each in tokens if len(each)]
+        pooled_ND = encode(model, ids, keep)[point.layer]
+        wanted_ND = transform.apply(pooled_ND, point.transform, point.fit)
+        found_ND = np.empty_like(wanted_ND)
+        # In the run's batches: a transform may enlarge what rounding differs between batches.
+        for rows in token_budget_batches([*map(len, ids)], _BATCH_TOKENS):
+            batch = [texts[row] for row in rows]
+            found_ND[rows] = exported.encode(batch, batch_size=len(batch), show_progress_bar=False)
+        difference = float(np.abs(found_ND - wanted_ND).max())
+        allowed = _TOLERANCE[subject.dtype] * max(1.0, float(np.abs(wanted_ND).max()))
+        cosine = least_cosine(found_ND, wanted_ND) if subject.dtype == "float32" else 1.0
+        if not (difference <= allowed and cosine >= _LEAST_COSINE):
+            raise RuntimeError(
+                f"{subject} cut at layer {point.layer} gives other vectors than a run (norm: "
+                f"{point.norm}, pooling: {point.pooling}, transform: {point.transform}): they "
+                f"differ by {difference:.2g}, allowed is {allowed:.2g}, and have cosines from "
+                f"{cosine:.8f} on; nothing was exported"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def least_cosine(found_ND: transform.Vectors, wanted_ND: transform.Vectors) -> float:
+    """Return the least cosine of two matrices' rows, 1 of equal ones, zero vectors too."""
+    one_ND, two_ND = found_ND.astype(np.float64), wanted_ND.astype(np.float64)
+    size_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(two_ND, axis=1)
+    cosine_N = (one_ND * two_ND).sum(axis=1) / np.maximum(size_N, np.finfo(np.float64).tiny)
+    return float(np.where((one_ND == two_ND).all(axis=1), 1.0, cosine_N).min())
 
 
 _POOLED: dict[Pooling, tuple[str, str]] = {
     "mean": ("the mean over all tokens", "(states * mask).sum(1) / mask.sum(1)"),
+    "mean_no_first": (
+        "the mean over all tokens but the first, unless there is no other. sentence-transformers "
+        "has no such pooling; modules 1 to 6 together are it",
+        "(states * rest).sum(1) / rest.sum(1)",
+    ),
     "first": ("the first token", "states[:, 0]"),
     "last": ("the last token", "states[range(len(texts)), batch.attention_mask.sum(1) - 1]"),
     "weighted_mean": (
         "the mean over all tokens, token t weighted by t",
         "(states * mask * mask.cumsum(1)).sum(1) / (mask * mask.cumsum(1)).sum(1)",
     ),
+}
+_TRANSFORMED: dict[Transform, str] = {
+    "raw": "the pooled vectors as they are, not normalised",
+    "l2": "each vector scaled to unit length",
+    "z": "of every feature its mean is taken away, and it is divided by its standard deviation, "
+    "both fitted on {texts:,} texts of the run without their labels",
+    "abtt": "the mean of every feature is taken away, and what is left in the {directions} "
+    "directions of largest variance, both fitted on {texts:,} texts of the run without their "
+    "labels",
 }
 _NORMED = {
     False: "what the cut model outputs, its own final norm included if it has one",
@@ -218,7 +274,8 @@ and gives vectors with {cut.dimension} dimensions. Its licence is that of the mo
 
 - Layer {point.layer}: {layer_text}.
 - Norm `{point.norm}`: {norm_text}.
-- Pooling `{point.pooling}`: {pooling_text}, special tokens counted. Vectors are not normalised.
+- Pooling `{point.pooling}`: {pooling_text}. Special tokens count.
+- Transform `{point.transform}`: {transform_text}.
 - Texts are cut to {point.max_tokens} tokens, special tokens included.
 - Compared when it was written: the largest difference from the vectors of a LayerRank run is
   {facts.max_difference:.1e}.
@@ -239,7 +296,7 @@ Without sentence-transformers:
 
 ```python
 import torch
-from transformers import AutoModel, AutoTokenizer
+{imports}from transformers import AutoModel, AutoTokenizer
 
 texts = ["A text.", "Another, longer text."]
 tokenizer = AutoTokenizer.from_pretrained("{facts.folder.name}")
@@ -248,7 +305,7 @@ batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 mask = batch.attention_mask.unsqueeze(-1)
 with torch.inference_mode():
     states = model(**batch{request}).{states}
-vectors = {vectors}
+{vectors}
 ```
 """
 
@@ -269,7 +326,8 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
         "tags": ["sentence-transformers", "feature-extraction", "layerrank"],
         **({"base_model": subject.source} if on_hub else {}),
     }
-    pooling_text, vectors = _POOLED[point.pooling]
+    pooling_text, pooled = _POOLED[point.pooling]
+    directions = len(point.fit.direction_KD) if point.fit else 0
     raw = cut.hidden_state is not None
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
@@ -282,11 +340,34 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
         layer_text=f"the output of block {point.layer}" if point.layer else "the embeddings",
         norm_text=_NORMED[cut.inert],
         pooling_text=pooling_text,
+        transform_text=_TRANSFORMED[point.transform].format(
+            texts=point.fitted_on, directions=directions
+        ),
         evidence=_evidence_text(facts.layers, evidence),
+        imports="from safetensors.torch import load_file\n"
+        if point.transform in transform.FITTED
+        else "",
         request=", output_hidden_states=True" if raw else "",
         states=f"hidden_states[{cut.hidden_state}]" if raw else "last_hidden_state",
-        vectors=vectors,
+        vectors="\n".join(_vectors_code(facts, pooled)),
     )
+
+
+def _vectors_code(facts: Exported, pooled: str) -> Iterator[str]:
+    """Yield the lines that make vectors of states."""
+    if facts.point.pooling == "mean_no_first":
+        yield "rest = mask * ((mask.cumsum(1) > 1) | (mask.sum(1, keepdim=True) == 1))"
+    yield f"vectors = {pooled}"
+    if facts.point.transform == "l2":
+        yield "vectors = torch.nn.functional.normalize(vectors)"
+    if facts.point.transform in transform.FITTED:
+        first, second = facts.cut.modules[-2:]
+        yield f"""\
+for module in ("{first}", "{second}"):
+    weights = load_file(f"{facts.folder.name}/{{module}}/model.safetensors")
+    vectors = torch.nn.functional.linear(
+        vectors.float(), weights["linear.weight"], weights["linear.bias"]
+    )"""
 
 
 _ADVICE = {  # by the verdict that recommends the layer
@@ -297,8 +378,13 @@ _ADVICE = {  # by the verdict that recommends the layer
 
 
 def _evidence_text(layers: int, evidence: Evidence | None) -> str:
+    if evidence and evidence.row.get("scored", 1.0) < 1:
+        return (
+            "These vectors were chosen by hand: the LayerRank run "
+            f"`{evidence.run}` left them after {evidence.row['scored']:.0%} of a score."
+        )
     if evidence is None or math.isnan(evidence.row["score"]):
-        return "No ranking was given: the layer was chosen by hand."
+        return "No ranking was given of these vectors: they were chosen by hand."
 
     row, level = evidence.row, f"{100 * evidence.level:g}% interval"
 
@@ -318,6 +404,10 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
         if known(row.get("gain_chosen")):  # not flattered by having been chosen
             gain, said = row["gain_chosen"], [f"{gain:+.4f} as it stands", *said]
         lines.append(f"- Gain over the last layer: {cited(f'{gain:+.4f}', said)}")
+        plain = row.get("plain_gain")
+        if known(plain) and plain != row["gain"]:
+            asked = "- With the vectors that the run was asked to rank this layer gains"
+            lines.append(f"{asked} {plain:+.4f}.")
     if row.get("recommended"):
         anywhere = row["verdict"] == "use_layer" and row.get("sure") == "new_task"
         advised = "The ranking advises this layer." if anywhere else _ADVICE[row["verdict"]]
@@ -327,14 +417,50 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
     return "\n".join([*lines, f"- From the LayerRank run `{evidence.run}`."])
 
 
-def ranked_layer(
-    root: Root, subject: Subject, layer: int | None, group: str | None = None
-) -> Evidence:
-    """Return what the ranking of a subject says of a layer, which a model card cites.
+def ranked_point(
+    root: Root, subject: Subject, asked: Asked, max_tokens: int, group: str | None = None
+) -> tuple[CutPoint, Evidence | None]:
+    """Return a candidate of a subject and what an output says of it, which a model card cites.
 
-    Without a layer it is the recommended one. ConfigError if the output has no ranking of the
-    subject, several that recommend different vectors, or none of the layer.
+    What is not asked for is as the ranking has it: the recommended layer, the best vectors of it.
+    There is no evidence of vectors that were no candidate. ConfigError if the output has no ranking
+    of the subject, several, none of the layer, or has not fitted the transform for these vectors.
     """
+    ranking = _ranking(root, subject, group)
+    rows = _rows(root, ranking)
+    layer = asked.layer
+    wanted = (
+        row for row in rows if (row["recommended"] if layer is None else row["layer"] == layer)
+    )
+    best = next(wanted, None)
+    if best is None:
+        layers = ", ".join(str(each["layer"]) for each in rows)
+        raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")
+    vectors = {"layer": best["layer"]}
+    for name in ("norm", "pooling", "transform"):
+        vectors[name] = getattr(asked, name) or best[name]
+    others = load(root, ranking.partition.sibling("candidates"))
+    found = [
+        best,
+        *(
+            # Its rank and its verdict are among candidates.
+            {**row, "plain_gain": best["plain_gain"], "rank": None, "recommended": False}
+            for row in (_rows(root, others) if others else [])
+        ),
+    ]
+    fit = {}
+    if vectors["transform"] in transform.FITTED:
+        fit = _fit(root, ranking, vectors)
+    run, settings = ranking.partition.keys["group"], ranking.settings
+    evidence = (
+        Evidence(run, len(settings["tasks"]), settings["level"], row)
+        for row in found
+        if vectors.items() <= row.items()
+    )
+    return CutPoint(**vectors, max_tokens=max_tokens, **fit), next(evidence, None)
+
+
+def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:
     found = [
         ranking
         for where in partitions(root, "ranking")
@@ -350,11 +476,27 @@ def ranked_layer(
     if len(found) > 1:
         groups = ", ".join(each.partition.keys["group"] for each in found)
         raise ConfigError(f"{root.uri} has several rankings of {subject}: {groups}; give --group")
-    (ranking,) = found
-    rows = ranking.shards(root)[0].read().to_pylist()
-    tasks, level = len(ranking.settings["tasks"]), ranking.settings["level"]
-    for row in rows:
-        if row["recommended"] if layer is None else row["layer"] == layer:
-            return Evidence(ranking.partition.keys["group"], tasks, level, row)
-    layers = ", ".join(str(each["layer"]) for each in rows)
-    raise ConfigError(f"{ranking.partition} has no layer {layer}; it has: {layers}")
+    return found[0]
+
+
+def _rows(root: Root, table: Manifest) -> list[dict[str, Any]]:
+    """Return the rows of a ranking; those of an earlier version are of vectors as they are."""
+    found = table.shards(root)[0].read().to_pylist()
+    return [
+        {"plain_gain": None, **row, "transform": row.get("transform") or "raw"} for row in found
+    ]
+
+
+def _fit(root: Root, ranking: Manifest, vectors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run fitted for some vectors, and on how many texts."""
+    manifest = load(root, ranking.partition.sibling("transforms"))
+    fits = fits_of(root, manifest) if manifest else {}
+    group = Group(vectors["layer"], vectors["norm"], vectors["pooling"])
+    if manifest is None or group not in fits:
+        raise ConfigError(
+            f"the transform {vectors['transform']} was not fitted in {root.uri} for layer "
+            f"{group.layer}, norm {group.norm}, pooling {group.pooling}: run it with that among "
+            "`candidates` of its config, or give --transform raw or l2"
+        )
+    texts = manifest.shards(root)[0].read(["n_prompts"])["n_prompts"][[*fits].index(group)]
+    return {"fit": fits[group], "fitted_on": texts.as_py()}

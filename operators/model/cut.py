@@ -6,36 +6,48 @@ The norm `final` is what a model with fewer blocks outputs by itself. The norm `
 the model has a final norm, so such a cut has one inert block more: all its weights are zero, which
 leaves a residual stream as it is. Behind it the library's `hidden_states` hold the raw output of
 the block before, at an index that differs between architectures and is therefore looked up.
+
+What is done to the states of the tokens is modules of sentence-transformers, with weights where it
+is fitted, and no code: since its version 6 it loads code only when told to, from folders too.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.numpy import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from operators.model.blocks import FOREIGN
 from operators.model.encode import pad
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Norm, Pooling
+from operators.model.subject import Norm, Pooling, Transform
 from operators.model.tokenise import tokenise
+from operators.probes.transform import FITTED, Fit, matrix
 
+Array = npt.NDArray[np.float64]
 # The same meaning under another name in sentence-transformers: right padding, the attention mask,
 # weights from 1 for `weighted_mean`. The names of the second column are read since version 2.
+# `mean_no_first` is several modules.
 _POOLING_KEYS: dict[Pooling, str] = {
     "mean": "pooling_mode_mean_tokens",
     "last": "pooling_mode_lasttoken",
     "first": "pooling_mode_cls_token",
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
+# The sigmoid of so many times 1.2 less the root of a number of tokens is 1 for one token and 0 for
+# more, exactly, in 16 bits too.
+_STEEP = 1024.0
 _PAD_CANDIDATES = ("eos_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 _TOKENIZER_PROBES = (
     "Which layer of a language model should be used?",
@@ -54,51 +66,72 @@ class CutError(ValueError):
 
 @dataclass(frozen=True)
 class CutPoint:
-    """Which vectors the cut model is to give: those of (layer, norm, pooling).
+    """Which vectors the cut model is to give: those of (layer, norm, pooling, transform).
 
-    Texts are cut to `max_tokens` tokens, special tokens included.
+    Texts are cut to `max_tokens` tokens, special tokens included. `z` and `abtt` are as `fit` has
+    them, fitted on `fitted_on` texts.
     """
 
     layer: int
     norm: Norm
     pooling: Pooling
     max_tokens: int
+    transform: Transform = "raw"
+    fit: Fit | None = None
+    fitted_on: int = 0
 
     def check(self, layers: int) -> None:
-        """Raise CutError if a model of `layers` blocks has no such vectors."""
+        """Raise CutError if a model of `layers` blocks has no such vectors, or a fit is missing."""
         if not 0 <= self.layer <= layers:
             raise CutError(
                 f"layer {self.layer} does not exist; the model's layers are 0 (the embeddings) to "
                 f"{layers} (the last block)"
             )
-        for name, value, known in (("norm", self.norm, Norm), ("pooling", self.pooling, Pooling)):
+        for name, value, known in (
+            ("norm", self.norm, Norm),
+            ("pooling", self.pooling, Pooling),
+            ("transform", self.transform, Transform),
+        ):
             if value not in get_args(known):
                 choices = ", ".join(get_args(known))
                 raise CutError(f"unknown {name} {value!r}; choose from {choices}")
         if self.max_tokens < 1:
             raise CutError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+        if self.transform in FITTED and not self.fit:
+            raise CutError(
+                f"the transform {self.transform} is fitted on the texts of a run; give --ranking "
+                "OUTPUT of a run that has it among its candidates, or --transform raw or l2"
+            )
 
 
 class Cut(NamedTuple):
     """What was written: `blocks` blocks, the last of them inert or not, vectors of `dimension`.
 
     The states of the tokens are `hidden_states[hidden_state]`, or `last_hidden_state` where that is
-    None.
+    None. `modules` are the folders of what is done to them.
     """
 
     blocks: int
     inert: bool
     hidden_state: int | None
     dimension: int
+    modules: tuple[str, ...] = ()
 
 
-def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) -> Cut:  # noqa: ANN401
+def cut_model(
+    model: LayerModel,
+    tokenizer: Any,  # noqa: ANN401  (transformers ships no types)
+    point: CutPoint,
+    folder: Path,
+    prompts: Mapping[str, str] | None = None,
+) -> Cut:
     """Write the model cut at `point`, and its tokenizer, into an empty folder.
 
     `AutoModel.from_pretrained(folder)` gives the states of every token, in right-padded batches
-    with an attention mask, and `SentenceTransformer(folder)` the pooled vectors, those of
-    `operators.model.encode.encode`. Safetensors, no code. What was written is loaded and run once,
-    so a model that transformers cannot express as a shorter one is refused: CutError.
+    with an attention mask, and `SentenceTransformer(folder)` the pooled and transformed vectors,
+    those of `operators.model.encode.encode` and `operators.probes.transform.apply`; it offers the
+    `prompts`, by name what stands before a text. Safetensors, no code. What was written is loaded
+    and run once, so a model that transformers cannot express as a shorter one is refused: CutError.
     """
     point.check(model.shape.layers)
     if model.is_changed:
@@ -121,6 +154,11 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     state_NTD = model.forward(ids_NT, mask_NT)[point.layer]
     if point.norm == "final":
         state_NTD = model.final_norm(state_NTD)
+    if point.fit and len(point.fit.mean_D) != state_NTD.shape[-1]:
+        raise CutError(
+            f"the transform was fitted on vectors of {len(point.fit.mean_D)} features, those of "
+            f"{model.name} have {state_NTD.shape[-1]}"
+        )
     inert = point.norm == "none" and model.has_final_norm
     blocks = point.layer + inert
     padded = _padded(tokenizer, point.max_tokens)
@@ -156,8 +194,7 @@ def cut_model(model: LayerModel, tokenizer: Any, point: CutPoint, folder: Path) 
     ]
     if min(apart, default=np.inf) <= _PROBE_TOLERANCE[model.dtype]:
         cut = Cut(blocks, inert, states[int(np.argmin(apart))][0], len(wanted_SD[0]))
-        _write_modules(point, cut, folder)
-        return cut
+        return cut._replace(modules=_write_modules(point, cut, prompts or {}, folder))
     other = "final" if point.norm == "none" else "none"
     raise CutError(
         f"{model.name} cut after block {point.layer} does not give the states of layer "
@@ -240,29 +277,123 @@ def _write_tokenizer(original: Any, padded: Any, max_tokens: int, folder: Path) 
             )
 
 
-def _write_modules(point: CutPoint, cut: Cut, folder: Path) -> None:
-    """Write what sentence-transformers reads beside the model: modules, pooling, truncation."""
+class _Module(NamedTuple):
+    """A module of sentence-transformers: its class, what it is made with, its weights."""
+
+    kind: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, npt.NDArray[np.float32]] | None = None
+
+
+def _write_modules(
+    point: CutPoint, cut: Cut, prompts: Mapping[str, str], folder: Path
+) -> tuple[str, ...]:
+    """Write what sentence-transformers reads beside the model: modules, truncation, prompts.
+
+    Return the folders of the modules behind the model, in order.
+    """
     transformer: dict[str, Any] = {"max_seq_length": point.max_tokens, "do_lower_case": False}
     if cut.hidden_state is not None:
         output = {"method": "forward", "method_output_name": ["hidden_states", cut.hidden_state]}
         transformer["modality_config"] = {"text": output}
         transformer["module_output_name"] = "token_embeddings"
+    behind = [*_pooled(point.pooling, cut.dimension), *_transformed(point)]
+    paths = {f"{index}_{each.kind}": each for index, each in enumerate(behind, 1)}
+    kinds = {"": "Transformer", **{path: each.kind for path, each in paths.items()}}
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+        for i, (path, kind) in enumerate(kinds.items())
     ]
-    pooling = {
-        "word_embedding_dimension": cut.dimension,
-        **{key: how == point.pooling for how, key in _POOLING_KEYS.items()},
-        "include_prompt": True,
-    }
     files = {
         "modules.json": modules,
         "sentence_bert_config.json": transformer,
-        "1_Pooling/config.json": pooling,
-        "config_sentence_transformers.json": {"prompts": {}, "similarity_fn_name": "cosine"},
+        **{f"{path}/config.json": each.config for path, each in paths.items()},
+        "config_sentence_transformers.json": {
+            "prompts": {**prompts},
+            "similarity_fn_name": "cosine",
+        },
     }
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, each in paths.items():
+        if each.weights:
+            save_file({**each.weights}, folder / name / "model.safetensors")
+    return (*paths,)
+
+
+def _pooled(how: Pooling, features: int) -> list[_Module]:
+    """Return the modules that pool the states of tokens with so many features."""
+    if how != "mean_no_first":
+        return [_pooling(features, _POOLING_KEYS[how])]
+    # No pooling there has it. One can leave out the tokens of a prompt, whose number a module may
+    # give; but of a text of one token nothing would be left, so that token is added to nothing.
+    state, one = np.eye(features, features + 1), np.eye(features + 1)[-1]
+    return [
+        # Another feature of every state, 1: its sum by the root of the number of tokens is that
+        # root, and all others' sums are, of a text of one token, its state.
+        _dense(state.T, one, takes="token_embeddings"),
+        _pooling(features + 1, "pooling_mode_mean_sqrt_len_tokens"),
+        _dense(np.zeros((1, features + 1)), np.ones(1), gives="prompt_length"),
+        # The state of one token times 1, of several times 0.
+        _dense(
+            np.vstack([state, np.tile(-_STEEP * one, (features, 1))]),
+            np.repeat([0.0, 1.2 * _STEEP], features),
+            gives="cls_token_embeddings",
+            activation="GLU",
+        ),
+        # That, and the means without the first token, in this order.
+        _pooling(features + 1, _POOLING_KEYS["first"], _POOLING_KEYS["mean"], whole=False),
+        _dense(np.hstack([state[:, :-1], state]), np.zeros(features)),
+    ]
+
+
+def _transformed(point: CutPoint) -> list[_Module]:
+    """Return the modules that transform pooled vectors."""
+    if point.transform == "l2":
+        return [_Module("Normalize", {})]
+    if point.transform == "raw":
+        return []
+    assert point.fit, point.transform
+    # Centred first: of large features that vary little, or as one, a single step in float32 would
+    # lose what the other terms of its sums do not cancel.
+    centre_D = point.fit.mean_D.astype(np.float32).astype(np.float64)
+    weight_DD = matrix(point.transform, point.fit)
+    return [
+        _dense(np.eye(len(centre_D)), -centre_D),
+        _dense(weight_DD, weight_DD @ (centre_D - point.fit.mean_D)),
+    ]
+
+
+def _pooling(features: int, *keys: str, whole: bool = True) -> _Module:
+    """Return a module that pools in some ways one after another; `whole` if with the prompt."""
+    known = dict.fromkeys([*_POOLING_KEYS.values(), *keys], False)
+    chosen = known | dict.fromkeys(keys, True)
+    return _Module(
+        "Pooling", {"word_embedding_dimension": features, **chosen, "include_prompt": whole}
+    )
+
+
+def _dense(
+    weight: Array,
+    bias: Array,
+    *,
+    takes: str = "sentence_embedding",
+    gives: str = "",
+    activation: str = "Identity",
+) -> _Module:
+    """Return a module that is ``activation(weight x + bias)``, from one feature to another."""
+    config = {
+        "in_features": weight.shape[1],
+        "out_features": len(weight),
+        "bias": True,
+        "activation_function": f"torch.nn.{activation}",
+        "module_input_name": takes,
+        "module_output_name": gives or takes,
+    }
+    weights = {
+        "linear.weight": weight.astype(np.float32, order="C"),  # as safetensors writes it
+        "linear.bias": bias.astype(np.float32),
+    }
+    return _Module("Dense", config, weights)

@@ -100,10 +100,9 @@ def apply(vectors_ND: Vectors, transform: Transform, found: Fit | None = None) -
     return made_ND
 
 
-def affine(transform: Transform, found: Fit) -> tuple[Array, Array]:
-    """Return `z` or `abtt` as a matrix [D, D] and what is added, [D]: ``y = W x + b``."""
+def matrix(transform: Transform, found: Fit) -> Array:
+    """Return what `z` or `abtt` multiplies centred vectors by, [D, D]: ``y = W (x - mean)``."""
     if transform == "z":
-        weight_DD = np.diag(1 / found.deviation_D)
-    else:
-        weight_DD = np.eye(len(found.mean_D)) - found.direction_KD.T @ found.direction_KD
-    return weight_DD, -weight_DD @ found.mean_D
+        return np.diag(1 / found.deviation_D)
+    weight_DD: Array = np.eye(len(found.mean_D)) - found.direction_KD.T @ found.direction_KD
+    return weight_DD

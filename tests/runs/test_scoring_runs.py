@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from jobs.export import least_cosine
 from jobs.probe.worker import fits_of
+from operators.model.subject import Transform
 from operators.probes.transform import apply
 from storage.layers import Group
 from storage.manifest import require
@@ -168,24 +170,36 @@ def test_the_recommended_layer_is_exported_with_its_evidence(
     out = tmp_path / "cut"
     model = ("--subject", str(checkpoint), "--name", "tiny", "--max-tokens", "64")
     cli("export", str(out), *model, "--ranking", root.uri)
-    layer, pooling, transform, score = ask(
-        root, "SELECT layer, pooling, transform, score FROM ranking WHERE recommended"
-    )[0]
-    texts = ask(
-        root,
-        "SELECT text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) WHERE "
-        f"dataset = 'topics' AND layer = {layer} AND norm = 'final' AND pooling = '{pooling}' "
-        "ORDER BY text LIMIT 5",
-    )
-    (fits,) = partitions(root, "transforms")
-    fit = fits_of(root, require(root, fits))[Group(layer, "final", pooling)]
-    expected_ND = apply(np.array([vector for _, vector in texts], np.float32), transform, fit)
-
+    asked = "SELECT score, layer, norm, pooling, transform FROM ranking WHERE recommended"
+    (score, *group, how) = ask(root, asked)[0]
     assert f"{score:.4f}" in (out / "README.md").read_text()
-    exported = SentenceTransformer(str(out), device="cpu", local_files_only=True)
-    found_ND = exported.encode([text for text, _ in texts], show_progress_bar=False)
-    scale = max(1.0, float(np.abs(expected_ND).max()))
-    np.testing.assert_allclose(found_ND, expected_ND, atol=1e-5 * scale)
+    candidates: list[tuple[Transform, tuple[str, ...]]] = [
+        (how, ()),
+        ("z", ("--transform", "z", "--pooling", "mean_no_first")),
+        ("abtt", ("--transform", "abtt", "--pooling", "mean")),
+    ]
+    for transform, flags in candidates:
+        if flags:
+            cli("export", str(out), *model, "--ranking", root.uri, "--overwrite", *flags)
+            group[2] = flags[-1]
+        texts = ask(
+            root,
+            "SELECT text, vector FROM embeddings JOIN prompts USING (dataset, prompt_id) WHERE "
+            "dataset = 'topics' AND layer = ? AND norm = ? AND pooling = ? ORDER BY text LIMIT 5",
+            *group,
+        )
+        (where,) = partitions(root, "transforms")
+        fit = fits_of(root, require(root, where)).get(Group(*group))
+        wanted_ND = apply(np.array([each for _, each in texts], np.float32), transform, fit)
+        exported = SentenceTransformer(str(out), device="cpu", local_files_only=True)
+        found_ND = exported.encode([text for text, _ in texts], show_progress_bar=False)
+        np.testing.assert_allclose(found_ND, wanted_ND, atol=1e-5 * max(1, abs(wanted_ND).max()))
+        assert least_cosine(found_ND, wanted_ND) >= 1 - 1e-6
+
+    refused = cli(
+        "export", str(out), *model, "--layer", "1", "--transform", "z", "--overwrite", expect=2
+    )
+    assert "fitted on the texts of a run; give --ranking OUTPUT" in refused.stderr
 
     refused = cli("export", str(out), *model, "--layer", "99", "--overwrite", expect=2)
     assert f"0 (the embeddings) to {BLOCKS}" in refused.stderr

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from operators.model.subject import Transform
-from operators.probes.transform import FITTED, affine, apply, fit, require_enough
+from operators.probes.transform import FITTED, apply, fit, matrix, require_enough
 
 Vectors = npt.NDArray[np.float32]
 
@@ -69,13 +69,11 @@ def test_a_vector_is_transformed_by_itself(transform: Transform) -> None:
 
 
 @pytest.mark.parametrize("transform", FITTED)
-def test_what_is_fitted_is_a_matrix_and_a_shift(transform: Transform) -> None:
+def test_what_is_fitted_is_a_matrix_of_what_is_centred(transform: Transform) -> None:
     given_ND = vectors(40, 7)
     found = fit(given_ND, 2)
-    weight_DD, bias_D = affine(transform, found)
-    np.testing.assert_allclose(
-        given_ND @ weight_DD.T + bias_D, apply(given_ND, transform, found), atol=2e-4
-    )
+    made_ND = (given_ND - found.mean_D) @ matrix(transform, found).T
+    np.testing.assert_allclose(made_ND, apply(given_ND, transform, found), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
