@@ -291,7 +291,7 @@ def query(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer, with what is done to its vectors."""
-    from jobs.export import Asked, ranked_point  # noqa: PLC0415
+    from jobs.export import Asked, ranked_point, run_prompts  # noqa: PLC0415
     from jobs.export import export as exported  # noqa: PLC0415
     from jobs.subjects import local, subject  # noqa: PLC0415
     from operators.model.cut import CutPoint  # noqa: PLC0415
@@ -306,16 +306,18 @@ def export(arguments: argparse.Namespace) -> int:
     storage = _storage(arguments)
     each = local(subject(described), storage)
     asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
-    limit, evidence = arguments.max_tokens, None
+    limit, evidence, prompts = arguments.max_tokens, None, dict[str, str]()
     if arguments.ranking:
         root = Root(arguments.ranking, storage.options())
         point, evidence = ranked_point(root, each, asked, limit, arguments.group)
+        prompts = run_prompts(root, each, storage, arguments.group)
     elif asked.layer is None:
         raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
     else:
         how = asked.norm or "final", asked.pooling or "mean"
         point = CutPoint(asked.layer, *how, limit, asked.transform or "raw")
-    say(f"  {exported(each, point, arguments.out, evidence, overwrite=arguments.overwrite)}")
+    given = each, point, arguments.out, evidence
+    say(f"  {exported(*given, prompts=prompts, overwrite=arguments.overwrite)}")
     return DONE
 
 

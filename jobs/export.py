@@ -20,7 +20,12 @@ import torch
 import yaml
 
 from jobs.config.blocks import ConfigError
+from jobs.config.prompts import prefixes
+from jobs.config.run import RunConfig
+from jobs.config.settings import StorageConfig
+from jobs.config.stored import stored
 from jobs.probe.worker import fits_of
+from jobs.subjects import sides_of
 from jobs.words import known
 from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
@@ -103,9 +108,12 @@ def export(
     out: str | Path,
     evidence: Evidence | None = None,
     *,
+    prompts: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write the subject cut at `point` to the folder `out`, load it again and compare its vectors.
+
+    `prompts` are the words before a text by what it is, which sentence-transformers then knows.
 
     ConfigError for a point that the model does not have, a model that cannot be cut, and an `out`
     that exists (unless `overwrite`, and it is an exported model) or cannot be written.
@@ -127,7 +135,7 @@ def export(
         tokenizer = load_tokenizer(subject)
         point = replace(point, max_tokens=token_limit(tokenizer, shape, point.max_tokens))
         with _staged(folder) as staged:
-            cut = cut_model(model, tokenizer, point, staged)
+            cut = cut_model(model, tokenizer, point, staged, prompts)
             difference = _verify(subject, model, tokenizer, point, staged)
             counts = model.layer_parameters()
             parameters = counts[point.layer], counts[-1]
@@ -458,6 +466,21 @@ def ranked_point(
         if vectors.items() <= row.items()
     )
     return CutPoint(**vectors, max_tokens=max_tokens, **fit), next(evidence, None)
+
+
+def run_prompts(
+    root: Root, subject: Subject, storage: StorageConfig, group: str | None = None
+) -> dict[str, str]:
+    """Return the words that stood before queries and documents in the run of a ranking, if any."""
+    name = _ranking(root, subject, group).partition.keys["group"]
+    runs = (each["given"] for each in stored(root) if each["name"] == name)
+    found = [
+        side
+        for config in runs
+        for dataset in RunConfig.model_validate(config).datasets
+        for side in sides_of(subject, dataset, storage)
+    ]
+    return prefixes(found)
 
 
 def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:

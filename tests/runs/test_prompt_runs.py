@@ -16,9 +16,12 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from jobs.config.run import load
+from jobs.config.settings import StorageConfig
+from jobs.export import run_prompts
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH
 from jobs.plan.plan import plan
 from jobs.plan.words import told
+from operators.model.subject import Subject
 from operators.probes.relevance import retrieval
 from operators.prompts.seeding import prompt_id
 from operators.prompts.templates import Template
@@ -335,3 +338,9 @@ def test_a_chat_is_read_as_the_tokenizer_has_it(
     (model / "chat_template.jinja").write_text("you: {{ messages[0]['content'] }}")
     refused = fresh_cli(*stages[1], expect=2).stderr  # nothing is remembered of the tokenizer
     assert "words: 'user: the {text}, model:' there" in refused
+
+
+def test_an_exported_model_knows_the_words_that_every_such_side_agrees_on(done: Done) -> None:
+    subject = Subject(str(done.model), "local", "tiny")
+    # Queries are read in several templates.
+    assert run_prompts(done.root, subject, StorageConfig()) == {"document": "passage: "}
