@@ -141,7 +141,8 @@ class Pair:
             return Scorings(whole, whole)
         kinds = [TYPES[type(task)] for task in self.corpus.dataset.tasks]
         ladder = LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
-        found = rungs(self.layers, others, ladder) if others else []
+        tasks = sum(len(dataset.tasks) for dataset in self.config.datasets)
+        found = rungs(self.layers, others, ladder, tasks) if others else []
         last = found[-1].climbed + found[-1].joined if found else 0
         return Scorings(whole + sum(each.work for each in found), whole + last)
 

@@ -169,8 +169,8 @@ class Rungs:
             group = Group(row["layer"], row["norm"], row["pooling"])
             self.known[index, group, row["variant"]].append(row["value"])
 
-    def look(self, candidates: Sequence[Candidate], share: float) -> dict[Candidate, float]:
-        """Score candidates on a share of every task; NaN for one that has no score in one of them.
+    def look(self, candidates: Sequence[Candidate], share: float) -> dict[Candidate, list[float]]:
+        """Return the scores of candidates by task, on a share of each; NaN where there is none.
 
         A task that fails, or in which no candidate has a score, does not count.
         """
@@ -208,8 +208,7 @@ class Rungs:
         values = [value(*key) for key in keys]
         found_TC = np.array(values).reshape(len(self.targets), len(candidates))
         counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
-        mean_C = counted_TC.mean(axis=0) if len(counted_TC) else np.full(len(candidates), np.nan)
-        return dict(zip(candidates, mean_C.tolist(), strict=True))
+        return dict(zip(candidates, counted_TC.T.tolist(), strict=True))
 
     @property
     def ladder(self) -> Ladder:

@@ -122,7 +122,7 @@ class Scorer:
     def _rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         kind = TYPES[type(target.task)]
         assert kind.score, target.task
-        items = read_items(target.task, target.items.shards(self.root)).sort_by("row")
+        items = _items(self.root, target)
         check_items(target.task, items)
         vectors = self._read(target, unit, items)
         noisy = self._read(target, unit, items, target.noisy) if target.noisy else None
@@ -251,12 +251,24 @@ def transformed(vectors: LayerVectors, how: Transform, fit: transform.Fit | None
     return LayerVectors(vectors.prompt_ids, transform.apply(vectors.matrix_ND, how, fit))
 
 
-# The fits that this process read last, by what says which they are.
+# What this process read last, by what says which it is: the layers that a worker scores have it in
+# common, and many a search has small units.
 _READ: dict[tuple[str, str, str], dict[Group, transform.Fit]] = {}
+_ITEMS: dict[tuple[str, str, str], pa.Table] = {}
+
+
+def _items(root: Root, target: ScoreTarget) -> pa.Table:
+    """Return the items of a task in source order."""
+    key = root.uri, target.items.partition.path, target.items.content
+    if key not in _ITEMS:
+        found = read_items(target.task, target.items.shards(root)).sort_by("row")
+        _ITEMS.clear()
+        _ITEMS[key] = found
+    return _ITEMS[key]
 
 
 def fits_of(root: Root, fits: Manifest) -> dict[Group, transform.Fit]:
-    """Return what a table `transforms` holds; the layers that a worker scores have it in common."""
+    """Return what a table `transforms` holds."""
     key = root.uri, fits.partition.path, fits.content
     if key not in _READ:
         (shard,) = fits.shards(root)

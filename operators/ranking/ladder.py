@@ -30,32 +30,40 @@ class Candidate(NamedTuple):
 class Ladder:
     """The share of folds and items that each rung scores, and of its candidates that climb.
 
-    The first rung has about `coarse` layers, or a share of them. Neighbours join of all that climb,
-    or with `leads` of the best alone.
+    The first rung has about `coarse` layers, or layers `apart`; of a model of fewer than two such
+    distances the last and the start alone. Neighbours join of all that climb, or of as many `leads`
+    as that share of the layers.
     """
 
     shares: tuple[float, ...] = (0.3, 0.5, 1.0)
     climb: float = 0.25
-    coarse: float = 10
-    leads: bool = False
+    coarse: int = 10
+    apart: int | None = None
+    leads: float | None = None
 
     def step(self, layers: int) -> int:
         """Return the distance of the layers of the first rung."""
-        return math.ceil(layers / (self.coarse if self.coarse >= 1 else layers * self.coarse))
+        if self.apart is None:
+            return math.ceil(layers / self.coarse)
+        return self.apart if layers > 2 * self.apart else layers
 
-    def widened(self, kept: Sequence[Candidate], rung: int) -> Sequence[Candidate]:
-        """Return those whose neighbours join the next rung.
+    def widened(self, kept: int, rung: int, layers: int) -> int:
+        """Return of how many of those that are kept the neighbours join the next rung.
 
         To score a newcomer in full costs most: at last only those of the best are worth it.
         """
-        return kept[:1] if self.leads or rung + 1 == len(self.shares) else kept
+        if rung + 1 == len(self.shares):
+            return 1
+        return kept if self.leads is None else min(math.ceil(self.leads * layers), kept)
 
 
 LADDER = Ladder()
 # For tasks that are scored as a whole or not at all, so that every rung costs as much as the last.
-NARROW = Ladder(coarse=1 / 6, leads=True)
-# Scores candidates on a share of every task; NaN for one that has no score.
-Look = Callable[[Sequence[Candidate], float], Mapping[Candidate, float]]
+NARROW = Ladder(apart=5, leads=1 / 8)
+# With so many tasks at most, whoever is the best without one of them climbs.
+FEW_TASKS = 5
+Scores = Mapping[Candidate, Sequence[float]]  # by task; NaN for one that has no score there
+Look = Callable[[Sequence[Candidate], float], Scores]  # at a share of every task
 
 
 def climb(
@@ -66,7 +74,9 @@ def climb(
     `layers` are ascending, `vectors` how many there are of each. The first rung has every vectors
     of layers at even distances down from the last, and of `start`, the layer that is known to be
     good. The best candidate of the last layer always climbs: it tells what vectors are worth
-    without another layer. Of equal ones the lower layer counts, then the first vectors.
+    without another layer. So do, of few tasks, those that are the best without one of them: the
+    gain that is corrected for the choice asks who that is, and would be too high without them.
+    Of equal ones the lower layer counts, then the first vectors.
     """
     at = {layer: place for place, layer in enumerate(layers)}
     step = ladder.step(len(layers))
@@ -74,19 +84,20 @@ def climb(
     current = [Candidate(layers[p], v) for p in sorted(places) for v in range(vectors)]
     seen = {*current}
     for number, share in enumerate(ladder.shares, start=1):
-        ranked = _best_first(look(current, share))
+        scores = look(current, share)
+        ranked = _best_first(scores)
         if number == len(ladder.shares):
             return ranked
         kept = ranked[: math.ceil(ladder.climb * len(ranked))]
-        of_last = next(each for each in ranked if each.layer == layers[-1])
+        also = [next(each for each in ranked if each.layer == layers[-1]), *_without_one(scores)]
         step = max(step // 2, 1)
         near = [
             Candidate(layers[place], each.vectors)
-            for each in ladder.widened(kept, number)
+            for each in kept[: ladder.widened(len(kept), number, len(layers))]
             for place in (at[each.layer] - step, at[each.layer] + step)
             if 0 <= place < len(layers)
         ]
-        current = [*kept, *([] if of_last in kept else [of_last])]
+        current = [*dict.fromkeys([*kept, *also])]
         current += dict.fromkeys(each for each in near if each not in seen)
         seen |= {*current}
     raise ValueError("a ladder needs a rung")
@@ -109,28 +120,41 @@ class Rung(NamedTuple):
         return self.climbed * (self.share - self.before) + self.joined * self.share
 
 
-def rungs(layers: int, vectors: int, ladder: Ladder = LADDER) -> list[Rung]:
+def rungs(layers: int, vectors: int, ladder: Ladder = LADDER, tasks: int = 1) -> list[Rung]:
     """Return the rungs of a search of so many layers, each with so many vectors."""
+    also = 1 + (tasks if 1 < tasks <= FEW_TASKS else 0)
     joined = min(len(range(0, layers, ladder.step(layers))) + 1, layers) * vectors
     left, climbed, before, found = layers * vectors - joined, 0, 0.0, []
     for number, share in enumerate(ladder.shares, start=1):
         found.append(Rung(share, before, climbed, joined))
         count = climbed + joined
         kept = min(math.ceil(ladder.climb * count), count)
-        widened = len(ladder.widened([Candidate(0, 0)] * kept, number))
-        climbed, joined, before = min(kept + 1, count), min(2 * widened, left), share
+        near = min(2 * ladder.widened(kept, number, layers), left)
+        climbed, joined, before = min(kept + also, count), near, share
         left -= joined
     return found
 
 
-def best_of(scores: Mapping[Candidate, float]) -> Candidate:
-    """Return the candidate with the highest score, of equal ones the first."""
+def best_of(scores: Scores) -> Candidate:
+    """Return the candidate with the highest mean, of equal ones the first."""
     return _best_first(scores)[0]
 
 
-def _best_first(scores: Mapping[Candidate, float]) -> list[Candidate]:
+def _without_one(scores: Scores) -> list[Candidate]:
+    """Return the best candidate without each task; none of a lone task or of many."""
+    tasks = len(next(iter(scores.values())))
+    if not 1 < tasks <= FEW_TASKS:
+        return []
+    return [
+        best_of({each: [*of[:left], *of[left + 1 :]] for each, of in scores.items()})
+        for left in range(tasks)
+    ]
+
+
+def _best_first(scores: Scores) -> list[Candidate]:
     return sorted(scores, key=lambda each: (_below(scores[each]), *each))
 
 
-def _below(score: float) -> float:
-    return math.inf if math.isnan(score) else -score
+def _below(score_T: Sequence[float]) -> float:
+    mean = math.fsum(score_T) / len(score_T) if score_T else math.nan
+    return math.inf if math.isnan(mean) else -mean

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from jobs.cluster.console import say
+from tests.bench.coverage.candidates import Searches, candidates
 from tests.bench.coverage.grids import grids
 from tests.bench.coverage.simulate import Plan, halved, simulate
-from tests.bench.coverage.tables import Cells, every_table
+from tests.bench.coverage.tables import Cells, every_table, with_candidates
 from tests.support.published import PUBLISHED
 
 
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=4_000, help="of every grid and cell")
     parser.add_argument("--policy-draws", type=int, default=250, help="of these for every policy")
     parser.add_argument("--searches", type=int, default=40, help="of every grid")
+    parser.add_argument("--candidate-draws", type=int, default=200, help="of every grid and cell")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if not asked.published.exists():
@@ -36,7 +38,11 @@ def main() -> int:
         order = sorted(found, key=lambda grid: -len(grid.score_LM))
         cells: Cells = dict(zip(order, pool.map(partial(simulate, plan=plan), order), strict=True))
         searched = [*pool.map(search, late)]
-    for title, lines in every_table(cells, searched, plan).items():
+        of_vectors = partial(candidates, plan=Searches(asked.candidate_draws, seed=asked.seed))
+        several = dict(zip(late, pool.map(of_vectors, late), strict=True))
+    tables = every_table(cells, searched, plan)
+    tables["Several vectors of every layer, ten folds"] = with_candidates(several)
+    for title, lines in tables.items():
         for line in ("", title, "", *lines):
             say(line)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -199,6 +200,34 @@ def search(searched: Sequence[dict[str, float]]) -> Lines:
     row += [percent(float(np.mean(values["share"])), 0)]
     head = ["same layer", "worst grid", "corrected gain higher by", "most", "of the folds scored"]
     return markdown(head, [row])
+
+
+ROWS = {"all": "all scored", "ladder": "the ladder", "last layer": "of the last layer alone"}
+
+
+def with_candidates(
+    cells: Mapping[Grid, Mapping[tuple[str, Truth, int], dict[str, float]]],
+) -> Lines:
+    """What is said where layers have several vectors each, with real and with null gains."""
+
+    def over(which: str, truth: Truth, tasks: int, name: str) -> float:
+        places = [each[which, truth, tasks] for each in cells.values()]
+        return float(np.mean([of.get(name, math.nan) for of in places]))
+
+    truths: tuple[Truth, ...] = ("real", "null")
+    rows = []
+    for tasks in sorted({tasks for found in cells.values() for _, _, tasks in found}):
+        for which, said in ROWS.items():
+            row = [str(tasks), said]
+            for truth in truths:
+                of = partial(over, which, truth, tasks)
+                row += [percent(of(name)) for name in ("chosen", "here chosen")]
+                row += [points(of(name), signed=True) for name in ("naive", "corrected")]
+            rows.append([*row, percent(over(which, "null", tasks, "excludes 0"))])
+    head = ["tasks", "candidates"]
+    for truth in truths:
+        head += [f"{truth}: a new task", "these tasks", "as it stands", "corrected"]
+    return markdown([*head, "excludes 0"], rows, "rl" + "r" * 9)
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bench.coverage.candidates import Searches, candidates
 from tests.bench.coverage.grids import Grid, grids, without_holes
 from tests.bench.coverage.simulate import Found, Plan, halved, simulate
-from tests.bench.coverage.tables import every_table
+from tests.bench.coverage.tables import every_table, with_candidates
 from tests.operators.ranking.test_ranking_evidence import GOLDEN
 from tests.support.published import PUBLISHED, layer_scores
 
@@ -70,6 +71,19 @@ def test_a_search_takes_the_layer_of_the_full_sweep(pythia: Grid) -> None:
         {pythia: simulate(pythia, Plan(draws=20, policy_draws=20))}, [searched], PLAN
     )
     assert all(len(lines) > 2 for title, lines in tables.items() if "last layer" not in title)
+
+
+def test_the_ladder_of_candidates_loses_little_and_flatters_little(pythia: Grid) -> None:
+    found = candidates(pythia, Searches(draws=100, tasks=(1, 3)))
+    for truth in ("real", "null"):
+        every, ladder = (found[which, truth, 3] for which in ("all", "ladder"))
+        assert ladder["lost"] < 0.002
+        assert ladder["done"] < 0.25
+        assert 0 <= ladder["corrected"] - every["corrected"] < 0.008, truth
+        assert every["naive"] > ladder["corrected"] + 0.01
+        assert ladder["chosen"] > 0.85
+        assert found["ladder", truth, 1]["here chosen"] > 0.87
+    assert len(with_candidates({pythia: found})) == 2 + 2 * 3
 
 
 def test_holes_are_cut_away_but_never_the_last_layer() -> None:

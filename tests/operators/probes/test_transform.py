@@ -44,6 +44,19 @@ def test_vectors_on_two_directions_have_nothing_left_without_these() -> None:
     assert np.abs(apply(plane_ND, "abtt", fit(plane_ND, 1))).max() > 0.1
 
 
+@pytest.mark.parametrize("directions", [0, 1])
+def test_where_fewer_directions_vary_than_are_removed_the_fit_is_the_same_again(
+    directions: int,
+) -> None:
+    draws = np.random.default_rng(2)
+    line_ND = (
+        draws.normal(size=(40, directions)) @ draws.normal(size=(directions, 30)) + 3
+    ).astype(np.float32)
+    first, again = (fit(line_ND, 2) for _ in range(2))
+    np.testing.assert_array_equal(first.direction_KD, again.direction_KD)
+    assert np.abs(apply(line_ND, "abtt", first)).max() < 1e-5
+
+
 def test_a_feature_that_hardly_varies_becomes_0_and_is_not_blown_up() -> None:
     given_ND = vectors(50, 4)
     given_ND[:, 1] = 7
