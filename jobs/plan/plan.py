@@ -67,7 +67,7 @@ from operators.metrics.registry import Views, of_kind, token_variants
 from operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from operators.probes.transform import FITTED
 from operators.prompts.views import is_view, view_name
-from operators.ranking.ladder import LADDER, NARROW, rungs
+from operators.ranking.ladder import ladder_of, rungs
 from storage import schema
 from storage.partition import CLEAN, TableName
 from storage.root import Root
@@ -140,7 +140,8 @@ class Pair:
             whole += self.layers * others
             return Scorings(whole, whole)
         kinds = [TYPES[type(task)] for task in self.corpus.dataset.tasks]
-        ladder = LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
+        in_part = all(each.by_fold or each.by_share for each in kinds)
+        ladder = ladder_of(self.layers, in_part=in_part)
         tasks = sum(len(dataset.tasks) for dataset in self.config.datasets)
         found = rungs(self.layers, others, ladder, tasks) if others else []
         last = found[-1].climbed + found[-1].joined if found else 0

@@ -25,7 +25,7 @@ from jobs.words import counted
 from operators.model.subject import Subject, Transform, Vectors
 from operators.probes import transform
 from operators.prompts.seeding import sample_order
-from operators.ranking.ladder import LADDER, NARROW, Candidate, Ladder
+from operators.ranking.ladder import Candidate, Ladder, ladder_of
 from storage.layers import Group, by_prompts, groups, shard_vectors
 from storage.manifest import Manifest
 from storage.partition import CLEAN, Partition, whole_name
@@ -210,11 +210,10 @@ class Rungs:
         counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
         return dict(zip(candidates, counted_TC.T.tolist(), strict=True))
 
-    @property
-    def ladder(self) -> Ladder:
-        """The rungs of these tasks: narrow ones if a task can only be scored as a whole."""
+    def ladder(self, layers: int) -> Ladder:
+        """Return the ladder of these tasks and so many layers."""
         kinds = [TYPES[type(each.task)] for each in self.targets.values()]
-        return LADDER if all(each.by_fold or each.by_share for each in kinds) else NARROW
+        return ladder_of(layers, in_part=all(each.by_fold or each.by_share for each in kinds))
 
     def share(self, candidates: Iterable[Candidate]) -> float:
         """Return the share of the work on some candidates in full that was done."""

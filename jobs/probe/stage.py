@@ -305,7 +305,9 @@ def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
     if others:
         known = [int(each) for each in str(facts.get("survivors", "")).split(",") if each]
         of_layers = rungs.look([Candidate(layer, at) for layer in known or layers], 1.0)
-        full = climb(layers, len(others), best_of(of_layers).layer, rungs.look, rungs.ladder)
+        full = climb(
+            layers, len(others), best_of(of_layers).layer, rungs.look, rungs.ladder(len(layers))
+        )
         share = rungs.share(
             Candidate(layer, v) for layer in layers for v in (*range(len(others)), at)
         )

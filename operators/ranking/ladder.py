@@ -58,6 +58,8 @@ class Ladder:
 
 
 LADDER = Ladder()
+# Of a model with few layers the first rung has them all, and would cost more than the others.
+SHALLOW, FEW_LAYERS = Ladder(shares=(0.2, 0.5, 1.0)), 12
 # For tasks that are scored as a whole or not at all, so that every rung costs as much as the last.
 NARROW = Ladder(apart=5, leads=1 / 8)
 # With so many tasks at most, whoever is the best without one of them climbs.
@@ -101,6 +103,13 @@ def climb(
         current += dict.fromkeys(each for each in near if each not in seen)
         seen |= {*current}
     raise ValueError("a ladder needs a rung")
+
+
+def ladder_of(layers: int, *, in_part: bool) -> Ladder:
+    """Return the ladder of so many layers, of tasks that can be scored `in_part` or only whole."""
+    if not in_part:
+        return NARROW
+    return SHALLOW if layers <= FEW_LAYERS else LADDER
 
 
 class Rung(NamedTuple):

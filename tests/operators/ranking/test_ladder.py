@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.ladder import LADDER, NARROW, Candidate, Ladder, Look, Scores, climb, rungs
+from operators.ranking.ladder import (
+    LADDER,
+    NARROW,
+    SHALLOW,
+    Candidate,
+    Ladder,
+    Look,
+    Scores,
+    climb,
+    rungs,
+)
 
 
 def looking(
@@ -34,7 +44,7 @@ def peak(layer: int, vectors: int, width: float = 6.0) -> Callable[[Candidate], 
 
 
 @given(
-    st.sampled_from([LADDER, NARROW]),
+    st.sampled_from([LADDER, NARROW, SHALLOW]),
     st.integers(1, 90),
     st.integers(1, 9),
     st.integers(1, 7),
@@ -48,7 +58,7 @@ def test_no_rung_scores_more_than_was_planned(
     seen: list[tuple[float, list[Candidate]]] = []
     look = looking(lambda each: scores[each], seen)
     found = climb(range(layers), vectors, start, look, ladder)
-    assert [share for share, _ in seen] == [*LADDER.shares]
+    assert [share for share, _ in seen] == [*ladder.shares]
     before: set[Candidate] = set()
     for (_, asked), planned in zip(seen, rungs(layers, vectors, ladder, tasks), strict=True):
         assert len({*asked}) == len(asked)
