@@ -1,10 +1,9 @@
 """Candidates: what the default search loses against a full one, and the CPU time of both.
 
-`python -m tests.bench.advice.candidates`: the tables of the guide, half an hour on two cores
-of which SmolLM2 is most.  Titles,
-intents, emotions and pairs beside the checkout, each alone and all together, at most 64 tokens,
-through the stages of a run in this process; for their cost also a small task of every other type.
-`--root FOLDER` keeps the vectors from run to run.
+`python -m tests.bench.advice.candidates`: the tables of the guide, half an hour on two cores, most
+of it SmolLM2. Titles, intents, emotions and pairs beside the checkout, each alone and all together,
+at most 64 tokens, through the stages of a run in this process; for their cost also a small task of
+every other type. `--root FOLDER` keeps the vectors from run to run.
 
 Every set is probed with raw vectors of the layers alone, with raw ones and those of unit length (no
 candidates), with the default search, and with a full search, in turns; CPU seconds are the least of
