@@ -291,33 +291,50 @@ def query(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer, with what is done to its vectors."""
-    from jobs.export import Asked, ranked_point, run_prompts  # noqa: PLC0415
+    from jobs.export import (  # noqa: PLC0415
+        Asked,
+        ranked_point,
+        ranked_subject,
+        run_of,
+        run_prompts,
+    )
     from jobs.export import export as exported  # noqa: PLC0415
     from jobs.subjects import local, subject  # noqa: PLC0415
     from operators.model.cut import CutPoint  # noqa: PLC0415
 
-    described = SubjectConfig(
-        model=arguments.subject,
-        revision=arguments.revision or "",
-        name=arguments.name or "",
-        adapter=arguments.adapter or "",
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    storage = _storage(arguments)
-    each = local(subject(described), storage)
-    asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
-    limit, evidence, prompts = arguments.max_tokens, None, dict[str, str]()
+    storage, root = _storage(arguments), None
+    given = {
+        "revision": arguments.revision or "",
+        "name": arguments.name or "",
+        "adapter": arguments.adapter or "",
+        "trust_remote_code": arguments.trust_remote_code,
+    }
     if arguments.ranking:
         root = Root(arguments.ranking, storage.options())
+    if arguments.subject:
+        described = SubjectConfig(model=arguments.subject, **given)
+    elif root:
+        described = ranked_subject(root, arguments.group, given)
+    else:
+        raise ConfigError("give --subject MODEL, or --ranking OUTPUT for the model that it is of")
+    each = local(subject(described), storage)
+    asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
+    evidence, prompts = None, dict[str, str]()
+    if root:
+        config = run_of(root, each, arguments.group)
+        limit = arguments.max_tokens or (config.extract.max_tokens if config else 512)
         point, evidence = ranked_point(root, each, asked, limit, arguments.group)
-        prompts = run_prompts(root, each, storage, arguments.group)
+        prompts = run_prompts(config, each, storage)
     elif asked.layer is None:
         raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
     else:
         how = asked.norm or "final", asked.pooling or "mean"
+        limit = arguments.max_tokens or 512
         point = CutPoint(asked.layer, *how, limit, asked.transform or "raw")
-    given = each, point, arguments.out, evidence
-    say(f"  {exported(*given, prompts=prompts, overwrite=arguments.overwrite)}")
+    whole = each, point, arguments.out, evidence
+    say(f"  {exported(*whole, prompts=prompts, overwrite=arguments.overwrite)}")
+    if evidence and evidence.row.get("verdict") == "not_enough_evidence":
+        say("  a guess: the ranking has not enough evidence for this layer")
     return DONE
 
 
@@ -436,9 +453,9 @@ def _parser() -> argparse.ArgumentParser:
     add("out", metavar="OUT", help="folder to write")
     add(
         "--subject",
-        required=True,
         metavar="MODEL",
-        help="hub id, folder, or package:IMPORT_NAME/FOLDER, or a GGUF file in one of these",
+        help="hub id, folder, or package:IMPORT_NAME/FOLDER, or a GGUF file in one of these "
+        "(default: the model of --ranking)",
     )
     add("--adapter", help="a LoRA adapter of the model, merged into it")
     add("--revision", help="of the model (default: main, of a folder local)")
@@ -451,7 +468,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=get_args(Transform),
         help="default: as ranked; raw; z and abtt are as --ranking OUTPUT has fitted them",
     )
-    add("--max-tokens", type=int, default=512, help="of a text (default: 512)")
+    add("--max-tokens", type=int, help="of a text (default: as in the run of --ranking; 512)")
     add("--ranking", metavar="OUTPUT", help="a run's output, cited as evidence")
     add("--group", help="the run in that output, where it holds several")
     add("--overwrite", action="store_true", help="replace an exported model")

@@ -22,11 +22,11 @@ import yaml
 from jobs.config.blocks import ConfigError
 from jobs.config.prompts import prefixes
 from jobs.config.run import RunConfig
-from jobs.config.settings import StorageConfig
+from jobs.config.settings import StorageConfig, SubjectConfig
 from jobs.config.stored import stored
 from jobs.probe.worker import fits_of
 from jobs.subjects import sides_of
-from jobs.words import known
+from jobs.words import counted, known
 from operators.model.backend import load_backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode, token_budget_batches
@@ -405,7 +405,7 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
         return f"{value} ({'; '.join(said)})." if said else f"{value}."
 
     score = cited(f"{row['score']:.4f}", interval("score", "these tasks"))
-    lines = [f"- Mean score over {evidence.tasks} tasks: {score}"]
+    lines = [f"- Mean score over {counted(evidence.tasks, 'task')}: {score}"]
     if not math.isnan(row["gain"]):
         said = [*interval("here", "these tasks"), *interval("gain", "a new task")]
         gain = row["gain"]
@@ -468,19 +468,47 @@ def ranked_point(
     return CutPoint(**vectors, max_tokens=max_tokens, **fit), next(evidence, None)
 
 
-def run_prompts(
-    root: Root, subject: Subject, storage: StorageConfig, group: str | None = None
-) -> dict[str, str]:
-    """Return the words that stood before queries and documents in the run of a ranking, if any."""
+def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> SubjectConfig:
+    """Return the model that an output ranks, as its config described it; `given` goes before that.
+
+    ConfigError if it ranks several, unless `given` names one, or does not know where it was.
+    """
+    asked = {key: value for key, value in given.items() if value}
+    named = {"model": asked.get("name"), "revision": asked.get("revision")}
+    found = [
+        where.keys
+        for where in partitions(root, "ranking")
+        if all(value in (None, where.keys[key]) for key, value in named.items())
+        and group in (None, where.keys["group"])
+    ]
+    models = {(keys["model"], keys["revision"]) for keys in found}
+    if len(models) != 1:
+        shown = ", ".join(sorted(f"{name} at {revision}" for name, revision in models)) or "none"
+        raise ConfigError(f"{root.uri} ranks {shown}: give --name and --revision of one")
+    name, revision = models.pop()
+    for run in (each for each in stored(root) if each["name"] in {key["group"] for key in found}):
+        for of in run["given"]["subjects"]:
+            one = {**of, "name": name, "revision": revision, **asked}
+            one.pop("revisions", None)
+            described = SubjectConfig.model_validate(one)
+            if of.get("name", "") in ("", name) and "***" not in described.model:
+                return described
+    raise ConfigError(f"{root.uri} does not say where {name} at {revision} lies: give --subject")
+
+
+def run_of(root: Root, subject: Subject, group: str | None = None) -> RunConfig | None:
+    """Return the config of the run of a subject's ranking; None if the output does not have it."""
     name = _ranking(root, subject, group).partition.keys["group"]
     runs = (each["given"] for each in stored(root) if each["name"] == name)
-    found = [
-        side
-        for config in runs
-        for dataset in RunConfig.model_validate(config).datasets
-        for side in sides_of(subject, dataset, storage)
-    ]
-    return prefixes(found)
+    return next(map(RunConfig.model_validate, runs), None)
+
+
+def run_prompts(
+    config: RunConfig | None, subject: Subject, storage: StorageConfig
+) -> dict[str, str]:
+    """Return the words that stood before queries and documents in a run, if any."""
+    datasets = config.datasets if config else ()
+    return prefixes([side for each in datasets for side in sides_of(subject, each, storage)])
 
 
 def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:

@@ -77,14 +77,18 @@ class RunConfig(Block):
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         require_distinct([dataset.name for dataset in self.datasets], "dataset name ")
+        made_by = ["probe.variants", *(["candidates.transforms"] if self.candidates else [])]
+        also = self.candidates.transforms if self.candidates else ()
+        transforms = tuple(dict.fromkeys([*self.probe.variants, *also]))
         for key, made, by in (
             ("norm", self.extract.norms, "extract.norms"),
             ("pooling", self.extract.poolings, "extract.poolings"),
-            ("variant", self.probe.variants, "probe.variants"),
+            ("variant", transforms, " and ".join(made_by)),
         ):
             ranked = getattr(self.rank, key)
             if ranked not in made:
-                raise ValueError(f"rank.{key} is {ranked}, but {by} has only {', '.join(made)}")
+                has = "have" if " and " in by else "has"
+                raise ValueError(f"rank.{key} is {ranked}, but {by} {has} only {', '.join(made)}")
         texts = self.candidates.texts if self.candidates else None
         if texts not in (None, *(dataset.name for dataset in self.datasets)):
             known = ", ".join(dataset.name for dataset in self.datasets)

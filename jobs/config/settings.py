@@ -193,8 +193,10 @@ class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
     seed: int = 42
-    variants: Annotated[tuple[Transform, ...], Distinct] = Field(
-        ("raw", "l2"), min_length=1, description="vectors as stored, and each of unit length"
+    variants: Annotated[tuple[Literal["raw", "l2"], ...], Distinct] = Field(
+        ("raw", "l2"),
+        min_length=1,
+        description="of vectors that are no candidates: as stored, and each of unit length",
     )
     replicates: Annotated[int, Field(ge=0)] = Field(
         200, description="bootstrap resamples of the items of a task that has no folds"

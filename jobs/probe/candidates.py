@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jobs.cluster.console import say
+from jobs.config.blocks import ConfigError
 from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
 from jobs.config.datasets import DatasetConfig
 from jobs.config.prompts import ASKED, asked_fact
@@ -95,6 +96,10 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
     sources = {name: each for name, each in sources.items() if taken[name]}
     count = sum(taken.values())
     if count < asked.directions + 2:
+        if config.rank.variant in transform.FITTED:
+            raise ConfigError(
+                f"rank.variant is {config.rank.variant}, fitted on {count} texts: give more"
+            )
         say(f"  {subject}: no transform is fitted, on {counted(count, 'text')}")
         return None
     where = partition("transforms", subject, config)

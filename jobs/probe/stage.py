@@ -129,16 +129,17 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
             made_of = partial(ScoreTarget, subject, task, items, clean)
             of_task = partial(made_of, modules=modules, prompted=prompted)
             found.append(of_task(where, settings | asked, fits=fits[subject]))
+            of_curves = fits[subject] if config.rank.variant in FITTED else None
             if examples := learning_examples(config, task):
                 where = partition("learning_curves", subject, dataset, task)
                 own = {**settings, **ranked, "examples": list(examples)}
-                found.append(of_task(where, own, examples=examples))
+                found.append(of_task(where, own, examples=examples, fits=of_curves))
             for condition in noise_conditions(config, [task]):
                 tested = partition("embeddings", subject, dataset, condition.name)
                 noisy = run.manifests.require(tested)
                 where = partition("probe_scores", subject, dataset, condition.name, task)
                 own = {**settings, **ranked, "noisy": noisy.content}
-                found.append(of_task(where, own, noisy=noisy))
+                found.append(of_task(where, own, noisy=noisy, fits=of_curves))
     return found
 
 

@@ -264,7 +264,8 @@ class Ranking:
         of_last = [each for each in self.weighed if each.layer == self.last]
         how = sentences.different(of_last[alone.row].vectors, self.vectors)
         gain = plain.evidence.row(choice.layer).gain
-        return sentences.without_depth(choice, alone, how, gain)
+        saved = self.verdict.saved if self.verdict.layer == choice.layer else 0.0
+        return sentences.without_depth(choice, alone, how, gain, saved)
 
     @property
     def advice(self) -> str:

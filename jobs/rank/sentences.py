@@ -45,7 +45,7 @@ _POOLED = {
     "weighted_mean": "pooled by the weighted mean",
 }
 _NORMED = {"none": "without the final norm", "final": "with the final norm"}
-_TRANSFORMED = {
+TRANSFORMED = {
     "raw": "as they are",
     "l2": "scaled to unit length",
     "z": "standardised",
@@ -55,7 +55,7 @@ _TRANSFORMED = {
 
 def different(vectors: Vectors, plain: Vectors) -> str:
     """Return in words what vectors are beside those that are ranked in every layer."""
-    words = zip((_NORMED, _POOLED, _TRANSFORMED), vectors, plain, strict=True)
+    words = zip((_NORMED, _POOLED, TRANSFORMED), vectors, plain, strict=True)
     return listed([of[mine] for of, mine, theirs in words if mine != theirs])
 
 
@@ -199,18 +199,20 @@ def gain(evidence: Evidence, choice: Choice) -> str:
     return f"{gained} ({'; '.join(parts)})" if parts else gained
 
 
-def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float) -> str:
+def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float, saved: float) -> str:
     """Say what vectors of the last layer `alone` gain, and those of the choice's layer as ranked.
 
     So that nobody takes what was done to the vectors for the layer's doing. `how` says what is done
-    to those of the last layer, nothing if they stay as they are.
+    to those of the last layer, nothing if they stay as they are; `saved` what the choice saves.
     """
     if choice.layer == alone.layer:
         rest = ""
     elif known(choice.gain) and known(alone.gain):
-        rest = f"; another layer adds {signed(choice.gain - alone.gain)} to that"
+        rest = f"; layer {choice.layer} adds {signed(choice.gain - alone.gain)} to that"
     else:
-        rest = f"; another layer adds {signed(choice.naive - alone.naive)} to that"
+        rest = f"; layer {choice.layer} adds {signed(choice.naive - alone.naive)} to that"
+    if rest and saved:
+        rest += f", and saves {share(saved)} of the compute"
     if not how:
         said = f"On the last layer alone nothing that is done to the vectors scores more{rest}."
     else:
@@ -219,7 +221,7 @@ def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float) ->
             gained, after = alone.gain, AFTER[alone.left_out]
         said = f"On the last layer alone vectors {how} gain {signed(gained)} points, {after}{rest}."
     if choice.layer != alone.layer and known(plain_gain):
-        said += f" Layer {choice.layer} with its vectors as they are gains {signed(plain_gain)}."
+        said += f" Layer {choice.layer} without any of this gains {signed(plain_gain)}."
     return said
 
 
@@ -279,7 +281,7 @@ def advice(evidence: Evidence, verdict: Verdict) -> str:
             cut = "Take the whole model with these vectors"
         if verdict.layer == 0:
             cut = "Take the input embeddings, for which no block has to run"
-        return f"{cut}; “layerrank export” writes that model."
+        return f"{cut}; “layerrank export FOLDER --ranking OUTPUT” writes that."
     if verdict.reason == "no_labels":
         return f"Give it labels, even a few (a folder or a column of them, or a task), {again}."
     if verdict.reason == "no_score":

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jobs.rank.ranking import Ranking, Row
+from jobs.rank.sentences import TRANSFORMED
 from jobs.report.charts import Line, Mark, in_points
 from jobs.run import Run
 from jobs.words import NOTHING, counted, known, span
@@ -43,8 +44,8 @@ class Facts:
     @property
     def vectors(self) -> str:
         """The vectors that were ranked in words."""
-        norm, pooling, variant = self.ranking.vectors
-        scaled = ", scaled to unit length" if variant == "l2" else ""
+        norm, pooling, transform = self.ranking.vectors
+        scaled = f", {TRANSFORMED[transform]}" if transform != "raw" else ""
         return f"{vectors_of(norm, pooling)}{scaled}" if self.run else "scores from elsewhere"
 
     @property

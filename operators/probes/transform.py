@@ -114,6 +114,7 @@ def apply(vectors_ND: Vectors, transform: Transform, found: Fit | None = None) -
         if transform == "z":
             wide_ND /= found.deviation_D
         else:
+            assert transform == "abtt", transform
             wide_ND -= (wide_ND @ found.direction_KD.T) @ found.direction_KD
         made_ND[start : start + _BLOCK] = wide_ND
     return made_ND
@@ -123,5 +124,6 @@ def matrix(transform: Transform, found: Fit) -> Array:
     """Return what `z` or `abtt` multiplies centred vectors by, [D, D]: ``y = W (x - mean)``."""
     if transform == "z":
         return np.diag(1 / found.deviation_D)
+    assert transform == "abtt", transform
     weight_DD: Array = np.eye(len(found.mean_D)) - found.direction_KD.T @ found.direction_KD
     return weight_DD

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from jobs.config.run import load
 from jobs.config.settings import StorageConfig
-from jobs.export import run_prompts
+from jobs.export import run_of, run_prompts
 from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH
 from jobs.plan.plan import plan
 from jobs.plan.words import told
@@ -343,4 +343,5 @@ def test_a_chat_is_read_as_the_tokenizer_has_it(
 def test_an_exported_model_knows_the_words_that_every_such_side_agrees_on(done: Done) -> None:
     subject = Subject(str(done.model), "local", "tiny")
     # Queries are read in several templates.
-    assert run_prompts(done.root, subject, StorageConfig()) == {"document": "passage: "}
+    config = run_of(done.root, subject)
+    assert run_prompts(config, subject, StorageConfig()) == {"document": "passage: "}

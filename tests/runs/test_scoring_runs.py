@@ -196,6 +196,15 @@ def test_the_recommended_layer_is_exported_with_its_evidence(
         np.testing.assert_allclose(found_ND, wanted_ND, atol=1e-5 * max(1, abs(wanted_ND).max()))
         assert least_cosine(found_ND, wanted_ND) >= 1 - 1e-6
 
+    # The output knows its model, and where its run cut texts.
+    told = cli("export", str(out), "--ranking", root.uri, "--overwrite").stdout
+    assert f"layer {group[0]} of {BLOCKS}" in told
+    assert "cut to 64 tokens" in (out / "README.md").read_text()
+    refused = cli("export", str(out), "--ranking", root.uri, "--name", "nobody", expect=2)
+    assert "ranks none" in refused.stderr
+    refused = cli("export", str(out), "--layer", "1", expect=2)
+    assert "give --subject MODEL, or --ranking OUTPUT" in refused.stderr
+
     refused = cli(
         "export", str(out), *model, "--layer", "1", "--transform", "z", "--overwrite", expect=2
     )

@@ -68,6 +68,8 @@ def _won(facts: Facts) -> list[tuple[str, str]]:
     if choice is None:
         return [(NOTHING, "points: there is no score to compare")]
     over = f"over the last layer, {ranking.last}"
+    if choice.layer == ranking.last:
+        over = "over that layer as it is"
     if ranking.verdict.kind == "keep_last":
         return _kept(facts, choice)
     if choice.layer != ranking.verdict.layer:
@@ -118,7 +120,7 @@ def _chart(facts: Facts) -> Chart:
     ends = f", with its {facts.interval} on these tasks" if facts.band("score")[0] else ""
     score = f"Score, mean of the tasks{ends}."
     if better:
-        score += " Dots: the layer's best vectors, where they are others."
+        score += " Dots: other vectors of a layer that are better."
     if ranking.has_holes:
         score += " With the tasks that a layer lacks taken into account."
     if not ranking.scored:
@@ -188,7 +190,10 @@ def _comparison(facts: Facts) -> str:
         return f"{said}."
     last = next((row for row in best_first if row["layer"] == ranking.last), best)
     other, called = (best_first[1], "the next") if last is best else (last, "the last")
-    return f"{said}; {called}, layer {other['layer']}, {points(other['aligned'])}."
+    said += f"; {called}, layer {other['layer']}, {points(other['aligned'])}"
+    asked = ranking.evidence.baseline.score
+    as_ranked = other is last and ranking.plain and other["score"] != asked
+    return f"{said} (as ranked {points(asked)})." if as_ranked else f"{said}."
 
 
 def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> str:
@@ -205,7 +210,7 @@ def _stability(facts: Facts, noise: list[Curves], found: dict[int, float]) -> st
         best.setdefault(choose(values, key=values.__getitem__), []).append(title(name))
     if best:
         parts = [f"layer {layer} by {listed(names)}" for layer, names in sorted(best.items())]
-        said.append(f"Most stable is {listed(parts)}, which describe and do not decide.")
+        said.append(f"Most stable is {listed(parts)}, metrics that describe and do not decide.")
     return " ".join(said) or "Nothing was measured that tells: no typos (curves.noise), no metrics."
 
 
@@ -216,7 +221,8 @@ def _price(facts: Facts, chosen: list[Row]) -> str:
     parts += [f"layer {row['layer']} {share(row['cost'])}" for row in rest]
     end = "the scores do not decide between them"
     if verdict.kind == "use_layer":
-        end = f"layer {verdict.layer} is the choice, and saves {share(verdict.saved)}"
+        saves = f", and saves {share(verdict.saved)}" if verdict.saved else ""
+        end = f"layer {verdict.layer} is the choice{saves}"
     elif verdict.kind == "keep_last":
         end = "the last layer is the choice, and saves nothing"
     return f"{listed(parts).capitalize()}; {end}."
@@ -233,7 +239,7 @@ def _measured(facts: Facts) -> list[str]:
 def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) -> Table:
     ranking, measured = facts.ranking, _measured(facts)
     timed = has_latency(ranking)
-    head: list[Cell] = ["Candidate", ("Score", "points")]
+    head: list[Cell] = ["Layer", ("Score", "points")]
     head += [("Tasks", "with a score")] if ranking.has_holes else []
     head += [("With typos", "points")] if found else []
     head += [(title(name, facts.views), STABILITY[name]) for name in measured]
@@ -259,7 +265,7 @@ def _candidates_table(facts: Facts, chosen: list[Row], found: dict[int, float]) 
         note += " Grey: from too few prompts."
     marked = best if ranking.is_certain else set()
     grey = {(row, column) for row in range(len(rows)) for column in pale}
-    return Table("Candidates", head, rows, marked=marked, grey=grey, note=note)
+    return Table("Layers to choose between", head, rows, marked=marked, grey=grey, note=note)
 
 
 def _from_few(facts: Facts) -> set[str]:

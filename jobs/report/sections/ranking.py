@@ -242,7 +242,7 @@ def _gains(facts: Facts) -> Chart:
     lines = facts.by_layer(of, "gain", "gain")
     rules = [Mark(mark.x, strong=mark.strong) for mark in facts.marks]
     beats = f", with its {facts.interval} {where}: a layer beats the last where it lies above 0"
-    grey = " Dots: the layer's best vectors, where they are others." if len(lines) > 1 else ""
+    grey = " Dots: other vectors of a layer that are better." if len(lines) > 1 else ""
     return Chart(
         f"Gain of every layer of {ranking.subject.name} over the last",
         Lines(lines, y="gain, points", marks=rules, zero=True),

@@ -139,6 +139,9 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
+        ("{rank: {variant: z}, candidates: null}", "z, but probe.variants has only raw, l2$"),
+        ("probe: {variants: [z]}", r"probe\.variants\.0: "),
+        ("candidates: {transforms: [zz]}", r"candidates\.transforms\.0: "),
         # Unknown keys are named with the known ones.
         (
             "extrct: {}",
@@ -184,7 +187,10 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # What is ranked is extracted and scored, and what a condition needs is kept.
         ("extract: {norms: [none]}", "rank.norm is final, but extract.norms has only none$"),
         ("extract: {poolings: [last, first]}", "is mean, but .*poolings has only last, first$"),
-        ("{rank: {variant: l2}, probe: {variants: [raw]}}", "l2, but .*variants has only raw$"),
+        (
+            "{rank: {variant: l2}, probe: {variants: [raw]}, candidates: null}",
+            "l2, but .*variants has only raw$",
+        ),
         ("{conditions: {length: [8, 9]}, extract: {max_tokens: 8}}", "is 9.*max_tokens allows 8"),
         ("{conditions: {random: [1]}, measure: {token_metrics: stored}}", "is stored.*fused, both"),
     ],
