@@ -13,6 +13,7 @@ import pyarrow as pa
 from jobs.cluster.cluster import Cluster
 from jobs.cluster.console import say
 from jobs.config.blocks import ConfigError
+from jobs.config.candidates import other_vectors
 from jobs.config.datasets import DatasetConfig, Task
 from jobs.config.prompts import Prompted, Side, by_template
 from jobs.config.run import RunConfig
@@ -73,6 +74,7 @@ TABLES: dict[TableName, Table] = {
     "learning_curves": Table(
         "probe", "when a task is scored at every number of examples", "scores.parquet"
     ),
+    "candidate_scores": Table("probe", "when the tasks of a run are searched", "scores.parquet"),
     "choices": Table("rank", "before the ranking", "choices.parquet"),
     "correlations": Table("rank", "before the ranking", "correlations.parquet"),
     "candidates": Table("rank", "before the ranking", "candidates.parquet"),
@@ -191,6 +193,13 @@ class Run:
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; [] if it is not there."""
         return self.rows(where) if self.manifests.load(where) else []
+
+    def scores_of(self, each: Subject, dataset: DatasetConfig, task: Task) -> list[Partition]:
+        """Return where the scores of a task lie: of every layer, and of the run's candidates."""
+        found = [partition("probe_scores", each, dataset, task)]
+        if other_vectors(self.config):
+            found.append(partition("candidate_scores", each, dataset, task, self.config))
+        return found
 
     def ranked_rows(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of scores of the vectors that are ranked."""

@@ -250,6 +250,8 @@ PROBE_SCORES = _table(
     ),
 )
 
+CANDIDATE_SCORES = _table("candidate_scores", *PROBE_SCORES)
+
 LEARNING_CURVES = _table(
     "learning_curves",
     _column("examples", pa.int32(), "training items per label, or per tenth of the values"),

@@ -31,6 +31,7 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
     "modes": schema.MODES,
     "probe_scores": schema.PROBE_SCORES,
     "learning_curves": schema.LEARNING_CURVES,
+    "candidate_scores": schema.CANDIDATE_SCORES,
     "layer_costs": schema.LAYER_COSTS,
     "transforms": schema.TRANSFORMS,
     "choices": schema.CHOICES,

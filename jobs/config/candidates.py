@@ -28,6 +28,20 @@ def candidate_vectors(config: RunConfig) -> list[Vectors]:
     return [*(each for each in itertools.starmap(Vectors, found) if each != plain), plain]
 
 
+def other_vectors(config: RunConfig) -> list[Vectors]:
+    """Return the candidates that are no scores of a task in themselves, in every layer."""
+    extract, variants = config.extract, config.probe.variants
+    return [
+        each
+        for each in candidate_vectors(config)[:-1]
+        if not (
+            each.norm in extract.norms
+            and each.pooling in extract.poolings
+            and each.transform in variants
+        )
+    ]
+
+
 def _candidate_states(config: RunConfig) -> tuple[tuple[Norm, ...], tuple[Pooling, ...]]:
     """Return the norms and the poolings of candidates, by default those that go with the ranked."""
     asked, rank = config.candidates, config.rank

@@ -215,6 +215,14 @@ class Rungs:
         counted_TC = found_TC[~np.isnan(found_TC).all(axis=1)]
         return dict(zip(candidates, counted_TC.T.tolist(), strict=True))
 
+    def has_reached(self, index: int, row: Row) -> bool:
+        """Whether a fold of a candidate is of what the rungs scored."""
+        how = row["norm"], row["pooling"], row["variant"]
+        number = next((v for v, each in enumerate(self.vectors) if each == how), -1)
+        share = self.reached.get(Candidate(row["layer"], number), 0.0)
+        whole = self.targets[index].cells == 1 or np.isnan(row["value"])
+        return bool(share == 1 or (share and (whole or row["fold"] < self._folds(index, share))))
+
     def ladder(self, layers: int) -> Ladder:
         """Return the ladder of these tasks and so many layers."""
         kinds = [TYPES[type(each.task)] for each in self.targets.values()]

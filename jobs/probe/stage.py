@@ -9,23 +9,24 @@ incomplete.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 
 from jobs.cluster.console import Progress, say
-from jobs.config.candidates import candidate_vectors, ranked_vectors
+from jobs.config.candidates import other_vectors, ranked_vectors
 from jobs.config.datasets import PROMPTS, MtebSource
 from jobs.config.run import RunConfig, learning_examples, noise_conditions
 from jobs.probe.candidates import Rungs, Score, fitted
 from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from jobs.run import Run, partition
-from operators.model.subject import Subject, Transform, Vectors
+from operators.model.subject import Subject, Transform
 from operators.probes.transform import FITTED
-from operators.ranking.ladder import Candidate, best_of, climb
+from operators.ranking.ladder import Candidate, climb
 from operators.ranking.search import Rule, State, replay
 from storage.layers import Group, groups
 from storage.manifest import Manifest
@@ -42,16 +43,34 @@ class TasksFailedError(RuntimeError):
 
 
 def probe(run: Run) -> None:
-    """Score every task of every subject that is not scored yet."""
+    """Score every task of every subject that is not scored yet, then their candidates."""
     fits = _fits(run, now=True)
     targets = score_targets(run, fits)
-    missing = _missing(run, targets, overwrite=run.overwrite)
-    probing = run.config.probe
-    plain = ranked_vectors(run.config)
+    failed = _scored(run, targets, _missing(run, targets, overwrite=run.overwrite))
+    whole = [each for each in run.subjects if not any(of == each for of, _ in failed)]
+    candidates = candidate_targets(run, fits, whole)
+    absent = _missing(run, candidates, overwrite=run.overwrite)
+    failed |= _scored(run, candidates, absent)
+    if not targets:
+        say("  no labelled task in the config")
+    if failed:
+        reasons = "; ".join(f"{_named(run, where)}: {why}" for (_, where), why in failed.items())
+        raise TasksFailedError(
+            f"{len(failed)} of {len(targets) + len(candidates)} scorings failed ({reasons}); the "
+            "others are stored, and the same command goes on with these"
+        )
+
+
+def _scored(
+    run: Run, targets: Sequence[ScoreTarget], missing: Sequence[ScoreTarget]
+) -> dict[tuple[Subject, Partition], str]:
+    """Score what is missing of some targets, and say what is there; return why which failed."""
+    probing, plain = run.config.probe, ranked_vectors(run.config)
     scores = _Scores(run, Scorer(run.root, missing, plain, probing.seed, probing.replicates))
     searches = _searches(run, missing)
     for together in searches:
-        _search(scores, together)
+        search_of = _climb if together[min(together)].of_candidates else _search
+        search_of(scores, together)
     searched = {index for together in searches for index in together}
     units = [
         ScoreUnit(index, group, 0, target.task.repeats, transforms)
@@ -64,27 +83,24 @@ def probe(run: Run) -> None:
         left[unit.target] -= 1
         if not left[unit.target]:
             scores.publish(unit.target)
-    failed = {missing[index].partition: why for index, why in scores.failed.items()}
+    failed = {
+        (missing[index].subject, missing[index].partition): why
+        for index, why in scores.failed.items()
+    }
     for target in targets:
-        if target.partition not in failed:
+        if (target.subject, target.partition) not in failed:
             manifest = run.manifests.require(target.partition)
             reason = manifest.receipts[0].facts.get("undefined")
             outcome = f"undefined: {reason}" if reason else f"{manifest.rows} scores"
             say(f"  {_named(run, target.partition)} ({target.task.type}): {outcome}")
-    if not targets:
-        say("  no labelled task in the config")
-    if failed:
-        reasons = "; ".join(f"{_named(run, where)}: {why}" for where, why in failed.items())
-        raise TasksFailedError(
-            f"{len(failed)} of {len(targets)} scorings failed ({reasons}); the others are stored, "
-            "and the same command goes on with these"
-        )
+    return failed
 
 
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
     fits = _fits(run, now=False)
-    for target in _missing(run, score_targets(run, fits), overwrite=False):
+    targets = [*score_targets(run, fits), *candidate_targets(run, fits, run.subjects)]
+    for target in _missing(run, targets, overwrite=False):
         raise FileNotFoundError(
             f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
         )
@@ -103,8 +119,6 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
     ranked = {"variants": [config.rank.variant], **vectors}
     searched = {"searched": ranked} if config.rank.search == "halving" else {}
     asked = {"variants": list(config.probe.variants), "search": config.rank.search, **searched}
-    if config.candidates:
-        asked |= {"candidates": config.candidates.settings(exclude={"sample", "texts"})}
     for subject, dataset in run.pairs():
         modules = dataset.source.modules if isinstance(dataset.source, MtebSource) else ()
         for task in dataset.tasks:
@@ -128,18 +142,39 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
             where = partition("probe_scores", subject, dataset, task)
             made_of = partial(ScoreTarget, subject, task, items, clean)
             of_task = partial(made_of, modules=modules, prompted=prompted)
-            found.append(of_task(where, settings | asked, fits=fits[subject]))
-            of_curves = fits[subject] if config.rank.variant in FITTED else None
+            of_ranked = fits[subject] if config.rank.variant in FITTED else None
+            found.append(of_task(where, settings | asked, fits=of_ranked))
             if examples := learning_examples(config, task):
                 where = partition("learning_curves", subject, dataset, task)
                 own = {**settings, **ranked, "examples": list(examples)}
-                found.append(of_task(where, own, examples=examples, fits=of_curves))
+                found.append(of_task(where, own, examples=examples, fits=of_ranked))
             for condition in noise_conditions(config, [task]):
                 tested = partition("embeddings", subject, dataset, condition.name)
                 noisy = run.manifests.require(tested)
                 where = partition("probe_scores", subject, dataset, condition.name, task)
                 own = {**settings, **ranked, "noisy": noisy.content}
-                found.append(of_task(where, own, noisy=noisy, fits=of_curves))
+                found.append(of_task(where, own, noisy=noisy, fits=of_ranked))
+    return found
+
+
+def candidate_targets(
+    run: Run, fits: Mapping[Subject, Manifest | None], subjects: Sequence[Subject]
+) -> list[ScoreTarget]:
+    """Return the same of every task's candidates: vectors that the scores of a task have not.
+
+    They are a run's own: what is fitted and what a search drops depends on all of its tasks.
+    """
+    config, found = run.config, []
+    if not (config.candidates and other_vectors(config)):
+        return []
+    asked = {"candidates": config.candidates.settings(exclude={"sample", "texts"})}
+    of = {(*each.partition.values,): each for each in score_targets(run, fits) if each.is_protocol}
+    for subject, dataset in run.pairs():
+        for task in dataset.tasks if subject in subjects else ():
+            beside = of[partition("probe_scores", subject, dataset, task).values]
+            where = partition("candidate_scores", subject, dataset, task, config)
+            settings = {**beside.settings, **asked, "ranked": [*ranked_vectors(config)]}
+            found.append(replace(beside, partition=where, settings=settings, fits=fits[subject]))
     return found
 
 
@@ -169,17 +204,17 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
 def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreTarget]]:
     """Return the tasks that one search scores, by their index: those of each subject."""
     found: dict[Subject, dict[int, ScoreTarget]] = defaultdict(dict)
-    searches = run.config.rank.search == "halving" or climbs(run.config)
     for index, target in enumerate(targets):
+        halving = run.config.rank.search == "halving"
+        searches = climbs(run.config) if target.of_candidates else halving
         if searches and target.is_protocol:
             found[target.subject][index] = target
     return [*found.values()]
 
 
 def climbs(config: RunConfig) -> bool:
-    """Whether candidates beside the ranked vectors are searched rung by rung."""
-    asked = config.candidates
-    return asked is not None and asked.search == "halving" and len(candidate_vectors(config)) > 1
+    """Whether candidates are searched rung by rung."""
+    return config.candidates is not None and config.candidates.search == "halving"
 
 
 def _fits_fact(target: ScoreTarget) -> str:
@@ -208,29 +243,28 @@ class _Scores:
     def wanted(self, target: ScoreTarget) -> dict[Group, tuple[Transform, ...]]:
         """Return the vectors that a target scores, with their transforms.
 
-        For curves the ranked ones; else of the candidates' what they ask for, of others all
-        variants.
+        Of curves the ranked ones; of a task what is extracted, in every variant; of its candidates
+        the others that may be recommended.
         """
         config, plain = self.run.config, ranked_vectors(self.run.config)
-        asked: dict[tuple[str, str], tuple[Transform, ...]] = {}
-        for each in candidate_vectors(config) if config.candidates else ():
-            asked[each[:2]] = (*asked.get(each[:2], ()), each.transform)
         found = groups(self.run.root, target.embeddings)
-        extract = config.extract
-        found = [  # and not what is beside both because one table has every norm in every pooling
-            each
-            for each in found
-            if (each.norm, each.pooling) in asked
-            or (each.norm in extract.norms and each.pooling in extract.poolings)
-        ]
+        if target.of_candidates:
+            fitted = target.fits is not None
+            others = [v for v in other_vectors(config) if fitted or v.transform not in FITTED]
+            asked = {
+                each: tuple(v.transform for v in others if v[:2] == (each.norm, each.pooling))
+                for each in found
+            }
+            return {each: hows for each, hows in asked.items() if hows}
         if not target.is_protocol:
             return {each: (plain.transform,) for each in found if self.is_ranked(each)}
-        variants = config.probe.variants
-        all_of = {each: asked.get((each.norm, each.pooling), variants) for each in found}
-        if target.fits:
-            return all_of
+        extract, variants = config.extract, config.probe.variants
         return {
-            each: tuple(how for how in hows if how not in FITTED) for each, hows in all_of.items()
+            each: tuple(dict.fromkeys([*variants, plain.transform]))
+            if self.is_ranked(each)
+            else variants
+            for each in found  # of which some are there for candidates alone
+            if each.norm in extract.norms and each.pooling in extract.poolings
         }
 
     def of(self, units: Sequence[ScoreUnit]) -> Iterator[tuple[ScoreUnit, list[Row]]]:
@@ -259,69 +293,105 @@ class _Scores:
         self.run.write(target.partition, target.settings, rows, known)
 
 
-def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
-    """Score what is searched of a subject as far as the search goes, and the others in full.
-
-    Scores that are stored are kept: of a search with other tasks, or beside a task that failed.
-    """
-    run, config, stored = scores.run, scores.run.config, {}
+def _stored(scores: _Scores, targets: Mapping[int, ScoreTarget]) -> dict[int, list[Row]]:
+    """Return what is stored of a search's tasks, which is not scored again."""
+    run, stored = scores.run, dict[int, list[Row]]()
     for index, target in targets.items():
         present = run.manifests.current(target.partition, target.settings, overwrite=run.overwrite)
         stored[index] = [] if present is None else run.rows(target.partition)
         if present and present.receipts[0].facts.get(_FITS, "") != _fits_fact(target):
             stored[index] = [row for row in stored[index] if row["variant"] not in FITTED]
-        scores.rows[index] += stored[index]
-    first = next(iter(targets.values()))
-    plain, wanted = ranked_vectors(config), scores.wanted(first)
-    layers = sorted(group.layer for group in wanted if scores.is_ranked(group))
-    vectors = dict.fromkeys(
-        Vectors(group.norm, group.pooling, how) for group, hows in wanted.items() for how in hows
-    )
-    facts: dict[str, int | float | str] = {_TOGETHER: _names(targets.values())}
-    done = set[Vectors]()  # as far as a search goes
-    if config.rank.search == "halving":
-        ranked = [Group(layer, plain.norm, plain.pooling) for layer in layers]
-        # Without candidates other variants are scored where the ranked ones are.
-        also = [each for each in vectors if each[:2] == plain[:2] and each != plain]
-        also = [] if config.candidates else also
-        given = ranked, plain.transform, scores.of, config.probe.replicates
-        hows = tuple(each.transform for each in also)
-        if searched := search(targets, stored, *given, also=hows):
-            done = {plain, *also}
-            survivors, share = [str(layer) for layer in searched[0]], searched[1]
-            facts |= {"survivors": ",".join(survivors), "search_share": round(share, 4)}
-            say(
-                f"  {first.subject}: layers {', '.join(survivors)} scored in full, "
-                f"{100 * share:.0f} % of the work of a full sweep"
-            )
-    others = candidate_vectors(config)[:-1] if climbs(config) else []
-    others = [each for each in others if each in vectors]
-    order = [*others, *(each for each in vectors if each not in others)]
-    rungs = Rungs(targets, order, scores.of)
-    for index in targets:
-        rungs.keep(index, scores.rows[index])
-    at = order.index(plain)
-    whole = [v for v in range(len(others), len(order)) if order[v] not in done]
-    rungs.look([Candidate(layer, v) for layer in layers for v in whole], 1.0)
-    if others:
-        known = [int(each) for each in str(facts.get("survivors", "")).split(",") if each]
-        of_layers = rungs.look([Candidate(layer, at) for layer in known or layers], 1.0)
-        full = climb(
-            layers, len(others), best_of(of_layers).layer, rungs.look, rungs.ladder(len(layers))
-        )
-        share = rungs.share(
-            Candidate(layer, v) for layer in layers for v in (*range(len(others)), at)
-        )
-        facts["search_share"] = round(share, 4)
-        say(
-            f"  {first.subject}: {len(full)} of {len(others) * len(layers)} candidates scored in "
-            f"full beside the ranked vectors, {100 * share:.0f} % of the work of a full sweep"
-        )
-    for index, target in targets.items():
+    return stored
+
+
+def _publish(scores: _Scores, stored: Mapping[int, list[Row]], facts: Facts) -> None:
+    for index, rows in stored.items():
         # Withdrawn before anything in it is replaced, and not for a failure.
-        if stored[index] and index not in scores.failed:
-            run.manifests.withdraw(target.partition)
+        if rows and index not in scores.failed:
+            scores.run.manifests.withdraw(scores.scorer.targets[index].partition)
         scores.publish(index, facts)
+
+
+def _search(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
+    """Score the ranked vectors of a subject by successive halving, the others in full.
+
+    Scores that are stored are kept: of a search with other tasks, or beside a task that failed.
+    """
+    run, stored = scores.run, _stored(scores, targets)
+    for index in targets:
+        scores.rows[index] += stored[index]
+    found = [
+        (index, group, hows)
+        for index, each in targets.items()
+        for group, hows in scores.wanted(each).items()
+    ]
+    ranked = sorted({group for _, group, _ in found if scores.is_ranked(group)})
+    variant, replicates = run.config.rank.variant, run.config.probe.replicates
+    of_ranked = {how for _, group, hows in found if scores.is_ranked(group) for how in hows}
+    also = tuple(how for how in get_args(Transform) if how in of_ranked - {variant})
+    searched = search(targets, stored, ranked, variant, scores.of, replicates, also=also)
+    known = {(index, _group(row)) for index, rows in stored.items() for row in rows}
+    others = [
+        ScoreUnit(index, group, 0, targets[index].task.repeats, hows)
+        for index, group, hows in found
+        if (index, group) not in known and not scores.is_ranked(group)
+    ]
+    deque(scores.of(others), maxlen=0)  # all of them, which stay in `scores`
+    facts: dict[str, int | float | str] = {_TOGETHER: _names(targets.values())}
+    if searched is not None:
+        survivors, share = [str(layer) for layer in searched[0]], searched[1]
+        facts |= {"survivors": ",".join(survivors), "search_share": round(share, 4)}
+        subject = next(iter(targets.values())).subject
+        say(
+            f"  {subject}: layers {', '.join(survivors)} scored in full, "
+            f"{100 * share:.0f} % of the work of a full sweep"
+        )
+    _publish(scores, stored, facts)
+
+
+def _climb(scores: _Scores, targets: dict[int, ScoreTarget]) -> None:
+    """Score the candidates of a subject rung by rung, beginning around the layer that is best.
+
+    Scores that are stored are kept as far as this search goes.
+    """
+    run, stored, first = scores.run, _stored(scores, targets), targets[min(targets)]
+    wanted = scores.wanted(first)
+    layers = sorted({group.layer for group in wanted})
+    there = {(g.norm, g.pooling, how) for g, hows in wanted.items() for how in hows}
+    others = [each for each in other_vectors(run.config) if each in there]
+    facts: dict[str, int | float | str] = {_TOGETHER: _names(targets.values())}
+    rungs = Rungs(targets, others, scores.of)
+    for index, rows in stored.items():
+        rungs.keep(index, rows)
+    if others:
+        start = _best_layer(run, targets.values())
+        full = climb(layers, len(others), start, rungs.look, rungs.ladder(len(layers)))
+        every = [Candidate(layer, v) for layer in layers for v in range(len(others))]
+        share = rungs.share(every)
+        facts["candidates_share"] = round(share, 4)
+        say(
+            f"  {first.subject}: {len(full)} of {len(every)} candidates scored in full beside what "
+            f"every layer is, {100 * share:.0f} % of the work of a full sweep"
+        )
+    for index, rows in stored.items():
+        scores.rows[index] += [row for row in rows if rungs.has_reached(index, row)]
+    _publish(scores, stored, facts)
+
+
+def _best_layer(run: Run, targets: Iterable[ScoreTarget]) -> int:
+    """Return the layer with the highest mean score over tasks, of the vectors as ranked."""
+    of_tasks: dict[int, list[float]] = defaultdict(list)
+    for target in targets:
+        keys, values = target.partition.keys, defaultdict[int, list[float]](list)
+        where = partition("probe_scores", target.subject, keys["dataset"], keys["task"])
+        for row in run.ranked_rows(where):
+            values[row["layer"]].append(row["value"])
+        for layer, of_layer in values.items():
+            of_tasks[layer].append(float(np.mean(of_layer)))
+    most = max(map(len, of_tasks.values()))
+    means = {layer: sum(of) / most for layer, of in of_tasks.items() if len(of) == most}
+    # A layer without a score in some task (NaN) is none to begin with.
+    return min(means, key=lambda layer: (np.isnan(means[layer]), -means[layer], layer))
 
 
 def search(
@@ -410,6 +480,8 @@ def _named(run: Run, where: Partition) -> str:
     parts = [keys["task"]]
     if where.table == "learning_curves":
         parts.append("learning curve")
+    if where.table == "candidate_scores":
+        parts.append("candidates")
     if keys["condition"] != CLEAN:
         parts.append(keys["condition"])
     if len(run.config.datasets) > 1:

@@ -71,6 +71,11 @@ class ScoreTarget:
         return self.task.repeats if TYPES[type(self.task)].by_fold else 1
 
     @property
+    def of_candidates(self) -> bool:
+        """Whether it holds vectors that a run may recommend beside those of every layer."""
+        return self.partition.table == "candidate_scores"
+
+    @property
     def is_protocol(self) -> bool:
         """Whether it holds what is ranked, and no curve beside it."""
         return self.noisy is None and not self.examples

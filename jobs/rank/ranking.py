@@ -78,7 +78,8 @@ class Ranking:
     `cost_L` is the compute of a token relative to the whole model, `kind` that of the model, asked
     where nothing is labelled. Of a run, `costs` has the measured cost of each layer, `features` the
     length of a vector, and `search_share` the share of a full sweep that a search scored, `dropped`
-    the layers that it left, which have no score. `notes` say what differs from what was given.
+    the layers that it left, which have no score; `candidates_share` the same of other vectors.
+    `notes` say what differs from what was given.
     """
 
     subject: Subject
@@ -93,6 +94,7 @@ class Ranking:
     metrics: Metrics = field(default_factory=dict)
     kind: Kind | None = None
     search_share: float | None = None
+    candidates_share: float | None = None
     dropped: Sequence[int] = ()
     notes: Sequence[str] = ()
     options: Sequence[Option] = ()

@@ -57,8 +57,13 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         )
     costs = read_costs(run, subject)
     # What a search of the layers noted beside the scores.
-    wheres = (partition("probe_scores", subject, *of) for _, *of in labelled_tasks(run.config))
-    noted = (run.manifests.require(where).receipts[0].facts for where in wheres)
+    wheres = (
+        where
+        for _, dataset, task in labelled_tasks(run.config)
+        for where in run.scores_of(subject, dataset, task)
+    )
+    noted = [run.manifests.require(where).receipts[0].facts for where in wheres]
+    climbed = (each["candidates_share"] for each in noted if "candidates_share" in each)
     facts = next((each for each in noted if "survivors" in each or "search_share" in each), {})
     kept = {int(layer) for layer in str(facts.get("survivors", "")).split(",") if layer}
     every = [
@@ -85,6 +90,7 @@ def rank_subject(run: Run, subject: Subject) -> Ranking:
         features=next(filter(None, (features(run.root, each) for each in stored)), 0),
         metrics=main_metrics(run, subject.name, subject.revision),
         search_share=facts.get("search_share"),
+        candidates_share=next(climbed, None),
         dropped=dropped,
         options=options,
     )
@@ -128,10 +134,11 @@ def scored_options(
         by_option: dict[tuple[Any, ...], list[Row]] = {
             (each.layer, *each.vectors): [] for each in options
         }
-        for row in run.rows(partition("probe_scores", subject, dataset, task)):
-            key = row["layer"], row["norm"], row["pooling"], row["variant"]
-            if key in by_option:
-                by_option[key].append(row)
+        for where in run.scores_of(subject, dataset, task):
+            for row in run.rows(where):
+                key = row["layer"], row["norm"], row["pooling"], row["variant"]
+                if key in by_option:
+                    by_option[key].append(row)
         rows = [row for of_option in by_option.values() for row in of_option]
         folds = max(map(len, by_option.values()))
         values_LF = np.full((len(options), folds), np.nan)  # a search leaves some out
@@ -167,7 +174,7 @@ def scored_options(
         asks = getattr(task, "label_column", None) == FROM_FILE
         note = f"Task {label} asks only which file a text is from; labels would say more." * asks
         found.append(RankedTask(*about, scores, undefined, note))
-    shares = np.mean(scored, axis=0).tolist() if scored else [1.0] * len(options)
+    shares = np.mean(scored, axis=0).tolist() if scored else [0.0] * len(options)
     return found, [each._replace(scored=share) for each, share in zip(options, shares, strict=True)]
 
 

@@ -111,7 +111,7 @@ def _made(run: Run) -> dict[str, list[str]]:
     for subject, dataset in run.pairs():
         tables.append(partition("embeddings", subject, dataset))
         tables.append(partition("layer_metrics", subject, dataset))
-        tables += [partition("probe_scores", subject, dataset, task) for task in dataset.tasks]
+        tables += [each for task in dataset.tasks for each in run.scores_of(subject, dataset, task)]
     found: dict[str, list[str]] = {}
     for where in tables:
         manifest = run.manifests.load(where)

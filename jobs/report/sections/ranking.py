@@ -39,8 +39,6 @@ def section(facts: Facts) -> Section:
     ]
     inner = (
         "aligned",
-        "norm",
-        "pooling",
         "pareto",
         "verdict",
         "sure",
@@ -53,11 +51,15 @@ def section(facts: Facts) -> Section:
         for row in ranking.rows
     ]
     of_all = {"oracle": ranking.evidence.oracle, "search_share": ranking.search_share}
-    choice = ranking.evidence.choice
+    choice, alone = ranking.evidence.choice, ranking.alone
+    of_choice = ranking.weighed[choice.row].vectors._asdict() if choice else {}
+    of_last = [each.vectors for each in ranking.weighed if each.layer == ranking.last]
     told: dict[str, Any] = {
         **of_all,
+        "candidates_share": ranking.candidates_share,
+        "last_layer_alone": asdict(alone) | of_last[alone.row]._asdict() if alone else None,
         "sure": ranking.verdict.sure,
-        "choice": asdict(choice) if choice else None,
+        "choice": asdict(choice) | of_choice if choice else None,
         "task_types": ranking.evidence.types,
         "without_last": ranking.evidence.without_last,
     }
@@ -72,10 +74,11 @@ def section(facts: Facts) -> Section:
             if whole
             else "the layers that it dropped early have no score"
         )
-        if ranking.plain:
-            left = "candidates that it dropped early have no score"
         done = share(ranking.search_share)
         says.append(f"The search did {done} of the scoring of a full sweep; {left}.")
+    if ranking.candidates_share is not None:
+        done = share(ranking.candidates_share)
+        says.append(f"Of other vectors the search scored {done} of what a full one does.")
     oracle = ranking.evidence.oracle
     if known(oracle) and len(ranking.counting) > 1:
         best = ranking.best_first[0]

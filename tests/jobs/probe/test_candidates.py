@@ -159,11 +159,13 @@ def test_transforms_are_fitted_on_a_fixed_sample_of_the_texts(searched: Run) -> 
 
 
 def scores(root: Root) -> dict[tuple[object, ...], float]:
+    columns = "task, layer, norm, pooling, variant, fold, value"
     found = ask(
         root,
-        "SELECT task, layer, norm, pooling, variant, fold, value FROM probe_scores "
-        "WHERE condition = 'clean'",
+        f"SELECT {columns} FROM probe_scores WHERE condition = 'clean' "
+        f"UNION ALL SELECT {columns} FROM candidate_scores",
     )
+    assert len(found) == len({(*row,)[:-1] for row in found}), "a score lies in both tables"
     return {tuple(key): value for *key, value in found}
 
 
