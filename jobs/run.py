@@ -195,10 +195,14 @@ class Run:
         return self.rows(where) if self.manifests.load(where) else []
 
     def scores_of(self, each: Subject, dataset: DatasetConfig, task: Task) -> list[Partition]:
-        """Return where the scores of a task lie: of every layer, and of the run's candidates."""
+        """Return where the scores of a task lie: of every layer, and of the run's candidates.
+
+        What a run has no scores of yet is not among them, but for the layers'.
+        """
         found = [partition("probe_scores", each, dataset, task)]
         if other_vectors(self.config):
-            found.append(partition("candidate_scores", each, dataset, task, self.config))
+            candidates = partition("candidate_scores", each, dataset, task, self.config)
+            found += [candidates] if self.manifests.load(candidates) else []
         return found
 
     def ranked_rows(self, where: Partition) -> list[dict[str, Any]]:

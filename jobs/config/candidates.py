@@ -11,7 +11,7 @@ from jobs.config.blocks import ConfigError
 from jobs.config.datasets import DatasetConfig
 from jobs.config.run import RunConfig
 from operators.model.subject import Norm, Pooling, Vectors
-from operators.probes.transform import require_enough
+from operators.probes.transform import FITTED, require_enough
 from operators.prompts.templates import is_prompt
 from storage.partition import CLEAN
 
@@ -92,10 +92,14 @@ def require_texts(config: RunConfig, texts: Mapping[str, int], features: int) ->
     `texts` says how many prompts each dataset has. Where nobody asked for candidates, those that
     would have to be fitted are left out.
     """
-    asked = config.candidates if "candidates" in config.model_fields_set else None
-    if asked and "abtt" in asked.transforms and any(each.tasks for each in config.datasets):
-        of = {each.name: texts[each.name] for each in fitted_datasets(config)}
-        count = sum(sample_shares(config, of).values())
+    asked, how = config.candidates, config.rank.variant
+    if asked is None or not any(each.tasks for each in config.datasets):
+        return
+    of = {each.name: texts[each.name] for each in fitted_datasets(config)}
+    count = sum(sample_shares(config, of).values())
+    if how in FITTED and count < asked.directions + 2:
+        raise ConfigError(f"rank.variant is {how}, to be fitted on {count} texts: give more")
+    if "candidates" in config.model_fields_set and "abtt" in asked.transforms:
         try:
             require_enough(count, features, asked.directions, "candidates.directions")
         except ValueError as error:

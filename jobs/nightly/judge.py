@@ -146,8 +146,11 @@ def judge(run: Run, earlier: Sequence[Checkpoint], new: Checkpoint) -> list[Brok
     change = change_at(run, previous, new)
     limit = config.score_drop
     if limit is not None and change is not None and change.fell_by_more_than(limit):
+        row = previous.row(layer)
+        others = row.get("plain_score") not in (None, row["score"])
+        how = " with its vectors as ranked" if others else ""
         says = (
-            f"Layer {layer}, which {previous.revision} recommended, scores "
+            f"Layer {layer}, which {previous.revision} recommended, scores{how} "
             f"{words.points(change.now)} points, {words.points(-change.change)} less than there "
             f"({100 * level:g} % interval {words.span(-change.high, -change.low)}; "
             f"limit {words.points(limit)})."

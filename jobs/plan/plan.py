@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.config.candidates import candidate_vectors, kept_vectors
+from jobs.config.candidates import candidate_vectors, kept_vectors, other_vectors
 from jobs.config.datasets import MtebTask
 from jobs.config.metrics import (
     TokenPlan,
@@ -128,29 +128,31 @@ class Pair:
 
     @property
     def scorings(self) -> Scorings:
-        """What is scored of every task: at most, where candidates are searched."""
-        every = candidate_vectors(self.config)
-        others, variants = len(every) - 1, len(self.config.probe.variants)
-        if self.config.candidates is None:
-            whole = self.groups() * variants
-            return Scorings(whole, whole)
-        states = len({each[:2] for each in every})
-        whole = self.layers + (self.groups() - self.layers * states) * variants
+        """What is scored of the candidates of every task: about, where they are searched."""
+        others = len(other_vectors(self.config))
+        if self.config.candidates is None or not others:
+            return Scorings(0, 0)
         if self.config.candidates.search == "full":
-            whole += self.layers * others
-            return Scorings(whole, whole)
+            return Scorings(self.layers * others, self.layers * others)
         kinds = [TYPES[type(task)] for task in self.corpus.dataset.tasks]
         in_part = all(each.by_fold or each.by_share for each in kinds)
         ladder = ladder_of(self.layers, in_part=in_part)
         tasks = sum(len(dataset.tasks) for dataset in self.config.datasets)
-        found = rungs(self.layers, others, ladder, tasks) if others else []
-        last = found[-1].climbed + found[-1].joined if found else 0
-        return Scorings(whole + sum(each.work for each in found), whole + last)
+        found = rungs(self.layers, others, ladder, tasks)
+        return Scorings(sum(each.work for each in found), found[-1].climbed + found[-1].joined)
+
+    @property
+    def scored_groups(self) -> int:
+        """The (layer, norm, pooling) groups that every task is scored on, in all variants."""
+        extract = self.config.extract
+        return self.layers * len(extract.norms) * len(extract.poolings)
 
     @property
     def fits(self) -> int:
-        """How often a probe is fitted and scored, over the tasks of the dataset, at most."""
-        return sum(round(self.scorings.work * task.repeats) for task in self.corpus.dataset.tasks)
+        """How often a probe is fitted and scored, over the tasks of the dataset, about."""
+        whole = self.scored_groups * len(self.config.probe.variants)
+        work = whole + self.scorings.work
+        return sum(round(work * task.repeats) for task in self.corpus.dataset.tasks)
 
     @cached_property
     def passes(self) -> list[Pass]:
@@ -466,14 +468,19 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
             [3200 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
         ],
         "probe_scores": [],
+        "candidate_scores": [],
         "learning_curves": [],
     }
     for task in tasks:
-        kind, scored = TYPES[type(task)], pair.scorings
-        rows = (scored.work if kind.by_fold else scored.whole) * task.repeats
-        # Tasks without folds are resampled.
+        kind, groups, scored = TYPES[type(task)], pair.scored_groups, pair.scorings
+        rows = groups * len(probe.variants) * task.repeats
+        # Tasks without folds are resampled; directions alone have one score for both variants.
         drawn = probe.replicates if kind.score and task.repeats == 1 else 0
-        found["probe_scores"].append([2500 + 10 * rows + 8 * scored.whole * drawn])
+        different = 1 if kind.scale_free else len(probe.variants)
+        found["probe_scores"].append([2500 + 10 * rows + 8 * groups * different * drawn])
+        if scored.work:
+            rows = round((scored.work if kind.by_fold else scored.whole) * task.repeats)
+            found["candidate_scores"].append([2600 + 10 * rows + 8 * scored.whole * drawn])
         noisy = noise_conditions(config, [task])
         found["probe_scores"] += [[2700 + 10 * layers * task.repeats] for _ in noisy]
         if examples := len(learning_examples(config, task)):

@@ -110,7 +110,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
         )
         if each.fits:
             yield (
-                f"      {each.fits:,} fits of probes at most, of "
+                f"      {each.fits:,} fits of probes, about, of "
                 f"{counted(each.layers * len(candidate_vectors(each.config)), 'candidate')}"
             )
         for line in templates(each.corpus.dataset, each.sides):

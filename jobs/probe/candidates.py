@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jobs.cluster.console import say
-from jobs.config.blocks import ConfigError
 from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
 from jobs.config.datasets import DatasetConfig
 from jobs.config.prompts import ASKED, asked_fact
@@ -78,12 +77,8 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
     There is none where none is asked for, and from too few texts. FileNotFoundError if they are
     not there and not to be fitted.
     """
-    config, asked = run.config, run.config.candidates
-    wanted = {
-        (each.norm, each.pooling)
-        for each in candidate_vectors(config)
-        if each.transform in transform.FITTED
-    }
+    config, asked, every = run.config, run.config.candidates, candidate_vectors(run.config)
+    wanted = {(v.norm, v.pooling) for v in every if v.transform in transform.FITTED}
     if asked is None or not wanted:
         return None
     sources = {
@@ -95,11 +90,8 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
     taken = sample_shares(config, {name: sum(each.values()) for name, each in counts.items()})
     sources = {name: each for name, each in sources.items() if taken[name]}
     count = sum(taken.values())
-    if count < asked.directions + 2:
-        if config.rank.variant in transform.FITTED:
-            raise ConfigError(
-                f"rank.variant is {config.rank.variant}, fitted on {count} texts: give more"
-            )
+    directions = asked.directions if any(v.transform == "abtt" for v in every) else 0
+    if count < directions + 2:
         say(f"  {subject}: no transform is fitted, on {counted(count, 'text')}")
         return None
     where = partition("transforms", subject, config)
@@ -107,7 +99,7 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
         "embeddings": {name: each.content for name, each in sources.items()},
         "texts": taken,
         "vectors": sorted(wanted),
-        "directions": asked.directions,
+        "directions": directions,
         "seed": config.seed,
     }
 
@@ -117,7 +109,7 @@ def fitted(run: Run, subject: Subject, *, now: bool = True) -> Manifest | None:
         ]
         known = groups(run.root, shares[0].embeddings)
         units = [each for each in known if (each.norm, each.pooling) in wanted]
-        fitter = _Fitter(run.root, shares, asked.directions, config.seed)
+        fitter = _Fitter(run.root, shares, directions, config.seed)
         found = [*run.cluster.each("transforms", units, fitter)]
         return sorted(found, key=lambda row: (row["layer"], row["norm"], row["pooling"]))
 

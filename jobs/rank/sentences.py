@@ -207,10 +207,11 @@ def without_depth(choice: Choice, alone: Choice, how: str, plain_gain: float, sa
     """
     if choice.layer == alone.layer:
         rest = ""
-    elif known(choice.gain) and known(alone.gain):
-        rest = f"; layer {choice.layer} adds {signed(choice.gain - alone.gain)} to that"
     else:
-        rest = f"; layer {choice.layer} adds {signed(choice.naive - alone.naive)} to that"
+        more = f"{signed(choice.naive - alone.naive)}"
+        if known(choice.gain) and known(alone.gain):
+            more = f"{signed(choice.gain - alone.gain)} to that ({more} as it stands)"
+        rest = f"; to choose among all layers adds {more}"
     if rest and saved:
         rest += f", and saves {share(saved)} of the compute"
     if not how:

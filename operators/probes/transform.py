@@ -75,7 +75,7 @@ def fit(vectors_ND: Vectors, directions: int) -> Fit:
     deviation_D[deviation_D <= _CONSTANT * size_D] = 1.0
     # From the smaller side: the directions of Z^T Z, or those of Z Z^T carried over by Z.
     gram = wide_ND.T @ wide_ND if features <= count else wide_ND @ wide_ND.T
-    top = _top(gram, directions)
+    top = _top(gram, directions) if directions else np.zeros((len(gram), 0))
     top_DK = top if features <= count else wide_ND.T @ top
     direction_DK, _ = np.linalg.qr(top_DK)
     return Fit(mean_D, deviation_D, direction_DK.T)

@@ -138,9 +138,9 @@ def rungs(layers: int, vectors: int, ladder: Ladder = LADDER, tasks: int = 1) ->
         found.append(Rung(share, before, climbed, joined))
         count = climbed + joined
         kept = min(math.ceil(ladder.climb * count), count)
+        # Some may have joined before; how many is not known.
         near = min(2 * ladder.widened(kept, number, layers), left)
         climbed, joined, before = min(kept + also, count), near, share
-        left -= joined
     return found
 
 

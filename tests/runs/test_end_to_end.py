@@ -149,9 +149,8 @@ def test_scores_metrics_and_ranking_hold_what_was_asked_for(finished: Finished) 
     folds = {"groups": 3, "length": 3, "tags": 3, "topic": 3}
     tasks = ("alike", "find", "groups", "length", "order", "pairs", "tags", "topic")
     assert whole == [(task, folds.get(task, 1) * (BLOCKS + 1), BLOCKS + 1, 1) for task in tasks]
-    # What is no candidate is scored in full too, in every variant.
-    scores = ask(finished.root, counted.format("(norm = 'none' OR pooling = 'last')"))
-    once = (BLOCKS + 1) * 3 * 2  # layers, norms and poolings, variants
+    scores = ask(finished.root, counted.format("true"))
+    once = (BLOCKS + 1) * 4 * 2  # layers, norms and poolings, variants
     rest = (BLOCKS + 1, 2)
     # Every text ends in the same token, so layer 0 with `last` predicts one length for all: in
     # two norms and two variants there is one undefined row instead of three folds.

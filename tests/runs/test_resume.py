@@ -170,7 +170,7 @@ def test_repair_deletes_what_is_damaged_and_what_came_of_it_and_prune_what_nobod
     gone = {path.split("/")[0] for path in finished.content.keys() - left}
     made_of_it = {"layer_metrics", "probe_scores", "learning_curves", "sensitivity"}
     ranked = {"choices", "correlations", "candidates", "ranking"}
-    assert gone == {"embeddings", *made_of_it, "transforms", *ranked}
+    assert gone == {"embeddings", *made_of_it, "candidate_scores", "transforms", *ranked}
     cli("repair", root.uri)
     cli("run", str(finished.config), "--output", root.uri)
     assert content(root) == finished.content

@@ -93,7 +93,9 @@ def test_a_task_that_fails_is_named_and_alone_scored_again(extracted: Extracted,
     assert sorted(before) == sorted(["topic", "find", *MTEB_TASKS])
 
     cli("probe", str(extracted.config), "--output", extracted.root.uri)
-    assert set(extracted.scores()) == {*before, "groups"}
+    after = extracted.scores()
+    assert set(after) == {*before, "groups"}
+    assert {task: after[task] for task in before} == before
 
 
 def test_tasks_of_mteb_are_ranked_and_written_as_mteb_writes_them(

@@ -115,13 +115,26 @@ def sure(row: Row) -> tuple[float, float, str]:
     return here, row["here_high"], "on these tasks"
 
 
+def _as_ranked(row: Row) -> Row:
+    """Return a layer's row with the score and the gain of its ranked vectors.
+
+    Which other vectors of a layer were scored in full differs between checkpoints and layers, so
+    curves over them would compare different things. Of other vectors the row has the intervals.
+    """
+    plain, unknown = row.get("plain_score"), math.nan
+    if plain is None or not known(plain) or plain == row["score"]:
+        return row
+    bounds = dict.fromkeys(("gain_low", "gain_high", "here_low", "here_high"), unknown)
+    return {**row, **bounds, "score": plain, "gain": row["plain_gain"]}
+
+
 def overtaken(checkpoints: Sequence[Checkpoint]) -> list[dict[str, Any]]:
     """Return from which checkpoint on each layer stays above the last, and is so clearly."""
     newest, revisions = checkpoints[-1], [each.revision for each in checkpoints]
     layers, last = newest.layers, max(newest.layers)
     # The layers of a checkpoint with another depth are not those of the newest.
     by_layer: list[dict[int, Row]] = [
-        {row["layer"]: row for row in each.ranking} if max(each.layers) == last else {}
+        {row["layer"]: _as_ranked(row) for row in each.ranking} if max(each.layers) == last else {}
         for each in checkpoints
     ]
     gain_SL = [[rows[n]["gain"] if n in rows else math.nan for n in layers] for rows in by_layer]
@@ -179,7 +192,7 @@ def _score_charts(
     rows: dict[str, list[Row | None]] = {
         "recommended": [each.row(each.recommended) for each in checkpoints],
         "best": [None if each.best is None else each.row(each.best) for each in checkpoints],
-        "last": [each.row(max(each.layers)) for each in checkpoints],
+        "last": [_as_ranked(each.row(max(each.layers))) for each in checkpoints],
     }
 
     def scores(name: str, column: str) -> list[float]:
@@ -201,9 +214,14 @@ def _score_charts(
         source=f"Band: {interval} of the recommended layer's score. Best: of any layer.{dotted} "
         "Checkpoints stand at equal distances.",
     )
-    by_layer = [{row["layer"]: row["score"] for row in each.ranking} for each in checkpoints]
+    by_layer = [
+        {row["layer"]: _as_ranked(row)["score"] for row in each.ranking} for each in checkpoints
+    ]
     whole = _map(checkpoints, by_layer, "Score of every layer at every checkpoint", best=True)
-    told = "Mean over tasks, in points. Dot: the best layer of a checkpoint, ring: the recommended."
+    told = (
+        "Mean over tasks, in points, of the ranked vectors. Dot: the best layer of a checkpoint, "
+        "ring: the recommended."
+    )
     return [score, Chart(whole.title, whole.plot, "wide", source=told)]
 
 
@@ -241,7 +259,7 @@ def _verdicts(
     """Return every checkpoint, the newest first; a nightly's with the rules that it broke."""
     rows = []
     for each in reversed(checkpoints):
-        last, used = each.row(max(each.layers)), each.row(each.recommended)
+        last, used = _as_ranked(each.row(max(each.layers))), each.row(each.recommended)
         best = None if each.best is None else each.row(each.best)
         of_best = [NOTHING] * 4
         if best is not None:

@@ -22,7 +22,7 @@ from jobs.config.run import RunConfig, load
 from jobs.extract.stage import extract
 from jobs.prepare.stage import prepare
 from jobs.probe.candidates import Rungs
-from jobs.probe.stage import probe
+from jobs.probe.stage import probe, require_scores
 from jobs.probe.worker import Row, ScoreUnit
 from jobs.rank.ranking import Option
 from jobs.rank.stage import scored_options
@@ -228,3 +228,24 @@ def test_too_few_texts_for_the_directions_stop_before_a_model_runs(
     # Who asked for no candidates gets those that there can be.
     unasked = load(str(write_config(folder / "few", checkpoint)))
     require_texts(unasked, {"topics": 1}, 32)
+
+
+def test_another_run_of_the_root_leaves_a_run_and_its_scores_as_they_are(
+    folder: Path, checkpoint: Path
+) -> None:
+    root = folder / "shared" / "out"
+    one = run_of(config_of(folder, checkpoint, "shared"), root)
+    for stage in (prepare, extract, probe):
+        stage(one)
+    before = content(one.root)
+    values = one.config.model_dump(exclude_unset=True)
+    other = values["datasets"][0] | {"name": "more", "tasks": ()}
+    changed = {"name": "other", "datasets": (*values["datasets"], other)}
+    two = run_of(RunConfig.model_validate({**values, **changed}), root)
+    for stage in (prepare, extract, probe):
+        stage(two)
+    after = content(two.root)
+    assert before.items() <= after.items()
+    new = {path.split("/")[0] for path in after.keys() - before.keys()}
+    assert new == {"prompts", "embeddings", "candidate_scores", "transforms"}
+    require_scores(run_of(one.config, root))
