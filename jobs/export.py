@@ -389,7 +389,7 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
     if evidence and evidence.row.get("scored", 1.0) < 1:
         return (
             "These vectors were chosen by hand: the LayerRank run "
-            f"`{evidence.run}` left them after {evidence.row['scored']:.0%} of a score."
+            f"`{evidence.run}` dropped them after {evidence.row['scored']:.0%} of their folds."
         )
     if evidence is None or math.isnan(evidence.row["score"]):
         return "No ranking was given of these vectors: they were chosen by hand."
