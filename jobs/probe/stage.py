@@ -202,13 +202,13 @@ def _missing(run: Run, targets: Sequence[ScoreTarget], *, overwrite: bool) -> li
 
 
 def _searches(run: Run, targets: Iterable[ScoreTarget]) -> list[dict[int, ScoreTarget]]:
-    """Return the tasks that one search scores, by their index: those of each subject."""
-    found: dict[Subject, dict[int, ScoreTarget]] = defaultdict(dict)
+    """Return the tasks that one search scores, by their index: a subject's, or its candidates'."""
+    found: dict[tuple[Subject, bool], dict[int, ScoreTarget]] = defaultdict(dict)
     for index, target in enumerate(targets):
         halving = run.config.rank.search == "halving"
         searches = climbs(run.config) if target.of_candidates else halving
         if searches and target.is_protocol:
-            found[target.subject][index] = target
+            found[target.subject, target.of_candidates][index] = target
     return [*found.values()]
 
 

@@ -267,6 +267,6 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     after = {m.partition: m.digest for m in manifests(root)}
     changed = {where.table for where, digest in before.items() if after[where] != digest}
     measured = {"prompt_metrics", "layer_metrics", "prompt_traits", "modes"}
-    assert changed == {"embeddings", "tokens", *measured, "probe_scores"}
+    assert changed == {"embeddings", "tokens", *measured, "probe_scores", "candidate_scores"}
     longest = ask(root, "SELECT max(n_tokens) FROM embeddings WHERE condition = 'clean'")
     assert longest == [(3,)]
