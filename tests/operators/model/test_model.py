@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from operators.model.on_transformers import LayerModel, load_model
 from operators.model.subject import ModelUnavailableError, Pooling, Subject, read_shape
 from tests.support.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
 
-ALL = Representations(("none", "final"), ("mean", "last", "first", "weighted_mean"), 4096)
+ALL = Representations(("none", "final"), get_args(Pooling), 4096)
 LENGTHS = [1, 2, 3, 17, 40, 40, 64, 5]
 CPU = torch.device("cpu")
 
@@ -86,7 +86,7 @@ def test_a_device_gives_the_same_vectors(architecture: str) -> None:
 
 @pytest.mark.parametrize("norm", ["none", "final"])
 def test_poolings_are_those_of_the_token_states(norm: Any) -> None:  # noqa: ANN401
-    model, sequences = LayerModel(tiny_model("gpt_neox")), _sequences([6, 2, 9])
+    model, sequences = LayerModel(tiny_model("gpt_neox")), _sequences([6, 2, 1])
     seen: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
 
     def take(layer: int, rows: Any, states_SD: Any) -> None:  # noqa: ANN401
@@ -102,6 +102,7 @@ def test_poolings_are_those_of_the_token_states(norm: Any) -> None:  # noqa: ANN
         t = np.arange(1, len(states) + 1)[:, None]
         expected: dict[Pooling, npt.NDArray[np.float32]] = {
             "mean": states.mean(axis=0),
+            "mean_no_first": states[1:].mean(axis=0) if len(states) > 1 else states[0],
             "first": states[0],
             "last": states[-1],
             "weighted_mean": (states * t).sum(axis=0) / t.sum(),
@@ -124,7 +125,7 @@ def test_non_finite_states_name_layer_prompts_and_count(pooling: Pooling) -> Non
     assert caught.value.rows == [1]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "last", "first"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
 def test_what_stands_in_the_padding_never_matters(pooling: Pooling, garbage: float) -> None:
     states_NTD = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
