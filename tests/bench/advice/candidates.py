@@ -190,7 +190,7 @@ def _written(data: Path, folder: Path, name: str) -> Block:
 
 
 def _run(model: str, datasets: Sequence[Block], root: Path, blocks: Block) -> Run:
-    # Whatever vectors are there are scored: without candidates there are others.
+    # Without candidates a root keeps fewer vectors.
     root /= "alone" if "candidates" in blocks and not blocks["candidates"] else "candidates"
     config = RunConfig.model_validate(
         {
@@ -217,7 +217,8 @@ def compared(model: str, datasets: Sequence[Block], root: Path, rounds: int) -> 
             (subject,) = run.subjects
             for dataset in run.config.datasets:
                 for task in dataset.tasks:
-                    run.manifests.erase(partition("probe_scores", subject, dataset, task))
+                    for where in run.scores_of(subject, dataset, task):
+                        run.manifests.erase(where)
             run.manifests.erase(partition("transforms", subject, run.config))
             began = time.process_time()
             probe(run)
@@ -253,7 +254,7 @@ def cost(found: Mapping[str, Found]) -> list[str]:
             name,
             *(f"{seconds:.1f}" for seconds in each.seconds.values()),
             *(f"{each.over(kind):.2f}" for kind in ("raw", "raw and l2")),
-            f"{100 * (each.rankings['search'].search_share or 1):.0f} %",
+            f"{100 * (each.rankings['search'].candidates_share or 1):.0f} %",
         ]
         for name, each in found.items()
     ]
