@@ -25,6 +25,7 @@ from jobs.config.run import RunConfig
 from jobs.config.settings import StorageConfig, SubjectConfig
 from jobs.config.stored import stored
 from jobs.probe.worker import fits_of
+from jobs.rank.ranking import ELSEWHERE
 from jobs.subjects import sides_of
 from jobs.words import counted, known
 from operators.model.backend import load_backend
@@ -531,11 +532,18 @@ def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:
 
 
 def _rows(root: Root, table: Manifest) -> list[dict[str, Any]]:
-    """Return the rows of a ranking; those of an earlier version are of vectors as they are."""
-    found = table.shards(root)[0].read().to_pylist()
-    return [
-        {"plain_gain": None, **row, "transform": row.get("transform") or "raw"} for row in found
-    ]
+    """Return the rows of a ranking.
+
+    Those of an earlier version are of vectors as they are, those of scores from elsewhere of what
+    is usual.
+    """
+    found = []
+    for row in table.shards(root)[0].read().to_pylist():
+        usual = {"norm": "final", "pooling": "mean"} if row["norm"] == ELSEWHERE.norm else {}
+        found.append(
+            {"plain_gain": None, **row, **usual, "transform": row.get("transform") or "raw"}
+        )
+    return found
 
 
 def _fit(root: Root, ranking: Manifest, vectors: Mapping[str, Any]) -> dict[str, Any]:

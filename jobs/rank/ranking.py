@@ -118,11 +118,6 @@ class Ranking:
         return [self.weighed[at].vectors for at in self.evidence.rows]
 
     @property
-    def chosen(self) -> Vectors:
-        """The vectors of the layer that the verdict names."""
-        return self.vectors_of[self.layers.index(self.verdict.layer)]
-
-    @property
     def scores_LT(self) -> Array:
         """The main score of every layer and task, NaN where there is none."""
         columns = [task.scores.score_L for task in self.tasks]
@@ -157,10 +152,8 @@ class Ranking:
         at_of = {(each.layer, each.vectors): at for at, each in enumerate(self.weighed)}
         costs = dict(zip(self.layers, self.cost_L.tolist(), strict=True))
         recommended, found = self.evidence.rows[self.layers.index(self.verdict.layer)], []
-        nothing = {
-            each.name: None if each.name == "rank" else 0 if each.type is int else math.nan
-            for each in fields(LayerEvidence)
-        }
+        unknown = dict.fromkeys((each.name for each in fields(LayerEvidence)), math.nan)
+        nothing = {**unknown, "n_tasks": 0, "rank": None}
         for option in self.options:
             at = at_of.get((option.layer, option.vectors))
             row = {**nothing, **option.vectors._asdict(), "gain_chosen": math.nan}

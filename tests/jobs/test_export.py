@@ -27,7 +27,10 @@ from jobs.export import (
     least_cosine,
     model_card,
     ranked_point,
+    ranked_subject,
 )
+from jobs.rank.score_file import rank_file
+from jobs.report.page import publish_scores
 from operators.model import backend
 from operators.model.cut import Cut, CutError, CutPoint, cut_model
 from operators.model.encode import Representations, encode
@@ -39,6 +42,7 @@ from storage import schema
 from storage.partition import Partition, TableName
 from storage.root import Root
 from tests.operators.model.shrunk import tiny_of
+from tests.support.places import PROJECT
 from tests.support.stored import store
 from tests.support.tiny import ARCHITECTURES, BLOCKS, WIDTH, tiny_model, tiny_tokenizer
 
@@ -676,3 +680,15 @@ def test_the_card_says_what_is_done_to_the_vectors_and_what_the_layer_alone_gain
         card = " ".join(model_card(subject, facts, evidence).split())
         assert says in card
         assert "was asked to rank this layer gains +0.0100." in card
+
+
+def test_scores_from_elsewhere_are_taken_for_those_of_the_usual_vectors(tmp_path: Path) -> None:
+    root, scores = Root(str(tmp_path)), PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
+    publish_scores(str(scores), root, rank_file(scores))
+    subject = Subject("EleutherAI/pythia-410m", "main", "Pythia-410m")
+    point, evidence = ranked_point(root, subject, Asked(), 64)
+    assert point == CutPoint(17, "final", "mean", 64)
+    assert evidence
+    assert evidence.row["gain"] == pytest.approx(0.0505, abs=1e-3)
+    with pytest.raises(ConfigError, match="does not say where Pythia-410m at main lies"):
+        ranked_subject(root, None, {})

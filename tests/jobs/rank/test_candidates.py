@@ -68,7 +68,7 @@ def test_a_layer_stands_with_its_best_vectors_beside_those_asked() -> None:
         assert row["score"] == pytest.approx(best)
         assert row["gain"] == pytest.approx(best - base)
     assert found.verdict.layer == 2
-    assert found.chosen == Z
+    assert found.vectors_of[2] == Z
     assert [row["layer"] for row in found.table if row["recommended"]] == [2]
     # Scores of the tasks are of the same vectors.
     assert found.scores_LT[2] == pytest.approx(SCORES[2, Z])
@@ -113,5 +113,5 @@ def test_where_the_last_layer_is_kept_it_stands_as_it_is() -> None:
     }
     found = ranking(scores)
     assert found.verdict.kind == "keep_last"
-    assert found.chosen == PLAIN
+    assert found.vectors_of[3] == PLAIN
     assert found.table[-1]["gain"] == 0
