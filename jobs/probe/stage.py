@@ -48,7 +48,7 @@ def probe(run: Run) -> None:
     targets = score_targets(run, fits)
     failed = _scored(run, targets, _missing(run, targets, overwrite=run.overwrite))
     whole = [each for each in run.subjects if not any(of == each for of, _ in failed)]
-    candidates = candidate_targets(run, fits, whole)
+    candidates = candidate_targets(run, targets, fits, whole)
     absent = _missing(run, candidates, overwrite=run.overwrite)
     failed |= _scored(run, candidates, absent)
     if not targets:
@@ -99,7 +99,8 @@ def _scored(
 def require_scores(run: Run) -> None:
     """Raise if a task is not scored with this run's settings, so that no old score is ranked."""
     fits = _fits(run, now=False)
-    targets = [*score_targets(run, fits), *candidate_targets(run, fits, run.subjects)]
+    targets = score_targets(run, fits)
+    targets += candidate_targets(run, targets, fits, run.subjects)
     for target in _missing(run, targets, overwrite=False):
         raise FileNotFoundError(
             f"task {_named(run, target.partition)} is not scored yet: run `layerrank probe` first"
@@ -158,23 +159,27 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
 
 
 def candidate_targets(
-    run: Run, fits: Mapping[Subject, Manifest | None], subjects: Sequence[Subject]
+    run: Run,
+    targets: Sequence[ScoreTarget],
+    fits: Mapping[Subject, Manifest | None],
+    subjects: Sequence[Subject],
 ) -> list[ScoreTarget]:
-    """Return the same of every task's candidates: vectors that the scores of a task have not.
+    """Return what is to be scored of candidates, beside the targets of the tasks of some subjects.
 
     They are a run's own: what is fitted and what a search drops depends on all of its tasks.
     """
     config, found = run.config, []
     if not (config.candidates and other_vectors(config)):
         return []
-    asked = {"candidates": config.candidates.settings(exclude={"sample", "texts"})}
-    of = {(*each.partition.values,): each for each in score_targets(run, fits) if each.is_protocol}
-    for subject, dataset in run.pairs():
-        for task in dataset.tasks if subject in subjects else ():
-            beside = of[partition("probe_scores", subject, dataset, task).values]
-            where = partition("candidate_scores", subject, dataset, task, config)
-            settings = {**beside.settings, **asked, "ranked": [*ranked_vectors(config)]}
-            found.append(replace(beside, partition=where, settings=settings, fits=fits[subject]))
+    asked = {
+        "candidates": config.candidates.settings(exclude={"sample", "texts"}),
+        "ranked": [*ranked_vectors(config)],
+    }
+    for each in (each for each in targets if each.is_protocol and each.subject in subjects):
+        keys = each.partition.keys
+        where = partition("candidate_scores", each.subject, keys["dataset"], keys["task"], config)
+        settings = {**each.settings, **asked}
+        found.append(replace(each, partition=where, settings=settings, fits=fits[each.subject]))
     return found
 
 
