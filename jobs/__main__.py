@@ -1,6 +1,6 @@
-"""`python -m jobs` is `layerrank`."""
+"""`python -m jobs`, in a checkout, is `layerrank`."""
 
-from layerrank import main
+from layerrank.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -17,10 +17,10 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, get_args
 
-from jobs.cluster.console import printable, say
-from jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
-from jobs.config.blocks import ConfigError
-from jobs.config.run import (
+from layerrank.jobs.cluster.console import printable, say
+from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED, explain
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import (
     RunConfig,
     add_overrides,
     load,
@@ -28,37 +28,42 @@ from jobs.config.run import (
     recipes,
     scores_recipe,
 )
-from jobs.config.settings import Engine, StorageConfig, SubjectConfig
-from jobs.plan import limits
-from jobs.prepare.folders import with_folders
-from operators.model.subject import Norm, Pooling, Transform
-from operators.ranking.choosing import Policy
-from storage.root import Root
+from layerrank.jobs.config.settings import Engine, StorageConfig, SubjectConfig
+from layerrank.jobs.plan import limits
+from layerrank.jobs.prepare.folders import with_folders
+from layerrank.operators.model.subject import Norm, Pooling, Transform
+from layerrank.operators.ranking.choosing import Policy
+from layerrank.storage.root import Root
 
 if TYPE_CHECKING:
-    from jobs.run import Run
+    from layerrank.jobs.run import Run
 
 STAGES = ("prepare", "extract", "measure", "probe", "rank")
 # What the stages' workers need, which processes of this machine import once: their modules, and
 # what these import when it is first used.
 WORKERS = (
-    "jobs.prepare.stage",
-    "jobs.extract.worker",
-    "jobs.measure.stage",
-    "jobs.probe.worker",
-    "operators.analysis.modes",
-    "operators.metrics.prompts",
-    "operators.metrics.similarity",
-    "operators.metrics.tokens",
-    "operators.metrics.views",
-    "operators.model.on_transformers",
-    "operators.probes.labelled",
+    "layerrank.jobs.prepare.stage",
+    "layerrank.jobs.extract.worker",
+    "layerrank.jobs.measure.stage",
+    "layerrank.jobs.probe.worker",
+    "layerrank.operators.analysis.modes",
+    "layerrank.operators.metrics.prompts",
+    "layerrank.operators.metrics.similarity",
+    "layerrank.operators.metrics.tokens",
+    "layerrank.operators.metrics.views",
+    "layerrank.operators.model.on_transformers",
+    "layerrank.operators.probes.labelled",
     "scipy.stats.contingency",
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
 )
 # What the ranking and the report import, which takes a second.
-AT_THE_END = ("jobs.rank.stage", "jobs.report.page", "jobs.report.drawing", "markdown_it")
+AT_THE_END = (
+    "layerrank.jobs.rank.stage",
+    "layerrank.jobs.report.page",
+    "layerrank.jobs.report.drawing",
+    "markdown_it",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,17 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one stage or all."""
     if scores := _scores_asked(arguments):
         return _rank_scores(*scores)
-    from jobs.config.stored import record  # noqa: PLC0415
-    from jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
-    from jobs.measure.stage import measure  # noqa: PLC0415
-    from jobs.plan.words import Guard  # noqa: PLC0415
-    from jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
-    from jobs.probe.stage import probe, require_scores  # noqa: PLC0415
-    from jobs.upkeep import healing  # noqa: PLC0415
+    from layerrank.jobs.config.stored import record  # noqa: PLC0415
+    from layerrank.jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
+    from layerrank.jobs.measure.stage import measure  # noqa: PLC0415
+    from layerrank.jobs.plan.words import Guard  # noqa: PLC0415
+    from layerrank.jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
+    from layerrank.jobs.probe.stage import probe, require_scores  # noqa: PLC0415
+    from layerrank.jobs.upkeep import healing  # noqa: PLC0415
 
     def rank_and_report(run: Run) -> None:
-        from jobs.rank.stage import rank  # noqa: PLC0415
-        from jobs.report.page import publish  # noqa: PLC0415
+        from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
+        from layerrank.jobs.report.page import publish  # noqa: PLC0415
 
         require_scores(run)
         publish(run, rank(run), anew=arguments.command != "run")
@@ -134,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def nightly(arguments: argparse.Namespace) -> int:
     """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
-    from jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
+    from layerrank.jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
 
     with _opened(arguments) as run:
         night = evaluated(run, verbose=arguments.verbose)
@@ -149,13 +154,13 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
 
     A nightly finds out which checkpoints are new when it has its lock, and is sized by one.
     """
-    from jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
-    from jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
-    from jobs.prepare.stage import most_tokens  # noqa: PLC0415
-    from jobs.run import Run, Seen, open_root  # noqa: PLC0415
-    from jobs.subjects import resolve  # noqa: PLC0415
-    from storage.lock import claimed  # noqa: PLC0415
-    from storage.manifest import Manifests  # noqa: PLC0415
+    from layerrank.jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
+    from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
+    from layerrank.jobs.prepare.stage import most_tokens  # noqa: PLC0415
+    from layerrank.jobs.run import Run, Seen, open_root  # noqa: PLC0415
+    from layerrank.jobs.subjects import resolve  # noqa: PLC0415
+    from layerrank.storage.lock import claimed  # noqa: PLC0415
+    from layerrank.storage.manifest import Manifests  # noqa: PLC0415
 
     given, seen = _config(arguments), Seen()
     root = open_root(given, arguments.output)
@@ -204,9 +209,9 @@ def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Polic
 
 
 def _rank_scores(scores: str, output: str | None, policy: Policy) -> int:
-    from jobs.rank.ranking import Settings  # noqa: PLC0415
-    from jobs.rank.score_file import rank_file  # noqa: PLC0415
-    from jobs.report.page import publish_scores  # noqa: PLC0415
+    from layerrank.jobs.rank.ranking import Settings  # noqa: PLC0415
+    from layerrank.jobs.rank.score_file import rank_file  # noqa: PLC0415
+    from layerrank.jobs.report.page import publish_scores  # noqa: PLC0415
 
     root = None
     if output:
@@ -218,13 +223,13 @@ def _rank_scores(scores: str, output: str | None, policy: Policy) -> int:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Say what a run would do and write."""
-    from jobs.config.stored import continued  # noqa: PLC0415
-    from jobs.plan.plan import checked  # noqa: PLC0415
-    from jobs.plan.plan import plan as planned  # noqa: PLC0415
-    from jobs.plan.words import require_within, told  # noqa: PLC0415
-    from jobs.prepare.stage import require_agreement  # noqa: PLC0415
-    from jobs.run import open_root  # noqa: PLC0415
-    from storage.manifest import Manifests  # noqa: PLC0415
+    from layerrank.jobs.config.stored import continued  # noqa: PLC0415
+    from layerrank.jobs.plan.plan import checked  # noqa: PLC0415
+    from layerrank.jobs.plan.plan import plan as planned  # noqa: PLC0415
+    from layerrank.jobs.plan.words import require_within, told  # noqa: PLC0415
+    from layerrank.jobs.prepare.stage import require_agreement  # noqa: PLC0415
+    from layerrank.jobs.run import open_root  # noqa: PLC0415
+    from layerrank.storage.manifest import Manifests  # noqa: PLC0415
 
     config = _config(arguments)
     root = open_root(config, arguments.output) if arguments.output or config.output else None
@@ -250,15 +255,15 @@ def _limits(arguments: argparse.Namespace) -> limits.Limits:
 
 def status(arguments: argparse.Namespace) -> int:
     """Say what every partition of an output holds; DONE if all are complete and as written."""
-    from jobs.upkeep import status as told  # noqa: PLC0415
+    from layerrank.jobs.upkeep import status as told  # noqa: PLC0415
 
     return told(_existing(arguments), verify=arguments.verify)
 
 
 def repair(arguments: argparse.Namespace) -> int:
     """Delete what is damaged in an output, or what no config of it asks for."""
-    from jobs.upkeep import prune, repair  # noqa: PLC0415
-    from storage.lock import Claim, LockHeldError, claimed  # noqa: PLC0415
+    from layerrank.jobs.upkeep import prune, repair  # noqa: PLC0415
+    from layerrank.storage.lock import Claim, LockHeldError, claimed  # noqa: PLC0415
 
     root = _existing(arguments)
 
@@ -270,7 +275,7 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def _existing(arguments: argparse.Namespace) -> Root:
-    from storage.manifest import require_format  # noqa: PLC0415
+    from layerrank.storage.manifest import require_format  # noqa: PLC0415
 
     root = Root(arguments.output, _storage(arguments).options())
     require_format(root)
@@ -279,7 +284,7 @@ def _existing(arguments: argparse.Namespace) -> Root:
 
 def query(arguments: argparse.Namespace) -> int:
     """Answer a query."""
-    from storage.sql import connect  # noqa: PLC0415
+    from layerrank.storage.sql import connect  # noqa: PLC0415
 
     with connect(_existing(arguments)) as connection:
         relation = connection.sql(arguments.sql)
@@ -291,16 +296,16 @@ def query(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer, with what is done to its vectors."""
-    from jobs.export import (  # noqa: PLC0415
+    from layerrank.jobs.export import (  # noqa: PLC0415
         Asked,
         ranked_point,
         ranked_subject,
         run_of,
         run_prompts,
     )
-    from jobs.export import export as exported  # noqa: PLC0415
-    from jobs.subjects import local, subject  # noqa: PLC0415
-    from operators.model.cut import CutPoint  # noqa: PLC0415
+    from layerrank.jobs.export import export as exported  # noqa: PLC0415
+    from layerrank.jobs.subjects import local, subject  # noqa: PLC0415
+    from layerrank.operators.model.cut import CutPoint  # noqa: PLC0415
 
     storage, root = _storage(arguments), None
     given = {

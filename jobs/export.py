@@ -19,27 +19,27 @@ import numpy as np
 import torch
 import yaml
 
-from jobs.config.blocks import ConfigError
-from jobs.config.prompts import prefixes
-from jobs.config.run import RunConfig
-from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.config.stored import stored
-from jobs.probe.worker import fits_of
-from jobs.rank.ranking import ELSEWHERE
-from jobs.subjects import sides_of
-from jobs.words import counted, known
-from operators.model.backend import load_backend
-from operators.model.cut import Cut, CutError, CutPoint, cut_model
-from operators.model.encode import Representations, encode, token_budget_batches
-from operators.model.known import require_readable
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import Norm, Pooling, Subject, Transform
-from operators.model.tokenise import load_tokenizer, token_limit, tokenise
-from operators.probes import transform
-from storage.layers import Group
-from storage.manifest import Manifest, load
-from storage.partition import partitions
-from storage.root import Root
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.prompts import prefixes
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.config.stored import stored
+from layerrank.jobs.probe.worker import fits_of
+from layerrank.jobs.rank.ranking import ELSEWHERE
+from layerrank.jobs.subjects import sides_of
+from layerrank.jobs.words import counted, known
+from layerrank.operators.model.backend import load_backend
+from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
+from layerrank.operators.model.encode import Representations, encode, token_budget_batches
+from layerrank.operators.model.known import require_readable
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import Norm, Pooling, Subject, Transform
+from layerrank.operators.model.tokenise import load_tokenizer, token_limit, tokenise
+from layerrank.operators.probes import transform
+from layerrank.storage.layers import Group
+from layerrank.storage.manifest import Manifest, load
+from layerrank.storage.partition import partitions
+from layerrank.storage.root import Root
 
 # Two texts of different length, one that fills the usual limits and one that overflows them; and by
 # itself a text of one token, if the tokenizer adds none: in many decoders the first is far larger.

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.cluster.cluster import Cluster
-from jobs.cluster.console import say
-from jobs.config.blocks import ConfigError
-from jobs.config.candidates import other_vectors
-from jobs.config.datasets import DatasetConfig, Task
-from jobs.config.prompts import Prompted, Side, by_template
-from jobs.config.run import RunConfig
-from jobs.subjects import (
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.candidates import other_vectors
+from layerrank.jobs.config.datasets import DatasetConfig, Task
+from layerrank.jobs.config.prompts import Prompted, Side, by_template
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.subjects import (
     checked,
     require_lengths,
     require_prompts,
@@ -26,13 +26,13 @@ from jobs.subjects import (
     subject_identity,
     words_of,
 )
-from operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
-from storage import schema
-from storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
-from storage.partition import CLEAN, KEYS, Partition, TableName
-from storage.root import AddressError, Root
-from storage.root import resolve as resolve_address
-from storage.shards import Facts, Receipt, write_shard
+from layerrank.operators.model.subject import Kind, ModelShape, ModelUnavailableError, Subject
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifest, Manifests, Settings, digest_of, require_format
+from layerrank.storage.partition import CLEAN, KEYS, Partition, TableName
+from layerrank.storage.root import AddressError, Root
+from layerrank.storage.root import resolve as resolve_address
+from layerrank.storage.shards import Facts, Receipt, write_shard
 
 Row = Mapping[str, Any]
 Stage = Literal["prepare", "extract", "measure", "probe", "rank"]

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
-from jobs.config.run import RunConfig
-from jobs.config.sealed import sealed, unsealed
-from jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
-from operators.model.backend import backend_of
-from operators.model.subject import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.sealed import sealed, unsealed
+from layerrank.jobs.config.settings import ConditionsConfig, StorageConfig, SubjectConfig
+from layerrank.operators.model.backend import backend_of
+from layerrank.operators.model.subject import (
     ADAPTER_WEIGHTS,
     ModelShape,
     ModelUnavailableError,
@@ -37,11 +37,11 @@ from operators.model.subject import (
     read_shape,
     require_packages,
 )
-from operators.prompts.conditions import Vocabulary
-from operators.prompts.templates import TEXT, Template
-from storage.checkpoint import Checkpoint, CheckpointError, some
-from storage.manifest import digest_of
-from storage.root import BOOKS, Root
+from layerrank.operators.prompts.conditions import Vocabulary
+from layerrank.operators.prompts.templates import TEXT, Template
+from layerrank.storage.checkpoint import Checkpoint, CheckpointError, some
+from layerrank.storage.manifest import digest_of
+from layerrank.storage.root import BOOKS, Root
 
 
 def is_remote(model: str) -> bool:
@@ -96,7 +96,7 @@ def check(subject: Subject, storage: StorageConfig) -> ModelShape:
     same of its adapter.
     """
     # transformers takes seconds to import
-    from operators.model.known import require_readable  # noqa: PLC0415
+    from layerrank.operators.model.known import require_readable  # noqa: PLC0415
 
     require_packages(subject)
     if (checkpoint := checkpoint_of(subject, storage)) is not None:
@@ -198,7 +198,7 @@ class TextReader(NamedTuple):
 def tokenizer_of(subject: Subject, max_tokens: int, storage: StorageConfig) -> TextReader:
     """Load what turns texts into a subject's tokens, once in each worker."""
     # transformers takes seconds to import
-    from operators.model.tokenise import load_tokenizer, token_limit, vocabulary_of  # noqa: PLC0415
+    from layerrank.operators.model.tokenise import load_tokenizer, token_limit, vocabulary_of  # noqa: PLC0415
 
     here = local(subject, storage, weights=False)
     tokenizer, shape = load_tokenizer(here), read_shape(here)
@@ -234,7 +234,7 @@ def words_of(subject: Subject, template: Template, max_tokens: int, storage: Sto
     """Return the words of a template, of a chat as the subject's tokenizer has them."""
     if not template.is_chat:
         return template.words
-    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+    from layerrank.operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
 
     reader = tokenizer_of(subject, max_tokens, storage)
     return Frame(reader.tokenizer, template).around(TEXT)
@@ -244,7 +244,7 @@ def require_prompts(config: RunConfig, subject: Subject, found: Sequence[Side]) 
     """ConfigError if a subject cannot read texts in the templates of some sides."""
     if not found:
         return
-    from operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
+    from layerrank.operators.model.tokenise import Frame  # noqa: PLC0415  (see `tokenizer_of`)
 
     require_no_noise(found, config.curves.noise)
     for template in dict.fromkeys(side.template for side in found):

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from jobs.cluster.console import say
-from jobs.cluster.errors import DONE, FAILED
-from jobs.config.blocks import ConfigError
-from jobs.config.prompts import OwnPrompts, sides
-from jobs.config.run import RunConfig, graded_conditions
-from jobs.config.settings import ViewsConfig
-from jobs.config.stored import FOLDER, stored
-from jobs.run import Run
-from jobs.subjects import name_of
-from operators.prompts.templates import is_prompt
-from operators.prompts.views import view_name
-from storage.manifest import Manifest, Manifests, as_it_lies, broken, derived, everything, load
-from storage.partition import CLEAN, KEYS, Partition, all_partitions
-from storage.root import Root
-from storage.shards import DamagedError
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.errors import DONE, FAILED
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.prompts import OwnPrompts, sides
+from layerrank.jobs.config.run import RunConfig, graded_conditions
+from layerrank.jobs.config.settings import ViewsConfig
+from layerrank.jobs.config.stored import FOLDER, stored
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import name_of
+from layerrank.operators.prompts.templates import is_prompt
+from layerrank.operators.prompts.views import view_name
+from layerrank.storage.manifest import (
+    Manifest,
+    Manifests,
+    as_it_lies,
+    broken,
+    derived,
+    everything,
+    load,
+)
+from layerrank.storage.partition import CLEAN, KEYS, Partition, all_partitions
+from layerrank.storage.root import Root
+from layerrank.storage.shards import DamagedError
 
 Done = TypeVar("Done")
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TypeGuard
 
-from operators.ranking.scores import TIE
+from layerrank.operators.ranking.scores import TIE
 
 NOTHING = "-"
 _DIGITS = 3

@@ -3,9 +3,9 @@
 Who only reads a config, or finds everything present, does without them. mypy is shown the module:
 
     if TYPE_CHECKING:
-        from operators.metrics import tokens
+        from layerrank.operators.metrics import tokens
     else:
-        tokens = Later("operators.metrics.tokens")
+        tokens = Later("layerrank.operators.metrics.tokens")
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from storage.root import Root, fingerprint
+from layerrank.storage.root import Root, fingerprint
 
 CACHE = "LAYERRANK_CACHE"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage import schema
-from storage.manifest import Manifest
-from storage.pages import vector_column, vectors
-from storage.partition import whole_name
-from storage.root import Root
-from storage.shards import Shard
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifest
+from layerrank.storage.pages import vector_column, vectors
+from layerrank.storage.partition import whole_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Shard
 
 Ids = npt.NDArray[np.int64]
 _FLOAT16_MAX = 65504.0

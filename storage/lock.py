@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
-from storage.root import BOOKS, Root
+from layerrank.storage.root import BOOKS, Root
 
 FOLDER = f"{BOOKS}/locks"
 _RENEWALS = 3  # per lease

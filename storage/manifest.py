@@ -20,9 +20,16 @@ from typing import Any, Literal
 
 from xxhash import xxh3_128_hexdigest
 
-from storage.partition import KEYS, Partition, TableName, partitions
-from storage.root import BOOKS, Root
-from storage.shards import DamagedError, Receipt, RemovedError, Shard, index_key, read_receipt
+from layerrank.storage.partition import KEYS, Partition, TableName, partitions
+from layerrank.storage.root import BOOKS, Root
+from layerrank.storage.shards import (
+    DamagedError,
+    Receipt,
+    RemovedError,
+    Shard,
+    index_key,
+    read_receipt,
+)
 
 FORMAT = 2
 _READERS = 16

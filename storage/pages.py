@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.random import default_rng
 
-from storage import schema
+from layerrank.storage import schema
 
 Bytes = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from storage.root import BOOKS, Root
+from layerrank.storage.root import BOOKS, Root
 
 TableName = Literal[
     "prompts",

@@ -24,7 +24,7 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec.registry import known_implementations
 
-from storage import s3
+from layerrank.storage import s3
 
 _S3 = ("s3://", "s3a://")
 BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them

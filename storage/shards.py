@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from storage import pages
-from storage.partition import Partition
-from storage.root import BOOKS, Root
+from layerrank.storage import pages
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import BOOKS, Root
 
 _RECEIPT, _SEAL = b"layerrank.receipt", b"layerrank.seal"
 # Of these, statistics, dictionaries and compression cost time and gain nothing.

@@ -14,10 +14,10 @@ import pyarrow as pa
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractBufferedFile
 
-from storage import schema
-from storage.manifest import Manifest, everything
-from storage.partition import KEYS, TableName
-from storage.root import Root
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifest, everything
+from layerrank.storage.partition import KEYS, TableName
+from layerrank.storage.root import Root
 
 _SCHEMAS: dict[TableName, pa.Schema] = {
     "prompts": schema.PROMPTS,

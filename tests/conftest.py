@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 import yaml
 
-from storage.root import Root
+from layerrank.storage.root import Root
 from tests.support.machines.living import Living, Told
 from tests.support.places import PROJECT
 from tests.support.tiny import save_tiny
@@ -55,7 +55,7 @@ class Cli:
             told = self.living.tell(list(arguments), TIME_LIMIT)
         else:
             told = subprocess.run(
-                [sys.executable, "-m", "jobs", *arguments],
+                [sys.executable, "-m", "layerrank", *arguments],
                 cwd=PROJECT,
                 env=self.environment,
                 capture_output=True,

@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from jobs.cluster.console import say
-from storage.root import Root
+from layerrank.jobs.cluster.console import say
+from layerrank.storage.root import Root
 from tests.conftest import offline_environment
 from tests.support.machines.local_cluster import local_cluster
 from tests.support.places import PROJECT
@@ -30,7 +30,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         _say("starting two Ray nodes on this machine")
         with local_cluster(python, environment, Path(folder), nodes=2, cpus=1) as cluster:
-            command = ("python", "-m", "jobs", "run", "demo", "--output", str(SUBMITTED))
+            command = ("python", "-m", "layerrank", "run", "demo", "--output", str(SUBMITTED))
             _say(f"ray job submit --working-dir . -- {' '.join(command)}")
             result = cluster.submit(PROJECT, *command, shown=True)
     if result.returncode:

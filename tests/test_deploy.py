@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from jobs import cli
-from jobs.config.run import parse
+from layerrank.jobs import cli
+from layerrank.jobs.config.run import parse
 from tests.support.places import PROJECT
 
 DEPLOY = PROJECT / "deploy"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs.cluster.pool import (
+from layerrank.jobs.cluster.pool import (
     TASK_CPUS,
     CannotScheduleError,
     Feed,
@@ -26,8 +26,8 @@ from jobs.cluster.pool import (
     Work,
     Write,
 )
-from jobs.config.blocks import ConfigError
-from jobs.config.settings import ClusterConfig, Device, Engine
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.settings import ClusterConfig, Device, Engine
 
 # Tokens through models, at most, of a run that is small: an hour or so of two cores.
 SMALL_TOKENS = 20_000_000
@@ -249,12 +249,12 @@ def open_cluster(
     side: Side
     if engine == "ray":
         # Ray takes seconds to import, which a run on processes does without.
-        from jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
+        from layerrank.jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
 
         known = address or os.environ.get("RAY_ADDRESS")
         side = RayCluster(known, config.wait_seconds, verbose, say, preload)
     else:
-        from jobs.cluster.on_processes import Processes  # noqa: PLC0415
+        from layerrank.jobs.cluster.on_processes import Processes  # noqa: PLC0415
 
         side = Processes(preload, verbose=verbose)
     return Cluster(side, say)

@@ -24,8 +24,20 @@ def printable(line: str) -> str:
     return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], line)
 
 
+_quiet = False
+
+
+def quiet(on: bool) -> bool:
+    """Leave out the story and the progress of runs from now on, or not; return what was before."""
+    global _quiet
+    before, _quiet = _quiet, on
+    return before
+
+
 def say(line: str = "") -> None:
     """Print one line of the run's story."""
+    if _quiet:
+        return
     sys.stdout.write(printable(line) + "\n")
     sys.stdout.flush()
 
@@ -45,7 +57,7 @@ class Progress:
         self._began = time.monotonic()
         self._stopped = threading.Event()
         self._bar: tqdm[Any] | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not _quiet:
             self._bar = tqdm(
                 total=total, desc=f"  {stage:<8}", unit=f" {unit}", file=self._stream, leave=False
             )
@@ -90,6 +102,6 @@ class Progress:
         while not self._stopped.wait(wait):
             if self._bar is not None:
                 self._bar.refresh()
-            else:
+            elif not _quiet:
                 self._stream.write(self.line() + "\n")
                 self._stream.flush()

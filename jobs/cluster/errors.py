@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 import duckdb
 
-from jobs.config.blocks import ConfigError
-from operators.model.subject import ModelUnavailableError
-from storage.manifest import FormatError, SettingsConflictError
-from storage.root import AddressError
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.operators.model.subject import ModelUnavailableError
+from layerrank.storage.manifest import FormatError, SettingsConflictError
+from layerrank.storage.root import AddressError
 
 DONE, FAILED, USAGE, REGRESSED = 0, 1, 2, 3
 

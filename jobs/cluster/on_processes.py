@@ -32,11 +32,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from joblib import cpu_count
 
-from jobs.cluster.errors import InWorkerError, WorkerDiedError, sockets_in_tmpdir, travelling
-from jobs.cluster.pool import MOST_BUCKETS, Feed, Make, Pool, Split, TorchDevice, Work, Write
+from layerrank.jobs.cluster.errors import (
+    InWorkerError,
+    WorkerDiedError,
+    sockets_in_tmpdir,
+    travelling,
+)
+from layerrank.jobs.cluster.pool import (
+    HOME,
+    MOST_BUCKETS,
+    Feed,
+    Make,
+    Pool,
+    Split,
+    TorchDevice,
+    Work,
+    Write,
+)
 
 _ATTEMPTS = 3  # of a unit whose worker died
-_HOME = str(Path(__file__).resolve().parents[2])  # the folder that our packages lie in
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives a task of one CPU
 _PRINTED = "printed"  # the file in which what the workers print ends
 _SHOWN_BYTES = 2000  # of what a worker printed before it died
@@ -50,7 +64,7 @@ class Processes:
 
     def __init__(self, preload: Sequence[str] = (), *, verbose: bool = False) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["jobs.cluster.server", *preload])
+        self._context.set_forkserver_preload(["layerrank.jobs.cluster.server", *preload])
         self._size = cpu_count()
         self._workers: list[_Worker] = []
         self._is_verbose = verbose
@@ -208,7 +222,7 @@ def _start_server() -> None:
     """Start the process that imports and forks, if there is none: with one thread for BLAS."""
     # What Python finds in the folder that it is started in is the user's, and not ours to import;
     # the server takes our packages from where the driver has them.
-    path = os.pathsep.join(filter(None, [_HOME, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(HOME), os.environ.get("PYTHONPATH")]))
     own = {**_ONE_THREAD, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}
     before = {name: os.environ.pop(name) for name in own if name in os.environ}
     os.environ.update(own)
@@ -230,7 +244,7 @@ def _as_children_start() -> Iterator[None]:
     """Let children import our packages first, and not run the program's main script again."""
     main, path = sys.modules["__main__"], [*sys.path]
     sys.modules["__main__"] = ModuleType("__main__")
-    sys.path.insert(0, _HOME)
+    sys.path.insert(0, str(HOME))
     try:
         yield
     finally:

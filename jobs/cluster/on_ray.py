@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -26,8 +25,9 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
-from jobs.cluster.errors import InWorkerError, sockets_in_tmpdir, travelling
-from jobs.cluster.pool import (
+from layerrank.jobs.cluster.errors import InWorkerError, sockets_in_tmpdir, travelling
+from layerrank.jobs.cluster.pool import (
+    HOME,
     MOST_BUCKETS,
     TASK_CPUS,
     CannotScheduleError,
@@ -39,14 +39,13 @@ from jobs.cluster.pool import (
     Work,
     Write,
 )
-from jobs.config.blocks import ConfigError
+from layerrank.jobs.config.blocks import ConfigError
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
 # How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
 _TRIES = "RAY_gcs_server_port_wait_time_s"
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
-_HOME = Path(__file__).resolve().parents[2]  # the folder that our packages lie in
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
 _CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
@@ -170,14 +169,13 @@ class RayCluster:
         options: dict[str, Any] = {
             "logging_level": logging.INFO if self.verbose else logging.ERROR,
             "log_to_driver": self.verbose,
-            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(_HOME)])),
+            "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(HOME)])),
         }
         if self.address is None:
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             # Workers need no installed wheel.
-            packages = ("jobs", "operators", "storage")
-            options["runtime_env"] = {"py_modules": [str(_HOME / name) for name in packages]}
+            options["runtime_env"] = {"py_modules": [str(HOME / "layerrank")]}
         if self.address is not None:
             os.environ.setdefault(_TRIES, "1")
             self.say(f"  joining the Ray cluster at {self.address}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from jobs.config.blocks import ConfigError
+import layerrank
+from layerrank.jobs.config.blocks import ConfigError
 
 TorchDevice = Literal["cpu", "cuda"]
 Runner = Literal["process", "ray"]
@@ -20,6 +22,7 @@ Split = Callable[[Any], Iterator[pa.Table]]  # unit -> rows
 Write = Callable[[pa.Table], Any]  # the rows of a key -> result
 
 MOST_BUCKETS = 64  # of a shuffle: keys beyond that share one
+HOME = Path(layerrank.__file__).resolve().parents[1]  # the folder that our package lies in
 TASK_CPUS = 0.25  # of a task that runs beside model actors
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.config.run import RunConfig
-from operators.model.subject import Norm, Pooling, Vectors
-from operators.probes.transform import FITTED, require_enough
-from operators.prompts.templates import is_prompt
-from storage.partition import CLEAN
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.run import RunConfig
+from layerrank.operators.model.subject import Norm, Pooling, Vectors
+from layerrank.operators.probes.transform import FITTED, require_enough
+from layerrank.operators.prompts.templates import is_prompt
+from layerrank.storage.partition import CLEAN
 
 
 def ranked_vectors(config: RunConfig) -> Vectors:

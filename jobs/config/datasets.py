@@ -20,8 +20,8 @@ from pydantic import (
     model_validator,
 )
 
-from jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
-from operators.prompts.templates import Template, read_template
+from layerrank.jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
+from layerrank.operators.prompts.templates import Template, read_template
 
 Names = Annotated[  # one, or a list
     tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -353,7 +353,7 @@ class DatasetConfig(Block):
                 f"a dataset of mteb has the texts and tasks that mteb gives it: leave out "
                 f"{', '.join(own)}"
             )
-        from operators.benchmark.tasks import task_names  # noqa: PLC0415  (imports mteb, seconds)
+        from layerrank.operators.benchmark.tasks import task_names  # noqa: PLC0415  (imports mteb, seconds)
 
         names = task_names(known.mteb, known.modules)
         return {**values, "tasks": [{"type": "mteb", "name": name} for name in names]}
@@ -373,7 +373,7 @@ class DatasetConfig(Block):
         given = self.prompts if isinstance(self.prompts, dict) else {}
         known, what = [*self.text_columns], "text column"
         if given and isinstance(self.source, MtebSource):
-            from operators.benchmark.prompts import prompt_names  # noqa: PLC0415  (imports mteb)
+            from layerrank.operators.benchmark.prompts import prompt_names  # noqa: PLC0415  (imports mteb)
 
             names = [task.name for task in self.tasks]
             known, what = prompt_names(names, self.source.modules), "prompt of its tasks"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jobs.config.run import RunConfig
-from operators.metrics.registry import METRICS, Parameters, Tokens, Views, of_kind
-from operators.model.subject import ModelShape
+from layerrank.jobs.config.run import RunConfig
+from layerrank.operators.metrics.registry import METRICS, Parameters, Tokens, Views, of_kind
+from layerrank.operators.model.subject import ModelShape
 
 TOKENS = "tokens"  # the pooling column of a mean over per-prompt token metrics
 REASONS = {name: metric.undefined for name, metric in METRICS.items()}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import (
     ClassificationTask,
     DatasetConfig,
     FittedTask,
@@ -21,7 +21,7 @@ from jobs.config.datasets import (
     Task,
     TwoSided,
 )
-from operators.prompts.templates import TEXT, Template
+from layerrank.operators.prompts.templates import TEXT, Template
 
 # What mteb calls the types of tasks, by which models name prompts.
 _TYPES = {
@@ -187,7 +187,7 @@ def _of_mteb(
     """Yield what mteb may ask for the texts of a task as, each with the template of that."""
     if dataset.prompts is None:
         return
-    from operators.benchmark.prompts import (  # noqa: PLC0415  (imports mteb, seconds)
+    from layerrank.operators.benchmark.prompts import (  # noqa: PLC0415  (imports mteb, seconds)
         prompt_keys,
         registered_prompt,
     )

@@ -18,14 +18,14 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from jobs.config import settings
-from jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
-from jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
-from operators.prompts.conditions import Condition
-from operators.ranking.choosing import Policy
+from layerrank.jobs.config import settings
+from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
+from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
+from layerrank.operators.prompts.conditions import Condition
+from layerrank.operators.ranking.choosing import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
-_RECIPES = resources.files("jobs") / "recipes"
+_RECIPES = resources.files("layerrank.jobs") / "recipes"
 Checked = TypeVar("Checked", bound=Block)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
@@ -110,7 +110,7 @@ def _require_enough(config: RunConfig) -> None:
 
     Without a list of metrics, what has too few prompts is undefined in the results instead.
     """
-    from operators.metrics.registry import FEWEST_VIEWS, METRICS, Views, of_kind  # noqa: PLC0415
+    from layerrank.operators.metrics.registry import FEWEST_VIEWS, METRICS, Views, of_kind  # noqa: PLC0415
 
     measure, views = config.measure, config.views
     unseen, named = list(of_kind(measure.metrics, Views)), "metrics" in measure.model_fields_set
@@ -303,7 +303,7 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
 
 
 def _with_full_views(config: RunConfig) -> RunConfig:
-    from operators.metrics.registry import Views, of_kind  # noqa: PLC0415
+    from layerrank.operators.metrics.registry import Views, of_kind  # noqa: PLC0415
 
     if not of_kind(config.measure.metrics, Views):
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from jobs.config.blocks import (
+from layerrank.jobs.config.blocks import (
     LATER,
     Ascending,
     Block,
@@ -21,11 +21,11 @@ from jobs.config.blocks import (
     Probability,
     require_distinct,
 )
-from operators.analysis.modes import FEWEST, MOST
-from operators.metrics import EntropyNorm, SpectrumMethod
-from operators.model.subject import Dtype, Norm, Pooling, Transform
-from operators.prompts.conditions import FAMILIES, Condition
-from operators.ranking.choosing import Policy
+from layerrank.operators.analysis.modes import FEWEST, MOST
+from layerrank.operators.metrics import EntropyNorm, SpectrumMethod
+from layerrank.operators.model.subject import Dtype, Norm, Pooling, Transform
+from layerrank.operators.prompts.conditions import FAMILIES, Condition
+from layerrank.operators.ranking.choosing import Policy
 
 Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["auto", "process", "ray"]
@@ -131,7 +131,7 @@ class TokensConfig(Block):
 
 def _every_metric() -> tuple[str, ...]:
     # The registry imports torch, which a worker that only unpickles its config can do without.
-    from operators.metrics.registry import METRICS  # noqa: PLC0415
+    from layerrank.operators.metrics.registry import METRICS  # noqa: PLC0415
 
     return tuple(METRICS)
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from jobs.config.blocks import Block
-from jobs.config.run import RunConfig
-from jobs.config.sealed import sealed, unsealed
-from storage.lock import Claim
-from storage.manifest import FORMAT, SettingsConflictError
-from storage.root import BOOKS, Root
+from layerrank.jobs.config.blocks import Block
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.sealed import sealed, unsealed
+from layerrank.storage.lock import Claim
+from layerrank.storage.manifest import FORMAT, SettingsConflictError
+from layerrank.storage.root import BOOKS, Root
 
 FOLDER = f"{BOOKS}/runs"
 # Addresses of sources may carry a password before the host, or a signature after the path.

@@ -11,24 +11,24 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from jobs.cluster.console import Progress, say
-from jobs.config.blocks import ConfigError
-from jobs.config.candidates import require_texts
-from jobs.config.datasets import MtebTask
-from jobs.config.prompts import ASKED, asked_fact, told
-from jobs.extract.targets import Pass, Target, Unit, missing_units, passes
-from jobs.run import Run, partition
-from jobs.subjects import remember
-from operators.later import Later
-from operators.model.subject import Subject
-from storage.manifest import Manifest
-from storage.partition import CLEAN
-from storage.shards import ENCODED, Receipt
+from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.candidates import require_texts
+from layerrank.jobs.config.datasets import MtebTask
+from layerrank.jobs.config.prompts import ASKED, asked_fact, told
+from layerrank.jobs.extract.targets import Pass, Target, Unit, missing_units, passes
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.subjects import remember
+from layerrank.operators.later import Later
+from layerrank.operators.model.subject import Subject
+from layerrank.storage.manifest import Manifest
+from layerrank.storage.partition import CLEAN
+from layerrank.storage.shards import ENCODED, Receipt
 
 if TYPE_CHECKING:
-    from jobs.extract import worker
+    from layerrank.jobs.extract import worker
 else:
-    worker = Later("jobs.extract.worker")
+    worker = Later("layerrank.jobs.extract.worker")
 
 
 def extract(run: Run) -> None:

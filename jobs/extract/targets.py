@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jobs.config.candidates import kept_vectors
-from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import token_metric_settings, token_plan
-from jobs.config.prompts import Prompted
-from jobs.config.run import RunConfig, graded_conditions
-from jobs.run import leading, partition
-from operators.model.subject import ModelShape, Subject
-from operators.prompts.views import view_name
-from storage.manifest import Manifest, Settings, digest_of
-from storage.pages import most_rows
-from storage.partition import CLEAN, Partition, TableName, part_name
-from storage.shards import Receipt
+from layerrank.jobs.config.candidates import kept_vectors
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.metrics import token_metric_settings, token_plan
+from layerrank.jobs.config.prompts import Prompted
+from layerrank.jobs.config.run import RunConfig, graded_conditions
+from layerrank.jobs.run import leading, partition
+from layerrank.operators.model.subject import ModelShape, Subject
+from layerrank.operators.prompts.views import view_name
+from layerrank.storage.manifest import Manifest, Settings, digest_of
+from layerrank.storage.pages import most_rows
+from layerrank.storage.partition import CLEAN, Partition, TableName, part_name
+from layerrank.storage.shards import Receipt
 
 _STRETCH = "stretch"  # the fact of a receipt
 

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from jobs.cluster.pool import TorchDevice
-from jobs.config.candidates import kept_vectors
-from jobs.config.metrics import REASONS, parameters
-from jobs.config.run import RunConfig
-from jobs.extract.targets import Part, Unit, stretch_facts
-from jobs.run import partition
-from jobs.subjects import local, tokenizer_of
-from operators.metrics.registry import TokenValues, token_metrics
-from operators.model.backend import Backend, load_backend
-from operators.model.encode import (
+from layerrank.jobs.cluster.pool import TorchDevice
+from layerrank.jobs.config.candidates import kept_vectors
+from layerrank.jobs.config.metrics import REASONS, parameters
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.extract.targets import Part, Unit, stretch_facts
+from layerrank.jobs.run import partition
+from layerrank.jobs.subjects import local, tokenizer_of
+from layerrank.operators.metrics.registry import TokenValues, token_metrics
+from layerrank.operators.model.backend import Backend, load_backend
+from layerrank.operators.model.encode import (
     Ids,
     NonFiniteError,
     Representations,
@@ -31,17 +31,22 @@ from operators.model.encode import (
     encode,
     wanted_tokens,
 )
-from operators.model.subject import ModelUnavailableError, Subject
-from operators.model.tokenise import tokenise
-from operators.prompts.conditions import condition_text, condition_tokens
-from operators.prompts.seeding import sample_order
-from operators.prompts.views import ViewProbabilities
-from storage import schema
-from storage.layers import TokenSpool, embeddings_table, metric_column, prompt_metrics_table
-from storage.manifest import require
-from storage.partition import CLEAN, TableName
-from storage.root import Root
-from storage.shards import Facts, Receipt, Shard, write_shard
+from layerrank.operators.model.subject import ModelUnavailableError, Subject
+from layerrank.operators.model.tokenise import tokenise
+from layerrank.operators.prompts.conditions import condition_text, condition_tokens
+from layerrank.operators.prompts.seeding import sample_order
+from layerrank.operators.prompts.views import ViewProbabilities
+from layerrank.storage import schema
+from layerrank.storage.layers import (
+    TokenSpool,
+    embeddings_table,
+    metric_column,
+    prompt_metrics_table,
+)
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import CLEAN, TableName
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Facts, Receipt, Shard, write_shard
 
 
 class Batch(NamedTuple):

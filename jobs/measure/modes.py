@@ -17,27 +17,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.console import say
-from jobs.config.metrics import parameters
-from jobs.config.run import RunConfig
-from jobs.measure.pieces import Piece
-from jobs.run import Run, leading, partition
-from jobs.subjects import tokenizer_of
-from operators.analysis import modes as analysis
-from operators.later import Later
-from operators.metrics.registry import main_variant
-from operators.model.subject import Subject
-from storage import schema
-from storage.layers import metric_column
-from storage.manifest import Manifest, Settings, digest_of, missing
-from storage.partition import Partition
-from storage.root import Root
-from storage.shards import Receipt, Shard, write_shard
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.metrics import parameters
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.measure.pieces import Piece
+from layerrank.jobs.run import Run, leading, partition
+from layerrank.jobs.subjects import tokenizer_of
+from layerrank.operators.analysis import modes as analysis
+from layerrank.operators.later import Later
+from layerrank.operators.metrics.registry import main_variant
+from layerrank.operators.model.subject import Subject
+from layerrank.storage import schema
+from layerrank.storage.layers import metric_column
+from layerrank.storage.manifest import Manifest, Settings, digest_of, missing
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, Shard, write_shard
 
 if TYPE_CHECKING:
-    from operators.model import tokenise
+    from layerrank.operators.model import tokenise
 else:
-    tokenise = Later("operators.model.tokenise")
+    tokenise = Later("layerrank.operators.model.tokenise")
 
 METRIC = "prompt_entropy"
 _DECIMALS = 6  # of an entropy in nats: what differs by less came out of another batch

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from jobs.cluster.cluster import Cluster
-from jobs.cluster.console import Progress, say
-from jobs.cluster.pool import TorchDevice, Work
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.cluster.pool import TorchDevice, Work
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cluster.console import say
-from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import TOKENS, parameters, token_metrics
-from jobs.measure.pieces import Piece
-from jobs.run import Run, partition
-from operators.analysis import sensitivity as slopes
-from operators.metrics.registry import METRICS, Views, of_kind, token_variants
-from operators.model.subject import Subject
-from storage.layers import metric_column
-from storage.manifest import Manifest, Settings
-from storage.partition import Partition
-from storage.root import Root
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.metrics import TOKENS, parameters, token_metrics
+from layerrank.jobs.measure.pieces import Piece
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.analysis import sensitivity as slopes
+from layerrank.operators.metrics.registry import METRICS, Views, of_kind, token_variants
+from layerrank.operators.model.subject import Subject
+from layerrank.storage.layers import metric_column
+from layerrank.storage.manifest import Manifest, Settings
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import Root
 
 NO_SLOPE = "fewer than 2 levels with a value"
 Array = npt.NDArray[np.float64]

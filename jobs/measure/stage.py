@@ -14,10 +14,10 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from jobs.cluster.console import Progress, say
-from jobs.cluster.pool import Pool
-from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import (
+from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.cluster.pool import Pool
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.metrics import (
     left_out,
     metrics_of,
     parameters,
@@ -25,29 +25,29 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.settings import StorageConfig
-from jobs.measure.modes import modes, prompt_traits
-from jobs.measure.pieces import Piece, work_on
-from jobs.measure.sensitivity import sensitivity
-from jobs.measure.worker import (
+from layerrank.jobs.config.settings import StorageConfig
+from layerrank.jobs.measure.modes import modes, prompt_traits
+from layerrank.jobs.measure.pieces import Piece, work_on
+from layerrank.jobs.measure.sensitivity import sensitivity
+from layerrank.jobs.measure.worker import (
     LayerMetrics,
     Measured,
     Row,
     layer_rows,
     measure_shard,
 )
-from jobs.run import Run, partition
-from jobs.subjects import local
-from operators.later import Later
-from operators.metrics.registry import Views, of_kind
-from operators.model.backend import load_backend
-from operators.model.cost import layer_costs
-from operators.model.subject import Subject
-from operators.prompts.views import view_name
-from storage.layers import groups
-from storage.manifest import Manifest, Settings, digest_of
-from storage.partition import CLEAN
-from storage.shards import RemovedError
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.subjects import local
+from layerrank.operators.later import Later
+from layerrank.operators.metrics.registry import Views, of_kind
+from layerrank.operators.model.backend import load_backend
+from layerrank.operators.model.cost import layer_costs
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.prompts.views import view_name
+from layerrank.storage.layers import groups
+from layerrank.storage.manifest import Manifest, Settings, digest_of
+from layerrank.storage.partition import CLEAN
+from layerrank.storage.shards import RemovedError
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cluster.pool import TorchDevice
-from jobs.config.metrics import REASONS, TOKENS
-from operators.later import Later
-from operators.metrics.registry import (
+from layerrank.jobs.cluster.pool import TorchDevice
+from layerrank.jobs.config.metrics import REASONS, TOKENS
+from layerrank.operators.later import Later
+from layerrank.operators.metrics.registry import (
     METRICS,
     Layers,
     Parameters,
@@ -27,8 +27,8 @@ from operators.metrics.registry import (
     token_metrics,
     token_variants,
 )
-from storage import schema
-from storage.layers import (
+from layerrank.storage import schema
+from layerrank.storage.layers import (
     Group,
     by_prompts,
     metric_column,
@@ -36,27 +36,27 @@ from storage.layers import (
     shard_vectors,
     token_states,
 )
-from storage.manifest import Manifest, Settings
-from storage.partition import Partition
-from storage.root import Root
-from storage.shards import Receipt, Shard, write_shard
+from layerrank.storage.manifest import Manifest, Settings
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, Shard, write_shard
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.nn.utils import rnn
 
-    from operators.metrics import population, similarity
-    from operators.model import encode
+    from layerrank.operators.metrics import population, similarity
+    from layerrank.operators.model import encode
 else:  # what is to be measured is said here too, and needs no torch
     torch, rnn, population, similarity, encode = map(
         Later,
         (
             "torch",
             "torch.nn.utils.rnn",
-            "operators.metrics.population",
-            "operators.metrics.similarity",
-            "operators.model.encode",
+            "layerrank.operators.metrics.population",
+            "layerrank.operators.metrics.similarity",
+            "layerrank.operators.model.encode",
         ),
     )
 

@@ -22,21 +22,21 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from jobs import words
-from jobs.cluster.console import say
-from jobs.config.settings import WEB, NightlyConfig
-from jobs.rank.ranking import Checkpoint
-from jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
-from jobs.report.facts import title
-from jobs.run import Run, partition
-from jobs.subjects import by_step
-from operators.analysis.regression import ScoreChange, has_moved, jumps, score_change
-from operators.model.subject import Subject
-from operators.ranking.scores import TaskScores
-from storage.manifest import digest_of
-from storage.partition import Partition, all_partitions
-from storage.root import Root
-from storage.shards import DamagedError
+from layerrank.jobs import words
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.settings import WEB, NightlyConfig
+from layerrank.jobs.rank.ranking import Checkpoint
+from layerrank.jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
+from layerrank.jobs.report.facts import title
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.subjects import by_step
+from layerrank.operators.analysis.regression import ScoreChange, has_moved, jumps, score_change
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.ranking.scores import TaskScores
+from layerrank.storage.manifest import digest_of
+from layerrank.storage.partition import Partition, all_partitions
+from layerrank.storage.root import Root
+from layerrank.storage.shards import DamagedError
 
 SCHEMA_VERSION = 1
 FOLDER = "alerts"

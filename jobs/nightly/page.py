@@ -12,18 +12,18 @@ from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import quote
 
-from jobs.cluster.console import say
-from jobs.config.metrics import parameters
-from jobs.nightly.judge import read_alerts
-from jobs.rank.ranking import Checkpoint
-from jobs.report import guide, made, section
-from jobs.report.facts import units_of
-from jobs.report.section import Section, Table
-from jobs.report.sections import training
-from jobs.run import Run
-from jobs.subjects import by_step, step_of
-from jobs.words import counted
-from operators.model.subject import Subject
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.metrics import parameters
+from layerrank.jobs.nightly.judge import read_alerts
+from layerrank.jobs.rank.ranking import Checkpoint
+from layerrank.jobs.report import guide, made, section
+from layerrank.jobs.report.facts import units_of
+from layerrank.jobs.report.section import Section, Table
+from layerrank.jobs.report.sections import training
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import by_step, step_of
+from layerrank.jobs.words import counted
+from layerrank.operators.model.subject import Subject
 
 FOLDER = "trend"
 DATA, PAGE = "trend.json", "index.html"

@@ -12,27 +12,27 @@ import traceback
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from jobs.cluster.console import say
-from jobs.cluster.errors import explain
-from jobs.config.blocks import ConfigError
-from jobs.config.stored import record
-from jobs.extract.stage import extract
-from jobs.measure.stage import measure
-from jobs.nightly import judge
-from jobs.nightly.judge import Alert, before, in_order, ranked, without_ranking
-from jobs.nightly.page import address, is_stale, publish
-from jobs.prepare.stage import prepare
-from jobs.probe.stage import probe, require_scores
-from jobs.rank.ranking import Checkpoint, checkpoint_of
-from jobs.rank.stage import rank_subject, write_subject
-from jobs.run import Run
-from jobs.subjects import resolve
-from jobs.upkeep import healing
-from jobs.words import counted, points, signed
-from operators.model.subject import Subject
-from storage.lock import LeaseLostError, Lock, held
-from storage.partition import TableName, partitions
-from storage.shards import DamagedError
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.errors import explain
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.stored import record
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.measure.stage import measure
+from layerrank.jobs.nightly import judge
+from layerrank.jobs.nightly.judge import Alert, before, in_order, ranked, without_ranking
+from layerrank.jobs.nightly.page import address, is_stale, publish
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.probe.stage import probe, require_scores
+from layerrank.jobs.rank.ranking import Checkpoint, checkpoint_of
+from layerrank.jobs.rank.stage import rank_subject, write_subject
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import resolve
+from layerrank.jobs.upkeep import healing
+from layerrank.jobs.words import counted, points, signed
+from layerrank.operators.model.subject import Subject
+from layerrank.storage.lock import LeaseLostError, Lock, held
+from layerrank.storage.partition import TableName, partitions
+from layerrank.storage.shards import DamagedError
 
 _STAGES = (extract, measure, probe)
 

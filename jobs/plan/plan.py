@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.config.candidates import candidate_vectors, kept_vectors, other_vectors
-from jobs.config.datasets import MtebTask
-from jobs.config.metrics import (
+from layerrank.jobs.config.candidates import candidate_vectors, kept_vectors, other_vectors
+from layerrank.jobs.config.datasets import MtebTask
+from layerrank.jobs.config.metrics import (
     TokenPlan,
     metrics_of,
     parameters,
@@ -34,14 +34,14 @@ from jobs.config.metrics import (
     token_metrics,
     token_plan,
 )
-from jobs.config.prompts import Prompted, Side, asked_fact, by_template
-from jobs.config.run import RunConfig, learning_examples, noise_conditions
-from jobs.config.settings import SubjectConfig
-from jobs.extract.targets import Pass, Target, Unit, cut, passes
-from jobs.extract.worker import Batch, Extractor, load, read
-from jobs.measure.modes import METRIC as MODES_METRIC
-from jobs.plan.limits import TOKENS_PER_SECOND
-from jobs.plan.sampling import (
+from layerrank.jobs.config.prompts import Prompted, Side, asked_fact, by_template
+from layerrank.jobs.config.run import RunConfig, learning_examples, noise_conditions
+from layerrank.jobs.config.settings import SubjectConfig
+from layerrank.jobs.extract.targets import Pass, Target, Unit, cut, passes
+from layerrank.jobs.extract.worker import Batch, Extractor, load, read
+from layerrank.jobs.measure.modes import METRIC as MODES_METRIC
+from layerrank.jobs.plan.limits import TOKENS_PER_SECOND
+from layerrank.jobs.plan.sampling import (
     Corpus,
     Weight,
     partition_weight,
@@ -50,8 +50,8 @@ from jobs.plan.sampling import (
     shards_weight,
     weight,
 )
-from jobs.run import leading
-from jobs.subjects import (
+from layerrank.jobs.run import leading
+from layerrank.jobs.subjects import (
     check,
     is_remote,
     require_lengths,
@@ -61,17 +61,17 @@ from jobs.subjects import (
     sides_of,
     weights_here,
 )
-from jobs.tasks.types import TYPES
-from operators.analysis.sensitivity import FEWEST_LEVELS
-from operators.metrics.registry import Views, of_kind, token_variants
-from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from operators.probes.transform import FITTED
-from operators.prompts.views import is_view, view_name
-from operators.ranking.ladder import ladder_of, rungs
-from storage import schema
-from storage.partition import CLEAN, TableName
-from storage.root import Root
-from storage.shards import write_shard
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.operators.analysis.sensitivity import FEWEST_LEVELS
+from layerrank.operators.metrics.registry import Views, of_kind, token_variants
+from layerrank.operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from layerrank.operators.probes.transform import FITTED
+from layerrank.operators.prompts.views import is_view, view_name
+from layerrank.operators.ranking.ladder import ladder_of, rungs
+from layerrank.storage import schema
+from layerrank.storage.partition import CLEAN, TableName
+from layerrank.storage.root import Root
+from layerrank.storage.shards import write_shard
 
 Shards = list[float]  # bytes of each
 _TEXTS = 1024  # that the tokenizer sees of the clean pass

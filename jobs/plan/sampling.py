@@ -17,12 +17,18 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import BuiltinSource, DatasetConfig, FileSource, HubSource, MtebSource
-from jobs.config.run import RunConfig
-from jobs.prepare import docstrings, sources
-from jobs.prepare.files import Options, estimate_rows, size
-from jobs.prepare.records import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import (
+    BuiltinSource,
+    DatasetConfig,
+    FileSource,
+    HubSource,
+    MtebSource,
+)
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.prepare import docstrings, sources
+from layerrank.jobs.prepare.files import Options, estimate_rows, size
+from layerrank.jobs.prepare.records import (
     PROMPT,
     Rows,
     check_ids,
@@ -33,15 +39,15 @@ from jobs.prepare.records import (
     records_of,
     shards_of,
 )
-from jobs.run import partition
-from jobs.tasks.types import count_labels, refusal
-from storage import schema
-from storage.manifest import Manifest, digest_of, load
-from storage.partition import Partition, shard_name
-from storage.root import Root
-from storage.s3 import PART_BYTES, WHOLE_BYTES
-from storage.schema import ROW_BITS
-from storage.shards import Receipt, write_shard
+from layerrank.jobs.run import partition
+from layerrank.jobs.tasks.types import count_labels, refusal
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifest, digest_of, load
+from layerrank.storage.partition import Partition, shard_name
+from layerrank.storage.root import Root
+from layerrank.storage.s3 import PART_BYTES, WHOLE_BYTES
+from layerrank.storage.schema import ROW_BITS
+from layerrank.storage.shards import Receipt, write_shard
 
 Basis = Literal["prepared", "counted", "sampled", "bound"]
 _ROWS = 20_000  # source rows that are read

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.cluster.pool import TorchDevice
-from jobs.config.blocks import ConfigError
-from jobs.config.candidates import candidate_vectors
-from jobs.config.metrics import left_out
-from jobs.config.prompts import told as templates
-from jobs.config.run import RunConfig
-from jobs.plan.limits import (
+from layerrank.jobs.cluster.pool import TorchDevice
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.candidates import candidate_vectors
+from layerrank.jobs.config.metrics import left_out
+from layerrank.jobs.config.prompts import told as templates
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.plan.limits import (
     BFLOAT16_GAIN,
     PRICE_1000_PUTS,
     PRICE_GB_MONTH,
@@ -21,16 +21,16 @@ from jobs.plan.limits import (
     multiplies_float16,
     size,
 )
-from jobs.prepare import records
-from jobs.words import counted
-from operators.later import Later
-from storage.root import Root
+from layerrank.jobs.prepare import records
+from layerrank.jobs.words import counted
+from layerrank.operators.later import Later
+from layerrank.storage.root import Root
 
 if TYPE_CHECKING:
-    from jobs.plan.plan import Pair, Plan, plan
-    from jobs.plan.sampling import Weight
+    from layerrank.jobs.plan.plan import Pair, Plan, plan
+    from layerrank.jobs.plan.sampling import Weight
 else:  # a run without limits makes no plan
-    plan = Later("jobs.plan.plan").plan
+    plan = Later("layerrank.jobs.plan.plan").plan
 
 _GIB = 1 << 30
 _BIGGEST = 3

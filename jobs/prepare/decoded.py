@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.config.blocks import ConfigError
+from layerrank.jobs.config.blocks import ConfigError
 
 COMPRESSED: dict[str, Callable[[Any], Any]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream),

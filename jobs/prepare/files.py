@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import Format
-from jobs.prepare.decoded import Pieces, utf8
-from jobs.tasks.items import spelled
-from storage.root import resolve
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import Format
+from layerrank.jobs.prepare.decoded import Pieces, utf8
+from layerrank.jobs.tasks.items import spelled
+from layerrank.storage.root import resolve
 
 BATCH = 4096
 FORMATS: dict[str, Format] = {

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
-from jobs.config.run import RunConfig
-from jobs.prepare.decoded import ending
-from jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
-from storage.root import AddressError, Root, fingerprint, resolve
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.prepare.decoded import ending
+from layerrank.jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
+from layerrank.storage.root import AddressError, Root, fingerprint, resolve
 
 FROM_FILE = "from_file"  # the label of a task where there is no other
 COLUMNS = ("text", "label", "file", FROM_FILE, "split")

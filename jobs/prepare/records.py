@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig, Skip, Task
-from jobs.config.prompts import asked_fact
-from jobs.tasks.items import row_place
-from jobs.tasks.types import TYPES
-from jobs.words import counted
-from operators.prompts.seeding import prompt_id
-from storage import schema
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig, Skip, Task
+from layerrank.jobs.config.prompts import asked_fact
+from layerrank.jobs.tasks.items import row_place
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.jobs.words import counted
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage import schema
 
 SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.config.blocks import Block, ConfigError
-from jobs.config.datasets import (
+from layerrank.jobs.config.blocks import Block, ConfigError
+from layerrank.jobs.config.datasets import (
     BuiltinSource,
     DatasetConfig,
     FileSource,
@@ -24,11 +24,11 @@ from jobs.config.datasets import (
     HubSource,
     MtebSource,
 )
-from jobs.prepare import docstrings, files, folders
-from jobs.prepare.decoded import ending, is_compressed
-from jobs.prepare.files import File, Options, as_strings
-from storage.root import AddressError, fingerprint, resolve
-from storage.schema import ROW_BITS
+from layerrank.jobs.prepare import docstrings, files, folders
+from layerrank.jobs.prepare.decoded import ending, is_compressed
+from layerrank.jobs.prepare.files import File, Options, as_strings
+from layerrank.storage.root import AddressError, fingerprint, resolve
+from layerrank.storage.schema import ROW_BITS
 
 _FILES_LOOKED_AT = 64  # to say how large a source is before it is read
 _LINES_LOOKED_AT = 1 << 26  # bytes of files whose rows no footer tells
@@ -187,7 +187,7 @@ def _library(source: BuiltinSource, name: str) -> pa.Table:
 @lru_cache(maxsize=1)
 def _mteb_texts(source: MtebSource, task: str) -> pa.Table:
     """Return the texts that a task encodes, each as what; counting and reading follow."""
-    from operators.benchmark.score import recorded  # noqa: PLC0415  (imports mteb, seconds)
+    from layerrank.operators.benchmark.score import recorded  # noqa: PLC0415  (imports mteb, seconds)
 
     found = recorded(task, source.modules)
     texts, asked = ([each[place] for each in found] for place in (0, 1))

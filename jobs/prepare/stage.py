@@ -13,21 +13,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.cluster.console import Progress, say
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, Task
-from jobs.config.prompts import templates_of
-from jobs.config.run import RunConfig, graded_conditions
-from jobs.prepare import records, sources
-from jobs.prepare.files import Options
-from jobs.prepare.records import PROMPT, SKIPPED
-from jobs.run import Run, partition
-from jobs.tasks.types import count_labels, read_items, refusal
-from storage import schema
-from storage.manifest import Manifest, Manifests
-from storage.partition import shard_name
-from storage.root import Root
-from storage.shards import Receipt, Shard, write_shard
+from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, Task
+from layerrank.jobs.config.prompts import templates_of
+from layerrank.jobs.config.run import RunConfig, graded_conditions
+from layerrank.jobs.prepare import records, sources
+from layerrank.jobs.prepare.files import Options
+from layerrank.jobs.prepare.records import PROMPT, SKIPPED
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.tasks.types import count_labels, read_items, refusal
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifest, Manifests
+from layerrank.storage.partition import shard_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, Shard, write_shard
 
 
 def prepare(run: Run) -> None:

@@ -14,22 +14,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.cluster.console import say
-from jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
-from jobs.config.datasets import DatasetConfig
-from jobs.config.prompts import ASKED, asked_fact
-from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
-from jobs.run import Run, leading, partition
-from jobs.tasks.types import TYPES
-from jobs.words import counted
-from operators.model.subject import Subject, Transform, Vectors
-from operators.probes import transform
-from operators.prompts.seeding import sample_order
-from operators.ranking.ladder import Candidate, Ladder, ladder_of
-from storage.layers import Group, by_prompts, groups, shard_vectors
-from storage.manifest import Manifest
-from storage.partition import CLEAN, Partition, whole_name
-from storage.root import Root
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.candidates import candidate_vectors, fitted_datasets, sample_shares
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.prompts import ASKED, asked_fact
+from layerrank.jobs.probe.worker import Row, ScoreTarget, ScoreUnit
+from layerrank.jobs.run import Run, leading, partition
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.jobs.words import counted
+from layerrank.operators.model.subject import Subject, Transform, Vectors
+from layerrank.operators.probes import transform
+from layerrank.operators.prompts.seeding import sample_order
+from layerrank.operators.ranking.ladder import Candidate, Ladder, ladder_of
+from layerrank.storage.layers import Group, by_prompts, groups, shard_vectors
+from layerrank.storage.manifest import Manifest
+from layerrank.storage.partition import CLEAN, Partition, whole_name
+from layerrank.storage.root import Root
 
 Score = Callable[[Sequence[ScoreUnit]], Iterable[tuple[ScoreUnit, list[Row]]]]
 Key = tuple[int, Group, Transform]  # a task by its index, and whose score

@@ -17,21 +17,21 @@ from typing import get_args
 
 import numpy as np
 
-from jobs.cluster.console import Progress, say
-from jobs.config.candidates import other_vectors, ranked_vectors
-from jobs.config.datasets import PROMPTS, MtebSource
-from jobs.config.run import RunConfig, learning_examples, noise_conditions
-from jobs.probe.candidates import Rungs, Score, fitted
-from jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
-from jobs.run import Run, partition
-from operators.model.subject import Subject, Transform
-from operators.probes.transform import FITTED
-from operators.ranking.ladder import Candidate, climb
-from operators.ranking.search import Rule, State, replay
-from storage.layers import Group, groups
-from storage.manifest import Manifest
-from storage.partition import CLEAN, Partition
-from storage.shards import Facts
+from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.config.candidates import other_vectors, ranked_vectors
+from layerrank.jobs.config.datasets import PROMPTS, MtebSource
+from layerrank.jobs.config.run import RunConfig, learning_examples, noise_conditions
+from layerrank.jobs.probe.candidates import Rungs, Score, fitted
+from layerrank.jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.model.subject import Subject, Transform
+from layerrank.operators.probes.transform import FITTED
+from layerrank.operators.ranking.ladder import Candidate, climb
+from layerrank.operators.ranking.search import Rule, State, replay
+from layerrank.storage.layers import Group, groups
+from layerrank.storage.manifest import Manifest
+from layerrank.storage.partition import CLEAN, Partition
+from layerrank.storage.shards import Facts
 
 _ORDER = ("layer", "norm", "pooling", "variant", "examples", "fold")
 # Facts of a shard: the tasks whose scores decided what was dropped, and the content of the fits.

@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from jobs.config.datasets import Task
-from jobs.tasks.items import Given
-from jobs.tasks.types import TYPES, check_items, read_items
-from operators.model.subject import Subject, Transform, Vectors
-from operators.probes import transform
-from operators.probes.fold import FoldScore, NoScoreError
-from operators.prompts.seeding import prompt_id
-from storage.layers import Group, Ids, LayerVectors, read_vectors
-from storage.manifest import Manifest, Settings
-from storage.partition import Partition
-from storage.root import Root
-from storage.shards import DamagedError
+from layerrank.jobs.config.datasets import Task
+from layerrank.jobs.tasks.items import Given
+from layerrank.jobs.tasks.types import TYPES, check_items, read_items
+from layerrank.operators.model.subject import Subject, Transform, Vectors
+from layerrank.operators.probes import transform
+from layerrank.operators.probes.fold import FoldScore, NoScoreError
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage.layers import Group, Ids, LayerVectors, read_vectors
+from layerrank.storage.manifest import Manifest, Settings
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import Root
+from layerrank.storage.shards import DamagedError
 
 if TYPE_CHECKING:
     from mteb import AbsTask
@@ -164,7 +164,7 @@ class Scorer:
                     yield {**shared, **own, "reason": reason, **asdict(score)}
 
     def _mteb_rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
-        from operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
+        from layerrank.operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
 
         items = read_items(target.task, target.items.shards(self.root))
         vectors = self._read(target, unit, items)
@@ -292,6 +292,6 @@ def fits_of(root: Root, fits: Manifest) -> dict[Group, transform.Fit]:
 @lru_cache(maxsize=1)
 def _mteb_task(name: str, modules: tuple[str, ...]) -> AbsTask:
     """Return a task with its data, which the layers that a worker scores have in common."""
-    from operators.benchmark.tasks import load_task  # noqa: PLC0415  (imports mteb, seconds)
+    from layerrank.operators.benchmark.tasks import load_task  # noqa: PLC0415  (imports mteb, seconds)
 
     return load_task(name, modules)

@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jobs.rank import sentences
-from jobs.rank.sentences import Gap
-from operators.analysis import labelfree
-from operators.analysis.correlates import correlation
-from operators.model.subject import Kind, Subject, Vectors
-from operators.ranking.choosing import Policy
-from operators.ranking.draws import draw_scores
-from operators.ranking.evidence import Choice, Evidence, LayerEvidence, weigh
-from operators.ranking.policy import Verdict, pareto, recommend
-from operators.ranking.scores import TIE, TaskScores
+from layerrank.jobs.rank import sentences
+from layerrank.jobs.rank.sentences import Gap
+from layerrank.operators.analysis import labelfree
+from layerrank.operators.analysis.correlates import correlation
+from layerrank.operators.model.subject import Kind, Subject, Vectors
+from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking.draws import draw_scores
+from layerrank.operators.ranking.evidence import Choice, Evidence, LayerEvidence, weigh
+from layerrank.operators.ranking.policy import Verdict, pareto, recommend
+from layerrank.operators.ranking.scores import TIE, TaskScores
 
 Array = npt.NDArray[np.float64]
 Row = Mapping[str, Any]  # of a table, by column; NaN where a number does not exist

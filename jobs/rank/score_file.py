@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from jobs.config.blocks import ConfigError
-from jobs.rank.ranking import ELSEWHERE, Option, RankedTask, Ranking, Settings, ranking_of
-from jobs.words import numbered
-from operators.model.subject import Subject
-from operators.ranking.scores import TaskScores
-from storage.root import resolve
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.rank.ranking import ELSEWHERE, Option, RankedTask, Ranking, Settings, ranking_of
+from layerrank.jobs.words import numbered
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.ranking.scores import TaskScores
+from layerrank.storage.root import resolve
 
 _NEEDED = ("model", "layer", "task", "score")
 _OPTIONAL = ("revision", "task_type", "fold")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.words import capital, counted, known, listed, numbered, share, signed
-from operators.analysis import labelfree
-from operators.model.subject import Kind, Vectors
-from operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
-from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
-from operators.ranking.policy import Verdict
+from layerrank.jobs.words import capital, counted, known, listed, numbered, share, signed
+from layerrank.operators.analysis import labelfree
+from layerrank.operators.model.subject import Kind, Vectors
+from layerrank.operators.ranking.evidence import Choice, Evidence, LayerEvidence, LeftOut
+from layerrank.operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
+from layerrank.operators.ranking.policy import Verdict
 
 _SHOWN = 0.1  # points; below this one decimal is too few
 _NAMED = 3  # tasks that a sentence names before it only counts them

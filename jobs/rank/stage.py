@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jobs.config.candidates import candidate_vectors, ranked_vectors
-from jobs.config.metrics import parameters, shown_vectors
-from jobs.config.run import RunConfig, labelled_tasks
-from jobs.prepare.folders import FROM_FILE
-from jobs.rank.ranking import (
+from layerrank.jobs.config.candidates import candidate_vectors, ranked_vectors
+from layerrank.jobs.config.metrics import parameters, shown_vectors
+from layerrank.jobs.config.run import RunConfig, labelled_tasks
+from layerrank.jobs.prepare.folders import FROM_FILE
+from layerrank.jobs.rank.ranking import (
     Array,
     ByLayer,
     Option,
@@ -28,13 +28,13 @@ from jobs.rank.ranking import (
     of_rows,
     ranking_of,
 )
-from jobs.run import Run, partition
-from operators.metrics.registry import METRICS, main_variant, of_every_view
-from operators.model.cost import LayerCost
-from operators.model.subject import Subject
-from operators.ranking.scores import TaskScores
-from storage.layers import features, groups
-from storage.partition import Partition, TableName
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.metrics.registry import METRICS, main_variant, of_every_view
+from layerrank.operators.model.cost import LayerCost
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.ranking.scores import TaskScores
+from layerrank.storage.layers import features, groups
+from layerrank.storage.partition import Partition, TableName
 
 
 def rank(run: Run) -> list[Ranking]:

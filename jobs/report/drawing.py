@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jobs.report.charts import HeatMap, Histogram, Line, Lines, Look, Plot, Scatter, Shape
+from layerrank.jobs.report.charts import HeatMap, Histogram, Line, Lines, Look, Plot, Scatter, Shape
 
 
 @dataclass(frozen=True)

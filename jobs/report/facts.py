@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jobs.rank.ranking import Ranking, Row
-from jobs.rank.sentences import TRANSFORMED
-from jobs.report.charts import Line, Mark, in_points
-from jobs.run import Run
-from jobs.words import NOTHING, counted, known, span
-from operators.metrics.registry import (
+from layerrank.jobs.rank.ranking import Ranking, Row
+from layerrank.jobs.rank.sentences import TRANSFORMED
+from layerrank.jobs.report.charts import Line, Mark, in_points
+from layerrank.jobs.run import Run
+from layerrank.jobs.words import NOTHING, counted, known, span
+from layerrank.operators.metrics.registry import (
     METRICS,
     Parameters,
     main_variant,

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from jobs.report import section
-from operators.later import Later
+from layerrank.jobs.report import section
+from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -36,7 +36,7 @@ def link_to(title: str) -> str:
 
 def source() -> str:
     """Return the guide as Markdown."""
-    file = resources.files("jobs.report") / "templates" / "metrics.md"
+    file = resources.files("layerrank.jobs.report") / "templates" / "metrics.md"
     return file.read_text(encoding="utf-8")
 
 

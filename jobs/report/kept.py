@@ -14,13 +14,13 @@ from urllib.parse import quote
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
-from jobs.config.sealed import sealed, unsealed
-from jobs.run import Run
-from storage.manifest import Manifest, digest_of
-from storage.partition import Partition
-from storage.root import BOOKS
+from layerrank.jobs.config.sealed import sealed, unsealed
+from layerrank.jobs.run import Run
+from layerrank.storage.manifest import Manifest, digest_of
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import BOOKS
 
-_CODE = ("jobs", "operators", "storage")
+_CODE = ("layerrank.jobs", "layerrank.operators", "layerrank.storage")
 _KINDS = (".py", ".j2", ".md", ".css", ".js")
 
 

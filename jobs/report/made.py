@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from jobs.config.stored import shown
-from jobs.prepare.records import SKIPPED
-from jobs.report.section import Cell, Section, Table
-from jobs.run import TABLES, Run, partition
-from jobs.words import count
+from layerrank.jobs.config.stored import shown
+from layerrank.jobs.prepare.records import SKIPPED
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import TABLES, Run, partition
+from layerrank.jobs.words import count
 
 _PACKAGES = (
     "layerrank",

@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from jobs.cluster.console import say
-from jobs.config.metrics import parameters
-from jobs.config.stored import without_passwords
-from jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
-from jobs.report import guide, kept, made, section
-from jobs.report.facts import Facts, units_of
-from jobs.report.section import Cell, Section, Table
-from jobs.report.sections import (
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.metrics import parameters
+from layerrank.jobs.config.stored import without_passwords
+from layerrank.jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
+from layerrank.jobs.report import guide, kept, made, section
+from layerrank.jobs.report.facts import Facts, units_of
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.report.sections import (
     answer,
     choices,
     conditions,
@@ -36,12 +36,12 @@ from jobs.report.sections import (
     side_by_side,
     training,
 )
-from jobs.run import Run, partition, write_table
-from jobs.subjects import step_of
-from jobs.words import capital, counted
-from storage.manifest import Manifests
-from storage.partition import TableName
-from storage.root import Root
+from layerrank.jobs.run import Run, partition, write_table
+from layerrank.jobs.subjects import step_of
+from layerrank.jobs.words import capital, counted
+from layerrank.storage.manifest import Manifests
+from layerrank.storage.partition import TableName
+from layerrank.storage.root import Root
 
 FOLDER = "report"
 SCHEMA_VERSION = 3

@@ -19,15 +19,15 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.cluster.console import printable
-from jobs.report.charts import Chart
-from jobs.words import NOTHING
-from operators.later import Later
+from layerrank.jobs.cluster.console import printable
+from layerrank.jobs.report.charts import Chart
+from layerrank.jobs.words import NOTHING
+from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
-    from jobs.report.drawing import draw
+    from layerrank.jobs.report.drawing import draw
 else:  # matplotlib is not needed to say what was found
-    draw = Later("jobs.report.drawing").draw
+    draw = Later("layerrank.jobs.report.drawing").draw
 
 COLUMNS = 100  # of a console
 Cell = str | tuple[str, str]  # text, and what stands small beside it or, in a head, below it
@@ -124,7 +124,7 @@ def _defined(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
 def page(template: str, **given: object) -> bytes:
     """Return a page: text is escaped, and numbers in it are typeset."""
     environment = Environment(
-        loader=PackageLoader("jobs.report", "templates"),
+        loader=PackageLoader("layerrank.jobs.report", "templates"),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,

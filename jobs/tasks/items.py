@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from jobs.config.blocks import ConfigError
-from storage.layers import LayerVectors
-from storage.schema import ROW_BITS
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.storage.layers import LayerVectors
+from layerrank.storage.schema import ROW_BITS
 
 Row = Mapping[str, Any]  # the columns of a source row as text, and its order key `row`
 # Text column -> prompt_id of the row's text, None if it was skipped; under None the text column's.

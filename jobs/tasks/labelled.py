@@ -11,9 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import ClassificationTask, ClusteringTask, FittedTask, RegressionTask
-from jobs.tasks.items import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import (
+    ClassificationTask,
+    ClusteringTask,
+    FittedTask,
+    RegressionTask,
+)
+from layerrank.jobs.tasks.items import (
     Given,
     Ids,
     Item,
@@ -25,15 +30,15 @@ from jobs.tasks.items import (
     require_different,
     spelled,
 )
-from operators.later import Later
-from operators.probes.fold import BINS, NEIGHBOURS, NO_LABEL, FoldScore, NoScoreError
-from operators.prompts.seeding import generator
-from storage.layers import LayerVectors
+from layerrank.operators.later import Later
+from layerrank.operators.probes.fold import BINS, NEIGHBOURS, NO_LABEL, FoldScore, NoScoreError
+from layerrank.operators.prompts.seeding import generator
+from layerrank.storage.layers import LayerVectors
 
 if TYPE_CHECKING:
-    from operators.probes import labelled
+    from layerrank.operators.probes import labelled
 else:  # scikit-learn takes a second to import, and most of the items are only read
-    labelled = Later("operators.probes.labelled")
+    labelled = Later("layerrank.operators.probes.labelled")
 
 
 def item(

@@ -10,19 +10,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import (
     PairClassificationTask,
     PairTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
 )
-from jobs.tasks.items import Given, Ids, Item, Row, number, refuse, require_different, row_place
-from operators.probes.fold import FoldScore, PairRows, Vectors
-from operators.probes.pairs import pair_classification, sts
-from operators.probes.relevance import reranking, retrieval
-from operators.prompts.seeding import sample_order
+from layerrank.jobs.tasks.items import (
+    Given,
+    Ids,
+    Item,
+    Row,
+    number,
+    refuse,
+    require_different,
+    row_place,
+)
+from layerrank.operators.probes.fold import FoldScore, PairRows, Vectors
+from layerrank.operators.probes.pairs import pair_classification, sts
+from layerrank.operators.probes.relevance import reranking, retrieval
+from layerrank.operators.prompts.seeding import sample_order
 
 _TRUE, _FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 _HIGHEST_RELEVANCE = np.iinfo(np.int16).max

@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import (
     ClassificationTask,
     ClusteringTask,
     MtebTask,
@@ -27,11 +27,11 @@ from jobs.config.datasets import (
     StsTask,
     Task,
 )
-from jobs.tasks import labelled, pairs
-from jobs.tasks.items import Given, Ids, Item, Row
-from operators.probes.fold import FoldScore
-from storage import schema
-from storage.shards import Shard
+from layerrank.jobs.tasks import labelled, pairs
+from layerrank.jobs.tasks.items import Given, Ids, Item, Row
+from layerrank.operators.probes.fold import FoldScore
+from layerrank.storage import schema
+from layerrank.storage.shards import Shard
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
-from operators.metrics.registry import METRICS
-from operators.model.subject import Kind
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.model.subject import Kind
 
 Values = npt.NDArray[np.float64]
 DEPTHS = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
+from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
     import diptest

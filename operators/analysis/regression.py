@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from operators.ranking.draws import draw_scores
-from operators.ranking.scores import Array, TaskScores
+from layerrank.operators.ranking.draws import draw_scores
+from layerrank.operators.ranking.scores import Array, TaskScores
 
 # Where a metric hardly ever changed, its changes are measured by this share of its usual size.
 SMALLEST_SCALE = 1e-3

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
+from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
     from scipy import stats

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from operators.benchmark.tasks import metadata_of, mteb_library
+from layerrank.operators.benchmark.tasks import metadata_of, mteb_library
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata

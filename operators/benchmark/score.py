@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
-from operators.benchmark.tasks import canonical, load_task, mteb_library, parse
-from operators.model.subject import Transform
-from operators.probes.fold import unit_rows
+from layerrank.operators.benchmark.tasks import canonical, load_task, mteb_library, parse
+from layerrank.operators.model.subject import Transform
+from layerrank.operators.probes.fold import unit_rows
 
 if TYPE_CHECKING:
     from mteb import AbsTask, TaskResult

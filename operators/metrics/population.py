@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics.spectrum import psd_spectrum, small_gram
+from layerrank.operators.metrics.spectrum import psd_spectrum, small_gram
 
 # Blocks of rows [n, D] that can be read again, always in the same order: an iterable that begins
 # anew each time, or a function that returns one.

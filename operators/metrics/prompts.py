@@ -17,9 +17,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from operators.metrics import FEWEST_POINTS, FEWEST_RANKS, FIRST_RANK, LAST_RANK, EntropyNorm
-from operators.metrics.population import Population, RowSums
-from operators.metrics.spectrum import floor_spectrum, matrix_entropy, spectrum_entropies
+from layerrank.operators.metrics import (
+    FEWEST_POINTS,
+    FEWEST_RANKS,
+    FIRST_RANK,
+    LAST_RANK,
+    EntropyNorm,
+)
+from layerrank.operators.metrics.population import Population, RowSums
+from layerrank.operators.metrics.spectrum import floor_spectrum, matrix_entropy, spectrum_entropies
 
 # Neighbours that are found by the fast distances, whose rounding may change their order, before
 # their exact distances decide on the two nearest.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from operators.metrics.spectrum import ORDER_WITHOUT_SPECTRUM
+from layerrank.operators.metrics.spectrum import ORDER_WITHOUT_SPECTRUM
 
 # Sides from which the quadrature is faster than the eigenvalues, and below the error it promises.
 SMALLEST_SIDE = 400

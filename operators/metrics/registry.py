@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
-from operators.metrics import (
+from layerrank.operators.later import Later
+from layerrank.operators.metrics import (
     FEWEST_DEBIASED,
     FEWEST_POINTS,
     FEWEST_RANKS,
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from operators.metrics import prompts, rows, spectrum, tokens, views
-    from operators.metrics.population import Population
-    from operators.metrics.rows import Chunk
+    from layerrank.operators.metrics import prompts, rows, spectrum, tokens, views
+    from layerrank.operators.metrics.population import Population
+    from layerrank.operators.metrics.rows import Chunk
 else:  # whoever reads what a metric is called computes none
     torch = Later("torch")
     prompts, rows, spectrum, tokens, views = (
-        Later(f"operators.metrics.{name}")
+        Later(f"layerrank.operators.metrics.{name}")
         for name in ("prompts", "rows", "spectrum", "tokens", "views")
     )
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics.spectrum import gram
+from layerrank.operators.metrics.spectrum import gram
 
 # Elements of a chunk, of a block of its rows, which a kernel gets at a time, and of a part of a
 # block, which it converts to float64; on the CPU for each thread. A chunk is still in the cache

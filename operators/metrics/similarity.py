@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from operators.metrics import FEWEST_DEBIASED
-from operators.metrics.population import row_chunks
+from layerrank.operators.metrics import FEWEST_DEBIASED
+from layerrank.operators.metrics.population import row_chunks
 
 FEWEST_BIASED = 2  # prompts
 # A debiased value below this share of the sum it is a remainder of is rounding.

@@ -14,16 +14,16 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from operators.metrics import WITHOUT_FIRST, SpectrumMethod
-from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
-from operators.metrics.rows import (
+from layerrank.operators.metrics import WITHOUT_FIRST, SpectrumMethod
+from layerrank.operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
+from layerrank.operators.metrics.rows import (
     Kernel,
     map_rows,
     prepare_rows,
     token_parts,
     unit_grams,
 )
-from operators.metrics.spectrum import gram_entropies, small_gram
+from layerrank.operators.metrics.spectrum import gram_entropies, small_gram
 
 # Variant -> whether angles at a zero difference are skipped, and how many tokens are left out.
 VARIANTS = {

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.metrics import EntropyNorm, entropy_variant
-from operators.metrics.spectrum import (
+from layerrank.operators.metrics import EntropyNorm, entropy_variant
+from layerrank.operators.metrics.spectrum import (
     gram_entropies,
     matrix_entropy,
     psd_spectrum,

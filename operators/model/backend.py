@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from operators.later import Later
-from operators.model.subject import ModelShape, Subject
+from layerrank.operators.later import Later
+from layerrank.operators.model.subject import ModelShape, Subject
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from operators.model import on_transformers
+    from layerrank.operators.model import on_transformers
 else:
-    on_transformers = Later("operators.model.on_transformers")
+    on_transformers = Later("layerrank.operators.model.on_transformers")
 
 
 class Backend(Protocol):

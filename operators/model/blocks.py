@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.utils.generic import ModelOutput
 
-from operators.model.subject import ModelUnavailableError
+from layerrank.operators.model.subject import ModelUnavailableError
 
 # What the code of an architecture raises when it is run as it was not meant to be.
 FOREIGN = (

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
-from operators.model.backend import Backend
+from layerrank.operators.later import Later
+from layerrank.operators.model.backend import Backend
 
 if TYPE_CHECKING:
     import torch

@@ -28,12 +28,12 @@ from safetensors.numpy import save_file
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from operators.model.blocks import FOREIGN
-from operators.model.encode import pad
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import Norm, Pooling, Transform
-from operators.model.tokenise import tokenise
-from operators.probes.transform import FITTED, Fit, matrix
+from layerrank.operators.model.blocks import FOREIGN
+from layerrank.operators.model.encode import pad
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import Norm, Pooling, Transform
+from layerrank.operators.model.tokenise import tokenise
+from layerrank.operators.probes.transform import FITTED, Fit, matrix
 
 Array = npt.NDArray[np.float64]
 # The same meaning under another name in sentence-transformers: right padding, the attention mask,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from operators.model.backend import Backend
-from operators.model.subject import Norm, Pooling
+from layerrank.operators.model.backend import Backend
+from layerrank.operators.model.subject import Norm, Pooling
 
 Ids = npt.NDArray[np.int32]
 _BATCH_COST = 1 / 32  # of a batch of whatever size, in budgets of padded tokens

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from operators.model.subject import (
+from layerrank.operators.model.subject import (
     Kind,
     ModelShape,
     ModelUnavailableError,
@@ -26,8 +26,8 @@ from operators.model.subject import (
     read_config,
     read_shape,
 )
-from operators.model.tokenise import load_tokenizer, special_ids
-from operators.model.weights import require_fitting_adapter
+from layerrank.operators.model.tokenise import load_tokenizer, special_ids
+from layerrank.operators.model.weights import require_fitting_adapter
 
 _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba")  # without any attention
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")

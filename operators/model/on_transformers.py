@@ -21,8 +21,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from operators.model.blocks import call, entering_state, find_layers, probe_ids, state_of, through
-from operators.model.subject import (
+from layerrank.operators.model.blocks import (
+    call,
+    entering_state,
+    find_layers,
+    probe_ids,
+    state_of,
+    through,
+)
+from layerrank.operators.model.subject import (
     ModelShape,
     ModelUnavailableError,
     Subject,
@@ -31,7 +38,7 @@ from operators.model.subject import (
     read_config,
     read_shape,
 )
-from operators.model.weights import load_weights
+from layerrank.operators.model.weights import load_weights
 
 _PROBE_TOKENS, _LONGER = 8, 8
 # Of the largest number of a state so far. Convolutions of a GPU round to TF32, a massive activation

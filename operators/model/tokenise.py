@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer
 
-from operators.model.encode import Ids
-from operators.model.subject import ModelShape, Subject, explained
-from operators.prompts.conditions import Vocabulary
-from operators.prompts.templates import Template
+from layerrank.operators.model.encode import Ids
+from layerrank.operators.model.subject import ModelShape, Subject, explained
+from layerrank.operators.prompts.conditions import Vocabulary
+from layerrank.operators.prompts.templates import Template
 
 _MARK = "\ue000"  # of private use: stands for a text, and is in none
 _DAY = {"date_string": "01 Jan 2025"}  # of chat templates that tell it, if they can be told

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from transformers import AutoModel
 from transformers.utils.hub import cached_file
 
-from operators.model.subject import (
+from layerrank.operators.model.subject import (
     ADAPTER_WEIGHTS,
     LOADING_ERRORS,
     ModelUnavailableError,

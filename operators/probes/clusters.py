@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import MiniBatchKMeans
 
-from operators.probes.fold import Vectors
+from layerrank.operators.probes.fold import Vectors
 
 Rows = npt.NDArray[np.intp] | list[int]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
+from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
     from sklearn import preprocessing

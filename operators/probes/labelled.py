@@ -20,8 +20,8 @@ from sklearn.metrics import accuracy_score, v_measure_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from operators.probes.clusters import mini_batch_k_means
-from operators.probes.fold import (
+from layerrank.operators.probes.clusters import mini_batch_k_means
+from layerrank.operators.probes.fold import (
     BINS,
     NEIGHBOURS,
     NO_LABEL,

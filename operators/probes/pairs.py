@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.fold import (
+from layerrank.operators.probes.fold import (
     BLOCK_ROWS,
     FoldScore,
     NoScoreError,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.fold import (
+from layerrank.operators.probes.fold import (
     DECIMALS,
     FoldScore,
     NoScoreError,

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from operators.model.subject import Transform
-from operators.probes.fold import unit_rows
+from layerrank.operators.model.subject import Transform
+from layerrank.operators.probes.fold import unit_rows
 
 Array = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32]

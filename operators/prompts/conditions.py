@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from operators.prompts import seeding
-from operators.prompts.templates import is_prompt
-from operators.prompts.views import ViewProbabilities, augment, is_view
+from layerrank.operators.prompts import seeding
+from layerrank.operators.prompts.templates import is_prompt
+from layerrank.operators.prompts.views import ViewProbabilities, augment, is_view
 
 Ids = npt.NDArray[np.int32]
 _CLEAN = "clean"

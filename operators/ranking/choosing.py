@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking.scores import TIE, Array
+from layerrank.operators.ranking.scores import TIE, Array
 
 Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Rows = npt.NDArray[np.intp]

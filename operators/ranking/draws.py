@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from operators.ranking.scores import Array, TaskScores, scored
+from layerrank.operators.ranking.scores import Array, TaskScores, scored
 
 Counts = npt.NDArray[np.int64]
 

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking.choosing import (
+from layerrank.operators.ranking.choosing import (
     Choose,
     Policy,
     choose,
@@ -29,7 +29,7 @@ from operators.ranking.choosing import (
     mean_over,
     shortfalls,
 )
-from operators.ranking.intervals import (
+from layerrank.operators.ranking.intervals import (
     FEWEST_TASKS,
     items_needed,
     noise_within,
@@ -39,7 +39,7 @@ from operators.ranking.intervals import (
     sign_flips,
     tasks_needed,
 )
-from operators.ranking.scores import TIE, Array, TaskScores, scored
+from layerrank.operators.ranking.scores import TIE, Array, TaskScores, scored
 
 Mask = npt.NDArray[np.bool_]
 # A layer with a score in a smaller share of the tasks is listed, and not recommended.

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
-from operators.ranking.choosing import mean_over, standard_error
-from operators.ranking.scores import Array, TaskScores
+from layerrank.operators.later import Later
+from layerrank.operators.ranking.choosing import mean_over, standard_error
+from layerrank.operators.ranking.scores import Array, TaskScores
 
 if TYPE_CHECKING:
     from scipy import special

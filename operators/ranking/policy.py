@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking.evidence import LEAST_SHARE, Choice, Evidence
-from operators.ranking.intervals import FEWEST_TO_TEST
-from operators.ranking.scores import TIE, Array
+from layerrank.operators.ranking.evidence import LEAST_SHARE, Choice, Evidence
+from layerrank.operators.ranking.intervals import FEWEST_TO_TEST
+from layerrank.operators.ranking.scores import TIE, Array
 
 Kind = Literal["use_layer", "keep_last", "not_enough_evidence", "no_labels"]
 Sure = Literal["new_task", "these_tasks", "nothing"]

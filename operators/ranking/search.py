@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from operators.later import Later
-from operators.ranking.scores import Array
+from layerrank.operators.later import Later
+from layerrank.operators.ranking.scores import Array
 
 if TYPE_CHECKING:
     from scipy import stats

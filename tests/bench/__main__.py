@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 
-from jobs.cluster.console import say
+from layerrank.jobs.cluster.console import say
 
 PROGRAMS = (
     "extraction",

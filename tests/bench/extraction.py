@@ -31,18 +31,18 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from jobs.cluster.console import say
-from jobs.prepare.docstrings import LIBRARIES, read_library
-from operators.model.backend import Backend
-from operators.model.encode import Ids, Representations, encode, pad, token_budget_batches
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.subject import Norm, Pooling, Subject
-from operators.model.tokenise import load_tokenizer, tokenise
-from storage import schema
-from storage.layers import Group, embeddings_table, shard_vectors
-from storage.partition import Partition, shard_name
-from storage.root import Root
-from storage.shards import Receipt, Shard, write_shard
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.prepare.docstrings import LIBRARIES, read_library
+from layerrank.operators.model.backend import Backend
+from layerrank.operators.model.encode import Ids, Representations, encode, pad, token_budget_batches
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.subject import Norm, Pooling, Subject
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.storage import schema
+from layerrank.storage.layers import Group, embeddings_table, shard_vectors
+from layerrank.storage.partition import Partition, shard_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, Shard, write_shard
 
 ROUNDS = 5
 SHARD = 512  # prompts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from jobs.cluster.console import say
+from layerrank.jobs.cluster.console import say
 
 SIZES = (2_000, 20_000)
 _MIB = 1 << 10  # VmHWM is in KiB
@@ -43,7 +43,15 @@ def _peaks(folder: Path, size: int) -> tuple[int, int]:
         "measure": {"metrics": ["prompt_entropy", "curvature", "dataset_entropy"]},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "jobs", "run", str(folder / "run.yaml"), "--engine", "ray"]
+    command = [
+        sys.executable,
+        "-m",
+        "layerrank",
+        "run",
+        str(folder / "run.yaml"),
+        "--engine",
+        "ray",
+    ]
     with subprocess.Popen(
         [*command, "--output", str(folder / "out")],
         stdout=subprocess.DEVNULL,

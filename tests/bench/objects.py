@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cluster.console import say
-from storage import schema
-from storage.layers import embeddings_table
-from storage.root import Root
-from storage.shards import Receipt, write_shard
+from layerrank.jobs.cluster.console import say
+from layerrank.storage import schema
+from layerrank.storage.layers import embeddings_table
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, write_shard
 from tests.support.machines.drop import served
 
 ROUNDS = 5

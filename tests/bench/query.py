@@ -19,14 +19,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from jobs.cluster.console import say
-from storage import schema
-from storage.layers import embeddings_table
-from storage.manifest import Manifests, digest_of, require
-from storage.partition import Partition, shard_name
-from storage.root import Root
-from storage.shards import Receipt, write_shard
-from storage.sql import connect
+from layerrank.jobs.cluster.console import say
+from layerrank.storage import schema
+from layerrank.storage.layers import embeddings_table
+from layerrank.storage.manifest import Manifests, digest_of, require
+from layerrank.storage.partition import Partition, shard_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, write_shard
+from layerrank.storage.sql import connect
 from tests.conftest import s3_server
 from tests.support.machines.proxy import proxy
 

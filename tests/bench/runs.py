@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from jobs.cluster.console import say
+from layerrank.jobs.cluster.console import say
 
 
 def main() -> None:
@@ -49,7 +49,17 @@ def _timed(engine: str, output: Path) -> tuple[float, float]:
     """Return the wall and CPU seconds of the command, its waited-for children counted."""
     began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-m", "jobs", "run", "encoder", "--engine", engine, "--output", output],
+        [
+            sys.executable,
+            "-m",
+            "layerrank",
+            "run",
+            "encoder",
+            "--engine",
+            engine,
+            "--output",
+            output,
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -34,11 +34,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from jobs.cluster.console import say
+from layerrank.jobs.cluster.console import say
 from tests.support.shared_data import LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS, run_config
 
 if TYPE_CHECKING:
-    from jobs.run import Run
+    from layerrank.jobs.run import Run
 
 TORCH_THREADS = 2
 BATCH = 32  # of mteb's encoding
@@ -176,7 +176,7 @@ class Live:
 
 
 def _served(options: argparse.Namespace, folder: Path) -> tuple[Seconds, Scores]:
-    from storage.layers import groups, read_vectors
+    from layerrank.storage.layers import groups, read_vectors
     from tests.support.simulated import text_table
 
     tables, run = {}, _files_run(options, folder)
@@ -199,8 +199,8 @@ def _evaluated(
     Each time a new task, because mteb draws other documents when one is evaluated twice, and its
     columns read row by row, as the library leaves them.
     """
-    from operators.benchmark.score import LookupEncoder, model_meta
-    from operators.benchmark.tasks import mteb_library
+    from layerrank.operators.benchmark.score import LookupEncoder, model_meta
+    from layerrank.operators.benchmark.tasks import mteb_library
     from tests.support.mteb.shared import BY_FILE
 
     total, scores = 0.0, Scores()
@@ -223,10 +223,10 @@ def _files_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def _run(config: dict[str, Any], folder: Path) -> Run:
-    from jobs.cli import WORKERS
-    from jobs.cluster.cluster import open_cluster
-    from jobs.config.run import RunConfig
-    from jobs.run import Run, open_root
+    from layerrank.jobs.cli import WORKERS
+    from layerrank.jobs.cluster.cluster import open_cluster
+    from layerrank.jobs.config.run import RunConfig
+    from layerrank.jobs.run import Run, open_root
 
     parsed = RunConfig.model_validate(config)
     cluster = open_cluster(
@@ -237,9 +237,9 @@ def _run(config: dict[str, Any], folder: Path) -> Run:
 
 def _stages(run: Run) -> tuple[Seconds, list[tuple[str, str, int, float]]]:
     """Run our stages from nothing; return the seconds of each, and dataset, task, layer, score."""
-    from jobs.extract.stage import extract
-    from jobs.prepare.stage import prepare
-    from jobs.probe.stage import probe
+    from layerrank.jobs.extract.stage import extract
+    from layerrank.jobs.prepare.stage import prepare
+    from layerrank.jobs.probe.stage import probe
     from tests.support.stored import ask
 
     def start_of_the_processes(run: Run) -> None:

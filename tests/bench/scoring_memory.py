@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from jobs.cluster.console import say
-from jobs.config.datasets import Task
-from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Vectors
-from storage.layers import Group, embeddings_table
-from storage.manifest import require
-from storage.partition import CLEAN, Partition
-from storage.root import Root
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.datasets import Task
+from layerrank.jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.operators.model.subject import Subject, Vectors
+from layerrank.storage.layers import Group, embeddings_table
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import CLEAN, Partition
+from layerrank.storage.root import Root
 from tests.support.stored import store
 
 SHARDS, QUERIES, CLASSES = 10, 1000, 20

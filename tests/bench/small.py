@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from jobs.cluster.console import say
-from jobs.prepare.docstrings import LIBRARIES, read_library
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.prepare.docstrings import LIBRARIES, read_library
 
 PLAIN = Path(__file__).parent / "plain"
 SMALL, LARGE, ROUNDS = 500, 5_000, 3
@@ -63,7 +63,7 @@ def _compare(
         spent[script].append(_seconds(PLAIN / f"{script}.py", texts))
         for name in ours:
             config = _config(folder, texts, f"{name}-{count}-{number}", blocks[name])
-            spent[name].append(_seconds("-m", "jobs", "run", config))
+            spent[name].append(_seconds("-m", "layerrank", "run", config))
     for name in ours:
         pairs = zip(spent[name], spent[script], strict=True)
         ratio = statistics.median(mine / theirs for mine, theirs in pairs)

@@ -29,12 +29,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from jobs.cluster.console import say
-from operators.metrics import SpectrumMethod
-from operators.metrics.rows import length_chunks
-from operators.metrics.spectrum import matrix_entropy
-from operators.metrics.tokens import curvatures, entropies
-from operators.model.encode import token_budget_batches
+from layerrank.jobs.cluster.console import say
+from layerrank.operators.metrics import SpectrumMethod
+from layerrank.operators.metrics.rows import length_chunks
+from layerrank.operators.metrics.spectrum import matrix_entropy
+from layerrank.operators.metrics.tokens import curvatures, entropies
+from layerrank.operators.model.encode import token_budget_batches
 
 PROMPTS, LAYERS, FEATURES = 64, 25, 1024
 SHORTEST, LONGEST = 16, 2048

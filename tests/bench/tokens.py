@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.cluster.console import say
-from jobs.prepare.docstrings import LIBRARIES, read_library
-from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
-from operators.model.encode import Ids, Representations, TokenTap, encode
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.prepare.docstrings import LIBRARIES, read_library
+from layerrank.operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
+from layerrank.operators.model.encode import Ids, Representations, TokenTap, encode
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
 from tests.bench.extraction import MINILM
 
 ROUNDS = 5

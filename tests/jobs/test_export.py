@@ -17,9 +17,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from jobs import export as exporting
-from jobs.config.blocks import ConfigError
-from jobs.export import (
+from layerrank.jobs import export as exporting
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.export import (
     Asked,
     Evidence,
     Exported,
@@ -29,18 +29,18 @@ from jobs.export import (
     ranked_point,
     ranked_subject,
 )
-from jobs.rank.score_file import rank_file
-from jobs.report.page import publish_scores
-from operators.model import backend
-from operators.model.cut import Cut, CutError, CutPoint, cut_model
-from operators.model.encode import Representations, encode
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import Dtype, Norm, Pooling, Subject, Transform
-from operators.model.tokenise import load_tokenizer, tokenise
-from operators.probes import transform
-from storage import schema
-from storage.partition import Partition, TableName
-from storage.root import Root
+from layerrank.jobs.rank.score_file import rank_file
+from layerrank.jobs.report.page import publish_scores
+from layerrank.operators.model import backend
+from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
+from layerrank.operators.model.encode import Representations, encode
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import Dtype, Norm, Pooling, Subject, Transform
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.operators.probes import transform
+from layerrank.storage import schema
+from layerrank.storage.partition import Partition, TableName
+from layerrank.storage.root import Root
 from tests.operators.model.shrunk import tiny_of
 from tests.support.places import PROJECT
 from tests.support.stored import store

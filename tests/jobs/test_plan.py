@@ -15,26 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from jobs import cli
-from jobs.cluster.errors import USAGE
-from jobs.config import run as configs
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import BuiltinSource
-from jobs.config.metrics import TokenPlan
-from jobs.config.stored import record
-from jobs.plan import limits, sampling
-from jobs.plan.limits import Limits, parse_bytes, size
-from jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
-from jobs.plan.sampling import scratch
-from jobs.plan.words import Guard, told
-from jobs.prepare import files, sources
-from jobs.prepare.stage import most_tokens
-from jobs.run import TABLES as WRITTEN
-from storage import schema
-from storage.manifest import Manifests
-from storage.partition import KEYS, Partition
-from storage.root import Root
-from storage.shards import index_key
+from layerrank.jobs import cli
+from layerrank.jobs.cluster.errors import USAGE
+from layerrank.jobs.config import run as configs
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import BuiltinSource
+from layerrank.jobs.config.metrics import TokenPlan
+from layerrank.jobs.config.stored import record
+from layerrank.jobs.plan import limits, sampling
+from layerrank.jobs.plan.limits import Limits, parse_bytes, size
+from layerrank.jobs.plan.plan import Pair, Plan, of_dataset, of_subject, plan
+from layerrank.jobs.plan.sampling import scratch
+from layerrank.jobs.plan.words import Guard, told
+from layerrank.jobs.prepare import files, sources
+from layerrank.jobs.prepare.stage import most_tokens
+from layerrank.jobs.run import TABLES as WRITTEN
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifests
+from layerrank.storage.partition import KEYS, Partition
+from layerrank.storage.root import Root
+from layerrank.storage.shards import index_key
 from tests.support.stored import store
 
 DEMO_BYTES = 107_300_000  # that a run of it wrote, the views among them

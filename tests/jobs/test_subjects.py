@@ -11,15 +11,15 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.blocks import ConfigError
-from jobs.config.run import RunConfig
-from jobs.config.sealed import sealed
-from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.run import Run
-from jobs.subjects import checked, remember, resolve, step_of, subject_identity
-from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.sealed import sealed
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import checked, remember, resolve, step_of, subject_identity
+from layerrank.operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from layerrank.storage.root import Root
 from tests.support.machines.here import Here
 from tests.support.tiny import save_tiny
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.blocks import ConfigError
-from jobs.config.stored import FOLDER, record
-from jobs.run import Run, partition
-from jobs.upkeep import healing, prune
-from storage import schema
-from storage.manifest import everything, load
-from storage.partition import Partition
-from storage.shards import DamagedError
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.stored import FOLDER, record
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.upkeep import healing, prune
+from layerrank.storage import schema
+from layerrank.storage.manifest import everything, load
+from layerrank.storage.partition import Partition
+from layerrank.storage.shards import DamagedError
 from tests.support.checkpoints import make_run, store_checkpoint
 from tests.support.stored import store
 

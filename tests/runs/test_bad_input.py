@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from operators.metrics.registry import METRICS
-from operators.prompts.seeding import prompt_id
-from storage.manifest import require
-from storage.partition import KEYS, Partition, partitions
-from storage.root import Root
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import KEYS, Partition, partitions
+from layerrank.storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.operators.model.shrunk import tiny_of
 from tests.support.stored import ask, manifests

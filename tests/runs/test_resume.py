@@ -19,11 +19,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import main
-from jobs.run import TABLES
-from storage.checkpoint import Checkpoint
-from storage.partition import KEYS, TableName, partitions
-from storage.root import BOOKS, Root
+from layerrank.jobs.cli import main
+from layerrank.jobs.run import TABLES
+from layerrank.storage.checkpoint import Checkpoint
+from layerrank.storage.partition import KEYS, TableName, partitions
+from layerrank.storage.root import BOOKS, Root
 from tests.conftest import Cli, edited, offline_environment, write_config
 from tests.support.places import PROJECT
 from tests.support.stored import content, manifests
@@ -279,7 +279,7 @@ def test_a_finished_run_is_looked_at_without_what_is_slow_to_import(
     cli(*command)
     program = f"""
 import sys
-from jobs.cli import main
+from layerrank.jobs.cli import main
 code = main({command!r})
 sys.exit(code or " ".join({HEAVY!r} & sys.modules.keys()) or 0)
 """

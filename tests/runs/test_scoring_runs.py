@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs.export import least_cosine
-from jobs.probe.worker import fits_of
-from operators.model.subject import Transform
-from operators.probes.transform import apply
-from storage.layers import Group
-from storage.manifest import require
-from storage.partition import Partition, partitions
-from storage.root import Root
-from storage.shards import index_key
+from layerrank.jobs.export import least_cosine
+from layerrank.jobs.probe.worker import fits_of
+from layerrank.operators.model.subject import Transform
+from layerrank.operators.probes.transform import apply
+from layerrank.storage.layers import Group
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import Partition, partitions
+from layerrank.storage.root import Root
+from layerrank.storage.shards import index_key
 from tests.conftest import Cli, edited, write_config
 from tests.support.stored import ask, shard_rows, store
 from tests.support.tiny import BLOCKS

@@ -23,16 +23,16 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import v_measure_score
 from threadpoolctl import threadpool_limits
 
-from operators.model.encode import Representations, encode
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.tokenise import load_tokenizer, tokenise
-from operators.probes.clusters import mini_batch_k_means
-from operators.probes.fold import FoldScore, unit_rows
-from operators.probes.labelled import classification, clustering, few_shot_rows
-from operators.probes.pairs import sts
-from operators.ranking.evidence import weigh
-from operators.ranking.policy import recommend
-from operators.ranking.scores import TaskScores
+from layerrank.operators.model.encode import Representations, encode
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.operators.probes.clusters import mini_batch_k_means
+from layerrank.operators.probes.fold import FoldScore, unit_rows
+from layerrank.operators.probes.labelled import classification, clustering, few_shot_rows
+from layerrank.operators.probes.pairs import sts
+from layerrank.operators.ranking.evidence import weigh
+from layerrank.operators.ranking.policy import recommend
+from layerrank.operators.ranking.scores import TaskScores
 from tests.support.shared_data import FOLDER, LAYERS, MAX_TOKENS, SCORES, SUBJECT, TASKS, SharedTask
 from tests.support.simulated import search
 

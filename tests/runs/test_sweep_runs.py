@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.checkpoint import CACHE
-from storage.root import Root
+from layerrank.storage.checkpoint import CACHE
+from layerrank.storage.root import Root
 from tests.conftest import S3, Cli, write_config
 from tests.support.machines.living import Told
 from tests.support.tiny import save_tiny, trained_on

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storage.manifest import everything, load
-from storage.root import Root
+from layerrank.storage.manifest import everything, load
+from layerrank.storage.root import Root
 from tests.conftest import Cli, edited
 from tests.support.stored import ask
 from tests.support.tiny import save_tiny, trained_on

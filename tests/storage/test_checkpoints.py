@@ -12,14 +12,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from jobs.config.blocks import ConfigError
-from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
-from operators.model.on_transformers import load_model
-from operators.model.subject import ModelUnavailableError, Subject
-from operators.model.tokenise import load_tokenizer
-from storage.checkpoint import CACHE, Checkpoint
-from storage.root import Root
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
+from layerrank.operators.model.on_transformers import load_model
+from layerrank.operators.model.subject import ModelUnavailableError, Subject
+from layerrank.operators.model.tokenise import load_tokenizer
+from layerrank.storage.checkpoint import CACHE, Checkpoint
+from layerrank.storage.root import Root
 from tests.conftest import S3
 from tests.support.tiny import BLOCKS, save_tiny, save_tiny_adapter, save_tiny_gguf
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from storage.lock import FOLDER, LeaseLostError, Lock, LockHeldError, held
-from storage.root import Root
+from layerrank.storage.lock import FOLDER, LeaseLostError, Lock, LockHeldError, held
+from layerrank.storage.root import Root
 from tests.conftest import S3
 
 CONTENDERS = 12

@@ -16,12 +16,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import pages, schema, shards
-from storage.layers import Group, by_prompts, embeddings_table, read_vectors, shard_vectors
-from storage.manifest import Manifests, digest_of
-from storage.partition import Partition, part_name, shard_name, whole_name
-from storage.root import Root
-from storage.shards import ENCODED, Receipt, Shard, index_key, write_shard
+from layerrank.storage import pages, schema, shards
+from layerrank.storage.layers import (
+    Group,
+    by_prompts,
+    embeddings_table,
+    read_vectors,
+    shard_vectors,
+)
+from layerrank.storage.manifest import Manifests, digest_of
+from layerrank.storage.partition import Partition, part_name, shard_name, whole_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import ENCODED, Receipt, Shard, index_key, write_shard
 
 WHERE = Partition("embeddings", ("model", "main", "data", "clean"))
 SETTINGS = {"seed": 1}

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pytest
 from botocore.awsrequest import AWSResponse
 
-from storage import s3 as uploads
-from storage.root import Root
+from layerrank.storage import s3 as uploads
+from layerrank.storage.root import Root
 from tests.conftest import S3
 from tests.support.machines.proxy import Fault, Proxy, proxy
 

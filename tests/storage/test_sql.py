@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.errors import USAGE, explain
-from storage.layers import embeddings_table, prompt_metrics_table
-from storage.manifest import Manifest, require
-from storage.partition import KEYS, Partition
-from storage.root import Root
-from storage.sql import _SCHEMAS, connect
+from layerrank.jobs.cluster.errors import USAGE, explain
+from layerrank.storage.layers import embeddings_table, prompt_metrics_table
+from layerrank.storage.manifest import Manifest, require
+from layerrank.storage.partition import KEYS, Partition
+from layerrank.storage.root import Root
+from layerrank.storage.sql import _SCHEMAS, connect
 from tests.conftest import S3
 from tests.support.machines.proxy import Proxy, proxy
 from tests.support.stored import ask, store

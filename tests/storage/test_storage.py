@@ -17,9 +17,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import manifest, schema
-from storage.layers import Group, TokenSpool, embeddings_table, groups, read_vectors, token_states
-from storage.manifest import (
+from layerrank.storage import manifest, schema
+from layerrank.storage.layers import (
+    Group,
+    TokenSpool,
+    embeddings_table,
+    groups,
+    read_vectors,
+    token_states,
+)
+from layerrank.storage.manifest import (
     FormatError,
     Manifest,
     Manifests,
@@ -30,10 +37,10 @@ from storage.manifest import (
     require,
     require_format,
 )
-from storage.pages import vectors
-from storage.partition import Partition, all_partitions, partitions, shard_name
-from storage.root import AddressError, Root, fingerprint
-from storage.shards import (
+from layerrank.storage.pages import vectors
+from layerrank.storage.partition import Partition, all_partitions, partitions, shard_name
+from layerrank.storage.root import AddressError, Root, fingerprint
+from layerrank.storage.shards import (
     DamagedError,
     Receipt,
     Shard,
@@ -42,7 +49,7 @@ from storage.shards import (
     read_receipt,
     write_shard,
 )
-from storage.sql import connect
+from layerrank.storage.sql import connect
 from tests.conftest import S3
 
 WHERE = Partition("embeddings", ("org/mödel 1", "step=5", "data", "clean"))

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jobs.rank.ranking import Option, RankedTask, Ranking, Settings
-from jobs.report.facts import Facts
-from jobs.report.section import Cell, Table
-from jobs.report.sections.conditions import Level, Response
-from jobs.report.sections.curves import Curves, Score
-from operators.metrics.registry import METRICS
-from operators.model.subject import Subject, Vectors
-from operators.ranking.evidence import Choice, Evidence, LayerEvidence
-from operators.ranking.policy import Kind, Reason, Verdict
-from operators.ranking.scores import TaskScores
+from layerrank.jobs.rank.ranking import Option, RankedTask, Ranking, Settings
+from layerrank.jobs.report.facts import Facts
+from layerrank.jobs.report.section import Cell, Table
+from layerrank.jobs.report.sections.conditions import Level, Response
+from layerrank.jobs.report.sections.curves import Curves, Score
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.model.subject import Subject, Vectors
+from layerrank.operators.ranking.evidence import Choice, Evidence, LayerEvidence
+from layerrank.operators.ranking.policy import Kind, Reason, Verdict
+from layerrank.operators.ranking.scores import TaskScores
 
 NAN = math.nan
 SCORES = (0.40, 0.47, 0.60, 0.52)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from jobs.rank.ranking import Option, RankedTask, Settings, ranking_of
-from jobs.rank.stage import ranking_settings
-from jobs.run import Run, partition
-from operators.model.subject import Subject, Vectors
-from operators.ranking.scores import TaskScores
-from storage.partition import CLEAN, Partition
+from layerrank.jobs.rank.ranking import Option, RankedTask, Settings, ranking_of
+from layerrank.jobs.rank.stage import ranking_settings
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.model.subject import Subject, Vectors
+from layerrank.operators.ranking.scores import TaskScores
+from layerrank.storage.partition import CLEAN, Partition
 from tests.support.by_hand import metric_rows, score_rows
 from tests.support.machines.here import run_here
 

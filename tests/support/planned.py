@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.plan.plan import Plan
-from storage.root import BOOKS
+from layerrank.jobs.plan.plan import Plan
+from layerrank.storage.root import BOOKS
 
 
 def assert_planned(planned: Plan, output: Path) -> None:

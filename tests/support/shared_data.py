@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from operators.model.subject import Subject
+from layerrank.operators.model.subject import Subject
 from tests.support.places import SHARED
 
 FOLDER = SHARED / "data"

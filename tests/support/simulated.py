@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from operators.probes.fold import FoldScore
-from operators.ranking.search import Round, Rule, State, replay
+from layerrank.operators.probes.fold import FoldScore
+from layerrank.operators.ranking.search import Round, Rule, State, replay
 
 Scores = npt.NDArray[np.float64]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.manifest import Manifest, Manifests, Settings, digest_of, load, require
-from storage.partition import KEYS, Partition, all_partitions, partitions, shard_name
-from storage.root import Root
-from storage.shards import Receipt, write_shard
-from storage.sql import connect
+from layerrank.storage.manifest import Manifest, Manifests, Settings, digest_of, load, require
+from layerrank.storage.partition import KEYS, Partition, all_partitions, partitions, shard_name
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Receipt, write_shard
+from layerrank.storage.sql import connect
 
 
 def store(

@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics import SpectrumMethod
-from operators.metrics.population import Population, row_sums
-from operators.metrics.rows import Kernel, length_chunks
-from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
-from operators.metrics.spectrum import matrix_entropy
-from operators.metrics.tokens import curvatures, entropies
+from layerrank.operators.metrics import SpectrumMethod
+from layerrank.operators.metrics.population import Population, row_sums
+from layerrank.operators.metrics.rows import Kernel, length_chunks
+from layerrank.operators.metrics.similarity import Hsic, cka, hsic, hsic_sums
+from layerrank.operators.metrics.spectrum import matrix_entropy
+from layerrank.operators.metrics.tokens import curvatures, entropies
 
 ALPHAS = [0.5, 1.0, 2.0, 3.0]
 few = settings(max_examples=25, deadline=None)

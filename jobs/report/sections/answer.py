@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 
-from jobs import words
-from jobs.rank import sentences
-from jobs.rank.ranking import Row, as_good_as_best, at_layers
-from jobs.report.charts import Chart, Line, Lines
-from jobs.report.facts import Facts, layer_cell, title
-from jobs.report.section import Cell, Section, Step, Table
-from jobs.report.sections.cost import has_latency
-from jobs.report.sections.curves import Curves, curves
-from jobs.report.sections.metrics import drawn, from_few, series
-from jobs.words import NOTHING, counted, known, listed, points, share, signed, span
-from operators.analysis.labelfree import READ_AS
-from operators.ranking.evidence import Choice
-from operators.ranking.intervals import FEWEST_TASKS
+from layerrank.jobs import words
+from layerrank.jobs.rank import sentences
+from layerrank.jobs.rank.ranking import Row, as_good_as_best, at_layers
+from layerrank.jobs.report.charts import Chart, Line, Lines
+from layerrank.jobs.report.facts import Facts, layer_cell, title
+from layerrank.jobs.report.section import Cell, Section, Step, Table
+from layerrank.jobs.report.sections.cost import has_latency
+from layerrank.jobs.report.sections.curves import Curves, curves
+from layerrank.jobs.report.sections.metrics import drawn, from_few, series
+from layerrank.jobs.words import NOTHING, counted, known, listed, points, share, signed, span
+from layerrank.operators.analysis.labelfree import READ_AS
+from layerrank.operators.ranking.evidence import Choice
+from layerrank.operators.ranking.intervals import FEWEST_TASKS
 
 # How compressed, how straight and how invariant a layer is: one line each beside the score.
 BESIDE = ("prompt_entropy", "curvature", "infonce")

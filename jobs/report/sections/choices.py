@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.rank.ranking import ON, Row, choice_rows
-from jobs.report.facts import Facts, title
-from jobs.report.guide import link_to
-from jobs.report.section import Cell, Section, Table
-from jobs.run import partition
-from jobs.words import capital, counted, hundredths, known, points, share, span
-from operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS
-from storage.partition import TableName
+from layerrank.jobs.rank.ranking import ON, Row, choice_rows
+from layerrank.jobs.report.facts import Facts, title
+from layerrank.jobs.report.guide import link_to
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import partition
+from layerrank.jobs.words import capital, counted, hundredths, known, points, share, span
+from layerrank.operators.analysis.labelfree import DEFAULT_RULE, DEPTHS, OTHER_TASKS, READ_AS
+from layerrank.storage.partition import TableName
 
 _ROUNDING = 1e-9  # of the curves that a null level is made from
 

@@ -9,18 +9,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.config.datasets import DatasetConfig
-from jobs.config.metrics import parameters, shown_vectors
-from jobs.rank.ranking import Row
-from jobs.report.charts import Chart, Line, Lines, where_any
-from jobs.report.facts import Facts, title, vectors_of
-from jobs.report.guide import link_to
-from jobs.report.section import Section, Table, level_swatch
-from jobs.run import Run, partition
-from jobs.words import NOTHING, capital, counted, known, size
-from operators.metrics.registry import METRICS, Tokens, Views, main_variant, of_kind, unit_of
-from operators.prompts.conditions import FAMILIES, Condition
-from storage.partition import CLEAN
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.metrics import parameters, shown_vectors
+from layerrank.jobs.rank.ranking import Row
+from layerrank.jobs.report.charts import Chart, Line, Lines, where_any
+from layerrank.jobs.report.facts import Facts, title, vectors_of
+from layerrank.jobs.report.guide import link_to
+from layerrank.jobs.report.section import Section, Table, level_swatch
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.words import NOTHING, capital, counted, known, size
+from layerrank.operators.metrics.registry import (
+    METRICS,
+    Tokens,
+    Views,
+    main_variant,
+    of_kind,
+    unit_of,
+)
+from layerrank.operators.prompts.conditions import FAMILIES, Condition
+from layerrank.storage.partition import CLEAN
 
 _PALEST = 0.25  # opacity of the weakest level
 

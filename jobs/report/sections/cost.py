@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from jobs.rank.ranking import Ranking
-from jobs.report.charts import Chart, Point, Scatter
-from jobs.report.facts import Facts, layer_cell
-from jobs.report.section import Cell, Section, Table
-from jobs.words import known, share, size
+from layerrank.jobs.rank.ranking import Ranking
+from layerrank.jobs.report.charts import Chart, Point, Scatter
+from layerrank.jobs.report.facts import Facts, layer_cell
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.words import known, share, size
 
 
 def section(facts: Facts) -> Section:

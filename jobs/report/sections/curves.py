@@ -10,15 +10,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jobs.config.datasets import RegressionTask, Task
-from jobs.config.run import labelled_tasks, learning_examples, noise_conditions
-from jobs.rank.ranking import Row
-from jobs.report.charts import Chart, Lines, Look, in_points, where_any
-from jobs.report.facts import Facts, layer_cell
-from jobs.report.section import Cell, Section, Table
-from jobs.run import partition
-from jobs.words import capital, known, listed, points
-from operators.prompts.conditions import Condition
+from layerrank.jobs.config.datasets import RegressionTask, Task
+from layerrank.jobs.config.run import labelled_tasks, learning_examples, noise_conditions
+from layerrank.jobs.rank.ranking import Row
+from layerrank.jobs.report.charts import Chart, Lines, Look, in_points, where_any
+from layerrank.jobs.report.facts import Facts, layer_cell
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import partition
+from layerrank.jobs.words import capital, known, listed, points
+from layerrank.operators.prompts.conditions import Condition
 
 CurveKind = Literal["examples", "rows", "noise"]
 

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from jobs.config.prompts import by_template
-from jobs.config.run import graded_conditions, labelled_tasks
-from jobs.prepare.records import TOLD
-from jobs.rank.ranking import Row
-from jobs.report.facts import Facts, title
-from jobs.report.section import Cell, Section, Table
-from jobs.report.sections.metrics import Series, series
-from jobs.run import Run, partition
-from jobs.words import count, counted, known, numbered
-from operators.metrics.registry import METRICS
-from operators.prompts.conditions import graded
-from operators.prompts.templates import is_prompt
-from operators.prompts.views import view_name
-from storage.partition import CLEAN
+from layerrank.jobs.config.prompts import by_template
+from layerrank.jobs.config.run import graded_conditions, labelled_tasks
+from layerrank.jobs.prepare.records import TOLD
+from layerrank.jobs.rank.ranking import Row
+from layerrank.jobs.report.facts import Facts, title
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.report.sections.metrics import Series, series
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.words import count, counted, known, numbered
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.prompts.conditions import graded
+from layerrank.operators.prompts.templates import is_prompt
+from layerrank.operators.prompts.views import view_name
+from layerrank.storage.partition import CLEAN
 
 _SUMMED = ("prompts", "shards", "tokens", "truncated", "skipped_no_tokens", "model_seconds")
 

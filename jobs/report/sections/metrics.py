@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from jobs.config.metrics import left_out, parameters, shown_vectors
-from jobs.rank.ranking import Ranking, Row
-from jobs.rank.stage import views_in
-from jobs.report.charts import Chart, Line, Lines, Look, where_any
-from jobs.report.facts import Facts, title, vectors_of
-from jobs.report.guide import link_to
-from jobs.report.section import Cell, Section, Table
-from jobs.run import partition
-from jobs.words import capital, counted, known, number
-from operators.metrics import WITHOUT_FIRST
-from operators.metrics.registry import (
+from layerrank.jobs.config.metrics import left_out, parameters, shown_vectors
+from layerrank.jobs.rank.ranking import Ranking, Row
+from layerrank.jobs.rank.stage import views_in
+from layerrank.jobs.report.charts import Chart, Line, Lines, Look, where_any
+from layerrank.jobs.report.facts import Facts, title, vectors_of
+from layerrank.jobs.report.guide import link_to
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import partition
+from layerrank.jobs.words import capital, counted, known, number
+from layerrank.operators.metrics import WITHOUT_FIRST
+from layerrank.operators.metrics.registry import (
     METRICS,
     Layers,
     Prompts,

@@ -8,15 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.measure.modes import prompt_texts
-from jobs.rank.ranking import Row
-from jobs.report.charts import Chart, Histogram
-from jobs.report.facts import Facts
-from jobs.report.section import Cell, Section, Table
-from jobs.run import Run, partition
-from jobs.words import NOTHING, capital, count, known, number, numbered, share
-from operators.analysis.modes import CLIFFS_DELTA
-from operators.metrics.registry import METRICS, unit_of
+from layerrank.jobs.measure.modes import prompt_texts
+from layerrank.jobs.rank.ranking import Row
+from layerrank.jobs.report.charts import Chart, Histogram
+from layerrank.jobs.report.facts import Facts
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import Run, partition
+from layerrank.jobs.words import NOTHING, capital, count, known, number, numbered, share
+from layerrank.operators.analysis.modes import CLIFFS_DELTA
+from layerrank.operators.metrics.registry import METRICS, unit_of
 
 WEAK = 0.33  # an effect below it is small by custom
 _SHOWN = 160  # characters of an example

@@ -5,19 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from jobs.rank import sentences
-from jobs.rank.ranking import Row, as_good_as_best
-from jobs.report.charts import Chart, Lines, Mark, in_points
-from jobs.report.facts import Facts, gain_span, layer_cell
-from jobs.report.guide import link_to
-from jobs.report.section import Cell, Section, Table
-from jobs.run import partition
-from jobs.words import NOTHING, counted, decimal, known, p_value, points, share, signed, span
-from operators.model.subject import Vectors
-from operators.ranking.choosing import Policy
-from operators.ranking.evidence import Choice
-from operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
-from operators.ranking.scores import TIE
+from layerrank.jobs.rank import sentences
+from layerrank.jobs.rank.ranking import Row, as_good_as_best
+from layerrank.jobs.report.charts import Chart, Lines, Mark, in_points
+from layerrank.jobs.report.facts import Facts, gain_span, layer_cell
+from layerrank.jobs.report.guide import link_to
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.run import partition
+from layerrank.jobs.words import (
+    NOTHING,
+    counted,
+    decimal,
+    known,
+    p_value,
+    points,
+    share,
+    signed,
+    span,
+)
+from layerrank.operators.model.subject import Vectors
+from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking.evidence import Choice
+from layerrank.operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
+from layerrank.operators.ranking.scores import TIE
 
 _POLICIES: dict[Policy, str] = {
     "best": "the layer with the highest score, as advice if an interval of its gain lies above 0",

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jobs.rank.ranking import Ranking, at_layers
-from jobs.report.charts import Chart, Line, Lines, in_points, where_any
-from jobs.report.facts import Facts, gain_span
-from jobs.report.section import Cell, Section, Table
-from jobs.report.sections.metrics import chart, drawn, series
-from jobs.words import NOTHING, counted, hundredths, known, points, signed
-from operators.later import Later
-from operators.metrics.registry import METRICS, unit_of
+from layerrank.jobs.rank.ranking import Ranking, at_layers
+from layerrank.jobs.report.charts import Chart, Line, Lines, in_points, where_any
+from layerrank.jobs.report.facts import Facts, gain_span
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.report.sections.metrics import chart, drawn, series
+from layerrank.jobs.words import NOTHING, counted, hundredths, known, points, signed
+from layerrank.operators.later import Later
+from layerrank.operators.metrics.registry import METRICS, unit_of
 
 if TYPE_CHECKING:
-    from jobs.report.drawing import swatch
+    from layerrank.jobs.report.drawing import swatch
 else:
-    swatch = Later("jobs.report.drawing").swatch
+    swatch = Later("layerrank.jobs.report.drawing").swatch
 
 _TICKS = [(0.0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1.0, "1")]
 

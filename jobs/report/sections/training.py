@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs.rank.ranking import Checkpoint, Row
-from jobs.report.charts import Chart, HeatMap, Lines, Look, Mark, in_points
-from jobs.report.facts import title
-from jobs.report.guide import link_to
-from jobs.report.section import Cell, Section, Table
-from jobs.subjects import step_of
-from jobs.words import NOTHING, counted, known, points, signed, span
-from operators.metrics.registry import METRICS
-from operators.ranking.evidence import overtakings
+from layerrank.jobs.rank.ranking import Checkpoint, Row
+from layerrank.jobs.report.charts import Chart, HeatMap, Lines, Look, Mark, in_points
+from layerrank.jobs.report.facts import title
+from layerrank.jobs.report.guide import link_to
+from layerrank.jobs.report.section import Cell, Section, Table
+from layerrank.jobs.subjects import step_of
+from layerrank.jobs.words import NOTHING, counted, known, points, signed, span
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.ranking.evidence import overtakings
 
 _VERDICTS = {
     "use_layer": "use layer {}",

@@ -26,18 +26,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from jobs.cluster.cluster import Cluster
-from jobs.cluster.console import say
-from jobs.config.run import RunConfig
-from jobs.extract.stage import extract
-from jobs.measure.stage import measure
-from jobs.prepare.stage import prepare
-from jobs.probe.stage import probe
-from jobs.rank.ranking import Option, Ranking
-from jobs.rank.stage import rank_subject
-from jobs.run import Run, partition
-from operators.ranking.evidence import Choice
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.measure.stage import measure
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.probe.stage import probe
+from layerrank.jobs.rank.ranking import Option, Ranking
+from layerrank.jobs.rank.stage import rank_subject
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.ranking.evidence import Choice
+from layerrank.storage.root import Root
 from tests.bench.advice.vectors import MAX_TOKENS, sample
 from tests.support.machines.here import Here
 from tests.support.markdown import markdown

@@ -32,9 +32,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from scipy import stats
 
-from jobs.cluster.console import say
-from operators.analysis.labelfree import Evidence, at_depth
-from operators.model.subject import Kind
+from layerrank.jobs.cluster.console import say
+from layerrank.operators.analysis.labelfree import Evidence, at_depth
+from layerrank.operators.model.subject import Kind
 from tests.support.markdown import markdown
 from tests.support.published import PUBLISHED
 from tests.support.shared_data import FOLDER

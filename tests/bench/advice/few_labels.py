@@ -34,8 +34,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
-from jobs.cluster.console import say
-from operators.probes.labelled import classification
+from layerrank.jobs.cluster.console import say
+from layerrank.operators.probes.labelled import classification
 from tests.bench.advice import vectors
 from tests.support.shared_data import FOLDER, SUBJECT
 

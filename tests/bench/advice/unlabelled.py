@@ -33,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.cluster.console import say
-from operators.analysis.labelfree import depth_rules
-from operators.metrics.prompts import participation_ratio, twonn
+from layerrank.jobs.cluster.console import say
+from layerrank.operators.analysis.labelfree import depth_rules
+from layerrank.operators.metrics.prompts import participation_ratio, twonn
 from tests.bench.advice.depth import read_scores
 from tests.bench.advice.vectors import SAMPLES, Texts, Vectors, sample, title, vectors_LND
 from tests.support.markdown import markdown

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from jobs.cluster.console import say
-from operators.model.backend import Backend, load_backend
-from operators.model.encode import Representations, encode
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import Subject
-from operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.jobs.cluster.console import say
+from layerrank.operators.model.backend import Backend, load_backend
+from layerrank.operators.model.encode import Representations, encode
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
 from tests.support.shared_data import FOLDER
 
 Vectors = npt.NDArray[np.float32]

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from jobs.cluster.console import say
+from layerrank.jobs.cluster.console import say
 from tests.bench.coverage.candidates import Searches, candidates
 from tests.bench.coverage.grids import grids
 from tests.bench.coverage.simulate import Plan, halved, simulate

@@ -19,10 +19,10 @@ from functools import partial
 
 import numpy as np
 
-from operators.ranking.choosing import choose, left_out, mean_over
-from operators.ranking.intervals import on_these, reaching
-from operators.ranking.ladder import LADDER, Candidate, Ladder, Scores, best_of, climb
-from operators.ranking.scores import Array
+from layerrank.operators.ranking.choosing import choose, left_out, mean_over
+from layerrank.operators.ranking.intervals import on_these, reaching
+from layerrank.operators.ranking.ladder import LADDER, Candidate, Ladder, Scores, best_of, climb
+from layerrank.operators.ranking.scores import Array
 from tests.bench.coverage.grids import NOISE, Draws, Grid, Truth
 from tests.bench.coverage.simulate import LEVEL, Rows, holds, intervals, pooled
 

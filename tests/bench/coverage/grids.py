@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pyarrow.parquet as pq
 
-from operators.ranking.scores import Array
+from layerrank.operators.ranking.scores import Array
 
 Truth = Literal["real", "null", "mirrored"]
 # Standard deviation of a fold's score about its layer and its fold, as measured over the folds of

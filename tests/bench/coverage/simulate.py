@@ -12,15 +12,15 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from operators.ranking.choosing import Choose, Policy, choose, left_out, mean_over
-from operators.ranking.intervals import (
+from layerrank.operators.ranking.choosing import Choose, Policy, choose, left_out, mean_over
+from layerrank.operators.ranking.intervals import (
     FEWEST_TO_TEST,
     on_these,
     over_tasks,
     reaching,
     sign_flips,
 )
-from operators.ranking.scores import TIE, Array
+from layerrank.operators.ranking.scores import TIE, Array
 from tests.bench.coverage.grids import NOISE, Draws, Grid, Truth, drawn
 from tests.support.simulated import search
 

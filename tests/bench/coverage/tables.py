@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from operators.ranking.choosing import mean_over
+from layerrank.operators.ranking.choosing import mean_over
 from tests.bench.coverage.grids import Grid, Truth
 from tests.bench.coverage.simulate import Found, Place, Plan
 from tests.support.markdown import markdown

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import cli
-from jobs.cluster import console
-from jobs.cluster.cluster import Cluster
-from jobs.cluster.console import Progress, printable
-from jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
-from jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
-from jobs.config.blocks import ConfigError
-from jobs.config.settings import Device
+from layerrank.jobs import cli
+from layerrank.jobs.cluster import console
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.console import Progress, printable
+from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
+from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.settings import Device
 from tests.support.machines.here import Here
 
 

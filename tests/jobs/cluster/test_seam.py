@@ -20,14 +20,14 @@ import pytest
 import ray.data
 import torch
 
-from jobs.cluster import on_ray
-from jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
-from jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
-from jobs.cluster.on_processes import Processes
-from jobs.cluster.on_ray import RayCluster
-from jobs.cluster.pool import TASK_CPUS, Pool
-from jobs.config.blocks import ConfigError
-from operators.model.subject import ModelUnavailableError
+from layerrank.jobs.cluster import on_ray
+from layerrank.jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
+from layerrank.jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
+from layerrank.jobs.cluster.on_processes import Processes
+from layerrank.jobs.cluster.on_ray import RayCluster
+from layerrank.jobs.cluster.pool import TASK_CPUS, Pool
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.operators.model.subject import ModelUnavailableError
 from tests.support.machines.here import Here
 from tests.support.machines.installed import users_folder
 from tests.support.machines.workers import (
@@ -313,24 +313,24 @@ def test_workers_import_the_packages_of_their_driver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another copy is installed, and where the user has modules of the same names."""
-    for package in ("jobs", "operators", "storage"):
-        shutil.copytree(PROJECT / package, tmp_path / package)
+    for package in ("layerrank", "jobs", "operators", "storage"):
+        shutil.copytree(PROJECT / package, tmp_path / package, symlinks=True)
     users = users_folder(tmp_path / "users")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(users)]))
     code = (
-        "from jobs.cluster.on_processes import Processes\n"
-        "where = \"__import__('jobs.words', fromlist=['words']).__file__\"\n"
-        "print(*Processes(['jobs.words']).each([where], eval, cpus=1, gpus=0))\n"
+        "from layerrank.jobs.cluster.on_processes import Processes\n"
+        "where = \"__import__('layerrank.jobs.words', fromlist=['words']).__file__\"\n"
+        "print(*Processes(['layerrank.jobs.words']).each([where], eval, cpus=1, gpus=0))\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == str(tmp_path / "jobs" / "words.py")
+    assert found.stdout.strip() == str(tmp_path / "layerrank" / "jobs" / "words.py")
 
 
 def test_processes_end_with_a_driver_that_is_killed() -> None:
     code = (
-        "from jobs.cluster.on_processes import Processes\n"
+        "from layerrank.jobs.cluster.on_processes import Processes\n"
         "from tests.support.machines.workers import linger\n"
         "pool = Processes()\n"
         "for pid in pool.each([0, 1, 2], linger, cpus=1, gpus=0):\n"

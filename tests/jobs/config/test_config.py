@@ -12,21 +12,21 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from jobs.config import run as configs
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import PROTOCOL, DatasetConfig, Task
-from jobs.config.metrics import left_out, metrics_of, parameters, token_metrics
-from jobs.config.run import RunConfig, add_overrides, load, overridden, parse
-from jobs.config.settings import StorageConfig
-from jobs.prepare.records import PROMPT
-from jobs.prepare.sources import KINDS
-from jobs.subjects import check, resolve
-from jobs.tasks.types import TYPES
-from operators.benchmark import tasks as benchmark_tasks
-from operators.metrics.registry import METRICS, token_variants
-from operators.model.subject import ModelUnavailableError
-from storage.layers import metric_column
-from storage.schema import TOKEN_METRICS
+from layerrank.jobs.config import run as configs
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import PROTOCOL, DatasetConfig, Task
+from layerrank.jobs.config.metrics import left_out, metrics_of, parameters, token_metrics
+from layerrank.jobs.config.run import RunConfig, add_overrides, load, overridden, parse
+from layerrank.jobs.config.settings import StorageConfig
+from layerrank.jobs.prepare.records import PROMPT
+from layerrank.jobs.prepare.sources import KINDS
+from layerrank.jobs.subjects import check, resolve
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.operators.benchmark import tasks as benchmark_tasks
+from layerrank.operators.metrics.registry import METRICS, token_variants
+from layerrank.operators.model.subject import ModelUnavailableError
+from layerrank.storage.layers import metric_column
+from layerrank.storage.schema import TOKEN_METRICS
 
 SECRET = "hunter2"
 DATASET: dict[str, Any] = {"name": "data", "source": {"files": "texts.jsonl"}}

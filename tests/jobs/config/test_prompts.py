@@ -9,15 +9,22 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.config.prompts import OwnPrompts, by_template, prefixes, require_no_noise, sides, told
-from jobs.config.run import RunConfig, parse
-from jobs.config.settings import StorageConfig
-from jobs.config.stored import shown
-from jobs.subjects import own_prompts
-from operators.model.subject import ModelUnavailableError, Subject
-from operators.prompts.templates import Template
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.prompts import (
+    OwnPrompts,
+    by_template,
+    prefixes,
+    require_no_noise,
+    sides,
+    told,
+)
+from layerrank.jobs.config.run import RunConfig, parse
+from layerrank.jobs.config.settings import StorageConfig
+from layerrank.jobs.config.stored import shown
+from layerrank.jobs.subjects import own_prompts
+from layerrank.operators.model.subject import ModelUnavailableError, Subject
+from layerrank.operators.prompts.templates import Template
 
 NOBODY = OwnPrompts()
 TASKS = yaml.safe_load("""

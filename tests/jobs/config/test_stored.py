@@ -12,13 +12,20 @@ from typing import Annotated, Any
 import pytest
 import yaml
 
-from jobs.config.blocks import LATER, Block
-from jobs.config.run import RunConfig, parse
-from jobs.config.stored import FOLDER, continued, record, require_no_conflict, shown, stored
-from storage import lock
-from storage.lock import Claim, claimed
-from storage.manifest import SettingsConflictError
-from storage.root import Root
+from layerrank.jobs.config.blocks import LATER, Block
+from layerrank.jobs.config.run import RunConfig, parse
+from layerrank.jobs.config.stored import (
+    FOLDER,
+    continued,
+    record,
+    require_no_conflict,
+    shown,
+    stored,
+)
+from layerrank.storage import lock
+from layerrank.storage.lock import Claim, claimed
+from layerrank.storage.manifest import SettingsConflictError
+from layerrank.storage.root import Root
 
 TASK: dict[str, Any] = {"name": "t", "type": "classification", "label_column": "l"}
 
@@ -39,7 +46,7 @@ def began_with(root: Root, before: RunConfig, monkeypatch: pytest.MonkeyPatch) -
     def as_then(which: RunConfig, *, given: bool = False) -> dict[str, Any]:
         return bare if given else plain(which)
 
-    monkeypatch.setattr("jobs.config.stored.shown", as_then)
+    monkeypatch.setattr("layerrank.jobs.config.stored.shown", as_then)
     record(before, before, root)
     monkeypatch.undo()
 
@@ -117,7 +124,7 @@ def test_a_root_from_before_a_key_is_continued_as_it_was_without_it(
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.config.stored.shown", as_then)
+        patch.setattr("layerrank.jobs.config.stored.shown", as_then)
         record(without, without, root)
     # Its digests are those of a version that does not know the key, and every prompt counts.
     for _ in range(2):
@@ -198,7 +205,9 @@ def test_two_at_once_are_refused_if_they_would_write_the_same_otherwise(
 
 def test_the_claim_of_a_process_that_has_ended_is_nobodys(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from storage.lock import claimed; from storage.root import Root\n"
+        "import os, sys\n"
+        "from layerrank.storage.lock import claimed\n"
+        "from layerrank.storage.root import Root\n"
         "with claimed(Root(sys.argv[1]), {}, print): os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)

@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.run import load
-from jobs.extract.stage import extract
-from jobs.measure.pieces import work_on
-from jobs.measure.stage import costs as costs_of
-from jobs.prepare.stage import prepare
-from jobs.rank.stage import read_costs, relative_cost
-from jobs.run import Run
-from jobs.subjects import check, checkpoint_of
-from operators.model import backend
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import ModelUnavailableError, Subject, read_shape
-from operators.model.tokenise import load_tokenizer
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.run import load
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.measure.pieces import work_on
+from layerrank.jobs.measure.stage import costs as costs_of
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.rank.stage import read_costs, relative_cost
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import check, checkpoint_of
+from layerrank.operators.model import backend
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import ModelUnavailableError, Subject, read_shape
+from layerrank.operators.model.tokenise import load_tokenizer
+from layerrank.storage.root import Root
 from tests.conftest import write_config
 from tests.support.machines.here import Here
 from tests.support.stored import ask

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModel
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.blocks import ConfigError
-from jobs.config.run import load as load_config
-from jobs.extract.stage import extract
-from jobs.extract.worker import Extractor, load
-from jobs.plan import plan as planning
-from jobs.plan.plan import checked
-from jobs.prepare.stage import prepare
-from jobs.run import Run
-from operators.model.subject import ModelUnavailableError
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import load as load_config
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.extract.worker import Extractor, load
+from layerrank.jobs.plan import plan as planning
+from layerrank.jobs.plan.plan import checked
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.run import Run
+from layerrank.operators.model.subject import ModelUnavailableError
+from layerrank.storage.root import Root
 from tests.conftest import write_config
 from tests.operators.model.shrunk import tiny_of
 from tests.support.machines.here import Here

@@ -12,23 +12,38 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.run import load
-from jobs.extract import worker
-from jobs.extract.stage import extract
-from jobs.extract.targets import Part, Target, Unit, cut, missing_units, passes, stretch_of
-from jobs.extract.worker import Extractor, read
-from jobs.measure.stage import measure
-from jobs.prepare.stage import prepare
-from jobs.run import Run
-from operators.model.backend import Backend
-from operators.model.encode import Ids, NonFiniteError
-from storage import pages
-from storage.layers import groups, read_vectors
-from storage.manifest import require
-from storage.partition import Partition, TableName, part_name, partitions, shard_name, whole_name
-from storage.root import Root
-from storage.shards import Facts, Receipt, Shard, write_shard
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.run import load
+from layerrank.jobs.extract import worker
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.extract.targets import (
+    Part,
+    Target,
+    Unit,
+    cut,
+    missing_units,
+    passes,
+    stretch_of,
+)
+from layerrank.jobs.extract.worker import Extractor, read
+from layerrank.jobs.measure.stage import measure
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.run import Run
+from layerrank.operators.model.backend import Backend
+from layerrank.operators.model.encode import Ids, NonFiniteError
+from layerrank.storage import pages
+from layerrank.storage.layers import groups, read_vectors
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import (
+    Partition,
+    TableName,
+    part_name,
+    partitions,
+    shard_name,
+    whole_name,
+)
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Facts, Receipt, Shard, write_shard
 from tests.conftest import write_config
 from tests.support.machines.here import Here
 from tests.support.stored import content, shard_rows

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
-from jobs.config.run import RunConfig
-from jobs.extract.targets import Part, Pass, Target, Unit, missing_units, passes
-from jobs.run import leading
-from operators.model.subject import ModelShape, Subject
-from storage.manifest import Manifest, digest_of
-from storage.partition import Partition, shard_name
-from storage.shards import Receipt
+from layerrank.jobs.config.metrics import FUSED_ABOVE, TokenPlan, state_bytes, token_plan
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.extract.targets import Part, Pass, Target, Unit, missing_units, passes
+from layerrank.jobs.run import leading
+from layerrank.operators.model.subject import ModelShape, Subject
+from layerrank.storage.manifest import Manifest, digest_of
+from layerrank.storage.partition import Partition, shard_name
+from layerrank.storage.shards import Receipt
 
 ROWS = [5, 0, 7, 3]
 SUBJECT = Subject("org/model", "main", "model")

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.measure.pieces import work_on
-from jobs.measure.stage import costs as costs_of
-from jobs.rank.stage import read_costs
-from jobs.run import Run, Seen, partition
-from storage import schema
-from storage.manifest import Manifests, require
-from storage.shards import write_shard
+from layerrank.jobs.measure.pieces import work_on
+from layerrank.jobs.measure.stage import costs as costs_of
+from layerrank.jobs.rank.stage import read_costs
+from layerrank.jobs.run import Run, Seen, partition
+from layerrank.storage import schema
+from layerrank.storage.manifest import Manifests, require
+from layerrank.storage.shards import write_shard
 from tests.support.machines.here import run_here
 from tests.support.stored import ask
 from tests.support.tiny import BLOCKS

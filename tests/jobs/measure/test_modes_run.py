@@ -12,19 +12,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.pool import Work
-from jobs.measure import modes
-from jobs.measure.pieces import work_on
-from jobs.report.facts import Facts
-from jobs.report.sections import modes as modes_section
-from jobs.run import Run, Seen, partition
-from operators.analysis.modes import UNDEFINED, find_modes
-from operators.metrics.registry import METRICS
-from operators.prompts.seeding import prompt_id
-from storage import schema
-from storage.layers import prompt_metrics_table
-from storage.manifest import Manifest, SettingsConflictError
-from storage.partition import Partition, shard_name
+from layerrank.jobs.cluster.pool import Work
+from layerrank.jobs.measure import modes
+from layerrank.jobs.measure.pieces import work_on
+from layerrank.jobs.report.facts import Facts
+from layerrank.jobs.report.sections import modes as modes_section
+from layerrank.jobs.run import Run, Seen, partition
+from layerrank.operators.analysis.modes import UNDEFINED, find_modes
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage import schema
+from layerrank.storage.layers import prompt_metrics_table
+from layerrank.storage.manifest import Manifest, SettingsConflictError
+from layerrank.storage.partition import Partition, shard_name
 from tests.support import by_hand
 from tests.support.machines.here import Here, run_here
 from tests.support.stored import store

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from jobs.cluster.pool import CannotScheduleError
-from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.nightly import stage as nights
-from jobs.nightly.judge import place, ranked, read_alerts
-from jobs.run import Run
-from jobs.subjects import resolve
-from operators.model.subject import ModelUnavailableError
-from storage.lock import FOLDER, LeaseLostError, Lock
-from storage.partition import Partition, partitions
-from storage.root import Root
+from layerrank.jobs.cluster.pool import CannotScheduleError
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.nightly import stage as nights
+from layerrank.jobs.nightly.judge import place, ranked, read_alerts
+from layerrank.jobs.run import Run
+from layerrank.jobs.subjects import resolve
+from layerrank.operators.model.subject import ModelUnavailableError
+from layerrank.storage.lock import FOLDER, LeaseLostError, Lock
+from layerrank.storage.partition import Partition, partitions
+from layerrank.storage.root import Root
 from tests.conftest import Cli, edited, write_config
 from tests.support.checkpoints import make_run, store_checkpoint
 from tests.support.machines.living import Told

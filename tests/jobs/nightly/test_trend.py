@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config.blocks import ConfigError
-from jobs.config.run import parse
-from jobs.config.settings import NightlyConfig
-from jobs.nightly import page as trend
-from jobs.nightly.judge import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import parse
+from layerrank.jobs.config.settings import NightlyConfig
+from layerrank.jobs.nightly import page as trend
+from layerrank.jobs.nightly.judge import (
     VARIABLE,
     Alert,
     Broken,
@@ -34,11 +34,11 @@ from jobs.nightly.judge import (
     read_alerts,
     without_ranking,
 )
-from jobs.run import Run, Seen
-from jobs.subjects import resolve
-from operators.model.subject import Subject
-from storage.manifest import SettingsConflictError
-from storage.root import Root
+from layerrank.jobs.run import Run, Seen
+from layerrank.jobs.subjects import resolve
+from layerrank.operators.model.subject import Subject
+from layerrank.storage.manifest import SettingsConflictError
+from layerrank.storage.root import Root
 from tests.support.checkpoints import LAYERS, MODEL, make_run, store_checkpoint
 
 SECRET = "path-of-nobody"

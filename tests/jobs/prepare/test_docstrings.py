@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from jobs.prepare import docstrings
-from jobs.prepare.docstrings import Passage, read_library, sample_library
+from layerrank.jobs.prepare import docstrings
+from layerrank.jobs.prepare.docstrings import Passage, read_library, sample_library
 from tests.support.places import PROJECT
 
 TOY = '''
@@ -223,7 +223,7 @@ def test_some_files_tell_how_many_passages_there_are(
 
 def test_reading_does_not_import_the_library() -> None:
     code = (
-        "import sys; from jobs.prepare.docstrings import read_library; "
+        "import sys; from layerrank.jobs.prepare.docstrings import read_library; "
         "read_library('networkx', 5); "
         "assert not {'networkx', 'numpy', 'torch', 'ray'} & set(sys.modules)"
     )

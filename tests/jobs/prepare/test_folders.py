@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import ClassificationTask, FolderSource
-from jobs.config.run import RunConfig, load
-from jobs.prepare import folders, sources
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import ClassificationTask, FolderSource
+from layerrank.jobs.config.run import RunConfig, load
+from layerrank.jobs.prepare import folders, sources
 from tests.conftest import S3
 from tests.jobs.prepare.test_records import dataset
 

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.prepare.records import items_of, records_of
-from jobs.tasks.items import Given
-from jobs.tasks.types import TYPES, check_items
-from operators.benchmark import tasks as benchmark_tasks
-from operators.prompts.seeding import prompt_id
-from storage import schema
-from storage.layers import LayerVectors
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.prepare.records import items_of, records_of
+from layerrank.jobs.tasks.items import Given
+from layerrank.jobs.tasks.types import TYPES, check_items
+from layerrank.operators.benchmark import tasks as benchmark_tasks
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage import schema
+from layerrank.storage.layers import LayerVectors
 from tests.jobs.prepare.test_records import FIND, GROUPS, TOPIC, dataset, shards_of, source
 
 PART = {"split_column": "part"}

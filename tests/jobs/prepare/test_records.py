@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig
-from jobs.prepare import records
-from jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of
-from operators.prompts.seeding import prompt_id
-from storage import schema
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.prepare import records
+from layerrank.jobs.prepare.records import check_ids, items_of, markers, prompts_of, records_of
+from layerrank.operators.prompts.seeding import prompt_id
+from layerrank.storage import schema
 
 TOPIC = {"name": "topic", "type": "classification", "label_column": "topic"}
 GROUPS = {"name": "groups", "type": "clustering", "label_column": "topic"}

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from jobs.config.blocks import ConfigError
-from jobs.config.datasets import DatasetConfig, FileSource
-from jobs.prepare import decoded, docstrings, sources
-from jobs.prepare.files import BATCH, Options
-from jobs.prepare.sources import Fragment
-from operators.benchmark import score as benchmark_score
-from operators.benchmark import tasks as benchmark_tasks
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig, FileSource
+from layerrank.jobs.prepare import decoded, docstrings, sources
+from layerrank.jobs.prepare.files import BATCH, Options
+from layerrank.jobs.prepare.sources import Fragment
+from layerrank.operators.benchmark import score as benchmark_score
+from layerrank.operators.benchmark import tasks as benchmark_tasks
 from tests.conftest import S3
 from tests.jobs.prepare.test_records import dataset
 

@@ -10,29 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.blocks import ConfigError
-from jobs.config.candidates import (
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.candidates import (
     candidate_vectors,
     fitted_datasets,
     require_texts,
     sample_shares,
 )
-from jobs.config.run import RunConfig, load
-from jobs.extract.stage import extract
-from jobs.prepare.stage import prepare
-from jobs.probe.candidates import Rungs
-from jobs.probe.stage import probe, require_scores
-from jobs.probe.worker import Row, ScoreUnit
-from jobs.rank.ranking import Option
-from jobs.rank.stage import scored_options
-from jobs.run import Run, partition
-from operators.model.subject import Vectors
-from operators.probes import transform
-from operators.ranking.ladder import Candidate
-from storage.layers import Group
-from storage.root import Root
-from storage.shards import Shard
+from layerrank.jobs.config.run import RunConfig, load
+from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.prepare.stage import prepare
+from layerrank.jobs.probe.candidates import Rungs
+from layerrank.jobs.probe.stage import probe, require_scores
+from layerrank.jobs.probe.worker import Row, ScoreUnit
+from layerrank.jobs.rank.ranking import Option
+from layerrank.jobs.rank.stage import scored_options
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.model.subject import Vectors
+from layerrank.operators.probes import transform
+from layerrank.operators.ranking.ladder import Candidate
+from layerrank.storage.layers import Group
+from layerrank.storage.root import Root
+from layerrank.storage.shards import Shard
 from tests.conftest import write_config, write_texts
 from tests.jobs.probe.test_search_of_tasks import LABELS, PAIRS, target
 from tests.support.machines.here import Here
@@ -131,7 +131,7 @@ def test_transforms_are_fitted_on_a_fixed_sample_of_the_texts(searched: Run) -> 
     rows = searched.rows(partition("transforms", subject, searched.config))
     assert len(rows) == (BLOCKS + 1) * 2 * 2
     taken: list[int] = []
-    from operators.prompts.seeding import sample_order
+    from layerrank.operators.prompts.seeding import sample_order
 
     left = 50
     for receipt in searched.prompts(dataset).receipts:

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter
 
-from jobs.config.datasets import Task
-from jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
-from jobs.tasks.types import TYPES
-from operators.model.subject import Subject, Transform, Vectors
-from operators.probes import labelled as probes
-from storage.layers import Group, embeddings_table
-from storage.partition import CLEAN, Partition
-from storage.root import Root
+from layerrank.jobs.config.datasets import Task
+from layerrank.jobs.probe.worker import Scorer, ScoreTarget, ScoreUnit
+from layerrank.jobs.tasks.types import TYPES
+from layerrank.operators.model.subject import Subject, Transform, Vectors
+from layerrank.operators.probes import labelled as probes
+from layerrank.storage.layers import Group, embeddings_table
+from layerrank.storage.partition import CLEAN, Partition
+from layerrank.storage.root import Root
 from tests.support.stored import store
 
 ROWS = 40

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from jobs.config.datasets import Task
-from jobs.probe.stage import search
-from jobs.probe.worker import Row, ScoreTarget, ScoreUnit
-from operators.model.subject import Subject
-from storage.layers import Group
-from storage.manifest import Manifest
-from storage.partition import CLEAN, Partition
+from layerrank.jobs.config.datasets import Task
+from layerrank.jobs.probe.stage import search
+from layerrank.jobs.probe.worker import Row, ScoreTarget, ScoreUnit
+from layerrank.operators.model.subject import Subject
+from layerrank.storage.layers import Group
+from layerrank.storage.manifest import Manifest
+from layerrank.storage.partition import CLEAN, Partition
 from tests.support.simulated import Scores, peaked
 
 LAYERS, FOLDS = 7, 10

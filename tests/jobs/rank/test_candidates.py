@@ -7,11 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from jobs.rank.ranking import Option, RankedTask, Ranking, Settings, choice_rows, ranking_of
-from jobs.run import TABLES
-from operators.model.subject import Subject, Vectors
-from operators.ranking.scores import TaskScores
-from storage import schema
+from layerrank.jobs.rank.ranking import (
+    Option,
+    RankedTask,
+    Ranking,
+    Settings,
+    choice_rows,
+    ranking_of,
+)
+from layerrank.jobs.run import TABLES
+from layerrank.operators.model.subject import Subject, Vectors
+from layerrank.operators.ranking.scores import TaskScores
+from layerrank.storage import schema
 
 PLAIN = Vectors("final", "mean", "raw")
 Z = Vectors("final", "mean", "z")

@@ -16,12 +16,12 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.cli import main
-from jobs.config.blocks import ConfigError
-from jobs.rank.score_file import rank_file
-from storage.manifest import require
-from storage.partition import Partition
-from storage.root import Root
+from layerrank.jobs.cli import main
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.rank.score_file import rank_file
+from layerrank.storage.manifest import require
+from layerrank.storage.partition import Partition
+from layerrank.storage.root import Root
 from tests.support.places import PROJECT
 
 GOLDEN = PROJECT / "jobs/recipes/pythia-410m-scores.parquet"

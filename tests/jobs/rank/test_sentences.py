@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from jobs.rank.sentences import (
+from layerrank.jobs.rank.sentences import (
     Gap,
     advice,
     answer,
@@ -20,11 +20,11 @@ from jobs.rank.sentences import (
     unlabelled,
     why,
 )
-from operators.analysis import labelfree
-from operators.model.subject import Kind as KindOfModel
-from operators.ranking.choosing import Policy
-from operators.ranking.evidence import weigh
-from operators.ranking.policy import Kind, Reason, Verdict, recommend
+from layerrank.operators.analysis import labelfree
+from layerrank.operators.model.subject import Kind as KindOfModel
+from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking.evidence import weigh
+from layerrank.operators.ranking.policy import Kind, Reason, Verdict, recommend
 from tests.operators.ranking.test_ranking_evidence import single, singles
 from tests.operators.ranking.test_ranking_policy import (
     CHEAPEST,

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs.report.charts import (
+from layerrank.jobs.report.charts import (
     HeatMap,
     Histogram,
     Line,
@@ -24,7 +24,7 @@ from jobs.report.charts import (
     Shape,
     in_points,
 )
-from jobs.report.drawing import draw, swatch
+from layerrank.jobs.report.drawing import draw, swatch
 
 NAN = float("nan")
 X = [0.0, 1.0, 2.0, 3.0]

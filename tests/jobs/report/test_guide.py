@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from jobs.config.run import RunConfig, load
-from jobs.config.settings import MeasureConfig
-from jobs.report import guide
-from operators.metrics import EntropyNorm
-from operators.metrics.population import Population
-from operators.metrics.registry import (
+from layerrank.jobs.config.run import RunConfig, load
+from layerrank.jobs.config.settings import MeasureConfig
+from layerrank.jobs.report import guide
+from layerrank.operators.metrics import EntropyNorm
+from layerrank.operators.metrics.population import Population
+from layerrank.operators.metrics.registry import (
     METRICS,
     Layers,
     Parameters,

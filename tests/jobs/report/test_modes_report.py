@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs.report import section as writing
-from jobs.report.charts import Histogram
-from jobs.report.section import Section
-from jobs.report.sections import modes
+from layerrank.jobs.report import section as writing
+from layerrank.jobs.report.charts import Histogram
+from layerrank.jobs.report.section import Section
+from layerrank.jobs.report.sections import modes
 from tests.support.by_hand import HOSTILE, NAN, rows
 
 Row = dict[str, Any]

@@ -16,24 +16,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.cluster.cluster import Cluster
-from jobs.config.datasets import DatasetConfig
-from jobs.config.run import RunConfig
-from jobs.config.settings import CurvesConfig
-from jobs.rank.score_file import rank_file
-from jobs.rank.stage import rank, rank_subject
-from jobs.report import made
-from jobs.report import page as report
-from jobs.report.charts import Lines
-from jobs.report.facts import Facts
-from jobs.report.section import COLUMNS
-from jobs.report.sections import metrics, ranking
-from jobs.run import Run, partition
-from operators.metrics.registry import METRICS
-from operators.prompts.views import view_name
-from storage import schema
-from storage.partition import CLEAN, Partition, partitions
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.settings import CurvesConfig
+from layerrank.jobs.rank.score_file import rank_file
+from layerrank.jobs.rank.stage import rank, rank_subject
+from layerrank.jobs.report import made
+from layerrank.jobs.report import page as report
+from layerrank.jobs.report.charts import Lines
+from layerrank.jobs.report.facts import Facts
+from layerrank.jobs.report.section import COLUMNS
+from layerrank.jobs.report.sections import metrics, ranking
+from layerrank.jobs.run import Run, partition
+from layerrank.operators.metrics.registry import METRICS
+from layerrank.operators.prompts.views import view_name
+from layerrank.storage import schema
+from layerrank.storage.partition import CLEAN, Partition, partitions
+from layerrank.storage.root import Root
 from tests.support.by_hand import HOSTILE, NAN, cost, facts, metric_rows, rows, score_rows
 from tests.support.machines.here import Here
 from tests.support.stored import store

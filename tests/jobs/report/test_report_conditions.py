@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.report import section as writing
-from jobs.report.charts import Lines
-from jobs.report.sections import conditions
+from layerrank.jobs.report import section as writing
+from layerrank.jobs.report.charts import Lines
+from layerrank.jobs.report.sections import conditions
 from tests.support.by_hand import NAN, facts, response, rows
 
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import words
-from jobs.config.datasets import RegressionTask
-from jobs.rank.ranking import as_good_as_best
-from jobs.rank.sentences import answer
-from jobs.report.charts import Lines, Scatter
-from jobs.report.facts import Facts, title
-from jobs.report.section import Section
-from jobs.report.sections import answer as answering
-from jobs.report.sections import choices, cost, curves, inputs, ranking
-from operators.analysis.labelfree import READ_AS, depth_rules
-from operators.ranking.policy import Kind
+from layerrank.jobs import words
+from layerrank.jobs.config.datasets import RegressionTask
+from layerrank.jobs.rank.ranking import as_good_as_best
+from layerrank.jobs.rank.sentences import answer
+from layerrank.jobs.report.charts import Lines, Scatter
+from layerrank.jobs.report.facts import Facts, title
+from layerrank.jobs.report.section import Section
+from layerrank.jobs.report.sections import answer as answering
+from layerrank.jobs.report.sections import choices, cost, curves, inputs, ranking
+from layerrank.operators.analysis.labelfree import READ_AS, depth_rules
+from layerrank.operators.ranking.policy import Kind
 from tests.support import by_hand
 from tests.support.by_hand import NAN, SCORES, facts, layer, rows, unlabelled
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.rank.ranking import Checkpoint, Ranking, checkpoint_of
-from jobs.report import made, section
-from jobs.report import page as report
-from jobs.report.charts import HeatMap, Lines
-from jobs.report.facts import Facts
-from jobs.report.sections import side_by_side, training
-from operators.model.subject import Subject
+from layerrank.jobs.rank.ranking import Checkpoint, Ranking, checkpoint_of
+from layerrank.jobs.report import made, section
+from layerrank.jobs.report import page as report
+from layerrank.jobs.report.charts import HeatMap, Lines
+from layerrank.jobs.report.facts import Facts
+from layerrank.jobs.report.sections import side_by_side, training
+from layerrank.operators.model.subject import Subject
 from tests.support.by_hand import NAN, layer, ranking, rows, unlabelled
 
 LEVEL = 0.95

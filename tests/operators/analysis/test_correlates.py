@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from scipy.fft import dct
 
-from operators.analysis.correlates import (
+from layerrank.operators.analysis.correlates import (
     FEWEST_LAYERS,
     Correlation,
     correlation,
@@ -33,7 +33,7 @@ def test_every_row_is_measured_alone_and_in_any_chunks(monkeypatch: pytest.Monke
     for statistic in (spearman, distance_correlation):
         expected = [float(statistic(a, b)) for a, b in zip(x, y, strict=True)]
         assert statistic(x, y) == pytest.approx(expected, nan_ok=True)
-        monkeypatch.setattr("operators.analysis.correlates.CHUNK_NUMBERS", 7 * 81)
+        monkeypatch.setattr("layerrank.operators.analysis.correlates.CHUNK_NUMBERS", 7 * 81)
         assert statistic(x, y) == pytest.approx(expected, nan_ok=True)
         assert math.isnan(expected[3])
 

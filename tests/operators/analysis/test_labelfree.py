@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.analysis import labelfree
-from operators.analysis.labelfree import (
+from layerrank.operators.analysis import labelfree
+from layerrank.operators.analysis.labelfree import (
     DEFAULT_RULE,
     EVIDENCE,
     OTHER_TASKS,

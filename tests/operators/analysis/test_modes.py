@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from operators.analysis.modes import (
+from layerrank.operators.analysis.modes import (
     CLIFFS_DELTA,
     CRAMERS_V,
     FEWEST,

@@ -8,14 +8,14 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from operators.analysis.regression import (
+from layerrank.operators.analysis.regression import (
     SMALLEST_SCALE,
     ScoreChange,
     has_moved,
     jumps,
     score_change,
 )
-from operators.ranking.scores import Array, Resampled, TaskScores
+from layerrank.operators.ranking.scores import Array, Resampled, TaskScores
 
 NAN = float("nan")
 

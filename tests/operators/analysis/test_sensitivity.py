@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from jobs.measure.sensitivity import aligned
-from operators.analysis.sensitivity import (
+from layerrank.jobs.measure.sensitivity import aligned
+from layerrank.operators.analysis.sensitivity import (
     NO_SLOPES,
     SlopeSums,
     least_squares_slopes,
@@ -21,7 +21,7 @@ from operators.analysis.sensitivity import (
     population_slope,
     slope_sums,
 )
-from operators.prompts.conditions import Condition
+from layerrank.operators.prompts.conditions import Condition
 
 P = np.array([0.0, 0.1, 0.4, 0.9])
 

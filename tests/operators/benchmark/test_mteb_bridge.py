@@ -16,8 +16,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from sklearn.preprocessing import normalize
 
-from operators.benchmark import tasks as tasks_module
-from operators.benchmark.score import (
+from layerrank.operators.benchmark import tasks as tasks_module
+from layerrank.operators.benchmark.score import (
     META_FILE,
     Lookup,
     LookupEncoder,
@@ -30,7 +30,7 @@ from operators.benchmark.score import (
     result_path,
     score_task,
 )
-from operators.benchmark.tasks import (
+from layerrank.operators.benchmark.tasks import (
     PAPER_31,
     PAPER_32,
     eager_columns,
@@ -38,7 +38,7 @@ from operators.benchmark.tasks import (
     parse,
     task_names,
 )
-from operators.model.subject import Transform
+from layerrank.operators.model.subject import Transform
 from tests.support.published import PUBLISHED
 from tests.support.simulated import text_table
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from operators.benchmark.prompts import prompt_keys, prompt_names, registered_prompt
-from operators.benchmark.score import recorded
+from layerrank.operators.benchmark.prompts import prompt_keys, prompt_names, registered_prompt
+from layerrank.operators.benchmark.score import recorded
 
 OWN = ["tests.support.mteb.local"]
 ASKED = ("none", "query", "document")

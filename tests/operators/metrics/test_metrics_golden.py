@@ -18,18 +18,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.analysis.correlates import distance_correlation, spearman
-from operators.metrics import EntropyNorm, views
-from operators.metrics.population import row_sums
-from operators.metrics.prompts import (
+from layerrank.operators.analysis.correlates import distance_correlation, spearman
+from layerrank.operators.metrics import EntropyNorm, views
+from layerrank.operators.metrics.population import row_sums
+from layerrank.operators.metrics.prompts import (
     anisotropy,
     effective_rank,
     participation_ratio,
     rankme,
     stable_rank,
 )
-from operators.metrics.rows import prepare_rows
-from operators.metrics.spectrum import matrix_entropy, normalize_entropy
+from layerrank.operators.metrics.rows import prepare_rows
+from layerrank.operators.metrics.spectrum import matrix_entropy, normalize_entropy
 from tests.support.places import GOLDEN as GOLDEN_FOLDER
 from tests.support.places import SHARED
 from tests.support.whole import curvature, dataset_entropy, linear_cka, prompt_entropy, spectrum_of

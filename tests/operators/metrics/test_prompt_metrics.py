@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from operators.metrics import population as population_module
-from operators.metrics import prompts as prompts_module
-from operators.metrics.population import Population, row_sums
-from operators.metrics.prompts import (
+from layerrank.operators.metrics import population as population_module
+from layerrank.operators.metrics import prompts as prompts_module
+from layerrank.operators.metrics.population import Population, row_sums
+from layerrank.operators.metrics.prompts import (
     alpha_req,
     effective_rank,
     participation_ratio,
@@ -25,10 +25,10 @@ from operators.metrics.prompts import (
     stable_rank,
     twonn,
 )
-from operators.metrics.prompts import anisotropy as anisotropy_of
-from operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
-from operators.metrics.spectrum import matrix_entropy
-from operators.metrics.views import infonce_loss
+from layerrank.operators.metrics.prompts import anisotropy as anisotropy_of
+from layerrank.operators.metrics.similarity import Hsic, cka, hsic, hsic_sums, merge_hsic
+from layerrank.operators.metrics.spectrum import matrix_entropy
+from layerrank.operators.metrics.views import infonce_loss
 from tests.support.whole import (
     dataset_entropy,
     draw,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from operators.metrics import SpectrumMethod
-from operators.metrics import rows as rows_module
-from operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
-from operators.metrics.registry import Parameters, token_metrics
-from operators.metrics.rows import length_chunks
-from operators.metrics.tokens import entropies
+from layerrank.operators.metrics import SpectrumMethod
+from layerrank.operators.metrics import rows as rows_module
+from layerrank.operators.metrics.quadrature import SMALLEST_SIDE, quadrature_entropies
+from layerrank.operators.metrics.registry import Parameters, token_metrics
+from layerrank.operators.metrics.rows import length_chunks
+from layerrank.operators.metrics.tokens import entropies
 from tests.support.whole import draw, prompt_entropy, rotation
 
 TOKENS, FEATURES = 520, 430

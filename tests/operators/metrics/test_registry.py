@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from operators.analysis.labelfree import READ_AS
-from operators.metrics.registry import METRICS, enough_prompts
+from layerrank.operators.analysis.labelfree import READ_AS
+from layerrank.operators.metrics.registry import METRICS, enough_prompts
 from tests.support.places import PROJECT
 
 GUIDE = (PROJECT / "docs" / "metrics.md").read_text()

@@ -11,18 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics import SpectrumMethod
-from operators.metrics import rows as rows_module
-from operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
-from operators.metrics.rows import Kernel, length_chunks, prepare_rows, unit_grams
-from operators.metrics.spectrum import (
+from layerrank.operators.metrics import SpectrumMethod
+from layerrank.operators.metrics import rows as rows_module
+from layerrank.operators.metrics.registry import METRICS, Parameters, Tokens, of_kind, token_metrics
+from layerrank.operators.metrics.rows import Kernel, length_chunks, prepare_rows, unit_grams
+from layerrank.operators.metrics.spectrum import (
     gram_entropies,
     matrix_entropy,
     normalize_entropy,
     psd_spectrum,
     small_gram,
 )
-from operators.metrics.tokens import curvatures, first_token_shares, largest_coordinates, mean_norms
+from layerrank.operators.metrics.tokens import (
+    curvatures,
+    first_token_shares,
+    largest_coordinates,
+    mean_norms,
+)
 from tests.support.whole import (
     ALPHAS,
     curvature,

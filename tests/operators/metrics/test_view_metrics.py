@@ -9,10 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from operators.metrics import views as views_module
-from operators.metrics.registry import METRICS, Parameters, Views, of_kind, prompts_used
-from operators.metrics.spectrum import matrix_entropy
-from operators.metrics.views import infonce_loss, lda_spectrum, lidar_scatter, merge_scatters
+from layerrank.operators.metrics import views as views_module
+from layerrank.operators.metrics.registry import METRICS, Parameters, Views, of_kind, prompts_used
+from layerrank.operators.metrics.spectrum import matrix_entropy
+from layerrank.operators.metrics.views import (
+    infonce_loss,
+    lda_spectrum,
+    lidar_scatter,
+    merge_scatters,
+)
 from tests.support.whole import draw, few, float64, same, seeds, small_sizes
 
 

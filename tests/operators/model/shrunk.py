@@ -19,10 +19,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from operators.model.blocks import FOREIGN
-from operators.model.encode import Ids, Representations, encode
-from operators.model.on_transformers import LayerModel
-from operators.model.subject import Norm
+from layerrank.operators.model.blocks import FOREIGN
+from layerrank.operators.model.encode import Ids, Representations, encode
+from layerrank.operators.model.on_transformers import LayerModel
+from layerrank.operators.model.subject import Norm
 
 Vectors = npt.NDArray[np.float32]
 LENGTHS = (11, 3, 7)  # of the texts that are compared

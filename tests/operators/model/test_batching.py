@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.model.encode import pad, token_budget_batches
-from operators.model.subject import ModelShape
-from operators.model.tokenise import token_limit, tokenise
+from layerrank.operators.model.encode import pad, token_budget_batches
+from layerrank.operators.model.subject import ModelShape
+from layerrank.operators.model.tokenise import token_limit, tokenise
 from tests.support.tiny import tiny_tokenizer
 
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModel
 
-from operators.model.known import require_readable
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.subject import ModelUnavailableError, Subject, config_shape
+from layerrank.operators.model.known import require_readable
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.subject import ModelUnavailableError, Subject, config_shape
 from tests.operators.model.shrunk import compared, tiny_of
 from tests.support.tiny import ARCHITECTURES, save_tiny, tiny_model, tiny_tokenizer
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from operators.model import cost
-from operators.model.cost import LayerCost, layer_costs
-from operators.model.on_transformers import LayerModel
+from layerrank.operators.model import cost
+from layerrank.operators.model.cost import LayerCost, layer_costs
+from layerrank.operators.model.on_transformers import LayerModel
 from tests.support.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, tiny_model
 
 TOKENS = 64

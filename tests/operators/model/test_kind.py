@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from operators.model.known import kind_of, require_readable
-from operators.model.subject import Subject
+from layerrank.operators.model.known import kind_of, require_readable
+from layerrank.operators.model.subject import Subject
 from tests.support.tiny import save_tiny
 
 POOLING = {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}

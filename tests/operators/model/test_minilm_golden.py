@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from operators.metrics.population import Population
-from operators.metrics.registry import METRICS, Parameters, Prompts, of_kind
-from operators.model.encode import Representations, encode
-from operators.model.on_transformers import load_model
-from operators.model.subject import Subject
-from operators.model.tokenise import load_tokenizer, tokenise
-from storage.root import Root
-from storage.sql import connect
+from layerrank.operators.metrics.population import Population
+from layerrank.operators.metrics.registry import METRICS, Parameters, Prompts, of_kind
+from layerrank.operators.model.encode import Representations, encode
+from layerrank.operators.model.on_transformers import load_model
+from layerrank.operators.model.subject import Subject
+from layerrank.operators.model.tokenise import load_tokenizer, tokenise
+from layerrank.storage.root import Root
+from layerrank.storage.sql import connect
 from tests.conftest import Cli
 from tests.support.places import SHARED
 from tests.support.whole import linear_cka

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from operators.model.encode import (
+from layerrank.operators.model.encode import (
     Ids,
     NonFiniteError,
     Representations,
@@ -20,8 +20,8 @@ from operators.model.encode import (
     pool,
     wanted_tokens,
 )
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.subject import ModelUnavailableError, Pooling, Subject, read_shape
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.subject import ModelUnavailableError, Pooling, Subject, read_shape
 from tests.support.tiny import ARCHITECTURES, BLOCKS, VOCABULARY, WIDTH, save_tiny, tiny_model
 
 ALL = Representations(("none", "final"), get_args(Pooling), 4096)

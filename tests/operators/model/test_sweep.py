@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
-from operators.model.on_transformers import load_model
-from operators.model.subject import ModelUnavailableError, Subject, quiet
+from layerrank.operators.model.on_transformers import load_model
+from layerrank.operators.model.subject import ModelUnavailableError, Subject, quiet
 from tests.operators.model.shrunk import (
     FAILS,
     TOLERANCE,

@@ -16,15 +16,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from jobs.config.settings import StorageConfig, SubjectConfig
-from jobs.export import export
-from jobs.subjects import check, subject, subject_identity, weights_here
-from operators.model.cut import CutPoint
-from operators.model.encode import NonFiniteError, Representations, encode, pad
-from operators.model.known import require_readable
-from operators.model.on_transformers import LayerModel, load_model
-from operators.model.subject import ModelShape, ModelUnavailableError, Subject
-from operators.model.tokenise import load_tokenizer, token_limit, tokenise
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.export import export
+from layerrank.jobs.subjects import check, subject, subject_identity, weights_here
+from layerrank.operators.model.cut import CutPoint
+from layerrank.operators.model.encode import NonFiniteError, Representations, encode, pad
+from layerrank.operators.model.known import require_readable
+from layerrank.operators.model.on_transformers import LayerModel, load_model
+from layerrank.operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from layerrank.operators.model.tokenise import load_tokenizer, token_limit, tokenise
 from tests.support.tiny import (
     ARCHITECTURES,
     BLOCKS,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
 
-from operators.probes.clusters import mini_batch_k_means, plus_plus
+from layerrank.operators.probes.clusters import mini_batch_k_means, plus_plus
 
 Matrix = npt.NDArray[np.floating]
 

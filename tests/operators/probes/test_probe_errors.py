@@ -6,15 +6,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from operators.probes.fold import FoldScore, NoScoreError
-from operators.probes.labelled import (
+from layerrank.operators.probes.fold import FoldScore, NoScoreError
+from layerrank.operators.probes.labelled import (
     classification,
     clustering,
     multilabel_classification,
     regression,
 )
-from operators.probes.pairs import pair_classification, sts
-from operators.probes.relevance import reranking, retrieval
+from layerrank.operators.probes.pairs import pair_classification, sts
+from layerrank.operators.probes.relevance import reranking, retrieval
 
 ROWS = np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)
 OTHER = ROWS[::-1] + 1

@@ -12,17 +12,17 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import v_measure_score
 from torch.utils.data import DataLoader
 
-from operators.probes.clusters import mini_batch_k_means
-from operators.probes.fold import FoldScore
-from operators.probes.labelled import (
+from layerrank.operators.probes.clusters import mini_batch_k_means
+from layerrank.operators.probes.fold import FoldScore
+from layerrank.operators.probes.labelled import (
     classification,
     clustering,
     multilabel_classification,
     regression,
     stratified_rows,
 )
-from operators.probes.pairs import pair_classification, sts
-from operators.probes.relevance import reranking, retrieval
+from layerrank.operators.probes.pairs import pair_classification, sts
+from layerrank.operators.probes.relevance import reranking, retrieval
 from tests.support.simulated import values
 
 pytest.importorskip("mteb", reason="the comparison's other side is the extra `mteb`")

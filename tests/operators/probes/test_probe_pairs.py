@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score
 
-from operators.probes.fold import FoldScore, item_resamples, paired_cosines
-from operators.probes.pairs import average_precision, pair_classification, sts
+from layerrank.operators.probes.fold import FoldScore, item_resamples, paired_cosines
+from layerrank.operators.probes.pairs import average_precision, pair_classification, sts
 
 Matrix = npt.NDArray[np.float64]
 Probe = Callable[..., list[FoldScore]]
@@ -86,7 +86,7 @@ def test_order_sides_and_blocks_do_not_matter(
     assert shuffled.value == pytest.approx(score.value, abs=1e-14)
     assert probe(second, first, given) == [score]
     for module in ("fold", "pairs"):
-        monkeypatch.setattr(f"operators.probes.{module}.BLOCK_ROWS", 7)
+        monkeypatch.setattr(f"layerrank.operators.probes.{module}.BLOCK_ROWS", 7)
     assert probe(first, second, given) == [score]
 
 

@@ -8,8 +8,8 @@ import pytest
 from sklearn.metrics import ndcg_score
 from sklearn.preprocessing import normalize
 
-from operators.probes import relevance
-from operators.probes.relevance import average_precision, reranking, retrieval
+from layerrank.operators.probes import relevance
+from layerrank.operators.probes.relevance import average_precision, reranking, retrieval
 from tests.support.simulated import values
 
 Matrix = npt.NDArray[np.float32]

@@ -7,16 +7,16 @@ import numpy.typing as npt
 import pytest
 from sklearn.preprocessing import normalize
 
-from operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
-from operators.probes.labelled import (
+from layerrank.operators.probes.fold import FoldScore, finite_vectors, item_resamples, unit_rows
+from layerrank.operators.probes.labelled import (
     classification,
     clustering,
     multilabel_classification,
     multilabel_rows,
     regression,
 )
-from operators.probes.pairs import pair_classification, sts
-from operators.probes.relevance import reranking, retrieval
+from layerrank.operators.probes.pairs import pair_classification, sts
+from layerrank.operators.probes.relevance import reranking, retrieval
 from tests.support.simulated import values
 
 N_LABELS = 4

@@ -8,8 +8,8 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from operators.model.subject import Transform
-from operators.probes.transform import FITTED, apply, fit, matrix, require_enough
+from layerrank.operators.model.subject import Transform
+from layerrank.operators.probes.transform import FITTED, apply, fit, matrix, require_enough
 
 Vectors = npt.NDArray[np.float32]
 

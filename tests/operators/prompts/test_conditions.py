@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from jobs.config.blocks import ConfigError
-from jobs.config.run import load
-from jobs.config.settings import ConditionsConfig, StorageConfig
-from jobs.subjects import require_lengths
-from operators.model import tokenise
-from operators.model.subject import ModelShape, Subject
-from operators.prompts.conditions import (
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import load
+from layerrank.jobs.config.settings import ConditionsConfig, StorageConfig
+from layerrank.jobs.subjects import require_lengths
+from layerrank.operators.model import tokenise
+from layerrank.operators.model.subject import ModelShape, Subject
+from layerrank.operators.prompts.conditions import (
     FAMILIES,
     Condition,
     Ids,
@@ -28,7 +28,7 @@ from operators.prompts.conditions import (
     condition_tokens,
     graded,
 )
-from operators.prompts.views import ViewProbabilities
+from layerrank.operators.prompts.views import ViewProbabilities
 from tests.support.tiny import tiny_tokenizer
 
 USUAL = ViewProbabilities(0.1, 0.1, 0.1)
@@ -221,10 +221,10 @@ def test_lengths_fit_the_model_and_what_its_tokenizer_adds(monkeypatch: pytest.M
         ((2, 16), 32, "conditions.length is 2, but model model at main needs at least 3 tokens"),
     ]:
         shape = ModelShape(3, 8, most)
-        monkeypatch.setattr("jobs.subjects.read_shape", lambda _, shape=shape: shape)
+        monkeypatch.setattr("layerrank.jobs.subjects.read_shape", lambda _, shape=shape: shape)
         with pytest.raises(ConfigError, match=words):
             require_lengths(ConditionsConfig(length=lengths), subject, StorageConfig())
-    monkeypatch.setattr("jobs.subjects.read_shape", lambda _: ModelShape(3, 8, 64))
+    monkeypatch.setattr("layerrank.jobs.subjects.read_shape", lambda _: ModelShape(3, 8, 64))
     require_lengths(ConditionsConfig(length=(3, 64)), subject, StorageConfig())
 
 

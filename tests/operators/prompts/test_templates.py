@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.model.tokenise import Frame, tokenise
-from operators.prompts.conditions import condition_text, graded
-from operators.prompts.templates import Template, is_prompt, read_template
-from operators.prompts.views import ViewProbabilities
+from layerrank.operators.model.tokenise import Frame, tokenise
+from layerrank.operators.prompts.conditions import condition_text, graded
+from layerrank.operators.prompts.templates import Template, is_prompt, read_template
+from layerrank.operators.prompts.views import ViewProbabilities
 from tests.operators.prompts.test_conditions import framing_tokenizer
 from tests.support.tiny import tiny_tokenizer
 

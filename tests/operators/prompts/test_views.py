@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.prompts import seeding
-from operators.prompts.conditions import condition_text
-from operators.prompts.views import ViewProbabilities, augment, view_name
+from layerrank.operators.prompts import seeding
+from layerrank.operators.prompts.conditions import condition_text
+from layerrank.operators.prompts.views import ViewProbabilities, augment, view_name
 
 PLAIN = "The quick brown fox jumps over the lazy dog, and Ünïcode stays."
 KEYBOARD = ViewProbabilities(keyboard=1, random_char=0, split=0)

@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from operators.ranking.choosing import (
+from layerrank.operators.ranking.choosing import (
     Policy,
     choose,
     even_gains,

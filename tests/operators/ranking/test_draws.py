@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from operators.ranking.draws import draw_scores
+from layerrank.operators.ranking.draws import draw_scores
 from tests.operators.ranking.test_ranking_evidence import folded, noisy, sampled, single
 
 
@@ -28,7 +28,7 @@ def test_an_undefined_replicate_is_left_out_in_every_layer() -> None:
 
 
 def test_the_chunks_hold_every_draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("operators.ranking.draws.CHUNK_NUMBERS", 24 * 7)
+    monkeypatch.setattr("layerrank.operators.ranking.draws.CHUNK_NUMBERS", 24 * 7)
     chunked = draw_scores(noisy(1), draws=3001)
     monkeypatch.undo()
     whole = draw_scores(noisy(1), draws=3001)

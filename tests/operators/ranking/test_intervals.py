@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from operators.ranking.intervals import (
+from layerrank.operators.ranking.intervals import (
     items_needed,
     on_these,
     over_tasks,

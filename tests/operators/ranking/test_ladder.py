@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.ladder import (
+from layerrank.operators.ranking.ladder import (
     LADDER,
     NARROW,
     SHALLOW,

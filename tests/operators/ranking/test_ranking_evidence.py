@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.choosing import choose, left_out
-from operators.ranking.evidence import (
+from layerrank.operators.ranking.choosing import choose, left_out
+from layerrank.operators.ranking.evidence import (
     Evidence,
     LayerEvidence,
     Overtaking,
     overtakings,
     weigh,
 )
-from operators.ranking.scores import Resampled, TaskScores
+from layerrank.operators.ranking.scores import Resampled, TaskScores
 from tests.support.places import PROJECT
 from tests.support.published import layer_scores
 

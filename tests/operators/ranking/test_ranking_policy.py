@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.ranking.choosing import Policy
-from operators.ranking.evidence import Evidence, weigh
-from operators.ranking.policy import Kind, Reason, Sure, Verdict, pareto, recommend
-from operators.ranking.scores import TaskScores
+from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking.evidence import Evidence, weigh
+from layerrank.operators.ranking.policy import Kind, Reason, Sure, Verdict, pareto, recommend
+from layerrank.operators.ranking.scores import TaskScores
 from tests.operators.ranking.test_ranking_evidence import (
     GOLDEN,
     folded,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.ranking.search import Cells, Rule, State, eliminate, replay, shortfalls
+from layerrank.operators.ranking.search import Cells, Rule, State, eliminate, replay, shortfalls
 from tests.support.published import PUBLISHED, layer_scores
 from tests.support.simulated import Scores, peaked, search
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-from storage.root import Root
+from layerrank.storage.root import Root
 
 BUCKET = "layers"
 _STARTED = 30.0  # seconds

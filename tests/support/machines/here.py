@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.cluster.cluster import Cluster, Side
-from jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
-from jobs.config.run import RunConfig
-from jobs.run import Run
-from storage.root import Root
+from layerrank.jobs.cluster.cluster import Cluster, Side
+from layerrank.jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.run import Run
+from layerrank.storage.root import Root
 
 
 class Here:

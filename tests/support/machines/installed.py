@@ -18,9 +18,9 @@ def install(folder: Path, *, editable: bool = False) -> Path:
     Its environment sees this one's libraries, but not what is installed here in editable mode.
     """
     source, environment = folder / "source", folder / "environment"
-    for name in ("jobs", "operators", "storage"):
-        shutil.copytree(PROJECT / name, source / name)
-    for name in ("layerrank.py", "pyproject.toml", "README.md"):
+    for name in ("layerrank", "jobs", "operators", "storage"):
+        shutil.copytree(PROJECT / name, source / name, symlinks=True)
+    for name in ("pyproject.toml", "README.md"):
         shutil.copy(PROJECT / name, source)
     venv.create(environment, symlinks=True)
     (site,) = environment.glob("lib/python*/site-packages")

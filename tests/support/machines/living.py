@@ -56,7 +56,7 @@ def main() -> None:
     """Run the commands on standard input, each a list as JSON, and answer with what they told."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is written goes elsewhere
-    from jobs.cli import main as run
+    from layerrank.jobs.cli import main as run
 
     for line in sys.stdin:
         stdout, stderr = io.StringIO(), io.StringIO()

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-from storage.root import Root
+from layerrank.storage.root import Root
 from tests.conftest import S3
 
 # To drop is to end the connection when half of the body has come.
