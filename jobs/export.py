@@ -26,7 +26,7 @@ from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.probe.worker import fits_of
 from layerrank.jobs.rank.ranking import ELSEWHERE
-from layerrank.jobs.subjects import sides_of
+from layerrank.jobs.subjects import local, sides_of, subject
 from layerrank.jobs.words import counted, known
 from layerrank.operators.model.backend import load_backend
 from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
@@ -66,6 +66,10 @@ class Asked(NamedTuple):
     norm: Norm | None = None
     pooling: Pooling | None = None
     transform: Transform | None = None
+
+
+AS_RANKED = Asked()
+MAX_TOKENS = 512  # of a text, where nothing says another number
 
 
 class Evidence(NamedTuple):
@@ -495,6 +499,27 @@ def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> S
             if of.get("name", "") in ("", name) and "***" not in described.model:
                 return described
     raise ConfigError(f"{root.uri} does not say where {name} at {revision} lies: give --subject")
+
+
+def ranked(
+    root: Root,
+    storage: StorageConfig,
+    *,
+    described: SubjectConfig | None = None,
+    given: Mapping[str, Any],
+    asked: Asked = AS_RANKED,
+    group: str | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Subject, CutPoint, Evidence | None, dict[str, str]]:
+    """Return what `export` takes of a candidate that an output ranks: the best, or as `asked`.
+
+    The model is the one `described`, or that of the output; the last are the words before texts.
+    """
+    each = local(subject(described or ranked_subject(root, group, given)), storage)
+    config = run_of(root, each, group)
+    limit = max_tokens or (config.extract.max_tokens if config else MAX_TOKENS)
+    point, evidence = ranked_point(root, each, asked, limit, group)
+    return each, point, evidence, run_prompts(config, each, storage)
 
 
 def run_of(root: Root, subject: Subject, group: str | None = None) -> RunConfig | None:

@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, get_args
 
-from layerrank.jobs.config import FULL_VIEWS, Engine, did_you_mean, recipes
+from layerrank.jobs.config import FULL_VIEWS, Engine, Stage, did_you_mean, recipes
 from layerrank.jobs.plan import limits
 from layerrank.operators.model.subject import Norm, Pooling, Transform
 from layerrank.operators.ranking import Policy
 
-STAGES = ("prepare", "extract", "measure", "probe", "rank")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Parser(argparse.ArgumentParser):

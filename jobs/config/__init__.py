@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Literal
 
 Engine = Literal["auto", "process", "ray"]
+Stage = Literal["prepare", "extract", "measure", "probe", "rank"]  # in their order
 FULL_VIEWS = {"count": 16, "sample": 1000}  # as in the papers
 RECIPES = resources.files("layerrank.jobs") / "recipes"
 

@@ -192,7 +192,11 @@ def _text_of(recipe_or_file: str) -> tuple[str, str]:
 
 def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
-    values = _mapping(text, where)
+    return of_values(_mapping(text, where), where)
+
+
+def of_values(values: dict[str, Any], where: str) -> RunConfig:
+    """Return the run that the keys of a config describe; `where` names it in errors."""
     if "scores" in values:
         raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
     return _checked(RunConfig, values, where)
@@ -258,7 +262,7 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
     if given:
         shared = {each.dtype for each in subjects}
         dtype = shared.pop() if len(shared) == 1 else "float32"
-        subjects = tuple(_subject(each).model_copy(update={"dtype": dtype}) for each in given)
+        subjects = tuple(subject_of(each).model_copy(update={"dtype": dtype}) for each in given)
     if revisions is not None:
         sweep = {"revision": "", "revisions": revisions}
         subjects = tuple(each.model_copy(update=sweep) for each in subjects)
@@ -278,7 +282,8 @@ def _with_full_views(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"views": views, **output})
 
 
-def _subject(given: str) -> settings.SubjectConfig:
+def subject_of(given: str) -> settings.SubjectConfig:
+    """Return the subject that `[NAME=]MODEL` names; ConfigError if that is no place of a model."""
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")
