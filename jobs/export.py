@@ -139,15 +139,15 @@ def export(
             raise CutError("only a model that transformers runs can be cut")
         tokenizer = load_tokenizer(subject)
         point = replace(point, max_tokens=token_limit(tokenizer, shape, point.max_tokens))
-        with _staged(folder) as staged:
-            cut = cut_model(model, tokenizer, point, staged, prompts)
-            difference = _verify(subject, model, tokenizer, point, staged)
+        with staged(folder) as made:
+            cut = cut_model(model, tokenizer, point, made, prompts)
+            difference = _verify(subject, model, tokenizer, point, made)
             counts = model.layer_parameters()
             parameters = counts[point.layer], counts[-1]
-            size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
             facts = Exported(folder, point, cut, shape.layers, *parameters, size, difference)
             card = model_card(subject, facts, evidence)
-            (staged / "README.md").write_text(card, encoding="utf-8")
+            (made / "README.md").write_text(card, encoding="utf-8")
     except CutError as error:
         raise ConfigError(f"{subject}: {error}") from error
     return facts
@@ -172,7 +172,7 @@ def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that takes its place if the block ends without an error."""
     staged, before = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("new", "old"))
     try:
@@ -546,9 +546,11 @@ def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:
         and (ranking := load(root, where))
     ]
     if not found:
-        known = {f"{p.keys['model']} at {p.keys['revision']}" for p in partitions(root, "ranking")}
+        keys = [each.keys for each in partitions(root, "ranking")]
+        known = [f"{each['model']} at {each['revision']} (group {each['group']})" for each in keys]
+        asked = f"{subject}{f' (group {group})' if group else ''}"
         raise ConfigError(
-            f"{root.uri} has no ranking of {subject}; it has: {', '.join(sorted(known)) or 'none'}"
+            f"{root.uri} has no ranking of {asked}; it has: {', '.join(known) or 'none'}"
         )
     if len(found) > 1:
         groups = ", ".join(each.partition.keys["group"] for each in found)
