@@ -16,6 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from layerrank import given
 from layerrank.jobs import whole
 from layerrank.jobs.cluster import console
@@ -24,16 +27,20 @@ from layerrank.jobs.config import Stage
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import of_values
 from layerrank.jobs.config.settings import StorageConfig
+from layerrank.jobs.config.stored import stored
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.jobs.report import page
 from layerrank.jobs.run import partition
 from layerrank.storage.manifest import require, require_format
+from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
 from layerrank.storage.root import Root
 
 if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
+
+    from layerrank.jobs.vectors import TextVectors
 
 
 class Error(Exception):
@@ -131,6 +138,37 @@ class Result:
             names = "index.html", "report.md", "report.json"
             page, text, data = (self._root.read(f"{folder}/{name}").decode() for name in names)
             return Report(page, text, json.loads(data))
+
+    @cached_property
+    def texts(self) -> list[str | None]:
+        """The texts, as they were given to `rank`; of other runs those that have a vector."""
+        with _ours():
+            for run in stored(self._root):
+                if run["name"] == self.run and (texts := given.texts_of(self._root, run["given"])):
+                    return texts
+            found: list[str | None] = self._vectors(None).read()["text"].to_pylist()
+            return found
+
+    def vectors(self, layer: int | None = None) -> npt.NDArray[np.float32]:
+        """Return the vectors of a layer, [texts, features], a row for each of `texts`.
+
+        They are the best of the layer, with the transform that the ranking has; without a layer
+        those that it recommends. A text that was left out, an empty one, has NaN.
+        """
+        with _ours():
+            found = self._vectors(layer)
+            table = found.read()
+            nothing_1D = np.full((1, found.features), np.nan, np.float32)
+            matrix_ND = np.concatenate([vectors_of(table), nothing_1D])
+            rows = {text: row for row, text in enumerate(table["text"].to_pylist())}
+            return matrix_ND[[rows.get(text, -1) for text in self.texts]]
+
+    def _vectors(self, layer: int | None) -> TextVectors:
+        from layerrank.jobs.export import Asked  # noqa: PLC0415  (torch, seconds)
+        from layerrank.jobs.vectors import layer_vectors  # noqa: PLC0415
+
+        named = {"model": self.model_name, "revision": self.revision}
+        return layer_vectors(self._root, Asked(layer), **named, group=self.run)
 
     def model(self) -> SentenceTransformer:
         """Return what the ranking recommends as a model of sentence-transformers.

@@ -67,7 +67,7 @@ def columns(
     table = _table(texts)
     if table is not None:
         given = _column(table, text_column, "texts")
-        if labels is None and label_column in table:
+        if labels is None and label_column in table.column_names:
             labels = label_column
         if isinstance(labels, str):
             labels = _column(table, labels, "labels")
@@ -115,6 +115,19 @@ def dataset(
     if tasks is None:
         tasks = [{"name": "label", "type": "classification", "label_column": "label"}]
     return {"name": NAME, "source": {"files": root.place(file)}, "tasks": tasks}
+
+
+def texts_of(root: Root, run: Mapping[str, Any]) -> list[str | None] | None:
+    """Return the texts that `dataset` has written for a run, in their order; None if it has not."""
+    written = f"{root.place(BOOKS)}/texts/"
+    for each in run["datasets"]:
+        source = each["source"]
+        address = str(source.get("folder") or next(iter(source.get("files", ())), ""))
+        if address.startswith(written):
+            name = address.removeprefix(written).partition("/")[0]
+            content = root.read(f"{BOOKS}/texts/{name}/texts.jsonl")
+            return [json.loads(line)["text"] for line in content.splitlines()]
+    return None
 
 
 def _tasks(labels: Sequence[Any] | None) -> list[dict[str, Any]] | None:
