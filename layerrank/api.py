@@ -35,6 +35,7 @@ from layerrank.storage.manifest import require, require_format
 from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
 from layerrank.storage.root import Root
+from layerrank.storage.sql import connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +128,12 @@ class Result:
         with _ours():
             (shard,) = require(self._root, self._ranking).shards(self._root)
             found: pd.DataFrame = shard.read().to_pandas()
+            return found
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it."""
+        with _ours(), connect(self._root) as connection:
+            found: pd.DataFrame = connection.sql(sql).df()
             return found
 
     def report(self) -> Report:
