@@ -135,6 +135,21 @@ def _config(parser: Parser, nargs: str | None = None) -> None:
         by="directory",
     )
     parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="put a value into the config, such as extract.max_tokens=128 or "
+        "datasets.NAME.limit=500; `layerrank ls keys` lists the keys; may be given several times",
+    )
+    parser.add_argument(
+        "--limit",
+        type=limits.whole,
+        metavar="N",
+        help="read at most N source rows of every dataset, for a try",
+    )
+    parser.add_argument(
         "--subject",
         action="append",
         metavar="[NAME=]MODEL",

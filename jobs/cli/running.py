@@ -159,7 +159,8 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces, and the tasks of its folders."""
-    return with_folders(overridden(load(arguments.config), arguments), arguments.texts)
+    config = load(arguments.config, arguments.sets, arguments.limit)
+    return with_folders(overridden(config, arguments), arguments.texts)
 
 
 def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:
@@ -168,13 +169,17 @@ def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Polic
     if scores := getattr(arguments, "scores", None):
         if arguments.config:
             raise ConfigError(f"give {arguments.config} or --scores, not both")
+        if arguments.sets or arguments.limit:
+            raise ConfigError("--scores has no config: --set and --limit are for a recipe or file")
         return scores, arguments.output, policy or "best"
     if policy:
         raise ConfigError("--policy is for --scores; a run takes rank.policy of its config")
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     makes_page = arguments.command in ("run", "rank", "report")
-    if makes_page and (recipe := scores_recipe(arguments.config)):
+    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets)):
+        if arguments.limit:
+            raise ConfigError(f"{arguments.config} ranks scores: it has no rows to --limit")
         return recipe.scores, arguments.output or recipe.output, recipe.policy
     return None
 
