@@ -261,6 +261,26 @@ def _sql(parser: Parser) -> None:
     parser.add_argument("sql", metavar="SQL", help="a DuckDB query; every table is a view")
 
 
+def _recipe(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", choices=recipes(), help="show this one")
+
+
+def _what(parser: Parser) -> None:
+    parser.add_argument(
+        "what",
+        choices=("metrics", "tasks", "keys"),
+        help="metrics, types of tasks with their columns, or every key of a config",
+    )
+
+
+def _a_file(parser: Parser) -> None:
+    _path(parser, "config", metavar="RECIPE|FILE", help="the config to check", by="file")
+
+
+def _shell(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
 def _candidate(parser: Parser) -> None:
     """Add which vectors of which model are to be exported, and where to."""
     _path(parser, "out", metavar="OUT", help="folder to write", by="directory")
@@ -365,5 +385,35 @@ COMMANDS: dict[str, Command] = {
             "export cut --ranking out",
             "export cut --subject EleutherAI/pythia-410m --ranking out --layer 17",
         ),
+    ),
+    "recipes": Command(
+        "describing:recipes",
+        "configs that every installation has",
+        (_recipe,),
+        ("recipes", "recipes quickcheck > mine.yaml"),
+    ),
+    "ls": Command(
+        "describing:ls",
+        "the metrics, the types of tasks, the keys of a config",
+        (_what,),
+        ("ls metrics", "ls tasks", "ls keys | grep limit"),
+    ),
+    "validate": Command(
+        "describing:validate",
+        "whether a config is right, and all that is wrong with it",
+        (_a_file,),
+        ("validate mine.yaml",),
+    ),
+    "schema": Command(
+        "describing:schema",
+        "the JSON Schema of a config, for editors",
+        (),
+        ("schema > layerrank.schema.json",),
+    ),
+    "completion": Command(
+        "describing:completion",
+        "the script that completes commands in a shell",
+        (_shell,),
+        ("completion bash > ~/.local/share/bash-completion/completions/layerrank",),
     ),
 }

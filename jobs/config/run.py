@@ -32,9 +32,9 @@ _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 class RunConfig(Block):
     """A whole run."""
 
-    name: Name
-    seed: int = 0
-    output: str | None = None
+    name: Name = Field(description="of the run, in its tables and its report")
+    seed: int = Field(0, description="of everything that is drawn, but for probes")
+    output: str | None = Field(None, description="folder or s3:// prefix")
     subjects: tuple[settings.SubjectConfig, ...] = Field(min_length=1)
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     extract: settings.ExtractConfig = settings.ExtractConfig()
@@ -253,8 +253,13 @@ def _is_valid(kind: type[Block], values: Values) -> bool:
 
 def _problems(error: ValidationError, values: Values) -> list[str]:
     """Return each problem as its key, what is wrong, and the value unless that is secret."""
-    found = []
-    for problem in error.errors(include_url=False):
+    found, errors = list[str](), error.errors(include_url=False)
+    for problem in errors:
+        size = len(problem["loc"])
+        if problem["type"] == "too_short" and any(
+            len(each["loc"]) > size and each["loc"][:size] == problem["loc"] for each in errors
+        ):  # only for want of what is wrong in it
+            continue
         key = ".".join(str(part) for part in problem["loc"])
         match problem["loc"]:
             case ("datasets", int(dataset), "tasks", int(number), *_):
