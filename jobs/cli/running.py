@@ -60,24 +60,15 @@ def run(arguments: argparse.Namespace) -> int:
     from layerrank.jobs.measure.stage import measure  # noqa: PLC0415
     from layerrank.jobs.plan.words import Guard  # noqa: PLC0415
     from layerrank.jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
-    from layerrank.jobs.probe.stage import probe, require_scores  # noqa: PLC0415
+    from layerrank.jobs.probe.stage import probe  # noqa: PLC0415
     from layerrank.jobs.upkeep import healing  # noqa: PLC0415
-
-    def rank_and_report(run: Run) -> None:
-        from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
-        from layerrank.jobs.report.page import publish  # noqa: PLC0415
-
-        require_scores(run)
-        rankings = rank(run)
-        publish(run, rankings, anew=arguments.command != "run")
-        _verdicts(arguments, rankings)
 
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
-        "rank": rank_and_report,
+        "rank": partial(rank_and_report, arguments),
     }
     one = "rank" if arguments.command == "report" else arguments.command
     wanted = STAGES if one == "run" else (one,)
@@ -105,6 +96,18 @@ def run(arguments: argparse.Namespace) -> int:
         healing(run, partial(work, run))
     say(f"done in {time.monotonic() - began:.0f} s")
     return DONE
+
+
+def rank_and_report(arguments: argparse.Namespace, run: Run) -> None:
+    """Rank the layers of a run's models by their scores, and write its report."""
+    from layerrank.jobs.probe.stage import require_scores  # noqa: PLC0415
+    from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
+    from layerrank.jobs.report.page import publish  # noqa: PLC0415
+
+    require_scores(run)
+    rankings = rank(run)
+    publish(run, rankings, anew=arguments.command != "run")
+    _verdicts(arguments, rankings)
 
 
 def nightly(arguments: argparse.Namespace) -> int:
