@@ -28,6 +28,8 @@ from layerrank.storage.manifest import Manifests
 if TYPE_CHECKING:
     from layerrank.jobs.rank.ranking import Ranking
 
+    Publish = Callable[[Run, Sequence[Ranking]], None]
+
 # What the stages' workers need, which processes of this machine import once: their modules, and
 # what these import when it is first used.
 WORKERS = (
@@ -98,28 +100,20 @@ def opened(given: RunConfig, where: Where, *, nightly: bool = False) -> Iterator
 def make(
     run: Run,
     stages: Sequence[Stage],
-    publish: Callable[[Run, Sequence[Ranking]], None],
+    publish: Publish,
     check: Callable[[Run, bool], None] = lambda *_: None,
-) -> Sequence[Ranking]:
-    """Do stages of a run, in order; `rank` ends with `publish` of the rankings, which are returned.
+) -> None:
+    """Do stages of a run, in order; `rank` ends with `publish` of the rankings.
 
     `check` may refuse the run before anything is made, and again when its texts are prepared.
     """
-    began, rankings = time.monotonic(), list["Ranking"]()
-
-    def rank_and_report(run: Run) -> None:
-        from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
-
-        require_scores(run)
-        rankings[:] = rank(run)
-        publish(run, rankings)
-
+    began = time.monotonic()
     of_stage: dict[Stage, Callable[[Run], object]] = {
         "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
-        "rank": rank_and_report,
+        "rank": partial(rank_and_report, publish=publish),
     }
 
     def work() -> None:
@@ -142,4 +136,11 @@ def make(
             import_module(name)
     healing(run, work)
     say(f"done in {time.monotonic() - began:.0f} s")
-    return rankings
+
+
+def rank_and_report(run: Run, publish: Publish) -> None:
+    """Do the last stage: what is scored becomes a ranking, and that is published."""
+    from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
+
+    require_scores(run)
+    publish(run, rank(run))

@@ -394,9 +394,12 @@ def test_subjects_are_replaced_and_trust_is_not_handed_on(
     # An equals sign in the name of a folder or an address names nothing.
     (tmp_path / "run=1").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (here,) = overridden_with(RECIPE, "--subject", "run=1").subjects
+    assert (here.model, here.name) == (str(tmp_path / "run=1"), "")
     (tmp_path / "q4.gguf").write_bytes(b"")
-    for model in ("q4.gguf", "owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
+    (file,) = overridden_with(RECIPE, "--subject", "q4.gguf").subjects
+    assert file.model == str(tmp_path / "q4.gguf")
+    for model in ("owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
         assert overridden_with(RECIPE, "--subject", model).subjects[0].model == model
     (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
     assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")
