@@ -196,6 +196,6 @@ class Progress:
 def _span(seconds: float) -> str:
     """Return a time in the unit that it is read in."""
     if seconds < 100:  # noqa: PLR2004
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1):.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"  # noqa: PLR2004

@@ -6,6 +6,7 @@ import io
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -195,9 +196,8 @@ def test_a_log_begins_as_soon_as_it_is_known_that_the_stage_is_long(
 ) -> None:
     monkeypatch.setattr(console, "_REDRAW_SECONDS", 0.01)
     for tokens, says in ((10_000_000, "about 3"), (10, "")):
-        stream, known = io.StringIO(), Counts(known=7, known_tokens=tokens)
-        pace = Pace(1, 50_000)
-        with Progress("extract", 7, "texts", stream, counted=lambda c=known: c, pace=pace):
+        stream, counted = io.StringIO(), partial(Counts, 0, 0, 7, tokens)
+        with Progress("extract", 7, "texts", stream, counted=counted, pace=Pace(1, 50_000)):
             time.sleep(0.2)
         assert stream.getvalue().count("\n") == bool(says)
         assert says in stream.getvalue()
