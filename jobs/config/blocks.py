@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Block(BaseModel):
             unknown = [str(key) for key in values if key not in cls.model_fields]
             if unknown:
                 known = ", ".join(sorted(cls.model_fields))
-                raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}")
+                near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}{meant}")
         return values
 
     def settings(

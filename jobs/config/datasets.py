@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -23,8 +24,11 @@ from pydantic import (
 from layerrank.jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
 from layerrank.operators.prompts.templates import Template, read_template
 
+_TEXT = {"type": "string"}
 Names = Annotated[  # one, or a list
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
 _SHOWN = 12  # names that an error lists
 Format = Literal["parquet", "jsonl", "csv", "text"]
@@ -42,7 +46,12 @@ def _known_encoding(name: str) -> str:
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 Prompt = Annotated[
-    Template, BeforeValidator(read_template), PlainSerializer(lambda prompt: prompt.written)
+    Template,
+    BeforeValidator(read_template),
+    PlainSerializer(lambda prompt: prompt.written),
+    WithJsonSchema(
+        {"anyOf": [_TEXT, {"type": "object", "properties": {"chat": _TEXT}, "required": ["chat"]}]}
+    ),
 ]
 
 
@@ -162,8 +171,10 @@ class FittedTask(OneSided):
     """A task that is fitted on one part of its items and tested on the other."""
 
     split_column: str | None = Field(None, description="holds train and test; else a seeded split")
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    folds: Count = 10
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="of the items, where no column splits them"
+    )
+    folds: Count = Field(10, description="fits, each on other training items")
 
 
 class ClassificationTask(FittedTask):
@@ -175,7 +186,7 @@ class ClassificationTask(FittedTask):
         False, description="a text has any number of labels, in a list or separated"
     )
     label_separator: str = Field(",", min_length=1)
-    samples_per_label: Count = 8
+    samples_per_label: Count = Field(8, description="training items of a label in a fold")
 
 
 class RegressionTask(FittedTask):
@@ -192,9 +203,9 @@ class ClusteringTask(OneSided):
     type: Literal["clustering"]
     label_column: str
     split_column: str | None = Field(None, description="if given, only its test rows are clustered")
-    max_documents: Count | None = None
-    documents_per_fold: Count = 2048
-    folds: Count = 10
+    max_documents: Count | None = Field(None, description="items, at most; default: all")
+    documents_per_fold: Count = Field(2048, description="items of a fold, at most")
+    folds: Count = Field(10, description="clusterings, each of other items")
 
 
 class TestedTask(TaskConfig):
@@ -277,7 +288,7 @@ class DatasetConfig(Block):
 
     name: Name
     source: Source
-    text_column: str = "text"
+    text_column: str = Field("text", description="the column whose texts are read")
     id_column: str | None = Field(None, description="names a row; a name that two rows have stops")
     limit: Count | None = Field(None, description="source rows read, in source order")
     min_chars: Annotated[int, Field(ge=0)] = Field(1, description="0 keeps blank texts too")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import (
     LATER,
     Ascending,
@@ -25,10 +26,9 @@ from layerrank.operators.analysis.modes import FEWEST, MOST
 from layerrank.operators.metrics import EntropyNorm, SpectrumMethod
 from layerrank.operators.model.subject import Dtype, Norm, Pooling, Transform
 from layerrank.operators.prompts.conditions import FAMILIES, Condition
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["auto", "process", "ray"]
 Search = Literal["full", "halving"]
 # Levels of conditions, whose names have two decimals.
 _Probabilities = Annotated[
@@ -42,8 +42,8 @@ WEB = ("http://", "https://")
 class Shape(Block):
     """Stated sizes of a model, so that a plan needs no network."""
 
-    layers: Count
-    hidden_size: Count
+    layers: Count = Field(description="blocks of the model")
+    hidden_size: Count = Field(description="features of a state")
 
 
 class SubjectConfig(Block):
@@ -59,20 +59,20 @@ class SubjectConfig(Block):
         description="a LoRA adapter of the model, merged into it when it is loaded: hub id (its "
         "branch main), folder, s3://…, or package:IMPORT_NAME/FOLDER",
     )
-    revision: str = ""
+    revision: str = Field("", description="default: main, of a folder local")
     revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
         None,
         description="a sweep over checkpoints: names, or a pattern (step*) of a hub repository's "
         "branches or of the folders in `model`",
     )
-    name: str = ""
+    name: str = Field("", description="in the tables; default: the model's own")
     dtype: Dtype = Field(
         "float32",
         description="of weights and states; float16 overflows at 65,504, which is an error that "
         "names the layer, and only GPUs are fast with it",
     )
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    trust_remote_code: bool = Field(False, description="run the model's own code")
+    allow_pickle: bool = Field(False, description="load weights that are not safetensors")
     shape: Shape | None = None
 
     @model_validator(mode="after")
@@ -90,12 +90,18 @@ class SubjectConfig(Block):
 class ExtractConfig(Block):
     """The forward pass, and what is kept of each layer."""
 
-    device: Device = "auto"
+    device: Device = Field("auto", description="auto takes a GPU if there is one now")
     workers: Count | None = Field(None, description="model actors; default: all the cluster takes")
     threads: Count | None = Field(None, description="CPU threads of a model actor; default: 1")
-    norms: Annotated[tuple[Norm, ...], Distinct] = Field(("final",), min_length=1)
-    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(("mean",), min_length=1)
-    max_tokens: Annotated[int, Field(ge=2)] = 512
+    norms: Annotated[tuple[Norm, ...], Distinct] = Field(
+        ("final",), min_length=1, description="of the states: as a block gave them, or normed"
+    )
+    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(
+        ("mean",), min_length=1, description="of a text's tokens to one vector"
+    )
+    max_tokens: Annotated[int, Field(ge=2)] = Field(
+        512, description="tokens read of a text, special ones included"
+    )
     batch_tokens: Count | None = Field(
         None,
         description="padded tokens per batch; default: on a CPU 393,216 divided by the model's "
@@ -106,7 +112,7 @@ class ExtractConfig(Block):
 class ViewsConfig(Block):
     """Augmented views of a sample; each costs a forward pass of the sample.
 
-    By default as many as give a first answer; `FULL_VIEWS` are what the papers have.
+    By default as many as give a first answer; `--full` takes what the papers have.
     """
 
     count: Annotated[int, Field(ge=0, le=99)] = Field(
@@ -118,15 +124,12 @@ class ViewsConfig(Block):
     split: Probability = Field(0.1, description="per word: cut in two")
 
 
-FULL_VIEWS = {"count": 16, "sample": 1000}
-
-
 class TokensConfig(Block):
     """Token states: those of a sample can be stored, and token metrics are computed from them."""
 
     sample: Annotated[int, Field(ge=0)] = Field(1000, description="prompts stored; 0 stores none")
-    norm: Norm = "none"
-    dtype: Literal["float32", "float16"] = "float32"
+    norm: Norm = Field("none", description="of the states")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of what is stored")
 
 
 def _every_metric() -> tuple[str, ...]:
@@ -158,7 +161,7 @@ class MeasureConfig(Block):
     )
     without_first: bool = Field(True, description="token metrics also without the first token")
     neighbour_sample: Count = Field(5_000, description="prompts of twonn, at most")
-    temperature: Positive = 0.1
+    temperature: Positive = Field(0.1, description="of InfoNCE")
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
     dime_sample: Annotated[Count | None, Later(before=None)] = Field(
@@ -192,7 +195,7 @@ class KeepConfig(Block):
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
-    seed: int = 42
+    seed: int = Field(42, description="of splits and folds")
     variants: Annotated[tuple[Literal["raw", "l2"], ...], Distinct] = Field(
         ("raw", "l2"),
         min_length=1,
@@ -294,9 +297,9 @@ class ConditionsConfig(Block):
 class RankConfig(Block):
     """Which vectors are ranked, and what becomes advice."""
 
-    norm: Norm = "final"
-    pooling: Pooling = "mean"
-    variant: Transform = "raw"
+    norm: Norm = Field("final", description="of the ranked vectors")
+    pooling: Pooling = Field("mean", description="of the ranked vectors")
+    variant: Transform = Field("raw", description="what is done to the ranked vectors")
     policy: Policy = Field(
         "best",
         description="best: the highest score; cheapest_equal: the cheapest layer within one "
@@ -309,17 +312,17 @@ class RankConfig(Block):
     draws: Annotated[int, Field(ge=100)] = Field(
         10_000, description="random sign flips of the test, and bootstrap draws of regrets"
     )
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of intervals and tests")
 
 
 class StorageConfig(Block):
     """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
 
-    endpoint_url: str | None = None
+    endpoint_url: str | None = Field(None, description="of a server other than AWS")
     region: str | None = None
-    key: SecretStr | None = None
-    secret: SecretStr | None = None
-    token: SecretStr | None = None
+    key: SecretStr | None = Field(None, description="the access key's id")
+    secret: SecretStr | None = Field(None, description="the access key")
+    token: SecretStr | None = Field(None, description="of a session")
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of s3fs."""
@@ -340,7 +343,9 @@ class ClusterConfig(Block):
         description="auto: processes of this machine for a run that is small, without a cluster's "
         "address and without a GPU, else Ray; the tables are the same",
     )
-    wait_seconds: Annotated[float, Field(ge=0)] = 600
+    wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        600, description="for GPUs or cores that are not there yet"
+    )
 
 
 class NightlyConfig(Block):

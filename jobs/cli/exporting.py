@@ -1,0 +1,61 @@
+"""What is taken out of an output: the model cut at a layer."""
+
+from __future__ import annotations
+
+import argparse
+
+from layerrank.jobs.cli.looking import storage_of
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.errors import DONE
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.settings import SubjectConfig
+from layerrank.storage.root import Root
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write the model cut at a layer, with what is done to its vectors."""
+    from layerrank.jobs.export import (  # noqa: PLC0415
+        Asked,
+        ranked_point,
+        ranked_subject,
+        run_of,
+        run_prompts,
+    )
+    from layerrank.jobs.export import export as exported  # noqa: PLC0415
+    from layerrank.jobs.subjects import local, subject  # noqa: PLC0415
+    from layerrank.operators.model.cut import CutPoint  # noqa: PLC0415
+
+    storage, root = storage_of(arguments), None
+    given = {
+        "revision": arguments.revision or "",
+        "name": arguments.name or "",
+        "adapter": arguments.adapter or "",
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    if arguments.ranking:
+        root = Root(arguments.ranking, storage.options())
+    if arguments.subject:
+        described = SubjectConfig(model=arguments.subject, **given)
+    elif root:
+        described = ranked_subject(root, arguments.group, given)
+    else:
+        raise ConfigError("give --subject MODEL, or --ranking OUTPUT for the model that it is of")
+    each = local(subject(described), storage)
+    asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
+    evidence, prompts = None, dict[str, str]()
+    if root:
+        config = run_of(root, each, arguments.group)
+        limit = arguments.max_tokens or (config.extract.max_tokens if config else 512)
+        point, evidence = ranked_point(root, each, asked, limit, arguments.group)
+        prompts = run_prompts(config, each, storage)
+    elif asked.layer is None:
+        raise ConfigError("give --layer, or --ranking OUTPUT for the layer that it recommends")
+    else:
+        how = asked.norm or "final", asked.pooling or "mean"
+        limit = arguments.max_tokens or 512
+        point = CutPoint(asked.layer, *how, limit, asked.transform or "raw")
+    whole = each, point, arguments.out, evidence
+    say(f"  {exported(*whole, prompts=prompts, overwrite=arguments.overwrite)}")
+    if evidence and evidence.row.get("verdict") == "not_enough_evidence":
+        say("  a guess: the ranking has not enough evidence for this layer")
+    return DONE
