@@ -105,7 +105,7 @@ class Progress:
         self._before = 0  # tokens that were done when the workers were first heard of
         self._stopped = threading.Event()
         self._bar: tqdm[Any] | None = None
-        if self._stream.isatty():
+        if self._stream.isatty() and not _quiet:
             shape = f"{{l_bar}}{{bar}}| {{n_fmt}} of {{total_fmt}} {unit} [{{elapsed}}{{postfix}}]"
             self._bar = tqdm(
                 total=total,
@@ -117,12 +117,14 @@ class Progress:
         self._watch = threading.Thread(target=self._keep_showing, daemon=True)
 
     def __enter__(self) -> Progress:
-        self._watch.start()
+        if not _quiet:
+            self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._watch.join(_REDRAW_SECONDS)  # whoever is asked for counts may not answer any more
+        if self._watch.ident:
+            self._watch.join(_REDRAW_SECONDS)  # who is asked for counts may not answer any more
         if self._bar is not None:
             self._bar.close()
 

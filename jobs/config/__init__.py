@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Literal
 
 Engine = Literal["auto", "process", "ray"]
+VectorFormat = Literal["parquet", "lance", "faiss", "npy"]  # that vectors are exported in
 FULL_VIEWS = {"count": 16, "sample": 1000}  # as in the papers
 RECIPES = resources.files("layerrank.jobs") / "recipes"
 

@@ -203,6 +203,19 @@ def test_a_log_begins_as_soon_as_it_is_known_that_the_stage_is_long(
         assert says in stream.getvalue()
 
 
+def test_of_a_quiet_run_no_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
+    for is_terminal in (False, True):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda shown=is_terminal: shown)
+        before = console.quiet(True)
+        with Progress("extract", 7, "texts", stream) as progress:
+            time.sleep(0.1)
+            progress.add(7)
+        console.quiet(before)
+        assert stream.getvalue() == ""
+
+
 def test_counts_that_cannot_be_had_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
     stream, asked = io.StringIO(), list[int]()
