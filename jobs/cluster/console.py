@@ -102,7 +102,7 @@ class Progress:
         # What is shown does not go back where a worker that died begins anew.
         self._done, self._encoded = 0, 0
         self._began = self._since = time.monotonic()
-        self._before = 0  # tokens that were done when the workers were first heard of
+        self._before = 0  # tokens that were done when a batch was first heard of
         self._stopped = threading.Event()
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty() and not _quiet:
@@ -146,9 +146,8 @@ class Progress:
 
     def look(self) -> None:
         """Look how far the workers are."""
-        first = not self._counts.known
         self._counts = self._counted()
-        if first and self._counts.known:  # a model is loaded by now
+        if not self._before and self._counts.tokens:  # until then models were loaded
             self._since, self._before = time.monotonic(), self._counts.tokens
         self._update()
 
@@ -178,8 +177,8 @@ class Progress:
         encoded = self._encoded - self._before
         if self._known and encoded > 0:
             left = (time.monotonic() - self._since) / encoded * (self._known - self._encoded)
-        elif self._pace and not self._encoded:
-            left = (self._known or self._pace.tokens) / self._pace.speed
+        elif self._pace:
+            left = ((self._known or self._pace.tokens) - self._encoded) / self._pace.speed
         elif self._done and not self._known:
             left = self.seconds / self._done * (self._total - self._done)
         else:

@@ -287,6 +287,7 @@ def _serve(
             with Path(folder, _PRINTED).open("ab") as file:
                 os.dup2(file.fileno(), number)
     read: Work
+    make: Make | None
     worker: Work | None = None
     counted = os.open(Path(folder, _COUNTED), os.O_WRONLY)
     while True:
@@ -301,10 +302,12 @@ def _serve(
                 if torch := sys.modules.get("torch"):
                     torch.set_num_threads(1)  # again, whatever the plan before asked for
                 read, make = pickle.loads(plan)
-                worker = make() if make else None
             with counting(partial(_tell, counted, number)):
-                found = read(unit)
-                answer = pickle.dumps((worker(found) if worker else found, None))
+                found = read(unit)  # which says how much there is, before a model is loaded
+                if make:
+                    worker = worker or make()
+                    found = worker(found)
+            answer = pickle.dumps((found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = pickle.dumps((None, travelling(error)))
         connection.send_bytes(answer)

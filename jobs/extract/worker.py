@@ -98,6 +98,7 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
     for place, each in zip(np.flatnonzero(wanted).tolist(), tokens.ids, strict=True):
         drawn_for = int(ids[order[place]]), unit.condition, config.seed
         sequences[place] = condition_tokens(each, *drawn_for, reader.vocabulary)
+    tally.expect(unit.prompts, sum(map(len, sequences)))  # perhaps before a model is loaded
     return Batch(unit, ids[order], sequences, cut, wanted)
 
 
@@ -171,7 +172,6 @@ class Extractor:
         kept = np.flatnonzero([len(ids) for ids in batch.token_ids])  # with a token
         prompt_ids = batch.prompt_ids[kept]
         where = f"{self._subject}, {unit.dataset}, {unit.condition}, {unit.shard.name}"
-        tally.expect(unit.prompts, sum(map(len, batch.token_ids)))
         tally.count(unit.prompts - len(kept))  # that will have no vector
         try:
             return self._extract(batch, kept, prompt_ids)

@@ -153,13 +153,16 @@ def test_a_line_moves_with_what_workers_count_and_tells_time_by_tokens(
     progress = Progress("extract", 4000, "texts", io.StringIO(), counted=lambda: counts)
     progress.look()
     assert progress.line() == "  extract: 0 of 4,000 texts"
-    clock.now += 50  # until the model is loaded
     counts = Counts(0, 0, 1000, 50_000)
     progress.look()
     assert progress.line() == "  extract: 0 of 4,000 texts, 200,000 tokens"
+    clock.now += 50  # while the model is loaded
+    counts = Counts(100, 1_000, 1000, 50_000)
+    progress.look()
+    assert progress.line() == "  extract: 100 of 4,000 texts, 200,000 tokens"
     clock.now += 10
-    # Half of the texts of a shard, the short ones, are a tenth of its tokens.
-    counts = Counts(500, 5_000, 1000, 50_000)
+    # Half of the texts of a shard, the short ones, are an eighth of its tokens.
+    counts = Counts(500, 6_000, 1000, 50_000)
     progress.look()
     assert progress.line() == "  extract: 500 of 4,000 texts, 500 tokens/s, about 6 min left"
     progress.add(1000, 50_000)  # as another shard is done, before its worker is looked at
@@ -185,8 +188,10 @@ def test_an_estimate_is_told_before_anything_is_done(monkeypatch: pytest.MonkeyP
     counts = Counts(0, 0, 3, 10_000)
     progress.look()
     assert progress.line() == "  extract: 0 of 9 texts, about 60 s left"
+    counts = Counts(1, 1_000, 3, 10_000)
+    progress.look()
     clock.now += 10
-    counts = Counts(1, 2_000, 3, 10_000)  # what is known now
+    counts = Counts(1, 3_000, 3, 10_000)  # what is known now
     progress.look()
     assert progress.line() == "  extract: 1 of 9 texts, 200 tokens/s, about 2 min left"
 

@@ -256,18 +256,18 @@ def test_a_prompt_without_tokens_moves_no_other_part(runs: Runs, tmp_path: Path)
 def test_every_batch_is_counted_when_its_vectors_are_there(runs: Runs, tmp_path: Path) -> None:
     run, (subject,) = runs.parts, runs.parts.subjects
     unit = first_unit(run)
-    batch = read(run.root, subject, run.config, unit)
-    ids = [np.zeros(0, np.int32), *batch.token_ids[1:]]
     small = run.config.extract.model_copy(update={"batch_tokens": 256})
     config = run.config.model_copy(update={"extract": small})
+    extractor = Extractor(Root(str(tmp_path)), subject, config, "cpu", 1)
     told = list[Counts]()
     with tally.counting(told.append):
-        made = Extractor(Root(str(tmp_path)), subject, config, "cpu", 1)(
-            batch._replace(token_ids=ids)
-        )
-    assert told[0] == (0, 0, unit.prompts, made.tokens)
-    assert told[1] == (1, 0, unit.prompts, made.tokens)  # the one without a token
-    assert told[-1] == (unit.prompts, made.tokens, unit.prompts, made.tokens)
+        batch = read(run.root, subject, config, unit)
+        tokens = sum(map(len, batch.token_ids))
+        assert told == [(0, 0, unit.prompts, tokens)]
+        ids = [np.zeros(0, np.int32), *batch.token_ids[1:]]
+        made = extractor(batch._replace(token_ids=ids))
+    assert told[1] == (1, 0, unit.prompts, tokens)  # the one without a token
+    assert told[-1] == (unit.prompts, made.tokens, unit.prompts, tokens)
     assert told == sorted(told)
     least = made.tokens / 256 + 2
     assert len(told) >= least  # a batch is no more
