@@ -109,15 +109,19 @@ def whole_name(name: str) -> str:
     return re.sub(r"\.part-[0-9]+(\.[^.]+)$", r"\1", name)
 
 
-def partitions(root: Root, table: TableName) -> list[Partition]:
-    """Return the partitions of `table` that have a manifest, sorted.
+def partitions(root: Root, table: TableName, *first: str) -> list[Partition]:
+    """Return the partitions of `table` that have a manifest, sorted; those of some `first` values.
 
     Walks the folders level by level, so the number of shards in them does not matter.
     """
     *upper, last = KEYS[table]
+    named = [f"{key}={quote(value, safe='')}" for key, value in zip(upper, first, strict=False)]
+    below = "/".join([_MANIFESTS, table, *named])
     return sorted(
-        Partition(table, (*values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX))))
-        for prefix, values in _walk(root, f"{_MANIFESTS}/{table}", upper)
+        Partition(
+            table, (*first, *values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX)))
+        )
+        for prefix, values in _walk(root, below, upper[len(first) :])
         for name in root.sizes(prefix)
         if name.startswith(f"{last}=") and name.endswith(_SUFFIX)
     )

@@ -141,10 +141,11 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     units = [each for each in tokens.shards(run.root) if each.receipt.name not in done]
     device = run.cluster.device(config.measure.device)
     work = partial(measure_shard, wanted, parameters(config), digest_of(settings), device)
-    with Progress("measure", len(units), "token shards") as progress:
+    layers, counted = run.shape(subject).layers + 1, run.cluster.counted
+    with Progress("measure", len(units) * layers, "layers", counted=counted) as progress:
         for receipt in run.cluster.each("measure", units, work, device=device):
             done[receipt.name] = receipt
-            progress.add(1)
+            progress.add(layers)
     return run.publish(where, settings, done.values(), "measure")
 
 

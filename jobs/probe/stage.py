@@ -276,13 +276,14 @@ class _Scores:
         """Score units, keep what that gives of all items, and yield each with its rows."""
         if not units:
             return
-        with Progress("probe", len(units), "layer scores") as progress:
+        total, counted = sum(len(unit.transforms) for unit in units), self.run.cluster.counted
+        with Progress("probe", total, "layer scores", counted=counted) as progress:
             for unit, rows, why in self.run.cluster.each("probe", units, self.scorer):
                 if unit.share == 1:
                     self.rows[unit.target] += rows
                 if why is not None:
                     self.failed.setdefault(unit.target, why)
-                progress.add(1)
+                progress.add(len(unit.transforms))
                 yield unit, rows
 
     def publish(self, index: int, facts: Facts | None = None) -> None:

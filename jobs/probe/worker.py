@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
+from layerrank.jobs.cluster import tally
 from layerrank.jobs.config.datasets import Task
 from layerrank.jobs.tasks.items import Given
 from layerrank.jobs.tasks.types import TYPES, check_items, read_items
@@ -162,6 +163,7 @@ class Scorer:
                 shared = {**asdict(unit.group), "variant": variant, "task_type": task.type}
                 for score in scores:
                     yield {**shared, **own, "reason": reason, **asdict(score)}
+            tally.count(1)
 
     def _mteb_rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         from layerrank.operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
@@ -202,6 +204,7 @@ class Scorer:
             for fold, value in enumerate(values):
                 score = FoldScore(fold, outcome.main_metric, value, 0, 0)
                 yield {**asdict(unit.group), **shared, **asdict(score)}
+            tally.count(1)
 
     def _fit(self, target: ScoreTarget, group: Group) -> transform.Fit:
         """Return what was fitted of a layer's vectors."""
