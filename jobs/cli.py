@@ -189,7 +189,8 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces, and the tasks of its folders."""
-    return with_folders(overridden(load(arguments.config), arguments), arguments.texts)
+    columns = arguments.text_column, arguments.label_column
+    return with_folders(overridden(load(arguments.config), arguments), arguments.texts, *columns)
 
 
 def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:

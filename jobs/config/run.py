@@ -264,10 +264,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--texts",
-        metavar="FOLDER",
+        metavar="FOLDER|FILE",
         help="your texts, instead of the folder in the config: text files, or tables with a "
         "column text; subfolders, or a column label, are the labels",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="of those tables, instead of text")
+    parser.add_argument("--label-column", metavar="NAME", help="of those tables, instead of label")
     views = settings.FULL_VIEWS
     parser.add_argument(
         "--full",
