@@ -14,10 +14,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from layerrank.jobs.prepare import sources
+from layerrank.storage.checkpoint import CACHE, Checkpoint
 from layerrank.storage.lock import FOLDER, Lock, LockHeldError
 from layerrank.storage.manifest import Manifests
 from layerrank.storage.root import AddressError, Root, fingerprint
 from layerrank.storage.sql import connect
+from tests.conftest import Cli, edited, offline_environment, write_config
+from tests.jobs.prepare.test_records import dataset
 from tests.storage.test_storage import SETTINGS, WHERE, _write
 from tests.support.machines.clouds import Cloud, azure, connection_string, google
 
@@ -124,6 +128,58 @@ def test_what_a_service_refuses_is_an_error_of_files(
             root.check_writable()
         with pytest.raises(OSError, match=r"(?i)not ?today"):
             root.read("a")
+
+
+def test_texts_and_a_checkpoint_are_read(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path))
+    texts = {"a": "one", "b": "two"}
+    for name, text in texts.items():
+        root.write(f"data/{name}.jsonl", f'{{"text": "{text}"}}'.encode())
+    config = dataset(source={"files": f"{root.uri}/data/*.jsonl"})
+    parts = sources.discover(config, {})
+    read = [
+        table["text"].to_pylist() for part in parts for table in sources.read(part, ["text"], {})
+    ]
+    assert read == [["one"], ["two"]]
+    folder = sources.discover(dataset(source={"folder": f"{root.uri}/data"}), {})
+    assert sources.inspect(folder[0], {})[0] == 2
+    for name in ("config.json", "model.safetensors"):
+        root.write(f"tiny/{name}", name.encode())
+    checkpoint = Checkpoint(Root(f"{root.uri}/tiny"))
+    assert (checkpoint.fetch() / "model.safetensors").read_bytes() == b"model.safetensors"
+    assert set(checkpoint.prints()) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cloud", ["gs"], indirect=True)
+def test_a_run_reads_texts_and_a_model_there_and_leaves_its_root_there(
+    root: Root, cloud: Cloud, checkpoint: Path, tmp_path: Path
+) -> None:
+    few = {"candidates": None, "views": {"count": 0, "sample": 24}}
+    config, place = write_config(tmp_path, checkpoint, **few), root.uri.partition("/some")[0]
+    for file in checkpoint.iterdir():
+        cloud.put("bucket", f"models/tiny/{file.name}", file.read_bytes(), only_new=True)
+    texts = (tmp_path / "texts.jsonl").read_bytes()
+    cloud.put("bucket", "data/texts.jsonl", texts, only_new=True)
+    with edited(config) as values:
+        values["datasets"][0]["source"]["files"] = f"{place}/data/*.jsonl"
+        values["subjects"][0]["model"] = f"{place}/models/tiny"
+    cli = Cli({**offline_environment(), "LAYERRANK_CACHE": str(tmp_path / "cache")})
+    run = ["run", str(config), "--output", root.uri, "--engine", "process"]
+    told = cli(*run)
+    assert "5/5 rank" in told.stdout
+    assert "not a real secret" not in told.stdout + told.stderr
+    before = dict(cloud.objects)
+    assert "texts to encode" not in cli(*run).stdout
+    changed = {
+        key for _, key in cloud.objects if cloud.objects["bucket", key] != before["bucket", key]
+    }
+    assert {key.partition("/")[0] for key in changed} <= {"some"}
+    assert not [key for key in changed if "ranking" not in key and "/report/" not in key]
+    assert "complete" in cli("status", root.uri, "--verify").stdout
+    assert "tiny" in cli("query", root.uri, "SELECT model FROM ranking").stdout
 
 
 @pytest.mark.parametrize(
