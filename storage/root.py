@@ -94,14 +94,14 @@ def _opened(scheme: str, place: str) -> Any:  # noqa: ANN401  (fsspec ships no t
     cloud = _CLOUDS[scheme]
     try:
         if cloud is _GOOGLE:
-            from gcsfs.core import GCSFileSystem  # noqa: PLC0415  (of an extra)
+            from aiohttp import ClientError  # noqa: PLC0415  (this and more of an extra)
+            from gcsfs.core import GCSFileSystem  # noqa: PLC0415
             from gcsfs.retry import HttpError  # noqa: PLC0415
             from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
 
             # The one that fsspec would take lets objects of zonal buckets be seen before they end.
-            return _Told(
-                GCSFileSystem(use_listings_cache=False), scheme, HttpError, GoogleAuthError
-            )
+            errors = HttpError, GoogleAuthError, ClientError
+            return _Told(GCSFileSystem(use_listings_cache=False), scheme, *errors)
         from azure.core.exceptions import AzureError  # noqa: PLC0415  (of an extra)
 
         container, _, account = place.partition("/")[0].partition("@")

@@ -281,6 +281,12 @@ def _arrow(
     if start != _ARROW_FILE and not start.startswith(_ARROW_STREAM):
         raise ConfigError(f"{location} is no Arrow or Feather file: it begins with {start!r}")
     is_file = start == _ARROW_FILE
+    if is_file:
+        stream.seek(-len(_ARROW_FILE), io.SEEK_END)
+        if stream.read() != _ARROW_FILE:
+            raise ConfigError(
+                f"{location} is cut off: it begins like an Arrow file, and ends like none"
+            )
     opened = pa_ipc.open_file if is_file else pa_ipc.open_stream
     stream.seek(0)
     names = opened(stream).schema.names
