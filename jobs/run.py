@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from layerrank.jobs.cluster.cluster import Cluster
 from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config import Stage
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.candidates import other_vectors
 from layerrank.jobs.config.datasets import DatasetConfig, Task
@@ -35,7 +36,6 @@ from layerrank.storage.root import resolve as resolve_address
 from layerrank.storage.shards import Facts, Receipt, write_shard
 
 Row = Mapping[str, Any]
-Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,11 @@ class Run:
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; [] if it is not there."""
         return self.rows(where) if self.manifests.load(where) else []
+
+    def views_in(self, where: Partition) -> int:
+        """Return in how many views prompts were compared for a partition of `layer_metrics`."""
+        manifest = self.manifests.load(where)
+        return len(manifest.settings.get("views", ())) if manifest else 0
 
     def scores_of(self, each: Subject, dataset: DatasetConfig, task: Task) -> list[Partition]:
         """Return where the scores of a task lie: of every layer, and of the run's candidates.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.prompts import OwnPrompts, sides
@@ -94,7 +94,7 @@ def status(root: Root, *, verify: bool) -> int:
                 why = f"{manifest.withdrawn}, to be made again"
             shards = sum(name.endswith(".parquet") for name in root.sizes(partition.path))
             state = "damaged" if torn else "incomplete"
-            say(f"{state:<10}  {partition}: {shards} shards, {why}")
+            answer(f"{state:<10}  {partition}: {shards} shards, {why}")
             code = FAILED
             continue
         size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
@@ -102,9 +102,9 @@ def status(root: Root, *, verify: bool) -> int:
         wrong = broken(root, manifest, lambda *_: verify)
         state = "damaged" if wrong else "removed" if manifest.removed else "complete"
         by = f", removed by {manifest.removed}" if manifest.removed else ""
-        say(f"{state:<10}  {partition}: {what}{by}")
+        answer(f"{state:<10}  {partition}: {what}{by}")
         for name, why in wrong.items():
-            say(f"            {DamagedError(partition, name, why)}")
+            answer(f"            {DamagedError(partition, name, why)}")
         code = FAILED if wrong else code
     return code
 

@@ -6,8 +6,7 @@ A value that does not exist, None or NaN, is a dash.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TypeGuard
 
@@ -91,12 +90,6 @@ def counted(amount: int, noun: str) -> str:
 def listed(parts: Sequence[str]) -> str:
     """Return parts as a sentence lists them: a, b and c."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
-def meant(given: str, known: Iterable[str]) -> str:
-    """Ask in the end of an error whether the known name that is most like a given one was meant."""
-    alike = get_close_matches(given, [*known], n=1)
-    return f"; did you mean {alike[0]!r}?" if alike else ""
 
 
 def numbered(layers: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from layerrank.jobs import cli
+from layerrank.jobs.cli.parser import build
 from layerrank.jobs.config.run import parse
 from tests.support.places import PROJECT
 
@@ -69,7 +69,7 @@ def _types(value: Any, known: Any) -> Any:  # noqa: ANN401
 def _check_command(words: list[str]) -> None:
     """Check that the command line takes what a schedule runs."""
     assert words[0].rpartition("/")[2] == "layerrank"
-    assert cli._parser().parse_args(words[1:]).command == "nightly"
+    assert build().parse_args(words[1:]).command == "nightly"
 
 
 @pytest.mark.parametrize("name", ["ConfigMap", "CronJob", "nightly", "ray-head", "ray-worker"])

@@ -26,8 +26,9 @@ from layerrank.jobs.cluster.pool import (
     Work,
     Write,
 )
+from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.settings import ClusterConfig, Device, Engine
+from layerrank.jobs.config.settings import ClusterConfig, Device
 
 # Tokens through models, at most, of a run that is small: an hour or so of two cores.
 SMALL_TOKENS = 20_000_000

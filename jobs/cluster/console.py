@@ -36,9 +36,27 @@ def quiet(on: bool) -> bool:
 
 def say(line: str = "") -> None:
     """Print one line of the run's story."""
-    if _quiet:
-        return
-    sys.stdout.write(printable(line) + "\n")
+    if not _quiet:
+        _write(printable(line))
+
+
+class UnreadError(RuntimeError):
+    """Whoever read the answer of a command has gone, as `head` does when it has its lines."""
+
+
+def answer(line: str = "", *, raw: bool = False) -> None:
+    """Print one line of what a command was asked for, which no option leaves out.
+
+    What is `raw` goes to a file or another program as it is.
+    """
+    try:
+        _write(line if raw and not sys.stdout.isatty() else printable(line))
+    except BrokenPipeError as error:
+        raise UnreadError(str(error)) from error
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 

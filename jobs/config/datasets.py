@@ -43,8 +43,7 @@ Encoding = Annotated[str, AfterValidator(_known_encoding)]
 Delimiter = Annotated[
     str,
     BeforeValidator(lambda value: "\t" if value == "tab" else value),
-    # One byte, that neither quotes a cell nor ends a row.
-    Field(pattern=r'^[^"\r\n\x00\x7f-\U0010ffff]$'),
+    Field(pattern=r"^[\t !#-~]$"),  # one byte, that neither quotes a cell nor ends a row
 ]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 Prompt = Annotated[

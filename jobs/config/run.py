@@ -11,21 +11,19 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from layerrank.jobs.config import settings
+from layerrank.jobs.config import FULL_VIEWS, RECIPES, recipes, settings
 from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from layerrank.operators.prompts.conditions import Condition
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
-_RECIPES = resources.files("layerrank.jobs") / "recipes"
 Checked = TypeVar("Checked", bound=Block)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
@@ -167,7 +165,7 @@ def scores_recipe(recipe_or_file: str) -> ScoresConfig | None:
     found = _checked(ScoresConfig, values, where)
     beside = Path(recipe_or_file)
     if not beside.is_file():
-        beside = Path(str(_RECIPES / "recipe.yaml"))
+        beside = Path(str(RECIPES / "recipe.yaml"))
     scores = found.scores if "://" in found.scores else str(beside.parent / found.scores)
     return found.model_copy(update={"scores": scores})
 
@@ -183,7 +181,7 @@ def _text_of(recipe_or_file: str) -> tuple[str, str]:
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return text, str(path)
-    recipe = _RECIPES / f"{recipe_or_file}.yaml"
+    recipe = RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
@@ -192,15 +190,13 @@ def _text_of(recipe_or_file: str) -> tuple[str, str]:
     return recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}"
 
 
-def recipes() -> list[str]:
-    """Return the names of the built-in recipes."""
-    files = [file.name for file in _RECIPES.iterdir()]
-    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
-
-
 def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
-    values = _mapping(text, where)
+    return of_values(_mapping(text, where), where)
+
+
+def of_values(values: dict[str, Any], where: str) -> RunConfig:
+    """Return the run that the keys of a config describe; `where` names it in errors."""
     if "scores" in values:
         raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
     return _checked(RunConfig, values, where)
@@ -248,37 +244,6 @@ def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     return f"{key}: {message}{shown}" if key else message
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add the options that replace a config's subjects, its folder of texts and its views."""
-    parser.add_argument(
-        "--subject",
-        action="append",
-        metavar="[NAME=]MODEL",
-        help="instead of the config's subjects: hub id, folder, s3://…, or "
-        "package:IMPORT_NAME/FOLDER, or a GGUF file in one of these; may be given several times",
-    )
-    parser.add_argument(
-        "--revisions",
-        metavar="PATTERN",
-        help="a sweep over the checkpoints that match: branches of the hub, or folders in MODEL",
-    )
-    parser.add_argument(
-        "--texts",
-        metavar="FOLDER|FILE",
-        help="your texts, instead of the folder in the config: text files, or tables with a "
-        "column text; subfolders, or a column label, are the labels",
-    )
-    parser.add_argument("--text-column", metavar="NAME", help="of those tables, instead of text")
-    parser.add_argument("--label-column", metavar="NAME", help="of those tables, instead of label")
-    views = settings.FULL_VIEWS
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help=f"{views['count']} views of {views['sample']:,} prompts, as in the papers, instead of "
-        "the config's; the output that the config names gets the ending -full",
-    )
-
-
 def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces; ConfigError if that makes no run.
 
@@ -297,7 +262,7 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
     if given:
         shared = {each.dtype for each in subjects}
         dtype = shared.pop() if len(shared) == 1 else "float32"
-        subjects = tuple(_subject(each).model_copy(update={"dtype": dtype}) for each in given)
+        subjects = tuple(subject_of(each).model_copy(update={"dtype": dtype}) for each in given)
     if revisions is not None:
         sweep = {"revision": "", "revisions": revisions}
         subjects = tuple(each.model_copy(update=sweep) for each in subjects)
@@ -312,12 +277,13 @@ def _with_full_views(config: RunConfig) -> RunConfig:
             f"--full is about augmented views, and measure.metrics of {config.name} has no metric "
             "that compares them"
         )
-    views = config.views.model_copy(update=settings.FULL_VIEWS)
+    views = config.views.model_copy(update=FULL_VIEWS)
     output = {"output": f"{config.output.rstrip('/')}-full"} if config.output else {}
     return config.model_copy(update={"views": views, **output})
 
 
-def _subject(given: str) -> settings.SubjectConfig:
+def subject_of(given: str) -> settings.SubjectConfig:
+    """Return the subject that `[NAME=]MODEL` names; ConfigError if that is no place of a model."""
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")

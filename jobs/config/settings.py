@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import (
     LATER,
     Ascending,
@@ -25,10 +26,9 @@ from layerrank.operators.analysis.modes import FEWEST, MOST
 from layerrank.operators.metrics import EntropyNorm, SpectrumMethod
 from layerrank.operators.model.subject import Dtype, Norm, Pooling, Transform
 from layerrank.operators.prompts.conditions import FAMILIES, Condition
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["auto", "process", "ray"]
 Search = Literal["full", "halving"]
 # Levels of conditions, whose names have two decimals.
 _Probabilities = Annotated[
@@ -106,7 +106,7 @@ class ExtractConfig(Block):
 class ViewsConfig(Block):
     """Augmented views of a sample; each costs a forward pass of the sample.
 
-    By default as many as give a first answer; `FULL_VIEWS` are what the papers have.
+    By default as many as give a first answer; `--full` takes what the papers have.
     """
 
     count: Annotated[int, Field(ge=0, le=99)] = Field(
@@ -116,9 +116,6 @@ class ViewsConfig(Block):
     keyboard: Probability = Field(0.1, description="per word: a key beside the right one")
     random_char: Probability = Field(0.1, description="per word: one character edit")
     split: Probability = Field(0.1, description="per word: cut in two")
-
-
-FULL_VIEWS = {"count": 16, "sample": 1000}
 
 
 class TokensConfig(Block):

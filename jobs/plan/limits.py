@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
 TOKENS_PER_SECOND = 50_000.0  # assumed of a GPU
 PRICE_GB_MONTH = 0.023  # USD, S3 Standard in us-east-1, the first 50 TB
 PRICE_1000_PUTS = 0.005  # USD, the same
@@ -51,6 +49,8 @@ def multiplies_float16() -> bool:
 
 def parse_bytes(text: str) -> int:
     """Return a size in bytes: `10GB` is 10^10, `500MiB` 500 x 2^20, `4096` itself."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError  # noqa: PLC0415  (not for --help)
+
     try:
         return TypeAdapter(ByteSize).validate_python(text)
     except ValidationError as error:
@@ -77,4 +77,6 @@ def price(text: str) -> float:
 
 def size(count: float) -> str:
     """Return bytes for people, in binary units."""
+    from pydantic import ByteSize  # noqa: PLC0415  (as above)
+
     return ByteSize(count).human_readable(separator=" ")

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.prepare import files
 from layerrank.jobs.prepare.decoded import ending
 from layerrank.jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
-from layerrank.jobs.words import meant
 from layerrank.storage.root import AddressError, Root, fingerprint, resolve
 
 FROM_FILE = "from_file"  # the label of a task where there is no other
@@ -225,7 +225,7 @@ def _passages(name: str, file: File, source: FolderSource, options: Options) -> 
             if count and column and column not in columns:
                 raise ConfigError(
                     f"{name} has no column {column!r}; it has: {', '.join(map(repr, columns))}"
-                    f"{meant(column, columns)} ({option} names another)"
+                    f"{did_you_mean(column, columns)} ({option} names another)"
                 )
         wanted = [source.text_column, source.label_column or "label"]
         for column in wanted:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
+from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import Block, ConfigError
 from layerrank.jobs.config.datasets import (
     BuiltinSource,
@@ -29,7 +30,6 @@ from layerrank.jobs.config.datasets import (
 from layerrank.jobs.prepare import docstrings, files, folders
 from layerrank.jobs.prepare.decoded import ending
 from layerrank.jobs.prepare.files import File, Options, as_strings
-from layerrank.jobs.words import meant
 from layerrank.storage.checkpoint import some
 from layerrank.storage.root import AddressError, fingerprint, resolve
 from layerrank.storage.schema import ROW_BITS
@@ -181,7 +181,7 @@ def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[
     if absent:
         raise ConfigError(
             f"dataset {dataset.name}: {fragment.location} has no column {', '.join(absent)}; it "
-            f"has: {', '.join(map(repr, found))}{meant(columns[0], found)}"
+            f"has: {', '.join(map(repr, found))}{did_you_mean(columns[0], found)}"
         )
 
 
@@ -241,7 +241,7 @@ def _require_configuration(source: HubSource) -> None:
     if known and source.config is not None and source.config not in known:
         raise ConfigError(
             f"hub dataset {source.hub} has no configuration {source.config!r}; it has {shown}"
-            f"{meant(source.config, known)}"
+            f"{did_you_mean(source.config, known)}"
         )
 
 

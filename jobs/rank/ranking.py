@@ -16,7 +16,7 @@ from layerrank.jobs.rank.sentences import Gap
 from layerrank.operators.analysis import labelfree
 from layerrank.operators.analysis.correlates import correlation
 from layerrank.operators.model.subject import Kind, Subject, Vectors
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.draws import draw_scores
 from layerrank.operators.ranking.evidence import Choice, Evidence, LayerEvidence, weigh
 from layerrank.operators.ranking.policy import Verdict, pareto, recommend

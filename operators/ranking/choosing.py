@@ -5,14 +5,13 @@ of its items; `...` any number of axes before these, each entry a ranking of its
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.scores import TIE, Array
 
-Policy = Literal["best", "cheapest_equal", "last_unless_significant"]
 Rows = npt.NDArray[np.intp]
 Choose = Callable[..., Rows]  # of gains, as `choose` at given costs by one policy
 

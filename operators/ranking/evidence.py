@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.choosing import (
     Choose,
-    Policy,
     choose,
     even_gains,
     flattery,

@@ -14,7 +14,6 @@ from typing import Any
 
 from layerrank.jobs.config.metrics import left_out, parameters, shown_vectors
 from layerrank.jobs.rank.ranking import Ranking, Row
-from layerrank.jobs.rank.stage import views_in
 from layerrank.jobs.report.charts import Chart, Line, Lines, Look, where_any
 from layerrank.jobs.report.facts import Facts, title, vectors_of
 from layerrank.jobs.report.guide import link_to
@@ -121,7 +120,7 @@ def series(facts: Facts, dataset: str) -> list[Series]:
         name = (row["metric"], row["variant"], row["norm"], row["pooling"])
         found.setdefault(name, []).append(row)
     known_metrics, asked = list(METRICS), parameters(config)
-    views = views_in(facts.run, where)
+    views = facts.run.views_in(where)
 
     def place(name: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         return known_metrics.index(name[0]) if name[0] in METRICS else len(METRICS), name

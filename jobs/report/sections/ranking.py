@@ -24,7 +24,7 @@ from layerrank.jobs.words import (
     span,
 )
 from layerrank.operators.model.subject import Vectors
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.evidence import Choice
 from layerrank.operators.ranking.intervals import FEWEST_TASKS, FEWEST_TO_TEST
 from layerrank.operators.ranking.scores import TIE

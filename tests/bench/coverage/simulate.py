@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from layerrank.operators.ranking.choosing import Choose, Policy, choose, left_out, mean_over
+from layerrank.operators.ranking import Policy
+from layerrank.operators.ranking.choosing import Choose, choose, left_out, mean_over
 from layerrank.operators.ranking.intervals import (
     FEWEST_TO_TEST,
     on_these,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,11 +11,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from layerrank.jobs.cli.parser import build
+from layerrank.jobs.config import recipes
 from layerrank.jobs.config import run as configs
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import PROTOCOL, DatasetConfig, Task
 from layerrank.jobs.config.metrics import left_out, metrics_of, parameters, token_metrics
-from layerrank.jobs.config.run import RunConfig, add_overrides, load, overridden, parse
+from layerrank.jobs.config.run import RunConfig, load, overridden, parse
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.prepare.records import PROMPT
 from layerrank.jobs.prepare.sources import KINDS
@@ -56,7 +57,7 @@ def test_recipes_load_whatever_lies_beside_them(
 ) -> None:
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    for name in configs.recipes():
+    for name in recipes():
         if recipe := configs.scores_recipe(name):
             assert Path(recipe.scores).is_file()
             with pytest.raises(ConfigError, match="ranks scores, without a model"):
@@ -65,7 +66,7 @@ def test_recipes_load_whatever_lies_beside_them(
             assert load(name).name == name
     kinds = [task.type for task in load("demo").datasets[0].tasks]
     assert kinds == ["classification", "clustering", "retrieval"]
-    known = ", ".join(configs.recipes())
+    known = ", ".join(recipes())
     assert "demo, encoder, paper, perturbations" in known
     with pytest.raises(ConfigError, match=rf"unknown recipe 'nope'.*{known}.*yaml"):
         load("nope")
@@ -376,9 +377,7 @@ RECIPE = run_with(
 
 
 def overridden_with(config: RunConfig, *words: str) -> RunConfig:
-    parser = ArgumentParser()
-    add_overrides(parser)
-    return overridden(config, parser.parse_args(words))
+    return overridden(config, build().parse_args(["run", "demo", *words]))
 
 
 def test_subjects_are_replaced_and_trust_is_not_handed_on(

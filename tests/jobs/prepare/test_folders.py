@@ -152,7 +152,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
     plain = folders.identity(FolderSource(folder=folder), {})
     assert folders.identity(source, {}) == {**plain, **columns}
     for given, expected in (
-        ({"text_column": "bodi"}, r"a\.jsonl has no column 'bodi'; it has: .* mean 'body'\?"),
+        ({"text_column": "bodi"}, r"a\.jsonl has no column 'bodi'; it has: .* mean body\?"),
         ({"text_column": "body", "label_column": "label"}, r"no column 'label'.*--label-column"),
     ):
         with pytest.raises(ConfigError, match=expected):

@@ -760,7 +760,7 @@ def test_a_hub_dataset_of_several_configurations_lists_them(
     assert texts(config="de") == ["de 1", "de 2"]
     for source, expected in (
         ({}, r"several configurations, en, de: .*config: en"),
-        ({"config": "dee"}, r"no configuration 'dee'; it has en, de; did you mean 'de'"),
+        ({"config": "dee"}, r"no configuration 'dee'; it has en, de; did you mean de"),
         ({"config": "de", "split": "tset"}, r"\(tset\): .*train"),
     ):
         with pytest.raises(ConfigError, match=rf"hub dataset {folder}.*{expected}"):

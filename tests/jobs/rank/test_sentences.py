@@ -22,7 +22,7 @@ from layerrank.jobs.rank.sentences import (
 )
 from layerrank.operators.analysis import labelfree
 from layerrank.operators.model.subject import Kind as KindOfModel
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.evidence import weigh
 from layerrank.operators.ranking.policy import Kind, Reason, Verdict, recommend
 from tests.operators.ranking.test_ranking_evidence import single, singles

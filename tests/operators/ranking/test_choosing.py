@@ -9,8 +9,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.choosing import (
-    Policy,
     choose,
     even_gains,
     flattery,

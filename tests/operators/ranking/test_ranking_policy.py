@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerrank.operators.ranking.choosing import Policy
+from layerrank.operators.ranking import Policy
 from layerrank.operators.ranking.evidence import Evidence, weigh
 from layerrank.operators.ranking.policy import Kind, Reason, Sure, Verdict, pareto, recommend
 from layerrank.operators.ranking.scores import TaskScores
