@@ -169,11 +169,13 @@ def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FIL
     _path(
         parser,
         "--texts",
-        metavar="FOLDER",
+        metavar="FOLDER|FILE",
         help="your texts, instead of the folder in the config: text files, or tables with a "
         "column text; subfolders, or a column label, are the labels",
-        by="directory",
+        by="file",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="of those tables, instead of text")
+    parser.add_argument("--label-column", metavar="NAME", help="of those tables, instead of label")
     parser.add_argument(
         "--full",
         action="store_true",

@@ -72,7 +72,8 @@ def _where(arguments: argparse.Namespace) -> Where:
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces, and the tasks of its folders."""
     config = load(arguments.config, arguments.sets, arguments.limit)
-    return with_folders(overridden(config, arguments), arguments.texts)
+    columns = arguments.text_column, arguments.label_column
+    return with_folders(overridden(config, arguments), arguments.texts, *columns)
 
 
 def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:

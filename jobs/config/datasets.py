@@ -31,7 +31,7 @@ Names = Annotated[  # one, or a list
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
 _SHOWN = 12  # names that an error lists
-Format = Literal["parquet", "jsonl", "csv", "text"]
+Format = Literal["parquet", "arrow", "feather", "jsonl", "json", "csv", "tsv", "text"]
 
 
 def _known_encoding(name: str) -> str:
@@ -44,6 +44,11 @@ def _known_encoding(name: str) -> str:
 
 
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
+Delimiter = Annotated[
+    str,
+    BeforeValidator(lambda value: "\t" if value == "tab" else value),
+    Field(pattern=r"^[\t !#-~]$"),  # one byte, that neither quotes a cell nor ends a row
+]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 Prompt = Annotated[
     Template,
@@ -75,9 +80,9 @@ class HubSource(Block):
 
 
 class FileSource(Block):
-    """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line.
+    """Files, local or in object storage: tables, or text with one prompt per line.
 
-    Those of text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends their names.
+    What is text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends its name.
     """
 
     files: Names = Field(min_length=1, description="paths, URIs or glob patterns")
@@ -85,13 +90,23 @@ class FileSource(Block):
     encoding: Encoding | None = Field(
         None, description="of texts that are not UTF-8 and have no byte-order mark, such as latin-1"
     )
+    delimiter: Annotated[Delimiter | None, LATER] = Field(
+        None,
+        description="between the columns of CSV and TSV, one character or tab; default: of TSV a "
+        "tab, of CSV whichever of , ; tab | its first rows have alike",
+    )
 
 
 class FolderSource(Block):
-    """A folder of one's own texts; `jobs.prepare.folders` says what is read, and its task."""
+    """A folder of one's own texts, or one file; `jobs.prepare.folders` says what is read."""
 
     folder: str = Field(min_length=1, description="path or URI")
     encoding: Encoding | None = Field(None, description="as of files")
+    delimiter: Annotated[Delimiter | None, LATER] = Field(None, description="as of files")
+    text_column: Annotated[str, LATER] = Field("text", description="of tables")
+    label_column: Annotated[str | None, LATER] = Field(
+        None, description="of tables; default: label, if there is one"
+    )
 
 
 class MtebSource(Block):

@@ -19,7 +19,7 @@ from layerrank.jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, 
 from layerrank.jobs.config.prompts import templates_of
 from layerrank.jobs.config.run import RunConfig, graded_conditions
 from layerrank.jobs.prepare import records, sources
-from layerrank.jobs.prepare.files import Options
+from layerrank.jobs.prepare.files import Options, told_delimiters
 from layerrank.jobs.prepare.records import PROMPT, SKIPPED
 from layerrank.jobs.run import Run, partition
 from layerrank.jobs.tasks.types import count_labels, read_items, refusal
@@ -146,15 +146,18 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
     options = run.config.storage.options()
     whole = sources.discover(dataset, options)
     rows, look = [0] * len(whole), partial(_look, options)
-    stated = sources.KINDS[type(dataset.source)].stated
-    for index, length, columns in (
+    stated, delimiters = sources.KINDS[type(dataset.source)].stated, list[str]()
+    for index, length, columns, sniffed in (
         map(look, whole) if stated else run.cluster.each("prepare", whole, look)
     ):
         rows[index] = length
+        delimiters += sniffed
         if length:
             sources.require_columns(dataset, whole[index], columns)
     if not sum(rows):
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
+    if delimiters:
+        say(f"  {dataset.name}: {told_delimiters(delimiters)}")
     parts, total = sources.cut(whole, rows, dataset.limit)
     shards = records.shards_of(dataset, total)
     split = partial(_records, dataset, shards, run.config.seed, options, parts[0])
@@ -173,9 +176,10 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
     }
 
 
-def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str]]:
-    """Return index, rows and columns of a fragment, looked up where it is read."""
-    return (fragment.index, *sources.inspect(fragment, options))
+def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str], list[str]]:
+    """Return index, rows, columns and delimiters of a fragment, looked up where it is read."""
+    found = sources.inspect(fragment, options)
+    return (fragment.index, *found, sources.sniffed(fragment, options))
 
 
 def _records(
