@@ -13,6 +13,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# A function or class of the user's: `package.module:name`. What it is made of: `jobs.own`.
+OWN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 Given = TypeVar("Given", bound=Sequence[object])
 
 
@@ -39,7 +41,7 @@ class Block(BaseModel):
     def _known_keys(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
         if isinstance(values, Mapping):
             unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown:
+            if unknown and cls.model_config.get("extra") != "allow":
                 known = ", ".join(sorted(cls.model_fields))
                 raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}")
         return values
