@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from layerrank.jobs.cluster.console import printable, say
@@ -184,7 +185,8 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
     )
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         seen.manifests.clear()  # another run may have ended since they were read
-        yield Run(config, root, cluster, arguments.overwrite, given, chosen, seen)
+        folder = str(Path(arguments.config).parent)
+        yield Run(config, root, cluster, arguments.overwrite, given, chosen, seen, folder)
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

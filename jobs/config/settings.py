@@ -5,6 +5,7 @@ Units are in the field names or their descriptions.
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from layerrank.jobs.config.blocks import (
     LATER,
+    OWN,
     Ascending,
     Block,
     Count,
@@ -140,7 +142,10 @@ class MeasureConfig(Block):
     """Representation metrics over the shards; docs/metrics.md says what each one means."""
 
     device: Device = "auto"
-    metrics: tuple[str, ...] = Field(default_factory=_every_metric)
+    metrics: tuple[str, ...] = Field(
+        default_factory=_every_metric,
+        description="names of docs/metrics.md, and functions of your own, package.module:name",
+    )
     token_metrics: Literal["auto", "fused", "stored", "both"] = Field(
         "fused",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
@@ -172,10 +177,18 @@ class MeasureConfig(Block):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         known = _every_metric()
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in known and not re.match(OWN, name)]
         if unknown:
-            raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}, or name a "
+                "function of your own as package.module:name"
+            )
         return require_distinct(names)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those of the metrics that are functions of the user's."""
+        return tuple(name for name in self.metrics if ":" in name)
 
 
 class KeepConfig(Block):

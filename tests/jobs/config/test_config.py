@@ -203,7 +203,7 @@ def test_what_is_wrong_is_named_with_its_key_and_the_choices(changes: str, probl
 
 
 def test_every_block_has_an_entry_and_every_protocols_setting_is_a_field() -> None:
-    tasks = get_args(get_args(Task)[0])
+    tasks = tuple(block for block, _ in map(get_args, get_args(get_args(Task)[0])))
     assert tuple(TYPES) == tasks
     assert tuple(KINDS) == get_args(DatasetConfig.model_fields["source"].annotation)
     assert {name for each in tasks for name in each.model_fields} >= PROTOCOL
