@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,23 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-# A function or class of the user's: `package.module:name`. What it is made of: `jobs.own`.
-OWN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a function or class of the user's, `package.module:name`."""
+    return _OWN.fullmatch(name) is not None
+
+
+def _require_own(name: str) -> str:
+    if not is_own(name):
+        raise ValueError("is not written as package.module:Class")
+    return name
+
+
+# What such a name stands for: `jobs.own`.
+OwnName = Annotated[str, AfterValidator(_require_own)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,15 @@ from pydantic import (
     model_validator,
 )
 
-from layerrank.jobs.config.blocks import LATER, OWN, Block, Count, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import (
+    LATER,
+    Block,
+    Count,
+    Later,
+    Name,
+    OwnName,
+    require_distinct,
+)
 from layerrank.operators.prompts.templates import Template, read_template
 
 Names = Annotated[  # one, or a list
@@ -273,7 +281,7 @@ class OwnTask(OneSided):
     """
 
     model_config = ConfigDict(extra="allow")
-    type: Annotated[str, Field(pattern=OWN)] = Field(description="package.module:Class")
+    type: OwnName = Field(description="package.module:Class")
     folds: Count = Field(1, description="scores that the class gives")
 
     @model_validator(mode="after")
@@ -351,12 +359,13 @@ _TAGGED = (
 
 def _known_type(task: Any) -> Any:  # noqa: ANN401
     known = [tag.tag for _, tag in map(get_args, get_args(_TAGGED)) if not tag.tag.startswith(_OWN)]
-    if isinstance(task, Mapping) and (tag := _tag(task)) not in (*known, _OWN, _OWN_PAIRS):
-        shown = ", ".join(map(repr, known))
-        raise ValueError(
-            f"type is {tag!r}, not one of {shown}, nor a class of your own, package.module:Class"
-        )
-    return task
+    given = task if isinstance(task, Mapping) else {}
+    if isinstance(task, Block) or _tag(given) in (*known, _OWN, _OWN_PAIRS):
+        return task
+    said = f"type is {given['type']!r}, not" if "type" in given else "a task has a name and a type:"
+    raise ValueError(
+        f"{said} one of {', '.join(map(repr, known))}, or a class of your own, package.module:Class"
+    )
 
 
 Task = Annotated[_TAGGED, Discriminator(_tag), BeforeValidator(_known_type)]

@@ -5,7 +5,6 @@ Units are in the field names or their descriptions.
 
 from __future__ import annotations
 
-import re
 from itertools import groupby
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,7 +12,6 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from layerrank.jobs.config.blocks import (
     LATER,
-    OWN,
     Ascending,
     Block,
     Count,
@@ -21,6 +19,7 @@ from layerrank.jobs.config.blocks import (
     Later,
     Positive,
     Probability,
+    is_own,
     require_distinct,
 )
 from layerrank.operators.analysis.modes import FEWEST, MOST
@@ -177,7 +176,7 @@ class MeasureConfig(Block):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         known = _every_metric()
-        unknown = [name for name in names if name not in known and not re.match(OWN, name)]
+        unknown = [name for name in names if name not in known and not is_own(name)]
         if unknown:
             raise ValueError(
                 f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}, or name a "
@@ -188,7 +187,7 @@ class MeasureConfig(Block):
     @property
     def own(self) -> tuple[str, ...]:
         """Those of the metrics that are functions of the user's."""
-        return tuple(name for name in self.metrics if ":" in name)
+        return tuple(name for name in self.metrics if is_own(name))
 
 
 class KeepConfig(Block):

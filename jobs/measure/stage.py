@@ -181,7 +181,8 @@ def _layers(
         metrics = sorted({row["metric"] for row in written})
         condition = task.target.keys["condition"]
         under = "" if condition == CLEAN else f", {condition}"
-        return f"  {dataset.name}{under}: {', '.join(metrics)} for {len(found)} layers"
+        told = f"  {dataset.name}{under}: {', '.join(metrics)} for {len(found)} layers"
+        return told if metrics else ""
 
     tasks = [replace(wanted[name], device=device) for name in absent]
     return [Piece(each.groups, each.measure, partial(done, each), device) for each in tasks]

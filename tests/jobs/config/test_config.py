@@ -156,6 +156,11 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # So are the choices.
         ("extract: {device: tpu}", "extract.device: .*'auto', 'cpu' or 'cuda'.*'tpu'"),
         ("measure: {metrics: [entropy]}", "unknown metric entropy; .*lidar, dime"),
+        ("measure: {metrics: ['a b:f']}", "unknown metric a b:f; .*package.module:name"),
+        (OF_TASKS % "{type: 'a.b:C:d', name: a}", r"0\.own\.type \(task a\): .*:Class .*'a.b:C:d'"),
+        (OF_TASKS % "{type: 'a:C', name: a, b_column: 1}", r"\(task a\): b_column names a column"),
+        (OF_TASKS % "{type: 'a:C', name: a, first_column: b}", r"own_pairs\.second_column.*requi"),
+        (OF_TASKS % "{name: a}", r"0 \(task a\): a task has a name and a type: one of 'class"),
         ("name: a/b", "name: .*'a/b'"),
         ("subjects: []", r"subjects: .*at least 1.*\[\]"),
         ("subjects: [{model: m, dtype: int8}]", r"subjects\.0\.dtype: .*'bfloat16'"),
