@@ -159,6 +159,7 @@ def _asks_for(config: RunConfig, where: Partition) -> bool:
     asked = {
         "dataset": {each.name for each in datasets},
         "task": {task.name for each in datasets for task in each.tasks},
+        "metric": {*config.measure.own},
         "group": {config.name},
         "condition": {CLEAN, *prompted, *map(view_name, range(config.views.count))}
         | {found.name for each in datasets for found in graded_conditions(config, each)},

@@ -59,13 +59,17 @@ _AT_THE_END = (
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run writes, if not to its config's output, and what runs it."""
+    """Where a run writes, if not to its config's output, and what runs it.
+
+    `folder` is where modules of the user's own are looked for first, that of the config's file.
+    """
 
     output: str | None = None
     engine: Engine | None = None
     address: str | None = None
     overwrite: bool = False
     verbose: bool = False
+    folder: str = "."
 
 
 @contextmanager
@@ -94,7 +98,7 @@ def opened(given: RunConfig, where: Where, *, nightly: bool = False) -> Iterator
     )
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         seen.manifests.clear()  # another run may have ended since they were read
-        yield Run(config, root, cluster, where.overwrite, given, chosen, seen)
+        yield Run(config, root, cluster, where.overwrite, given, chosen, seen, where.folder)
 
 
 def make(

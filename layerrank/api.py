@@ -244,7 +244,9 @@ def rank(
         config = with_folders(of_values({"name": given.NAME, **values}, "what was given"))
         if output is None and config.output:
             kept, place = None, config.output
-        with whole.opened(config, whole.Where(place, overwrite=overwrite)) as run:
+        beside = str(Path(texts).parent) if isinstance(texts, (str, Path)) else "."
+        where = whole.Where(place, overwrite=overwrite, folder=beside)
+        with whole.opened(config, where) as run:
             whole.make(run, get_args(Stage), page.publish)
         first = partition("ranking", run.subjects[0], run.config)
         return Result(run.root, first, config.storage, kept)

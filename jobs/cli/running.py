@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerrank.jobs.cli.parser import STAGES
@@ -66,7 +67,9 @@ def nightly(arguments: argparse.Namespace) -> int:
 def _where(arguments: argparse.Namespace) -> Where:
     from layerrank.jobs.whole import Where  # noqa: PLC0415
 
-    return Where(**{each.name: getattr(arguments, each.name) for each in fields(Where)})
+    names = (each.name for each in fields(Where) if each.name != "folder")
+    given = {name: getattr(arguments, name) for name in names}
+    return Where(**given, folder=str(Path(arguments.config).parent))
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

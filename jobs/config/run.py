@@ -126,7 +126,7 @@ def _require_enough(config: RunConfig) -> None:
         for each in config.datasets
         if each.limit is not None
     }
-    for name in measure.metrics:
+    for name in (name for name in measure.metrics if name not in measure.own):
         given, fewest = dict(limits), METRICS[name].fewest
         if name in unseen:
             given["views.sample"] = views.sample
