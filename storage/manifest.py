@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal
 
@@ -59,7 +60,8 @@ class Manifest:
     """The content of a complete partition: its settings and the receipt of every shard.
 
     `removed` says by which rule its shards were deleted, if they were: what was made of them
-    stands, and they count as made until somebody needs them again.
+    stands, and they count as made until somebody needs them again. `published` says when the
+    content first stood; versions before 0.3 did not note it.
     """
 
     partition: Partition
@@ -68,6 +70,7 @@ class Manifest:
     made: str = ""  # what ran the work, in words
     removed: str = ""
     withdrawn: Literal["", "damaged", "stale"] = ""  # why readers do not see it, if they do not
+    published: str = ""  # ISO 8601, UTC
 
     @property
     def digest(self) -> str:
@@ -119,6 +122,7 @@ class Manifest:
             "digest": self.digest,
             "rows": self.rows,
             "made": self.made,
+            "published": self.published,
             "settings": dict(self.settings),
             "removed": self.removed,
             "withdrawn": self.withdrawn,
@@ -175,6 +179,7 @@ def _decoded(partition: Partition, content: bytes) -> Manifest | None:
         receipts = tuple(Receipt(**each, digest=digest) for each in values["shards"])
         states = (values[name] for name in ("made", "removed", "withdrawn"))
         found = Manifest(partition, values["settings"], receipts, *states)
+        found = replace(found, published=values.get("published", ""))
         ours = (values["table"], values["partition"]) == (partition.table, partition.keys)
         named = all(_NAME.fullmatch(receipt.name) for receipt in receipts)
     except FormatError:
@@ -361,6 +366,9 @@ class Manifests:
             self._delete(partition, name)
         manifest = Manifest(partition, settings, ordered, made)
         before = as_it_lies(self.root, partition)
+        is_same = before and (before.digest, before.content) == (digest, manifest.content)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = replace(manifest, published=before.published if before and is_same else now)
         if before and before.withdrawn == "damaged" and before.content != manifest.content:
             for each in derived(self.root, [before]):
                 self._say(f"  {each.partition} came of what is made again: so is it")
