@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from layerrank.jobs.config import settings
-from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import LATER, Block, ConfigError, Later, Name, require_distinct
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from layerrank.operators.prompts.conditions import Condition
 from layerrank.operators.ranking.choosing import Policy
@@ -44,6 +44,11 @@ class RunConfig(Block):
     tokens: settings.TokensConfig = settings.TokensConfig()
     measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
     keep: settings.KeepConfig = settings.KeepConfig()
+    delta: Annotated[bool, LATER] = Field(
+        False,
+        description="a Delta log beside the files of every table of the root, from now on, for "
+        "Spark, Trino and others; needs the extra delta",
+    )
     probe: settings.ProbeConfig = settings.ProbeConfig()
     curves: settings.CurvesConfig = settings.CurvesConfig()
     conditions: settings.ConditionsConfig = settings.ConditionsConfig()
