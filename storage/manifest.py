@@ -98,8 +98,8 @@ class Manifest:
 
     def objects(self) -> list[str]:
         """Return the keys of the shards that are there, in shard order."""
-        receipts = () if self.removed else self.receipts
-        return [self.partition.shard(receipt.name) for receipt in receipts]
+        receipts, path = () if self.removed else self.receipts, self.partition.path
+        return [f"{path}/{receipt.name}" for receipt in receipts]
 
     def shards(self, root: Root) -> list[Shard]:
         """Return the shards, in order."""
