@@ -127,6 +127,24 @@ def test_runs_that_commit_at_once_all_do(tmp_path: Path) -> None:
     assert _read(root) == dict.fromkeys(revisions, 4)
 
 
+def test_what_another_run_commits_first_is_looked_at_again(
+    here: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, columns = require(here, _where()), Logs._columns
+    held = {_where(): replace(made, receipts=(replace(made.receipts[0], checksum="other"),)).held}
+
+    def in_between(logs: Logs, *of: Any) -> pa.Schema:  # noqa: ANN401
+        monkeypatch.undo()
+        Logs(here).follow(held)
+        return columns(logs, *of)
+
+    before = _log(here).version()
+    monkeypatch.setattr(Logs, "_columns", in_between)
+    Logs(here).follow(held)
+    assert _log(here).version() == before + 1
+    assert _read(here) == {"step1": 4}
+
+
 def test_a_column_that_comes_later_is_null_before(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
     Manifests(root).keep_logs(asked=True)
