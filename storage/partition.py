@@ -54,6 +54,8 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "ranking": ("model", "revision", "group"),
 }
 CLEAN = "clean"
+ALERTS = "alerts"  # RUN/MODEL/REVISION.json: the rules of a nightly that a checkpoint broke
+RUNS = f"{BOOKS}/runs"  # the config of each run, NAME.yaml
 _MANIFESTS, _SUFFIX = f"{BOOKS}/manifests", ".json"
 
 
@@ -109,6 +111,18 @@ def part_name(name: str, number: int) -> str:
 def whole_name(name: str) -> str:
     """Return the name of the shard that an object is, or is a part of."""
     return re.sub(r"\.part-[0-9]+(\.[^.]+)$", r"\1", name)
+
+
+def step_of(revision: str) -> int | None:
+    """Return the training step that a revision names: its last number; None if it has none."""
+    numbers = re.findall(r"\d+", revision)
+    return int(numbers[-1]) if numbers else None
+
+
+def by_step(revision: str) -> tuple[bool, int, str]:
+    """Order revisions by their step; those without one come first."""
+    step = step_of(revision)
+    return step is not None, step or 0, revision
 
 
 def partitions(root: Root, table: TableName, *first: str) -> list[Partition]:

@@ -105,4 +105,4 @@ def test_imports_go_one_way(package: str) -> None:
 def test_operators_know_of_storage_only_its_schema() -> None:
     for file in (PROJECT / "operators").rglob("*.py"):
         storage = {name for name in _imports(file) if name.split(".")[0] == "storage"}
-        assert all(name.startswith("layerrank.storage.schema") for name in storage), file
+        assert all(name.startswith("storage.schema") for name in storage), file

@@ -18,7 +18,7 @@ from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
-from layerrank.storage.partition import partitions
+from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
 _FOLDER, _TREND, _PAGE = "report", "trend", "index.html"
@@ -93,7 +93,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
 
 def _ranked(config: RunConfig, root: Root) -> tuple[Subject, ...]:
     """Return the models that a run has ranked, wherever their files are by now."""
-    from layerrank.jobs.subjects import by_step, resolve  # noqa: PLC0415
+    from layerrank.jobs.subjects import resolve  # noqa: PLC0415
 
     try:
         found = resolve(config.subjects, config.storage, keep_gone=True)

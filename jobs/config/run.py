@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from layerrank.jobs.config import FULL_VIEWS, RECIPES, did_you_mean, recipes, settings
-from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import LATER, Block, ConfigError, Later, Name, require_distinct
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
@@ -42,6 +42,11 @@ class RunConfig(Block):
     tokens: settings.TokensConfig = settings.TokensConfig()
     measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
     keep: settings.KeepConfig = settings.KeepConfig()
+    delta: Annotated[bool, LATER] = Field(
+        False,
+        description="a Delta log beside the files of every table of the root, from now on, for "
+        "Spark, Trino and others; needs the extra delta",
+    )
     probe: settings.ProbeConfig = settings.ProbeConfig()
     curves: settings.CurvesConfig = settings.CurvesConfig()
     conditions: settings.ConditionsConfig = settings.ConditionsConfig()

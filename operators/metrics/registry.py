@@ -26,8 +26,8 @@ from layerrank.operators.metrics import (
     WITHOUT_FIRST,
     EntropyNorm,
     SpectrumMethod,
-    entropy_variant,
 )
+from layerrank.storage.schema import entropy_variant
 
 if TYPE_CHECKING:
     import torch

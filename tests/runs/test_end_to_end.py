@@ -428,7 +428,7 @@ def test_a_folder_of_texts_becomes_one_page(
 def test_the_readmes_sql_works(finished: Finished) -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     queries = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
-    assert len(queries) == 4
+    assert len(queries) == 5
     for query in queries:
         assert ask(finished.root, query), query
 
