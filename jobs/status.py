@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -15,8 +16,8 @@ from layerrank.jobs.cluster.console import answer
 from layerrank.jobs.cluster.errors import DONE, FAILED
 from layerrank.jobs.words import ago, bytes_of, counted, defined, known, signed
 from layerrank.operators.model.subject import Norm
-from layerrank.storage.manifest import as_it_lies, broken, load
-from layerrank.storage.partition import KEYS, Partition, all_partitions, by_step, partitions
+from layerrank.storage.manifest import as_it_lies, broken, require
+from layerrank.storage.partition import KEYS, Partition, all_partitions, by_step
 from layerrank.storage.root import Root
 from layerrank.storage.shards import DamagedError
 
@@ -59,7 +60,8 @@ def status(root: Root, *, verify: bool, as_json: bool = False) -> int:
     # What is verified is read by as many readers itself.
     with ThreadPoolExecutor(1 if verify else _READERS) as pool:
         held = [*pool.map(partial(_held, root, verify=verify), found)]
-    advice = [*recommendations(root)]
+    whole = [each.partition for each in held if each.state == "complete"]
+    advice = [*_recommendations(root, whole)]
     if as_json:
         answer(json.dumps(_facts(root, held, advice), indent=1, ensure_ascii=False), raw=True)
     else:
@@ -68,7 +70,9 @@ def status(root: Root, *, verify: bool, as_json: bool = False) -> int:
 
 
 def _held(root: Root, where: Partition, *, verify: bool) -> Held:
-    written = root.changed(where.manifest) if root.exists(where.manifest) else None
+    written = None
+    with suppress(FileNotFoundError):
+        written = root.changed(where.manifest)
     manifest = as_it_lies(root, where)
     if manifest is None or manifest.withdrawn:
         there = [size for name, size in root.sizes(where.path).items() if name.endswith(".parquet")]
@@ -80,25 +84,26 @@ def _held(root: Root, where: Partition, *, verify: bool) -> Held:
         return Held(where, state, len(there), sum(there), written=written, note=note)
     size = 0 if manifest.removed else sum(receipt.bytes for receipt in manifest.receipts)
     about = len(manifest.receipts), size, manifest.rows, written
-    if wrong := broken(root, manifest, lambda *_: verify):
+    is_read = verify or where.table == "ranking"  # for what it recommends
+    if wrong := broken(root, manifest, lambda *_: is_read):
         return Held(where, "damaged", *about, damage=wrong)
     if manifest.removed:
         return Held(where, "removed", *about, note=f"removed by {manifest.removed}")
     return Held(where, "complete", *about)
 
 
-def recommendations(root: Root) -> Iterator[dict[str, Any]]:
-    """Yield what each ranking of a root recommends: run, model, revision, layer, vectors, verdict.
+def _recommendations(root: Root, whole: Sequence[Partition]) -> Iterator[dict[str, Any]]:
+    """Yield what each ranking recommends: run, model, revision, layer, vectors, verdict.
 
     By run and model, the newest checkpoint last.
     """
     of_model: dict[tuple[str, str], list[Partition]] = {}
-    for where in partitions(root, "ranking"):
+    for where in (each for each in whole if each.table == "ranking"):
         of_model.setdefault((where.keys["group"], where.keys["model"]), []).append(where)
     for (run, model), same in sorted(of_model.items()):
         for where in sorted(same, key=lambda each: by_step(each.keys["revision"])):
-            manifest = load(root, where)
-            rows = manifest.shards(root)[0].read().to_pylist() if manifest else []
+            (shard,) = require(root, where).shards(root)
+            rows = shard.read().to_pylist()
             for row in (each for each in rows if each["recommended"]):
                 told = {name: row.get(name) for name in _TOLD}
                 yield {

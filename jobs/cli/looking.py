@@ -1,17 +1,23 @@
-"""What an output holds, is asked, and is rid of: status, repair, query."""
+"""What an output holds, is asked, shows, and is rid of: status, query, open, repair."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
+import webbrowser
 from pathlib import Path
+from urllib.parse import unquote
 
-from layerrank.jobs.cluster.console import say
-from layerrank.jobs.cluster.errors import DONE
+from layerrank.jobs.cluster.console import answer, say
+from layerrank.jobs.cluster.errors import DONE, FAILED
+from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.storage.root import Root
+
+_FOLDER, _TREND, _PAGE = "report", "trend", "index.html"
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -68,6 +74,68 @@ def _sql(arguments: argparse.Namespace) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"cannot read {arguments.file}: {reason}") from error
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Open the page of an output's report in a browser."""
+    root = existing(arguments)
+    key = _page_of(root, arguments.run)
+    if arguments.print:
+        answer(root.place(key))
+        return DONE
+    page = Path(root.path(key)) if root.is_local else _fetched(root, key)
+    say(f"  {page}")
+    if webbrowser.open(page.as_uri()):
+        return DONE
+    answer(f"there is no browser here; the page is {page}")
+    return FAILED
+
+
+def _page_of(root: Root, run: str | None) -> str:
+    """Return the page of a run's report, or the only one there is, or that of them all.
+
+    A nightly's is its trend over training, where it has no report.
+    """
+    pages = {
+        unquote(name): f"{above}/{name}/{_PAGE}"
+        for above in (_TREND, _FOLDER)
+        for name in root.folders(above)
+        if _PAGE in root.sizes(f"{above}/{name}")
+    }
+    if not pages:
+        raise FileNotFoundError(
+            f"there is no report in {root.uri}: `layerrank report {root.uri}` makes the one of a "
+            "finished run"
+        )
+    if run is not None:
+        return pages[known_run(run, [*pages], root)]
+    every = f"{_FOLDER}/{_PAGE}"
+    return every if len(pages) > 1 and root.exists(every) else [*pages.values()][-1]
+
+
+def _fetched(root: Root, key: str) -> Path:
+    """Return a page of object storage on this machine, with those that it leads to.
+
+    The folder is readable by its owner alone, and stays: a browser reads it later.
+    """
+    above = key.rpartition("/")[0]
+    target = Path(tempfile.mkdtemp(prefix="layerrank-report-"))
+    inner = [name for name in root.folders(above) if name not in (".", "..")]
+    for folder in (above, *(f"{above}/{name}" for name in inner)):
+        for name in root.sizes(folder):
+            file = target / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(root.read(f"{folder}/{name}"))
+    return target / key
+
+
+def known_run(name: str, names: list[str], root: Root) -> str:
+    """Return the name of a run; ConfigError if a root has no such run."""
+    if name not in names:
+        raise ConfigError(
+            f"{root.uri} has no run {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}"
+        )
+    return name
 
 
 def existing(arguments: argparse.Namespace) -> Root:

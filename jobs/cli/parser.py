@@ -414,13 +414,13 @@ COMMANDS: dict[str, Command] = {
         ("rank mine.yaml", "rank --scores scores.parquet", "rank --scores results/ -o out"),
     ),
     "report": Command(
-        "reporting:report",
+        "running:report",
         "rebuild the ranking and the report of an output",
         (_output_or_config, _engine, _run, _access),
         ("report out", "report out --run mine", "report mine.yaml"),
     ),
     "open": Command(
-        "reporting:show",
+        "looking:show",
         "the page of an output's report, in the browser",
         (_root, _page, _run, _access),
         ("open out", "open s3://bucket/layers --run mine", "open out --print"),
@@ -456,7 +456,7 @@ COMMANDS: dict[str, Command] = {
         (
             'query out "SELECT layer, score, gain FROM ranking ORDER BY rank"',
             "query out -f question.sql --to answer.parquet",
-            'echo "SELECT count(*) FROM prompts" | layerrank query out - --format csv',
+            "query out - --format csv < question.sql",
         ),
     ),
     "export": Command(

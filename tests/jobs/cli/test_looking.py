@@ -87,6 +87,20 @@ def test_status_of_what_is_damaged_or_unfinished_ends_with_one(cli: Cli, damaged
     assert (states["choices"]["state"], states["choices"]["written"]) == ("incomplete", None)
 
 
+def test_a_ranking_that_is_damaged_recommends_nothing(cli: Cli, root: str, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(root, copy)
+    (shard,) = (copy / "ranking").rglob("*.parquet")
+    content = bytearray(shard.read_bytes())
+    content[50] ^= 1
+    shard.write_bytes(content)
+    found = json.loads(cli("status", str(copy), "--json", expect=1).stdout)
+    assert [each["table"] for each in found["partitions"] if each["state"] == "damaged"] == [
+        "ranking"
+    ]
+    assert found["recommendations"] == []
+
+
 @pytest.mark.parametrize("words", [["status"], ["query", DEEP, "--format", "csv"]])
 def test_a_reader_that_has_enough_ends_a_command_without_a_word(
     root: str, words: list[str]

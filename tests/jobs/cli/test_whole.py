@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from layerrank.jobs.config.stored import stored
 from layerrank.storage.root import Root
-from tests.conftest import Cli, write_texts
+from tests.conftest import S3, Cli, offline_environment, write_texts
 from tests.support.stored import ask
 
 pytestmark = pytest.mark.slow
@@ -77,6 +78,31 @@ def test_a_report_comes_from_the_tables_alone(folder: Path, tmp_path: Path, cli:
     assert f"report: {folder}/out/report/mine/index.html" in told
 
 
+def test_a_report_on_s3_is_made_there(folder: Path, tmp_path: Path, s3: S3) -> None:
+    there, out = s3.root("mine"), folder / "out"
+    for file in (each for each in out.rglob("*") if each.is_file()):
+        there.write(str(file.relative_to(out)), file.read_bytes())
+    page = there.read("report/mine/index.html")
+    there.delete("report/mine/index.html")
+    storage = tmp_path / "storage.yaml"
+    storage.write_text(
+        CONFIG
+        + yaml.safe_dump(
+            {
+                "storage": {
+                    "endpoint_url": s3.endpoint,
+                    "key": "testing",
+                    "secret": "not-a-real-secret",
+                }
+            }
+        ),
+        encoding="utf-8",
+    )
+    told = Cli(offline_environment())("report", there.uri, "--config", str(storage))
+    assert "not-a-real-secret" not in told.stdout + told.stderr
+    assert there.read("report/mine/index.html") == page
+
+
 def test_all_runs_of_an_output_are_reported(folder: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder / "out", out)
@@ -96,6 +122,16 @@ def test_a_plan_has_the_same_options(folder: Path, cli: Cli) -> None:
         for options in ([], ["--limit", "30"])
     ]
     assert [found and int(found[1]) for found in rows] == [60, 30]
+
+
+def test_a_model_is_exported_with_nothing_but_the_output(
+    folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    out, cut = str(folder / "out"), tmp_path / "cut"
+    cli("export", str(cut), "--ranking", out)
+    assert json.loads((cut / "modules.json").read_text("utf-8"))
+    assert "cut exists" in cli("export", str(cut), "--ranking", out, expect=2).stderr
+    assert f"--ranking {out}" in cli("export", out, expect=2).stderr
 
 
 @pytest.mark.parametrize("command", [["validate"], ["plan"], ["run"]])
