@@ -316,7 +316,7 @@ def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
     def rows(delimiter: str) -> list[list[str]]:
         found = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
         first = [*islice(filter(None, found), _SNIFFED_ROWS)]
-        return first[:-1] or first if rest else first  # the last one may be cut
+        return first[:-1] if rest and len(first) > 1 else first  # the last one may be cut
 
     delimiter = file.delimiter or ("\t" if file.kind == "tsv" else ",")
     if file.kind == "csv" and not file.delimiter:
