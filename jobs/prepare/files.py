@@ -174,9 +174,11 @@ def sniffed(found: File, options: Options) -> list[str]:
 
 def told_delimiters(found: Sequence[str]) -> str:
     """Say what was found between the columns of the CSV files of a source."""
-    counts = Counter(found).most_common()
-    several = [f" ({counted(count, 'file')})" if len(counts) > 1 else "" for _, count in counts]
-    words = [_DELIMITERS[each] + n for (each, _), n in zip(counts, several, strict=True)]
+    counts = {words: found.count(each) for each, words in _DELIMITERS.items() if each in found}
+    words = [
+        f"{each} ({counted(count, 'file')})" if len(counts) > 1 else each
+        for each, count in counts.items()
+    ]
     return f"CSV with {listed(words)} between columns (`delimiter` of the source names another)"
 
 

@@ -159,10 +159,12 @@ def test_numbers_become_strings_and_lists_json(form: str, tmp_path: Path) -> Non
         assert [None if text is None else json.loads(text) for text in found] == values
 
 
-def test_categories_and_structs_of_parquet_become_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", TYPED)
+def test_categories_and_structs_become_text(form: str, tmp_path: Path) -> None:
     days = pa.array([{"on": date(2024, 2, 29), "n": 1}, None, None])
     labels = pa.array(["sea", "sky", "sea"]).dictionary_encode()
-    path = write(tmp_path / "t.parquet", {"text": ["a", "b", "c"], "label": labels, "day": days})
+    columns = {"text": ["a", "b", "c"], "label": labels, "day": days, "more": labels}
+    path = write(tmp_path / f"t.{form}", columns)
     rows = read_all(of_files(path), ["label", "day"])
     assert [label for label, _, _ in rows] == ["sea", "sky", "sea"]
     assert [day for _, day, _ in rows] == ['{"on": "2024-02-29", "n": 1}', None, None]
@@ -612,7 +614,7 @@ def test_files_of_a_source_have_each_their_own_delimiter(tmp_path: Path) -> None
     assert texts_of(config) == ["a.csv", "b.csv", "c.csv", "d.tsv"]
     found = [each for part in sources.discover(config, {}) for each in sources.sniffed(part, {})]
     told = files.told_delimiters(found)
-    assert "`;` (2 files) and `,` (1 file)" in told
+    assert "`,` (1 file) and `;` (2 files)" in told
     assert "with tab between" in files.told_delimiters(["\t"])
 
 
