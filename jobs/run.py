@@ -15,9 +15,10 @@ from layerrank.jobs.cluster.console import say
 from layerrank.jobs.config import Stage
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.candidates import other_vectors
-from layerrank.jobs.config.datasets import DatasetConfig, Task
+from layerrank.jobs.config.datasets import DatasetConfig, OwnTask, Task
 from layerrank.jobs.config.prompts import Prompted, Side, by_template
 from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.own import Own, find
 from layerrank.jobs.subjects import (
     checked,
     require_lengths,
@@ -66,6 +67,9 @@ TABLES: dict[TableName, Table] = {
     "layer_metrics": Table(
         "measure", "when all layers under a condition are measured", "metrics.parquet"
     ),
+    "own_metrics": Table(
+        "measure", "when a function is measured in all layers under a condition", "metrics.parquet"
+    ),
     "prompt_traits": Table("measure", "when the sampled prompts of a dataset are described"),
     "sensitivity": Table("measure", "when a family of conditions is reduced", "slopes.parquet"),
     "modes": Table("measure", "when all datasets of a subject are measured", "modes.parquet"),
@@ -90,6 +94,7 @@ class Seen:
     identities: dict[Subject, Settings] = field(default_factory=dict)
     shapes: dict[Subject, ModelShape] = field(default_factory=dict)
     sides: dict[tuple[Subject, str], list[Side]] = field(default_factory=dict)
+    own: dict[str, Own] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Run:
     given: RunConfig | None = None  # the config without the defaults of the root, if they differ
     chosen: tuple[Subject, ...] | None = None  # of the config's subjects; None: all of them
     seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    folder: str = ""  # that of the config, where functions and classes of the user's may lie
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
@@ -128,6 +134,16 @@ class Run:
             given = self.identity(subject), self.config.storage, self.root, self.cluster.begin
             self.seen.shapes[subject] = checked(subject, *given)
         return self.seen.shapes[subject]
+
+    def own(self, name: str) -> Own:
+        """Return a function or a class of the user's; its source is read once."""
+        if name not in self.seen.own:
+            self.seen.own[name] = find(name, self.folder)
+        return self.seen.own[name]
+
+    def own_task(self, task: Task) -> Own | None:
+        """Return the class of a task of the user's own; None for any other."""
+        return self.own(task.type) if isinstance(task, OwnTask) else None
 
     def kind(self, subject: Subject) -> Kind | None:
         """Return what kind of model a subject is; None if its files are not there any more."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from layerrank.jobs.config import VectorFormat
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.export import Asked, ranked_point, run_of, staged
 from layerrank.jobs.run import partition
@@ -37,7 +38,6 @@ from layerrank.storage.root import Root
 from layerrank.storage.shards import Shard
 
 AS_RANKED = Asked()
-Format = Literal["parquet", "lance", "faiss", "npy"]
 # The package that a format needs; its module and our extra have the name of the format.
 _PACKAGES = {"lance": "pylance", "faiss": "faiss-cpu"}
 # What a text is labelled with: of a type of task the column of its items, and its type.
@@ -240,7 +240,7 @@ class Saved(NamedTuple):
 
 def save(
     found: TextVectors,
-    to: Format,
+    to: VectorFormat,
     out: str,
     options: Mapping[str, Any] | None = None,
     *,
@@ -287,7 +287,7 @@ def save(
     return Saved(folder.place(name), beside and folder.place(beside), found)
 
 
-def _library(to: Format) -> Any:  # noqa: ANN401  (neither ships types)
+def _library(to: VectorFormat) -> Any:  # noqa: ANN401  (neither ships types)
     """Return the package that writes a format, if it needs one; ConfigError if it is not there."""
     if to not in _PACKAGES:
         return None
@@ -299,7 +299,7 @@ def _library(to: Format) -> Any:  # noqa: ANN401  (neither ships types)
     return import_module(to)
 
 
-def _require_free(folder: Root, name: str, to: Format, *, overwrite: bool) -> None:
+def _require_free(folder: Root, name: str, to: VectorFormat, *, overwrite: bool) -> None:
     """ConfigError if something lies at a name that may not be replaced."""
     if not folder.exists(name):
         return

@@ -28,6 +28,8 @@ from layerrank.storage.manifest import Manifests
 if TYPE_CHECKING:
     from layerrank.jobs.rank.ranking import Ranking
 
+    Publish = Callable[[Run, Sequence[Ranking]], None]
+
 # What the stages' workers need, which processes of this machine import once: their modules, and
 # what these import when it is first used.
 WORKERS = (
@@ -57,13 +59,17 @@ _AT_THE_END = (
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run writes, if not to its config's output, and what runs it."""
+    """Where a run writes, if not to its config's output, and what runs it.
+
+    `folder` is where modules of the user's own are looked for first, that of the config's file.
+    """
 
     output: str | None = None
     engine: Engine | None = None
     address: str | None = None
     overwrite: bool = False
     verbose: bool = False
+    folder: str = "."
 
 
 @contextmanager
@@ -92,34 +98,26 @@ def opened(given: RunConfig, where: Where, *, nightly: bool = False) -> Iterator
     )
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         seen.manifests.clear()  # another run may have ended since they were read
-        yield Run(config, root, cluster, where.overwrite, given, chosen, seen)
+        yield Run(config, root, cluster, where.overwrite, given, chosen, seen, where.folder)
 
 
 def make(
     run: Run,
     stages: Sequence[Stage],
-    publish: Callable[[Run, Sequence[Ranking]], None],
+    publish: Publish,
     check: Callable[[Run, bool], None] = lambda *_: None,
-) -> Sequence[Ranking]:
-    """Do stages of a run, in order; `rank` ends with `publish` of the rankings, which are returned.
+) -> None:
+    """Do stages of a run, in order; `rank` ends with `publish` of the rankings.
 
     `check` may refuse the run before anything is made, and again when its texts are prepared.
     """
-    began, rankings = time.monotonic(), list["Ranking"]()
-
-    def rank_and_report(run: Run) -> None:
-        from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
-
-        require_scores(run)
-        rankings[:] = rank(run)
-        publish(run, rankings)
-
+    began = time.monotonic()
     of_stage: dict[Stage, Callable[[Run], object]] = {
         "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
-        "rank": rank_and_report,
+        "rank": partial(rank_and_report, publish=publish),
     }
 
     def work() -> None:
@@ -142,4 +140,11 @@ def make(
             import_module(name)
     healing(run, work)
     say(f"done in {time.monotonic() - began:.0f} s")
-    return rankings
+
+
+def rank_and_report(run: Run, publish: Publish) -> None:
+    """Do the last stage: what is scored becomes a ranking, and that is published."""
+    from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
+
+    require_scores(run)
+    publish(run, rank(run))

@@ -35,6 +35,7 @@ from layerrank.storage.manifest import require, require_format
 from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
 from layerrank.storage.root import Root
+from layerrank.storage.sql import connect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,6 +128,12 @@ class Result:
         with _ours():
             (shard,) = require(self._root, self._ranking).shards(self._root)
             found: pd.DataFrame = shard.read().to_pandas()
+            return found
+
+    def query(self, sql: str) -> pd.DataFrame:
+        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it."""
+        with _ours(), connect(self._root) as connection:
+            found: pd.DataFrame = connection.sql(sql).df()
             return found
 
     def report(self) -> Report:
@@ -237,7 +244,9 @@ def rank(
         config = with_folders(of_values({"name": given.NAME, **values}, "what was given"))
         if output is None and config.output:
             kept, place = None, config.output
-        with whole.opened(config, whole.Where(place, overwrite=overwrite)) as run:
+        beside = str(Path(texts).parent) if isinstance(texts, (str, Path)) else "."
+        where = whole.Where(place, overwrite=overwrite, folder=beside)
+        with whole.opened(config, where) as run:
             whole.make(run, get_args(Stage), page.publish)
         first = partition("ranking", run.subjects[0], run.config)
         return Result(run.root, first, config.storage, kept)

@@ -17,6 +17,7 @@ TableName = Literal[
     "tokens",
     "prompt_metrics",
     "layer_metrics",
+    "own_metrics",
     "sensitivity",
     "prompt_traits",
     "modes",
@@ -38,6 +39,7 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "tokens": SUBJECT_KEYS,
     "prompt_metrics": SUBJECT_KEYS,
     "layer_metrics": SUBJECT_KEYS,
+    "own_metrics": (*SUBJECT_KEYS, "metric"),
     "sensitivity": ("model", "revision", "dataset", "family"),
     "prompt_traits": SUBJECT_KEYS,
     "modes": ("model", "revision", "group"),
@@ -109,15 +111,19 @@ def whole_name(name: str) -> str:
     return re.sub(r"\.part-[0-9]+(\.[^.]+)$", r"\1", name)
 
 
-def partitions(root: Root, table: TableName) -> list[Partition]:
-    """Return the partitions of `table` that have a manifest, sorted.
+def partitions(root: Root, table: TableName, *first: str) -> list[Partition]:
+    """Return the partitions of `table` that have a manifest, sorted; those of some `first` values.
 
     Walks the folders level by level, so the number of shards in them does not matter.
     """
     *upper, last = KEYS[table]
+    named = [f"{key}={quote(value, safe='')}" for key, value in zip(upper, first, strict=False)]
+    below = "/".join([_MANIFESTS, table, *named])
     return sorted(
-        Partition(table, (*values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX))))
-        for prefix, values in _walk(root, f"{_MANIFESTS}/{table}", upper)
+        Partition(
+            table, (*first, *values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX)))
+        )
+        for prefix, values in _walk(root, below, upper[len(first) :])
         for name in root.sizes(prefix)
         if name.startswith(f"{last}=") and name.endswith(_SUFFIX)
     )

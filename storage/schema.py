@@ -84,6 +84,12 @@ MTEB_ITEMS = _table(
     ),
 )
 
+# Those of a task of the user's own, of texts or of pairs of them.
+OWN_ITEMS, OWN_PAIR_ITEMS = (
+    _table("tasks", _ROW, *ids, _column("label", pa.string(), "a JSON object of the row's cells"))
+    for ids in ([_PROMPT_ID], [PAIR_ITEMS.field("first_id"), PAIR_ITEMS.field("second_id")])
+)
+
 # As they lie in the table: the columns of every type, null in the others, so that all tasks can be
 # read together.
 TASKS = _table(
@@ -147,6 +153,17 @@ LAYER_METRICS = _table(
     _REASON,
     _column("n_prompts", pa.int64(), "prompts the value is made from"),
     _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
+)
+
+OWN_METRICS = _table(
+    "own_metrics",
+    _LAYER,
+    _NORM,
+    _POOLING,
+    _column("variant", pa.string(), "name that the function gave the value; empty of a lone one"),
+    _VALUE,
+    _REASON,
+    _column("n_prompts", pa.int64(), "prompts the value is made from"),
 )
 
 PROMPT_TRAITS = _table(

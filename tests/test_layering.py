@@ -16,10 +16,11 @@ ABOVE = ("rank", "report", "nightly", "plan", "whole", "cli")  # what reads or c
 BELOW = {
     "words": set[str](),
     "config": set[str](),
-    "tasks": {"config"},
+    "own": {"config"},
+    "tasks": {"config", "own"},
     "subjects": {"config"},
     "cluster": {"config"},
-    "run": {"config", "tasks", "subjects", "cluster"},
+    "run": {"config", "own", "tasks", "subjects", "cluster"},
 }
 MOST_FILES = 12  # of a folder
 LONGEST_CHAIN = {"jobs": 10, "": 14}  # files that import one another, of a package or of all

@@ -1,10 +1,10 @@
-"""What is taken out of an output: the model cut at a layer."""
+"""What is taken out of an output: the model cut at a layer, the vectors of a layer."""
 
 from __future__ import annotations
 
 import argparse
 
-from layerrank.jobs.cli.looking import storage_of
+from layerrank.jobs.cli.looking import existing, storage_of
 from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
@@ -51,4 +51,19 @@ def export(arguments: argparse.Namespace) -> int:
     say(f"  {exported(*whole, prompts=prompts, overwrite=arguments.overwrite)}")
     if evidence and evidence.row.get("verdict") == "not_enough_evidence":
         say("  a guess: the ranking has not enough evidence for this layer")
+    return DONE
+
+
+def vectors(arguments: argparse.Namespace) -> int:
+    """Write the vectors of one layer with their texts."""
+    from layerrank.jobs.export import Asked  # noqa: PLC0415
+    from layerrank.jobs.vectors import layer_vectors, save  # noqa: PLC0415
+
+    asked = Asked(*(getattr(arguments, name) for name in Asked._fields))
+    which = {name: getattr(arguments, name) for name in ("model", "revision", "dataset", "group")}
+    found = layer_vectors(existing(arguments), asked, **which)
+    model = found.subject.name.rpartition("/")[2]
+    out = arguments.out or f"{model}-layer-{found.group.layer}.{arguments.to}"
+    options = storage_of(arguments).options() if "://" in out else {}
+    say(f"  {save(found, arguments.to, out, options, overwrite=arguments.overwrite)}")
     return DONE

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
-from layerrank.jobs.cluster.console import answer
+from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
+from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.storage.root import Root
@@ -13,9 +16,9 @@ from layerrank.storage.root import Root
 
 def status(arguments: argparse.Namespace) -> int:
     """Say what every partition of an output holds; DONE if all are complete and as written."""
-    from layerrank.jobs.upkeep import status as told  # noqa: PLC0415
+    from layerrank.jobs.status import status as told  # noqa: PLC0415
 
-    return told(existing(arguments), verify=arguments.verify)
+    return told(existing(arguments), verify=arguments.verify, as_json=arguments.json)
 
 
 def repair(arguments: argparse.Namespace) -> int:
@@ -33,26 +36,54 @@ def repair(arguments: argparse.Namespace) -> int:
 
 
 def query(arguments: argparse.Namespace) -> int:
-    """Answer a query."""
+    """Answer a query, or write the answer to a file."""
+    from layerrank.jobs.cli import answers  # noqa: PLC0415  (pyarrow and duckdb, for this alone)
     from layerrank.storage.sql import connect  # noqa: PLC0415
 
+    sql, form = _sql(arguments), answers.form_of(arguments.to, arguments.format)
     with connect(existing(arguments)) as connection:
-        relation = connection.sql(arguments.sql)
-        if relation is not None:
-            for line in str(relation).rstrip().split("\n"):
-                answer(line)
+        relation = connection.sql(sql)
+        if relation is None:
+            raise ConfigError("the SQL asks for nothing")
+        if arguments.to is None:
+            answers.tell(relation, form)
+            return DONE
+        folder, slash, name = arguments.to.rpartition("/")
+        place = Root(folder or slash or ".", storage_of(arguments).options())
+        answers.write(relation, form, place, name)
+        say(f"  {place.place(name)}")
     return DONE
+
+
+def _sql(arguments: argparse.Namespace) -> str:
+    """Return the SQL of a query: an argument, the standard input, or a file."""
+    if (arguments.sql is None) == (arguments.file is None):
+        raise ConfigError("give the SQL once: as an argument, - for the standard input, or -f FILE")
+    if arguments.sql == "-":
+        return sys.stdin.read()
+    if arguments.file is None:
+        return str(arguments.sql)
+    try:
+        return Path(arguments.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"cannot read {arguments.file}: {reason}") from error
 
 
 def existing(arguments: argparse.Namespace) -> Root:
     """Return the root that a command is given; FormatError if this version does not read it."""
+    return root_at(arguments.output, storage_of(arguments))
+
+
+def root_at(place: str, storage: StorageConfig) -> Root:
+    """Return the root of a place; FormatError if this version does not read it."""
     from layerrank.storage.manifest import require_format  # noqa: PLC0415
 
-    root = Root(arguments.output, storage_of(arguments).options())
+    root = Root(place, storage.options())
     require_format(root)
     return root
 
 
 def storage_of(arguments: argparse.Namespace) -> StorageConfig:
     """Return how object storage is reached: as the config says that a command is given."""
-    return load(arguments.config).storage if arguments.config else StorageConfig()
+    return load(arguments.access).storage if arguments.access else StorageConfig()

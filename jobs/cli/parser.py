@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, get_args
 
-from layerrank.jobs.config import FULL_VIEWS, Engine, Stage, did_you_mean, recipes
+from layerrank.jobs.config import FULL_VIEWS, Engine, Stage, VectorFormat, did_you_mean, recipes
 from layerrank.jobs.plan import limits
 from layerrank.operators.model.subject import Norm, Pooling, Transform
 from layerrank.operators.ranking import Policy
@@ -104,7 +104,11 @@ def _scores_or_config(parser: Parser) -> None:
     )
 
 
-def _config(parser: Parser, nargs: str | None = None) -> None:
+def _output_or_config(parser: Parser) -> None:
+    _config(parser, metavar="OUTPUT|RECIPE|FILE")
+
+
+def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FILE") -> None:
     """Add the config of a run, where it writes, and what replaces parts of the config."""
     names = recipes()
     shell = {
@@ -122,9 +126,10 @@ def _config(parser: Parser, nargs: str | None = None) -> None:
     _path(
         parser,
         "config",
-        metavar="RECIPE|FILE",
+        metavar=metavar,
         nargs=nargs,
-        help=f"a recipe ({known}) or a YAML file",
+        help=f"{'the folder of runs, ' if 'OUTPUT' in metavar else ''}a recipe ({known}) or a "
+        "YAML file",
         by=shell,
     )
     _path(
@@ -133,6 +138,21 @@ def _config(parser: Parser, nargs: str | None = None) -> None:
         "--output",
         help="folder or s3:// prefix (default: the config's)",
         by="directory",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="put a value into the config, such as extract.max_tokens=128 or "
+        "datasets.NAME.limit=500; `layerrank ls keys` lists the keys; may be given several times",
+    )
+    parser.add_argument(
+        "--limit",
+        type=limits.whole,
+        metavar="N",
+        help="read at most N source rows of every dataset, for a try",
     )
     parser.add_argument(
         "--subject",
@@ -228,13 +248,29 @@ def _root(parser: Parser) -> None:
 
 def _access(parser: Parser) -> None:
     _path(
-        parser, "--config", metavar="FILE", help="a config whose `storage:` reaches S3", by="file"
+        parser,
+        "--config",
+        dest="access",
+        metavar="FILE",
+        help="a config whose `storage:` reaches S3",
+        by="file",
     )
 
 
-def _verify(parser: Parser) -> None:
+def _run(parser: Parser) -> None:
+    parser.add_argument("--run", metavar="NAME", help="of several runs in the output this one")
+
+
+def _page(parser: Parser) -> None:
+    parser.add_argument("--print", action="store_true", help="say where the page is, and no more")
+
+
+def _status(parser: Parser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read every shard and check its bytes"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="the same for programs, with every ranking's advice"
     )
 
 
@@ -245,7 +281,46 @@ def _prune(parser: Parser) -> None:
 
 
 def _sql(parser: Parser) -> None:
-    parser.add_argument("sql", metavar="SQL", help="a DuckDB query; every table is a view")
+    parser.add_argument(
+        "sql",
+        metavar="SQL",
+        nargs="?",
+        help="a DuckDB query, every table is a view; - reads it from the standard input",
+    )
+    _path(parser, "-f", "--file", metavar="FILE", help="read the SQL from this file", by="file")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json", "markdown", "parquet"),
+        help="default: as --to FILE ends, else a table, which shows as many rows as a screen; "
+        "the others have all rows",
+    )
+    _path(
+        parser,
+        "--to",
+        metavar="FILE",
+        help="write the rows to this file, .csv, .json, .md or .parquet",
+        by="file",
+    )
+
+
+def _recipe(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", choices=recipes(), help="show this one")
+
+
+def _what(parser: Parser) -> None:
+    parser.add_argument(
+        "what",
+        choices=("metrics", "tasks", "keys"),
+        help="metrics, types of tasks with their columns, or every key of a config",
+    )
+
+
+def _a_file(parser: Parser) -> None:
+    _path(parser, "config", metavar="RECIPE|FILE", help="the config to check", by="file")
+
+
+def _shell(parser: Parser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
 
 def _candidate(parser: Parser) -> None:
@@ -285,6 +360,36 @@ def _candidate(parser: Parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
 
 
+def _vectors(parser: Parser) -> None:
+    """Add which vectors of an output are to be exported, as what, and where to."""
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=get_args(VectorFormat),
+        help="a Parquet file, a Lance dataset, a FAISS index of cosines, or a matrix of NumPy",
+    )
+    _path(
+        parser,
+        "--out",
+        metavar="PATH",
+        help="what to write (default: MODEL-layer-K.FORMAT in this folder)",
+        by="file",
+    )
+    parser.add_argument("--layer", type=int, help="default: the one that the ranking recommends")
+    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
+    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
+    parser.add_argument("--transform", choices=get_args(Transform), help="default: as ranked; raw")
+    parser.add_argument(
+        "--model", "--subject", metavar="NAME", help="the model's name, where there are several"
+    )
+    parser.add_argument("--revision", help="of the model, where there are several")
+    parser.add_argument("--dataset", metavar="NAME", help="default: all datasets of the run")
+    parser.add_argument(
+        "--run", "--group", dest="group", metavar="NAME", help="the run, where there are several"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what was exported")
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "running:run",
@@ -309,10 +414,16 @@ COMMANDS: dict[str, Command] = {
         ("rank mine.yaml", "rank --scores scores.parquet", "rank --scores results/ -o out"),
     ),
     "report": Command(
-        "running:run",
+        "reporting:report",
         "rebuild the ranking and the report of an output",
-        (_config, _engine),
-        ("report mine.yaml",),
+        (_output_or_config, _engine, _run, _access),
+        ("report out", "report out --run mine", "report mine.yaml"),
+    ),
+    "open": Command(
+        "reporting:show",
+        "the page of an output's report, in the browser",
+        (_root, _page, _run, _access),
+        ("open out", "open s3://bucket/layers --run mine", "open out --print"),
     ),
     "nightly": Command(
         "running:nightly",
@@ -329,8 +440,8 @@ COMMANDS: dict[str, Command] = {
     "status": Command(
         "looking:status",
         "what an output holds, and what is unfinished",
-        (_root, _verify, _access),
-        ("status out", "status s3://bucket/layers --verify"),
+        (_root, _status, _access),
+        ("status out", "status s3://bucket/layers --verify", "status out --json | jq .bytes"),
     ),
     "repair": Command(
         "looking:repair",
@@ -342,7 +453,11 @@ COMMANDS: dict[str, Command] = {
         "looking:query",
         "SQL over the tables of an output",
         (_root, _sql, _access),
-        ('query out "SELECT layer, score, gain FROM ranking ORDER BY rank"',),
+        (
+            'query out "SELECT layer, score, gain FROM ranking ORDER BY rank"',
+            "query out -f question.sql --to answer.parquet",
+            'echo "SELECT count(*) FROM prompts" | layerrank query out - --format csv',
+        ),
     ),
     "export": Command(
         "exporting:export",
@@ -352,5 +467,44 @@ COMMANDS: dict[str, Command] = {
             "export cut --ranking out",
             "export cut --subject EleutherAI/pythia-410m --ranking out --layer 17",
         ),
+    ),
+    "export-vectors": Command(
+        "exporting:vectors",
+        "the vectors of one layer with their texts",
+        (_root, _vectors, _access),
+        (
+            "export-vectors out --to parquet",
+            "export-vectors out --layer 17 --transform raw --to faiss --out docs.faiss",
+        ),
+    ),
+    "recipes": Command(
+        "describing:recipes",
+        "configs that every installation has",
+        (_recipe,),
+        ("recipes", "recipes quickcheck > mine.yaml"),
+    ),
+    "ls": Command(
+        "describing:ls",
+        "the metrics, the types of tasks, the keys of a config",
+        (_what,),
+        ("ls metrics", "ls tasks", "ls keys | grep limit"),
+    ),
+    "validate": Command(
+        "describing:validate",
+        "whether a config is right, and all that is wrong with it",
+        (_a_file,),
+        ("validate mine.yaml",),
+    ),
+    "schema": Command(
+        "describing:schema",
+        "the JSON Schema of a config, for editors",
+        (),
+        ("schema > layerrank.schema.json",),
+    ),
+    "completion": Command(
+        "describing:completion",
+        "the script that completes commands in a shell",
+        (_shell,),
+        ("completion bash > ~/.local/share/bash-completion/completions/layerrank",),
     ),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerrank.jobs.cli.parser import STAGES
@@ -37,15 +39,17 @@ def run(arguments: argparse.Namespace) -> int:
     def check(run: Run, is_prepared: bool) -> None:
         guard.check(run.config, run.root, say, prepared=is_prepared)
 
-    def publish(run: Run, rankings: Sequence[Ranking]) -> None:
-        from layerrank.jobs.report import page  # noqa: PLC0415
-
-        page.publish(run, rankings, anew=one != "run")
-
     with opened(_config(arguments), _where(arguments)) as run:
-        rankings = make(run, stages, publish, check)
-    _verdicts(arguments, rankings)
+        make(run, stages, partial(publish, arguments), check)
     return DONE
+
+
+def publish(arguments: argparse.Namespace, run: Run, rankings: Sequence[Ranking]) -> None:
+    """Write the report of a run and say what it found."""
+    from layerrank.jobs.report import page  # noqa: PLC0415
+
+    page.publish(run, rankings, anew=arguments.command != "run")
+    _verdicts(arguments, rankings)
 
 
 def nightly(arguments: argparse.Namespace) -> int:
@@ -63,13 +67,16 @@ def nightly(arguments: argparse.Namespace) -> int:
 def _where(arguments: argparse.Namespace) -> Where:
     from layerrank.jobs.whole import Where  # noqa: PLC0415
 
-    return Where(**{each.name: getattr(arguments, each.name) for each in fields(Where)})
+    names = (each.name for each in fields(Where) if each.name != "folder")
+    given = {name: getattr(arguments, name) for name in names}
+    return Where(**given, folder=str(Path(arguments.config).parent))
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces, and the tasks of its folders."""
+    config = load(arguments.config, arguments.sets, arguments.limit)
     columns = arguments.text_column, arguments.label_column
-    return with_folders(overridden(load(arguments.config), arguments), arguments.texts, *columns)
+    return with_folders(overridden(config, arguments), arguments.texts, *columns)
 
 
 def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:
@@ -78,13 +85,17 @@ def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Polic
     if scores := getattr(arguments, "scores", None):
         if arguments.config:
             raise ConfigError(f"give {arguments.config} or --scores, not both")
+        if arguments.sets or arguments.limit:
+            raise ConfigError("--scores has no config: --set and --limit are for a recipe or file")
         return scores, arguments.output, policy or "best"
     if policy:
         raise ConfigError("--policy is for --scores; a run takes rank.policy of its config")
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     makes_page = arguments.command in ("run", "rank", "report")
-    if makes_page and (recipe := scores_recipe(arguments.config)):
+    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets)):
+        if arguments.limit:
+            raise ConfigError(f"{arguments.config} ranks scores: it has no rows to --limit")
         return recipe.scores, arguments.output or recipe.output, recipe.policy
     return None
 

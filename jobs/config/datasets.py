@@ -13,18 +13,33 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from layerrank.jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import (
+    LATER,
+    Block,
+    Count,
+    Later,
+    Name,
+    OwnName,
+    require_distinct,
+)
 from layerrank.operators.prompts.templates import Template, read_template
 
+_TEXT = {"type": "string"}
 Names = Annotated[  # one, or a list
-    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
 _SHOWN = 12  # names that an error lists
 Format = Literal["parquet", "arrow", "feather", "jsonl", "json", "csv", "tsv", "text"]
@@ -47,7 +62,12 @@ Delimiter = Annotated[
 ]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 Prompt = Annotated[
-    Template, BeforeValidator(read_template), PlainSerializer(lambda prompt: prompt.written)
+    Template,
+    BeforeValidator(read_template),
+    PlainSerializer(lambda prompt: prompt.written),
+    WithJsonSchema(
+        {"anyOf": [_TEXT, {"type": "object", "properties": {"chat": _TEXT}, "required": ["chat"]}]}
+    ),
 ]
 
 
@@ -149,6 +169,10 @@ class TaskConfig(Block):
         """How many folds are scored: 1 of a task without folds."""
         return getattr(self, "folds", 1)
 
+    def of_items(self) -> dict[str, Any]:
+        """Return the keys that its items depend on, for their digest."""
+        return self.settings(exclude=PROTOCOL)
+
 
 class OneSided(TaskConfig):
     """A task whose texts are all read alike."""
@@ -177,8 +201,10 @@ class FittedTask(OneSided):
     """A task that is fitted on one part of its items and tested on the other."""
 
     split_column: str | None = Field(None, description="holds train and test; else a seeded split")
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    folds: Count = 10
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="of the items, where no column splits them"
+    )
+    folds: Count = Field(10, description="fits, each on other training items")
 
 
 class ClassificationTask(FittedTask):
@@ -190,7 +216,7 @@ class ClassificationTask(FittedTask):
         False, description="a text has any number of labels, in a list or separated"
     )
     label_separator: str = Field(",", min_length=1)
-    samples_per_label: Count = 8
+    samples_per_label: Count = Field(8, description="training items of a label in a fold")
 
 
 class RegressionTask(FittedTask):
@@ -207,9 +233,9 @@ class ClusteringTask(OneSided):
     type: Literal["clustering"]
     label_column: str
     split_column: str | None = Field(None, description="if given, only its test rows are clustered")
-    max_documents: Count | None = None
-    documents_per_fold: Count = 2048
-    folds: Count = 10
+    max_documents: Count | None = Field(None, description="items, at most; default: all")
+    documents_per_fold: Count = Field(2048, description="items of a fold, at most")
+    folds: Count = Field(10, description="clusterings, each of other items")
 
 
 class TestedTask(TaskConfig):
@@ -274,17 +300,101 @@ class MtebTask(TaskConfig):
     asked_column: Annotated[Literal["prompt_type"], LATER] = "prompt_type"
 
 
-Task = Annotated[
-    ClassificationTask
-    | RegressionTask
-    | ClusteringTask
-    | PairClassificationTask
-    | StsTask
-    | RerankingTask
-    | RetrievalTask
-    | MtebTask,
-    Field(discriminator="type"),
-]
+class OwnTask(OneSided):
+    """A task of the user's own, scored by a class; docs/own.md says what that has.
+
+    Keys that end in `_column` name columns, whose cells the class gets; others are its options.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    type: OwnName = Field(description="package.module:Class")
+    folds: Count = Field(1, description="scores that the class gives")
+
+    @model_validator(mode="after")
+    def _names_columns(self) -> OwnTask:
+        for key, column in (self.model_extra or {}).items():
+            if key.endswith("_column") and not isinstance(column, str):
+                raise ValueError(f"{key} names a column, and {column!r} is no text")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the cells that the class gets, by their keys without `_column`."""
+        extra = self.model_extra or {}
+        ending = "_column"
+        return {k.removesuffix(ending): extra[k] for k in sorted(extra) if k.endswith(ending)}
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """The columns that hold what is not text."""
+        return tuple(dict.fromkeys(self.columns.values()))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the class is made with."""
+        extra = self.model_extra or {}
+        return {key: value for key, value in extra.items() if not key.endswith("_column")}
+
+    def of_items(self) -> dict[str, Any]:
+        """Return the keys that its items depend on, under one, whatever names the user chose."""
+        names = {name for name in self.settings() if name.endswith("_column")}
+        return {"own": self.settings(include={"type", "name", *names})}
+
+
+class OwnTextTask(OwnTask):
+    """One on single texts."""
+
+    texts = ("text_column",)
+    text_column: str | None = Field(None, description="default: that of the dataset")
+
+
+class OwnPairTask(OwnTask):
+    """One on pairs of texts."""
+
+    texts = ("first_column", "second_column")
+    ids = ("first_id", "second_id")
+    first_column: str
+    second_column: str
+
+
+_OWN, _OWN_PAIRS = "own", "own_pairs"  # tags of these blocks, in the place of a type
+
+
+def _tag(task: Any) -> str:  # noqa: ANN401  (whatever the YAML held)
+    """Return which block a task is read as, by its type; of an own one by its columns too."""
+    given = task if isinstance(task, Mapping) else dict(task) if isinstance(task, Block) else {}
+    kind = str(given.get("type"))
+    if ":" not in kind:
+        return kind
+    return _OWN_PAIRS if {"first_column", "second_column"} & given.keys() else _OWN
+
+
+_TAGGED = (
+    Annotated[ClassificationTask, Tag("classification")]
+    | Annotated[RegressionTask, Tag("regression")]
+    | Annotated[ClusteringTask, Tag("clustering")]
+    | Annotated[PairClassificationTask, Tag("pair_classification")]
+    | Annotated[StsTask, Tag("sts")]
+    | Annotated[RerankingTask, Tag("reranking")]
+    | Annotated[RetrievalTask, Tag("retrieval")]
+    | Annotated[MtebTask, Tag("mteb")]
+    | Annotated[OwnTextTask, Tag(_OWN)]
+    | Annotated[OwnPairTask, Tag(_OWN_PAIRS)]
+)
+
+
+def _known_type(task: Any) -> Any:  # noqa: ANN401
+    known = [tag.tag for _, tag in map(get_args, get_args(_TAGGED)) if not tag.tag.startswith(_OWN)]
+    given = task if isinstance(task, Mapping) else {}
+    if isinstance(task, Block) or _tag(given) in (*known, _OWN, _OWN_PAIRS):
+        return task
+    said = f"type is {given['type']!r}, not" if "type" in given else "a task has a name and a type:"
+    raise ValueError(
+        f"{said} one of {', '.join(map(repr, known))}, or a class of your own, package.module:Class"
+    )
+
+
+Task = Annotated[_TAGGED, Discriminator(_tag), BeforeValidator(_known_type)]
 
 
 class DatasetConfig(Block):
@@ -292,7 +402,7 @@ class DatasetConfig(Block):
 
     name: Name
     source: Source
-    text_column: str = "text"
+    text_column: str = Field("text", description="the column whose texts are read")
     id_column: str | None = Field(None, description="names a row; a name that two rows have stops")
     limit: Count | None = Field(None, description="source rows read, in source order")
     min_chars: Annotated[int, Field(ge=0)] = Field(1, description="0 keeps blank texts too")

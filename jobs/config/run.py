@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from layerrank.jobs.config import FULL_VIEWS, RECIPES, recipes, settings
+from layerrank.jobs.config import FULL_VIEWS, RECIPES, did_you_mean, recipes, settings
 from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
+from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
 from layerrank.operators.ranking import Policy
 
@@ -32,9 +32,9 @@ _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 class RunConfig(Block):
     """A whole run."""
 
-    name: Name
-    seed: int = 0
-    output: str | None = None
+    name: Name = Field(description="of the run, in its tables and its report")
+    seed: int = Field(0, description="of everything that is drawn, but for probes")
+    output: str | None = Field(None, description="folder or s3:// prefix")
     subjects: tuple[settings.SubjectConfig, ...] = Field(min_length=1)
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     extract: settings.ExtractConfig = settings.ExtractConfig()
@@ -62,7 +62,7 @@ class RunConfig(Block):
         try:
             source = MtebSource.model_validate(values["tasks"]).model_dump()
         except ValidationError as error:
-            problem = _first_problem(error, {})
+            problem = _problems(error, {})[0]
             raise ValueError(
                 f"tasks: {problem}; tasks on columns of your own belong to their dataset"
             ) from None
@@ -126,7 +126,7 @@ def _require_enough(config: RunConfig) -> None:
         for each in config.datasets
         if each.limit is not None
     }
-    for name in measure.metrics:
+    for name in (name for name in measure.metrics if name not in measure.own):
         given, fewest = dict(limits), METRICS[name].fewest
         if name in unseen:
             given["views.sample"] = views.sample
@@ -151,97 +151,129 @@ class ScoresConfig(Block):
     policy: Policy = "best"
 
 
-def load(recipe_or_file: str) -> RunConfig:
-    """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one."""
-    return parse(*_text_of(recipe_or_file))
+def load(recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None) -> RunConfig:
+    """Return the run of a built-in recipe or a YAML file; ConfigError if it is not a valid one.
+
+    `sets` are KEY=VALUE, each put into the config; `limit` is the most source rows of a dataset.
+    """
+    values, where = _values_of(recipe_or_file)
+    return of_values(values, where, sets, limit)
 
 
-def scores_recipe(recipe_or_file: str) -> ScoresConfig | None:
+def parse(text: str, where: str) -> RunConfig:
+    """Return the run that YAML `text` describes; `where` names it in errors."""
+    return of_values(mapping(text, where), where)
+
+
+def of_values(
+    values: Values, where: str, sets: Sequence[str] = (), limit: int | None = None
+) -> RunConfig:
+    """Return the run that the keys of a config describe; `where` names it in errors."""
+    if "scores" in values:
+        raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
+    return _checked(RunConfig, values, where, sets, limit)
+
+
+def scores_recipe(recipe_or_file: str, sets: Sequence[str] = ()) -> ScoresConfig | None:
     """Return a recipe that ranks scores, with the path of these; None if it is one of a run."""
-    text, where = _text_of(recipe_or_file)
-    values = _mapping(text, where)
-    if "scores" not in values:
-        return None
-    found = _checked(ScoresConfig, values, where)
-    beside = Path(recipe_or_file)
-    if not beside.is_file():
-        beside = Path(str(RECIPES / "recipe.yaml"))
-    scores = found.scores if "://" in found.scores else str(beside.parent / found.scores)
-    return found.model_copy(update={"scores": scores})
+    values, where = _values_of(recipe_or_file)
+    return _checked(ScoresConfig, values, where, sets) if "scores" in values else None
 
 
-def _text_of(recipe_or_file: str) -> tuple[str, str]:
-    """Return the text of a recipe or a file, and what it is called."""
+def problems(recipe_or_file: str) -> list[str]:
+    """Return what is wrong with a config, a line each, as far as can be told at once."""
+    values, where = _values_of(recipe_or_file)
+    try:
+        (ScoresConfig if "scores" in values else RunConfig).model_validate(values)
+    except ValidationError as error:
+        return [f"{where}: {problem}" for problem in _problems(error, values)]
+    return []
+
+
+def _values_of(recipe_or_file: str) -> tuple[Values, str]:
+    """Return the values of a recipe or a file, and what it is called.
+
+    Paths in a file are relative to it, those in a recipe to the shell, but for scores beside it.
+    """
     path = Path(recipe_or_file)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+            near = did_you_mean(str(path), _files_beside(path))
+            raise ConfigError(f"cannot read config {path}: {error.strerror}{near}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
-        return text, str(path)
+        return beside(mapping(text, str(path)), path.absolute().parent), str(path)
     recipe = RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
+        near = did_you_mean(recipe_or_file, [*recipes(), *_files_beside(path)])
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
-            "(or give a .yaml file)"
+            f"(or give a .yaml file){near}"
         )
-    return recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}"
-
-
-def parse(text: str, where: str) -> RunConfig:
-    """Return the run that YAML `text` describes; `where` names it in errors."""
-    return of_values(_mapping(text, where), where)
-
-
-def of_values(values: dict[str, Any], where: str) -> RunConfig:
-    """Return the run that the keys of a config describe; `where` names it in errors."""
+    values = mapping(recipe.read_text(encoding="utf-8"), f"recipe {recipe_or_file}")
     if "scores" in values:
-        raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
-    return _checked(RunConfig, values, where)
+        values["scores"] = str(RECIPES / values["scores"])
+    return values, f"recipe {recipe_or_file}"
 
 
-def _mapping(text: str, where: str) -> dict[str, Any]:
+def _files_beside(path: Path) -> list[str]:
+    return [str(each) for each in path.parent.glob("*.y*ml")]
+
+
+def _checked(
+    kind: type[Checked],
+    values: Values,
+    where: str,
+    sets: Sequence[str] = (),
+    limit: int | None = None,
+) -> Checked:
+    """Return the block of some values, after what is put there; ConfigError if it is a bad one."""
+    steps = [values]
+    for each in sets:
+        steps.append(with_set(steps[-1], each))
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
-        # Neither the cause nor its text goes on: both show the line, which may hold a secret.
-        raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
-    return values
-
-
-def _checked(kind: type[Checked], values: dict[str, Any], where: str) -> Checked:
-    try:
-        return kind.model_validate(values)
+        return kind.model_validate(steps[-1] if limit is None else limited(steps[-1], limit))
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error, values)}") from error
+        problem = _problems(error, steps[-1])[0]
+        for each, before, after in zip(sets, steps, steps[1:], strict=False):
+            if _is_valid(kind, before) and not _is_valid(kind, after):
+                where = f"--set {each.partition('=')[0]}"
+                problem = problem.removeprefix(f"{where.removeprefix('--set ')}: ")
+        raise ConfigError(f"{where}: {problem}") from error
 
 
-def _yaml_problem(error: Exception) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    problem = re.sub(r"(alias|anchor|tag|handle) .*", r"\1", error.problem or "it cannot be read")
-    mark = error.problem_mark
-    return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+def _is_valid(kind: type[Block], values: Values) -> bool:
+    try:
+        kind.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
-def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in problem["loc"])
-    match problem["loc"]:
-        case ("datasets", int(dataset), "tasks", int(number), *_):
-            match values["datasets"][dataset]["tasks"][number]:
-                case {"name": str(name)}:
-                    key += f" (task {name})"
-    message = problem["msg"].removeprefix("Value error, ")
-    value = problem["input"]
-    plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
-    secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
-    shown = f" (got {value!r})" if plain and not secret else ""
-    return f"{key}: {message}{shown}" if key else message
+def _problems(error: ValidationError, values: Values) -> list[str]:
+    """Return each problem as its key, what is wrong, and the value unless that is secret."""
+    found, errors = list[str](), error.errors(include_url=False)
+    for problem in errors:
+        size = len(problem["loc"])
+        if problem["type"] == "too_short" and any(
+            len(each["loc"]) > size and each["loc"][:size] == problem["loc"] for each in errors
+        ):  # only for want of what is wrong in it
+            continue
+        key = ".".join(str(part) for part in problem["loc"])
+        match problem["loc"]:
+            case ("datasets", int(dataset), "tasks", int(number), *_):
+                match values["datasets"][dataset]["tasks"][number]:
+                    case {"name": str(name)}:
+                        key += f" (task {name})"
+        message = problem["msg"].removeprefix("Value error, ")
+        value = problem["input"]
+        plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
+        secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
+        shown = f" (got {value!r})" if plain and not secret else ""
+        found.append(f"{key}: {message}{shown}" if key else message)
+    return found
 
 
 def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
@@ -294,7 +326,8 @@ def subject_of(given: str) -> settings.SubjectConfig:
             f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
             "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
         )
-    return settings.SubjectConfig(model=model, name=name)
+    # What an output keeps of a run says where its model is, wherever it is read.
+    return settings.SubjectConfig(model=str(Path(model).absolute()) if here else model, name=name)
 
 
 def labelled_tasks(config: RunConfig) -> Iterator[tuple[str, DatasetConfig, Task]]:

@@ -20,6 +20,7 @@ from layerrank.jobs.config.blocks import (
     Later,
     Positive,
     Probability,
+    is_own,
     require_distinct,
 )
 from layerrank.operators.analysis.modes import FEWEST, MOST
@@ -42,8 +43,8 @@ WEB = ("http://", "https://")
 class Shape(Block):
     """Stated sizes of a model, so that a plan needs no network."""
 
-    layers: Count
-    hidden_size: Count
+    layers: Count = Field(description="blocks of the model")
+    hidden_size: Count = Field(description="features of a state")
 
 
 class SubjectConfig(Block):
@@ -59,20 +60,20 @@ class SubjectConfig(Block):
         description="a LoRA adapter of the model, merged into it when it is loaded: hub id (its "
         "branch main), folder, s3://…, or package:IMPORT_NAME/FOLDER",
     )
-    revision: str = ""
+    revision: str = Field("", description="default: main, of a folder local")
     revisions: Annotated[str, Field(min_length=1)] | tuple[str, ...] | None = Field(
         None,
         description="a sweep over checkpoints: names, or a pattern (step*) of a hub repository's "
         "branches or of the folders in `model`",
     )
-    name: str = ""
+    name: str = Field("", description="in the tables; default: the model's own")
     dtype: Dtype = Field(
         "float32",
         description="of weights and states; float16 overflows at 65,504, which is an error that "
         "names the layer, and only GPUs are fast with it",
     )
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    trust_remote_code: bool = Field(False, description="run the model's own code")
+    allow_pickle: bool = Field(False, description="load weights that are not safetensors")
     shape: Shape | None = None
 
     @model_validator(mode="after")
@@ -90,12 +91,18 @@ class SubjectConfig(Block):
 class ExtractConfig(Block):
     """The forward pass, and what is kept of each layer."""
 
-    device: Device = "auto"
+    device: Device = Field("auto", description="auto takes a GPU if there is one now")
     workers: Count | None = Field(None, description="model actors; default: all the cluster takes")
     threads: Count | None = Field(None, description="CPU threads of a model actor; default: 1")
-    norms: Annotated[tuple[Norm, ...], Distinct] = Field(("final",), min_length=1)
-    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(("mean",), min_length=1)
-    max_tokens: Annotated[int, Field(ge=2)] = 512
+    norms: Annotated[tuple[Norm, ...], Distinct] = Field(
+        ("final",), min_length=1, description="of the states: as a block gave them, or normed"
+    )
+    poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(
+        ("mean",), min_length=1, description="of a text's tokens to one vector"
+    )
+    max_tokens: Annotated[int, Field(ge=2)] = Field(
+        512, description="tokens read of a text, special ones included"
+    )
     batch_tokens: Count | None = Field(
         None,
         description="padded tokens per batch; default: on a CPU 393,216 divided by the model's "
@@ -122,8 +129,8 @@ class TokensConfig(Block):
     """Token states: those of a sample can be stored, and token metrics are computed from them."""
 
     sample: Annotated[int, Field(ge=0)] = Field(1000, description="prompts stored; 0 stores none")
-    norm: Norm = "none"
-    dtype: Literal["float32", "float16"] = "float32"
+    norm: Norm = Field("none", description="of the states")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of what is stored")
 
 
 def _every_metric() -> tuple[str, ...]:
@@ -137,7 +144,10 @@ class MeasureConfig(Block):
     """Representation metrics over the shards; docs/metrics.md says what each one means."""
 
     device: Device = "auto"
-    metrics: tuple[str, ...] = Field(default_factory=_every_metric)
+    metrics: tuple[str, ...] = Field(
+        default_factory=_every_metric,
+        description="names of docs/metrics.md, and functions of your own, package.module:name",
+    )
     token_metrics: Literal["auto", "fused", "stored", "both"] = Field(
         "fused",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
@@ -155,7 +165,7 @@ class MeasureConfig(Block):
     )
     without_first: bool = Field(True, description="token metrics also without the first token")
     neighbour_sample: Count = Field(5_000, description="prompts of twonn, at most")
-    temperature: Positive = 0.1
+    temperature: Positive = Field(0.1, description="of InfoNCE")
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
     permutations: Count = Field(10, description="permutations of DiME")
     dime_sample: Annotated[Count | None, Later(before=None)] = Field(
@@ -169,10 +179,18 @@ class MeasureConfig(Block):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         known = _every_metric()
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in known and not is_own(name)]
         if unknown:
-            raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}, or name a "
+                "function of your own as package.module:name"
+            )
         return require_distinct(names)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those of the metrics that are functions of the user's."""
+        return tuple(name for name in self.metrics if is_own(name))
 
 
 class KeepConfig(Block):
@@ -189,7 +207,7 @@ class KeepConfig(Block):
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
-    seed: int = 42
+    seed: int = Field(42, description="of splits and folds")
     variants: Annotated[tuple[Literal["raw", "l2"], ...], Distinct] = Field(
         ("raw", "l2"),
         min_length=1,
@@ -291,9 +309,9 @@ class ConditionsConfig(Block):
 class RankConfig(Block):
     """Which vectors are ranked, and what becomes advice."""
 
-    norm: Norm = "final"
-    pooling: Pooling = "mean"
-    variant: Transform = "raw"
+    norm: Norm = Field("final", description="of the ranked vectors")
+    pooling: Pooling = Field("mean", description="of the ranked vectors")
+    variant: Transform = Field("raw", description="what is done to the ranked vectors")
     policy: Policy = Field(
         "best",
         description="best: the highest score; cheapest_equal: the cheapest layer within one "
@@ -306,17 +324,17 @@ class RankConfig(Block):
     draws: Annotated[int, Field(ge=100)] = Field(
         10_000, description="random sign flips of the test, and bootstrap draws of regrets"
     )
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of intervals and tests")
 
 
 class StorageConfig(Block):
     """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
 
-    endpoint_url: str | None = None
+    endpoint_url: str | None = Field(None, description="of a server other than AWS")
     region: str | None = None
-    key: SecretStr | None = None
-    secret: SecretStr | None = None
-    token: SecretStr | None = None
+    key: SecretStr | None = Field(None, description="the access key's id")
+    secret: SecretStr | None = Field(None, description="the access key")
+    token: SecretStr | None = Field(None, description="of a session")
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of s3fs."""
@@ -337,7 +355,9 @@ class ClusterConfig(Block):
         description="auto: processes of this machine for a run that is small, without a cluster's "
         "address and without a GPU, else Ray; the tables are the same",
     )
-    wait_seconds: Annotated[float, Field(ge=0)] = 600
+    wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        600, description="for GPUs or cores that are not there yet"
+    )
 
 
 class NightlyConfig(Block):

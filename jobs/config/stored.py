@@ -146,8 +146,12 @@ def _inherited(given: Values, now: Values, then: Values, then_given: Values) -> 
 
 
 def _called(block: Values) -> tuple[Any, ...]:
-    """Return what tells a subject, a dataset or a task from the others."""
-    return tuple(str(block.get(key, "")) for key in ("name", "model", "revision", "adapter"))
+    """Return what tells a subject, a dataset or a task from the others.
+
+    Of a path its end: an earlier version kept it as it was given, relative to some folder.
+    """
+    places = (str(block.get(key, "")).rsplit("/", 1)[-1] for key in ("model", "adapter"))
+    return (*(str(block.get(key, "")) for key in ("name", "revision")), *places)
 
 
 def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:

@@ -70,6 +70,13 @@ def positive(text: str) -> float:
     return number
 
 
+def whole(text: str) -> int:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 def price(text: str) -> float:
     """Return a finite number from 0."""
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from layerrank.jobs import cli
 from layerrank.jobs import vectors as exporting
+from layerrank.jobs.cluster.errors import DONE, USAGE
+from layerrank.jobs.config import VectorFormat
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.export import Asked
-from layerrank.jobs.vectors import Format, layer_vectors, save
+from layerrank.jobs.vectors import layer_vectors, save
 from layerrank.operators.model.subject import Transform
 from layerrank.operators.probes import transform
 from layerrank.operators.prompts.seeding import prompt_id
@@ -149,7 +152,7 @@ def test_the_recommended_vectors_come_with_their_texts_and_labels(root: Root) ->
 @pytest.mark.parametrize("how", ["raw", "l2", "z", "abtt"])
 @pytest.mark.parametrize("to", ["parquet", "lance", "npy"])
 def test_what_is_written_is_what_is_stored_to_the_bit(
-    root: Root, tmp_path: Path, to: Format, how: Transform
+    root: Root, tmp_path: Path, to: VectorFormat, how: Transform
 ) -> None:
     found = layer_vectors(root, Asked(RANKED, transform=how), dataset="posts")
     out = tmp_path / f"x.{to}"
@@ -216,7 +219,7 @@ def test_what_exists_is_replaced_only_when_told_and_never_by_half(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, one = layer_vectors(root), tmp_path / "x.npy"
-    files: dict[Format, Path] = {"npy": one, "parquet": tmp_path / "x.parquet"}
+    files: dict[VectorFormat, Path] = {"npy": one, "parquet": tmp_path / "x.parquet"}
     for to, out in files.items():
         save(found, to, str(out))
         before = {each.name: each.read_bytes() for each in tmp_path.glob("x.*")}
@@ -232,7 +235,7 @@ def test_what_exists_is_replaced_only_when_told_and_never_by_half(
     assert len(np.load(one)) == pq.read_table(f"{one}.texts.parquet").num_rows == 2
     mine = tmp_path / "mine"
     mine.mkdir()
-    formats: tuple[Format, ...] = ("parquet", "lance")
+    formats: tuple[VectorFormat, ...] = ("parquet", "lance")
     for to in formats:
         with pytest.raises(ConfigError, match=f"no {to} of vectors"):
             save(other, to, str(mine), overwrite=True)
@@ -242,7 +245,7 @@ def test_a_package_that_lacks_is_named_with_what_installs_it(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "find_spec", lambda _: None)
-    formats: tuple[Format, ...] = ("lance", "faiss")
+    formats: tuple[VectorFormat, ...] = ("lance", "faiss")
     for to in formats:
         with pytest.raises(ConfigError, match=rf"--to {to} .*pip install 'layerrank\[{to}\]'"):
             save(layer_vectors(root), to, str(tmp_path / "x"))
@@ -256,6 +259,25 @@ def test_a_lance_dataset_is_written_here_and_a_file_wherever_an_output_may_be(ro
     with Root("memory://x").reader("y.parquet") as stream:
         assert pq.read_table(stream).equals(found.read())
     assert "memory://" in told.place
+
+
+def test_the_command_writes_what_is_recommended_and_names_the_file_by_it(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["export-vectors", root.uri, "--to", "npy"]
+    assert cli.main(command) == DONE
+    found = layer_vectors(root).read()
+    assert np.load("tiny-layer-1.npy").tobytes() == matrix(found).tobytes()
+    assert "transform z" in capsys.readouterr().out
+    assert cli.main(command) == USAGE
+    assert "tiny-layer-1.npy exists" in capsys.readouterr().err
+    asked = ["--layer", "2", "--transform", "l2", "--dataset", "titles", "--run", "demo"]
+    assert cli.main([*command, *asked, "--model", "tiny", "--out", "sub/x.npy"]) == DONE
+    some = layer_vectors(root, Asked(2, transform="l2"), dataset="titles").read()
+    assert np.load("sub/x.npy").tobytes() == matrix(some).tobytes()
+    assert cli.main([*command, "--layer", "9"]) == USAGE
+    assert "no layer 9" in capsys.readouterr().err
 
 
 def test_bytes_that_were_not_written_are_not_exported(root: Root, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def assert_as_the_library(
 
 def test_every_table_is_complete_and_consistent(finished: Finished) -> None:
     root = finished.root
-    assert_complete(root, "sensitivity")  # of conditions, which this run has not
+    assert_complete(root, "sensitivity", "own_metrics")  # which this run has not
     prompts = ask(root, "SELECT count(*), count(DISTINCT prompt_id) FROM prompts")
     assert prompts == [(120, 120)]
     per_layer = ask(

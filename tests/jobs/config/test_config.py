@@ -157,6 +157,11 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # So are the choices.
         ("extract: {device: tpu}", "extract.device: .*'auto', 'cpu' or 'cuda'.*'tpu'"),
         ("measure: {metrics: [entropy]}", "unknown metric entropy; .*lidar, dime"),
+        ("measure: {metrics: ['a b:f']}", "unknown metric a b:f; .*package.module:name"),
+        (OF_TASKS % "{type: 'a.b:C:d', name: a}", r"0\.own\.type \(task a\): .*:Class .*'a.b:C:d'"),
+        (OF_TASKS % "{type: 'a:C', name: a, b_column: 1}", r"\(task a\): b_column names a column"),
+        (OF_TASKS % "{type: 'a:C', name: a, first_column: b}", r"own_pairs\.second_column.*requi"),
+        (OF_TASKS % "{name: a}", r"0 \(task a\): a task has a name and a type: one of 'class"),
         ("name: a/b", "name: .*'a/b'"),
         ("subjects: []", r"subjects: .*at least 1.*\[\]"),
         ("subjects: [{model: m, dtype: int8}]", r"subjects\.0\.dtype: .*'bfloat16'"),
@@ -204,7 +209,7 @@ def test_what_is_wrong_is_named_with_its_key_and_the_choices(changes: str, probl
 
 
 def test_every_block_has_an_entry_and_every_protocols_setting_is_a_field() -> None:
-    tasks = get_args(get_args(Task)[0])
+    tasks = tuple(block for block, _ in map(get_args, get_args(get_args(Task)[0])))
     assert tuple(TYPES) == tasks
     assert tuple(KINDS) == get_args(DatasetConfig.model_fields["source"].annotation)
     assert {name for each in tasks for name in each.model_fields} >= PROTOCOL
@@ -394,9 +399,12 @@ def test_subjects_are_replaced_and_trust_is_not_handed_on(
     # An equals sign in the name of a folder or an address names nothing.
     (tmp_path / "run=1").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert overridden_with(RECIPE, "--subject", "run=1").subjects[0].model == "run=1"
+    (here,) = overridden_with(RECIPE, "--subject", "run=1").subjects
+    assert (here.model, here.name) == (str(tmp_path / "run=1"), "")
     (tmp_path / "q4.gguf").write_bytes(b"")
-    for model in ("q4.gguf", "owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
+    (file,) = overridden_with(RECIPE, "--subject", "q4.gguf").subjects
+    assert file.model == str(tmp_path / "q4.gguf")
+    for model in ("owner/name/q4.gguf", "owner/name/inside/q4.gguf"):
         assert overridden_with(RECIPE, "--subject", model).subjects[0].model == model
     (remote,) = overridden_with(RECIPE, "--subject", "s3://bucket/run=1/step8").subjects
     assert (remote.model, remote.name) == ("s3://bucket/run=1/step8", "")

@@ -38,9 +38,11 @@ def config(*, task: dict[str, Any] | None = None, name: str = "one", **changes: 
     return parse(yaml.safe_dump(values), "run.yaml")
 
 
-def began_with(root: Root, before: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def began_with(
+    root: Root, before: RunConfig, monkeypatch: pytest.MonkeyPatch, given: RunConfig | None = None
+) -> None:
     """Leave what a version leaves whose defaults were the values of `before`."""
-    bare = shown(config(), given=True)
+    bare = shown(given or config(), given=True)
     plain = shown
 
     def as_then(which: RunConfig, *, given: bool = False) -> dict[str, Any]:
@@ -84,6 +86,24 @@ def test_a_root_keeps_the_defaults_that_it_began_with(
     path = tmp_path / FOLDER / "one.yaml"
     path.write_bytes(path.read_bytes().replace(b"best", b"last"))
     assert continued(config(), root) == config()
+
+
+def test_a_model_is_the_one_that_was_kept_by_another_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions kept the path as it was given, and it is now one from anywhere."""
+    root = Root(str(tmp_path))
+    then = config(subjects=[{"model": "models/m", "dtype": "bfloat16", "adapter": "a/lora"}])
+    began_with(
+        root, then, monkeypatch, config(subjects=[{"model": "models/m", "adapter": "a/lora"}])
+    )
+    for model, adapter, dtype in (
+        ("/here/models/m", "/a/lora", "bfloat16"),
+        ("/here/models/other", "/a/lora", "float32"),
+        ("/here/models/m", "/a/other", "float32"),
+    ):
+        now = config(subjects=[{"model": model, "adapter": adapter}])
+        assert continued(now, root).subjects[0].dtype == dtype
 
 
 def test_a_default_that_is_named_nowhere_changes_nothing(tmp_path: Path) -> None:
