@@ -174,9 +174,11 @@ def sniffed(found: File, options: Options) -> list[str]:
 
 def told_delimiters(found: Sequence[str]) -> str:
     """Say what was found between the columns of the CSV files of a source."""
-    counts = Counter(found).most_common()
-    several = [f" ({counted(count, 'file')})" if len(counts) > 1 else "" for _, count in counts]
-    words = [_DELIMITERS[each] + n for (each, _), n in zip(counts, several, strict=True)]
+    counts = {words: found.count(each) for each, words in _DELIMITERS.items() if each in found}
+    words = [
+        f"{each} ({counted(count, 'file')})" if len(counts) > 1 else each
+        for each, count in counts.items()
+    ]
     return f"CSV with {listed(words)} between columns (`delimiter` of the source names another)"
 
 
@@ -316,7 +318,7 @@ def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
     def rows(delimiter: str) -> list[list[str]]:
         found = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
         first = [*islice(filter(None, found), _SNIFFED_ROWS)]
-        return first[:-1] or first if rest else first  # the last one may be cut
+        return first[:-1] if rest and len(first) > 1 else first  # the last one may be cut
 
     delimiter = file.delimiter or ("\t" if file.kind == "tsv" else ",")
     if file.kind == "csv" and not file.delimiter:

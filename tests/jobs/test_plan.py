@@ -285,6 +285,22 @@ def test_a_plan_knows_how_many_texts_are_cut(checkpoint: Path) -> None:
     assert pair_of(**planned, extract={"max_tokens": 128}).cut == 0
 
 
+def test_columns_by_option_and_the_delimiter_of_a_file_are_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [f"text {n}, of {n};{'ab'[n % 2]}" for n in range(40)]
+    Path("rows.csv").write_text("\n".join(["body;topic", *rows]))
+    run = write_run(datasets=[{"name": "texts", "source": {"folder": "none"}}])
+    options = ["--texts", "rows.csv", "--text-column", "body", "--label-column", "topic"]
+    assert cli.main(["plan", run, *options]) == 0
+    told = capsys.readouterr().out
+    assert "texts: 40 prompts" in told
+    assert "CSV with `;` between columns" in told
+    assert "label: 40 items, 2 labels" in told
+    named = failure(capsys, "plan", run, *options[:2], "--text-column", "bodi")
+    assert "rows.csv has no column 'bodi'; it has: 'body', 'topic'" in named
+
+
 def test_a_plan_refuses_what_a_run_refuses_of_data(
     capsys: pytest.CaptureFixture[str], root: Root
 ) -> None:

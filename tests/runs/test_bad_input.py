@@ -209,6 +209,18 @@ def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) 
     assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
 
 
+def test_what_separates_the_columns_of_a_csv_is_said(
+    cli: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    for name, delimiter in {"a.csv": ";", "b.csv": ";", "c.csv": "|"}.items():
+        (tmp_path / name).write_text(f"text{delimiter}n\n{name}{delimiter}1\n")
+    datasets = [{"name": "odd", "source": {"files": str(tmp_path / "*.csv")}}]
+    config = write_config(tmp_path, checkpoint, datasets=datasets)
+    told = cli("prepare", str(config), "--output", str(tmp_path / "out")).stdout
+    assert "odd: CSV with `;` (2 files) and `|` (1 file) between columns" in told
+    assert "odd: 3 unique prompts" in told
+
+
 def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:
     good = ["emoji 🦜🌊 here", "nul \0 inside", "מימין לשמאל", "x" * 200_000, "x", "plain text"]
     bad = [None, "", " \t\n", "plain text"]
