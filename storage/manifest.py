@@ -452,11 +452,11 @@ class Manifests:
         self.follow([manifest])
 
     def _forget(self, partition: Partition) -> None:
-        """Delete the manifest of a partition."""
-        self.root.delete(partition.manifest)
-        self._known[partition] = None
+        """Delete the manifest of a partition, whose log no longer names it by then."""
         if self._logs:
             self._logs.follow({partition: delta.Held()})
+        self.root.delete(partition.manifest)
+        self._known[partition] = None
 
     def _delete(self, partition: Partition, name: str) -> None:
         key = partition.shard(name)

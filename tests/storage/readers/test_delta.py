@@ -99,8 +99,9 @@ def test_a_log_follows_what_is_published_withdrawn_and_deleted(root: Root) -> No
     assert _read(root) == {}
 
 
+@pytest.mark.parametrize("by", ["a run", "repair"])
 def test_a_run_that_was_stopped_before_its_commit_is_made_up_for(
-    here: Root, monkeypatch: pytest.MonkeyPatch
+    by: str, here: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -112,10 +113,13 @@ def test_a_run_that_was_stopped_before_its_commit_is_made_up_for(
         with pytest.raises(KeyboardInterrupt):
             Manifests(here).withdraw(_where("step1"))
     assert _read(here) == {"step1": 4}
-    again = Manifests(here)
-    assert again.load(_where("step2"))
-    assert again.load(_where("step1")) is None
-    again.look()
+    if by == "repair":
+        assert repair(here) == DONE
+    else:
+        again = Manifests(here)
+        assert again.load(_where("step2"))
+        assert again.load(_where("step1")) is None
+        again.look()
     assert _read(here) == {"step2": 4}
 
 
