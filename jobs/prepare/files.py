@@ -334,7 +334,8 @@ def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
 def _csv(stream: Any, columns: Sequence[str], delimiter: str) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
     return pa_csv.open_csv(
         stream,
-        read_options=pa_csv.ReadOptions(block_size=1 << 24),
+        # With threads an error does not say which row it is of.
+        read_options=pa_csv.ReadOptions(use_threads=False, block_size=1 << 24),
         parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
             include_columns=list(columns),
