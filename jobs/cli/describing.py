@@ -84,16 +84,17 @@ def _tasks() -> list[list[str]]:
     from layerrank.jobs.config.datasets import Task  # noqa: PLC0415  (pydantic, as below)
 
     found = []
-    for kind in get_args(get_args(Task)[0]):
+    for kind, _ in map(get_args, get_args(get_args(Task)[0])):
         columns = [
             name if field.is_required() else f"[{name}]"
             for name, field in kind.model_fields.items()
             if name.endswith("_column")
         ]
-        (name,) = get_args(kind.model_fields["type"].annotation)
+        (name,) = get_args(kind.model_fields["type"].annotation) or ["package.module:Class"]
         about = (kind.__doc__ or "").partition("\n")[0]
         given = ", ".join(columns) if name != "mteb" else "source: {mteb: NAMES}"
-        found.append([name, given, about])
+        others = ", any other" if kind.model_config.get("extra") == "allow" else ""
+        found.append([name, given + others, about])
     return found
 
 
@@ -137,13 +138,14 @@ def _walk(
 
 
 def _is_block(node: Node) -> bool:
-    return "properties" in node and node.get("additionalProperties") is False
+    return "properties" in node and "additionalProperties" in node
 
 
 def _tag(block: Node) -> str:
     """Return what tells a kind of block from others: its type, or its first key."""
     first, *_ = block["properties"]
-    return str(block["properties"].get("type", {}).get("const", first))
+    kind = block["properties"].get("type", {"const": first})
+    return str(kind.get("const", kind.get("title")))
 
 
 def _arrays(options: Sequence[Node]) -> Iterator[Node]:

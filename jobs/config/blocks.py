@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -31,7 +31,11 @@ def _require_own(name: str) -> str:
 
 
 # What such a name stands for: `jobs.own`.
-OwnName = Annotated[str, AfterValidator(_require_own)]
+OwnName = Annotated[
+    str,
+    AfterValidator(_require_own),
+    WithJsonSchema({"type": "string", "pattern": f"^{_OWN.pattern}$"}),
+]
 
 
 @dataclass(frozen=True)

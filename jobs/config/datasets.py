@@ -307,7 +307,7 @@ class OwnTask(OneSided):
     """
 
     model_config = ConfigDict(extra="allow")
-    type: OwnName = Field(description="package.module:Class")
+    type: OwnName = Field(title="package.module:Class")
     folds: Count = Field(1, description="scores that the class gives")
 
     @model_validator(mode="after")
@@ -342,14 +342,19 @@ class OwnTask(OneSided):
 
 
 class OwnTextTask(OwnTask):
-    """One on single texts."""
+    """A task of your own on single texts, scored by a class: docs/own.md."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {"anyOf": [{"required": [side]} for side in ("first_column", "second_column")]}
+        }
+    )
     texts = ("text_column",)
     text_column: str | None = Field(None, description="default: that of the dataset")
 
 
 class OwnPairTask(OwnTask):
-    """One on pairs of texts."""
+    """A task of your own on pairs of texts, scored by a class: docs/own.md."""
 
     texts = ("first_column", "second_column")
     ids = ("first_id", "second_id")

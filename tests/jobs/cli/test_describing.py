@@ -43,9 +43,12 @@ def test_metrics_and_types_of_tasks_are_listed_with_what_they_need(cli: Cli) -> 
     assert metrics.keys() == METRICS.keys()
     assert metrics["prompt_entropy"] == "tokens of each prompt"
     assert metrics["infonce"] == "augmented views"
-    tasks = {name: needs for name, needs, *_ in columns(cli("ls", "tasks").stdout)}
-    assert len(tasks) == len(get_args(get_args(Task)[0]))
-    assert tasks["clustering"] == "label_column, [split_column]"
+    rows = columns(cli("ls", "tasks").stdout)
+    listed = [(name, needs) for name, needs, *_ in rows]
+    assert rows[2][2].startswith("Find the labels again")
+    assert len(listed) == len(get_args(get_args(Task)[0]))
+    assert ("clustering", "label_column, [split_column]") in listed
+    assert ("package.module:Class", "first_column, second_column, any other") in listed
 
 
 def test_every_key_is_listed_and_can_be_set_to_its_default(cli: Cli) -> None:
@@ -66,6 +69,12 @@ def test_every_key_is_listed_and_can_be_set_to_its_default(cli: Cli) -> None:
     assert load("demo", sets).model_dump() == load("demo").model_dump()
 
 
+OWN_TASKS = [
+    {"name": "t", "type": "mine:T", "label_column": "a", "depth": 3},
+    {"name": "t", "type": "my_pkg.mod:T", "first_column": "a", "second_column": "b", "folds": 2},
+]
+
+
 def schema(cli: Cli) -> Any:  # noqa: ANN401  (jsonschema ships no types)
     known = json.loads(cli("schema").stdout)
     validators = import_module("jsonschema").validators
@@ -84,6 +93,8 @@ def test_the_schema_takes_what_is_valid_and_no_more(cli: Cli) -> None:
     for fine in (
         {**demo, "datasets": [{**docs, "source": {"files": "a.csv"}, "prompts": templates}]},
         {**demo, "datasets": [{**docs, "source": {"files": ["a.csv", "b.csv"]}}]},
+        {**demo, "measure": {"metrics": ["lidar", "mine:f"]}},
+        *({**demo, "datasets": [{**docs, "tasks": [own]}]} for own in OWN_TASKS),
         of_mteb,
     ):
         assert not [*checker.iter_errors(fine)], fine
@@ -92,6 +103,7 @@ def test_the_schema_takes_what_is_valid_and_no_more(cli: Cli) -> None:
         {**demo, "extract": {"max_tokens": 1}},
         {**demo, "extract": {"poolings": ["median"]}},
         {**demo, "datasets": [{**docs, "tasks": [{"name": "t", "type": "sts"}]}]},
+        {**demo, "datasets": [{**docs, "tasks": [{"name": "t", "type": "mine:"}]}]},
         {"name": "m", "subjects": demo["subjects"]},
         {"name": "m", "scores": "a.csv", "output": "out", "subjects": []},
     ):
