@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from layerrank.jobs.cluster.console import answer, say
-from layerrank.jobs.cluster.errors import DONE, FAILED
+from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.prompts import OwnPrompts, sides
 from layerrank.jobs.config.run import RunConfig, graded_conditions
@@ -74,39 +74,6 @@ def damage_in(error: BaseException) -> DamagedError | None:
             return each
         chain += [cause if isinstance(cause, BaseException) else None, each.__cause__]
     return None
-
-
-def status(root: Root, *, verify: bool) -> int:
-    """Say what every partition of a root holds; DONE if all are complete and as written.
-
-    By the listing alone or, if it is to be verified, by every byte. Nothing is changed.
-    """
-    found = [each for table in KEYS for each in all_partitions(root, table)]
-    if not found:
-        raise FileNotFoundError(f"there is no table under {root.uri}")
-    code = DONE
-    for partition in found:
-        manifest = as_it_lies(root, partition)
-        if manifest is None or manifest.withdrawn:
-            torn = manifest is None and root.exists(partition.manifest)
-            why = "its manifest cannot be read" if torn else "no manifest yet"
-            if manifest is not None:
-                why = f"{manifest.withdrawn}, to be made again"
-            shards = sum(name.endswith(".parquet") for name in root.sizes(partition.path))
-            state = "damaged" if torn else "incomplete"
-            answer(f"{state:<10}  {partition}: {shards} shards, {why}")
-            code = FAILED
-            continue
-        size = sum(receipt.bytes for receipt in manifest.receipts) / (1 << 20)
-        what = f"{manifest.rows:,} rows, {len(manifest.receipts)} shards, {size:,.1f} MiB"
-        wrong = broken(root, manifest, lambda *_: verify)
-        state = "damaged" if wrong else "removed" if manifest.removed else "complete"
-        by = f", removed by {manifest.removed}" if manifest.removed else ""
-        answer(f"{state:<10}  {partition}: {what}{by}")
-        for name, why in wrong.items():
-            answer(f"            {DamagedError(partition, name, why)}")
-        code = FAILED if wrong else code
-    return code
 
 
 def repair(root: Root) -> int:

@@ -6,15 +6,27 @@ A value that does not exist, None or NaN, is a dash.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TypeGuard
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from layerrank.operators.ranking.scores import TIE
 
 NOTHING = "-"
 _DIGITS = 3
+_KIBI = 1024
 Value = float | None
+
+
+def defined(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
+    """Return a value, and what is in it, as JSON can say it: None for what is no finite number."""
+    if isinstance(value, Mapping):
+        return {key: defined(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [defined(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def known(value: Value) -> TypeGuard[float]:
@@ -75,6 +87,23 @@ def size(value: Value) -> str:
         return "0"
     decimals = max(_DIGITS - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:,.{decimals}f}"
+
+
+def bytes_of(amount: float) -> str:
+    """Return a number of bytes with one decimal, in the largest unit of which there is one."""
+    for unit in ("B", "KiB", "MiB"):
+        if amount < _KIBI:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= _KIBI
+    return f"{amount:,.1f} GiB"
+
+
+def ago(seconds: float) -> str:
+    """Return a time that has passed, in the largest unit of which there is one."""
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= size:
+            return counted(int(seconds // size), unit)
+    return counted(max(int(seconds), 0), "second")
 
 
 def count(value: float) -> str:

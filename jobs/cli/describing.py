@@ -21,6 +21,7 @@ _WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _SHOWN = 8  # choices of a key
 _WIDEST = 60  # characters of a column
+_LONGEST = 130  # of a sentence about a recipe
 Node = Mapping[str, Any]  # of a JSON Schema
 
 
@@ -45,10 +46,11 @@ def _text(name: str) -> str:
 
 
 def _about(name: str) -> str:
-    """Return what the comment at the head of a recipe begins with."""
+    """Return how the comment at the head of a recipe begins: a sentence, or less of a long one."""
     head = re.match(r"(?:# ?.*\n)+", _text(name))
     said = " ".join(line.lstrip("# ") for line in (head[0] if head else "").splitlines())
-    return re.split(r"[.:] ", said)[0].rstrip(".")
+    first = said.split(". ")[0].rstrip(".")
+    return first if len(first) <= _LONGEST else first.split(": ")[0]
 
 
 def ls(arguments: argparse.Namespace) -> int:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from layerrank.jobs.cli.looking import existing, storage_of
 from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import SubjectConfig
-from layerrank.storage.root import Root
+from layerrank.storage.root import BOOKS, Root
 
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer, with what is done to its vectors."""
+    if Path(arguments.out, BOOKS).is_dir():
+        raise ConfigError(
+            f"{arguments.out} is the output of runs: give a folder to write the model to, and "
+            f"--ranking {arguments.out}"
+        )
     from layerrank.jobs.export import (  # noqa: PLC0415
         Asked,
         ranked_point,

@@ -104,7 +104,11 @@ def _scores_or_config(parser: Parser) -> None:
     )
 
 
-def _config(parser: Parser, nargs: str | None = None) -> None:
+def _output_or_config(parser: Parser) -> None:
+    _config(parser, metavar="OUTPUT|RECIPE|FILE")
+
+
+def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FILE") -> None:
     """Add the config of a run, where it writes, and what replaces parts of the config."""
     names = recipes()
     shell = {
@@ -122,9 +126,10 @@ def _config(parser: Parser, nargs: str | None = None) -> None:
     _path(
         parser,
         "config",
-        metavar="RECIPE|FILE",
+        metavar=metavar,
         nargs=nargs,
-        help=f"a recipe ({known}) or a YAML file",
+        help=f"{'the folder of runs, ' if 'OUTPUT' in metavar else ''}a recipe ({known}) or a "
+        "YAML file",
         by=shell,
     )
     _path(
@@ -241,13 +246,29 @@ def _root(parser: Parser) -> None:
 
 def _access(parser: Parser) -> None:
     _path(
-        parser, "--config", metavar="FILE", help="a config whose `storage:` reaches S3", by="file"
+        parser,
+        "--config",
+        dest="access",
+        metavar="FILE",
+        help="a config whose `storage:` reaches S3",
+        by="file",
     )
 
 
-def _verify(parser: Parser) -> None:
+def _run(parser: Parser) -> None:
+    parser.add_argument("--run", metavar="NAME", help="of several runs in the output this one")
+
+
+def _page(parser: Parser) -> None:
+    parser.add_argument("--print", action="store_true", help="say where the page is, and no more")
+
+
+def _status(parser: Parser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="read every shard and check its bytes"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="the same for programs, with every ranking's advice"
     )
 
 
@@ -258,7 +279,26 @@ def _prune(parser: Parser) -> None:
 
 
 def _sql(parser: Parser) -> None:
-    parser.add_argument("sql", metavar="SQL", help="a DuckDB query; every table is a view")
+    parser.add_argument(
+        "sql",
+        metavar="SQL",
+        nargs="?",
+        help="a DuckDB query, every table is a view; - reads it from the standard input",
+    )
+    _path(parser, "-f", "--file", metavar="FILE", help="read the SQL from this file", by="file")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "json", "markdown", "parquet"),
+        help="default: as --to FILE ends, else a table, which shows as many rows as a screen; "
+        "the others have all rows",
+    )
+    _path(
+        parser,
+        "--to",
+        metavar="FILE",
+        help="write the rows to this file, .csv, .json, .md or .parquet",
+        by="file",
+    )
 
 
 def _recipe(parser: Parser) -> None:
@@ -372,10 +412,16 @@ COMMANDS: dict[str, Command] = {
         ("rank mine.yaml", "rank --scores scores.parquet", "rank --scores results/ -o out"),
     ),
     "report": Command(
-        "running:run",
+        "running:report",
         "rebuild the ranking and the report of an output",
-        (_config, _engine),
-        ("report mine.yaml",),
+        (_output_or_config, _engine, _run, _access),
+        ("report out", "report out --run mine", "report mine.yaml"),
+    ),
+    "open": Command(
+        "looking:show",
+        "the page of an output's report, in the browser",
+        (_root, _page, _run, _access),
+        ("open out", "open s3://bucket/layers --run mine", "open out --print"),
     ),
     "nightly": Command(
         "running:nightly",
@@ -392,8 +438,8 @@ COMMANDS: dict[str, Command] = {
     "status": Command(
         "looking:status",
         "what an output holds, and what is unfinished",
-        (_root, _verify, _access),
-        ("status out", "status s3://bucket/layers --verify"),
+        (_root, _status, _access),
+        ("status out", "status s3://bucket/layers --verify", "status out --json | jq .bytes"),
     ),
     "repair": Command(
         "looking:repair",
@@ -405,7 +451,11 @@ COMMANDS: dict[str, Command] = {
         "looking:query",
         "SQL over the tables of an output",
         (_root, _sql, _access),
-        ('query out "SELECT layer, score, gain FROM ranking ORDER BY rank"',),
+        (
+            'query out "SELECT layer, score, gain FROM ranking ORDER BY rank"',
+            "query out -f question.sql --to answer.parquet",
+            "query out - --format csv < question.sql",
+        ),
     ),
     "export": Command(
         "exporting:export",

@@ -8,22 +8,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from layerrank.jobs.cli import looking
 from layerrank.jobs.cli.parser import STAGES
 from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import RunConfig, load, overridden, scores_recipe
+from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
+from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
-from layerrank.storage.root import Root
+from layerrank.storage.partition import partitions
+from layerrank.storage.root import BOOKS, Root
 
 if TYPE_CHECKING:
     from layerrank.jobs.rank.ranking import Ranking
     from layerrank.jobs.run import Run
 
+# What replaces a part of a config, which an output keeps.
+_REPLACING = ("output", "sets", "limit", "subject", "revisions", "texts", "full")
 # What the stages' workers need, which processes of this machine import once: their modules, and
 # what these import when it is first used.
 WORKERS = (
@@ -60,24 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
     from layerrank.jobs.measure.stage import measure  # noqa: PLC0415
     from layerrank.jobs.plan.words import Guard  # noqa: PLC0415
     from layerrank.jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
-    from layerrank.jobs.probe.stage import probe, require_scores  # noqa: PLC0415
+    from layerrank.jobs.probe.stage import probe  # noqa: PLC0415
     from layerrank.jobs.upkeep import healing  # noqa: PLC0415
-
-    def rank_and_report(run: Run) -> None:
-        from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
-        from layerrank.jobs.report.page import publish  # noqa: PLC0415
-
-        require_scores(run)
-        rankings = rank(run)
-        publish(run, rankings, anew=arguments.command != "run")
-        _verdicts(arguments, rankings)
 
     stages: dict[str, Callable[[Run], object]] = {
         "prepare": prepare,
         "extract": extract,
         "measure": measure,
         "probe": probe,
-        "rank": rank_and_report,
+        "rank": partial(rank_and_report, arguments),
     }
     one = "rank" if arguments.command == "report" else arguments.command
     wanted = STAGES if one == "run" else (one,)
@@ -107,12 +105,100 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def rank_and_report(arguments: argparse.Namespace, run: Run) -> None:
+    """Rank the layers of a run's models by their scores, and write its report."""
+    from layerrank.jobs.probe.stage import require_scores  # noqa: PLC0415
+    from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
+    from layerrank.jobs.report.page import publish  # noqa: PLC0415
+
+    require_scores(run)
+    rankings = rank(run)
+    publish(run, rankings, anew=arguments.command != "run")
+    _verdicts(arguments, rankings)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Rebuild the reports of an output, or that of a config's run."""
+    if not ("://" in arguments.config or Path(arguments.config, BOOKS).is_dir()):
+        if arguments.run or arguments.access:
+            raise ConfigError(
+                f"--run and --config are for the folder of an output, and {arguments.config} is "
+                f"none: it has no {BOOKS}/"
+            )
+        return run(arguments)
+    if given := [name for name in _REPLACING if getattr(arguments, name)]:
+        raise ConfigError(
+            f"the report of an output is of the config that it keeps: leave out --{given[0]}"
+        )
+    storage = looking.storage_of(arguments)
+    root = looking.root_at(arguments.config, storage)
+    for config in _kept(root, arguments.run, storage):
+        _rebuild(arguments, config, root)
+    return DONE
+
+
+def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfig]:
+    """Return the configs that a root keeps of its runs, or the one of a name."""
+    from layerrank.jobs.config.stored import stored  # noqa: PLC0415
+
+    runs: dict[str, dict[str, Any]] = {each["name"]: each["given"] for each in stored(root)}
+    if not runs:
+        raise FileNotFoundError(
+            f"{root.uri} keeps no config of a run; scores from elsewhere are ranked again by "
+            "`layerrank rank --scores`"
+        )
+    if name is not None:
+        runs = {name: runs[looking.known_run(name, [*runs], root)]}
+    found = [RunConfig.model_validate(each) for each in runs.values()]
+    return [each.model_copy(update={"storage": storage}) for each in found]
+
+
+def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> None:
+    """Rank a run and write its report from the tables alone: models and texts may be gone."""
+    from layerrank.jobs.cluster.cluster import open_cluster  # noqa: PLC0415
+    from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
+    from layerrank.jobs.run import Run  # noqa: PLC0415
+    from layerrank.storage.lock import claimed  # noqa: PLC0415
+
+    config = continued(given, root)
+    root.check_writable()
+    say(f"LayerRank: {config.name} -> {root.uri} (as it keeps it)")
+    cluster = open_cluster(
+        "process", address=None, config=config.cluster, verbose=arguments.verbose, say=say
+    )
+    with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
+        chosen = _ranked(config, root)
+        rank_and_report(arguments, Run(config, root, cluster, given=given, chosen=chosen))
+
+
+def _ranked(config: RunConfig, root: Root) -> tuple[Subject, ...]:
+    """Return the models that a run has ranked, wherever their files are by now."""
+    from layerrank.jobs.subjects import by_step, resolve  # noqa: PLC0415
+
+    try:
+        found = resolve(config.subjects, config.storage, keep_gone=True)
+    except (ConfigError, ModelUnavailableError):  # a folder or a hub that is out of reach
+        found = ()
+    keys = [where.keys for where in partitions(root, "ranking")]
+    ranked = {(each["model"], each["revision"]) for each in keys if each["group"] == config.name}
+    known = {(each.name, each.revision): each for each in found}
+    gone = sorted(ranked - known.keys(), key=lambda key: (key[0], by_step(key[1])))
+    here = [each for key, each in known.items() if key in ranked or not ranked]
+    lay = {each.name or PurePosixPath(each.model).name: each.model for each in config.subjects}
+    return (*here, *(Subject(lay.get(name, name), revision, name) for name, revision in gone))
+
+
 def nightly(arguments: argparse.Namespace) -> int:
     """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
     from layerrank.jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
 
     with _opened(arguments) as run:
         night = evaluated(run, verbose=arguments.verbose)
+    if arguments.quiet:
+        for subject, why in night.failed.items():
+            answer(f"failed: {subject}: {why}")
+        for alert in night.regressed:
+            answer(f"alert: {alert.text}")
     if night.failed:
         return FAILED
     return REGRESSED if night.regressed else DONE

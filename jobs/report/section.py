@@ -8,20 +8,18 @@ in no form but JSON.
 from __future__ import annotations
 
 import json
-import math
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from layerrank.jobs.cluster.console import printable
 from layerrank.jobs.report.charts import Chart
-from layerrank.jobs.words import NOTHING
+from layerrank.jobs.words import NOTHING, defined
 from layerrank.operators.later import Later
 
 if TYPE_CHECKING:
@@ -109,16 +107,8 @@ def level_swatch(opacity: float, *, dashed: bool = False) -> Markup:
 
 def json_bytes(data: object) -> bytes:
     """Return data as JSON: what is not a finite number is null."""
-    content = json.dumps(_defined(data), indent=1, allow_nan=False, ensure_ascii=False)
+    content = json.dumps(defined(data), indent=1, allow_nan=False, ensure_ascii=False)
     return (content + "\n").encode()
-
-
-def _defined(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
-    if isinstance(value, Mapping):
-        return {key: _defined(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_defined(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page(template: str, **given: object) -> bytes:

@@ -179,6 +179,9 @@ def test_an_old_night_that_cannot_be_made_again_is_named_and_later_nights_go_on(
     cli("status", str(output), expect=0)
     shutil.copytree(models / "step16", models / "step64")
     assert "1/1 tiny at step64" in cli(*night, expect=1).stdout
+    quiet = cli(*night, "-q", expect=1).stdout
+    assert quiet.startswith("failed: tiny at step0: ")
+    assert quiet.count("\n") == 1
     cli("repair", str(output))
     assert "nothing new" in cli(*night).stdout
 
