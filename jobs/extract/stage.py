@@ -23,7 +23,7 @@ from layerrank.jobs.run import Run, partition
 from layerrank.jobs.subjects import remember
 from layerrank.operators.later import Later
 from layerrank.operators.model.subject import Subject
-from layerrank.storage.manifest import Manifest
+from layerrank.storage.manifest import Manifest, load
 from layerrank.storage.partition import CLEAN, partitions
 from layerrank.storage.shards import ENCODED, Receipt
 
@@ -54,8 +54,8 @@ def extract(run: Run) -> None:
                 done[to.partition.path] = found
             absent = missing_units(each, prompts, done)
             units += absent
-            load = run.manifests.load
-            unpublished += [to for to in each.targets if absent or not load(to.partition)]
+            known = run.manifests.load
+            unpublished += [to for to in each.targets if absent or not known(to.partition)]
         if units:
             total, conditions = sum(unit.prompts for unit in units), {u.condition for u in units}
             count = {"workers": config.workers, "threads": config.threads}
@@ -111,8 +111,10 @@ def _pace(run: Run, subject: Subject, pool: Pool, texts: int, done: Done) -> Pac
     found = [receipt for of_path in done.values() for receipt in of_path.values()]
     if not found:
         for where in partitions(run.root, "embeddings", subject.name, subject.revision):
-            made = filter(None, map(run.manifests.load, (where, where.sibling("prompt_metrics"))))
-            found += [r for each in made if _ON[pool.device] in each.made for r in each.receipts]
+            # Not by way of the run's manifests: these need not be whole for it.
+            these = (load(run.root, each) for each in (where, where.sibling("prompt_metrics")))
+            made = (each for each in these if each and _ON[pool.device] in each.made)
+            found += [receipt for each in made for receipt in each.receipts]
     total = Counter[str]()
     for facts in (receipt.facts for receipt in found):
         kinds = ("prompts", "tokens", "model_seconds") if "tokens" in facts else ("metric_seconds",)

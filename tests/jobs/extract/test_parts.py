@@ -301,12 +301,13 @@ def test_the_time_of_a_run_is_estimated_by_other_texts_on_such_a_machine(tmp_pat
     assert _pace(run, TINY, POOL, 30, {}) is None  # it is not known what ran it
     for each in (known, metrics):
         Manifests(run.root).publish(each.partition, {}, each.receipts, made="1 actor on CPU, fed")
-    found = _pace(Run(run.config, run.root, run.cluster), TINY, POOL, 30, {})
+    found = _pace(run, TINY, POOL, 30, {})
     assert found == (30 * 50, 2 * 500 / 5)
     on_gpu = replace(POOL, num_gpus=1.0)
-    assert _pace(Run(run.config, run.root, run.cluster), TINY, on_gpu, 30, {}) is None
+    assert _pace(run, TINY, on_gpu, 30, {}) is None
+    assert not run.seen.manifests  # which the run would look at again at its end
     other = replace(TINY, revision="other")
-    assert _pace(Run(run.config, run.root, run.cluster), other, POOL, 30, {}) is None
+    assert _pace(run, other, POOL, 30, {}) is None
 
 
 def test_a_bad_state_names_its_prompt_in_whatever_part(
