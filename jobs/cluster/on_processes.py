@@ -144,9 +144,8 @@ class Processes:
         """Yield the result of every unit as it is read, or as the workers make it of that."""
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
         plan = pickle.dumps((read, make))
+        Path(self._temporary(), _COUNTED).write_bytes(b"")
         self._is_busy = True
-        with Path(self._temporary(), _COUNTED).open("wb") as file:
-            file.truncate(len(units) * _ROW.size)
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
         died: Counter[int] = Counter()
@@ -197,8 +196,7 @@ class Processes:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="layerrank-", ignore_cleanup_errors=True
             )
-            for name in (_PRINTED, _COUNTED):
-                Path(self._folder.name, name).touch()
+            Path(self._folder.name, _PRINTED).touch()
         return self._folder.name
 
 
