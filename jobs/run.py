@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from layerrank.jobs.cluster.cluster import Cluster
 from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config import Stage
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.candidates import other_vectors
-from layerrank.jobs.config.datasets import DatasetConfig, Task
+from layerrank.jobs.config.datasets import DatasetConfig, OwnTask, Task
 from layerrank.jobs.config.prompts import Prompted, Side, by_template
 from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.own import Own, find
 from layerrank.jobs.subjects import (
     checked,
     require_lengths,
@@ -35,7 +37,6 @@ from layerrank.storage.root import resolve as resolve_address
 from layerrank.storage.shards import Facts, Receipt, write_shard
 
 Row = Mapping[str, Any]
-Stage = Literal["prepare", "extract", "measure", "probe", "rank"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ TABLES: dict[TableName, Table] = {
     "layer_metrics": Table(
         "measure", "when all layers under a condition are measured", "metrics.parquet"
     ),
+    "own_metrics": Table(
+        "measure", "when a function is measured in all layers under a condition", "metrics.parquet"
+    ),
     "prompt_traits": Table("measure", "when the sampled prompts of a dataset are described"),
     "sensitivity": Table("measure", "when a family of conditions is reduced", "slopes.parquet"),
     "modes": Table("measure", "when all datasets of a subject are measured", "modes.parquet"),
@@ -90,6 +94,7 @@ class Seen:
     identities: dict[Subject, Settings] = field(default_factory=dict)
     shapes: dict[Subject, ModelShape] = field(default_factory=dict)
     sides: dict[tuple[Subject, str], list[Side]] = field(default_factory=dict)
+    own: dict[str, Own] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ class Run:
     given: RunConfig | None = None  # the config without the defaults of the root, if they differ
     chosen: tuple[Subject, ...] | None = None  # of the config's subjects; None: all of them
     seen: Seen = field(default_factory=Seen, repr=False, compare=False)
+    folder: str = ""  # that of the config, where functions and classes of the user's may lie
 
     @cached_property
     def subjects(self) -> tuple[Subject, ...]:
@@ -128,6 +134,16 @@ class Run:
             given = self.identity(subject), self.config.storage, self.root, self.cluster.begin
             self.seen.shapes[subject] = checked(subject, *given)
         return self.seen.shapes[subject]
+
+    def own(self, name: str) -> Own:
+        """Return a function or a class of the user's; its source is read once."""
+        if name not in self.seen.own:
+            self.seen.own[name] = find(name, self.folder)
+        return self.seen.own[name]
+
+    def own_task(self, task: Task) -> Own | None:
+        """Return the class of a task of the user's own; None for any other."""
+        return self.own(task.type) if isinstance(task, OwnTask) else None
 
     def kind(self, subject: Subject) -> Kind | None:
         """Return what kind of model a subject is; None if its files are not there any more."""
@@ -193,6 +209,11 @@ class Run:
     def rows_if_any(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; [] if it is not there."""
         return self.rows(where) if self.manifests.load(where) else []
+
+    def views_in(self, where: Partition) -> int:
+        """Return in how many views prompts were compared for a partition of `layer_metrics`."""
+        manifest = self.manifests.load(where)
+        return len(manifest.settings.get("views", ())) if manifest else 0
 
     def scores_of(self, each: Subject, dataset: DatasetConfig, task: Task) -> list[Partition]:
         """Return where the scores of a task lie: of every layer, and of the run's candidates.

@@ -14,11 +14,10 @@ from typing import Any, Literal, get_args
 
 from layerrank.jobs.cluster.console import answer
 from layerrank.jobs.cluster.errors import DONE, FAILED
-from layerrank.jobs.subjects import by_step
 from layerrank.jobs.words import ago, bytes_of, counted, defined, known, signed
 from layerrank.operators.model.subject import Norm
 from layerrank.storage.manifest import as_it_lies, broken, require
-from layerrank.storage.partition import KEYS, Partition, all_partitions
+from layerrank.storage.partition import KEYS, Partition, all_partitions, by_step
 from layerrank.storage.root import Root
 from layerrank.storage.shards import DamagedError
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -41,6 +40,7 @@ from layerrank.operators.prompts.conditions import Vocabulary
 from layerrank.operators.prompts.templates import TEXT, Template
 from layerrank.storage.checkpoint import Checkpoint, CheckpointError, some
 from layerrank.storage.manifest import digest_of
+from layerrank.storage.partition import by_step
 from layerrank.storage.root import BOOKS, Root
 
 
@@ -275,18 +275,6 @@ def resolve(
     if twice:
         raise ConfigError(f"two subjects are called {twice[0]}: give each its own name")
     return tuple(found)
-
-
-def step_of(revision: str) -> int | None:
-    """Return the training step that a revision names: its last number; None if it has none."""
-    numbers = re.findall(r"\d+", revision)
-    return int(numbers[-1]) if numbers else None
-
-
-def by_step(revision: str) -> tuple[bool, int, str]:
-    """Order revisions by their step; those without one come first."""
-    step = step_of(revision)
-    return step is not None, step or 0, revision
 
 
 def subject(config: SubjectConfig) -> Subject:

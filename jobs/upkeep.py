@@ -39,6 +39,7 @@ def healing(run: Run, work: Callable[[], Done]) -> Done:
     time, or what no stage of the work makes, is an error.
     """
     healed: set[tuple[Partition, str]] = set()
+    run.manifests.keep_logs(asked=run.config.delta)
     while True:
         try:
             done = work()
@@ -79,11 +80,12 @@ def damage_in(error: BaseException) -> DamagedError | None:
 def repair(root: Root) -> int:
     """Delete what is damaged in a root and what came of it; a run makes it again."""
     manifests = Manifests(root, say=say)
+    manifests.keep_logs(asked=False)
     count = 0
     for partition in [each for table in KEYS for each in all_partitions(root, table)]:
         if root.exists(partition.manifest) and as_it_lies(root, partition) is None:
             say(f"  {partition}: its manifest cannot be read; deleted")
-            root.delete(partition.manifest)
+            manifests.withdraw(partition)
             count += 1
     damaged: dict[Partition, Manifest] = {}
     for manifest in list(everything(root)):
@@ -105,6 +107,7 @@ def repair(root: Root) -> int:
         say(f"  {each.partition}: came of it; deleted")
         manifests.erase(each.partition)
         count += 1
+    manifests.follow(everything(root))
     count += len(damaged)
     say(f"{count} partitions repaired: run again what made them" if count else "nothing is damaged")
     return DONE
@@ -127,6 +130,7 @@ def prune(root: Root) -> int:
     for partition in spare:
         say(f"  {partition}: no config asks for it")
     manifests = Manifests(root)
+    manifests.keep_logs(asked=False)
     for partition in spare:
         manifests.erase(partition)
     say(f"{len(spare)} of {len(found)} partitions deleted")
@@ -159,6 +163,7 @@ def _asks_for(config: RunConfig, where: Partition) -> bool:
     asked = {
         "dataset": {each.name for each in datasets},
         "task": {task.name for each in datasets for task in each.tasks},
+        "metric": {*config.measure.own},
         "group": {config.name},
         "condition": {CLEAN, *prompted, *map(view_name, range(config.views.count))}
         | {found.name for each in datasets for found in graded_conditions(config, each)},

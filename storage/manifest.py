@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from xxhash import xxh3_128_hexdigest
 
 from layerrank.storage.partition import KEYS, Partition, TableName, partitions
+from layerrank.storage.readers import delta
 from layerrank.storage.root import BOOKS, Root
 from layerrank.storage.shards import (
     DamagedError,
@@ -59,7 +61,8 @@ class Manifest:
     """The content of a complete partition: its settings and the receipt of every shard.
 
     `removed` says by which rule its shards were deleted, if they were: what was made of them
-    stands, and they count as made until somebody needs them again.
+    stands, and they count as made until somebody needs them again. `published` says when the
+    content first stood; versions before 0.3 did not note it.
     """
 
     partition: Partition
@@ -68,6 +71,7 @@ class Manifest:
     made: str = ""  # what ran the work, in words
     removed: str = ""
     withdrawn: Literal["", "damaged", "stale"] = ""  # why readers do not see it, if they do not
+    published: str = ""  # ISO 8601, UTC
 
     @property
     def digest(self) -> str:
@@ -84,10 +88,18 @@ class Manifest:
         """A digest of the rows themselves, for stages whose result depends on them."""
         return digest_of({receipt.name: receipt.checksum for receipt in self.receipts})
 
+    @property
+    def held(self) -> delta.Held:
+        """What a Delta log says of the partition."""
+        if self.withdrawn or self.removed:
+            return delta.Held()
+        objects = [delta.Object(each.name, each.bytes, each.rows) for each in self.receipts]
+        return delta.Held(self.content, objects)
+
     def objects(self) -> list[str]:
         """Return the keys of the shards that are there, in shard order."""
-        receipts = () if self.removed else self.receipts
-        return [self.partition.shard(receipt.name) for receipt in receipts]
+        receipts, path = () if self.removed else self.receipts, self.partition.path
+        return [f"{path}/{receipt.name}" for receipt in receipts]
 
     def shards(self, root: Root) -> list[Shard]:
         """Return the shards, in order."""
@@ -119,6 +131,7 @@ class Manifest:
             "digest": self.digest,
             "rows": self.rows,
             "made": self.made,
+            "published": self.published,
             "settings": dict(self.settings),
             "removed": self.removed,
             "withdrawn": self.withdrawn,
@@ -175,6 +188,7 @@ def _decoded(partition: Partition, content: bytes) -> Manifest | None:
         receipts = tuple(Receipt(**each, digest=digest) for each in values["shards"])
         states = (values[name] for name in ("made", "removed", "withdrawn"))
         found = Manifest(partition, values["settings"], receipts, *states)
+        found = replace(found, published=values.get("published", ""))
         ours = (values["table"], values["partition"]) == (partition.table, partition.keys)
         named = all(_NAME.fullmatch(receipt.name) for receipt in receipts)
     except FormatError:
@@ -256,8 +270,7 @@ class Manifests:
         """
         digest = digest_of(settings)
         if self.load(partition) and not self.stands(partition, settings, overwrite=overwrite):
-            self.root.delete(partition.manifest)
-            self._known[partition] = None
+            self._forget(partition)
         if manifest := self.load(partition):
             damaged = self.damage(manifest)
             for name, why in damaged.items():
@@ -314,7 +327,11 @@ class Manifests:
         return found
 
     def look(self) -> None:
-        """DamagedError if a partition that this run has seen is not as its manifest says."""
+        """DamagedError if a partition that this run has seen is not as its manifest says.
+
+        Delta logs, if there are any, are brought up to all of them: a run may have been stopped
+        between a manifest and its commit.
+        """
         known = [manifest for manifest in self._known.values() if manifest is not None]
 
         def first(manifest: Manifest) -> DamagedError | None:
@@ -324,6 +341,11 @@ class Manifests:
         with ThreadPoolExecutor(_READERS) as pool:
             for error in filter(None, pool.map(first, known)):
                 raise error
+        if self._logs:
+            nothing = delta.Held()
+            self._logs.follow(
+                {where: each.held if each else nothing for where, each in self._known.items()}
+            )
 
     def discard(self, damage: DamagedError) -> None:
         """Delete a damaged shard, after its partition is withdrawn, and say so."""
@@ -361,6 +383,9 @@ class Manifests:
             self._delete(partition, name)
         manifest = Manifest(partition, settings, ordered, made)
         before = as_it_lies(self.root, partition)
+        is_same = before and (before.digest, before.content) == (digest, manifest.content)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        manifest = replace(manifest, published=before.published if before and is_same else now)
         if before and before.withdrawn == "damaged" and before.content != manifest.content:
             for each in derived(self.root, [before]):
                 self._say(f"  {each.partition} came of what is made again: so is it")
@@ -387,10 +412,10 @@ class Manifests:
         """
         manifest = as_it_lies(self.root, partition)
         if manifest is None:
-            self.root.delete(partition.manifest)
+            self._forget(partition)
         else:
             self._write(replace(manifest, withdrawn=why, removed=""))
-        self._known[partition] = None
+            self._known[partition] = None
 
     def erase(self, partition: Partition) -> None:
         """Delete a partition."""
@@ -399,9 +424,39 @@ class Manifests:
             self._delete(partition, name)
         self.root.delete(partition.manifest)
 
+    def keep_logs(self, *, asked: bool) -> None:
+        """Keep a Delta log of every table from here on, if that is asked for or was before.
+
+        LogError if they cannot be kept here.
+        """
+        if asked or self._logs:
+            delta.require(self.root)
+        if asked and not self._logs:
+            logs = delta.Logs(self.root)
+            logs.follow({each.partition: each.held for each in everything(self.root)})
+            self.root.write(delta.MARK, b"")
+            self._logs = logs
+
+    def follow(self, manifests: Iterable[Manifest]) -> None:
+        """Bring the Delta logs up to some manifests, if the root has logs."""
+        if self._logs:
+            self._logs.follow({each.partition: each.held for each in manifests})
+
+    @cached_property
+    def _logs(self) -> delta.Logs | None:
+        return delta.Logs(self.root) if self.root.exists(delta.MARK) else None
+
     def _write(self, manifest: Manifest) -> None:
         self.root.write(manifest.partition.manifest, manifest.encoded())
         self._known[manifest.partition] = manifest
+        self.follow([manifest])
+
+    def _forget(self, partition: Partition) -> None:
+        """Delete the manifest of a partition."""
+        self.root.delete(partition.manifest)
+        self._known[partition] = None
+        if self._logs:
+            self._logs.follow({partition: delta.Held()})
 
     def _delete(self, partition: Partition, name: str) -> None:
         key = partition.shard(name)

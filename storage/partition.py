@@ -17,6 +17,7 @@ TableName = Literal[
     "tokens",
     "prompt_metrics",
     "layer_metrics",
+    "own_metrics",
     "sensitivity",
     "prompt_traits",
     "modes",
@@ -38,6 +39,7 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "tokens": SUBJECT_KEYS,
     "prompt_metrics": SUBJECT_KEYS,
     "layer_metrics": SUBJECT_KEYS,
+    "own_metrics": (*SUBJECT_KEYS, "metric"),
     "sensitivity": ("model", "revision", "dataset", "family"),
     "prompt_traits": SUBJECT_KEYS,
     "modes": ("model", "revision", "group"),
@@ -52,6 +54,8 @@ KEYS: dict[TableName, tuple[str, ...]] = {
     "ranking": ("model", "revision", "group"),
 }
 CLEAN = "clean"
+ALERTS = "alerts"  # RUN/MODEL/REVISION.json: the rules of a nightly that a checkpoint broke
+RUNS = f"{BOOKS}/runs"  # the config of each run, NAME.yaml
 _MANIFESTS, _SUFFIX = f"{BOOKS}/manifests", ".json"
 
 
@@ -109,15 +113,31 @@ def whole_name(name: str) -> str:
     return re.sub(r"\.part-[0-9]+(\.[^.]+)$", r"\1", name)
 
 
-def partitions(root: Root, table: TableName) -> list[Partition]:
-    """Return the partitions of `table` that have a manifest, sorted.
+def step_of(revision: str) -> int | None:
+    """Return the training step that a revision names: its last number; None if it has none."""
+    numbers = re.findall(r"\d+", revision)
+    return int(numbers[-1]) if numbers else None
+
+
+def by_step(revision: str) -> tuple[bool, int, str]:
+    """Order revisions by their step; those without one come first."""
+    step = step_of(revision)
+    return step is not None, step or 0, revision
+
+
+def partitions(root: Root, table: TableName, *first: str) -> list[Partition]:
+    """Return the partitions of `table` that have a manifest, sorted; those of some `first` values.
 
     Walks the folders level by level, so the number of shards in them does not matter.
     """
     *upper, last = KEYS[table]
+    named = [f"{key}={quote(value, safe='')}" for key, value in zip(upper, first, strict=False)]
+    below = "/".join([_MANIFESTS, table, *named])
     return sorted(
-        Partition(table, (*values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX))))
-        for prefix, values in _walk(root, f"{_MANIFESTS}/{table}", upper)
+        Partition(
+            table, (*first, *values, unquote(name.removeprefix(f"{last}=").removesuffix(_SUFFIX)))
+        )
+        for prefix, values in _walk(root, below, upper[len(first) :])
         for name in root.sizes(prefix)
         if name.startswith(f"{last}=") and name.endswith(_SUFFIX)
     )

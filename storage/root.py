@@ -1,24 +1,26 @@
-"""The output root: one local folder or S3 prefix behind a few whole-object operations.
+"""The output root: one local folder or prefix of object storage behind a few operations.
 
 Everything else in `storage/` speaks in keys relative to the root, with `/` between parts. An object
 is visible only when it is whole: locally it is written beside its place and renamed, on S3 the
-upload completes last. A reader never sees half a shard, and a killed writer leaves nothing that
-looks like one.
+upload completes last, elsewhere it waits in memory and is written at once. A reader never sees half
+a shard, and a killed writer leaves nothing that looks like one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import fsspec
 from botocore.exceptions import BotoCoreError
@@ -31,6 +33,22 @@ BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
+
+
+class _Cloud(NamedTuple):
+    """Object storage that fsspec reaches with a package of an extra.
+
+    It takes a whole object at once and lets it be seen when it is there, and can write one only if
+    there is none; what a root promises rests on that.
+    """
+
+    extra: str
+    package: str
+
+
+_GOOGLE, _AZURE = _Cloud("gcs", "gcsfs"), _Cloud("azure", "adlfs")
+_CLOUDS = {"gs": _GOOGLE, "gcs": _GOOGLE, "az": _AZURE, "abfs": _AZURE, "abfss": _AZURE}
+_NUMBERS = {401: errno.EACCES, 403: errno.EACCES, 404: errno.ENOENT, 429: errno.EBUSY}
 
 
 class AddressError(ValueError):
@@ -49,6 +67,11 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         if not protocol and scheme and scheme[1].lower() in known_implementations:
             raise AddressError(f"{uri} is no address: after {scheme[1]}: there are two slashes")
         return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+    if protocol in _CLOUDS:
+        try:
+            return _opened(protocol, rest), rest.rstrip("/")
+        except ValueError as error:
+            raise AddressError(f"cannot open {uri}: {error}") from error
     on_s3 = uri.startswith(_S3)
     if on_s3 and not options.get("key"):
         _require_credentials(uri)
@@ -58,8 +81,75 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         return fsspec.filesystem(protocol, **known), rest.rstrip("/")
     except (ImportError, ValueError) as error:  # ValueError: fsspec does not know it
         raise AddressError(
-            f"cannot open {uri}: {error}; folders and s3://BUCKET/PREFIX need nothing more"
+            f"cannot open {uri}: {error}; folders and s3://BUCKET/PREFIX need nothing more, "
+            "gs:// and az:// an extra"
         ) from error
+
+
+def _opened(scheme: str, place: str) -> Any:  # noqa: ANN401  (fsspec ships no types)
+    """Return the filesystem of a scheme of _CLOUDS; ValueError that says what it takes to `place`.
+
+    Its listings are true at once: a shard written by another worker decides what is missing.
+    """
+    cloud = _CLOUDS[scheme]
+    try:
+        if cloud is _GOOGLE:
+            from aiohttp import ClientError  # noqa: PLC0415  (this and more of an extra)
+            from gcsfs.core import GCSFileSystem  # noqa: PLC0415
+            from gcsfs.retry import HttpError  # noqa: PLC0415
+            from google.auth.exceptions import GoogleAuthError  # noqa: PLC0415
+
+            # The one that fsspec would take lets objects of zonal buckets be seen before they end.
+            errors = HttpError, GoogleAuthError, ClientError
+            return _Told(GCSFileSystem(use_listings_cache=False), scheme, *errors)
+        from azure.core.exceptions import AzureError  # noqa: PLC0415  (of an extra)
+
+        container, _, account = place.partition("/")[0].partition("@")
+        if account:
+            raise ValueError(
+                f"give {scheme}://{container}/PREFIX, and set AZURE_STORAGE_ACCOUNT_NAME="
+                f"{account.partition('.')[0]}"
+            )
+        return _Told(fsspec.filesystem(scheme, use_listings_cache=False), scheme, AzureError)
+    except ImportError as error:
+        raise ValueError(
+            f"it takes {cloud.package}: pip install 'layerrank[{cloud.extra}]'"
+        ) from error
+    except ValueError as error:
+        if "account_name" not in str(error):  # of Azure's constructor
+            raise
+        raise ValueError(
+            "there are no credentials; set AZURE_STORAGE_ACCOUNT_NAME, and "
+            "AZURE_STORAGE_ACCOUNT_KEY or a login of Azure's own tools, or "
+            "AZURE_STORAGE_CONNECTION_STRING"
+        ) from error
+
+
+class _Told:
+    """A filesystem whose errors are those of files, with the address, whatever its library raises.
+
+    Who waits and tries again, as the holder of a lease, need not know whose they are.
+    """
+
+    def __init__(self, of: Any, scheme: str, *errors: type[Exception]) -> None:  # noqa: ANN401
+        self._of, self._scheme, self._errors = of, scheme, errors
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        found = getattr(self._of, name)
+        return self._telling(found) if callable(found) else found
+
+    def _telling(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def told(*given: Any, **options: Any) -> Any:  # noqa: ANN401
+            try:
+                return method(*given, **options)
+            except self._errors as error:
+                status = getattr(error, "status_code", None) or getattr(error, "code", None)
+                reason = " ".join(str(getattr(error, "message", None) or error).split())
+                where = f"{self._scheme}://{given[0]}" if given else f"{self._scheme}://"
+                raise OSError(_NUMBERS.get(status or 0, errno.EIO), reason, where) from error
+
+        return told
 
 
 def _require_credentials(uri: str) -> None:
@@ -144,15 +234,18 @@ class Root:
         """Write a whole object from memory, which is not copied, replacing what was there."""
         if self._is_on_s3:
             s3.put(self.filesystem, self.path(key), content)
-            return
-        with self.writer(key) as stream:
-            stream.write(content)
+        elif self.is_local:
+            with self.writer(key) as stream:
+                stream.write(content)
+        else:
+            whole = bytes(memoryview(content).cast("B"))
+            self.filesystem.pipe_file(self.path(key), whole)
 
     def create(self, key: str, content: bytes) -> bool:
         """Write a whole small object if there is none; False, and nothing written, if there is.
 
         Of several that try at once one succeeds: a hard link locally, which fails if the name is
-        taken, and on S3 a conditional write (`If-None-Match: *`).
+        taken, and in object storage a conditional write (`If-None-Match: *`).
         """
         path = self.path(key)
         if self.is_local:
@@ -197,14 +290,10 @@ class Root:
             with s3.writer(self.filesystem, self.path(key)) as file:
                 yield file
             return
-        stream = self.filesystem.open(self.path(key), "wb", autocommit=False)
-        try:
-            yield stream
-            stream.close()
-        except BaseException:
-            stream.discard()
-            raise
-        stream.commit()
+        # Of an open file of fsspec some filesystems let a part be seen when it is thrown away.
+        stream = io.BytesIO()
+        yield stream
+        self.filesystem.pipe_file(self.path(key), stream.getvalue())
 
     def sizes(self, prefix: str, *, links: bool = False) -> dict[str, int]:
         """Return name -> bytes of the objects directly under `prefix`; empty if there are none.

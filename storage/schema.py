@@ -22,6 +22,17 @@ def _table(name: str, *columns: pa.Field) -> pa.Schema:
     return pa.schema(columns, metadata={"layerrank.table": name, "layerrank.version": str(VERSION)})
 
 
+# Of the folders that a partition lies in.
+KEY_MEANINGS = {
+    "model": "name of the subject",
+    "revision": "of the model: branch, tag or commit, or folder of a checkpoint",
+    "dataset": "name of the dataset in the config",
+    "condition": "clean, a view, a level of a perturbation, or a template (prompt-…)",
+    "task": "name of the task in the config",
+    "group": "name of the run, as in its config",
+    "family": "of perturbations: random, repeat, truncate, noise or length",
+}
+
 _PROMPT_ID = _column("prompt_id", pa.int64(), "signed 64-bit blake2b of the exact UTF-8 text")
 _LAYER = _column("layer", pa.int16(), "0 = input of the first block, k = output of block k")
 _NORM = _column("norm", pa.string(), "none = raw output, final = the model's final norm applied")
@@ -82,6 +93,12 @@ MTEB_ITEMS = _table(
         pa.string(),
         "what mteb asks for the text as: query, document or none; empty if that was not noted",
     ),
+)
+
+# Those of a task of the user's own, of texts or of pairs of them.
+OWN_ITEMS, OWN_PAIR_ITEMS = (
+    _table("tasks", _ROW, *ids, _column("label", pa.string(), "a JSON object of the row's cells"))
+    for ids in ([_PROMPT_ID], [PAIR_ITEMS.field("first_id"), PAIR_ITEMS.field("second_id")])
 )
 
 # As they lie in the table: the columns of every type, null in the others, so that all tasks can be
@@ -147,6 +164,44 @@ LAYER_METRICS = _table(
     _REASON,
     _column("n_prompts", pa.int64(), "prompts the value is made from"),
     _column("n_undefined", pa.int64(), "prompts left out because their value is undefined"),
+)
+# The metrics of layers: the variant that stands for each, as the registry has it, and its unit.
+MAIN_METRICS = {
+    "prompt_entropy": ("{entropy}", "nats, or as measure.normalizations begins"),
+    "curvature": ("", "radians"),
+    "mean_norm": ("", "activation units"),
+    "largest_coordinate": ("", "activation units"),
+    "first_token_share": ("", "share"),
+    "dataset_entropy": ("{entropy}", "nats, or as measure.normalizations begins"),
+    "effective_rank": ("", "directions"),
+    "rankme": ("", "directions"),
+    "participation_ratio": ("centered", "directions"),
+    "stable_rank": ("centered", "directions"),
+    "alpha_req": ("", "exponent"),
+    "twonn": ("", "dimensions"),
+    "anisotropy": ("", "cosine"),
+    "cka_previous": ("debiased", "similarity"),
+    "cka_last": ("debiased", "similarity"),
+    "infonce": ("loss", "nats"),
+    "lidar": ("{entropy}", "nats, or as measure.normalizations begins"),
+    "dime": ("{order}", "nats"),
+}
+
+
+def entropy_variant(alpha: float, how: str = "raw") -> str:
+    """Return the name of a variant of an entropy: ``alpha=1``, ``alpha=1,maxEntropy``."""
+    return f"alpha={alpha:g}" + ("" if how == "raw" else f",{how}")
+
+
+OWN_METRICS = _table(
+    "own_metrics",
+    _LAYER,
+    _NORM,
+    _POOLING,
+    _column("variant", pa.string(), "name that the function gave the value; empty of a lone one"),
+    _VALUE,
+    _REASON,
+    _column("n_prompts", pa.int64(), "prompts the value is made from"),
 )
 
 PROMPT_TRAITS = _table(
@@ -382,3 +437,45 @@ def prompt_metrics(columns: Sequence[str] = ()) -> pa.Schema:
         *(_column(name, pa.float64(), units[name]) for name in values),
         _column("reasons", pa.string(), reasons, nullable=True),
     )
+
+
+def _as_lists(kind: pa.Schema) -> pa.Schema:
+    """Return columns that hold vectors of any number of features."""
+    at = kind.get_field_index("vector")
+    return kind.set(at, kind.field(at).with_type(pa.list_(pa.float32())))
+
+
+# Every table: what a row of it is, and its columns.
+TABLES: dict[str, tuple[str, pa.Schema]] = {
+    "prompts": ("a unique text of a dataset", PROMPTS),
+    "tasks": ("an item of a labelled task; columns of other types of task are null", TASKS),
+    "embeddings": ("a text's vector in a layer", _as_lists(embeddings(1))),
+    "tokens": ("the states of all tokens of a text in a layer", TOKENS),
+    "prompt_metrics": ("metrics of the tokens of a text in a layer", prompt_metrics()),
+    "layer_metrics": ("a metric of a layer, in a variant", LAYER_METRICS),
+    "own_metrics": ("a value of a metric of the user's own, of a layer", OWN_METRICS),
+    "sensitivity": ("how a metric of a layer changes with a perturbation", SENSITIVITY),
+    "prompt_traits": ("what a sampled text is like", PROMPT_TRAITS),
+    "modes": ("whether the values of a metric fall into two groups, in a layer", MODES),
+    "probe_scores": ("a layer's score on a fold of a task, for some vectors", PROBE_SCORES),
+    "learning_curves": (
+        "a layer's score on a fold of a task, fitted on fewer examples",
+        LEARNING_CURVES,
+    ),
+    "candidate_scores": (
+        "a layer's score on a fold of a task, for vectors that one run compares",
+        CANDIDATE_SCORES,
+    ),
+    "layer_costs": ("what the model cut after a layer costs", LAYER_COSTS),
+    "transforms": ("what was fitted on the vectors of a layer", TRANSFORMS),
+    "choices": ("the layer that a rule takes without labels, and what that loses", CHOICES),
+    "correlations": ("how a metric goes with the score over the layers", CORRELATIONS),
+    "candidates": ("a layer with vectors that may be recommended, in a run", CANDIDATES),
+    "ranking": ("a layer in the ranking of a run", RANKING),
+}
+
+
+def unit(column: pa.Field) -> str:
+    """Return unit and meaning of a column."""
+    says: bytes = (column.metadata or {}).get(b"unit", b"")
+    return says.decode()

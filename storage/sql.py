@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from layerrank.storage import schema
+from layerrank.storage.layers import features
 from layerrank.storage.manifest import Manifest, everything
-from layerrank.storage.partition import KEYS, TableName
+from layerrank.storage.partition import ALERTS, KEYS, TableName
+from layerrank.storage.readers import views
 from layerrank.storage.root import Root
+from layerrank.storage.shards import DamagedError
 
-_SCHEMAS: dict[TableName, pa.Schema] = {
-    "prompts": schema.PROMPTS,
-    "tasks": schema.TASKS,
-    "embeddings": schema.embeddings(1),  # whatever its features, a list of floats
-    "tokens": schema.TOKENS,
-    "prompt_metrics": schema.prompt_metrics(),
-    "layer_metrics": schema.LAYER_METRICS,
-    "sensitivity": schema.SENSITIVITY,
-    "prompt_traits": schema.PROMPT_TRAITS,
-    "modes": schema.MODES,
-    "probe_scores": schema.PROBE_SCORES,
-    "learning_curves": schema.LEARNING_CURVES,
-    "candidate_scores": schema.CANDIDATE_SCORES,
-    "layer_costs": schema.LAYER_COSTS,
-    "transforms": schema.TRANSFORMS,
-    "choices": schema.CHOICES,
-    "correlations": schema.CORRELATIONS,
-    "candidates": schema.CANDIDATES,
-    "ranking": schema.RANKING,
-}
 # Of the settings of `prompt_metrics`, what says nothing of its columns.
 _CONTENT = ("subject", "prompts", "tokens")
 _TAIL_BYTES = 1 << 16  # which most footers fit in
@@ -50,8 +33,9 @@ def connect(root: Root) -> duckdb.DuckDBPyConnection:
     """Return an in-memory DuckDB with one view per table that has a complete partition.
 
     The partition keys are text columns of the views, from the folders below the table's own:
-    whatever lies above names no column. Shards of an unfinished partition are not in the views. No
-    shard is opened before it is asked for: what a table's columns are is known.
+    whatever lies above names no column. Shards of an unfinished partition are not in the views.
+    Beside them stand those of `readers.views`, for analysts. Before it is asked for no shard is
+    opened, as what a table's columns are is known; but of a model one index, for its features.
     FileNotFoundError if the root holds no complete partition at all.
     """
     connection = duckdb.connect()
@@ -70,23 +54,70 @@ def connect(root: Root) -> duckdb.DuckDBPyConnection:
         }
         connection.register_filesystem(_Shards(root.filesystem, sizes))
     for table, manifests in complete.items():
-        columns = _columns(connection, root, table, manifests)
-        folders = "/".join(f"{key}=([^/]*)" for key in KEYS[table])
-        # Of a constant expression of the file's name DuckDB skips files as by Hive's keys.
-        keys = (
-            f"url_decode(regexp_extract(filename, '/{table}/{folders}/[^/]*$', {number})) "
-            f'AS "{key}"'
-            for number, key in enumerate(KEYS[table], 1)
-        )
-        of_files = ", ".join(
-            f"'{name}': {{name: '{name}', type: '{kind}', default_value: NULL}}"
-            for name, kind in columns.items()
-        )
-        connection.execute(
-            f"CREATE VIEW {table} AS SELECT *, {', '.join(keys)} FROM read_parquet("
-            f"{_listed(root, manifests)}, hive_partitioning = false, schema = MAP {{{of_files}}})"
-        )
+        connection.execute(f"CREATE VIEW {table} AS {_select(connection, root, table, manifests)}")
+        says = schema.TABLES[table][0]
+        columns = connection.table(table).columns
+        views.comment(connection, table, says, views.meanings(table, columns))
+    found = views.ranked(root, complete)
+    alerts = _in_sql(root.place(key) for key in _alerts(root))
+    views.create(connection, found, complete, alerts, _by_features(connection, root, complete))
     return connection
+
+
+def _select(
+    connection: duckdb.DuckDBPyConnection,
+    root: Root,
+    table: TableName,
+    manifests: Sequence[Manifest],
+) -> str:
+    """Return what selects the rows of some partitions of a table, with their keys."""
+    columns = _columns(connection, root, table, manifests)
+    folders = "/".join(f"{key}=([^/]*)" for key in KEYS[table])
+    # Of a constant expression of the file's name DuckDB skips files as by Hive's keys.
+    keys = (
+        f"url_decode(regexp_extract(filename, '/{table}/{folders}/[^/]*$', {number})) AS \"{key}\""
+        for number, key in enumerate(KEYS[table], 1)
+    )
+    of_files = ", ".join(
+        f"'{name}': {{name: '{name}', type: '{kind}', default_value: NULL}}"
+        for name, kind in columns.items()
+    )
+    return (
+        f"SELECT *, {', '.join(keys)} FROM read_parquet("
+        f"{_listed(root, manifests)}, hive_partitioning = false, schema = MAP {{{of_files}}})"
+    )
+
+
+def _by_features(
+    connection: duckdb.DuckDBPyConnection, root: Root, complete: views.Complete
+) -> dict[int, str]:
+    """Return by the number of features what selects the embeddings that have so many.
+
+    A model has so many at every revision. What is damaged says nothing: `embeddings` will name it.
+    """
+    sizes, of_size = dict[str, int](), dict[int, list[Manifest]]()
+    for each in complete.get("embeddings", ()):
+        model = each.partition.keys["model"]
+        if not sizes.get(model):
+            with suppress(DamagedError):
+                sizes[model] = features(root, each)
+    for each in complete.get("embeddings", ()):
+        if size := sizes.get(each.partition.keys["model"]):
+            of_size.setdefault(size, []).append(each)
+    if len(of_size) == 1:
+        return dict.fromkeys(of_size, "SELECT * FROM embeddings")
+    return {
+        size: _select(connection, root, "embeddings", manifests)
+        for size, manifests in of_size.items()
+    }
+
+
+def _alerts(root: Root) -> Iterator[str]:
+    """Yield the keys of the alerts of nightlies."""
+    for run in root.folders(ALERTS):
+        for model in root.folders(f"{ALERTS}/{run}"):
+            folder = f"{ALERTS}/{run}/{model}"
+            yield from (f"{folder}/{name}" for name in root.sizes(folder) if name.endswith(".json"))
 
 
 def _columns(
@@ -96,9 +127,8 @@ def _columns(
     manifests: Sequence[Manifest],
 ) -> dict[str, str]:
     """Return column -> its type in DuckDB, in order, of all shards of a table together."""
-    empty = connection.from_arrow(_SCHEMAS[table].empty_table())
-    kinds = (re.sub(r"\[\d+\]$", "[]", str(kind)) for kind in empty.types)
-    known = dict(zip(empty.columns, kinds, strict=True))
+    empty = connection.from_arrow(schema.TABLES[table][1].empty_table())
+    known = dict(zip(empty.columns, map(str, empty.types), strict=True))
     if table != "prompt_metrics":
         return known
     # Those of the parameters that a config chose, which its settings name: one shard tells.
@@ -116,9 +146,14 @@ def _columns(
 def _listed(root: Root, manifests: Sequence[Manifest], most: int | None = None) -> str:
     """Return the shards as a list in SQL, or the first of each partition; none is a pattern."""
     above = root.place()
-    keys = (key for manifest in manifests for key in manifest.objects()[:most])
-    escaped = (re.sub(r"[*?[]", r"[\g<0>]", f"{above}/{key}").replace("'", "''") for key in keys)
-    return "['" + "', '".join(escaped) + "']"
+    return _in_sql(f"{above}/{key}" for each in manifests for key in each.objects()[:most])
+
+
+def _in_sql(places: Iterable[str]) -> str:
+    """Return a list of files in SQL; none is a pattern."""
+    escaped = (re.sub(r"[*?[]", r"[\g<0>]", place).replace("'", "''") for place in places)
+    listed = "', '".join(escaped)
+    return f"['{listed}']" if listed else "[]"
 
 
 # fsspec ships no types.

@@ -20,6 +20,7 @@ _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "mapping"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _SHOWN = 8  # choices of a key
+_OWN = "package.module:Class"  # the type of a task of the user's own
 _WIDEST = 60  # characters of a column
 _LONGEST = 130  # of a sentence about a recipe
 Node = Mapping[str, Any]  # of a JSON Schema
@@ -84,13 +85,14 @@ def _tasks() -> list[list[str]]:
     from layerrank.jobs.config.datasets import Task  # noqa: PLC0415  (pydantic, as below)
 
     found = []
-    for kind in get_args(get_args(Task)[0]):
+    for tagged in get_args(get_args(Task)[0]):
+        kind = get_args(tagged)[0]
         columns = [
             name if field.is_required() else f"[{name}]"
             for name, field in kind.model_fields.items()
             if name.endswith("_column")
         ]
-        (name,) = get_args(kind.model_fields["type"].annotation)
+        name = next(iter(get_args(kind.model_fields["type"].annotation)), _OWN)
         about = (kind.__doc__ or "").partition("\n")[0]
         given = ", ".join(columns) if name != "mteb" else "source: {mteb: NAMES}"
         found.append([name, given, about])
@@ -137,13 +139,13 @@ def _walk(
 
 
 def _is_block(node: Node) -> bool:
-    return "properties" in node and node.get("additionalProperties") is False
+    return "properties" in node and "additionalProperties" in node
 
 
 def _tag(block: Node) -> str:
     """Return what tells a kind of block from others: its type, or its first key."""
-    first, *_ = block["properties"]
-    return str(block["properties"].get("type", {}).get("const", first))
+    first, kind = next(iter(block["properties"])), block["properties"].get("type")
+    return str(first if kind is None else kind.get("const", _OWN))
 
 
 def _arrays(options: Sequence[Node]) -> Iterator[Node]:
@@ -219,6 +221,9 @@ def schema_of_runs() -> dict[str, Any]:
     found["properties"]["tasks"] = of_mteb
     found["required"] = [name for name in found["required"] if name != "datasets"]
     found["anyOf"] = [{"required": [name]} for name in ("datasets", "tasks")]
+    # One on pairs of texts may be read as one on texts with more keys.
+    tasks = found["$defs"]["DatasetConfig"]["properties"]["tasks"]["items"]
+    tasks["anyOf"] = tasks.pop("oneOf")
     metrics = found["$defs"]["MeasureConfig"]["properties"]["metrics"]
     metrics["description"] = "what is measured; `layerrank ls metrics` lists them"
     metrics["items"] = {"anyOf": [{"enum": [*METRICS]}, {"type": "string"}]}

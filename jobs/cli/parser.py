@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, get_args
 
-from layerrank.jobs.config import FULL_VIEWS, Engine, did_you_mean, recipes
+from layerrank.jobs.config import FULL_VIEWS, Engine, Stage, VectorFormat, did_you_mean, recipes
 from layerrank.jobs.plan import limits
 from layerrank.operators.model.subject import Norm, Pooling, Transform
 from layerrank.operators.ranking import Policy
 
-STAGES = ("prepare", "extract", "measure", "probe", "rank")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,11 +169,13 @@ def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FIL
     _path(
         parser,
         "--texts",
-        metavar="FOLDER",
+        metavar="FOLDER|FILE",
         help="your texts, instead of the folder in the config: text files, or tables with a "
         "column text; subfolders, or a column label, are the labels",
-        by="directory",
+        by="file",
     )
+    parser.add_argument("--text-column", metavar="NAME", help="of those tables, instead of text")
+    parser.add_argument("--label-column", metavar="NAME", help="of those tables, instead of label")
     parser.add_argument(
         "--full",
         action="store_true",
@@ -358,6 +360,36 @@ def _candidate(parser: Parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
 
 
+def _vectors(parser: Parser) -> None:
+    """Add which vectors of an output are to be exported, as what, and where to."""
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=get_args(VectorFormat),
+        help="a Parquet file, a Lance dataset, a FAISS index of cosines, or a matrix of NumPy",
+    )
+    _path(
+        parser,
+        "--out",
+        metavar="PATH",
+        help="what to write (default: MODEL-layer-K.FORMAT in this folder)",
+        by="file",
+    )
+    parser.add_argument("--layer", type=int, help="default: the one that the ranking recommends")
+    parser.add_argument("--norm", choices=get_args(Norm), help="default: as ranked; final")
+    parser.add_argument("--pooling", choices=get_args(Pooling), help="default: as ranked; mean")
+    parser.add_argument("--transform", choices=get_args(Transform), help="default: as ranked; raw")
+    parser.add_argument(
+        "--model", "--subject", metavar="NAME", help="the model's name, where there are several"
+    )
+    parser.add_argument("--revision", help="of the model, where there are several")
+    parser.add_argument("--dataset", metavar="NAME", help="default: all datasets of the run")
+    parser.add_argument(
+        "--run", "--group", dest="group", metavar="NAME", help="the run, where there are several"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what was exported")
+
+
 COMMANDS: dict[str, Command] = {
     "run": Command(
         "running:run",
@@ -434,6 +466,15 @@ COMMANDS: dict[str, Command] = {
         (
             "export cut --ranking out",
             "export cut --subject EleutherAI/pythia-410m --ranking out --layer 17",
+        ),
+    ),
+    "export-vectors": Command(
+        "exporting:vectors",
+        "the vectors of one layer with their texts",
+        (_root, _vectors, _access),
+        (
+            "export-vectors out --to parquet",
+            "export-vectors out --layer 17 --transform raw --to faiss --out docs.faiss",
         ),
     ),
     "recipes": Command(

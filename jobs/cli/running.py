@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import fields
 from functools import partial
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -22,98 +20,42 @@ from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
-from layerrank.storage.partition import partitions
+from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
 if TYPE_CHECKING:
     from layerrank.jobs.rank.ranking import Ranking
     from layerrank.jobs.run import Run
+    from layerrank.jobs.whole import Where
 
 # What replaces a part of a config, which an output keeps.
 _REPLACING = ("output", "sets", "limit", "subject", "revisions", "texts", "full")
-# What the stages' workers need, which processes of this machine import once: their modules, and
-# what these import when it is first used.
-WORKERS = (
-    "layerrank.jobs.prepare.stage",
-    "layerrank.jobs.extract.worker",
-    "layerrank.jobs.measure.stage",
-    "layerrank.jobs.probe.worker",
-    "layerrank.operators.analysis.modes",
-    "layerrank.operators.metrics.prompts",
-    "layerrank.operators.metrics.similarity",
-    "layerrank.operators.metrics.tokens",
-    "layerrank.operators.metrics.views",
-    "layerrank.operators.model.on_transformers",
-    "layerrank.operators.probes.labelled",
-    "scipy.stats.contingency",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-)
-# What the ranking and the report import, which takes a second.
-AT_THE_END = (
-    "layerrank.jobs.rank.stage",
-    "layerrank.jobs.report.page",
-    "layerrank.jobs.report.drawing",
-    "markdown_it",
-)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run one stage or all."""
     if scores := _scores_asked(arguments):
         return _rank_scores(arguments, *scores)
-    from layerrank.jobs.config.stored import record  # noqa: PLC0415
-    from layerrank.jobs.extract.stage import extract, require_extracted  # noqa: PLC0415
-    from layerrank.jobs.measure.stage import measure  # noqa: PLC0415
     from layerrank.jobs.plan.words import Guard  # noqa: PLC0415
-    from layerrank.jobs.prepare.stage import prepare, require_prepared  # noqa: PLC0415
-    from layerrank.jobs.probe.stage import probe  # noqa: PLC0415
-    from layerrank.jobs.upkeep import healing  # noqa: PLC0415
+    from layerrank.jobs.whole import make, opened  # noqa: PLC0415
 
-    stages: dict[str, Callable[[Run], object]] = {
-        "prepare": prepare,
-        "extract": extract,
-        "measure": measure,
-        "probe": probe,
-        "rank": partial(rank_and_report, arguments),
-    }
     one = "rank" if arguments.command == "report" else arguments.command
-    wanted = STAGES if one == "run" else (one,)
-    guard, began = Guard(_limits(arguments)), time.monotonic()
+    stages = STAGES if one == "run" else [each for each in STAGES if each == one]
+    guard = Guard(_limits(arguments))
 
-    def work(run: Run) -> None:
-        # A stage on its own reads what those before it have made, with the same settings.
-        if wanted[0] != "prepare":
-            require_prepared(run)
-        if wanted[0] not in ("prepare", "extract"):
-            require_extracted(run)
-        guard.check(run.config, run.root, say)
-        record(run.config, run.given or run.config, run.root)
-        for number, stage in enumerate(wanted, 1):
-            say(f"{number}/{len(wanted)} {stage}")
-            stages[stage](run)
-            if stage == "prepare":
-                guard.check(run.config, run.root, say, prepared=True)
+    def check(run: Run, is_prepared: bool) -> None:
+        guard.check(run.config, run.root, say, prepared=is_prepared)
 
-    with _opened(arguments) as run:
-        run.require_readable()
-        if run.cluster.has_begun and wanted[-1] == "rank":
-            for name in AT_THE_END:  # while the engine starts
-                import_module(name)
-        healing(run, partial(work, run))
-    say(f"done in {time.monotonic() - began:.0f} s")
+    with opened(_config(arguments), _where(arguments)) as run:
+        make(run, stages, partial(publish, arguments), check)
     return DONE
 
 
-def rank_and_report(arguments: argparse.Namespace, run: Run) -> None:
-    """Rank the layers of a run's models by their scores, and write its report."""
-    from layerrank.jobs.probe.stage import require_scores  # noqa: PLC0415
-    from layerrank.jobs.rank.stage import rank  # noqa: PLC0415
-    from layerrank.jobs.report.page import publish  # noqa: PLC0415
+def publish(arguments: argparse.Namespace, run: Run, rankings: Sequence[Ranking]) -> None:
+    """Write the report of a run and say what it found."""
+    from layerrank.jobs.report import page  # noqa: PLC0415
 
-    require_scores(run)
-    rankings = rank(run)
-    publish(run, rankings, anew=arguments.command != "run")
+    page.publish(run, rankings, anew=arguments.command != "run")
     _verdicts(arguments, rankings)
 
 
@@ -158,6 +100,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     from layerrank.jobs.cluster.cluster import open_cluster  # noqa: PLC0415
     from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
     from layerrank.jobs.run import Run  # noqa: PLC0415
+    from layerrank.jobs.whole import rank_and_report  # noqa: PLC0415
     from layerrank.storage.lock import claimed  # noqa: PLC0415
 
     config = continued(given, root)
@@ -168,12 +111,13 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     )
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         chosen = _ranked(config, root)
-        rank_and_report(arguments, Run(config, root, cluster, given=given, chosen=chosen))
+        run = Run(config, root, cluster, given=given, chosen=chosen)
+        rank_and_report(run, partial(publish, arguments))
 
 
 def _ranked(config: RunConfig, root: Root) -> tuple[Subject, ...]:
     """Return the models that a run has ranked, wherever their files are by now."""
-    from layerrank.jobs.subjects import by_step, resolve  # noqa: PLC0415
+    from layerrank.jobs.subjects import resolve  # noqa: PLC0415
 
     try:
         found = resolve(config.subjects, config.storage, keep_gone=True)
@@ -191,8 +135,9 @@ def _ranked(config: RunConfig, root: Root) -> tuple[Subject, ...]:
 def nightly(arguments: argparse.Namespace) -> int:
     """Evaluate the checkpoints that have no ranking yet, and compare each with its last one."""
     from layerrank.jobs.nightly.stage import nightly as evaluated  # noqa: PLC0415
+    from layerrank.jobs.whole import opened  # noqa: PLC0415
 
-    with _opened(arguments) as run:
+    with opened(_config(arguments), _where(arguments), nightly=True) as run:
         night = evaluated(run, verbose=arguments.verbose)
     if arguments.quiet:
         for subject, why in night.failed.items():
@@ -204,49 +149,19 @@ def nightly(arguments: argparse.Namespace) -> int:
     return REGRESSED if night.regressed else DONE
 
 
-@contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[Run]:
-    """Give the run of a command; the first line that it prints says what runs it, and why.
+def _where(arguments: argparse.Namespace) -> Where:
+    from layerrank.jobs.whole import Where  # noqa: PLC0415
 
-    A nightly finds out which checkpoints are new when it has its lock, and is sized by one.
-    """
-    from layerrank.jobs.cluster.cluster import choose, open_cluster  # noqa: PLC0415
-    from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
-    from layerrank.jobs.prepare.stage import most_tokens  # noqa: PLC0415
-    from layerrank.jobs.run import Run, Seen, open_root  # noqa: PLC0415
-    from layerrank.jobs.subjects import resolve  # noqa: PLC0415
-    from layerrank.storage.lock import claimed  # noqa: PLC0415
-    from layerrank.storage.manifest import Manifests  # noqa: PLC0415
-
-    given, seen = _config(arguments), Seen()
-    root = open_root(given, arguments.output)
-    config = continued(given, root)
-    is_nightly = arguments.command == "nightly"
-    chosen = None if is_nightly else resolve(config.subjects, config.storage)
-    manifests = Manifests(root, seen.manifests)
-    asked = arguments.engine or config.cluster.engine
-    engine, why = choose(
-        arguments.address, asked, lambda: most_tokens(config, manifests, len(chosen or [0]))
-    )
-    title = "LayerRank nightly" if is_nightly else "LayerRank"
-    say(f"{title}: {config.name} -> {root.uri} (engine {engine}: {why})")
-    cluster = open_cluster(
-        engine,
-        address=arguments.address,
-        config=config.cluster,
-        preload=(*WORKERS, *AT_THE_END) if engine == "ray" else WORKERS,
-        verbose=arguments.verbose,
-        say=say,
-    )
-    with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
-        seen.manifests.clear()  # another run may have ended since they were read
-        yield Run(config, root, cluster, arguments.overwrite, given, chosen, seen)
+    names = (each.name for each in fields(Where) if each.name != "folder")
+    given = {name: getattr(arguments, name) for name in names}
+    return Where(**given, folder=str(Path(arguments.config).parent))
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:
     """Return the config with what the command line replaces, and the tasks of its folders."""
     config = load(arguments.config, arguments.sets, arguments.limit)
-    return with_folders(overridden(config, arguments), arguments.texts)
+    columns = arguments.text_column, arguments.label_column
+    return with_folders(overridden(config, arguments), arguments.texts, *columns)
 
 
 def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Policy] | None:

@@ -26,6 +26,7 @@ from layerrank.jobs.cluster.pool import (
     Work,
     Write,
 )
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import ClusterConfig, Device
@@ -66,6 +67,9 @@ class Side(Protocol):
     ) -> Iterator[Any]:
         """Yield what `write` returns for the rows of every value of `key`."""
 
+    def counted(self) -> Counts:
+        """Return what the workers have counted of all units of the plan that runs."""
+
     def close(self) -> None:
         """End what was started."""
 
@@ -100,6 +104,10 @@ class Cluster:
         """End the plan that was begun last, if an error left it before its end."""
         if isinstance(self._open, Generator):
             self._open.close()
+
+    def counted(self) -> Counts:
+        """Return what the workers have counted of all units of the plan that runs."""
+        return self.side.counted()
 
     def forget(self) -> None:
         """Begin anew to say what runs each stage, as another checkpoint goes through them."""

@@ -14,6 +14,7 @@ import duckdb
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.operators.model.subject import ModelUnavailableError
 from layerrank.storage.manifest import FormatError, SettingsConflictError
+from layerrank.storage.readers.delta import LogError
 from layerrank.storage.root import AddressError
 
 DONE, FAILED, USAGE, REGRESSED = 0, 1, 2, 3
@@ -57,6 +58,7 @@ _OUR_USAGE_ERRORS = (
     SettingsConflictError,
     ModelUnavailableError,
     AddressError,
+    LogError,
 )
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)

@@ -2,7 +2,8 @@
 
 A server process imports what the workers need once and then forks them, so that a worker is there
 in milliseconds. A worker gets the plan it works on once, pickled, and then unit after unit. One
-that dies is replaced, and its unit is tried again; all end with the driver, however that ends.
+that dies is replaced, and its unit is tried again; all end with the driver, however that ends. What
+a worker counts of a unit it writes into a file, where the driver may look.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import pickle
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import threading
@@ -20,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
@@ -49,11 +52,14 @@ from layerrank.jobs.cluster.pool import (
     Work,
     Write,
 )
+from layerrank.jobs.cluster.tally import Counts, counting
 
 _ATTEMPTS = 3  # of a unit whose worker died
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives a task of one CPU
 _PRINTED = "printed"  # the file in which what the workers print ends
 _SHOWN_BYTES = 2000  # of what a worker printed before it died
+_COUNTED = "counted"  # the file in which every unit of the plan has a row of counts
+_ROW = struct.Struct("4q")
 
 
 class Processes:
@@ -113,6 +119,16 @@ class Processes:
             for results in self._run(range(buckets.count), buckets.gather, self._size):
                 yield from results
 
+    def counted(self) -> Counts:
+        """Return what the workers have counted of all units of the plan that runs."""
+        if self._folder is None:
+            return Counts()
+        try:
+            content = Path(self._folder.name, _COUNTED).read_bytes()
+        except FileNotFoundError:  # no plan yet, or no pool any more
+            return Counts()
+        return Counts(*map(sum, zip(*_ROW.iter_unpack(content), strict=True)))
+
     def close(self) -> None:
         """End every process."""
         for worker in self._workers:
@@ -129,6 +145,8 @@ class Processes:
         assert not self._is_busy, "one plan at a time: the workers of another are at work"
         plan = pickle.dumps((read, make))
         self._is_busy = True
+        with Path(self._temporary(), _COUNTED).open("wb") as file:
+            file.truncate(len(units) * _ROW.size)
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
         died: Counter[int] = Counter()
@@ -137,7 +155,7 @@ class Processes:
                 for worker in self._idle(min(at_once, len(waiting) + len(busy)), busy):
                     if waiting:
                         busy[worker] = waiting.popleft()
-                        worker.send(plan, busy[worker][1])
+                        worker.send(plan, *busy[worker])
                 of_connection: dict[Any, _Worker] = {each.connection: each for each in busy}
                 for worker in [of_connection[each] for each in wait([*of_connection])]:
                     index, unit = busy.pop(worker)
@@ -179,7 +197,8 @@ class Processes:
             self._folder = tempfile.TemporaryDirectory(
                 prefix="layerrank-", ignore_cleanup_errors=True
             )
-            Path(self._folder.name, _PRINTED).touch()
+            for name in (_PRINTED, _COUNTED):
+                Path(self._folder.name, name).touch()
         return self._folder.name
 
 
@@ -196,12 +215,12 @@ class _Worker:
         theirs.close()
         self._plan = b""
 
-    def send(self, plan: bytes, unit: object) -> None:
-        """Give the process a unit, and the plan if it does not have it."""
+    def send(self, plan: bytes, number: int, unit: object) -> None:
+        """Give the process a unit of a number, and the plan if it does not have it."""
         known = plan is self._plan
         self._plan = plan
         with suppress(OSError):  # it died; that there is no answer says so
-            self.connection.send_bytes(pickle.dumps((None if known else plan, unit)))
+            self.connection.send_bytes(pickle.dumps((None if known else plan, number, unit)))
 
     def answer(self) -> bytes | None:
         """Return what the process answered; None if it died."""
@@ -268,26 +287,36 @@ def _serve(
             with Path(folder, _PRINTED).open("ab") as file:
                 os.dup2(file.fileno(), number)
     read: Work
+    make: Make | None
     worker: Work | None = None
+    counted = os.open(Path(folder, _COUNTED), os.O_WRONLY)
     while True:
         try:
             message = connection.recv_bytes()
         except (EOFError, OSError):
             break
         try:
-            plan, unit = pickle.loads(message)
+            plan, number, unit = pickle.loads(message)
             if plan is not None:
                 worker = None  # frees what the plan before held, a model for one
                 if torch := sys.modules.get("torch"):
                     torch.set_num_threads(1)  # again, whatever the plan before asked for
                 read, make = pickle.loads(plan)
-                worker = make() if make else None
-            found = read(unit)
-            answer = pickle.dumps((worker(found) if worker else found, None))
+            with counting(partial(_tell, counted, number)):
+                found = read(unit)  # which says how much there is, before a model is loaded
+                if make:
+                    worker = worker or make()
+                    found = worker(found)
+            answer = pickle.dumps((found, None))
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             answer = pickle.dumps((None, travelling(error)))
         connection.send_bytes(answer)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(file: int, number: int, counts: Counts) -> None:
+    with suppress(OSError):  # as of a disk that is full: what is shown is no reason to fail
+        os.pwrite(file, _ROW.pack(*counts), number * _ROW.size)
 
 
 def _end_with_driver(folder: str) -> None:

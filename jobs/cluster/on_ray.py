@@ -1,6 +1,8 @@
 """The Ray side of the seam: start or join a cluster, and run units on it as Ray Data plans.
 
-The only module that imports ray. What travels is a unit and a result, pickled into a column.
+The only module that imports ray. What travels is a unit and a result, pickled into a column. What a
+worker counts of its units it puts into the cluster's store of keys, where the driver may look: that
+needs no process more, and no worker that dies or joins is missed.
 """
 
 from __future__ import annotations
@@ -8,13 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import struct
 import sys
 import tempfile
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -23,6 +28,7 @@ import ray
 import ray.data
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
+from ray.experimental import internal_kv
 from ray.job_config import JobConfig
 
 from layerrank.jobs.cluster.errors import InWorkerError, sockets_in_tmpdir, travelling
@@ -39,12 +45,16 @@ from layerrank.jobs.cluster.pool import (
     Work,
     Write,
 )
+from layerrank.jobs.cluster.tally import Counts, counting
 from layerrank.jobs.config.blocks import ConfigError
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
+_TELL_SECONDS = 1.0
+_NAMESPACE = "layerrank"
 # How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
 _TRIES = "RAY_gcs_server_port_wait_time_s"
+_ROW = struct.Struct("5q")  # of a unit: its number, and what was counted of it
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
@@ -61,6 +71,7 @@ class RayCluster:
     say: Callable[[str], None]
     preload: Sequence[str] = ()  # modules that the driver needs, sooner or later
     _started: bool = False
+    _plan: str = ""  # the one that was begun last
     name = "ray"
 
     @property
@@ -89,16 +100,16 @@ class RayCluster:
     def each(self, units: Sequence[Any], work: Work, *, cpus: float, gpus: float) -> Iterator[Any]:
         """Yield the result of every unit, as they finish; anywhere in the cluster."""
         self._start()
-        plan = _from_units(units).map_batches(
+        plan = _from_units(self._numbered(units)).map_batches(
             partial(_of_unit, work), **_ONE, num_cpus=cpus, num_gpus=gpus
         )
-        return _results(plan)
+        return self._results(plan)
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
         """Yield the result of every unit from a pool of actors, fed by a pool of reading tasks."""
         self._start()
         plan = (
-            _from_units(units)
+            _from_units(self._numbered(units))
             .map_batches(
                 partial(_of_unit, feed),
                 **_ONE,
@@ -120,7 +131,7 @@ class RayCluster:
                 ),
             )
         )
-        return _results(plan)
+        return self._results(plan)
 
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
@@ -128,12 +139,35 @@ class RayCluster:
         """Yield what `write` returns for the rows of every value of `key`."""
         self._start()
         plan = (
-            _from_units(units)
+            _from_units(self._numbered(units))
             .map_batches(partial(_rows_of_unit, split), **_ONE, num_cpus=1)
             .groupby(key, num_partitions=min(groups, MOST_BUCKETS))
             .map_groups(partial(_of_rows, write), batch_format="pyarrow", num_cpus=1)
         )
-        return _results(plan)
+        return self._results(plan)
+
+    def counted(self) -> Counts:
+        """Return what the workers have counted of all units of the plan that was begun last."""
+        keys = internal_kv._internal_kv_list(self._plan, namespace=_NAMESPACE) if self._plan else []
+        of_units: dict[int, Counts] = {}
+        for key in keys:
+            content = internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b""
+            for number, *counts in _ROW.iter_unpack(content):
+                # Several have counted a unit if one of them died: what is done of it is the most.
+                before = of_units.get(number, Counts())
+                of_units[number] = Counts(*map(max, zip(before, counts, strict=True)))
+        return Counts(*map(sum, zip(*of_units.values(), strict=True)))
+
+    def _numbered(self, units: Sequence[Any]) -> list[_Unit]:
+        self._plan = f"{uuid.uuid4().hex}-"
+        return [_Unit(self._plan, number, unit) for number, unit in enumerate(units)]
+
+    def _results(self, plan: ray.data.Dataset) -> Iterator[Any]:
+        """Yield what the units of a plan return, and forget what was counted of them."""
+        yield from _results(plan)
+        if self._plan:
+            internal_kv._internal_kv_del(self._plan, del_by_prefix=True, namespace=_NAMESPACE)
+        self._plan = ""
 
     def close(self) -> None:
         """Stop what was started, or leave the cluster that was joined."""
@@ -220,7 +254,15 @@ class RayCluster:
                 request_resources(bundles=[])
 
 
-def _from_units(units: Sequence[Any]) -> ray.data.Dataset:
+class _Unit(NamedTuple):
+    """A unit, what was read of it, or its result: of which plan, and the how manyth of it."""
+
+    plan: str
+    number: int
+    value: Any
+
+
+def _from_units(units: Sequence[_Unit]) -> ray.data.Dataset:
     """Return a Dataset with one block per unit of work: Ray would otherwise coalesce small rows."""
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -229,7 +271,7 @@ def _from_units(units: Sequence[Any]) -> ray.data.Dataset:
 def _results(plan: ray.data.Dataset) -> Iterator[Any]:
     """Yield what the units of a plan return, as they finish; InWorkerError if one failed."""
     for row in plan.iter_rows():
-        result = pickle.loads(row["result"])
+        result = pickle.loads(row["result"]).value
         if isinstance(result, _Failed):
             raise InWorkerError(result.error) from result.error
         yield result
@@ -239,27 +281,30 @@ def _packed(value: object, column: str) -> pa.Table:
     return pa.table({column: pa.array([pickle.dumps(value)], pa.large_binary())})
 
 
-def _unit(batch: pa.Table) -> Any:  # noqa: ANN401  (any unit)
+def _unit(batch: pa.Table) -> _Unit:
     (column,) = batch.columns
-    return pickle.loads(column[0].as_py())
+    unit: _Unit = pickle.loads(column[0].as_py())
+    return unit
 
 
 def _of_unit(work: Work, batch: pa.Table) -> pa.Table:
     unit = _unit(batch)
-    if isinstance(unit, _Failed):  # what should have read it has failed
+    if isinstance(unit.value, _Failed):  # what should have read it has failed
         return batch
     try:
-        return _packed(work(unit), "result")
+        with counting(partial(_tell, unit.plan, unit.number)):
+            found = work(unit.value)
+        return _packed(unit._replace(value=found), "result")
     except Exception as error:  # noqa: BLE001  (raised again in the driver)
-        return _packed(_Failed(travelling(error)), "result")
+        return _packed(unit._replace(value=_Failed(travelling(error))), "result")
 
 
 def _rows_of_unit(split: Split, batch: pa.Table) -> Iterator[pa.Table]:
-    yield from split(_unit(batch))
+    yield from split(_unit(batch).value)
 
 
 def _of_rows(write: Write, rows: pa.Table) -> pa.Table:
-    return _packed(write(rows), "result")
+    return _packed(_Unit("", 0, write(rows)), "result")
 
 
 class _Failed(NamedTuple):
@@ -283,7 +328,43 @@ class _Actor:
             self._failed = _Failed(travelling(error))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _packed(self._failed, "result") if self._failed else _of_unit(self._worker, batch)
+        if self._failed:
+            return _packed(_unit(batch)._replace(value=self._failed), "result")
+        return _of_unit(self._worker, batch)
+
+
+class _Teller:
+    """Puts what this process counts of a plan where the driver reads it, by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._key = self._plan = ""
+        self._counts: dict[int, Counts] = {}
+        self._changed = threading.Event()
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+
+    def take(self, plan: str, number: int, counts: Counts) -> None:
+        """Take what was counted of a unit."""
+        if plan != self._plan:
+            self._counts, self._key, self._plan = {}, f"{plan}{uuid.uuid4().hex}", plan
+        self._counts[number] = counts
+        self._changed.set()
+
+    def _keep_telling(self) -> None:
+        while self._changed.wait():
+            self._changed.clear()
+            key, rows = self._key, [*self._counts.items()]
+            content = b"".join(_ROW.pack(number, *counts) for number, counts in rows)
+            internal_kv._internal_kv_put(key, content, namespace=_NAMESPACE)
+            time.sleep(_TELL_SECONDS)
+
+
+@lru_cache(maxsize=1)
+def _teller() -> _Teller:
+    return _Teller()
+
+
+def _tell(plan: str, number: int, counts: Counts) -> None:
+    _teller().take(plan, number, counts)
 
 
 class _WorkerPath(list[str]):

@@ -12,6 +12,8 @@ from importlib import resources
 from typing import Literal
 
 Engine = Literal["auto", "process", "ray"]
+Stage = Literal["prepare", "extract", "measure", "probe", "rank"]  # in their order
+VectorFormat = Literal["parquet", "lance", "faiss", "npy"]  # that vectors are exported in
 FULL_VIEWS = {"count": 16, "sample": 1000}  # as in the papers
 RECIPES = resources.files("layerrank.jobs") / "recipes"
 

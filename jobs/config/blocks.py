@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is that of a function or class of the user's, `package.module:name`."""
+    return _OWN.fullmatch(name) is not None
+
+
+def _require_own(name: str) -> str:
+    if not is_own(name):
+        raise ValueError("is not written as package.module:Class")
+    return name
+
+
+# What such a name stands for: `jobs.own`.
+OwnName = Annotated[
+    str, AfterValidator(_require_own), WithJsonSchema({"type": "string", "pattern": ":"})
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,7 @@ class Block(BaseModel):
     def _known_keys(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
         if isinstance(values, Mapping):
             unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown:
+            if unknown and cls.model_config.get("extra") != "allow":
                 known = ", ".join(sorted(cls.model_fields))
                 near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
                 meant = f"; did you mean {near[0]}?" if near else ""

@@ -13,15 +13,26 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
+    Tag,
     ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from layerrank.jobs.config.blocks import LATER, Block, Count, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import (
+    LATER,
+    Block,
+    Count,
+    Later,
+    Name,
+    OwnName,
+    require_distinct,
+)
 from layerrank.operators.prompts.templates import Template, read_template
 
 _TEXT = {"type": "string"}
@@ -31,7 +42,7 @@ Names = Annotated[  # one, or a list
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
 _SHOWN = 12  # names that an error lists
-Format = Literal["parquet", "jsonl", "csv", "text"]
+Format = Literal["parquet", "arrow", "feather", "jsonl", "json", "csv", "tsv", "text"]
 
 
 def _known_encoding(name: str) -> str:
@@ -44,6 +55,11 @@ def _known_encoding(name: str) -> str:
 
 
 Encoding = Annotated[str, AfterValidator(_known_encoding)]
+Delimiter = Annotated[
+    str,
+    BeforeValidator(lambda value: "\t" if value == "tab" else value),
+    Field(pattern=r"^[\t !#-~]$"),  # one byte, that neither quotes a cell nor ends a row
+]
 Skip = Literal["null", "empty", "whitespace", "too_short"]  # why a text is no prompt
 Prompt = Annotated[
     Template,
@@ -75,9 +91,9 @@ class HubSource(Block):
 
 
 class FileSource(Block):
-    """Files, local or in object storage: Parquet, JSONL, CSV, or text with one prompt per line.
+    """Files, local or in object storage: tables, or text with one prompt per line.
 
-    Those of text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends their names.
+    What is text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends its name.
     """
 
     files: Names = Field(min_length=1, description="paths, URIs or glob patterns")
@@ -85,13 +101,23 @@ class FileSource(Block):
     encoding: Encoding | None = Field(
         None, description="of texts that are not UTF-8 and have no byte-order mark, such as latin-1"
     )
+    delimiter: Annotated[Delimiter | None, LATER] = Field(
+        None,
+        description="between the columns of CSV and TSV, one character or tab; default: of TSV a "
+        "tab, of CSV whichever of , ; tab | its first rows have alike",
+    )
 
 
 class FolderSource(Block):
-    """A folder of one's own texts; `jobs.prepare.folders` says what is read, and its task."""
+    """A folder of one's own texts, or one file; `jobs.prepare.folders` says what is read."""
 
     folder: str = Field(min_length=1, description="path or URI")
     encoding: Encoding | None = Field(None, description="as of files")
+    delimiter: Annotated[Delimiter | None, LATER] = Field(None, description="as of files")
+    text_column: Annotated[str, LATER] = Field("text", description="of tables")
+    label_column: Annotated[str | None, LATER] = Field(
+        None, description="of tables; default: label, if there is one"
+    )
 
 
 class MtebSource(Block):
@@ -142,6 +168,10 @@ class TaskConfig(Block):
     def repeats(self) -> int:
         """How many folds are scored: 1 of a task without folds."""
         return getattr(self, "folds", 1)
+
+    def of_items(self) -> dict[str, Any]:
+        """Return the keys that its items depend on, for their digest."""
+        return self.settings(exclude=PROTOCOL)
 
 
 class OneSided(TaskConfig):
@@ -270,17 +300,101 @@ class MtebTask(TaskConfig):
     asked_column: Annotated[Literal["prompt_type"], LATER] = "prompt_type"
 
 
-Task = Annotated[
-    ClassificationTask
-    | RegressionTask
-    | ClusteringTask
-    | PairClassificationTask
-    | StsTask
-    | RerankingTask
-    | RetrievalTask
-    | MtebTask,
-    Field(discriminator="type"),
-]
+class OwnTask(OneSided):
+    """A task of the user's own, scored by a class; docs/own.md says what that has.
+
+    Keys that end in `_column` name columns, whose cells the class gets; others are its options.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    type: OwnName = Field(description="package.module:Class")
+    folds: Count = Field(1, description="scores that the class gives")
+
+    @model_validator(mode="after")
+    def _names_columns(self) -> OwnTask:
+        for key, column in (self.model_extra or {}).items():
+            if key.endswith("_column") and not isinstance(column, str):
+                raise ValueError(f"{key} names a column, and {column!r} is no text")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the cells that the class gets, by their keys without `_column`."""
+        extra = self.model_extra or {}
+        ending = "_column"
+        return {k.removesuffix(ending): extra[k] for k in sorted(extra) if k.endswith(ending)}
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """The columns that hold what is not text."""
+        return tuple(dict.fromkeys(self.columns.values()))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the class is made with."""
+        extra = self.model_extra or {}
+        return {key: value for key, value in extra.items() if not key.endswith("_column")}
+
+    def of_items(self) -> dict[str, Any]:
+        """Return the keys that its items depend on, under one, whatever names the user chose."""
+        names = {name for name in self.settings() if name.endswith("_column")}
+        return {"own": self.settings(include={"type", "name", *names})}
+
+
+class OwnTextTask(OwnTask):
+    """One on single texts."""
+
+    texts = ("text_column",)
+    text_column: str | None = Field(None, description="default: that of the dataset")
+
+
+class OwnPairTask(OwnTask):
+    """One on pairs of texts."""
+
+    texts = ("first_column", "second_column")
+    ids = ("first_id", "second_id")
+    first_column: str
+    second_column: str
+
+
+_OWN, _OWN_PAIRS = "own", "own_pairs"  # tags of these blocks, in the place of a type
+
+
+def _tag(task: Any) -> str:  # noqa: ANN401  (whatever the YAML held)
+    """Return which block a task is read as, by its type; of an own one by its columns too."""
+    given = task if isinstance(task, Mapping) else dict(task) if isinstance(task, Block) else {}
+    kind = str(given.get("type"))
+    if ":" not in kind:
+        return kind
+    return _OWN_PAIRS if {"first_column", "second_column"} & given.keys() else _OWN
+
+
+_TAGGED = (
+    Annotated[ClassificationTask, Tag("classification")]
+    | Annotated[RegressionTask, Tag("regression")]
+    | Annotated[ClusteringTask, Tag("clustering")]
+    | Annotated[PairClassificationTask, Tag("pair_classification")]
+    | Annotated[StsTask, Tag("sts")]
+    | Annotated[RerankingTask, Tag("reranking")]
+    | Annotated[RetrievalTask, Tag("retrieval")]
+    | Annotated[MtebTask, Tag("mteb")]
+    | Annotated[OwnTextTask, Tag(_OWN)]
+    | Annotated[OwnPairTask, Tag(_OWN_PAIRS)]
+)
+
+
+def _known_type(task: Any) -> Any:  # noqa: ANN401
+    known = [tag.tag for _, tag in map(get_args, get_args(_TAGGED)) if not tag.tag.startswith(_OWN)]
+    given = task if isinstance(task, Mapping) else {}
+    if isinstance(task, Block) or _tag(given) in (*known, _OWN, _OWN_PAIRS):
+        return task
+    said = f"type is {given['type']!r}, not" if "type" in given else "a task has a name and a type:"
+    raise ValueError(
+        f"{said} one of {', '.join(map(repr, known))}, or a class of your own, package.module:Class"
+    )
+
+
+Task = Annotated[_TAGGED, Discriminator(_tag), BeforeValidator(_known_type)]
 
 
 class DatasetConfig(Block):

@@ -49,14 +49,15 @@ def token_plan(config: RunConfig, shape: ModelShape, prompts: int) -> TokenPlan:
 
 
 def metrics_of(config: RunConfig) -> tuple[str, ...]:
-    """Return the metrics of the run; without any view, but for those that compare views."""
-    of_views = () if config.views.count else of_kind(config.measure.metrics, Views)
-    return tuple(name for name in config.measure.metrics if name not in of_views)
+    """Return the metrics of ours that a run has; without any view not those that compare views."""
+    measure = config.measure
+    of_views = () if config.views.count else of_kind(measure.metrics, Views)
+    return tuple(name for name in measure.metrics if name not in (*of_views, *measure.own))
 
 
 def left_out(config: RunConfig) -> str:
     """Return which metrics of the config are not measured, in a sentence; "" if all are."""
-    done = metrics_of(config)
+    done = (*metrics_of(config), *config.measure.own)
     names = [name for name in config.measure.metrics if name not in done]
     return f"Without views (views.count is 0): no {', '.join(names)}." if names else ""
 

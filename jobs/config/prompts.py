@@ -166,7 +166,7 @@ def _of_columns(
 ) -> Iterator[tuple[str, Template | None]]:
     """Yield the sides of a task on columns, each with the task's template or its column's."""
     two = isinstance(task, TwoSided)
-    kind = _TYPES[task.type]
+    kind = _TYPES.get(task.type, "")
     if isinstance(task, ClassificationTask) and task.multi_label:
         kind = "MultilabelClassification"
     for place, (name, column) in enumerate(zip(task.ids, task.text_columns, strict=True)):

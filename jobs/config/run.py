@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from layerrank.jobs.config import FULL_VIEWS, RECIPES, did_you_mean, recipes, settings
-from layerrank.jobs.config.blocks import Block, ConfigError, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import LATER, Block, ConfigError, Later, Name, require_distinct
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
@@ -42,6 +42,11 @@ class RunConfig(Block):
     tokens: settings.TokensConfig = settings.TokensConfig()
     measure: settings.MeasureConfig = Field(default_factory=settings.MeasureConfig)
     keep: settings.KeepConfig = settings.KeepConfig()
+    delta: Annotated[bool, LATER] = Field(
+        False,
+        description="a Delta log beside the files of every table of the root, from now on, for "
+        "Spark, Trino and others; needs the extra delta",
+    )
     probe: settings.ProbeConfig = settings.ProbeConfig()
     curves: settings.CurvesConfig = settings.CurvesConfig()
     conditions: settings.ConditionsConfig = settings.ConditionsConfig()
@@ -126,7 +131,7 @@ def _require_enough(config: RunConfig) -> None:
         for each in config.datasets
         if each.limit is not None
     }
-    for name in measure.metrics:
+    for name in (name for name in measure.metrics if name not in measure.own):
         given, fewest = dict(limits), METRICS[name].fewest
         if name in unseen:
             given["views.sample"] = views.sample
@@ -157,17 +162,18 @@ def load(recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None
     `sets` are KEY=VALUE, each put into the config; `limit` is the most source rows of a dataset.
     """
     values, where = _values_of(recipe_or_file)
-    return _run(values, where, sets, limit)
+    return of_values(values, where, sets, limit)
 
 
 def parse(text: str, where: str) -> RunConfig:
     """Return the run that YAML `text` describes; `where` names it in errors."""
-    return _run(mapping(text, where), where)
+    return of_values(mapping(text, where), where)
 
 
-def _run(
+def of_values(
     values: Values, where: str, sets: Sequence[str] = (), limit: int | None = None
 ) -> RunConfig:
+    """Return the run that the keys of a config describe; `where` names it in errors."""
     if "scores" in values:
         raise ConfigError(f"{where} ranks scores, without a model: `run` and `rank` do that")
     return _checked(RunConfig, values, where, sets, limit)
@@ -293,7 +299,7 @@ def overridden(config: RunConfig, arguments: argparse.Namespace) -> RunConfig:
     if given:
         shared = {each.dtype for each in subjects}
         dtype = shared.pop() if len(shared) == 1 else "float32"
-        subjects = tuple(_subject(each).model_copy(update={"dtype": dtype}) for each in given)
+        subjects = tuple(subject_of(each).model_copy(update={"dtype": dtype}) for each in given)
     if revisions is not None:
         sweep = {"revision": "", "revisions": revisions}
         subjects = tuple(each.model_copy(update=sweep) for each in subjects)
@@ -313,7 +319,8 @@ def _with_full_views(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"views": views, **output})
 
 
-def _subject(given: str) -> settings.SubjectConfig:
+def subject_of(given: str) -> settings.SubjectConfig:
+    """Return the subject that `[NAME=]MODEL` names; ConfigError if that is no place of a model."""
     named = None if Path(given).exists() else _NAMED.fullmatch(given)
     name, model = named.groups() if named else ("", given)
     elsewhere = "://" in model or model.startswith("package:")

@@ -20,6 +20,7 @@ from layerrank.jobs.config.blocks import (
     Later,
     Positive,
     Probability,
+    is_own,
     require_distinct,
 )
 from layerrank.operators.analysis.modes import FEWEST, MOST
@@ -143,7 +144,10 @@ class MeasureConfig(Block):
     """Representation metrics over the shards; docs/metrics.md says what each one means."""
 
     device: Device = "auto"
-    metrics: tuple[str, ...] = Field(default_factory=_every_metric)
+    metrics: tuple[str, ...] = Field(
+        default_factory=_every_metric,
+        description="names of docs/metrics.md, and functions of your own, package.module:name",
+    )
     token_metrics: Literal["auto", "fused", "stored", "both"] = Field(
         "fused",
         description="fused: of every prompt, in the model actor, no token states; stored: of the "
@@ -175,10 +179,18 @@ class MeasureConfig(Block):
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         known = _every_metric()
-        unknown = [name for name in names if name not in known]
+        unknown = [name for name in names if name not in known and not is_own(name)]
         if unknown:
-            raise ValueError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}")
+            raise ValueError(
+                f"unknown metric {', '.join(unknown)}; choose from {', '.join(known)}, or name a "
+                "function of your own as package.module:name"
+            )
         return require_distinct(names)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those of the metrics that are functions of the user's."""
+        return tuple(name for name in self.metrics if is_own(name))
 
 
 class KeepConfig(Block):

@@ -17,9 +17,10 @@ from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.sealed import sealed, unsealed
 from layerrank.storage.lock import Claim
 from layerrank.storage.manifest import FORMAT, SettingsConflictError
-from layerrank.storage.root import BOOKS, Root
+from layerrank.storage.partition import RUNS
+from layerrank.storage.root import Root
 
-FOLDER = f"{BOOKS}/runs"
+FOLDER = RUNS
 # Addresses of sources may carry a password before the host, or a signature after the path.
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
 _SIGNATURE = re.compile(r"(?<=\S)\?\S*")

@@ -6,12 +6,14 @@ shards and returns receipts, so no tensor travels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from layerrank.jobs.cluster.console import Progress, say
+from layerrank.jobs.cluster.console import Pace, Progress, say
+from layerrank.jobs.cluster.pool import Pool
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.candidates import require_texts
 from layerrank.jobs.config.datasets import MtebTask
@@ -22,13 +24,16 @@ from layerrank.jobs.subjects import remember
 from layerrank.operators.later import Later
 from layerrank.operators.model.subject import Subject
 from layerrank.storage.manifest import Manifest
-from layerrank.storage.partition import CLEAN
+from layerrank.storage.partition import CLEAN, partitions
 from layerrank.storage.shards import ENCODED, Receipt
 
 if TYPE_CHECKING:
     from layerrank.jobs.extract import worker
 else:
     worker = Later("layerrank.jobs.extract.worker")
+
+_ON = {"cpu": " on CPU", "cuda": " on GPU"}  # of what ran the work, as a manifest has it
+Done = dict[str, dict[str, Receipt]]  # by the path of their partition, by name
 
 
 def extract(run: Run) -> None:
@@ -42,7 +47,7 @@ def extract(run: Run) -> None:
         _say_templates(run, subject)
         unpublished: list[Target] = []
         units: list[Unit] = []
-        done: dict[str, dict[str, Receipt]] = {}  # by the path of their partition, by name
+        done: Done = {}
         for prompts, each in _passes(run, subject):
             for to in each.targets:
                 found = run.manifests.survey(to.partition, to.settings, overwrite=run.overwrite)
@@ -61,8 +66,11 @@ def extract(run: Run) -> None:
             )
             shards = f"{len(units)} shards, {len(conditions)} conditions"
             most = ", at most" if any(unit.prompted for unit in units) else ""
-            say(f"  {total:,} texts to encode{most}: {shards}")
-            with Progress("extract", total, "texts") as progress:
+            pace = _pace(run, subject, pool, total, done)
+            time = f"; about {pace}" if pace else ""
+            say(f"  {total:,} texts to encode{most}: {shards}{time}")
+            counted = run.cluster.counted
+            with Progress("extract", total, "texts", counted=counted, pace=pace) as progress:
                 for encoded in run.cluster.actors("extract", units, make, pool, feed=feed):
                     for path, receipt in encoded.receipts:
                         done[path][receipt.name] = receipt
@@ -93,6 +101,27 @@ def require_extracted(run: Run) -> None:
                 raise FileNotFoundError(
                     f"{to.partition} is not extracted: run `layerrank extract` first"
                 )
+
+
+def _pace(run: Run, subject: Subject, pool: Pool, texts: int, done: Done) -> Pace | None:
+    """Return how long so many texts will take, by what the root has of the model already.
+
+    Of these passes first, as of a run that was killed, else of any other.
+    """
+    found = [receipt for of_path in done.values() for receipt in of_path.values()]
+    if not found:
+        for where in partitions(run.root, "embeddings", subject.name, subject.revision):
+            made = filter(None, map(run.manifests.load, (where, where.sibling("prompt_metrics"))))
+            found += [r for each in made if _ON[pool.device] in each.made for r in each.receipts]
+    total = Counter[str]()
+    for facts in (receipt.facts for receipt in found):
+        kinds = ("prompts", "tokens", "model_seconds") if "tokens" in facts else ("metric_seconds",)
+        total.update({kind: float(facts.get(kind, 0)) for kind in kinds})
+    seconds = total["model_seconds"] + total["metric_seconds"]
+    if not (seconds and total["tokens"]):
+        return None
+    tokens = total["tokens"] / total["prompts"] * texts
+    return Pace(tokens, pool.size * total["tokens"] / seconds)
 
 
 def _say_templates(run: Run, subject: Subject) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from layerrank.jobs.cluster import tally
 from layerrank.jobs.cluster.pool import TorchDevice
 from layerrank.jobs.config.candidates import kept_vectors
 from layerrank.jobs.config.metrics import REASONS, parameters
@@ -97,6 +98,7 @@ def read(root: Root, subject: Subject, config: RunConfig, unit: Unit) -> Batch:
     for place, each in zip(np.flatnonzero(wanted).tolist(), tokens.ids, strict=True):
         drawn_for = int(ids[order[place]]), unit.condition, config.seed
         sequences[place] = condition_tokens(each, *drawn_for, reader.vocabulary)
+    tally.expect(unit.prompts, sum(map(len, sequences)))  # perhaps before a model is loaded
     return Batch(unit, ids[order], sequences, cut, wanted)
 
 
@@ -170,6 +172,7 @@ class Extractor:
         kept = np.flatnonzero([len(ids) for ids in batch.token_ids])  # with a token
         prompt_ids = batch.prompt_ids[kept]
         where = f"{self._subject}, {unit.dataset}, {unit.condition}, {unit.shard.name}"
+        tally.count(unit.prompts - len(kept))  # that will have no vector
         try:
             return self._extract(batch, kept, prompt_ids)
         except ModelUnavailableError:
@@ -284,8 +287,13 @@ class Extractor:
         def shifted(tap: TokenTap) -> TokenTap:
             return lambda rows, states, lengths_N: tap(rows + start, states, lengths_N)
 
+        lengths = np.array([*map(len, texts)])
+
+        def landed(rows: npt.NDArray[np.int64]) -> None:
+            tally.count(len(rows), int(lengths[rows].sum()))
+
         try:
             keep, norm = self._keep(unit), self._tokens.norm
-            return encode(self._model, texts, keep, [*map(shifted, taps)], norm)
+            return encode(self._model, texts, keep, [*map(shifted, taps)], norm, landed)
         except NonFiniteError as error:
             raise NonFiniteError(str(error), [row + start for row in error.rows]) from error

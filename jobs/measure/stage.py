@@ -2,8 +2,9 @@
 
 `tokens -> prompt_metrics` shard by shard, unless the model actors have made them already, then
 `prompt_metrics, embeddings -> layer_metrics` layer by layer, of the clean pass and of every
-condition, then how the metrics change with the conditions, and last `prompt_metrics -> modes` over
-all datasets of a subject. No text is encoded again.
+condition, then how the metrics change with the conditions, and `prompt_metrics -> modes` over all
+datasets of a subject. Last the user's own functions, `embeddings -> own_metrics`. No text is
+encoded again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from layerrank.jobs.config.metrics import (
 )
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.measure.modes import modes, prompt_traits
+from layerrank.jobs.measure.own import measured_groups, own_metrics
 from layerrank.jobs.measure.pieces import Piece, work_on
 from layerrank.jobs.measure.sensitivity import sensitivity
 from layerrank.jobs.measure.worker import (
@@ -44,7 +46,6 @@ from layerrank.operators.model.backend import load_backend
 from layerrank.operators.model.cost import layer_costs
 from layerrank.operators.model.subject import Subject
 from layerrank.operators.prompts.views import view_name
-from layerrank.storage.layers import groups
 from layerrank.storage.manifest import Manifest, Settings, digest_of
 from layerrank.storage.partition import CLEAN
 from layerrank.storage.shards import RemovedError
@@ -85,6 +86,8 @@ def measure(run: Run) -> None:
                 run.manifests.remove(partition("embeddings", subject, dataset, name), "keep.views")
         slopes = (p for each in datasets for p in sensitivity(run, subject, each))
         work_on(run.cluster, [*slopes, *modes(run, subject, measured)])
+    # Last, so that a function that fails leaves everything else.
+    work_on(run.cluster, [piece for pair in run.pairs() for piece in own_metrics(run, *pair)])
 
 
 def costs(run: Run, subject: Subject) -> list[Piece]:
@@ -141,10 +144,11 @@ def _measure_tokens(run: Run, subject: Subject, dataset: DatasetConfig) -> Manif
     units = [each for each in tokens.shards(run.root) if each.receipt.name not in done]
     device = run.cluster.device(config.measure.device)
     work = partial(measure_shard, wanted, parameters(config), digest_of(settings), device)
-    with Progress("measure", len(units), "token shards") as progress:
+    layers, counted = run.shape(subject).layers + 1, run.cluster.counted
+    with Progress("measure", len(units) * layers, "layers", counted=counted) as progress:
         for receipt in run.cluster.each("measure", units, work, device=device):
             done[receipt.name] = receipt
-            progress.add(1)
+            progress.add(layers)
     return run.publish(where, settings, done.values(), "measure")
 
 
@@ -178,7 +182,8 @@ def _layers(
         metrics = sorted({row["metric"] for row in written})
         condition = task.target.keys["condition"]
         under = "" if condition == CLEAN else f", {condition}"
-        return f"  {dataset.name}{under}: {', '.join(metrics)} for {len(found)} layers"
+        told = f"  {dataset.name}{under}: {', '.join(metrics)} for {len(found)} layers"
+        return told if metrics else ""
 
     tasks = [replace(wanted[name], device=device) for name in absent]
     return [Piece(each.groups, each.measure, partial(done, each), device) for each in tasks]
@@ -203,7 +208,7 @@ def _task(
     views = [run.manifests.require(partition("embeddings", subject, dataset, n)) for n in names]
     if condition != CLEAN:
         own = {name: value for name, value in own.items() if name not in _OF_VIEWS}
-        own["metrics"] = [name for name in config.metrics if name not in of_views]
+        own["metrics"] = [name for name in metrics_of(run.config) if name not in of_views]
         prompt_metrics = None
         if token_metrics(run.config):
             where = embeddings.partition.sibling("prompt_metrics")
@@ -215,13 +220,6 @@ def _task(
         "seed": run.config.seed,
         **own,
     }
-    kept = run.config.extract
-    units = [
-        each
-        for each in groups(run.root, embeddings)
-        if each.norm in kept.norms and each.pooling in kept.poolings  # not of candidates alone
-    ]
-    if not units:
-        raise ValueError(f"{embeddings.partition}: no prompt has a vector; no text gave a token")
+    units = measured_groups(run, embeddings)
     given, measured = (run.root, embeddings, views, prompt_metrics), own["metrics"]
     return LayerMetrics(*given, measured, parameters(run.config), units, settings)

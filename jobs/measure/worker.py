@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from layerrank.jobs.cluster import tally
 from layerrank.jobs.cluster.pool import TorchDevice
 from layerrank.jobs.config.metrics import REASONS, TOKENS
 from layerrank.operators.later import Later
@@ -98,6 +99,7 @@ def measure_shard(
             counted["undefined"] += int(sum(np.isnan(each).sum() for each in values.values()))
             norm = table["norm"][0].as_py()
             yield prompt_metrics_table(layer, norm, ids, lengths, values, REASONS)
+            tally.count(1)
 
     # The counts fill while the tables are written; the receipt is read after that.
     blank = Receipt(name, 0, digest, "", facts=counted)

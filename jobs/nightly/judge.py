@@ -29,17 +29,15 @@ from layerrank.jobs.rank.ranking import Checkpoint
 from layerrank.jobs.rank.stage import main_metrics, ranked_tasks, ranking_settings
 from layerrank.jobs.report.facts import title
 from layerrank.jobs.run import Run, partition
-from layerrank.jobs.subjects import by_step
 from layerrank.operators.analysis.regression import ScoreChange, has_moved, jumps, score_change
 from layerrank.operators.model.subject import Subject
 from layerrank.operators.ranking.scores import TaskScores
 from layerrank.storage.manifest import digest_of
-from layerrank.storage.partition import Partition, all_partitions
+from layerrank.storage.partition import ALERTS, Partition, all_partitions, by_step
 from layerrank.storage.root import Root
 from layerrank.storage.shards import DamagedError
 
 SCHEMA_VERSION = 1
-FOLDER = "alerts"
 VARIABLE = "LAYERRANK_WEBHOOK"
 _READERS = 16
 _MOST_NAMED = 8  # layers in a sentence
@@ -262,4 +260,4 @@ def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = o
 
 
 def _folder(run: str, model: str) -> str:
-    return f"{FOLDER}/{quote(run, safe='')}/{quote(model, safe='')}"
+    return f"{ALERTS}/{quote(run, safe='')}/{quote(model, safe='')}"

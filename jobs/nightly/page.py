@@ -21,9 +21,9 @@ from layerrank.jobs.report.facts import units_of
 from layerrank.jobs.report.section import Section, Table
 from layerrank.jobs.report.sections import training
 from layerrank.jobs.run import Run
-from layerrank.jobs.subjects import by_step, step_of
 from layerrank.jobs.words import counted
 from layerrank.operators.model.subject import Subject
+from layerrank.storage.partition import by_step, step_of
 
 FOLDER = "trend"
 DATA, PAGE = "trend.json", "index.html"

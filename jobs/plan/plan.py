@@ -464,6 +464,10 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
             [3000 + 9.5 * pair.layer_rows(views=not condition)]
             for condition in range(1 + len(config.conditions.passes()))
         ],
+        "own_metrics": [
+            [1_500 + 30 * pair.groups(view_name(0))]
+            for _ in range((1 + len(config.conditions.passes())) * len(config.measure.own))
+        ],
         "sensitivity": [
             [3200 + 17 * pair.layer_rows(views=False)] for each in levels if each >= FEWEST_LEVELS
         ],
@@ -475,7 +479,7 @@ def of_dataset(pair: Pair) -> dict[TableName, list[Shards]]:
         kind, groups, scored = TYPES[type(task)], pair.scored_groups, pair.scorings
         rows = groups * len(probe.variants) * task.repeats
         # Tasks without folds are resampled; directions alone have one score for both variants.
-        drawn = probe.replicates if kind.score and task.repeats == 1 else 0
+        drawn = probe.replicates * (task.repeats == 1 and not isinstance(task, MtebTask))
         different = 1 if kind.scale_free else len(probe.variants)
         found["probe_scores"].append([2500 + 10 * rows + 8 * groups * different * drawn])
         if scored.work:

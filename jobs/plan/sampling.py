@@ -124,6 +124,7 @@ class Corpus:
     weights: dict[str, Weight]
     tasks: dict[str, Counter[str]] = field(default_factory=dict)  # items, labels and the like
     sampled: Receipt | None = None  # of the shard of those texts, where they are written
+    delimiters: Sequence[str] = ()  # of its CSV, where no config names them
 
 
 def read_corpus(config: RunConfig, dataset: DatasetConfig, root: Root | None) -> Corpus:
@@ -173,10 +174,11 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
 
     ConfigError for rows that prepare refuses, and if all are read for tasks that it does.
     """
+    delimiters: list[str] = []
     if isinstance(dataset.source, BuiltinSource):
         rows, total = _passages(dataset, dataset.source)
     else:
-        rows, total = _rows(dataset, config.storage.options())
+        rows, total, delimiters = _rows(dataset, config.storage.options())
     if not total:
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
     shards = shards_of(dataset, total)
@@ -216,7 +218,7 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
     basis: Basis = "counted" if everything else "sampled"
-    return Corpus(dataset, basis, manifest, texts, weights, of_tasks)
+    return Corpus(dataset, basis, manifest, texts, weights, of_tasks, delimiters=tuple(delimiters))
 
 
 def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Table], int]:
@@ -233,12 +235,16 @@ def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Ta
     return tables, total
 
 
-def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int]:
+def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int, list[str]]:
     """Return the first rows of some files, of each in proportion to its length, and all there are.
 
-    Rows are counted where that is quick; elsewhere a byte holds as many as in the other files.
+    Rows are counted where that is quick; elsewhere a byte holds as many as in the other files. What
+    separates the columns of those that are CSV comes last.
     """
     fragments = sources.discover(dataset, options)
+    delimiters = [
+        each for fragment in _spread(fragments) for each in sources.sniffed(fragment, options)
+    ]
     if not isinstance(dataset.source, FileSource):
         lengths = [_inspected(dataset, fragment, options) for fragment in fragments]
     else:
@@ -261,7 +267,7 @@ def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int
         take = -(-((part.stop or 0) - part.start) * _ROWS // max(taken, _ROWS))
         first = replace(part, stop=part.start + take)
         tables += sources.read(first, dataset.columns, options)
-    return tables, total
+    return tables, total, delimiters
 
 
 def _inspected(dataset: DatasetConfig, fragment: sources.Fragment, options: Options) -> int:

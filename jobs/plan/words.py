@@ -22,6 +22,7 @@ from layerrank.jobs.plan.limits import (
     size,
 )
 from layerrank.jobs.prepare import records
+from layerrank.jobs.prepare.files import told_delimiters
 from layerrank.jobs.words import counted
 from layerrank.operators.later import Later
 from layerrank.storage.root import Root
@@ -58,6 +59,8 @@ def told(
         )
         if corpus.basis == "bound":
             yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
+        if corpus.delimiters:
+            yield f"    {told_delimiters(corpus.delimiters)}"
         about = "about " if corpus.basis == "sampled" else ""
         for task, counts in corpus.tasks.items():
             yield f"    {task}: {about}{records.told(counts['items'], counts)}"

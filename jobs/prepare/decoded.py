@@ -33,6 +33,16 @@ _MARKS = {  # the longer ones first: one of UTF-32 begins with one of UTF-16
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+_NO_TEXT = {  # what other files begin with
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"%PDF-": "a PDF",
+    b"PK\x03\x04": "a ZIP archive, as of a spreadsheet",
+    b"\x1f\x8b": "compressed by gzip (its name should end in .gz)",
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow or Feather file",
+}
 
 
 def ending(name: str) -> str:
@@ -51,11 +61,16 @@ def is_compressed(name: str) -> bool:
 def utf8(stream: Any, name: str, encoding: str | None, chunk: int = _CHUNK) -> Iterator[bytes]:  # noqa: ANN401
     """Yield the text of an open file in pieces of UTF-8, of about `chunk` bytes of the file's.
 
-    ConfigError with the byte (of the decompressed file, from 0) that is none of its encoding.
+    ConfigError with the byte (of the decompressed file, from 0) that is none of its encoding, and
+    for what begins like no text and has zeros.
     """
     if is_compressed(name):
         stream = COMPRESSED["." + name.lower().rpartition(".")[2]](stream)
     content: bytes = stream.read(chunk)
+    if b"\0" in content:
+        for start, what in _NO_TEXT.items():
+            if content.startswith(start):
+                raise ConfigError(f"{name} is no text: it begins like {what}")
     marked = (found for mark, found in _MARKS.items() if content.startswith(mark))
     encoding = next(marked, encoding or "utf-8")
     decoder = codecs.getincrementaldecoder(encoding)()

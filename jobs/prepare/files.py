@@ -1,9 +1,9 @@
-"""Reading one file: Parquet, CSV, JSON lines or plain lines, its columns as text.
+"""Reading one file: Parquet, Arrow, CSV, JSON or plain lines, its columns as text.
 
 A file is local or in object storage; what its parser refuses is an error that names it. A value has
 one spelling in every format (`jobs.tasks.items.spelled`), and what is missing is null. A CSV has
 text alone: the spellings of its writers for whole floats, booleans and NaN are read as these, but
-not in a column of texts.
+not in a column of texts. What separates its columns is what its first rows have in common.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
+import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
 
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.datasets import Format
-from layerrank.jobs.prepare.decoded import Pieces, utf8
+from layerrank.jobs.config.datasets import FileSource, FolderSource, Format
+from layerrank.jobs.prepare.decoded import Pieces, is_compressed, utf8
 from layerrank.jobs.tasks.items import spelled
+from layerrank.jobs.words import counted, listed
 from layerrank.storage.root import resolve
 
 BATCH = 4096
@@ -38,34 +40,60 @@ FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".parquet": "parquet",
     ".txt": "text",
+    ".json": "json",
+    ".tsv": "tsv",
+    ".arrow": "arrow",
+    ".feather": "feather",
 }
 Options = dict[str, Any]  # of the filesystem of S3; local files need none
 _DENSITY_BYTES = 1 << 24  # of a large file, read to see how many rows a byte holds
+_TYPED = ("parquet", "arrow", "feather")  # their columns have types, and compress themselves
+_DELIMITERS = {",": "`,`", ";": "`;`", "\t": "tab", "|": "`|`"}  # the first that fits is taken
+_SNIFFED_CHARS = 1 << 16  # of a CSV, and no field of these is too long for Python's reader
+_SNIFFED_ROWS = 100
+_LARGEST_JSON = 1 << 28  # bytes of text; it becomes ten times as many of Python's objects
+_JSON_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
 _STRINGS = (pa.string(), pa.large_string(), pa.string_view())
 _TEXTS = (*_STRINGS, pa.binary(), pa.large_binary(), pa.null())
 _DAMAGED = (zlib.error, lzma.LZMAError)
+# What Arrow's files and streams begin with (of the latter all since 0.15), and the first Feather.
+_ARROW_FILE, _ARROW_STREAM, _FEATHER_1 = b"ARROW1", b"\xff\xff\xff\xff", b"FEA1"
 _WHOLE_FLOAT = re.compile(r"0\.0|-?[1-9]\d*\.0")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file, its format, the encoding that its config names, and the columns that hold texts."""
+    """A file, its format, what its config says of it, and the columns that hold texts."""
 
     kind: Format
     location: str
     encoding: str | None = None
     texts: Collection[str] = ()
+    delimiter: str | None = None  # of a CSV or TSV
+
+    def __post_init__(self) -> None:
+        """Refuse what is compressed twice."""
+        if self.kind in _TYPED and is_compressed(self.location):
+            raise ConfigError(
+                f"{self.location} is a compressed {self.kind.title()} file: decompress it first"
+            )
 
     @contextmanager
     def stream(self, options: Options) -> Iterator[Any]:
         """Open it, text as UTF-8; an error of the parser becomes one that names the file."""
         filesystem, path = resolve(self.location, options)
         with filesystem.open(path, "rb") as stream, readable(self.location, self.kind):
-            if self.kind == "parquet":
+            if self.kind in _TYPED:
                 yield stream
             else:
                 pieces = utf8(stream, self.location, self.encoding)
                 yield io.BufferedReader(Pieces(pieces), BATCH << 8)
+
+
+def how_read(source: FileSource | FolderSource) -> dict[str, str]:
+    """Return what the rows of files depend on beside their content, as far as a config says it."""
+    said = {"encoding": source.encoding, "delimiter": source.delimiter}
+    return {key: value for key, value in said.items() if value}
 
 
 def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
@@ -77,33 +105,43 @@ def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
         if file.kind == "parquet":
             table = pq.ParquetFile(stream)
             return table.metadata.num_rows, list(table.schema_arrow.names)
+        if file.kind in _TYPED:
+            columns, _ = _arrow(stream, file.location)
+            _, batches = _arrow(stream, file.location, columns[:1])  # enough to count
+            return sum(batch.num_rows for batch in batches), columns
         if file.kind == "text":
             return sum(1 for _ in stream), ["text"]
-        if file.kind == "jsonl":
+        if file.kind in ("json", "jsonl"):
             count = 0
             names, again = dict[str, None](), dict[str, None]()  # any record may leave a key out
-            for record in _json_lines(stream, file.location, _object):
+            for record in _records(stream, file, _object):
                 names.update(dict.fromkeys(record))
                 if isinstance(record, _Repeated):
                     again.update(dict.fromkeys(record.names))
                 count += 1
             return count, [*names, *again]
-        text = io.TextIOWrapper(stream, "utf-8", newline="")
-        header = next((row for row in csv.reader(text) if row), [])
+        delimiter, header = _head(stream, file)
     # One column read as text is enough to count, and no type is guessed that a later row breaks.
-    with file.stream(options) as stream, _csv(stream, header[:1]) as reader:
+    with file.stream(options) as stream, _csv(stream, header[:1], delimiter) as reader:
         return sum(batch.num_rows for batch in reader), header
 
 
 def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
     """Yield the rows of a file as tables of string columns, null kept."""
+    delimiter = delimiter_of(file, options)
     with file.stream(options) as stream:
-        if file.kind == "parquet":
-            for batch in pq.ParquetFile(stream).iter_batches(BATCH, columns=list(columns)):
+        if file.kind in _TYPED:
+            batches = (
+                pq.ParquetFile(stream).iter_batches(BATCH, columns=list(columns))
+                if file.kind == "parquet"
+                else _arrow(stream, file.location, columns)[1]
+            )
+            for batch in batches:
                 table = pa.Table.from_batches([batch]).select(list(columns))
-                yield as_strings(table, file.texts, file.location)
-        elif file.kind == "csv":
-            with _csv(stream, columns) as reader:
+                for start in range(0, table.num_rows, BATCH):
+                    yield as_strings(table.slice(start, BATCH), file.texts, file.location)
+        elif delimiter:
+            with _csv(stream, columns, delimiter) as reader:
                 for batch in reader:
                     table = pa.Table.from_batches([batch]).select(list(columns))
                     for index, name in enumerate(table.column_names):
@@ -115,7 +153,31 @@ def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[
             lines = (str(line, "utf-8").rstrip("\r\n") for line in stream)
             yield from _batched(({"text": line} for line in lines), ["text"], file)
         else:
-            yield from _batched(_json_lines(stream, file.location), columns, file)
+            yield from _batched(_records(stream, file), columns, file)
+
+
+def delimiter_of(file: File, options: Options) -> str | None:
+    """Return what stands between the columns of a CSV or TSV; None of another file."""
+    if file.kind not in ("csv", "tsv"):
+        return None
+    if file.kind == "tsv" or file.delimiter:
+        return file.delimiter or "\t"
+    with file.stream(options) as stream:
+        return _head(stream, file)[0]
+
+
+def sniffed(found: File, options: Options) -> list[str]:
+    """Return the delimiter of a CSV whose config names none, as `told_delimiters` takes it."""
+    delimiter = None if found.delimiter or found.kind != "csv" else delimiter_of(found, options)
+    return [delimiter] if delimiter else []
+
+
+def told_delimiters(found: Sequence[str]) -> str:
+    """Say what was found between the columns of the CSV files of a source."""
+    counts = Counter(found).most_common()
+    several = [f" ({counted(count, 'file')})" if len(counts) > 1 else "" for _, count in counts]
+    words = [_DELIMITERS[each] + n for (each, _), n in zip(counts, several, strict=True)]
+    return f"CSV with {listed(words)} between columns (`delimiter` of the source names another)"
 
 
 def size(file: File, options: Options) -> int:
@@ -125,8 +187,22 @@ def size(file: File, options: Options) -> int:
 
 
 def estimate_rows(file: File, options: Options) -> int:
-    """Return about how many rows a large CSV, JSONL or text file has, from its first lines."""
+    """Return about how many rows a large file without a footer has, from the first of it.
+
+    Those of a JSON file are counted, since it is read whole in any case.
+    """
     filesystem, path = resolve(file.location, options)
+    if file.kind == "json":
+        with file.stream(options) as stream:
+            return sum(1 for _ in _records(stream, file))
+    if file.kind in _TYPED:
+        with file.stream(options) as stream:
+            rows = 0
+            for batch in _arrow(stream, file.location)[1]:
+                rows += int(batch.num_rows)
+                if stream.tell() >= _DENSITY_BYTES:
+                    return int(rows * size(file, options) / stream.tell())
+            return rows
     lines = length = read = 0
     with filesystem.open(path, "rb") as stream, readable(file.location, file.kind):
         for piece in utf8(stream, file.location, file.encoding, min(_DENSITY_BYTES, 1 << 20)):
@@ -190,11 +266,74 @@ def _spelled_cell(text: str) -> str | None:
     return known.get(text, text)
 
 
-def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
+def _arrow(
+    stream: Any,  # noqa: ANN401
+    location: str,
+    columns: Sequence[str] | None = None,
+) -> tuple[list[str], Iterator[pa.RecordBatch]]:
+    """Return the columns of an open Arrow file or stream, and its batches with some of them."""
+    stream.seek(0)
+    start = stream.read(len(_ARROW_FILE))
+    if start.startswith(_FEATHER_1):
+        raise ConfigError(
+            f"{location} is Feather of version 1, which pyarrow gives up: write it as version 2"
+        )
+    if start != _ARROW_FILE and not start.startswith(_ARROW_STREAM):
+        raise ConfigError(f"{location} is no Arrow or Feather file: it begins with {start!r}")
+    is_file = start == _ARROW_FILE
+    if is_file:
+        stream.seek(-len(_ARROW_FILE), io.SEEK_END)
+        if stream.read() != _ARROW_FILE:
+            raise ConfigError(
+                f"{location} is cut off: it begins like an Arrow file, and ends like none"
+            )
+    opened = pa_ipc.open_file if is_file else pa_ipc.open_stream
+    stream.seek(0)
+    names = opened(stream).schema.names
+    stream.seek(0)
+    wanted = None if columns is None else [names.index(column) for column in columns]
+    reader = opened(stream, options=pa_ipc.IpcReadOptions(included_fields=wanted))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        count = reader.num_record_batches if is_file else 0
+        for batch in map(reader.get_batch, range(count)) if is_file else reader:
+            batch.validate(full=True)  # offsets that lead out of the bytes are not followed
+            yield batch
+
+    return names, batches()
+
+
+def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
+    """Return the delimiter of an open CSV and its header.
+
+    The delimiter is the first that cuts all of its first rows into as many columns, and into more
+    than one; a comma if none does.
+    """
+    text = io.TextIOWrapper(stream, "utf-8", newline="")
+    start = text.read(_SNIFFED_CHARS)
+    rest = text.readline()  # of a header that is longer
+
+    def rows(delimiter: str) -> list[list[str]]:
+        found = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
+        first = [*islice(filter(None, found), _SNIFFED_ROWS)]
+        return first[:-1] or first if rest else first  # the last one may be cut
+
+    delimiter = file.delimiter or ("\t" if file.kind == "tsv" else ",")
+    if file.kind == "csv" and not file.delimiter:
+        for each in _DELIMITERS:
+            widths = {len(row) for row in rows(each)}
+            if len(widths) == 1 and widths.pop() > 1:
+                delimiter = each
+                break
+    found = csv.reader(io.StringIO(start + rest, newline=""), delimiter=delimiter)
+    return delimiter, next(filter(None, found), [])
+
+
+def _csv(stream: Any, columns: Sequence[str], delimiter: str) -> pa_csv.CSVStreamingReader:  # noqa: ANN401
     return pa_csv.open_csv(
         stream,
         read_options=pa_csv.ReadOptions(block_size=1 << 24),
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pa_csv.ConvertOptions(
             include_columns=list(columns),
             column_types=dict.fromkeys(columns, pa.large_string()),
@@ -206,23 +345,29 @@ def _csv(stream: Any, columns: Sequence[str]) -> pa_csv.CSVStreamingReader:  # n
 class _Repeated(dict[str, Any]):
     """A JSON object that has some names twice."""
 
-    names: Collection[str] = ()
+    def __init__(self, record: dict[str, Any], names: Collection[str]) -> None:
+        super().__init__(record)
+        self.names = names
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         counts = Counter(name for name, _ in pairs)
-        record = _Repeated(record)
-        record.names = [name for name, count in counts.items() if count > 1]
+        record = _Repeated(record, [name for name, count in counts.items() if count > 1])
     return record
 
 
-def _json_lines(
+def _records(
     stream: Any,  # noqa: ANN401
-    location: str,
+    file: File,
     make: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None,
 ) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an open JSON or JSON lines file."""
+    if file.kind == "json":
+        yield from _json_rows(stream, file.location, make)
+        return
+    location = file.location
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -235,6 +380,61 @@ def _json_lines(
         yield record
 
 
+def _json_rows(
+    stream: Any,  # noqa: ANN401
+    location: str,
+    make: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None,
+) -> Sequence[dict[str, Any]]:
+    """Return the rows of one JSON value.
+
+    It is an array of objects, an object of columns, all of them arrays of one length, or an object
+    in which one array is, and it holds objects.
+    """
+    content = stream.read(_LARGEST_JSON + 1)
+    if len(content) > _LARGEST_JSON:
+        raise ConfigError(
+            f"{location} has more than {_LARGEST_JSON >> 20} MiB, and one JSON value is read "
+            "whole: write it as JSON lines (.jsonl), one row a line"
+        )
+    try:
+        value = json.loads(str(content, "utf-8"), object_pairs_hook=make)
+    except (ValueError, RecursionError) as error:
+        more = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        hint = "; if it is JSON lines, say `format: jsonl`" if more else ""
+        raise ConfigError(f"{location} is not JSON: {error}{hint}") from error
+    rows = value
+    if isinstance(value, dict):
+        lists = {name: each for name, each in value.items() if isinstance(each, list)}
+        only = next(iter(lists.values())) if len(lists) == 1 else []
+        if any(isinstance(each, dict) for each in only):
+            rows = only
+        elif len(lists) == len(value) and len({len(each) for each in lists.values()}) <= 1:
+            rows = [
+                dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)
+            ]
+            if isinstance(value, _Repeated):
+                rows = [_Repeated(row, value.names) for row in rows]
+        else:
+            held = [
+                f"{name!r} ({counted(len(each), 'element') if name in lists else _json_kind(each)})"
+                for name, each in value.items()
+            ]
+            raise ConfigError(
+                f"{location} is an object of {listed(held)}, in which rows are not told: give an "
+                "array of objects, columns of one length, or one array of objects in an object"
+            )
+    if not isinstance(rows, list):
+        raise ConfigError(f"{location} is {_json_kind(rows)}, not rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ConfigError(f"{location}, row {number} is {_json_kind(row)}, not an object")
+    return rows
+
+
+def _json_kind(value: object) -> str:
+    return "null" if value is None else _JSON_KINDS.get(type(value), "a number")
+
+
 def _batched(
     records: Iterator[dict[str, Any]], columns: Sequence[str], file: File
 ) -> Iterator[pa.Table]:
@@ -245,9 +445,9 @@ def _batched(
             values = [record.get(column) for record in batch]
             for row, value in enumerate(values, first) if column in file.texts else ():
                 if isinstance(value, (list, dict, bool)):
-                    kind = {list: "a list", bool: "a boolean"}.get(type(value), "an object")
                     raise ConfigError(
-                        f"{file.location}, row {row}: column {column!r} holds {kind}, no text"
+                        f"{file.location}, row {row}: column {column!r} holds {_json_kind(value)}, "
+                        "no text"
                     )
             cells[column] = pa.array(map(_as_text, values), pa.large_string())
         yield pa.table(cells)

@@ -1,8 +1,9 @@
-"""A folder of somebody's own texts as a source, and the simple task that it brings.
+"""A folder of somebody's own texts, or one file, as a source, and the simple task that it brings.
 
-Text files are cut into passages at blank lines; tables bring a column `text` and may bring `label`.
-Otherwise the first level of subfolders is the label. Passages of different labels (without labels,
-of different files) take turns, so that a limit leaves some of each.
+Text files are cut into passages at blank lines; tables bring a column `text` and may bring `label`,
+or those that the config names instead. Otherwise the first level of subfolders is the label.
+Passages of different labels (without labels, of different files) take turns, so that a limit leaves
+some of each.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.prepare import files
 from layerrank.jobs.prepare.decoded import ending
 from layerrank.jobs.prepare.files import FORMATS, File, Options, inspect_file, read_file
 from layerrank.storage.root import AddressError, Root, fingerprint, resolve
@@ -41,24 +44,33 @@ class _Passage(NamedTuple):
     file: str
 
 
-def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
+def with_folders(
+    config: RunConfig,
+    texts: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> RunConfig:
     """Return the config with `texts` as its folder, and with the task that each folder brings.
 
-    A dataset that states its `tasks` keeps them. ConfigError if there is no folder to replace, if
-    a folder cannot be read, or if one of its labels has too few passages.
+    The columns are those of its tables. A dataset that states its `tasks` keeps them. ConfigError
+    if there is no folder to replace, if a folder cannot be read, or if one of its labels has too
+    few passages.
     """
     folders = sum(isinstance(each.source, FolderSource) for each in config.datasets)
-    if texts is not None and folders != 1:
+    given = {"folder": texts, "text_column": text_column, "label_column": label_column}
+    other = {key: value for key, value in given.items() if value is not None}
+    if other and folders != 1:
         raise ConfigError(
-            f"--texts replaces the folder of a dataset, but {config.name} has {folders} "
-            "datasets with `source: {folder: …}`; the recipe quickcheck has one"
+            "--texts, --text-column and --label-column are of the folder of a dataset, and "
+            f"{config.name} has {folders} datasets with `source: {{folder: …}}`; the recipe "
+            "quickcheck has one"
         )
     datasets = []
     for each in config.datasets:
         changes: dict[str, Any] = {}
         if isinstance(each.source, FolderSource):
-            other = {} if texts is None else {"folder": texts}
-            source = FolderSource(**{**each.source.model_dump(), **other})
+            kept = each.source.model_dump(exclude_unset=True)
+            source = FolderSource(**{**kept, **other})
             changes["source"] = source
             if "tasks" not in each.model_fields_set:
                 try:
@@ -72,9 +84,19 @@ def with_folders(config: RunConfig, texts: str | None = None) -> RunConfig:
 
 def identity(source: FolderSource, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
-    files = _files(source.folder, options).items()
-    found = {name: fingerprint(address, options) for name, address in files}
-    return {"folder": found, **({"encoding": source.encoding} if source.encoding else {})}
+    found = _files(source.folder, options).items()
+    columns = source.settings(include={"text_column", "label_column"})
+    return {
+        "folder": {name: fingerprint(address, options) for name, address in found},
+        **columns,
+        **files.how_read(source),
+    }
+
+
+def sniffed(source: FolderSource, options: Options) -> list[str]:
+    """Return the delimiter of every CSV of a folder whose config names none."""
+    found = (_file(source, address) for address in _files(source.folder, options).values())
+    return [each for file in found for each in files.sniffed(file, options)]
 
 
 def read(source: FolderSource, options: Options) -> pa.Table:
@@ -88,7 +110,7 @@ def read(source: FolderSource, options: Options) -> pa.Table:
     found = [
         each
         for name, address in _files(source.folder, options).items()
-        for each in _passages(name, address, source.encoding, options)
+        for each in _passages(name, _file(source, address), source, options)
     ]
     if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice
         found = [each._replace(label=None) for each in found]
@@ -148,10 +170,17 @@ def _files(folder: str, options: Options) -> dict[str, str]:
     """Return the files to read, path within -> address; ConfigError for none, or far too much."""
     filesystem, path = resolve(folder, options)
     wanted = ", ".join(f"*{ending}" for ending in (*_TEXTS, *_TABLES))
-    listed = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
+    if filesystem.isfile(path):
+        listed = {path: filesystem.info(path)}
+        path = path.rpartition("/")[0]
+    else:
+        listed = filesystem.find(path, detail=True) if filesystem.isdir(path) else {}
     if not listed:
-        state = "is empty" if filesystem.isdir(path) else "does not exist or is no folder"
-        raise ConfigError(f"the folder {folder} {state}; name one with --texts that holds {wanted}")
+        state = "is empty" if filesystem.isdir(path) else "does not exist"
+        raise ConfigError(
+            f"the folder {folder} {state}; name one with --texts that holds {wanted}, or one such "
+            "file"
+        )
     protocol, separator, _ = folder.rpartition("://")
     is_local = Root(folder).is_local
     found, others, size = dict[str, str](), [], 0
@@ -170,36 +199,43 @@ def _files(folder: str, options: Options) -> dict[str, str]:
             others.append(name)
     if not found:
         seen = f"; it has {', '.join(others[:_SHOWN])}" if others else ""
-        raise ConfigError(f"the folder {folder} holds no texts: looked for {wanted}{seen}")
+        raise ConfigError(f"{folder} holds no texts: looked for {wanted}{seen}")
     if size > _LARGEST:
         raise ConfigError(
-            f"the folder {folder} holds {size / 2**20:,.0f} MiB of texts, and at most "
+            f"{folder} holds {size / 2**20:,.0f} MiB of texts, and at most "
             f"{_LARGEST >> 20} are read as a folder; give larger corpora as "
             "`source: {files: …}`, with a limit"
         )
     return found
 
 
-def _passages(
-    name: str, address: str, encoding: str | None, options: Options
-) -> Iterator[_Passage]:
+def _file(source: FolderSource, address: str) -> File:
+    kind = FORMATS.get(ending(address), "text")
+    return File(kind, address, source.encoding, (source.text_column,), source.delimiter)
+
+
+def _passages(name: str, file: File, source: FolderSource, options: Options) -> Iterator[_Passage]:
     """Yield the passages of a file; its first folder is the label, unless its rows have one."""
     folder, inside, _ = name.partition("/")
     label = folder if inside else None
-    file = File(FORMATS.get(ending(name), "text"), address, encoding, ("text",))
     if ending(name) in _TABLES:
         count, columns = inspect_file(file, options)
-        if count and "text" not in columns:
-            raise ConfigError(
-                f"{name} has no column 'text'; it has: {', '.join(map(repr, columns))}"
-            )
-        for column in ("text", "label"):
+        named = {"--text-column": source.text_column, "--label-column": source.label_column}
+        for option, column in named.items():
+            if count and column and column not in columns:
+                raise ConfigError(
+                    f"{name} has no column {column!r}; it has: {', '.join(map(repr, columns))}"
+                    f"{did_you_mean(column, columns)} ({option} names another)"
+                )
+        wanted = [source.text_column, source.label_column or "label"]
+        for column in wanted:
             if columns.count(column) > 1:
                 raise ConfigError(f"{name} has two columns {column!r}; rename one")
-        wanted = [column for column in ("text", "label") if column in columns]
+        wanted = [column for column in dict.fromkeys(wanted) if column in columns]
         for part in read_file(file, wanted, options) if count else ():
             for row in part.to_pylist():
-                yield _Passage(row["text"], row.get("label", label), name)
+                found = row.get(source.label_column or "label", label)
+                yield _Passage(row[source.text_column], found, name)
         return
     with file.stream(options) as stream:
         text = str(stream.read(), "utf-8")

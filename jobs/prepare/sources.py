@@ -8,28 +8,33 @@ of `Source` in `jobs.config.datasets`, and an entry of KINDS.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 
+from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import Block, ConfigError
 from layerrank.jobs.config.datasets import (
     BuiltinSource,
     DatasetConfig,
     FileSource,
     FolderSource,
+    Format,
     HubSource,
     MtebSource,
 )
 from layerrank.jobs.prepare import docstrings, files, folders
-from layerrank.jobs.prepare.decoded import ending, is_compressed
+from layerrank.jobs.prepare.decoded import ending
 from layerrank.jobs.prepare.files import File, Options, as_strings
+from layerrank.storage.checkpoint import some
 from layerrank.storage.root import AddressError, fingerprint, resolve
 from layerrank.storage.schema import ROW_BITS
 
+_SHOWN = 20  # configurations of a hub dataset that an error lists
 _FILES_LOOKED_AT = 64  # to say how large a source is before it is read
 _LINES_LOOKED_AT = 1 << 26  # bytes of files whose rows no footer tells
 _SLICE = 20_000  # rows that one task reads of a source that can be read from any row
@@ -61,13 +66,15 @@ class Kind:
     Of the source's block, `locations` names the whole fragments, and `identity` says what their
     rows depend on. `inspect` gives the number of rows (or their most) and the columns, `tables`
     yields them as text: from row `start` of a `sliced` source, of others from the first. What is
-    small has one `table` a fragment instead. `most_rows` bounds all rows from a look, or is None.
+    small has one `table` a fragment instead. `sniffed` are the delimiters of its CSV that no
+    config names. `most_rows` bounds all rows from a look, or is None.
     """
 
     locations: Callable[[Any, DatasetConfig, Options], list[str]]
     identity: Callable[[Any, list[str], Options], dict[str, Any]]
     inspect: Callable[[Fragment, Options], tuple[int, list[str]]] | None = None
     tables: Callable[[Fragment, Sequence[str], Options], Iterator[pa.Table]] | None = None
+    sniffed: Callable[[Fragment, Options], list[str]] = lambda *_: []
     table: Callable[[Fragment, Options], pa.Table] = lambda *_: pa.table({})
     most_rows: Callable[[Sequence[Fragment], Options], int | None] = lambda *_: None
     sliced: bool = False
@@ -130,6 +137,11 @@ def inspect(fragment: Fragment, options: Options) -> tuple[int, list[str]]:
     return table.num_rows, table.column_names
 
 
+def sniffed(fragment: Fragment, options: Options) -> list[str]:
+    """Return the delimiter of every CSV of a whole fragment that the config does not name."""
+    return KINDS[type(fragment.source)].sniffed(fragment, options)
+
+
 def read(fragment: Fragment, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
     """Yield the rows of a fragment as tables of string columns (null kept) and `row`."""
     kind, stop = KINDS[type(fragment.source)], fragment.stop
@@ -157,8 +169,8 @@ def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[
         raise ConfigError(
             f"dataset {dataset.name}: {fragment.location} has two columns {again[0]!r}; rename one"
         )
-    absent = []
-    for column in (column for column in dataset.columns if column not in found):
+    absent, columns = [], [column for column in dataset.columns if column not in found]
+    for column in columns:
         keys = [
             f"{key} of task {task.name}"
             for task in dataset.tasks
@@ -169,7 +181,7 @@ def require_columns(dataset: DatasetConfig, fragment: Fragment, found: Sequence[
     if absent:
         raise ConfigError(
             f"dataset {dataset.name}: {fragment.location} has no column {', '.join(absent)}; it "
-            f"has: {', '.join(map(repr, found))}"
+            f"has: {', '.join(map(repr, found))}{did_you_mean(columns[0], found)}"
         )
 
 
@@ -203,9 +215,34 @@ def _hub_split(source: HubSource, location: str) -> Any:  # noqa: ANN401  (datas
     try:
         return datasets.load_dataset(name, source.config, split=split, revision=source.revision)
     except Exception as error:  # whatever the code that builds a dataset raises
+        _require_configuration(source)
         causes = dict.fromkeys(str(each) for each in (error, error.__cause__) if each)
         reason = " ".join(": ".join(causes).split()) or type(error).__name__
         raise ConfigError(f"cannot load hub dataset {name} ({split}): {reason}") from error
+
+
+def _require_configuration(source: HubSource) -> None:
+    """ConfigError that lists the configurations of a hub dataset, if it has not the one asked for.
+
+    Where they cannot be listed, what failed before says more.
+    """
+    import datasets  # noqa: PLC0415  (as in `_hub_split`)
+
+    known, default = list[str](), ""
+    with suppress(Exception):
+        default = datasets.get_dataset_default_config_name(source.hub, revision=source.revision)
+        known = datasets.get_dataset_config_names(source.hub, revision=source.revision)
+    shown = some(known, _SHOWN)
+    if known and source.config is None and default is None:
+        raise ConfigError(
+            f"hub dataset {source.hub} has several configurations, {shown}: name one, as in "
+            f"`source: {{hub: {source.hub}, config: {known[0]}}}`"
+        )
+    if known and source.config is not None and source.config not in known:
+        raise ConfigError(
+            f"hub dataset {source.hub} has no configuration {source.config!r}; it has {shown}"
+            f"{did_you_mean(source.config, known)}"
+        )
 
 
 def _inspect_hub(fragment: Fragment, _options: Options) -> tuple[int, list[str]]:
@@ -230,12 +267,10 @@ def _file(source: FileSource, location: str, texts: tuple[str, ...] = ()) -> Fil
     kind = files.FORMATS.get(ending(location)) if source.format == "auto" else source.format
     if kind is None:
         raise ConfigError(
-            f"cannot tell the format of {location} from its name; say source.format: parquet, "
-            "jsonl, csv or text"
+            f"cannot tell the format of {location} from its name; say source.format: "
+            f"{', '.join(get_args(Format))}"
         )
-    if kind == "parquet" and is_compressed(location):
-        raise ConfigError(f"{location} is a compressed Parquet file: decompress it first")
-    return File(kind, location, source.encoding, texts)
+    return File(kind, location, source.encoding, texts, source.delimiter)
 
 
 def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> list[str]:
@@ -254,6 +289,8 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
             raise ConfigError(f"there is no file {pattern}")
         protocol, separator, _ = pattern.rpartition("://")
         found += [_file(source, f"{protocol}{separator}{match}").location for match in matches]
+    if source.delimiter and not any(_file(source, each).kind in ("csv", "tsv") for each in found):
+        raise ConfigError(f"`delimiter` is of CSV and TSV, and {found[0]} is neither")
     return found
 
 
@@ -262,7 +299,7 @@ def _file_identity(source: FileSource, paths: list[str], options: Options) -> di
         "files": [file.rsplit("/", 1)[-1] for file in paths],
         "formats": [_file(source, file).kind for file in paths],
         "fingerprints": [fingerprint(file, options) for file in paths],
-        **({"encoding": source.encoding} if source.encoding else {}),
+        **files.how_read(source),
     }
 
 
@@ -301,12 +338,14 @@ KINDS: dict[type[Block], Kind] = {
         identity=_file_identity,
         inspect=lambda part, options: files.inspect_file(part.file, options),
         tables=lambda part, columns, options: files.read_file(part.file, columns, options),
+        sniffed=lambda part, options: files.sniffed(part.file, options),
         most_rows=_most_lines,
     ),
     FolderSource: Kind(
         locations=lambda source, *_: [source.folder],
         identity=lambda source, _, options: folders.identity(source, options),
         table=lambda part, options: folders.read(part.source, options),
+        sniffed=lambda part, options: folders.sniffed(part.source, options),
         most_rows=_sum,
     ),
     MtebSource: Kind(

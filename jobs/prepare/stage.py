@@ -6,6 +6,7 @@ whole corpus; and because ids are hashes, the first shards are a random sample o
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,14 +16,15 @@ import pyarrow as pa
 
 from layerrank.jobs.cluster.console import Progress, say
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.datasets import PROTOCOL, DatasetConfig, FittedTask, Task
+from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, Task
 from layerrank.jobs.config.prompts import templates_of
 from layerrank.jobs.config.run import RunConfig, graded_conditions
+from layerrank.jobs.own import Own
 from layerrank.jobs.prepare import records, sources
-from layerrank.jobs.prepare.files import Options
+from layerrank.jobs.prepare.files import Options, told_delimiters
 from layerrank.jobs.prepare.records import PROMPT, SKIPPED
 from layerrank.jobs.run import Run, partition
-from layerrank.jobs.tasks.types import count_labels, read_items, refusal
+from layerrank.jobs.tasks.types import count_labels, read_items, refusal, type_of
 from layerrank.storage import schema
 from layerrank.storage.manifest import Manifest, Manifests
 from layerrank.storage.partition import shard_name
@@ -32,6 +34,7 @@ from layerrank.storage.shards import Receipt, Shard, write_shard
 
 def prepare(run: Run) -> None:
     """Prepare what is not there yet of every dataset of the run, and say what there is."""
+    _require_own(run)
     for dataset in run.config.datasets:
         wanted = {
             name: target
@@ -63,6 +66,32 @@ def prepare(run: Run) -> None:
         for task in dataset.tasks:
             items = run.manifests.require(partition("tasks", task, dataset))
             say(f"    {task.name}: {records.told(items.rows, items.facts())}")
+
+
+def _require_own(run: Run) -> None:
+    """Import and make what is the user's own and not used yet, before any model is run.
+
+    A worker does: what can be found here alone is found out too.
+    """
+    unused = list[tuple[Task | None, Own]]()
+    for dataset in run.config.datasets:
+        for task in dataset.tasks:
+            own = run.own_task(task)
+            if own and run.manifests.load(partition("tasks", task, dataset)) is None:
+                unused.append((task, own))
+    for name in run.config.measure.own:
+        measured = (partition("own_metrics", *pair, name) for pair in run.pairs())
+        if not all(map(run.manifests.load, measured)):
+            unused.append((None, run.own(name)))
+    deque(run.cluster.each("prepare", unused, _made), maxlen=0)
+
+
+def _made(unit: tuple[Task | None, Own]) -> None:
+    task, own = unit
+    if task is None:
+        own.load()
+    else:
+        type_of(task, own)
 
 
 def require_agreement(config: RunConfig, manifests: Manifests) -> None:
@@ -123,7 +152,7 @@ def _targets(
     }
     targets = {PROMPT: Manifest(partition("prompts", dataset), source, ())}
     for task in dataset.tasks:
-        settings = {**source, **task.settings(exclude=PROTOCOL)}
+        settings = {**source, **task.of_items()}
         if isinstance(task, FittedTask) and task.split_column is None:
             settings |= {"seed": config.seed, "test_fraction": task.test_fraction}
         targets[task.name] = Manifest(partition("tasks", task, dataset), settings, ())
@@ -146,15 +175,18 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
     options = run.config.storage.options()
     whole = sources.discover(dataset, options)
     rows, look = [0] * len(whole), partial(_look, options)
-    stated = sources.KINDS[type(dataset.source)].stated
-    for index, length, columns in (
+    stated, delimiters = sources.KINDS[type(dataset.source)].stated, list[str]()
+    for index, length, columns, sniffed in (
         map(look, whole) if stated else run.cluster.each("prepare", whole, look)
     ):
         rows[index] = length
+        delimiters += sniffed
         if length:
             sources.require_columns(dataset, whole[index], columns)
     if not sum(rows):
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
+    if delimiters:
+        say(f"  {dataset.name}: {told_delimiters(delimiters)}")
     parts, total = sources.cut(whole, rows, dataset.limit)
     shards = records.shards_of(dataset, total)
     split = partial(_records, dataset, shards, run.config.seed, options, parts[0])
@@ -173,9 +205,10 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
     }
 
 
-def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str]]:
-    """Return index, rows and columns of a fragment, looked up where it is read."""
-    return (fragment.index, *sources.inspect(fragment, options))
+def _look(options: Options, fragment: sources.Fragment) -> tuple[int, int, list[str], list[str]]:
+    """Return index, rows, columns and delimiters of a fragment, looked up where it is read."""
+    found = sources.inspect(fragment, options)
+    return (fragment.index, *found, sources.sniffed(fragment, options))
 
 
 def _records(
@@ -227,10 +260,12 @@ def _checked(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> 
             f"({', '.join(f'{reason}: {count}' for reason, count in reasons)})"
         )
     units = [
-        (task, made[task.name].shards(run.root)) for task in dataset.tasks if task.name in made
+        (task, made[task.name].shards(run.root), run.own_task(task))
+        for task in dataset.tasks
+        if task.name in made
     ]
     seen = {name: found for name, *found in run.cluster.each("prepare", units, _seen)}
-    refused = [why for task, _ in units if (why := seen[task.name][0])]
+    refused = [why for task, *_ in units if (why := seen[task.name][0])]
     if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
     counted = dict(made)
@@ -241,8 +276,8 @@ def _checked(run: Run, dataset: DatasetConfig, made: Mapping[str, Manifest]) -> 
     return counted
 
 
-def _seen(unit: tuple[Task, list[Shard]]) -> tuple[str, str | None, int]:
+def _seen(unit: tuple[Task, list[Shard], Own | None]) -> tuple[str, str | None, int]:
     """Return the name of a task, why it is refused if it is, and how many labels it has."""
-    task, shards = unit
+    task, shards, own = unit
     items = read_items(task, shards)
-    return task.name, refusal(task, items), count_labels(task, items)
+    return task.name, refusal(task, items, own), count_labels(task, items)

@@ -13,14 +13,15 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from layerrank.jobs.cluster.console import Progress, say
 from layerrank.jobs.config.candidates import other_vectors, ranked_vectors
-from layerrank.jobs.config.datasets import PROMPTS, MtebSource
+from layerrank.jobs.config.datasets import PROMPTS, MtebSource, Task
 from layerrank.jobs.config.run import RunConfig, learning_examples, noise_conditions
+from layerrank.jobs.own import Own
 from layerrank.jobs.probe.candidates import Rungs, Score, fitted
 from layerrank.jobs.probe.worker import Row, Scorer, ScoreTarget, ScoreUnit
 from layerrank.jobs.run import Run, partition
@@ -133,16 +134,17 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
                 if side.task.name == task.name
             }
             contents = {name: each.content for name, each in prompted.items()}
+            scorer = run.own_task(task)
             settings = {
                 "items": items.content,
                 "embeddings": clean.content,
                 **config.probe.settings(include={"seed", "replicates"}),
-                **task.settings(exclude=PROMPTS),
+                **_of_task(task, scorer),
                 **({"prompted": contents} if prompted else {}),
             }
             where = partition("probe_scores", subject, dataset, task)
             made_of = partial(ScoreTarget, subject, task, items, clean)
-            of_task = partial(made_of, modules=modules, prompted=prompted)
+            of_task = partial(made_of, modules=modules, prompted=prompted, own=scorer)
             of_ranked = fits[subject] if config.rank.variant in FITTED else None
             found.append(of_task(where, settings | asked, fits=of_ranked))
             if examples := learning_examples(config, task):
@@ -156,6 +158,15 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
                 own = {**settings, **ranked, "noisy": noisy.content}
                 found.append(of_task(where, own, noisy=noisy, fits=of_ranked))
     return found
+
+
+def _of_task(task: Task, own: Own | None) -> dict[str, Any]:
+    """Return what scores depend on of a task's block, and of its class if it is the user's own.
+
+    Then it is under one name, whatever names the user chose.
+    """
+    keys = task.settings(exclude=PROMPTS)
+    return {"own": {**keys, "source": own.digest}} if own else keys
 
 
 def candidate_targets(
@@ -276,13 +287,14 @@ class _Scores:
         """Score units, keep what that gives of all items, and yield each with its rows."""
         if not units:
             return
-        with Progress("probe", len(units), "layer scores") as progress:
+        total, counted = sum(len(unit.transforms) for unit in units), self.run.cluster.counted
+        with Progress("probe", total, "layer scores", counted=counted) as progress:
             for unit, rows, why in self.run.cluster.each("probe", units, self.scorer):
                 if unit.share == 1:
                     self.rows[unit.target] += rows
                 if why is not None:
                     self.failed.setdefault(unit.target, why)
-                progress.add(1)
+                progress.add(len(unit.transforms))
                 yield unit, rows
 
     def publish(self, index: int, facts: Facts | None = None) -> None:

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from layerrank.jobs.config.datasets import Task
+from layerrank.jobs.cluster import tally
+from layerrank.jobs.config.datasets import MtebTask, Task
+from layerrank.jobs.own import Own
 from layerrank.jobs.tasks.items import Given
-from layerrank.jobs.tasks.types import TYPES, check_items, read_items
+from layerrank.jobs.tasks.types import TYPES, check_items, read_items, type_of
 from layerrank.operators.model.subject import Subject, Transform, Vectors
 from layerrank.operators.probes import transform
 from layerrank.operators.probes.fold import FoldScore, NoScoreError
@@ -41,7 +43,8 @@ class ScoreTarget:
     A fitted task is tested on the vectors of `noisy` where that is given. With `examples` the
     scores are learning curves: for each number of training items per label, or per tenth of values.
     `fits` are the transforms of the subject's layers.
-    The texts of some sides have the vectors `prompted`, by the side's name, and not the others.
+    The texts of some sides have the vectors `prompted`, by the side's name, and not the others. A
+    task of the user's own has its class.
     """
 
     subject: Subject
@@ -55,6 +58,7 @@ class ScoreTarget:
     modules: tuple[str, ...] = ()
     fits: Manifest | None = None
     prompted: Mapping[str, Manifest] = field(default_factory=dict)
+    own: Own | None = None
 
     def key(self, side: str) -> int:
         """Return what tells the vectors of a side's texts from others of the same texts.
@@ -112,7 +116,7 @@ class Scorer:
     def __call__(self, unit: ScoreUnit) -> tuple[ScoreUnit, list[Row], str | None]:
         """Return a unit, the rows of its scores, and why it failed if it did."""
         target = self.targets[unit.target]
-        by_mteb = TYPES[type(target.task)].score is None
+        by_mteb = isinstance(target.task, MtebTask)
         try:
             # One core is one task: more threads would only wait for each other.
             with threadpool_limits(1):
@@ -125,10 +129,10 @@ class Scorer:
             return unit, [], f"layer {unit.group.layer}: {named}{error}"
 
     def _rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
-        kind = TYPES[type(target.task)]
+        kind = type_of(target.task, target.own)
         assert kind.score, target.task
         items = _items(self.root, target)
-        check_items(target.task, items)
+        check_items(target.task, items, kind)
         vectors = self._read(target, unit, items)
         noisy = self._read(target, unit, items, target.noisy) if target.noisy else None
         items = _keyed(target, items)
@@ -162,6 +166,7 @@ class Scorer:
                 shared = {**asdict(unit.group), "variant": variant, "task_type": task.type}
                 for score in scores:
                     yield {**shared, **own, "reason": reason, **asdict(score)}
+            tally.count(1)
 
     def _mteb_rows(self, target: ScoreTarget, unit: ScoreUnit) -> Iterator[Row]:
         from layerrank.operators.benchmark import score as mteb  # noqa: PLC0415  (imports mteb, seconds)
@@ -202,6 +207,7 @@ class Scorer:
             for fold, value in enumerate(values):
                 score = FoldScore(fold, outcome.main_metric, value, 0, 0)
                 yield {**asdict(unit.group), **shared, **asdict(score)}
+            tally.count(1)
 
     def _fit(self, target: ScoreTarget, group: Group) -> transform.Fit:
         """Return what was fitted of a layer's vectors."""

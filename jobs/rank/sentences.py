@@ -261,7 +261,9 @@ def settles(evidence: Evidence, verdict: Verdict) -> str:
 def task_types(evidence: Evidence) -> str:
     """Return the types of the tasks that the advice rests on, as a clause; nothing if unknown."""
     types = {
-        name.replace("_", " "): count for name, count in sorted(evidence.types.items()) if name
+        name if ":" in name else name.replace("_", " "): count
+        for name, count in sorted(evidence.types.items())
+        if name
     }
     if not types:
         return ""

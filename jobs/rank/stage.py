@@ -34,7 +34,7 @@ from layerrank.operators.model.cost import LayerCost
 from layerrank.operators.model.subject import Subject
 from layerrank.operators.ranking.scores import TaskScores
 from layerrank.storage.layers import features, groups
-from layerrank.storage.partition import Partition, TableName
+from layerrank.storage.partition import TableName
 
 
 def rank(run: Run) -> list[Ranking]:
@@ -196,7 +196,7 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
     found: dict[tuple[str, str], ByLayer] = {}
     for dataset in run.config.datasets:
         where = partition("layer_metrics", model, revision, dataset)
-        rows, same_views = run.rows_if_any(where), views_in(run, where) == run.config.views.count
+        rows, same_views = run.rows_if_any(where), run.views_in(where) == run.config.views.count
         for metric in METRICS if rows else ():
             if of_every_view(metric) and not same_views:
                 continue
@@ -210,12 +210,6 @@ def main_metrics(run: Run, model: str, revision: str) -> dict[tuple[str, str], B
                     if (row["norm"], row["pooling"]) == shown
                 }
     return found
-
-
-def views_in(run: Run, where: Partition) -> int:
-    """Return in how many views prompts were compared for a partition of `layer_metrics`."""
-    manifest = run.manifests.load(where)
-    return len(manifest.settings.get("views", ())) if manifest else 0
 
 
 def ranking_settings(config: RunConfig) -> dict[str, Any]:

@@ -37,10 +37,9 @@ from layerrank.jobs.report.sections import (
     training,
 )
 from layerrank.jobs.run import Run, partition, write_table
-from layerrank.jobs.subjects import step_of
 from layerrank.jobs.words import capital, counted
 from layerrank.storage.manifest import Manifests
-from layerrank.storage.partition import TableName
+from layerrank.storage.partition import TableName, step_of
 from layerrank.storage.root import Root
 
 FOLDER = "report"

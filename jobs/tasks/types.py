@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,9 @@ from layerrank.jobs.config.datasets import (
     ClassificationTask,
     ClusteringTask,
     MtebTask,
+    OwnPairTask,
+    OwnTask,
+    OwnTextTask,
     PairClassificationTask,
     RegressionTask,
     RerankingTask,
@@ -27,7 +30,8 @@ from layerrank.jobs.config.datasets import (
     StsTask,
     Task,
 )
-from layerrank.jobs.tasks import labelled, pairs
+from layerrank.jobs.own import Own
+from layerrank.jobs.tasks import labelled, own, pairs
 from layerrank.jobs.tasks.items import Given, Ids, Item, Row
 from layerrank.operators.probes.fold import FoldScore
 from layerrank.storage import schema
@@ -42,7 +46,7 @@ class TaskType:
     gets the seed of drawn splits. Its keys are those of a record of `jobs.prepare.records`, which
     become the `columns` (a label is the `text` of a record). `gather` sees the items of a shard,
     `check` all of them: what cannot be scored is a ConfigError. Without `score`, mteb scores the
-    task (`jobs.probe.worker`).
+    task (`jobs.probe.worker`), or a class of the user's (`type_of`).
     """
 
     columns: pa.Schema  # of the items
@@ -100,7 +104,24 @@ TYPES: dict[type[Any], TaskType] = {
             else None
         ),
     ),
+    OwnTextTask: TaskType(schema.OWN_ITEMS, own.item),
+    OwnPairTask: TaskType(schema.OWN_PAIR_ITEMS, own.item),
 }
+
+
+def type_of(task: Task, source: Own | None) -> TaskType:
+    """Return what is done with a task; of one of the user's own with its class, made now."""
+    kind = TYPES[type(task)]
+    if source is None:
+        return kind
+    assert isinstance(task, OwnTask)
+    scorer = own.made(task, source)
+    return replace(
+        kind,
+        metric=scorer.metric,
+        score=partial(own.score, scorer),
+        check=partial(own.check, scorer),
+    )
 
 
 def read_items(task: Task, shards: Sequence[Shard]) -> pa.Table:
@@ -118,13 +139,13 @@ def read_items(task: Task, shards: Sequence[Shard]) -> pa.Table:
     return pa.concat_tables(found).cast(columns)
 
 
-def check_items(task: Task, items: pa.Table) -> None:
+def check_items(task: Task, items: pa.Table, kind: TaskType | None = None) -> None:
     """Raise ConfigError if the items of a task, all shards together, cannot be scored."""
-    kind = TYPES[type(task)]
+    kind = kind or TYPES[type(task)]
     if items.num_rows:
         kind.check(task, items)
         return
-    split = getattr(task, "split_column", None)
+    split = None if isinstance(task, OwnTask) else getattr(task, "split_column", None)
     values = [column for column in task.value_columns if column != split]
     tested = ""
     if split and "split" in kind.columns.names:
@@ -138,10 +159,13 @@ def check_items(task: Task, items: pa.Table) -> None:
     )
 
 
-def refusal(task: Task, items: pa.Table) -> str | None:
-    """Return why the items of a task cannot be scored; None if they can."""
+def refusal(task: Task, items: pa.Table, source: Own | None = None) -> str | None:
+    """Return why the items of a task cannot be scored; None if they can.
+
+    One of the user's own is asked with its class, if that is given.
+    """
     try:
-        check_items(task, items)
+        check_items(task, items, type_of(task, source))
     except ConfigError as error:
         return str(error)
     return None
@@ -149,7 +173,7 @@ def refusal(task: Task, items: pa.Table) -> str | None:
 
 def count_labels(task: Task, items: pa.Table) -> int:
     """Return how many different labels the items of a task have; 0 for a task without labels."""
-    if "label" not in items.column_names:
+    if "label" not in items.column_names or isinstance(task, OwnTask):
         return 0
     labels = pc.unique(items["label"]).to_pylist()
     if getattr(task, "multi_label", False):

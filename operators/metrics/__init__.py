@@ -15,8 +15,3 @@ FIRST_RANK, LAST_RANK = 11, 100
 FEWEST_RANKS = 10
 FEWEST_POINTS = 20  # distinct ones that an intrinsic dimension needs
 FEWEST_DEBIASED = 4  # prompts that a debiased similarity needs
-
-
-def entropy_variant(alpha: float, how: EntropyNorm = "raw") -> str:
-    """Return the name of a variant of an entropy: ``alpha=1``, ``alpha=1,maxEntropy``."""
-    return f"alpha={alpha:g}" + ("" if how == "raw" else f",{how}")

@@ -26,8 +26,8 @@ from layerrank.operators.metrics import (
     WITHOUT_FIRST,
     EntropyNorm,
     SpectrumMethod,
-    entropy_variant,
 )
+from layerrank.storage.schema import entropy_variant
 
 if TYPE_CHECKING:
     import torch
@@ -134,8 +134,9 @@ class Metric:
 
 
 def of_kind(names: Iterable[str], kind: type[Kind]) -> dict[str, Kind]:
-    """Return those of the named metrics that are measured on one kind of thing."""
-    return {name: found for name in names if isinstance(found := METRICS[name].measured, kind)}
+    """Return those of the named metrics that are measured on one kind of thing, none but ours."""
+    ours = ((name, METRICS[name].measured) for name in names if name in METRICS)
+    return {name: measured for name, measured in ours if isinstance(measured, kind)}
 
 
 def unit_of(metric: str, variant: str) -> str:

@@ -16,7 +16,8 @@ import torch
 from threadpoolctl import threadpool_info
 from torch import Tensor
 
-from layerrank.operators.metrics import EntropyNorm, entropy_variant
+from layerrank.operators.metrics import EntropyNorm
+from layerrank.storage.schema import entropy_variant
 
 ORDER_WITHOUT_SPECTRUM = 2.0
 

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerrank.operators.metrics import EntropyNorm, entropy_variant
+from layerrank.operators.metrics import EntropyNorm
 from layerrank.operators.metrics.spectrum import (
     gram_entropies,
     matrix_entropy,
     psd_spectrum,
     spectrum_entropies,
 )
+from layerrank.storage.schema import entropy_variant
 
 # Elements of one block of logits, views or permuted Gram matrices: 64 MiB in float64.
 BLOCK_ELEMENTS = 2**23

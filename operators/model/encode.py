@@ -153,22 +153,25 @@ def encode(
     keep: Representations,
     taps: Sequence[TokenTap] = (),
     tapped: Norm = "none",
+    landed: Callable[[npt.NDArray[np.int64]], object] = lambda _rows: None,
 ) -> npt.NDArray[np.float32]:
     """Return the pooled vectors [G, N, D] of every group of `keep.groups` of the model's layers.
 
-    Every tap takes the token states of every batch, in the norm `tapped`. The result does not
+    Every tap takes the token states of every batch, in the norm `tapped`; `landed` is called with
+    the prompts' indices [N] when their vectors are there. The result does not
     depend on the batches beyond float rounding. NonFiniteError if the state of a real token is not
     finite. `sequences` must not be empty, nor hold an empty one.
     """
     vectors_GND: npt.NDArray[np.float32] | None = None
-    land: Callable[[], None] | None = None  # puts the last batch in its place
+    # Puts the last batch in its place and returns its rows.
+    land: Callable[[], npt.NDArray[np.int64]] | None = None
     lengths = [len(ids) for ids in sequences]
     for rows in token_budget_batches(lengths, keep.batch_tokens, pads=model.pads):
         ids_NT, mask_NT = pad([sequences[row] for row in rows])
         lengths_N = mask_NT.sum(dim=1).to(model.device)
         states = model.forward(ids_NT, mask_NT)
         if land:
-            land()  # while a GPU computes
+            landed(land())  # while a GPU computes
         bad_LN = _non_finite(states, lengths_N)
         if taps:
             _require_finite(bad_LN, rows)
@@ -184,7 +187,7 @@ def encode(
             tap(rows, states, lengths_N)
     assert land is not None, "no sequences"
     assert vectors_GND is not None
-    land()
+    landed(land())
     return vectors_GND
 
 
@@ -193,10 +196,10 @@ def _on_its_way(
     bad_LN: Tensor,
     vectors_GND: npt.NDArray[np.float32],
     rows: npt.NDArray[np.int64],
-) -> Callable[[], None]:
+) -> Callable[[], npt.NDArray[np.int64]]:
     """Begin to copy a batch to host memory; return what waits for it and puts it in its place.
 
-    That raises NonFiniteError if the batch has a bad token.
+    That returns the rows, and raises NonFiniteError if the batch has a bad token.
     """
     host, copied = [batch_GnD, bad_LN], None
     if batch_GnD.is_cuda:  # pinned memory is copied to at once, and ten times faster
@@ -206,11 +209,12 @@ def _on_its_way(
             here.copy_(there, non_blocking=True)
         copied = stream.record_event()
 
-    def land() -> None:
+    def land() -> npt.NDArray[np.int64]:
         if copied:
             copied.synchronize()
         _require_finite(host[1], rows)
         vectors_GND[:, rows] = host[0].numpy()
+        return rows
 
     return land
 

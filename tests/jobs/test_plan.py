@@ -295,8 +295,8 @@ def test_a_plan_refuses_what_a_run_refuses_of_data(
     absent = write_run(datasets=[{**write_labelled(["a", "b"] * 20), "text_column": "body"}])
     assert "has no column 'body'" in failure(capsys, "plan", absent)
     fine = {**write_labelled(["a", "b"] * 20), "limit": 40}
-    assert "output: cannot open gs://b/x" in failure(
-        capsys, "plan", write_run(datasets=[fine]), "--output", "gs://b/x"
+    assert "output: cannot open foo://b/x" in failure(
+        capsys, "plan", write_run(datasets=[fine]), "--output", "foo://b/x"
     )
     Path("file").write_text("")
     output = ("--output", "file/out")

@@ -17,8 +17,9 @@ from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.sealed import sealed
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.run import Run
-from layerrank.jobs.subjects import checked, remember, resolve, step_of, subject_identity
+from layerrank.jobs.subjects import checked, remember, resolve, subject_identity
 from layerrank.operators.model.subject import ModelShape, ModelUnavailableError, Subject
+from layerrank.storage.partition import step_of
 from layerrank.storage.root import Root
 from tests.support.machines.here import Here
 from tests.support.tiny import save_tiny

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.stored import FOLDER, record
-from layerrank.jobs.run import Run, partition
+from layerrank.jobs.run import Run, Seen, partition
 from layerrank.jobs.upkeep import healing, prune
 from layerrank.storage import schema
 from layerrank.storage.manifest import everything, load
 from layerrank.storage.partition import Partition
+from layerrank.storage.readers.delta import LogError
 from layerrank.storage.shards import DamagedError
 from tests.support.checkpoints import make_run, store_checkpoint
 from tests.support.stored import store
@@ -43,6 +47,25 @@ def test_what_is_damaged_is_deleted_and_the_work_done_again(run: Run) -> None:
     assert healing(run, work) == len(rows)
     assert passes == ["read", "made", "read"]
     assert load(run.root, partition("ranking", "org/model", "step0", run.config.name))
+
+
+def test_logs_are_asked_for_before_the_work_and_kept_after_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deltalake", reason="the extra delta is not installed")
+    asked = replace(run, config=run.config.model_copy(update={"delta": True}))
+    where = Partition("layer_metrics", ("org/model", "step1", "texts", "clean"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "deltalake", None)
+        with pytest.raises(LogError):
+            healing(asked, lambda: pytest.fail("the work has begun"))
+    healing(asked, lambda: None)
+    # Whoever runs next, the root has logs.
+    rows = run.rows(Partition("layer_metrics", ("org/model", "step0", "texts", "clean")))
+    later = replace(run, seen=Seen())
+    healing(later, lambda: later.write(where, {}, rows))
+    for table, height in (("ranking", 4), ("layer_metrics", 2 * len(rows))):
+        assert pl.scan_delta(run.root.place(table)).collect().height == height
 
 
 def test_the_root_is_looked_at_before_the_work_is_done(run: Run) -> None:

@@ -62,7 +62,7 @@ def test_the_demo_as_a_submitted_job_with_s3(head: LocalCluster, s3: S3, tmp_pat
     assert "texts to encode" in result.stdout
     assert "5/5 rank" in result.stdout
     root = s3.root("demo")
-    assert_complete(root, "sensitivity")  # of conditions, which the demo has not
+    assert_complete(root, "sensitivity", "own_metrics")  # which the demo has not
     files = {"report.json", "report.md", "metrics.html", "index.html"}
     assert set(root.sizes("report/encoder")) == files
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]

@@ -15,7 +15,8 @@ from layerrank.storage.layers import embeddings_table, prompt_metrics_table
 from layerrank.storage.manifest import Manifest, require
 from layerrank.storage.partition import KEYS, Partition
 from layerrank.storage.root import Root
-from layerrank.storage.sql import _SCHEMAS, connect
+from layerrank.storage.schema import TABLES
+from layerrank.storage.sql import connect
 from tests.conftest import S3
 from tests.support.machines.proxy import Proxy, proxy
 from tests.support.stored import ask, store
@@ -92,18 +93,18 @@ def test_shards_of_other_columns_stand_in_one_view(
 
 def test_columns_and_types_are_those_that_duckdb_finds_in_the_shards(tmp_path: Path) -> None:
     root = Root(str(tmp_path))
-    assert _SCHEMAS.keys() == KEYS.keys()
-    for table, columns in _SCHEMAS.items():
+    assert TABLES.keys() == KEYS.keys()
+    for table in KEYS:
         names = tuple(f"a {key}" for key in KEYS[table])
-        store(root, Partition(table, names), [columns.empty_table()], {"of": table})
+        store(root, Partition(table, names), [TABLES[table][1].empty_table()], {"of": table})
     with connect(root) as sql:
-        for table, columns in _SCHEMAS.items():
+        for table in KEYS:
             file = require(root, Partition(table, tuple(f"a {k}" for k in KEYS[table]))).objects()
             plain = sql.read_parquet(root.path(file[0]), hive_partitioning=False)
             found = sql.table(table)
             assert found.columns == [*plain.columns, *KEYS[table]]
             assert found.types == [*plain.types, *["VARCHAR"] * len(KEYS[table])]
-            assert plain.columns == columns.names
+            assert plain.columns == TABLES[table][1].names
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_columns_and_types_are_those_that_duckdb_finds_in_the_shards(tmp_path: P
 def test_a_column_that_a_later_version_has_is_null_before(
     where: Partition, late: str, tmp_path: Path
 ) -> None:
-    root, columns = Root(str(tmp_path)), _SCHEMAS[where.table]
+    root, columns = Root(str(tmp_path)), TABLES[where.table][1]
     before = [each.with_nullable(True) for each in columns if each.name != late]
     row = {each.name: [0 if each.name == "layer" else None] for each in before}
     store(root, where, [pa.table(row, pa.schema(before, columns.metadata))], {})

@@ -397,7 +397,7 @@ def test_an_address_that_cannot_be_reached_is_named(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    known = {"gs://b/x": "gcsfs", "foo://b/x": "foo", "S3://b/x": "S3", "s3:/b/x": "two slashes"}
+    known = {"foo://b/x": "foo", "S3://b/x": "S3", "s3:/b/x": "two slashes"}
     for uri, words in {**known, "s3://b/x": "no credentials"}.items():
         with pytest.raises(AddressError, match=f"{uri}.*{words}"):
             Root(uri).check_writable()

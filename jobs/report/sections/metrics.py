@@ -14,7 +14,6 @@ from typing import Any
 
 from layerrank.jobs.config.metrics import left_out, parameters, shown_vectors
 from layerrank.jobs.rank.ranking import Ranking, Row
-from layerrank.jobs.rank.stage import views_in
 from layerrank.jobs.report.charts import Chart, Line, Lines, Look, where_any
 from layerrank.jobs.report.facts import Facts, title, vectors_of
 from layerrank.jobs.report.guide import link_to
@@ -44,7 +43,7 @@ _MEASURED_ON: dict[type[Tokens | Prompts | Views | Layers], str] = {
 
 @dataclass(frozen=True)
 class Series:
-    """A metric in one variant, of one kind of vectors: its rows of `layer_metrics` by layer."""
+    """A metric in one variant, of one kind of vectors: its rows by layer."""
 
     dataset: str
     metric: str
@@ -90,6 +89,8 @@ def section(facts: Facts) -> Section:
         for kind, same in groupby(shown, key=lambda each: type(METRICS[each.metric].measured)):
             charts = [_chart(facts, each, of) for each in same]
             parts.append(Section(f"{_MEASURED_ON[kind]}{among}", charts=charts))
+        if own := _own_charts(facts, of):
+            parts.append(Section(f"Functions of your own{among}", charts=own))
         parts.append(Section(f"Every variant{among}", tables=[_values(facts, of)]))
     if measured and (without := left_out(facts.run.config)):
         says.append(without)
@@ -120,8 +121,14 @@ def series(facts: Facts, dataset: str) -> list[Series]:
     for row in facts.run.rows_if_any(where):
         name = (row["metric"], row["variant"], row["norm"], row["pooling"])
         found.setdefault(name, []).append(row)
+    for metric in config.measure.own:
+        for row in facts.run.rows_if_any(
+            partition("own_metrics", facts.ranking.subject, of, metric)
+        ):
+            name = (metric, row["variant"], row["norm"], row["pooling"])
+            found.setdefault(name, []).append({**row, "n_undefined": 0})
     known_metrics, asked = list(METRICS), parameters(config)
-    views = views_in(facts.run, where)
+    views = facts.run.views_in(where)
 
     def place(name: tuple[str, ...]) -> tuple[int, tuple[str, ...]]:
         return known_metrics.index(name[0]) if name[0] in METRICS else len(METRICS), name
@@ -188,6 +195,25 @@ def _chart(facts: Facts, each: Series, of: Sequence[Series]) -> Chart:
     dashed = " Dashed: without the first token." if beside else ""
     grey = " Grey: from too few prompts." if few else ""
     return replace(found, source=f"{found.source}{dashed}{grey}")
+
+
+def _own_charts(facts: Facts, of: Sequence[Series]) -> list[Chart]:
+    """Return a chart of each function of the user's, with a line for each of its values."""
+    vectors, charts = facts.ranking.vectors, []
+    own = [each for each in of if each.metric not in METRICS]
+    for metric, same in groupby(own, key=lambda each: each.metric):
+        alike = list(same)
+        ranked = (vectors.norm, vectors.pooling)
+        shown = shown_vectors(((each.norm, each.pooling) for each in alike), ranked)
+        lines = [
+            Line(s.variant or metric, [r["layer"] for r in s.rows], [r["value"] for r in s.rows])
+            for s in alike
+            if (s.norm, s.pooling) == shown
+        ]
+        assert shown is not None
+        source = f"{capital(vectors_of(*shown))}; {counted(alike[0].prompts, 'prompt')}."
+        charts.append(Chart(metric, where_any(Lines(lines)), source=source))
+    return charts
 
 
 def _values(facts: Facts, of: Sequence[Series]) -> Table:

@@ -13,10 +13,10 @@ from layerrank.jobs.report.charts import Chart, HeatMap, Lines, Look, Mark, in_p
 from layerrank.jobs.report.facts import title
 from layerrank.jobs.report.guide import link_to
 from layerrank.jobs.report.section import Cell, Section, Table
-from layerrank.jobs.subjects import step_of
 from layerrank.jobs.words import NOTHING, counted, known, points, signed, span
 from layerrank.operators.metrics.registry import METRICS
 from layerrank.operators.ranking.evidence import overtakings
+from layerrank.storage.partition import step_of
 
 _VERDICTS = {
     "use_layer": "use layer {}",

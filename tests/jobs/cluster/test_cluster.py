@@ -6,6 +6,7 @@ import io
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,10 @@ from hypothesis import strategies as st
 from layerrank.jobs import cli
 from layerrank.jobs.cluster import console
 from layerrank.jobs.cluster.cluster import Cluster
-from layerrank.jobs.cluster.console import Progress, printable
+from layerrank.jobs.cluster.console import Pace, Progress, printable
 from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
 from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import Device
 from tests.support.machines.here import Here
@@ -143,6 +145,99 @@ def test_a_progress_line_counts_rate_and_time_left(monkeypatch: pytest.MonkeyPat
     assert progress.line() == "  extract: 4,000 of 4,000 texts, 3,000 tokens/s"
 
 
+def test_a_line_moves_with_what_workers_count_and_tells_time_by_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, counts = SimpleNamespace(now=100.0), Counts()
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    progress = Progress("extract", 4000, "texts", io.StringIO(), counted=lambda: counts)
+    progress.look()
+    assert progress.line() == "  extract: 0 of 4,000 texts"
+    counts = Counts(0, 0, 1000, 50_000)
+    progress.look()
+    assert progress.line() == "  extract: 0 of 4,000 texts, 200,000 tokens"
+    clock.now += 50  # while the model is loaded
+    counts = Counts(100, 1_000, 1000, 50_000)
+    progress.look()
+    assert progress.line() == "  extract: 100 of 4,000 texts, 200,000 tokens"
+    clock.now += 10
+    # Half of the texts of a shard, the short ones, are an eighth of its tokens.
+    counts = Counts(500, 6_000, 1000, 50_000)
+    progress.look()
+    assert progress.line() == "  extract: 500 of 4,000 texts, 500 tokens/s, about 6 min left"
+    progress.add(1000, 50_000)  # as another shard is done, before its worker is looked at
+    assert progress.line().startswith("  extract: 1,000 of 4,000 texts")
+    counts = Counts(1600, 60_000, 2000, 100_000)
+    progress.look()
+    assert progress.line().startswith("  extract: 1,600 of")
+    counts = Counts(1100, 52_000, 2000, 100_000)  # one died
+    progress.look()
+    assert progress.line().startswith("  extract: 1,600 of")
+    counts = Counts(9999, 210_000, 4000, 200_000)
+    progress.look()
+    assert progress.line().startswith("  extract: 4,000 of")
+
+
+def test_an_estimate_is_told_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counts = SimpleNamespace(now=100.0), Counts()
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    pace = Pace(90_000, 500)
+    assert str(pace) == "3 min at 500 tokens/s, as before"
+    progress = Progress("extract", 9, "texts", io.StringIO(), counted=lambda: counts, pace=pace)
+    assert progress.line() == "  extract: 0 of 9 texts, about 3 min left"
+    counts = Counts(0, 0, 3, 10_000)
+    progress.look()
+    assert progress.line() == "  extract: 0 of 9 texts, about 60 s left"
+    counts = Counts(1, 1_000, 3, 10_000)
+    progress.look()
+    clock.now += 10
+    counts = Counts(1, 3_000, 3, 10_000)  # what is known now
+    progress.look()
+    assert progress.line() == "  extract: 1 of 9 texts, 200 tokens/s, about 2 min left"
+
+
+def test_a_log_begins_as_soon_as_it_is_known_that_the_stage_is_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(console, "_REDRAW_SECONDS", 0.01)
+    for tokens, says in ((10_000_000, "about 3"), (10, "")):
+        stream, counted = io.StringIO(), partial(Counts, 0, 0, 7, tokens)
+        with Progress("extract", 7, "texts", stream, counted=counted, pace=Pace(1, 50_000)):
+            time.sleep(0.2)
+        assert stream.getvalue().count("\n") == bool(says)
+        assert says in stream.getvalue()
+
+
+def test_of_a_quiet_run_no_progress_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
+    for is_terminal in (False, True):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda shown=is_terminal: shown)
+        before = console.quiet(True)
+        with Progress("extract", 7, "texts", stream) as progress:
+            time.sleep(0.1)
+            progress.add(7)
+        console.quiet(before)
+        assert stream.getvalue() == ""
+
+
+def test_counts_that_cannot_be_had_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
+    stream, asked = io.StringIO(), list[int]()
+
+    def counted() -> Counts:
+        asked.append(1)
+        raise ConnectionError("nobody there")
+
+    with Progress("extract", 7, "texts", stream, counted=counted) as progress:
+        progress.add(3)
+        deadline = time.monotonic() + 10
+        while stream.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "3 of 7" in stream.getvalue()
+    assert len(asked) == 1
+
+
 def test_a_stage_that_ends_at_once_shows_nothing() -> None:
     stream = io.StringIO()
     began = time.monotonic()
@@ -173,7 +268,7 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
         progress.add(4, 1000)
         progress._bar.refresh()  # type: ignore[union-attr]
     shown = stream.getvalue()
-    for words in ("extract", "4/4", "tokens/s"):
+    for words in ("extract", "4 of 4 texts", "tokens/s"):
         assert words in shown
     assert "\n" not in shown
     assert shown.rsplit("\r", 2)[1].strip() == ""

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
-import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
-import pyarrow as pa
 import pytest
 import ray.data
 import torch
 
-from layerrank.jobs.cluster import on_ray
+from layerrank.jobs.cluster import console, on_processes, on_ray, tally
 from layerrank.jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
+from layerrank.jobs.cluster.console import Progress
 from layerrank.jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
 from layerrank.jobs.cluster.on_processes import Processes
 from layerrank.jobs.cluster.on_ray import RayCluster
 from layerrank.jobs.cluster.pool import TASK_CPUS, Pool
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.operators.model.subject import ModelUnavailableError
 from tests.support.machines.here import Here
 from tests.support.machines.installed import users_folder
 from tests.support.machines.workers import (
     Counting,
+    count_and_die_once,
+    count_and_wait,
     die,
     die_once,
     doubled,
@@ -98,6 +102,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Mock:
     for name in ("map_batches", "groupby", "map_groups"):
         getattr(found, name).return_value = found
     monkeypatch.setattr(on_ray, "_from_units", lambda _: found)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", Mock())
     return found
 
 
@@ -119,7 +124,7 @@ def test_each_is_one_task_a_unit(recorder: Mock, device: Any, gpus: float) -> No
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
     (work,) = recorder.map_batches.call_args.args
-    rows = Mock(iter_rows=work(on_ray._packed(5, "unit")).to_pylist)
+    rows = Mock(iter_rows=work(on_ray._packed(on_ray._Unit("", 0, 5), "unit")).to_pylist)
     assert list(on_ray._results(rows)) == [25]
 
 
@@ -184,7 +189,7 @@ def test_an_actor_that_cannot_be_made_answers_with_the_error() -> None:
         raise ModelUnavailableError("no such model")
 
     actor = on_ray._Actor(make)
-    rows = actor(pa.table({"unit": [pickle.dumps(0)]})).to_pylist()
+    rows = actor(on_ray._packed(on_ray._Unit("", 0, 0), "unit")).to_pylist()
     with pytest.raises(InWorkerError) as caught:
         list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
     assert explain(caught.value) == ("no such model", USAGE)
@@ -195,7 +200,7 @@ def test_a_unit_that_cannot_be_read_fails_with_what_its_reader_raised() -> None:
     def read(_unit: object) -> None:
         raise ModelUnavailableError("no such text")
 
-    batch = on_ray._of_unit(read, pa.table({"unit": [pickle.dumps(0)]}))
+    batch = on_ray._of_unit(read, on_ray._packed(on_ray._Unit("", 0, 0), "unit"))
     rows = on_ray._Actor(lambda: str)(batch).to_pylist()
     with pytest.raises(InWorkerError) as caught:
         list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
@@ -241,7 +246,7 @@ def test_rows_meet_by_their_key_and_nothing_is_left_of_a_pool(side: Side) -> Non
     with Cluster(side) as cluster:
         found = dict(cluster.shuffle("prepare", UNITS, split, joined, key="shard", groups=3))
         folder = Path(side._temporary()) if isinstance(side, Processes) else None
-        assert folder is None or [each.name for each in folder.iterdir()] == ["printed"]
+        assert folder is None or {each.name for each in folder.iterdir()} == {"printed", "counted"}
     assert folder is None or not folder.exists()
     expected = {shard: [f"a {unit}" for unit in UNITS if unit % 3 == shard] for shard in range(3)}
     expected[2] += [f"b {unit}" for unit in UNITS]
@@ -350,6 +355,111 @@ def test_processes_end_with_a_driver_that_is_killed() -> None:
         time.sleep(0.05)
     assert not [each for each in left if each.exists()]
     driver.stdout.close()
+
+
+# how far the units are
+
+
+def counted_on_the_way(side: Side, folder: Path) -> list[Counts]:
+    """Return what a side says while two units wait to be seen."""
+    seen = [Counts()]
+
+    def look() -> None:
+        deadline = time.monotonic() + 60
+        while seen[-1].done < 8 and time.monotonic() < deadline:
+            seen.append(side.counted())
+            time.sleep(0.01)
+        (folder / "seen").touch()
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    work = partial(count_and_wait, folder)
+    assert sorted(side.each([0, 1], work, cpus=0.5, gpus=0)) == [0, 1]
+    watch.join()
+    return seen
+
+
+def test_what_processes_count_is_seen_before_a_unit_is_done(
+    processes: Processes, tmp_path: Path
+) -> None:
+    assert counted_on_the_way(processes, tmp_path)[-1] == (8, 60, 20, 200)
+    assert processes.counted() == (20, 200, 20, 200)
+    assert len(list(each(processes, square))) == len(UNITS)
+    assert processes.counted() == Counts()  # of the plan that was begun last
+    assert Processes().counted() == Counts()
+
+
+def test_a_unit_that_is_tried_again_is_counted_once(processes: Processes, tmp_path: Path) -> None:
+    assert sorted(each(processes, partial(count_and_die_once, tmp_path))) == UNITS
+    assert (tmp_path / "died").exists()
+    assert processes.counted().done == 10 * len(UNITS)
+
+
+def test_what_cannot_be_counted_fails_nothing(tmp_path: Path) -> None:
+    """As where the file system of temporary files is full."""
+    (tmp_path / "seen").touch()
+    with tally.counting(partial(on_processes._tell, -1, 0)):
+        assert count_and_wait(tmp_path, 5) == 5
+
+
+def test_a_log_moves_while_the_only_unit_is_at_work(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LOG_SECONDS", 0.01)
+    stream = io.StringIO()
+    with Progress("extract", 10, "texts", stream, counted=processes.counted) as progress:
+        for _ in counted_results(processes, tmp_path, stream):
+            progress.add(10, 100)
+    assert "extract: 4 of 10 texts" in stream.getvalue()
+
+
+def counted_results(side: Side, folder: Path, stream: io.StringIO) -> Iterator[Any]:
+    """Yield the result of one unit, which goes on when the log has told of a part of it."""
+
+    def look() -> None:
+        deadline = time.monotonic() + 60
+        while " 4 of" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (folder / "seen").touch()
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    yield from side.each([0], partial(count_and_wait, folder), cpus=1, gpus=0)
+    watch.join()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_what_workers_of_ray_count_is_seen_before_a_unit_is_done(tmp_path: Path) -> None:
+    with patch.dict(os.environ), Cluster(RayCluster(None, 0, False, print)) as cluster:
+        side = cluster.side
+        assert counted_on_the_way(side, tmp_path)[-1] == (8, 60, 20, 200)
+        assert side.counted() == Counts()  # nothing is left of it in the cluster
+        pool, died = Pool(1, 1, 0.5, 0, 1), tmp_path / "actors"
+        died.mkdir()
+        make = partial(partial, count_and_die_once, died)
+        seen = [0]
+        for _ in side.actors(UNITS, make, int, pool):
+            seen.append(side.counted().done)
+        assert seen == sorted(seen)
+
+
+def test_of_a_unit_that_several_have_counted_the_most_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = {
+        b"p-1": [(0, 10, 5, 10, 5), (1, 4, 2, 0, 0)],
+        b"p-2": [(1, 3, 2, 10, 9)],
+        b"p-3": [],
+    }
+    store = "ray.experimental.internal_kv."
+    content = {key: b"".join(on_ray._ROW.pack(*row) for row in of) for key, of in rows.items()}
+    monkeypatch.setattr(f"{store}_internal_kv_list", lambda *_, **__: [*rows, b"p-gone"])
+    monkeypatch.setattr(f"{store}_internal_kv_get", lambda key, **_: content.get(key))
+    assert on_a_cluster().counted() == Counts()
+    side = on_a_cluster()
+    side._numbered(UNITS)
+    assert side.counted() == (14, 7, 20, 14)
 
 
 # what is told

@@ -157,6 +157,11 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         # So are the choices.
         ("extract: {device: tpu}", "extract.device: .*'auto', 'cpu' or 'cuda'.*'tpu'"),
         ("measure: {metrics: [entropy]}", "unknown metric entropy; .*lidar, dime"),
+        ("measure: {metrics: ['a b:f']}", "unknown metric a b:f; .*package.module:name"),
+        (OF_TASKS % "{type: 'a.b:C:d', name: a}", r"0\.own\.type \(task a\): .*:Class .*'a.b:C:d'"),
+        (OF_TASKS % "{type: 'a:C', name: a, b_column: 1}", r"\(task a\): b_column names a column"),
+        (OF_TASKS % "{type: 'a:C', name: a, first_column: b}", r"own_pairs\.second_column.*requi"),
+        (OF_TASKS % "{name: a}", r"0 \(task a\): a task has a name and a type: one of 'class"),
         ("name: a/b", "name: .*'a/b'"),
         ("subjects: []", r"subjects: .*at least 1.*\[\]"),
         ("subjects: [{model: m, dtype: int8}]", r"subjects\.0\.dtype: .*'bfloat16'"),
@@ -204,7 +209,7 @@ def test_what_is_wrong_is_named_with_its_key_and_the_choices(changes: str, probl
 
 
 def test_every_block_has_an_entry_and_every_protocols_setting_is_a_field() -> None:
-    tasks = get_args(get_args(Task)[0])
+    tasks = tuple(block for block, _ in map(get_args, get_args(get_args(Task)[0])))
     assert tuple(TYPES) == tasks
     assert tuple(KINDS) == get_args(DatasetConfig.model_fields["source"].annotation)
     assert {name for each in tasks for name in each.model_fields} >= PROTOCOL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from layerrank.jobs.cluster import tally
 from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.pool import Pool
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.run import load
 from layerrank.jobs.extract import worker
-from layerrank.jobs.extract.stage import extract
+from layerrank.jobs.extract.stage import _pace, extract
 from layerrank.jobs.extract.targets import (
     Part,
     Target,
@@ -28,12 +32,13 @@ from layerrank.jobs.extract.targets import (
 from layerrank.jobs.extract.worker import Extractor, read
 from layerrank.jobs.measure.stage import measure
 from layerrank.jobs.prepare.stage import prepare
-from layerrank.jobs.run import Run
+from layerrank.jobs.run import Run, partition
 from layerrank.operators.model.backend import Backend
 from layerrank.operators.model.encode import Ids, NonFiniteError
+from layerrank.operators.model.subject import Subject
 from layerrank.storage import pages
-from layerrank.storage.layers import groups, read_vectors
-from layerrank.storage.manifest import require
+from layerrank.storage.layers import embeddings_table, groups, read_vectors
+from layerrank.storage.manifest import Manifests, require
 from layerrank.storage.partition import (
     Partition,
     TableName,
@@ -45,13 +50,14 @@ from layerrank.storage.partition import (
 from layerrank.storage.root import Root
 from layerrank.storage.shards import Facts, Receipt, Shard, write_shard
 from tests.conftest import write_config
-from tests.support.machines.here import Here
-from tests.support.stored import content, shard_rows
+from tests.support.machines.here import Here, run_here
+from tests.support.stored import content, shard_rows, store
 from tests.support.tiny import WIDTH
 
 MOST = 13  # prompts of an object
 BYTES = 62_400  # which are as large: 16 groups of 32 features
 CLEAN = Partition("embeddings", ("tiny", "local", "topics", "clean"))
+TINY, POOL = Subject("none", "1", "tiny"), Pool(2, 2, 0.75, 0, 1)
 COUNTED = ("prompts", "tokens", "skipped_no_tokens", "truncated")
 
 
@@ -245,6 +251,62 @@ def test_a_prompt_without_tokens_moves_no_other_part(runs: Runs, tmp_path: Path)
     group: dict[str, int | str] = {"layer": 0, "norm": "none", "pooling": "mean"}
     kept = Shard(root, CLEAN, found[first]).read_group(group)
     assert kept["prompt_id"].to_pylist() == np.delete(batch.prompt_ids[:MOST], [1, 3]).tolist()
+
+
+def test_every_batch_is_counted_when_its_vectors_are_there(runs: Runs, tmp_path: Path) -> None:
+    run, (subject,) = runs.parts, runs.parts.subjects
+    unit = first_unit(run)
+    small = run.config.extract.model_copy(update={"batch_tokens": 256})
+    config = run.config.model_copy(update={"extract": small})
+    extractor = Extractor(Root(str(tmp_path)), subject, config, "cpu", 1)
+    told = list[Counts]()
+    with tally.counting(told.append):
+        batch = read(run.root, subject, config, unit)
+        tokens = sum(map(len, batch.token_ids))
+        assert told == [(0, 0, unit.prompts, tokens)]
+        ids = [np.zeros(0, np.int32), *batch.token_ids[1:]]
+        made = extractor(batch._replace(token_ids=ids))
+    assert told[1] == (1, 0, unit.prompts, tokens)  # the one without a token
+    assert told[-1] == (unit.prompts, made.tokens, unit.prompts, tokens)
+    assert told == sorted(told)
+    least = made.tokens / 256 + 2
+    assert len(told) >= least  # a batch is no more
+    tally.count(1)
+    assert len(told) == len({*told})  # nobody is told any more
+
+
+@pytest.mark.usefixtures("written")
+def test_what_is_left_of_a_killed_run_is_estimated_by_what_it_made(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, before = again(runs.parts), content(runs.parts.root)
+    where = next(each for each in runs.partitions if each.keys["condition"] != "clean")
+    shard = require(run.root, where).objects()[0]
+    run.root.delete(where.manifest)
+    run.root.delete(shard)
+    extract(run)
+    assert content(run.root) == before
+    assert "tokens/s, as before" in capsys.readouterr().out
+
+
+def test_the_time_of_a_run_is_estimated_by_other_texts_on_such_a_machine(tmp_path: Path) -> None:
+    run = run_here(tmp_path, tmp_path, [{"name": "new"}])
+    where = partition("embeddings", TINY, "old")
+    facts = {"prompts": 10, "tokens": 500, "model_seconds": 4.0}
+    table = embeddings_table(
+        (0, "final", "mean"), np.array([1]), np.array([1], np.int32), np.ones((1, 2), np.float32)
+    )
+    known = store(run.root, where, [table], {}, facts)
+    metrics = store(run.root, where.sibling("prompt_metrics"), [table], {}, {"metric_seconds": 1.0})
+    assert _pace(run, TINY, POOL, 30, {}) is None  # it is not known what ran it
+    for each in (known, metrics):
+        Manifests(run.root).publish(each.partition, {}, each.receipts, made="1 actor on CPU, fed")
+    found = _pace(Run(run.config, run.root, run.cluster), TINY, POOL, 30, {})
+    assert found == (30 * 50, 2 * 500 / 5)
+    on_gpu = replace(POOL, num_gpus=1.0)
+    assert _pace(Run(run.config, run.root, run.cluster), TINY, on_gpu, 30, {}) is None
+    other = replace(TINY, revision="other")
+    assert _pace(Run(run.config, run.root, run.cluster), other, POOL, 30, {}) is None
 
 
 def test_a_bad_state_names_its_prompt_in_whatever_part(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import ClassificationTask, FolderSource
@@ -86,6 +88,77 @@ def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_pa
         ("p", "4", "test"),
         (None, "4", "train"),
     ]
+
+
+def test_tables_of_every_format_bring_texts(tmp_path: Path) -> None:
+    rows_of_json = [{"text": "a", "label": "sea"}, {"text": "b", "label": "sky"}]
+    folder = write(
+        tmp_path,
+        {
+            "a.json": json.dumps(rows_of_json),
+            "b.tsv": "label\ttext\nsea\tc, d\nsky\te\n",
+            "c.csv.gz": gzip.compress(b"text;label\nf, g;sea\n"),
+        },
+    )
+    with pa_ipc.new_stream(f"{folder}/d.arrow", (table := pa.table({"text": ["h"]})).schema) as it:
+        it.write_table(table)
+    feather.write_feather(pa.table({"text": ["i"], "label": ["sky"]}), f"{folder}/e.feather")
+    assert sorted(rows(folder, "text", "label"), key=str) == [
+        ("a", "sea"),
+        ("b", "sky"),
+        ("c, d", "sea"),
+        ("e", "sky"),
+        ("f, g", "sea"),
+        ("h", None),
+        ("i", "sky"),
+    ]
+    config = dataset(source={"folder": folder})
+    (fragment,) = sources.discover(config, {})
+    assert sources.sniffed(fragment, {}) == [";"]
+    named = FolderSource(folder=folder, delimiter=";")
+    assert folders.identity(named, {}) == {
+        **folders.identity(FolderSource(folder=folder), {}),
+        "delimiter": ";",
+    }
+
+
+def test_one_file_is_read_alone(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, {"a.txt": "one\n\ntwo", "b.csv": "body;text\nx;y\n", "sea/c.txt": "three"}
+    )
+    assert rows(f"{folder}/a.txt", "text", "file") == [("one", "a.txt"), ("two", "a.txt")]
+    assert rows(f"{folder}/b.csv", "text", "file") == [("y", "b.csv")]
+    assert rows(f"{folder}/sea/c.txt", "text", "label") == [("three", None)]
+    identity = folders.identity(FolderSource(folder=f"{folder}/b.csv"), {})
+    assert list(identity["folder"]) == ["b.csv"]
+    assert quickcheck(f"{folder}/a.txt").datasets[0].tasks == ()
+    text = "".join(f"{n},{('sea', 'sky')[n % 2]}\n" for n in range(40))
+    task = task_of(f"{write(tmp_path, {'t.csv': f'text,label{chr(10)}{text}'})}/t.csv")
+    assert task is not None
+    assert task.label_column == "label"
+    with pytest.raises(ConfigError, match=r"a\.pdf holds no texts: looked for \*\.txt"):
+        rows(f"{write(tmp_path, {'a.pdf': 'x'})}/a.pdf", "text")
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    lines = [json.dumps({"body": f"text {n}", "topic": "ab"[n % 2], "text": n}) for n in range(40)]
+    folder = write(tmp_path, {"a.jsonl": "\n".join(lines), "b.txt": "a passage"})
+    columns = {"text_column": "body", "label_column": "topic"}
+    config = folders.with_folders(load("quickcheck"), folder, **columns)
+    source = config.datasets[0].source
+    assert isinstance(source, FolderSource)
+    assert folders.read(source, {})["text"].to_pylist()[:3] == ["text 0", "text 1", "a passage"]
+    assert [task.name for task in config.datasets[0].tasks] == ["label"]
+    plain = folders.identity(FolderSource(folder=folder), {})
+    assert folders.identity(source, {}) == {**plain, **columns}
+    for given, expected in (
+        ({"text_column": "bodi"}, r"a\.jsonl has no column 'bodi'; it has: .* mean body\?"),
+        ({"text_column": "body", "label_column": "label"}, r"no column 'label'.*--label-column"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            folders.with_folders(load("quickcheck"), folder, **given)
+    same = FolderSource(folder=folder, text_column="topic", label_column="topic")
+    assert folders.read(same, {})["label"].to_pylist()[:2] == ["a", "b"]
 
 
 def test_a_folder_is_read_as_every_other_source_is(tmp_path: Path) -> None:
@@ -167,10 +240,13 @@ def error_of(folder: str, **changes: Any) -> str:  # noqa: ANN401
         ({"a.jsonl": '{"text": ["x"]}\n'}, "/a.jsonl, row 1: column 'text' holds a list"),
         (
             {"a.pdf": "x", ".b.txt": "hidden"},
-            "looked for *.txt, *.md, *.jsonl, *.ndjson, *.csv, *.parquet; it has a.pdf",
+            "*.parquet, *.json, *.tsv, *.arrow, *.feather; it has a.pdf",
         ),
         ({"a.csv": "body, text\nx,y\n"}, "a.csv has no column 'text'; it has: 'body', ' text'"),
-        ({}, "it does not exist or is no folder; name one with --texts that holds *.txt"),
+        ({"a.json": "{}", "b.json": '"x"'}, "/b.json is a string, not rows"),
+        ({"a.csv": b"\x89PNG\0"}, "/a.csv is no text: it begins like a PNG image"),
+        ({"a.parquet.gz": b""}, "/a.parquet.gz is a compressed Parquet file"),
+        ({}, "it does not exist; name one with --texts that holds *.txt"),
     ],
 )
 def test_errors_say_what_and_where(
@@ -191,5 +267,6 @@ def test_an_empty_and_a_large_folder_are_refused(
 def test_texts_replace_the_one_folder_of_a_recipe(tmp_path: Path) -> None:
     folder = write(tmp_path, {"a.txt": "one"})
     assert folders.with_folders(load("pythia-410m")) == load("pythia-410m")
-    with pytest.raises(ConfigError, match="pythia-410m has 0 datasets with `source"):
-        folders.with_folders(load("pythia-410m"), folder)
+    for given in ({"texts": folder}, {"text_column": "body"}, {"label_column": "topic"}):
+        with pytest.raises(ConfigError, match="pythia-410m has 0 datasets with `source"):
+            folders.with_folders(load("pythia-410m"), **given)

@@ -23,13 +23,15 @@ import datasets
 import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather as pa_feather
+import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig, FileSource
-from layerrank.jobs.prepare import decoded, docstrings, sources
+from layerrank.jobs.prepare import decoded, docstrings, files, sources
 from layerrank.jobs.prepare.files import BATCH, Options
 from layerrank.jobs.prepare.sources import Fragment
 from layerrank.operators.benchmark import score as benchmark_score
@@ -51,25 +53,40 @@ TEXTS = [
 ]
 LINES = ["first line\nsecond line", "windows\r\nline", "a\n\nparagraph"]
 LONG = "wörd " * 40_000  # 200,000 characters
-FORMATS = ["parquet", "jsonl", "csv"]
+TYPED = ["parquet", "arrow", "feather"]
+FORMATS = [*TYPED, "jsonl", "json", "csv", "tsv"]
+CELLS = ["csv", "tsv"]  # without types
 
 
 def encoded(form: str, columns: dict[str, list[Any]]) -> bytes:
     """Return a file of `columns` in one of the formats."""
-    buffer = io.BytesIO()
-    if form == "parquet":
-        pq.write_table(pa.table(columns), buffer)
-        return buffer.getvalue()
+    if form in TYPED:
+        return typed(form, pa.table(columns))
     rows = pa.table(columns).to_pylist()
+    if form == "json":
+        return json.dumps(rows, indent=1).encode()
     if form == "jsonl":
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     if form == "text":
         return b"".join(row["text"].encode() + b"\n" for row in rows)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns))
+    writer = csv.DictWriter(text, list(columns), delimiter="\t" if form == "tsv" else ",")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def typed(form: str, table: pa.Table) -> bytes:
+    """Return a table in a format that has types: `arrow` as a stream, `feather` as a file."""
+    buffer = io.BytesIO()
+    if form == "parquet":
+        pq.write_table(table, buffer)
+    elif form == "feather":
+        pa_feather.write_feather(table, buffer)
+    else:
+        with pa_ipc.new_stream(buffer, table.schema) as writer:
+            writer.write_table(table)
+    return buffer.getvalue()
 
 
 def write(path: Path, columns: dict[str, list[Any]]) -> Path:
@@ -120,7 +137,8 @@ def test_every_format_gives_the_same_texts(form: str, texts: list[str], tmp_path
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"), [("parquet", None), ("jsonl", None), ("csv", ""), ("txt", "")]
+    ("form", "expected"),
+    [*((form, "" if form in CELLS else None) for form in FORMATS), ("txt", "")],
 )
 def test_null_and_empty_are_two_things_where_the_format_knows_it(
     form: str, expected: str | None, tmp_path: Path
@@ -134,7 +152,7 @@ def test_null_and_empty_are_two_things_where_the_format_knows_it(
 def test_numbers_become_strings_and_lists_json(form: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"t.{form}", {"text": ["a", "b"], "label": [7, -1], "other": [1, 2]})
     assert read_all(of_files(path), ["label", "text"]) == [("7", "a", 0), ("-1", "b", 1)]
-    if form != "csv":
+    if form not in CELLS:
         values: list[Any] = [["a", "b"], [], None, ['é,"', None]]
         write(path, {"text": list("wxyz"), "labels": values})
         found = [row[0] for row in read_all(of_files(path), ["labels", "text"])]
@@ -159,7 +177,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "txt"])
 def test_a_compressed_file_is_read_as_what_it_holds(
     form: str, compression: str, tmp_path: Path
 ) -> None:
@@ -173,13 +191,14 @@ def test_a_compressed_file_is_read_as_what_it_holds(
     assert sources.most_rows(config, {}) == pytest.approx(len(texts), abs=2)
 
 
-def test_a_compressed_parquet_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "t.parquet.gz").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"t\.parquet\.gz is a compressed Parquet"):
-        sources.discover(of_files(tmp_path / "t.parquet.gz"), {})
+@pytest.mark.parametrize("form", TYPED)
+def test_what_compresses_its_columns_is_not_compressed_again(form: str, tmp_path: Path) -> None:
+    (tmp_path / f"t.{form}.gz").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"t\.{form}\.gz is a compressed {form.title()}"):
+        sources.discover(of_files(tmp_path / f"t.{form}.gz"), {})
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv", "txt"])
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "tsv", "txt"])
 def test_text_is_in_the_encoding_of_its_mark_else_of_the_config(form: str, tmp_path: Path) -> None:
     texts = ["é and 🦜", "two\u2028lines", *["wörd " * 50] * 9000]  # more than a piece of it
     content = encoded("text" if form == "txt" else form, {"text": texts}).decode()
@@ -234,58 +253,80 @@ def test_a_value_has_one_spelling_in_every_format(
 ) -> None:
     for value in VALUES[text]:
         found = []
-        typed = pa.table({"text": ["a"], "label": pa.array([value], from_pandas=False)})
-        pq.write_table(typed, tmp_path / "t.parquet")
-        found += [row[0] for row in read_all(of_files(tmp_path / "t.parquet"), ["label"])]
-        monkeypatch.setattr(datasets, "load_dataset", Mock(return_value=datasets.Dataset(typed)))
+        table = pa.table({"text": ["a"], "label": pa.array([value], from_pandas=False)})
+        for form in TYPED:
+            (tmp_path / f"t.{form}").write_bytes(typed(form, table))
+            found += [row[0] for row in read_all(of_files(tmp_path / f"t.{form}"), ["label"])]
+        monkeypatch.setattr(datasets, "load_dataset", Mock(return_value=datasets.Dataset(table)))
         sources._hub_split.cache_clear()
         found += [row[0] for row in read_all(dataset(source={"hub": "org/name"}), ["label"])]
         if value is None or type(value) in (int, float, bool, str):
-            for form in ("jsonl", "csv"):
+            for form in FORMATS[len(TYPED) :]:
                 path = write(tmp_path / f"t.{form}", {"text": ["a"], "label": [value]})
                 found += [row[0] or None for row in read_all(of_files(path), ["label"])]
-            assert len(found) == 4
+            assert len(found) == len(FORMATS) + 1
         assert {*found} == {text}, value
     sources._hub_split.cache_clear()
 
 
-def test_texts_of_a_csv_stay_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", CELLS)
+def test_texts_of_a_csv_stay_as_they_are(form: str, tmp_path: Path) -> None:
     cells = ["1.0", "True", "NaN", "nan", "1.10", "007.0"]
-    path = write(tmp_path / "t.csv", {"text": cells, "label": cells})
+    path = write(tmp_path / f"t.{form}", {"text": cells, "label": cells})
     labels = [label for label, _ in read_all(of_files(path), ["label"])]
     assert labels == ["1", "true", None, None, "1.10", "007.0"]
     assert texts_of(of_files(path)) == cells
 
 
+@pytest.mark.parametrize("form", TYPED)
 @pytest.mark.parametrize("kind", [pa.int64(), pa.bool_(), pa.list_(pa.string()), pa.float64()])
 def test_a_text_column_of_a_type_that_is_no_text_is_refused(
-    kind: pa.DataType, tmp_path: Path
+    kind: pa.DataType, form: str, tmp_path: Path
 ) -> None:
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"text": pa.nulls(2, kind), "label": pa.nulls(2, kind)}), path)
-    with pytest.raises(ConfigError, match=r"t\.parquet: column 'text' holds .*, no text"):
+    path = tmp_path / f"t.{form}"
+    table = pa.table({"text": pa.nulls(2, kind), "label": pa.nulls(2, kind)})
+    path.write_bytes(typed(form, table))
+    with pytest.raises(ConfigError, match=rf"t\.{form}: column 'text' holds .*, no text"):
         read_all(of_files(path))
     named = of_files(path, text_column="body")
     assert [row[0] for row in read_all(named, ["label"])] == [None, None]
 
 
-def test_bytes_of_parquet_that_are_no_text_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", TYPED)
+def test_bytes_of_a_table_that_are_no_text_are_refused(form: str, tmp_path: Path) -> None:
     bad = pa.array([b"ok", b"\xff"])
+    path = tmp_path / f"t.{form}"
     for column in (bad, pa.Array.from_buffers(pa.string(), 2, bad.buffers())):
-        pq.write_table(pa.table({"text": column}), tmp_path / "t.parquet")
-        with pytest.raises(ConfigError, match=r"cannot read .*t\.parquet.* UTF8"):
-            read_all(of_files(tmp_path / "t.parquet"))
+        path.write_bytes(typed(form, pa.table({"text": column})))
+        with pytest.raises(ConfigError, match=rf"cannot read .*t\.{form}.* UTF8"):
+            read_all(of_files(path))
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_offsets_of_arrow_that_lead_out_of_its_bytes_are_not_followed(tmp_path: Path) -> None:
+    text = pa.array(["some", "words"] * 9)
+    offsets = np.frombuffer(text.buffers()[1], np.int32).copy()
+    offsets[3] = 1 << 30
+    wild = pa.Array.from_buffers(text.type, 18, [None, pa.py_buffer(offsets), text.buffers()[2]])
+    (tmp_path / "t.arrow").write_bytes(typed("arrow", pa.table({"text": wild})))
+    with pytest.raises(ConfigError, match=r"cannot read .*t\.arrow as arrow: .*offset"):
+        read_all(of_files(tmp_path / "t.arrow"))
+
+
+@pytest.mark.parametrize("name", [f"t.{form}" for form in FORMATS])
 def test_two_columns_of_one_name_are_refused_if_they_are_read(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    if name == "t.parquet":
+    if name[2:] in TYPED:
         names = ["text", "", "", "label", "label"]
-        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 5, names=names), path)
+        table = pa.Table.from_arrays([pa.array(["a"])] * 5, names=names)
+        path.write_bytes(typed(name[2:], table))
     else:
-        rows = {"t.csv": "text,,,label,label\na,b,c,d,e\n"}
-        path.write_text(rows.get(name, '{"text": "a", "": 1, "": 2, "label": 1, "label": 2}\n'))
+        row = '{"text": "a", "": 1, "": 2, "label": 1, "label": 2}'
+        rows = {
+            "t.csv": "text,,,label,label\na,b,c,d,e\n",
+            "t.tsv": "text\t\t\tlabel\tlabel\na\tb\tc\td\te\n",
+            "t.json": f"[{row}]",
+        }
+        path.write_text(rows.get(name, f"{row}\n"))
     config = of_files(path)
     fragment, columns = sources.discover(config, {})[0], inspected(config)[1]
     sources.require_columns(config, fragment, columns)
@@ -309,7 +350,9 @@ def test_csv_labels_that_turn_into_words_late_in_a_large_file_are_still_labels(
     ("name", "content"),
     [
         ("t.csv", b"\xef\xbb\xbftext,b\r\nx,1\r\n\r\ny,2\r\n"),
+        ("t.tsv", b"\xef\xbb\xbftext\tb\r\nx\t1\r\n\r\ny\t2\r\n"),
         ("t.jsonl", b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y", "b": 1}'),
+        ("t.json", b'\xef\xbb\xbf\n[{"text": "x"},\n\n{"text": "y", "b": 1}]\n'),
     ],
 )
 def test_byte_order_marks_and_blank_lines_are_no_rows_and_a_record_may_lack_a_key(
@@ -318,7 +361,7 @@ def test_byte_order_marks_and_blank_lines_are_no_rows_and_a_record_may_lack_a_ke
     (tmp_path / name).write_bytes(content)
     assert inspected(of_files(tmp_path / name)) == (2, ["text", "b"])
     rows = read_all(of_files(tmp_path / name), ["text", "b"])
-    assert rows == [("x", "1" if name == "t.csv" else None, 0), ("y", rows[1][1], 1)]
+    assert rows == [("x", "1" if name[2:] in CELLS else None, 0), ("y", rows[1][1], 1)]
 
 
 SIX = [("0", 0), ("1", 1), ("2", 2), ("3", 2 * ROW), ("4", 3 * ROW), ("5", 3 * ROW + 1)]
@@ -349,9 +392,10 @@ def test_a_limit_cuts_across_files(limit: int, many: Path) -> None:
     assert read_all(of_files(f"{many}/*.*", limit=limit)) == SIX[:limit]
 
 
-def test_order_keys_do_not_depend_on_how_a_file_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", FORMATS)
+def test_order_keys_do_not_depend_on_how_a_file_is_cut(form: str, tmp_path: Path) -> None:
     count = 2 * BATCH + 7
-    path = str(write(tmp_path / "t.parquet", {"text": [str(n) for n in range(count)]}))
+    path = str(write(tmp_path / f"t.{form}", {"text": [str(n) for n in range(count)]}))
     whole = Fragment(FileSource(files=(path,)), path, 3)
     expected = [(str(n), 3 * ROW + n) for n in range(count)]
     assert list(rows_of(whole)) == expected
@@ -412,6 +456,37 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ("t.jsonl", b'{"text": "a"}\n{"text": true}', r"row 2: column 'text' holds a boolean"),
         ("t.csv", b"", r"cannot read .*t\.csv as csv: "),
         ("t.parquet", b"not parquet at all", r"cannot read .*t\.parquet as parquet: "),
+        ("t.arrow", b"no table at all", r"t\.arrow is no Arrow or Feather file"),
+        ("t.feather", b"", r"t\.feather is no Arrow or Feather file"),
+        ("t.feather", b"FEA1" + bytes(99), r"t\.feather is Feather of version 1"),
+        *(
+            (
+                f"t.{form}",
+                typed(form, pa.table({"text": ["a"] * 999}))[:-cut],
+                problem,
+            )
+            for form, cut, problem in (
+                ("feather", 1, r"t\.feather is cut off"),
+                ("arrow", 99, r"cannot read .*t\.arrow as arrow: "),
+            )
+        ),
+        ("t.json", b'"text"', r"t\.json is a string, not rows"),
+        ("t.json", b"7", r"t\.json is a number, not rows"),
+        ("t.json", b"null", r"t\.json is null, not rows"),
+        ("t.json", b'[{"text": "a"}, []]', r"t\.json, row 2 is a list, not an object"),
+        ("t.json", b'[{"text": "a"}', r"t\.json is not JSON: .*line 1 column 15"),
+        ("t.json", b"", r"t\.json is not JSON: "),
+        ("t.json", b'{"text": "a"}\n{"text": "b"}', r"line 2 .*say `format: jsonl`"),
+        ("t.json", b'{"text": ["a"], "n": [1, 2]}', r"'text' \(1 element\) and 'n' \(2 elements\)"),
+        ("t.json", b'{"a": [{}], "b": [{}, {}]}', r"'a' \(1 element\) and 'b' \(2 elements\)"),
+        ("t.json", b'{"text": "a", "more": null}', r"'text' \(a string\) and 'more' \(null\)"),
+        ("t.json", b'[{"text": {}}]', r"t\.json, row 1: column 'text' holds an object"),
+        ("t.tsv", b"text\tn\na\t1\nb\n", r"cannot read .*t\.tsv as tsv: .*Row #3"),
+        *(
+            (f"t.{form}", start + bytes(99), rf"t\.{form} is no text: it begins like {what}")
+            for form in ("csv", "json", "txt")
+            for start, what in {b"\x89PNG\r\n": "a PNG image", b"PK\x03\x04": "a ZIP"}.items()
+        ),
         ("t.jsonl", b'{"text": "half: \\ud800"}\n', r"cannot read .*t\.jsonl as jsonl: "),
     ],
 )
@@ -426,6 +501,134 @@ def test_a_broken_file_is_named_and_the_line_of_json(
         sources.inspect(fragment, {})
     with pytest.raises(ConfigError, match=problem):
         list(rows_of(fragment))
+
+
+def test_rows_of_json_are_an_array_or_columns_or_the_only_array_in_an_object(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "t.json"
+    rows: list[dict[str, Any]] = [{"text": "a", "n": [1]}, {"text": "b", "n": {"m": 2}}]
+    columns = {name: [row[name] for row in rows] for name in ("text", "n")}
+    for value in (rows, columns, {"version": 2, "rows": rows}, {"rows": rows}):
+        path.write_text(json.dumps(value))
+        assert inspected(of_files(path)) == (2, ["text", "n"])
+        assert read_all(of_files(path), ["n", "text"]) == [("[1]", "a", 0), ('{"m": 2}', "b", 1)]
+    for nothing in ("[]", "{}", '{"text": []}'):
+        path.write_text(nothing)
+        assert read_all(of_files(path)) == []
+    path.write_text('{"text": ["a"], "n": [1], "n": [2]}')
+    assert inspected(of_files(path)) == (1, ["text", "n", "n"])
+
+
+def test_one_json_value_is_read_up_to_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "t.json", {"text": ["x" * 99] * 9})
+    monkeypatch.setattr(files, "_LARGEST_JSON", path.stat().st_size)
+    assert len(read_all(of_files(path))) == 9
+    monkeypatch.setattr(files, "_LARGEST_JSON", path.stat().st_size - 1)
+    with pytest.raises(ConfigError, match=r"t\.json has more than .*write it as JSON lines"):
+        inspected(of_files(path))
+
+
+@pytest.mark.parametrize("form", ["arrow", "feather", "json", "jsonl", "csv"])
+def test_of_a_large_file_the_rows_are_estimated(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_DENSITY_BYTES", 1 << 16)
+    count, table = 20_000, pa.table({"text": [f"{n:05} words" for n in range(20_000)]})
+    path = write(tmp_path / f"t.{form}", table.to_pydict())
+    if form in TYPED:  # in more than one batch
+        opened = pa_ipc.new_file if form == "feather" else pa_ipc.new_stream
+        with opened(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=500)
+    (fragment,) = sources.discover(of_files(path), {})
+    assert files.estimate_rows(fragment.file, {}) == pytest.approx(count, rel=0.03)
+    assert inspected(of_files(path)) == (count, ["text"])
+
+
+HEADED = {"text": ["Hallo, Welt; ja | nein", 'a "b"\tc', ""], "label": ["1", "2", "1,5"]}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_what_separates_columns_is_told_by_the_first_rows(
+    delimiter: str, quoting: int, tmp_path: Path
+) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    writer.writerow(HEADED)
+    writer.writerows(zip(*HEADED.values(), strict=True))
+    path = tmp_path / "t.csv"
+    path.write_text(text.getvalue(), newline="")
+    (fragment,) = sources.discover(of_files(path), {})
+    assert sources.sniffed(fragment, {}) == [delimiter]
+    assert inspected(of_files(path)) == (3, ["text", "label"])
+    rows = [*zip(*HEADED.values(), range(3), strict=True)]
+    assert read_all(of_files(path), ["text", "label"]) == rows
+    assert read_all(of_files(path, limit=2), ["text", "label"]) == rows[:2]
+    named = dataset(source={"files": str(path), "delimiter": delimiter})
+    (fragment,) = sources.discover(named, {})
+    assert (read_all(named, ["text", "label"]), sources.sniffed(fragment, {})) == (rows, [])
+    identity = {**sources.identity(of_files(path), {}), "delimiter": delimiter}
+    assert sources.identity(named, {}) == identity
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("text\nHello; you\nand; more\n", ","),  # one column
+        ("text;label\n", ";"),
+        ("text;label\na;b\nc\n", ","),  # not in every row
+        ("a,b;c\n1,2;3\n", ","),  # of two that fit the first
+        ("a,b;c\n1;3\n", ";"),
+        ("a\n", ","),
+        ("", ","),
+        ("text;label\n" + "x;1\n" * 99_999 + "one\n", ";"),  # the sample ends before it
+        ("text;label\n" + '"' + "word; " * 99_999 + '";1\n', ";"),  # or in the first row
+        (";".join(f"column {n}" for n in range(9_999)) + "\n", ";"),  # or in the header
+    ],
+)
+def test_a_delimiter_is_taken_where_every_row_has_as_many_columns(
+    content: str, expected: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(content)
+    for compressed in (path, tmp_path / "t.csv.gz"):
+        compressed.write_bytes(
+            gzip.compress(content.encode()) if compressed != path else content.encode()
+        )
+        (fragment,) = sources.discover(of_files(compressed), {})
+        assert sources.sniffed(fragment, {}) == [expected]
+    if content.startswith("text") and not content.endswith("one\n"):
+        assert inspected(of_files(path))[1] == content.partition("\n")[0].split(expected)
+
+
+def test_files_of_a_source_have_each_their_own_delimiter(tmp_path: Path) -> None:
+    for name, delimiter in {"a.csv": ";", "b.csv": ",", "c.csv": ";", "d.tsv": "\t"}.items():
+        (tmp_path / name).write_text(f"label{delimiter}text\n1{delimiter}{name}\n")
+    config = of_files(tmp_path / "*.?sv")
+    assert texts_of(config) == ["a.csv", "b.csv", "c.csv", "d.tsv"]
+    found = [each for part in sources.discover(config, {}) for each in sources.sniffed(part, {})]
+    told = files.told_delimiters(found)
+    assert "`;` (2 files) and `,` (1 file)" in told
+    assert "with tab between" in files.told_delimiters(["\t"])
+
+
+def test_a_delimiter_is_one_character_and_of_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a:text\n1:x\n")
+    (tmp_path / "t.tsv").write_text("a:text\n1:x\n")
+    for name in ("t.csv", "t.tsv"):
+        source = {"files": f"{tmp_path}/{name}", "delimiter": ":"}
+        assert texts_of(dataset(source=source)) == ["x"]
+    assert FileSource(files=("x",), delimiter="tab").delimiter == "\t"
+    for wrong in ("", ";;", '"', "\n", "§", "\0"):
+        with pytest.raises(ValidationError, match="delimiter"):
+            FileSource(files=("x",), delimiter=wrong)
+    write(tmp_path / "t.jsonl", {"text": ["a"]})
+    config = dataset(source={"files": f"{tmp_path}/t.jsonl", "delimiter": ";"})
+    with pytest.raises(ConfigError, match=r"`delimiter` is of CSV and TSV, .*t\.jsonl is neither"):
+        sources.discover(config, {})
 
 
 def test_identity_is_the_content_not_the_place(tmp_path: Path) -> None:
@@ -530,6 +733,43 @@ def test_slices_read_their_rows_and_load_the_split_once(
     read = [list(rows_of(part)) for part in parts]
     assert read == [[("a", 0), (None, 1)], [("c", 2)], [("d", ROW)]]
     assert hub.call_count == 2
+
+
+CONFIGURED = """---
+configs:
+- {config_name: en, data_files: [{split: train, path: en.csv}]}
+- {config_name: de, data_files: [{split: train, path: de.csv}]}
+---
+"""
+
+
+def test_a_hub_dataset_of_several_configurations_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "both"
+    folder.mkdir()
+    (folder / "README.md").write_text(CONFIGURED)
+    for name in ("en", "de"):
+        write(folder / f"{name}.csv", {"text": [f"{name} 1", f"{name} 2"]})
+
+    def texts(**source: str) -> list[str | None]:
+        sources._hub_split.cache_clear()
+        return texts_of(dataset(source={"hub": str(folder), **source}))
+
+    assert texts(config="de") == ["de 1", "de 2"]
+    for source, expected in (
+        ({}, r"several configurations, en, de: .*config: en"),
+        ({"config": "dee"}, r"no configuration 'dee'; it has en, de; did you mean de"),
+        ({"config": "de", "split": "tset"}, r"\(tset\): .*train"),
+    ):
+        with pytest.raises(ConfigError, match=rf"hub dataset {folder}.*{expected}"):
+            texts(**source)
+    chosen = CONFIGURED.replace("{config_name: de,", "{config_name: de, default: true,")
+    (folder / "README.md").write_text(chosen)
+    assert texts() == ["de 1", "de 2"]
+    with pytest.raises(ConfigError, match=r"\(tset\): .*train"):
+        texts(split="tset")
 
 
 def test_an_unreachable_hub_names_the_dataset(monkeypatch: pytest.MonkeyPatch) -> None:

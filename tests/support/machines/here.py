@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from layerrank.jobs.cluster.cluster import Cluster, Side
 from layerrank.jobs.cluster.pool import Feed, Make, Pool, Split, TorchDevice, Work, Write
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.run import Run
 from layerrank.storage.root import Root
@@ -49,6 +50,9 @@ class Here:
         rows = pa.concat_tables(table for unit in units for table in split(unit))
         for value in sorted(pc.unique(rows[key]).to_pylist()):
             yield write(rows.filter(pc.equal(rows[key], value)))
+
+    def counted(self) -> Counts:
+        return Counts()
 
     def close(self) -> None:
         """End nothing."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from layerrank.jobs.cluster import tally
+
 
 def square(unit: int) -> int:
     return unit * unit
@@ -37,6 +39,25 @@ def die_once(folder: Path, unit: int) -> int:
 def die(unit: int) -> int:
     print(f"unit {unit} is too much", flush=True)  # noqa: T201
     os._exit(7)
+
+
+def count_and_wait(folder: Path, unit: int) -> int:
+    """Count a part of the unit, and the rest when that has been seen."""
+    tally.expect(10, 100)
+    tally.count(4, 30)
+    deadline = time.monotonic() + 60
+    while not (folder / "seen").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    tally.count(6, 70)
+    return unit
+
+
+def count_and_die_once(folder: Path, unit: int) -> int:
+    """Count a part of every unit, and of unit 3 twice: its process is killed the first time."""
+    tally.count(4)
+    die_once(folder, unit)
+    tally.count(6)
+    return unit
 
 
 def split(unit: int) -> Iterator[pa.Table]:

@@ -1,0 +1,208 @@
+"""What is given from Python, as a config: texts and labels become a file of the root.
+
+Nothing is made of texts here: they are read from that file as any other texts are, so what is left
+out, counted and refused is what `docs/data.md` says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from xxhash import xxh3_128_hexdigest
+
+from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import load, subject_of
+from layerrank.jobs.words import counted
+from layerrank.storage.root import BOOKS, Root
+
+NAME = "texts"  # of the run and its dataset
+_LARGEST = 128 << 20  # bytes that are read as a folder, whose task fits itself to few labels
+_CONFIG_ENDINGS = (".yaml", ".yml")
+_CONFIG_KEYS = {"subjects", "datasets", "tasks"}
+
+
+def is_config(given: object) -> bool:
+    """Whether something stands for a config: keys of one, or the name of a YAML file."""
+    if isinstance(given, Mapping):
+        return bool(_CONFIG_KEYS & given.keys())
+    return isinstance(given, (str, Path)) and str(given).endswith(_CONFIG_ENDINGS)
+
+
+def config(texts: object) -> dict[str, Any]:
+    """Return the keys of the config that stands in the place of texts; none if these are texts."""
+    if isinstance(texts, Mapping):
+        return dict(texts) if is_config(texts) else {}
+    if isinstance(texts, (str, Path)):
+        return load(str(texts)).model_dump(exclude_unset=True)
+    return {}
+
+
+def subject(model: object) -> dict[str, Any]:
+    """Return the subject that a model is: its name, or a mapping with the keys of a subject."""
+    if isinstance(model, Mapping):
+        return dict(model)
+    if isinstance(model, (str, Path)):
+        return subject_of(str(model)).model_dump(exclude_unset=True)
+    raise ConfigError(
+        f"the model is {type(model).__name__}: give a hub id or a folder, such as one that "
+        "save_pretrained has written"
+    )
+
+
+def columns(
+    texts: object, labels: object, text_column: str, label_column: str
+) -> tuple[list[str | None], list[Any] | None]:
+    """Return texts and labels as lists of one length; None where there are no labels.
+
+    `texts` are a sequence of them, or a table (pandas, Polars, Arrow, `datasets.Dataset`, a mapping
+    of columns) with a column of them; `labels` are a sequence, or a column of that table.
+    ConfigError that says what is missing, has another length or is no text.
+    """
+    table = _table(texts)
+    if table is not None:
+        given = _column(table, text_column, "texts")
+        if labels is None and label_column in table.column_names:
+            labels = label_column
+        if isinstance(labels, str):
+            labels = _column(table, labels, "labels")
+    else:
+        given = _listed(texts, "texts")
+    for number, text in enumerate(given):
+        if not (text is None or isinstance(text, str)) and not _is_missing(text):
+            raise ConfigError(f"texts[{number}] is {text!r}, {type(text).__name__}, and no text")
+    found = [text if isinstance(text, str) else None for text in given]
+    if not any(text and text.strip() for text in found):
+        raise ConfigError(f"there is no text among the {counted(len(found), 'text')} given")
+    if labels is None:
+        return found, None
+    named = _listed(labels, "labels")
+    if len(named) != len(found):
+        raise ConfigError(
+            f"{counted(len(named), 'label')} for {counted(len(found), 'text')}: give one for each"
+        )
+    return found, [_plain(label) for label in named]
+
+
+def dataset(
+    root: Root, texts: Sequence[str | None], labels: Sequence[Any] | None
+) -> dict[str, Any]:
+    """Write texts into a root, unless they are there, and return the dataset that reads them.
+
+    Its task is a classification of the labels; a regression where they are numbers with fractions,
+    with several labels a text where they are lists; without labels there is none.
+    """
+    tasks = _tasks(labels)
+    lines = []
+    for number, text in enumerate(texts):
+        row = {"text": text} if labels is None else {"text": text, "label": labels[number]}
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"texts[{number}] cannot be written as UTF-8: {error}") from error
+    content = b"".join(lines)
+    folder = f"{BOOKS}/texts/{xxh3_128_hexdigest(content)}"
+    file = f"{folder}/texts.jsonl"
+    if not root.exists(file):
+        root.write(file, content)
+    if tasks is None and len(content) <= _LARGEST:
+        return {"name": NAME, "source": {"folder": root.place(folder)}}
+    if tasks is None:
+        tasks = [{"name": "label", "type": "classification", "label_column": "label"}]
+    return {"name": NAME, "source": {"files": root.place(file)}, "tasks": tasks}
+
+
+def texts_of(root: Root, run: Mapping[str, Any]) -> list[str | None] | None:
+    """Return the texts that `dataset` has written for a run, in their order; None if it has not."""
+    written = f"{root.place(BOOKS)}/texts/"
+    for each in run["datasets"]:
+        source = each["source"]
+        address = str(source.get("folder") or next(iter(source.get("files", ())), ""))
+        if address.startswith(written):
+            name = address.removeprefix(written).partition("/")[0]
+            content = root.read(f"{BOOKS}/texts/{name}/texts.jsonl")
+            return [json.loads(line)["text"] for line in content.splitlines()]
+    return None
+
+
+def _tasks(labels: Sequence[Any] | None) -> list[dict[str, Any]] | None:
+    """Return the tasks that labels make; None is the one that a folder makes of them."""
+    known = [label for label in labels or () if label is not None]
+    kinds = {_kind(label) for label in known}
+    if not kinds:
+        return []
+    if len(kinds) > 1:
+        shown = ", ".join(
+            repr(next(each for each in known if _kind(each) is kind)) for kind in kinds
+        )
+        raise ConfigError(f"labels are of several kinds ({shown}): give one kind of them")
+    if len({str(label) for label in known}) == 1:
+        raise ConfigError(f"every label is {known[0]!r}: to tell labels apart takes two at least")
+    if kinds == {list}:
+        named = {"label_column": "label", "multi_label": True}
+        return [{"name": "labels", "type": "classification", **named}]
+    if kinds == {float} and any(label % 1 for label in known):
+        return [{"name": "value", "type": "regression", "value_column": "label"}]
+    return None
+
+
+def _kind(label: object) -> type:
+    return float if type(label) is int else type(label)
+
+
+def _table(given: object) -> pa.Table | None:
+    """Return a table of whatever kind as Arrow's; None of what is no table."""
+    if isinstance(given, Mapping):
+        if hasattr(given, "column_names"):  # a DatasetDict of the library datasets
+            raise ConfigError(f"texts are splits, {', '.join(map(str, given))}: give one of them")
+        return pa.table({str(name): _listed(each, str(name)) for name, each in given.items()})
+    if hasattr(given, "with_format") and hasattr(given, "column_names"):  # datasets.Dataset
+        found: pa.Table = given.with_format("arrow")[:]
+        return found
+    if hasattr(given, "__arrow_c_stream__") and hasattr(given, "columns"):
+        return pa.table(given)
+    return None
+
+
+def _column(table: pa.Table, name: str, what: str) -> list[Any]:
+    if name not in table.column_names:
+        known = ", ".join(map(repr, table.column_names))
+        raise ConfigError(f"the table of {what} has no column {name!r}; it has: {known}")
+    values: list[Any] = table[name].to_pylist()
+    return values
+
+
+def _listed(given: object, what: str) -> list[Any]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ConfigError(
+            f"{what} are {type(given).__name__} {given!r:.60}: give a list of them, or a table"
+        )
+    return list(given)
+
+
+def _is_missing(value: object) -> bool:
+    return (isinstance(value, float) and math.isnan(value)) or type(value).__name__ == "NAType"
+
+
+def _plain(label: object) -> Any:  # noqa: ANN401  (as it stands in JSON)
+    """Return a label as JSON has it, numbers of numpy included."""
+    if label is None or _is_missing(label):
+        return None
+    if isinstance(label, (str, bool)):
+        return label
+    if hasattr(label, "item") and getattr(label, "shape", ()) == ():
+        return _plain(label.item())
+    if isinstance(label, numbers.Integral):
+        return int(label)
+    if isinstance(label, numbers.Real):
+        return float(label)
+    if isinstance(label, (list, tuple, set)):
+        return [_plain(each) for each in (sorted(label) if isinstance(label, set) else label)]
+    raise ConfigError(
+        f"the label {label!r} is {type(label).__name__}: give text, a number or a list"
+    )
