@@ -221,6 +221,9 @@ def schema_of_runs() -> dict[str, Any]:
     found["properties"]["tasks"] = of_mteb
     found["required"] = [name for name in found["required"] if name != "datasets"]
     found["anyOf"] = [{"required": [name]} for name in ("datasets", "tasks")]
+    # One on pairs of texts may be read as one on texts with more keys.
+    tasks = found["$defs"]["DatasetConfig"]["properties"]["tasks"]["items"]
+    tasks["anyOf"] = tasks.pop("oneOf")
     metrics = found["$defs"]["MeasureConfig"]["properties"]["metrics"]
     metrics["description"] = "what is measured; `layerrank ls metrics` lists them"
     metrics["items"] = {"anyOf": [{"enum": [*METRICS]}, {"type": "string"}]}

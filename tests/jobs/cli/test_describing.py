@@ -57,7 +57,7 @@ def test_every_key_is_listed_and_can_be_set_to_its_default(cli: Cli) -> None:
     assert known["extract.max_tokens"][:2] == ["512", "integer ≥ 2"]
     assert known["datasets.*.limit"][0] == "null"
     assert known["subjects.*.dtype"][:2] == ['"float32"', "float32 | bfloat16 | float16"]
-    assert "clustering" in known["datasets.*.tasks.*.type"][1]
+    assert any(row[0] == "datasets.*.tasks.*.type" and "clustering" in row[2] for row in rows)
     # But for what the recipe says itself, and what stands for a dataset of mteb.
     own = ("output", "views.", "extract.max_tokens", "tasks.")
     sets = [
