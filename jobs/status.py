@@ -97,21 +97,25 @@ def _recommendations(root: Root, whole: Sequence[Partition]) -> Iterator[dict[st
 
     By run and model, the newest checkpoint last.
     """
-    of_model: dict[tuple[str, str], list[Partition]] = {}
-    for where in (each for each in whole if each.table == "ranking"):
-        of_model.setdefault((where.keys["group"], where.keys["model"]), []).append(where)
-    for (run, model), same in sorted(of_model.items()):
-        for where in sorted(same, key=lambda each: by_step(each.keys["revision"])):
-            (shard,) = require(root, where).shards(root)
-            rows = shard.read().to_pylist()
-            for row in (each for each in rows if each["recommended"]):
-                told = {name: row.get(name) for name in _TOLD}
+
+    def order(where: Partition) -> tuple[str, str, tuple[bool, int, str]]:
+        return where.keys["group"], where.keys["model"], by_step(where.keys["revision"])
+
+    def rows(where: Partition) -> list[dict[str, Any]]:
+        (shard,) = require(root, where).shards(root)
+        found: list[dict[str, Any]] = shard.read().to_pylist()
+        return found
+
+    wheres = sorted((each for each in whole if each.table == "ranking"), key=order)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for where, ranking in zip(wheres, pool.map(rows, wheres), strict=True):
+            for row in (each for each in ranking if each["recommended"]):
                 yield {
-                    "run": run,
-                    "model": model,
+                    "run": where.keys["group"],
+                    "model": where.keys["model"],
                     "revision": where.keys["revision"],
-                    **defined(told),
-                    "layers": max(each["layer"] for each in rows),
+                    **defined({name: row.get(name) for name in _TOLD}),
+                    "layers": max(each["layer"] for each in ranking),
                 }
 
 

@@ -176,7 +176,9 @@ def test_an_old_night_that_cannot_be_made_again_is_named_and_later_nights_go_on(
     # Vectors of old nights go, and are not missed.
     kept = {path.name for path in output.glob("embeddings/*/*") if [*path.rglob("*.parquet")]}
     assert kept == {"revision=step0", "revision=step32"}
-    cli("status", str(output), expect=0)
+    told = cli("status", str(output), expect=1).stdout
+    (damaged,) = (line for line in told.splitlines() if line.startswith("damaged"))
+    assert "ranking of model tiny, revision step0" in damaged
     shutil.copytree(models / "step16", models / "step64")
     assert "1/1 tiny at step64" in cli(*night, expect=1).stdout
     quiet = cli(*night, "-q", expect=1).stdout
