@@ -45,9 +45,9 @@ Vectors = npt.NDArray[np.float32]
 
 CLOSE = 1e-4
 EQUAL = 1e-12  # k-means of equal vectors
-# The stored scores are of vectors from other batches, whose rounding may move a title to another
-# cluster: with some batches of ours all 28 are equal, with these one is 4e-5 away.
-MOVED = 1e-4
+# The stored scores are of vectors from other batches, and another CPU, whose rounding may move a
+# title to another cluster: one of 28 is 4e-5 away on some CPUs, 1.1e-4 on others.
+MOVED = 3e-4
 # scikit-learn ends the fit at a gradient of 1e-4, after 45 to 80 iterations in the layers between
 # the first and the last. How far that is from the optimum is rounding: with every entry moved to a
 # neighbour in float32, up or down at random, up to 4 of the 14,210 test decisions of the tweets
