@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from layerrank import given
 from layerrank.jobs import whole
@@ -30,7 +33,7 @@ from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.jobs.report import page
-from layerrank.jobs.run import partition
+from layerrank.jobs.run import open_root, partition
 from layerrank.storage.manifest import require, require_format
 from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
@@ -96,14 +99,11 @@ class Result:
     the model's.
     """
 
-    def __init__(
-        self, root: Root, ranking: Partition, storage: StorageConfig, kept: object = None
-    ) -> None:
+    def __init__(self, root: Root, ranking: Partition, storage: StorageConfig) -> None:
         self.root = root.uri
         self.run = ranking.keys["group"]
         self.model_name, self.revision = ranking.keys["model"], ranking.keys["revision"]
         self._root, self._ranking, self._storage = root, ranking, storage
-        self._kept = kept  # a temporary folder goes with the last that needs it
 
     def __repr__(self) -> str:
         told = self.table.loc[self.table["recommended"], "verdict"].iloc[0]
@@ -139,12 +139,12 @@ class Result:
     def report(self) -> Report:
         """Return the report of the run that ranked the model."""
         with _ours():
-            folder = f"report/{self.run}"
+            folder = page.folder_of(self.run)
             if not self._root.exists(f"{folder}/report.json"):
                 raise ConfigError(f"{self.root} has no report of {self.run} yet: run it again")
             names = "index.html", "report.md", "report.json"
-            page, text, data = (self._root.read(f"{folder}/{name}").decode() for name in names)
-            return Report(page, text, json.loads(data))
+            made, text, data = (self._root.read(f"{folder}/{name}").decode() for name in names)
+            return Report(made, text, json.loads(data))
 
     @cached_property
     def texts(self) -> list[str | None]:
@@ -177,17 +177,24 @@ class Result:
         named = {"model": self.model_name, "revision": self.revision}
         return layer_vectors(self._root, Asked(layer), **named, group=self.run)
 
-    def model(self) -> SentenceTransformer:
+    def model(self, *, trust: bool = False) -> SentenceTransformer:
         """Return what the ranking recommends as a model of sentence-transformers.
 
-        It is the model cut at the layer, with the pooling and the transform that were ranked.
+        It is the model cut at the layer, with the pooling and the transform that were ranked. Where
+        the run trusted the model's own code, or its pickles, this has to be said again: `trust`.
         """
-        from layerrank.jobs.export import export, ranked  # noqa: PLC0415  (torch, seconds)
+        from layerrank.jobs.export import export, ranked, ranked_subject  # noqa: PLC0415  (torch)
 
         named = {"name": self.model_name, "revision": self.revision}
         with _ours(), tempfile.TemporaryDirectory(prefix="layerrank-") as folder:
+            described = ranked_subject(self._root, self.run, named)
+            if not trust and (described.trust_remote_code or described.allow_pickle):
+                raise ConfigError(
+                    f"the run {self.run} trusted code of {described.model}, which would run here: "
+                    "model(trust=True) trusts it too"
+                )
             subject, point, evidence, prompts = ranked(
-                self._root, self._storage, given=named, group=self.run
+                self._root, self._storage, described=described, given=named, group=self.run
             )
             export(subject, point, Path(folder, "cut"), evidence, prompts=prompts)
             from sentence_transformers import SentenceTransformer  # noqa: PLC0415
@@ -213,15 +220,17 @@ def rank(
     "bfloat16"}`). `texts` are a list of them, or a table with a column of them: pandas, Polars,
     Arrow, `datasets.Dataset`, a mapping of columns. `labels` are a list of the same length, or a
     column of that table: texts and whole numbers are classes, of which one is told from the others;
-    other numbers are predicted; lists are several labels of a text. Instead of texts a config may
-    stand there, the path of a YAML file, the name of a recipe, or a mapping: `model` then takes the
-    place of its subjects, or is None. A file or a mapping may stand first, alone. Of several models
-    the result is of the first, and `open` gives the others.
+    other numbers are predicted; lists are several labels of a text. The path of a file or a folder
+    is read as by `--texts`. Instead of texts a config may stand there, the path of a YAML file, the
+    name of a recipe, or a mapping: `model` then takes the place of its subjects, or is None. A YAML
+    file or a mapping may stand first, alone. Of several models the result is of the first, and
+    `open` gives the others.
 
     `output` is a folder or an s3:// prefix, in which the same call goes on and makes nothing twice;
-    without one it is a temporary folder, which goes with the result. Every further keyword is a key
-    of a config: `extract={"max_tokens": 128}`, `views={"count": 0}`, `cluster={"engine": "ray"}`.
-    The work is driven from this process, as by the command line.
+    without one it is the config's, or a temporary folder, which goes with the result. Every further
+    keyword is a key of a config, and goes before what a config says: `extract={"max_tokens": 128}`,
+    `views={"count": 0}`, `cluster={"engine": "ray"}`. The work is driven from this process, as by
+    the command line.
 
     UsageError for what cannot be done as it stands, RunError for what failed.
     """
@@ -230,26 +239,39 @@ def rank(
             model, texts = None, model
         if texts is None:
             raise ConfigError("no texts: give a list or a table of them with labels, or a config")
-        kept = None if output else tempfile.TemporaryDirectory(prefix="layerrank-")
-        place = kept.name if kept else str(output)
-        values = {**given.config(texts), **settings}
-        if not values.get("datasets"):
-            found = given.columns(texts, labels, text_column, label_column)
-            storage = StorageConfig.model_validate(values.get("storage", {}))
-            values["datasets"] = [given.dataset(Root(place, storage.options()), *found)]
+        of_config, found = given.config(texts), None
+        values = given.merged(of_config, settings)
+        access = _access(values.get("storage"))
+        if not of_config:
+            found = given.dataset(texts, labels, text_column, label_column)
         elif labels is not None:
             raise ConfigError("labels are for texts; those of a config are in its datasets")
         if model is not None:
             values["subjects"] = [given.subject(model)]
-        config = with_folders(of_values({"name": given.NAME, **values}, "what was given"))
-        if output is None and config.output:
-            kept, place = None, config.output
-        beside = str(Path(texts).parent) if isinstance(texts, (str, Path)) else "."
-        where = whole.Where(place, overwrite=overwrite, folder=beside)
-        with whole.opened(config, where) as run:
-            whole.make(run, get_args(Stage), page.publish)
-        first = partition("ranking", run.subjects[0], run.config)
-        return Result(run.root, first, config.storage, kept)
+        temporary = None
+        place = str(output or values.get("output") or "")
+        if not place:
+            place = temporary = tempfile.mkdtemp(prefix="layerrank-")
+        try:
+            if found:
+                values["datasets"] = [found.read_from(Root(place, access.options()))]
+            config = of_values({"name": given.NAME, **values}, "what was given")
+            root = open_root(config, place)  # what may not be written to is told before
+            if found:
+                found.write(root)
+            beside = str(Path(texts).parent) if isinstance(texts, (str, Path)) else "."
+            where = whole.Where(place, overwrite=overwrite, folder=beside)
+            with whole.opened(with_folders(config), where) as run:
+                whole.make(run, get_args(Stage), page.publish)
+            first = partition("ranking", run.subjects[0], run.config)
+            result = Result(run.root, first, config.storage)
+        except BaseException:
+            if temporary:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if temporary:
+            weakref.finalize(result, shutil.rmtree, temporary, ignore_errors=True)
+        return result
 
 
 def open(
@@ -267,7 +289,7 @@ def open(
     there is no ranking, or still several.
     """
     with _ours():
-        access = StorageConfig.model_validate(storage or {})
+        access = _access(storage)
         root = Root(str(output), access.options())
         require_format(root)
         asked = {"group": run, "model": model, "revision": revision}
@@ -289,6 +311,16 @@ def open(
         raise ConfigError(
             f"{root.uri} holds {what}: give run, model, revision of {', '.join(shown)}"
         )
+
+
+def _access(storage: Mapping[str, Any] | None) -> StorageConfig:
+    """Return how object storage is reached; no value of it is shown in an error."""
+    try:
+        return StorageConfig.model_validate(storage or {})
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(("storage", *map(str, problem["loc"])))
+        raise ConfigError(f"{key}: {problem['msg'].removeprefix('Value error, ')}") from None
 
 
 @contextmanager

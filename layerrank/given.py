@@ -10,12 +10,14 @@ import json
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from xxhash import xxh3_128_hexdigest
 
+from layerrank.jobs.config import recipes
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load, subject_of
 from layerrank.jobs.words import counted
@@ -23,6 +25,8 @@ from layerrank.storage.root import BOOKS, Root
 
 NAME = "texts"  # of the run and its dataset
 _LARGEST = 128 << 20  # bytes that are read as a folder, whose task fits itself to few labels
+_FILE = "texts.jsonl"
+_CLASSES = {"name": "label", "type": "classification", "label_column": "label"}
 _CONFIG_ENDINGS = (".yaml", ".yml")
 _CONFIG_KEYS = {"subjects", "datasets", "tasks"}
 
@@ -38,9 +42,26 @@ def config(texts: object) -> dict[str, Any]:
     """Return the keys of the config that stands in the place of texts; none if these are texts."""
     if isinstance(texts, Mapping):
         return dict(texts) if is_config(texts) else {}
-    if isinstance(texts, (str, Path)):
+    if isinstance(texts, (str, Path)) and not _is_path(texts):
         return load(str(texts)).model_dump(exclude_unset=True)
     return {}
+
+
+def _is_path(given: str | Path) -> bool:
+    """Whether a file or a folder of texts is meant, and neither a config nor a recipe."""
+    return not (is_config(given) or str(given) in recipes()) and (
+        "://" in str(given) or Path(given).exists()
+    )
+
+
+def merged(block: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config with others before them; blocks are merged key by key."""
+    both = {
+        key: merged(block[key], value)
+        for key, value in before.items()
+        if isinstance(value, Mapping) and isinstance(block.get(key), Mapping)
+    }
+    return {**block, **before, **both}
 
 
 def subject(model: object) -> dict[str, Any]:
@@ -53,6 +74,60 @@ def subject(model: object) -> dict[str, Any]:
         f"the model is {type(model).__name__}: give a hub id or a folder, such as one that "
         "save_pretrained has written"
     )
+
+
+@dataclass(frozen=True)
+class Given:
+    """Texts, and how they are read: from a file that is written first, or from where they lie."""
+
+    source: Mapping[str, Any]
+    tasks: Sequence[Mapping[str, Any]] | None  # None: the one that a folder makes of its labels
+    content: bytes = b""
+
+    @property
+    def _key(self) -> str:
+        return f"{BOOKS}/texts/{xxh3_128_hexdigest(self.content)}"
+
+    def read_from(self, root: Root) -> dict[str, Any]:
+        """Return the dataset that reads the texts, below a root if they were not in a file."""
+        source = dict(self.source)
+        if self.content:
+            is_small = self.tasks is None and len(self.content) <= _LARGEST
+            file = f"{self._key}/{_FILE}"
+            source = {"folder": root.place(self._key)} if is_small else {"files": root.place(file)}
+        tasks = {} if self.tasks is None else {"tasks": [*self.tasks]}
+        if "files" in source and self.tasks is None:
+            tasks = {"tasks": [_CLASSES]}
+        return {"name": NAME, "source": source, **tasks}
+
+    def write(self, root: Root) -> None:
+        """Write the texts, unless they are there."""
+        if self.content and not root.exists(f"{self._key}/{_FILE}"):
+            root.write(f"{self._key}/{_FILE}", self.content)
+
+
+def dataset(texts: object, labels: object, text_column: str, label_column: str) -> Given:
+    """Return the dataset that texts are, with their labels, as `columns` reads them.
+
+    Its task is a classification of the labels; a regression where they are numbers with fractions,
+    with several labels a text where they are lists; without labels there is none.
+    """
+    if isinstance(texts, (str, Path)):
+        if labels is not None:
+            raise ConfigError(f"labels of {texts} are in it, in its subfolders or label_column")
+        place = str(texts) if "://" in str(texts) else str(Path(texts).absolute())
+        named = {"text_column": text_column, "label_column": label_column}
+        other = {key: name for key, name in named.items() if name != key.removesuffix("_column")}
+        return Given({"folder": place, **other}, None)
+    found, named_N = columns(texts, labels, text_column, label_column)
+    lines = []
+    for number, text in enumerate(found):
+        row = {"text": text} if named_N is None else {"text": text, "label": named_N[number]}
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"texts[{number}] cannot be written as UTF-8: {error}") from error
+    return Given({}, _tasks(named_N), b"".join(lines))
 
 
 def columns(
@@ -89,34 +164,6 @@ def columns(
     return found, [_plain(label) for label in named]
 
 
-def dataset(
-    root: Root, texts: Sequence[str | None], labels: Sequence[Any] | None
-) -> dict[str, Any]:
-    """Write texts into a root, unless they are there, and return the dataset that reads them.
-
-    Its task is a classification of the labels; a regression where they are numbers with fractions,
-    with several labels a text where they are lists; without labels there is none.
-    """
-    tasks = _tasks(labels)
-    lines = []
-    for number, text in enumerate(texts):
-        row = {"text": text} if labels is None else {"text": text, "label": labels[number]}
-        try:
-            lines.append(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"texts[{number}] cannot be written as UTF-8: {error}") from error
-    content = b"".join(lines)
-    folder = f"{BOOKS}/texts/{xxh3_128_hexdigest(content)}"
-    file = f"{folder}/texts.jsonl"
-    if not root.exists(file):
-        root.write(file, content)
-    if tasks is None and len(content) <= _LARGEST:
-        return {"name": NAME, "source": {"folder": root.place(folder)}}
-    if tasks is None:
-        tasks = [{"name": "label", "type": "classification", "label_column": "label"}]
-    return {"name": NAME, "source": {"files": root.place(file)}, "tasks": tasks}
-
-
 def texts_of(root: Root, run: Mapping[str, Any]) -> list[str | None] | None:
     """Return the texts that `dataset` has written for a run, in their order; None if it has not."""
     written = f"{root.place(BOOKS)}/texts/"
@@ -125,7 +172,7 @@ def texts_of(root: Root, run: Mapping[str, Any]) -> list[str | None] | None:
         address = str(source.get("folder") or next(iter(source.get("files", ())), ""))
         if address.startswith(written):
             name = address.removeprefix(written).partition("/")[0]
-            content = root.read(f"{BOOKS}/texts/{name}/texts.jsonl")
+            content = root.read(f"{BOOKS}/texts/{name}/{_FILE}")
             return [json.loads(line)["text"] for line in content.splitlines()]
     return None
 
@@ -160,8 +207,17 @@ def _table(given: object) -> pa.Table | None:
     if isinstance(given, Mapping):
         if hasattr(given, "column_names"):  # a DatasetDict of the library datasets
             raise ConfigError(f"texts are splits, {', '.join(map(str, given))}: give one of them")
-        return pa.table({str(name): _listed(each, str(name)) for name, each in given.items()})
-    if hasattr(given, "with_format") and hasattr(given, "column_names"):  # datasets.Dataset
+        lists = {str(name): _listed(each, str(name)) for name, each in given.items()}
+        if len({*map(len, lists.values())}) > 1:
+            lengths = ", ".join(f"{name} has {len(each):,}" for name, each in lists.items())
+            raise ConfigError(f"the columns have not one length: {lengths}")
+        return pa.table(lists)
+    if hasattr(given, "with_format") and hasattr(given, "column_names"):  # of the library datasets
+        if not hasattr(given, "num_rows"):
+            raise ConfigError(
+                "texts are an IterableDataset, which is read once: give a Dataset, such as "
+                "Dataset.from_list(list(texts.take(1000)))"
+            )
         found: pa.Table = given.with_format("arrow")[:]
         return found
     if hasattr(given, "__arrow_c_stream__") and hasattr(given, "columns"):
@@ -182,6 +238,10 @@ def _listed(given: object, what: str) -> list[Any]:
         raise ConfigError(
             f"{what} are {type(given).__name__} {given!r:.60}: give a list of them, or a table"
         )
+    for name in ("to_pylist", "tolist"):  # of Arrow; of NumPy and pandas
+        if hasattr(given, name):
+            found: list[Any] = getattr(given, name)()
+            return found
     return list(given)
 
 
@@ -195,8 +255,8 @@ def _plain(label: object) -> Any:  # noqa: ANN401  (as it stands in JSON)
         return None
     if isinstance(label, (str, bool)):
         return label
-    if hasattr(label, "item") and getattr(label, "shape", ()) == ():
-        return _plain(label.item())
+    if hasattr(label, "tolist"):  # of NumPy, a number or an array
+        return _plain(label.tolist())
     if isinstance(label, numbers.Integral):
         return int(label)
     if isinstance(label, numbers.Real):

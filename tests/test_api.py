@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import nbformat
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from nbclient import NotebookClient
 
 import layerrank as lr
 from layerrank import given
+from layerrank.jobs.cluster import console
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.storage.root import Root
-from tests.conftest import TOPICS, Cli, write_config
+from tests.conftest import S3, TOPICS, Cli, write_config
 from tests.support.places import PROJECT
 
 WORDS = [word for words in TOPICS.values() for word in words]
@@ -134,6 +137,8 @@ def test_labels_are_what_python_and_its_libraries_have() -> None:
     of_numpy = [np.int64(2), np.float32(0.5), np.str_("a"), np.bool_(True), np.nan, None, pd.NA]
     found = given.columns(["x"] * 7, of_numpy, "", "")[1]
     assert found == [2, 0.5, "a", True, None, None, None]
+    lists = [np.array(["a", "b"]), np.array([])]
+    assert given.columns(pa.chunked_array([["x"], ["y"]]), lists, "", "")[1] == [["a", "b"], []]
     series = pd.Series(["x", "y"], index=[7, 3])
     assert given.columns(series, pd.Series([1, 2]), "", "") == (["x", "y"], [1, 2])
 
@@ -149,10 +154,46 @@ def test_labels_are_what_python_and_its_libraries_have() -> None:
 def test_the_kind_of_labels_says_the_task(
     labels: list[Any] | None, task: dict[str, Any] | None, tmp_path: Path
 ) -> None:
-    found = given.dataset(Root(str(tmp_path)), TEXTS[:4], labels)
+    found = given.dataset(TEXTS[:4], labels, "", "").read_from(Root(str(tmp_path)))
     assert bool(found["tasks"]) == (task is not None)
     if task:
         assert task.items() <= found["tasks"][0].items()
+
+
+def test_a_file_of_texts_is_read_where_it_lies(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pd.DataFrame({"body": TEXTS, "topic": LABELS}).to_csv(tmp_path / "t.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    result = lr.rank(
+        *(checkpoint, "t.csv"), text_column="body", label_column="topic", quiet=True, **QUICK
+    )
+    assert result.query("SELECT DISTINCT task FROM scores")["task"].tolist() == ["label"]
+    assert sorted(map(str, result.texts)) == sorted(TEXTS)
+
+
+def test_a_keyword_goes_before_a_key_of_a_config() -> None:
+    before = {"extract": {"poolings": ["mean", "last"], "workers": 1}, "seed": 3}
+    found = given.merged(before, {"extract": {"workers": 2}, "keep": {"views": True}})
+    assert found["extract"] == {"poolings": ["mean", "last"], "workers": 2}
+    assert (found["seed"], found["keep"]) == (3, {"views": True})
+
+
+def test_nothing_is_written_to_a_root_of_before(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    with pytest.raises(lr.UsageError, match="format 1"):
+        lr.rank(checkpoint, TEXTS, LABELS, output=tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["embeddings"]
+
+
+def test_quiet_is_of_the_thread_that_asked_for_it() -> None:
+    def of_another() -> None:
+        console.quiet(True)
+
+    other = threading.Thread(target=of_another)
+    other.start()
+    other.join()
+    assert console.quiet(False) is False
 
 
 @pytest.mark.parametrize(
@@ -174,6 +215,10 @@ def test_the_kind_of_labels_says_the_task(
         ({"model": 5, "texts": ["a"]}, "the model is int"),
         ({"model": "no/such/folder", "texts": ["a"]}, "no/such/folder"),
         ({"texts": {"train": 1}}, "train"),
+        ({"texts": {"text": ["a", "b"], "label": ["x"]}}, "text has 2, label has 1"),
+        ({"texts": datasets.Dataset.from_dict(TABLE).to_iterable_dataset()}, "IterableDataset"),
+        ({"texts": {"subjects": [{"model": "a"}]}}, "datasets"),
+        ({"texts": ["a", "b"], "labels": ["x", "y"], "storage": {"port": 1}}, "storage.*port"),
         ({"texts": datasets.DatasetDict(train=datasets.Dataset.from_dict(TABLE))}, "train"),
     ],
 )
@@ -184,6 +229,26 @@ def test_what_cannot_be_ranked_is_one_sentence(
         lr.rank(**{"model": checkpoint, "output": tmp_path / "out", **arguments})
     assert "\n" not in str(raised.value)
     assert isinstance(raised.value, lr.Error)
+
+
+@pytest.mark.slow
+def test_an_output_in_s3_is_written_and_opened(checkpoint: Path, s3: S3) -> None:
+    environment = s3.environment
+    storage = {
+        "endpoint_url": s3.endpoint,
+        "region": environment["AWS_DEFAULT_REGION"],
+        "key": environment["AWS_ACCESS_KEY_ID"],
+        "secret": environment["AWS_SECRET_ACCESS_KEY"],
+    }
+    output = f"{s3.uri}/api"
+    made = lr.rank(checkpoint, TEXTS, LABELS, output=output, storage=storage, quiet=True, **QUICK)
+    opened = lr.open(output, storage=storage)
+    assert opened.table.equals(made.table)
+    assert opened.texts == TEXTS
+    assert np.array_equal(opened.vectors(1), made.vectors(1))
+    assert opened.report().markdown == made.report().markdown
+    with pytest.raises(lr.UsageError, match="secrets"):
+        lr.open(output, storage={"secrets": "hunter2"})
 
 
 @pytest.mark.slow

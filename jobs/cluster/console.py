@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
@@ -27,19 +28,19 @@ def printable(line: str) -> str:
     return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], line)
 
 
-_quiet = False
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 def quiet(on: bool) -> bool:
-    """Leave out the story and the progress of runs from now on, or not; return what was before."""
-    global _quiet
-    before, _quiet = _quiet, on
+    """Leave out this thread's story and progress from now on, or not; return what was before."""
+    before = _QUIET.get()
+    _QUIET.set(on)
     return before
 
 
 def say(line: str = "") -> None:
     """Print one line of the run's story."""
-    if not _quiet:
+    if not _QUIET.get():
         _write(printable(line))
 
 
@@ -105,7 +106,7 @@ class Progress:
         self._before = 0  # tokens that were done when a batch was first heard of
         self._stopped = threading.Event()
         self._bar: tqdm[Any] | None = None
-        if self._stream.isatty() and not _quiet:
+        if self._stream.isatty() and not _QUIET.get():
             shape = f"{{l_bar}}{{bar}}| {{n_fmt}} of {{total_fmt}} {unit} [{{elapsed}}{{postfix}}]"
             self._bar = tqdm(
                 total=total,
@@ -117,7 +118,7 @@ class Progress:
         self._watch = threading.Thread(target=self._keep_showing, daemon=True)
 
     def __enter__(self) -> Progress:
-        if not _quiet:
+        if not _QUIET.get():
             self._watch.start()
         return self
 

@@ -59,6 +59,11 @@ SECTIONS: tuple[Callable[[Facts], Section], ...] = (
 )
 
 
+def folder_of(name: str) -> str:
+    """Return where the report of a run lies under its root."""
+    return f"{FOLDER}/{quote(name, safe='')}"
+
+
 @dataclass(frozen=True)
 class Report:
     """The facts of every model, and how they came to be."""
@@ -71,7 +76,7 @@ class Report:
     @property
     def folder(self) -> str:
         """Where its files lie under the root."""
-        return f"{FOLDER}/{quote(self.name, safe='')}"
+        return folder_of(self.name)
 
     @property
     def sweeps(self) -> list[list[Facts]]:

@@ -258,7 +258,7 @@ def test_one_prompt_through_one_block(cli: Cli, tmp_path: Path) -> None:
     cli("run", str(config), "--output", str(tmp_path / "out"))
     root = Root(str(tmp_path / "out"))
     absent = [table for table in KEYS if not partitions(root, table)]
-    assert absent == ["sensitivity", "learning_curves", "transforms"]
+    assert absent == ["own_metrics", "sensitivity", "learning_curves", "transforms"]
     rows = ask(
         root,
         "SELECT metric, bool_and(isnan(value)), bool_and(reason IS NOT NULL), "

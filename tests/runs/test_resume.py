@@ -58,10 +58,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cli: Cl
         values["extract"] = {"max_tokens": 32, "workers": 1}
         values["views"] = {"count": 2, "sample": 12}
         values["tokens"] = {"sample": 8}
-        metrics = ["prompt_entropy", "rankme", "infonce"]
+        metrics = ["prompt_entropy", "rankme", "infonce", "mine:largest"]
         values["measure"] = {"metrics": metrics, "token_metrics": "both"}
         values["conditions"] = {"random": [0, 0.5]}
         values["curves"] = {"examples": [2], "noise": [0.2]}
+    (folder / "mine.py").write_text(
+        "def largest(vectors_ND):\n    return float(vectors_ND.max())\n"
+    )
     root = Root(str(folder / "out"))
     cli("run", str(config), "--output", root.uri)
     return Finished(config, root, content(root))
@@ -168,7 +171,8 @@ def test_repair_deletes_what_is_damaged_and_what_came_of_it_and_prune_what_nobod
     assert not [*clean.iterdir()][1:]  # of two shards one is whole
     left = {each.partition.path for each in manifests(root)}
     gone = {path.split("/")[0] for path in finished.content.keys() - left}
-    made_of_it = {"layer_metrics", "probe_scores", "learning_curves", "sensitivity"}
+    measured = {"layer_metrics", "own_metrics", "sensitivity"}
+    made_of_it = {*measured, "probe_scores", "learning_curves"}
     ranked = {"choices", "correlations", "candidates", "ranking"}
     assert gone == {"embeddings", *made_of_it, "candidate_scores", "transforms", *ranked}
     cli("repair", root.uri)
