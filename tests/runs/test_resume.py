@@ -178,6 +178,7 @@ def test_repair_deletes_what_is_damaged_and_what_came_of_it_and_prune_what_nobod
     cli("repair", root.uri)
     cli("run", str(finished.config), "--output", root.uri)
     assert content(root) == finished.content
+    shutil.copy(finished.config.with_name("mine.py"), tmp_path)
     with edited(finished.config, tmp_path / "less.yaml") as values:
         values["curves"] = {"examples": [2]}
     other = (output / BOOKS / "runs" / "small.yaml").read_text()
