@@ -48,6 +48,17 @@ def test_what_is_no_relative_path_stays(tmp_path: Path, place: str) -> None:
     assert beside(values, tmp_path) == values
 
 
+def test_a_text_of_any_length_is_no_path_and_what_lies_there_is_one_only_for_its_keys(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "query").mkdir()
+    values = {
+        "prompts": {"long": "{text} " + "x" * 300, "short": "query"},
+        "subjects": [{"model": "x" * 300}],
+    }
+    assert beside(values, tmp_path) == values
+
+
 def test_a_pattern_is_one_only_where_the_config_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "run[1]"
     found = beside({"datasets": [{"source": {"files": ["*.txt", "a.txt"]}}]}, folder)
