@@ -80,9 +80,12 @@ def _is_here(model: str, folder: Path) -> bool:
 def with_set(values: Values, assignment: str) -> Values:
     """Return the values with `KEY=VALUE`: a dotted key, its members of lists by number or name."""
     key, separator, text = assignment.partition("=")
-    if not separator or not all(key.split(".")):
+    # What is behind may be a secret. A colon or a blank is only in a key that names a model.
+    shown = re.split(r"[=:\s]", assignment)[0]
+    is_key = all(key.split(".")) and (shown == key or key.startswith("subjects."))
+    if not (separator and is_key):
         raise ConfigError(
-            f"--set {assignment}: give KEY=VALUE, such as extract.max_tokens=128 or "
+            f"{f'--set {shown}'.rstrip()}: give KEY=VALUE, such as extract.max_tokens=128 or "
             "datasets.0.limit=500; `layerrank ls keys` lists the keys"
         )
     try:
