@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -59,14 +68,23 @@ class Block(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
-        if isinstance(values, Mapping):
-            unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown and cls.model_config.get("extra") != "allow":
-                known = ", ".join(sorted(cls.model_fields))
-                near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
-                meant = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}{meant}")
-        return values
+        if not isinstance(values, Mapping) or cls.model_config.get("extra") == "allow":
+            return values
+        unknown = [str(key) for key in values if key not in cls.model_fields]
+        if not unknown:
+            return values
+        known = ", ".join(sorted(cls.model_fields))
+        near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        said = f"unknown key {', '.join(unknown)}; known keys: {known}{meant}"
+        problems = [InitErrorDetails(type=PydanticCustomError("unknown_key", said), input=values)]
+        try:  # what is wrong with the others is told too
+            cls.model_validate({key: values[key] for key in values if key in cls.model_fields})
+        except ValidationError as error:
+            for each in error.errors():
+                told = PydanticCustomError(each["type"], each["msg"])
+                problems.append(InitErrorDetails(type=told, loc=each["loc"], input=each["input"]))
+        raise ValidationError.from_exception_data(cls.__name__, problems, hide_input=True)
 
     def settings(
         self, *, include: set[str] | None = None, exclude: set[str] | None = None
