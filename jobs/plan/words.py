@@ -60,6 +60,8 @@ def told(
             yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
         if corpus.delimiters:
             yield f"    {told_delimiters(corpus.delimiters)}"
+        if corpus.aside:
+            yield f"    {corpus.aside}"
         about = "about " if corpus.basis == "sampled" else ""
         for task, counts in corpus.tasks.items():
             yield f"    {task}: {about}{records.told(counts['items'], counts)}"

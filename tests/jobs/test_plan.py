@@ -297,6 +297,12 @@ def test_columns_by_option_and_the_delimiter_of_a_file_are_said(
     assert "texts: 40 prompts" in told
     assert "CSV with `;` between columns" in told
     assert "label: 40 items, 2 labels" in told
+    assert "not read" not in told
+    Path("mixed").mkdir()
+    shutil.copy("rows.csv", "mixed")
+    Path("mixed/notes.json").write_text("[]")
+    assert cli.main(["plan", run, "--texts", "mixed", *options[2:]]) == 0
+    assert "not read: notes.json (the folder has .csv" in capsys.readouterr().out
     named = failure(capsys, "plan", run, *options[:2], "--text-column", "bodi")
     assert "rows.csv has no column 'bodi'; it has: 'body', 'topic'" in named
 
