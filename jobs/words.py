@@ -91,11 +91,11 @@ def size(value: Value) -> str:
 
 def bytes_of(amount: float) -> str:
     """Return a number of bytes with one decimal, in the largest unit of which there is one."""
-    for unit in ("B", "KiB", "MiB"):
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if amount < _KIBI:
             return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= _KIBI
-    return f"{amount:,.1f} GiB"
+    return f"{amount:,.1f} PiB"
 
 
 def ago(seconds: float) -> str:

@@ -180,7 +180,7 @@ def _kind(whole: Node, node: Node) -> str:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Say whether a config is a valid one, and everything that is wrong with it."""
+    """Say whether a config is a valid one, from it alone, and what is wrong with its keys."""
     from layerrank.jobs.config.run import problems  # noqa: PLC0415
 
     found = problems(arguments.config)
@@ -188,7 +188,9 @@ def validate(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"layerrank: {printable(line)}\n")
     if found:
         return USAGE
-    answer(f"{arguments.config} is valid")
+    answer(
+        f"{arguments.config} is valid; only the config was read: `plan` looks at data and models"
+    )
     return DONE
 
 

@@ -491,7 +491,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "validate": Command(
         "describing:validate",
-        "whether a config is right, and all that is wrong with it",
+        "whether the keys of a config are right, and all that is wrong with them",
         (_a_file,),
         ("validate mine.yaml",),
     ),

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from layerrank.jobs.run import Run
     from layerrank.jobs.whole import Where
 
-# What replaces a part of a config, which an output keeps.
-_REPLACING = ("output", "sets", "limit", "subject", "revisions", "texts", "full")
+# What replaces a part of a config, which an output keeps, or is of what runs the models.
+_OF_CONFIGS = (
+    *("output", "set", "limit", "subject", "revisions", "texts", "text-column", "label-column"),
+    *("full", "engine", "address", "overwrite"),
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -68,9 +71,11 @@ def report(arguments: argparse.Namespace) -> int:
                 f"none: it has no {BOOKS}/"
             )
         return run(arguments)
-    if given := [name for name in _REPLACING if getattr(arguments, name)]:
+    options = {"set": arguments.sets, **vars(arguments)}
+    if given := [name for name in _OF_CONFIGS if options[name.replace("-", "_")]]:
         raise ConfigError(
-            f"the report of an output is of the config that it keeps: leave out --{given[0]}"
+            "the report of an output is of the config and the tables that it keeps: leave out "
+            f"--{', --'.join(given)}"
         )
     storage = looking.storage_of(arguments)
     root = looking.root_at(arguments.config, storage)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+UNKNOWN_KEY = "unknown_key"  # a type of problem, with what `did_you_mean` takes
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])
 
@@ -59,14 +68,23 @@ class Block(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, values: Any) -> Any:  # noqa: ANN401  (whatever the YAML held)
-        if isinstance(values, Mapping):
-            unknown = [str(key) for key in values if key not in cls.model_fields]
-            if unknown and cls.model_config.get("extra") != "allow":
-                known = ", ".join(sorted(cls.model_fields))
-                near = difflib.get_close_matches(unknown[0], cls.model_fields, n=1)
-                meant = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"unknown key {', '.join(unknown)}; known keys: {known}{meant}")
-        return values
+        if not isinstance(values, Mapping) or cls.model_config.get("extra") == "allow":
+            return values
+        unknown = [str(key) for key in values if key not in cls.model_fields]
+        if not unknown:
+            return values
+        known = ", ".join(sorted(cls.model_fields))
+        said = f"unknown key {', '.join(unknown)}; known keys: {known}"
+        meant = {"given": unknown[0], "known": list(cls.model_fields)}
+        told = PydanticCustomError(UNKNOWN_KEY, said, meant)
+        problems = [InitErrorDetails(type=told, input=values)]
+        try:  # what is wrong with the others is told too
+            cls.model_validate({key: values[key] for key in values if key in cls.model_fields})
+        except ValidationError as error:
+            for each in error.errors():
+                told = PydanticCustomError(each["type"], each["msg"], each.get("ctx"))
+                problems.append(InitErrorDetails(type=told, loc=each["loc"], input=each["input"]))
+        raise ValidationError.from_exception_data(cls.__name__, problems, hide_input=True)
 
     def settings(
         self, *, include: set[str] | None = None, exclude: set[str] | None = None

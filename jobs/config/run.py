@@ -17,7 +17,15 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from layerrank.jobs.config import FULL_VIEWS, RECIPES, did_you_mean, recipes, settings
-from layerrank.jobs.config.blocks import LATER, Block, ConfigError, Later, Name, require_distinct
+from layerrank.jobs.config.blocks import (
+    LATER,
+    UNKNOWN_KEY,
+    Block,
+    ConfigError,
+    Later,
+    Name,
+    require_distinct,
+)
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
 from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
@@ -273,6 +281,8 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
                     case {"name": str(name)}:
                         key += f" (task {name})"
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == UNKNOWN_KEY:
+            message += did_you_mean(**problem["ctx"])
         value = problem["input"]
         plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
         secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,20 +62,30 @@ def beside(values: Any, folder: Path, at: Key = ()) -> Any:  # noqa: ANN401  (wh
         return [beside(each, folder, (*at, "*")) for each in values]
     if not isinstance(values, str) or not values or "://" in values or values.startswith("~"):
         return values
-    is_here = values.startswith(("./", "../")) or (folder / values).exists()
-    if at in _PATHS or (at in _MODELS and not values.startswith("package:") and is_here):
-        pattern = at[:-1] == _FILES or at == _FILES
-        above = Path(glob.escape(str(folder))) if pattern and glob.has_magic(values) else folder
-        return str(above / values)
-    return values
+    if at not in _PATHS and not (at in _MODELS and _is_here(values, folder)):
+        return values
+    pattern = at[:-1] == _FILES or at == _FILES
+    above = Path(glob.escape(str(folder))) if pattern and glob.has_magic(values) else folder
+    return str(above / values)
+
+
+def _is_here(model: str, folder: Path) -> bool:
+    if model.startswith("package:"):
+        return False
+    with suppress(OSError):  # what no file can be called, nor be looked at
+        return model.startswith(("./", "../")) or (folder / model).exists()
+    return False
 
 
 def with_set(values: Values, assignment: str) -> Values:
     """Return the values with `KEY=VALUE`: a dotted key, its members of lists by number or name."""
     key, separator, text = assignment.partition("=")
-    if not separator or not all(key.split(".")):
+    # What is behind may be a secret. A colon or a blank is only in a key that names a model.
+    shown = re.split(r"[=:\s]", assignment)[0]
+    is_key = all(key.split(".")) and (shown == key or key.startswith("subjects."))
+    if not (separator and is_key):
         raise ConfigError(
-            f"--set {assignment}: give KEY=VALUE, such as extract.max_tokens=128 or "
+            f"{f'--set {shown}'.rstrip()}: give KEY=VALUE, such as extract.max_tokens=128 or "
             "datasets.0.limit=500; `layerrank ls keys` lists the keys"
         )
     try:

@@ -80,10 +80,3 @@ def whole(text: str) -> int:
 def price(text: str) -> float:
     """Return a finite number from 0."""
     return 0.0 if text.strip() in ("0", "0.0") else positive(text)
-
-
-def size(count: float) -> str:
-    """Return bytes for people, in binary units."""
-    from pydantic import ByteSize  # noqa: PLC0415  (as above)
-
-    return ByteSize(count).human_readable(separator=" ")

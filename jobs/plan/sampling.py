@@ -125,6 +125,7 @@ class Corpus:
     tasks: dict[str, Counter[str]] = field(default_factory=dict)  # items, labels and the like
     sampled: Receipt | None = None  # of the shard of those texts, where they are written
     delimiters: Sequence[str] = ()  # of its CSV, where no config names them
+    aside: str = ""  # which of its files are not read
 
 
 def read_corpus(config: RunConfig, dataset: DatasetConfig, root: Root | None) -> Corpus:
@@ -218,7 +219,8 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     if refused:
         raise ConfigError(f"dataset {dataset.name}, {'; '.join(refused)}")
     basis: Basis = "counted" if everything else "sampled"
-    return Corpus(dataset, basis, manifest, texts, weights, of_tasks, delimiters=tuple(delimiters))
+    aside = sources.KINDS[type(dataset.source)].aside(dataset.source, config.storage.options())
+    return Corpus(dataset, basis, manifest, texts, weights, of_tasks, None, delimiters, aside)
 
 
 def _passages(dataset: DatasetConfig, source: BuiltinSource) -> tuple[list[pa.Table], int]:

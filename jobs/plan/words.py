@@ -19,11 +19,10 @@ from layerrank.jobs.plan.limits import (
     Limits,
     bfloat16_unit,
     multiplies_float16,
-    size,
 )
 from layerrank.jobs.prepare import records
 from layerrank.jobs.prepare.files import told_delimiters
-from layerrank.jobs.words import counted
+from layerrank.jobs.words import bytes_of, counted
 from layerrank.operators.later import Later
 from layerrank.storage.root import Root
 
@@ -61,6 +60,8 @@ def told(
             yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
         if corpus.delimiters:
             yield f"    {told_delimiters(corpus.delimiters)}"
+        if corpus.aside:
+            yield f"    {corpus.aside}"
         about = "about " if corpus.basis == "sampled" else ""
         for task, counts in corpus.tasks.items():
             yield f"    {task}: {about}{records.told(counts['items'], counts)}"
@@ -72,10 +73,10 @@ def told(
     total, rate = plan.total, plan.speed(tokens_per_second)
     how = "measured here" if plan.tokens_per_second and not tokens_per_second else "assumed"
     report = plan.tables()["report"]
-    yield f"  report: {counted(report.objects, 'object')}, {size(report.bytes)}"
+    yield f"  report: {counted(report.objects, 'object')}, {bytes_of(report.bytes)}"
     yield (
         f"  total: {plan.passes:,} forward passes, {_tokens(plan.tokens)} tokens, "
-        f"{counted(total.objects, 'object')}, {size(total.bytes)}"
+        f"{counted(total.objects, 'object')}, {bytes_of(total.bytes)}"
     )
     yield (
         f"  {_small(plan.tokens / rate / 3600)} device-hours at {rate:,.0f} tokens/s "
@@ -92,8 +93,8 @@ def told(
     )
     if plan.removed.objects:
         yield (
-            f"  {size(plan.removed.bytes)} of these, vectors of views, go when their metrics stand "
-            "(keep.views)"
+            f"  {bytes_of(plan.removed.bytes)} of these, vectors of views, go when their metrics "
+            "stand (keep.views)"
         )
 
 
@@ -127,7 +128,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             (True, True): f"fused into the model actors; states of {stored} stored",
         }[each.states.fused, each.states.stored > 0]
         yield f"      token metrics {how}"
-        yield f"      (every prompt's states: at most {size(each.every_state_bytes)})"
+        yield f"      (every prompt's states: at most {bytes_of(each.every_state_bytes)})"
     if without := left_out(pairs[0].config):
         yield f"    {without}"
     yield from _tables(plan.tables(subject))
@@ -160,7 +161,7 @@ def _passes(pair: Pair) -> Iterator[str]:
 
 def _tables(found: Mapping[str, Weight]) -> Iterator[str]:
     """Yield an aligned line per table: its name, objects and bytes."""
-    cells = [(name, f"{each.objects:,}", size(each.bytes)) for name, each in found.items()]
+    cells = [(name, f"{each.objects:,}", bytes_of(each.bytes)) for name, each in found.items()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for name, objects, total in cells:
         noun = "object" if objects == "1" else "objects"
@@ -183,10 +184,10 @@ def require_within(found: Plan, limits: Limits) -> None:
     kind = "at most" if found.is_bound else "about"
     if limits.bytes is not None and found.total.bytes > limits.bytes:
         tables = sorted(found.tables().items(), key=lambda pair: -pair[1].bytes)
-        parts = (f"{name} {size(each.bytes)}" for name, each in tables[:_BIGGEST])
+        parts = (f"{name} {bytes_of(each.bytes)}" for name, each in tables[:_BIGGEST])
         raise ConfigError(
-            f"{found.run} would write {kind} {size(found.total.bytes)}, and --max-bytes allows "
-            f"{size(limits.bytes)}; most of it: {', '.join(parts)}"
+            f"{found.run} would write {kind} {bytes_of(found.total.bytes)}, and --max-bytes allows "
+            f"{bytes_of(limits.bytes)}; most of it: {', '.join(parts)}"
         )
     rate = found.speed(limits.tokens_per_second)
     hours = found.tokens / rate / 3600

@@ -1,7 +1,8 @@
 """A folder of somebody's own texts, or one file, as a source, and the simple task that it brings.
 
 Text files are cut into passages at blank lines; tables bring a column `text` and may bring `label`,
-or those that the config names instead. Otherwise the first level of subfolders is the label.
+or those that the config names instead. Otherwise the first level of subfolders is the label. Tables
+of later kinds are read only where there is nothing else, so that a folder is read as ever.
 Passages of different labels (without labels, of different files) take turns, so that a limit leaves
 some of each.
 """
@@ -30,6 +31,13 @@ FROM_FILE = "from_file"  # the label of a task where there is no other
 COLUMNS = ("text", "label", "file", FROM_FILE, "split")
 _TEXTS = (".txt", ".md")
 _TABLES = [ending for ending in FORMATS if ending not in _TEXTS]
+# Of a folder with files of several of these only the first are read: those that came later, and
+# then what often lies beside tables without being one (notes.json, dataset_info.json).
+_TURNS = (
+    (*_TEXTS, ".parquet", ".jsonl", ".ndjson", ".csv"),
+    (".tsv", ".arrow", ".feather"),
+    (".json",),
+)
 _LARGEST = 1 << 28  # bytes of a folder: one task holds all of it, to let the labels take turns
 _ENOUGH = 16  # passages of a file that is to be told from others
 _FEWEST = 2  # training passages of a label
@@ -84,7 +92,7 @@ def with_folders(
 
 def identity(source: FolderSource, options: Options) -> dict[str, Any]:
     """Return what the passages of a folder depend on: its files, by path and content."""
-    found = _files(source.folder, options).items()
+    found = _files(source.folder, options)[0].items()
     columns = source.settings(include={"text_column", "label_column"})
     return {
         "folder": {name: fingerprint(address, options) for name, address in found},
@@ -95,8 +103,21 @@ def identity(source: FolderSource, options: Options) -> dict[str, Any]:
 
 def sniffed(source: FolderSource, options: Options) -> list[str]:
     """Return the delimiter of every CSV of a folder whose config names none."""
-    found = (_file(source, address) for address in _files(source.folder, options).values())
+    found = (_file(source, address) for address in _files(source.folder, options)[0].values())
     return [each for file in found for each in files.sniffed(file, options)]
+
+
+def aside(source: FolderSource, options: Options) -> str:
+    """Say which texts or tables of a folder are not read, since it has others that go before."""
+    found, names = _files(source.folder, options)
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    before = ", ".join(sorted({ending(name) for name in found}))
+    return (
+        f"not read: {', '.join(names[:_SHOWN])}{more} (the folder has {before}, which go before; "
+        "what is to be read needs a folder of its own, or is named alone)"
+    )
 
 
 def read(source: FolderSource, options: Options) -> pa.Table:
@@ -109,7 +130,7 @@ def read(source: FolderSource, options: Options) -> pa.Table:
     """
     found = [
         each
-        for name, address in _files(source.folder, options).items()
+        for name, address in _files(source.folder, options)[0].items()
         for each in _passages(name, _file(source, address), source, options)
     ]
     if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice
@@ -166,8 +187,11 @@ def _tasks(dataset: DatasetConfig, passages: pa.Table) -> tuple[ClassificationTa
     return ()
 
 
-def _files(folder: str, options: Options) -> dict[str, str]:
-    """Return the files to read, path within -> address; ConfigError for none, or far too much."""
+def _files(folder: str, options: Options) -> tuple[dict[str, str], list[str]]:
+    """Return the files to read, path within -> address, and those that these go before.
+
+    ConfigError for none, or far too much.
+    """
     filesystem, path = resolve(folder, options)
     wanted = ", ".join(f"*{ending}" for ending in (*_TEXTS, *_TABLES))
     if filesystem.isfile(path):
@@ -183,7 +207,7 @@ def _files(folder: str, options: Options) -> dict[str, str]:
         )
     protocol, separator, _ = folder.rpartition("://")
     is_local = Root(folder).is_local
-    found, others, size = dict[str, str](), [], 0
+    turns, others, sizes = [dict[str, str]() for _ in _TURNS], [], dict[str, int]()
     for address, facts in sorted(listed.items()):
         name = address.removeprefix(path).strip("/")
         if any(part.startswith(".") for part in name.split("/")):
@@ -192,21 +216,25 @@ def _files(folder: str, options: Options) -> dict[str, str]:
             raise ConfigError(
                 f"{name} is a link out of the folder {folder}, to {target}: remove it"
             )
-        if ending(name) in (*_TEXTS, *_TABLES):
-            found[name] = f"{protocol}{separator}{address}"
-            size += int(facts["size"] or 0)
+        sizes[name] = int(facts["size"] or 0)
+        for files_of_turn, endings in zip(turns, _TURNS, strict=True):
+            if ending(name) in endings:
+                files_of_turn[name] = f"{protocol}{separator}{address}"
+                break
         else:
             others.append(name)
+    found, *rest = [each for each in turns if each] or [{}]
     if not found:
         seen = f"; it has {', '.join(others[:_SHOWN])}" if others else ""
         raise ConfigError(f"{folder} holds no texts: looked for {wanted}{seen}")
+    size = sum(sizes[name] for name in found)
     if size > _LARGEST:
         raise ConfigError(
             f"{folder} holds {size / 2**20:,.0f} MiB of texts, and at most "
             f"{_LARGEST >> 20} are read as a folder; give larger corpora as "
             "`source: {files: …}`, with a limit"
         )
-    return found
+    return found, sorted(name for each in rest for name in each)
 
 
 def _file(source: FolderSource, address: str) -> File:

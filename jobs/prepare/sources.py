@@ -67,7 +67,8 @@ class Kind:
     rows depend on. `inspect` gives the number of rows (or their most) and the columns, `tables`
     yields them as text: from row `start` of a `sliced` source, of others from the first. What is
     small has one `table` a fragment instead. `sniffed` are the delimiters of its CSV that no
-    config names. `most_rows` bounds all rows from a look, or is None.
+    config names, `aside` says which files are not read. `most_rows` bounds all rows from a look, or
+    is None.
     """
 
     locations: Callable[[Any, DatasetConfig, Options], list[str]]
@@ -75,6 +76,7 @@ class Kind:
     inspect: Callable[[Fragment, Options], tuple[int, list[str]]] | None = None
     tables: Callable[[Fragment, Sequence[str], Options], Iterator[pa.Table]] | None = None
     sniffed: Callable[[Fragment, Options], list[str]] = lambda *_: []
+    aside: Callable[[Any, Options], str] = lambda *_: ""
     table: Callable[[Fragment, Options], pa.Table] = lambda *_: pa.table({})
     most_rows: Callable[[Sequence[Fragment], Options], int | None] = lambda *_: None
     sliced: bool = False
@@ -346,6 +348,7 @@ KINDS: dict[type[Block], Kind] = {
         identity=lambda source, _, options: folders.identity(source, options),
         table=lambda part, options: folders.read(part.source, options),
         sniffed=lambda part, options: folders.sniffed(part.source, options),
+        aside=folders.aside,
         most_rows=_sum,
     ),
     MtebSource: Kind(

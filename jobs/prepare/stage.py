@@ -175,9 +175,9 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
     options = run.config.storage.options()
     whole = sources.discover(dataset, options)
     rows, look = [0] * len(whole), partial(_look, options)
-    stated, delimiters = sources.KINDS[type(dataset.source)].stated, list[str]()
+    kind, delimiters = sources.KINDS[type(dataset.source)], list[str]()
     for index, length, columns, sniffed in (
-        map(look, whole) if stated else run.cluster.each("prepare", whole, look)
+        map(look, whole) if kind.stated else run.cluster.each("prepare", whole, look)
     ):
         rows[index] = length
         delimiters += sniffed
@@ -187,6 +187,8 @@ def _write(run: Run, dataset: DatasetConfig, wanted: Mapping[str, Manifest]) -> 
         raise ConfigError(f"dataset {dataset.name}: its source has no rows")
     if delimiters:
         say(f"  {dataset.name}: {told_delimiters(delimiters)}")
+    if aside := kind.aside(dataset.source, options):
+        say(f"  {dataset.name}: {aside}")
     parts, total = sources.cut(whole, rows, dataset.limit)
     shards = records.shards_of(dataset, total)
     split = partial(_records, dataset, shards, run.config.seed, options, parts[0])

@@ -209,14 +209,19 @@ def test_non_finite_states_stop_the_run_and_say_where(cli: Cli, tmp_path: Path) 
     assert partitions(Root(str(tmp_path / "out")), "embeddings") == []
 
 
-def test_what_separates_the_columns_of_a_csv_is_said(
+def test_what_separates_the_columns_of_a_csv_and_what_is_not_read_is_said(
     cli: Cli, tmp_path: Path, checkpoint: Path
 ) -> None:
     for name, delimiter in {"a.csv": ";", "b.csv": ";", "c.csv": "|"}.items():
         (tmp_path / name).write_text(f"text{delimiter}n\n{name}{delimiter}1\n")
     datasets = [{"name": "odd", "source": {"files": str(tmp_path / "*.csv")}}]
+    (tmp_path / "mixed").mkdir()
+    for name in ("a.txt", "index.tsv"):
+        (tmp_path / "mixed" / name).write_text("a passage")
+    datasets.append({"name": "mixed", "source": {"folder": str(tmp_path / "mixed")}})
     config = write_config(tmp_path, checkpoint, datasets=datasets)
     told = cli("prepare", str(config), "--output", str(tmp_path / "out")).stdout
+    assert "mixed: not read: index.tsv (the folder has .txt" in told
     assert "odd: CSV with `;` (2 files) and `|` (1 file) between columns" in told
     assert "odd: 3 unique prompts" in told
 

@@ -122,14 +122,17 @@ def test_a_config_is_valid_or_everything_wrong_is_told_in_a_line_each(
     path = tmp_path / "mine.yaml"
     path.write_text(
         "name: mine\nseed: soon\nsubjects: [{model: org/m}]\n"
-        "datasets: [{name: a, source: {files: a.csv}, limit: 0}]\nextract: {max_token: 5}\n",
+        "datasets: [{name: a, source: {files: a.csv}, limit: 0}]\n"
+        "extract: {max_token: 5, threads: -1}\nstorage: {secrt: hunter2, key: [hunter2]}\nx: 1\n",
         encoding="utf-8",
     )
     lines = cli("validate", str(path), expect=2).stderr.splitlines()
     assert all(line.startswith(f"layerrank: {path}: ") for line in lines)
     told = [line.removeprefix(f"layerrank: {path}: ").partition(":")[0] for line in lines]
-    assert told == ["seed", "datasets.0.limit", "extract"]
-    assert cli("validate", "published").stdout == "published is valid\n"
+    keys = ["seed", "datasets.0.limit", "extract", "extract.threads", "storage", "storage.key"]
+    assert told == ["unknown key x; known keys", *keys]
+    assert "hunter2" not in "".join(lines)
+    assert cli("validate", "published").stdout.startswith("published is valid; only the config")
     path.write_text("name: [", encoding="utf-8")
     assert "not valid YAML" in cli("validate", str(path), expect=2).stderr
 

@@ -285,7 +285,16 @@ def test_quiet_leaves_the_verdict_of_a_run_and_answers(cli: Cli, root: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("amount", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3,072.0 GiB")]
+    ("amount", "said"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (1 << 30, "1.0 GiB"),
+        (3 << 40, "3.0 TiB"),
+        (5 << 60, "5,120.0 PiB"),
+    ],
 )
 def test_bytes_in_words(amount: int, said: str) -> None:
     assert bytes_of(amount) == said

@@ -69,8 +69,10 @@ def test_a_report_comes_from_the_tables_alone(folder: Path, tmp_path: Path, cli:
         assert after == before
         assert cli("report", str(moved), "--run", "mine", "-q").stdout.startswith("tiny at local")
         assert "did you mean mine" in cli("report", str(moved), "--run", "mien", expect=2).stderr
-        for option in (["--set", "seed=1"], ["-o", "x"], ["--limit", "3"]):
-            assert "leave out --" in cli("report", str(moved), *option, expect=2).stderr
+        given = "--limit 3 --set seed=1 --text-column body --label-column topic --engine process"
+        refused = cli("report", str(moved), *given.split(), "--overwrite", expect=2).stderr
+        wanted = ["set", "limit", "text-column", "label-column", "engine", "overwrite"]
+        assert f"leave out --{', --'.join(wanted)}\n" in refused
     finally:
         (folder / "gone").rename(folder / "models")
         (folder / "gone.jsonl").rename(folder / "texts.jsonl")

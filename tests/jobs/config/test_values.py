@@ -18,6 +18,7 @@ output: out
 subjects:
 - {model: models/tiny, adapter: lora}
 - {model: org/absent, name: a.b}
+- {model: s3://b/a model}
 datasets:
 - {name: one, source: {files: [texts.jsonl, "more/*.csv"]}, limit: 50}
 - {name: one.more, source: {folder: ../texts}, tasks: [{name: t, type: sts, first_column: a,
@@ -31,7 +32,7 @@ def test_paths_are_taken_from_the_folder_of_the_config(tmp_path: Path) -> None:
     (tmp_path / "lora").mkdir()
     found = beside(CONFIG, tmp_path)
     assert found["output"] == str(tmp_path / "out")
-    model, other = found["subjects"]
+    model, other, _ = found["subjects"]
     assert (model["model"], model["adapter"]) == (f"{tmp_path}/models/tiny", f"{tmp_path}/lora")
     assert other["model"] == "org/absent"  # no such folder lies there: an id of the hub
     one, more, hub = found["datasets"]
@@ -45,6 +46,17 @@ def test_what_is_no_relative_path_stays(tmp_path: Path, place: str) -> None:
     values = {"subjects": [{"model": place}], "datasets": [{"source": {"files": place}}]}
     if place.startswith("package:"):
         values = {"subjects": [{"model": place}]}
+    assert beside(values, tmp_path) == values
+
+
+def test_a_text_of_any_length_is_no_path_and_what_lies_there_is_one_only_for_its_keys(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "query").mkdir()
+    values = {
+        "prompts": {"long": "{text} " + "x" * 300, "short": "query"},
+        "subjects": [{"model": "x" * 300}],
+    }
     assert beside(values, tmp_path) == values
 
 
@@ -90,6 +102,7 @@ def test_a_file_is_read_as_from_its_folder_and_the_command_line_as_from_the_shel
         ),
         ("subjects.a.b.dtype=bfloat16", ("subjects", 1, "dtype"), "bfloat16"),
         ("subjects.models/tiny.dtype=float16", ("subjects", 0, "dtype"), "float16"),
+        ("subjects.s3://b/a model.dtype=float16", ("subjects", 2, "dtype"), "float16"),
         ("datasets.0.source.files.1=x=y.csv", ("datasets", 0, "source", "files", 1), "x=y.csv"),
     ],
 )
@@ -108,7 +121,7 @@ def test_set_puts_one_value_where_its_key_says_and_leaves_the_rest(
     ("assignment", "says"),
     [
         ("extract.max_tokens", "--set extract.max_tokens: give KEY=VALUE"),
-        ("=5", "--set =5: give KEY=VALUE"),
+        ("=5", "--set: give KEY=VALUE"),
         ("extract..x=5", "give KEY=VALUE"),
         ("seed={", "--set seed: the value is not valid YAML"),
         ("seed.x=1", "--set seed.x: seed is a value"),
@@ -137,9 +150,13 @@ def test_a_secret_that_is_set_is_in_no_error(tmp_path: Path) -> None:
         "storage.secret={hunter2",
         "storage.secret.x=hunter2",
         "storage.key=[hunter2]",
+        "storage.secret: hunter2",
+        "storage.secret:hunter2=",
+        "storage.secret hunter2==",
+        "{storage: {secret: hunter2}}",
     ):
-        with pytest.raises(ConfigError) as caught:
-            load(str(path), [f"storage.{assignment}"])
+        with pytest.raises(ConfigError, match=r"^--set \{?storage") as caught:
+            load(str(path), [assignment])
         assert "hunter2" not in str(caught.value)
 
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import ClassificationTask, FolderSource
 from layerrank.jobs.config.run import RunConfig, load
 from layerrank.jobs.prepare import folders, sources
+from layerrank.jobs.prepare.files import FORMATS
 from tests.conftest import S3
 from tests.jobs.prepare.test_records import dataset
 
@@ -92,26 +94,20 @@ def test_tables_bring_texts_and_labels_and_a_repeated_text_keeps_its_side(tmp_pa
 
 def test_tables_of_every_format_bring_texts(tmp_path: Path) -> None:
     rows_of_json = [{"text": "a", "label": "sea"}, {"text": "b", "label": "sky"}]
-    folder = write(
-        tmp_path,
-        {
-            "a.json": json.dumps(rows_of_json),
-            "b.tsv": "label\ttext\nsea\tc, d\nsky\te\n",
-            "c.csv.gz": gzip.compress(b"text;label\nf, g;sea\n"),
-        },
-    )
-    with pa_ipc.new_stream(f"{folder}/d.arrow", (table := pa.table({"text": ["h"]})).schema) as it:
+    alone = write(tmp_path / "json", {"a.json": json.dumps(rows_of_json)})
+    assert rows(alone, "text", "label") == [("a", "sea"), ("b", "sky")]
+    later = write(tmp_path / "later", {"b.tsv": "label\ttext\nsea\tc, d\nsky\te\n"})
+    with pa_ipc.new_stream(f"{later}/d.arrow", (table := pa.table({"text": ["h"]})).schema) as it:
         it.write_table(table)
-    feather.write_feather(pa.table({"text": ["i"], "label": ["sky"]}), f"{folder}/e.feather")
-    assert sorted(rows(folder, "text", "label"), key=str) == [
-        ("a", "sea"),
-        ("b", "sky"),
+    feather.write_feather(pa.table({"text": ["i"], "label": ["sky"]}), f"{later}/e.feather")
+    assert sorted(rows(later, "text", "label"), key=str) == [
         ("c, d", "sea"),
         ("e", "sky"),
-        ("f, g", "sea"),
         ("h", None),
         ("i", "sky"),
     ]
+    folder = write(tmp_path / "csv", {"c.csv.gz": gzip.compress(b"text;label\nf, g;sea\nj;sky\n")})
+    assert rows(folder, "text", "label") == [("f, g", "sea"), ("j", "sky")]
     config = dataset(source={"folder": folder})
     (fragment,) = sources.discover(config, {})
     assert sources.sniffed(fragment, {}) == [";"]
@@ -120,6 +116,39 @@ def test_tables_of_every_format_bring_texts(tmp_path: Path) -> None:
         **folders.identity(FolderSource(folder=folder), {}),
         "delimiter": ";",
     }
+
+
+def test_what_lies_beside_files_that_were_read_ever_changes_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "it", {"sea/a.md": "one\n\ntwo", "b.jsonl": '{"text": "three"}\n'})
+    source = FolderSource(folder=folder)
+    before = folders.identity(source, {}), rows(folder, *folders.COLUMNS), folders.aside(source, {})
+    assert before[2] == ""
+    assert list(before[0]["folder"]) == ["b.jsonl", "sea/a.md"]
+    stray = {"notes.json": '"x"', "sea/index.tsv": "no text here", "c.arrow": "x", "d.feather": "x"}
+    write(tmp_path / "it", {**stray, "e.json": "{}", "f.json.gz": "x"})
+    after = folders.identity(source, {}), rows(folder, *folders.COLUMNS)
+    assert after == before[:2]
+    said = folders.aside(source, {})
+    assert said.startswith("not read: c.arrow, d.feather, e.json, f.json.gz, notes.json and 1 more")
+
+
+def test_what_datasets_saves_to_disk_is_read(tmp_path: Path) -> None:
+    texts = {"text": ["a", "b", "c"], "label": ["sea", "sky", "sea"]}
+    datasets.Dataset.from_dict(texts).save_to_disk(tmp_path / "one", num_shards=2)
+    assert {each.suffix for each in (tmp_path / "one").iterdir()} == {".arrow", ".json"}
+    assert sorted(rows(str(tmp_path / "one"), "text", "label")) == [
+        *zip(*texts.values(), strict=True)
+    ]
+    parts = {"train": datasets.Dataset.from_dict(texts)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "parts")
+    assert sorted(rows(str(tmp_path / "parts"), "text")) == [("a",), ("b",), ("c",)]
+    source = FolderSource(folder=str(tmp_path / "one"))
+    assert "dataset_info.json, state.json (the folder has .arrow" in folders.aside(source, {})
+
+
+def test_every_format_has_its_turn() -> None:
+    turns = [ending for endings in folders._TURNS for ending in endings]
+    assert sorted(turns) == sorted({*FORMATS, *folders._TEXTS})
 
 
 def test_one_file_is_read_alone(tmp_path: Path) -> None:
