@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from layerrank.jobs.config import VectorFormat
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.export import Asked, ranked_point, run_of, staged
+from layerrank.jobs.export import AS_RANKED, Asked, ranked_point, run_of, staged
 from layerrank.jobs.run import partition
 from layerrank.jobs.words import counted
 from layerrank.operators.model.subject import Subject, Transform
@@ -37,7 +37,6 @@ from layerrank.storage.partition import CLEAN, Partition, partitions
 from layerrank.storage.root import Root
 from layerrank.storage.shards import Shard
 
-AS_RANKED = Asked()
 # The package that a format needs; its module and our extra have the name of the format.
 _PACKAGES = {"lance": "pylance", "faiss": "faiss-cpu"}
 # What a text is labelled with: of a type of task the column of its items, and its type.
