@@ -26,7 +26,7 @@ from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.probe.worker import fits_of
 from layerrank.jobs.rank.ranking import ELSEWHERE
-from layerrank.jobs.subjects import local, sides_of, subject
+from layerrank.jobs.subjects import as_called, local, sides_of, subject
 from layerrank.jobs.words import counted, known
 from layerrank.operators.model.backend import load_backend
 from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
@@ -473,7 +473,9 @@ def ranked_point(
     return CutPoint(**vectors, max_tokens=max_tokens, **fit), next(evidence, None)
 
 
-def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> SubjectConfig:
+def ranked_subject(
+    root: Root, storage: StorageConfig, group: str | None, given: Mapping[str, Any]
+) -> SubjectConfig:
     """Return the model that an output ranks, as its config described it; `given` goes before that.
 
     ConfigError if it ranks several, unless `given` names one, or does not know where it was.
@@ -493,11 +495,11 @@ def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> S
     name, revision = models.pop()
     for run in (each for each in stored(root) if each["name"] in {key["group"] for key in found}):
         for of in run["given"]["subjects"]:
-            one = {**of, "name": name, "revision": revision, **asked}
-            one.pop("revisions", None)
-            described = SubjectConfig.model_validate(one)
-            if of.get("name", "") in ("", name) and "***" not in described.model:
-                return described
+            each = SubjectConfig.model_validate(of)
+            if "***" in each.model:  # a secret was taken out of it
+                continue
+            if described := as_called(each, name, revision, storage):
+                return described.model_copy(update=asked)
     raise ConfigError(f"{root.uri} does not say where {name} at {revision} lies: give --subject")
 
 
@@ -515,7 +517,7 @@ def ranked(
 
     The model is the one `described`, or that of the output; the last are the words before texts.
     """
-    each = local(subject(described or ranked_subject(root, group, given)), storage)
+    each = local(subject(described or ranked_subject(root, storage, group, given)), storage)
     config = run_of(root, each, group)
     limit = max_tokens or (config.extract.max_tokens if config else MAX_TOKENS)
     point, evidence = ranked_point(root, each, asked, limit, group)
