@@ -196,8 +196,8 @@ def layer_vectors(
     if is_ranked and (None in asked or asked.transform in FITTED):
         point, _ = ranked_point(root, subject, asked, 0, group)
         asked, fit = Asked(point.layer, point.norm, point.pooling, point.transform), point.fit
-        config = run_of(root, subject, group)
-        names &= {each.name for each in config.datasets} if config else names
+        kept = run_of(root, subject, group)
+        names &= {each["name"] for each in kept["config"]["datasets"]} if kept else names
     if asked.layer is None or (asked.transform in FITTED and fit is None):
         raise ConfigError(
             f"{root.uri} has no ranking of {subject}: give --layer, and --transform raw or l2"

@@ -82,8 +82,9 @@ def report(arguments: argparse.Namespace) -> int:
 def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfig]:
     """Return the configs that a root keeps of its runs, or the one of a name."""
     from layerrank.jobs.config.stored import stored  # noqa: PLC0415
+    from layerrank.jobs.own import require_no_modules  # noqa: PLC0415
 
-    runs: dict[str, dict[str, Any]] = {each["name"]: each["given"] for each in stored(root)}
+    runs: dict[str, dict[str, Any]] = {each["name"]: each for each in stored(root)}
     if not runs:
         raise FileNotFoundError(
             f"{root.uri} keeps no config of a run; scores from elsewhere are ranked again by "
@@ -91,7 +92,9 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
         )
     if name is not None:
         runs = {name: runs[looking.known_run(name, [*runs], root)]}
-    found = [RunConfig.model_validate(each) for each in runs.values()]
+    for run, each in runs.items():
+        require_no_modules(each, run)
+    found = [RunConfig.model_validate(each["given"]) for each in runs.values()]
     return [each.model_copy(update={"storage": storage}) for each in found]
 
 
