@@ -102,6 +102,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     """Rank a run and write its report from the tables alone: models and texts may be gone."""
     from layerrank.jobs.cluster.cluster import open_cluster  # noqa: PLC0415
     from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
+    from layerrank.jobs.probe.stage import own_as_scored  # noqa: PLC0415
     from layerrank.jobs.run import Run  # noqa: PLC0415
     from layerrank.jobs.whole import rank_and_report  # noqa: PLC0415
     from layerrank.storage.lock import claimed  # noqa: PLC0415
@@ -115,6 +116,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         chosen = _ranked(config, root)
         run = Run(config, root, cluster, given=given, chosen=chosen)
+        run.seen.own.update(own_as_scored(run))  # its source may be gone too
         rank_and_report(run, partial(publish, arguments))
 
 
