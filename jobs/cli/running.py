@@ -20,6 +20,7 @@ from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
+from layerrank.storage.manifest import Manifests
 from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
@@ -109,6 +110,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
 
     config = continued(given, root)
     root.check_writable()
+    Manifests(root).keep_logs(asked=False)
     say(f"LayerRank: {config.name} -> {root.uri} (as it keeps it)")
     cluster = open_cluster(
         "process", address=None, config=config.cluster, verbose=arguments.verbose, say=say
@@ -201,6 +203,7 @@ def _rank_scores(
     if output:
         root = Root(output)
         root.check_writable()
+        Manifests(root).keep_logs(asked=False)
     rankings = rank_file(scores, Settings(policy=policy))
     publish_scores(scores, root, rankings)
     _verdicts(arguments, rankings)
@@ -221,7 +224,6 @@ def plan(arguments: argparse.Namespace) -> int:
     from layerrank.jobs.plan.words import require_within, told  # noqa: PLC0415
     from layerrank.jobs.prepare.stage import require_agreement  # noqa: PLC0415
     from layerrank.jobs.run import open_root  # noqa: PLC0415
-    from layerrank.storage.manifest import Manifests  # noqa: PLC0415
 
     config = _config(arguments)
     root = open_root(config, arguments.output) if arguments.output or config.output else None
