@@ -254,7 +254,9 @@ def save(
     ConfigError if a package lacks, or for an `out` that exists, unless it may be overwritten.
     """
     library = _library(to)
-    above, _, name = out.rpartition("/")
+    above, _, name = (out.rstrip("/") if to == "lance" else out).rpartition("/")
+    if not name:
+        raise ConfigError(f"{out} is a folder: give --out the name of a file, as {out}x.{to}")
     folder = Root(above or ("/" if out.startswith("/") else "."), options or {})
     beside = f"{name}.texts.parquet" if to in _MATRICES else ""
     if to == "lance" and not folder.is_local:
@@ -303,11 +305,12 @@ def _require_free(folder: Root, name: str, to: VectorFormat, *, overwrite: bool)
     if not folder.exists(name):
         return
     place = folder.place(name)
-    if not overwrite:
-        raise ConfigError(f"{place} exists; choose another --out or give --overwrite")
     is_folder = folder.filesystem.isdir(folder.path(name))
     if is_folder != (to == "lance") or (is_folder and not folder.exists(f"{name}/_versions")):
-        raise ConfigError(f"{place} exists and is no {to} of vectors; it is not overwritten")
+        what = "a folder" if is_folder else "a file"
+        raise ConfigError(f"{place} is {what} and no {to} of vectors; choose another --out")
+    if not overwrite:
+        raise ConfigError(f"{place} exists; choose another --out or give --overwrite")
 
 
 def _rows(stream: IO[bytes], columns: pa.Schema) -> pq.ParquetWriter:

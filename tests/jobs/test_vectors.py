@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +258,16 @@ def test_what_exists_is_replaced_only_when_told_and_never_by_half(
     assert len(np.load(one)) == pq.read_table(f"{one}.texts.parquet").num_rows == 2
     mine = tmp_path / "mine"
     mine.mkdir()
-    formats: tuple[VectorFormat, ...] = ("parquet", "lance")
+    formats: tuple[VectorFormat, ...] = ("parquet", "npy", "lance")
     for to in formats:
-        with pytest.raises(ConfigError, match=f"no {to} of vectors"):
-            save(other, to, str(mine), overwrite=True)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=f"mine is a folder and no {to} of vectors"):
+                save(other, to, str(mine), overwrite=overwrite)
+    for to in formats[:2]:
+        with pytest.raises(ConfigError, match=f"mine/ is a folder: give .*mine/x.{to}"):
+            save(other, to, f"{mine}/")
+    if find_spec("lance"):  # which is a folder itself
+        assert save(other, "lance", f"{tmp_path}/made/").place == f"{tmp_path}/made"
 
 
 def test_a_package_that_lacks_is_named_with_what_installs_it(
