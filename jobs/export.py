@@ -20,13 +20,13 @@ import torch
 import yaml
 
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import DatasetConfig
 from layerrank.jobs.config.prompts import prefixes
-from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.probe.worker import fits_of
 from layerrank.jobs.rank.ranking import ELSEWHERE
-from layerrank.jobs.subjects import local, sides_of, subject
+from layerrank.jobs.subjects import as_called, local, sides_of, subject
 from layerrank.jobs.words import counted, known
 from layerrank.operators.model.backend import load_backend
 from layerrank.operators.model.cut import Cut, CutError, CutPoint, cut_model
@@ -473,7 +473,9 @@ def ranked_point(
     return CutPoint(**vectors, max_tokens=max_tokens, **fit), next(evidence, None)
 
 
-def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> SubjectConfig:
+def ranked_subject(
+    root: Root, storage: StorageConfig, group: str | None, given: Mapping[str, Any]
+) -> SubjectConfig:
     """Return the model that an output ranks, as its config described it; `given` goes before that.
 
     ConfigError if it ranks several, unless `given` names one, or does not know where it was.
@@ -493,11 +495,11 @@ def ranked_subject(root: Root, group: str | None, given: Mapping[str, Any]) -> S
     name, revision = models.pop()
     for run in (each for each in stored(root) if each["name"] in {key["group"] for key in found}):
         for of in run["given"]["subjects"]:
-            one = {**of, "name": name, "revision": revision, **asked}
-            one.pop("revisions", None)
-            described = SubjectConfig.model_validate(one)
-            if of.get("name", "") in ("", name) and "***" not in described.model:
-                return described
+            each = SubjectConfig.model_validate(of)
+            if "***" in each.model:  # a secret was taken out of it
+                continue
+            if described := as_called(each, name, revision, storage):
+                return described.model_copy(update=asked)
     raise ConfigError(f"{root.uri} does not say where {name} at {revision} lies: give --subject")
 
 
@@ -515,25 +517,26 @@ def ranked(
 
     The model is the one `described`, or that of the output; the last are the words before texts.
     """
-    each = local(subject(described or ranked_subject(root, group, given)), storage)
-    config = run_of(root, each, group)
-    limit = max_tokens or (config.extract.max_tokens if config else MAX_TOKENS)
+    each = local(subject(described or ranked_subject(root, storage, group, given)), storage)
+    kept = run_of(root, each, group)
+    limit = max_tokens or (kept["config"]["extract"]["max_tokens"] if kept else MAX_TOKENS)
     point, evidence = ranked_point(root, each, asked, limit, group)
-    return each, point, evidence, run_prompts(config, each, storage)
+    return each, point, evidence, run_prompts(kept, each, storage)
 
 
-def run_of(root: Root, subject: Subject, group: str | None = None) -> RunConfig | None:
-    """Return the config of the run of a subject's ranking; None if the output does not have it."""
+def run_of(root: Root, subject: Subject, group: str | None = None) -> Mapping[str, Any] | None:
+    """Return what an output keeps of the run of a subject's ranking; None if nothing."""
     name = _ranking(root, subject, group).partition.keys["group"]
-    runs = (each["given"] for each in stored(root) if each["name"] == name)
-    return next(map(RunConfig.model_validate, runs), None)
+    return next((each for each in stored(root) if each["name"] == name), None)
 
 
 def run_prompts(
-    config: RunConfig | None, subject: Subject, storage: StorageConfig
+    kept: Mapping[str, Any] | None, subject: Subject, storage: StorageConfig
 ) -> dict[str, str]:
     """Return the words that stood before queries and documents in a run, if any."""
-    datasets = config.datasets if config else ()
+    # To read a dataset of mteb may import modules that it names: those without prompts are not.
+    given = [each for each in kept["given"]["datasets"] if each.get("prompts")] if kept else []
+    datasets = [DatasetConfig.model_validate(each) for each in given]
     return prefixes([side for each in datasets for side in sides_of(subject, each, storage)])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -87,6 +87,29 @@ def find(name: str, folder: str) -> Own:
         return Own(name, digest_of({module: _read(module, file)}))
     modules = _needed(above, module)
     return Own(name, digest_of({each.name: each.source for each in modules}), modules)
+
+
+def require_no_modules(kept: object, run: str) -> None:
+    """ConfigError if what an output keeps of a run names modules: looking at it imports none.
+
+    To read such a config is to import them, as tasks of mteb are known by their classes.
+    """
+    if modules := ", ".join(dict.fromkeys(_named_modules(kept))):
+        raise ConfigError(
+            f"run {run} has tasks of mteb from modules of its own ({modules}), which are not "
+            "imported because an output names them: run `layerrank report` with its config"
+        )
+
+
+def _named_modules(kept: object) -> Iterator[str]:
+    if isinstance(kept, Mapping):
+        if "mteb" in kept and (modules := kept.get("modules")):
+            yield from [modules] if isinstance(modules, str) else map(str, modules)
+        for each in kept.values():
+            yield from _named_modules(each)
+    elif isinstance(kept, Sequence) and not isinstance(kept, str):
+        for each in kept:
+            yield from _named_modules(each)
 
 
 def _elsewhere(module: str) -> Iterator[Path]:

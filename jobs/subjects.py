@@ -298,6 +298,28 @@ def name_of(config: SubjectConfig) -> str:
     return config.name or (Path(config.model).name if in_folder else config.model)
 
 
+def as_called(
+    config: SubjectConfig, name: str, revision: str, storage: StorageConfig
+) -> SubjectConfig | None:
+    """Return the one model that a config calls so in the tables, of a sweep the checkpoint.
+
+    None if it calls none so; what a folder that is gone was called is not known.
+    """
+    asked = config.revisions
+    if name_of(config) != name:
+        return None
+    if asked is not None:
+        matches = fnmatchcase(revision, asked) if isinstance(asked, str) else revision in asked
+        if not matches:
+            return None
+        config = config.model_copy(update={"revisions": (revision,)})
+    (found,) = _checkpoints(config, storage, keep_gone=True)
+    if found.revision != revision:
+        return None
+    told = {"model": found.model, "name": name, "revision": revision, "revisions": None}
+    return config.model_copy(update=told)
+
+
 def subject_identity(each: Subject, storage: StorageConfig) -> dict[str, Any]:
     """Return what a subject's activations depend on: its files, or its hub id and revision.
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from layerrank.jobs.config import VectorFormat
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.export import Asked, ranked_point, run_of, staged
+from layerrank.jobs.export import AS_RANKED, Asked, ranked_point, run_of, staged
 from layerrank.jobs.run import partition
 from layerrank.jobs.words import counted
 from layerrank.operators.model.subject import Subject, Transform
@@ -37,7 +37,6 @@ from layerrank.storage.partition import CLEAN, Partition, partitions
 from layerrank.storage.root import Root
 from layerrank.storage.shards import Shard
 
-AS_RANKED = Asked()
 # The package that a format needs; its module and our extra have the name of the format.
 _PACKAGES = {"lance": "pylance", "faiss": "faiss-cpu"}
 # What a text is labelled with: of a type of task the column of its items, and its type.
@@ -197,8 +196,8 @@ def layer_vectors(
     if is_ranked and (None in asked or asked.transform in FITTED):
         point, _ = ranked_point(root, subject, asked, 0, group)
         asked, fit = Asked(point.layer, point.norm, point.pooling, point.transform), point.fit
-        config = run_of(root, subject, group)
-        names &= {each.name for each in config.datasets} if config else names
+        kept = run_of(root, subject, group)
+        names &= {each["name"] for each in kept["config"]["datasets"]} if kept else names
     if asked.layer is None or (asked.transform in FITTED and fit is None):
         raise ConfigError(
             f"{root.uri} has no ranking of {subject}: give --layer, and --transform raw or l2"
@@ -255,7 +254,9 @@ def save(
     ConfigError if a package lacks, or for an `out` that exists, unless it may be overwritten.
     """
     library = _library(to)
-    above, _, name = out.rpartition("/")
+    above, _, name = (out.rstrip("/") if to == "lance" else out).rpartition("/")
+    if not name:
+        raise ConfigError(f"{out} is a folder: give --out the name of a file, as {out}x.{to}")
     folder = Root(above or ("/" if out.startswith("/") else "."), options or {})
     beside = f"{name}.texts.parquet" if to in _MATRICES else ""
     if to == "lance" and not folder.is_local:
@@ -304,11 +305,12 @@ def _require_free(folder: Root, name: str, to: VectorFormat, *, overwrite: bool)
     if not folder.exists(name):
         return
     place = folder.place(name)
-    if not overwrite:
-        raise ConfigError(f"{place} exists; choose another --out or give --overwrite")
     is_folder = folder.filesystem.isdir(folder.path(name))
     if is_folder != (to == "lance") or (is_folder and not folder.exists(f"{name}/_versions")):
-        raise ConfigError(f"{place} exists and is no {to} of vectors; it is not overwritten")
+        what = "a folder" if is_folder else "a file"
+        raise ConfigError(f"{place} is {what} and no {to} of vectors; choose another --out")
+    if not overwrite:
+        raise ConfigError(f"{place} exists; choose another --out or give --overwrite")
 
 
 def _rows(stream: IO[bytes], columns: pa.Schema) -> pq.ParquetWriter:

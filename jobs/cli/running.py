@@ -20,6 +20,7 @@ from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
+from layerrank.storage.manifest import Manifests
 from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
@@ -87,8 +88,9 @@ def report(arguments: argparse.Namespace) -> int:
 def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfig]:
     """Return the configs that a root keeps of its runs, or the one of a name."""
     from layerrank.jobs.config.stored import stored  # noqa: PLC0415
+    from layerrank.jobs.own import require_no_modules  # noqa: PLC0415
 
-    runs: dict[str, dict[str, Any]] = {each["name"]: each["given"] for each in stored(root)}
+    runs: dict[str, dict[str, Any]] = {each["name"]: each for each in stored(root)}
     if not runs:
         raise FileNotFoundError(
             f"{root.uri} keeps no config of a run; scores from elsewhere are ranked again by "
@@ -96,7 +98,9 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
         )
     if name is not None:
         runs = {name: runs[looking.known_run(name, [*runs], root)]}
-    found = [RunConfig.model_validate(each) for each in runs.values()]
+    for run, each in runs.items():
+        require_no_modules(each, run)
+    found = [RunConfig.model_validate(each["given"]) for each in runs.values()]
     return [each.model_copy(update={"storage": storage}) for each in found]
 
 
@@ -104,12 +108,14 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     """Rank a run and write its report from the tables alone: models and texts may be gone."""
     from layerrank.jobs.cluster.cluster import open_cluster  # noqa: PLC0415
     from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
+    from layerrank.jobs.probe.stage import own_as_scored  # noqa: PLC0415
     from layerrank.jobs.run import Run  # noqa: PLC0415
     from layerrank.jobs.whole import rank_and_report  # noqa: PLC0415
     from layerrank.storage.lock import claimed  # noqa: PLC0415
 
     config = continued(given, root)
     root.check_writable()
+    Manifests(root).keep_logs(asked=False)
     say(f"LayerRank: {config.name} -> {root.uri} (as it keeps it)")
     cluster = open_cluster(
         "process", address=None, config=config.cluster, verbose=arguments.verbose, say=say
@@ -117,6 +123,7 @@ def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> Non
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         chosen = _ranked(config, root)
         run = Run(config, root, cluster, given=given, chosen=chosen)
+        run.seen.own.update(own_as_scored(run))  # its source may be gone too
         rank_and_report(run, partial(publish, arguments))
 
 
@@ -201,6 +208,7 @@ def _rank_scores(
     if output:
         root = Root(output)
         root.check_writable()
+        Manifests(root).keep_logs(asked=False)
     rankings = rank_file(scores, Settings(policy=policy))
     publish_scores(scores, root, rankings)
     _verdicts(arguments, rankings)
@@ -221,7 +229,6 @@ def plan(arguments: argparse.Namespace) -> int:
     from layerrank.jobs.plan.words import require_within, told  # noqa: PLC0415
     from layerrank.jobs.prepare.stage import require_agreement  # noqa: PLC0415
     from layerrank.jobs.run import open_root  # noqa: PLC0415
-    from layerrank.storage.manifest import Manifests  # noqa: PLC0415
 
     config = _config(arguments)
     root = open_root(config, arguments.output) if arguments.output or config.output else None

@@ -17,8 +17,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import ray
 import ray.data
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
+from ray.exceptions import RayError
 from ray.experimental import internal_kv
 from ray.job_config import JobConfig
 
@@ -72,6 +73,7 @@ class RayCluster:
     preload: Sequence[str] = ()  # modules that the driver needs, sooner or later
     _started: bool = False
     _plan: str = ""  # the one that was begun last
+    _mine: str = field(default_factory=lambda: f"{uuid.uuid4().hex}-")  # what its plans begin with
     name = "ray"
 
     @property
@@ -159,19 +161,22 @@ class RayCluster:
         return Counts(*map(sum, zip(*of_units.values(), strict=True)))
 
     def _numbered(self, units: Sequence[Any]) -> list[_Unit]:
-        self._plan = f"{uuid.uuid4().hex}-"
+        self._plan = f"{self._mine}{uuid.uuid4().hex}-"
         return [_Unit(self._plan, number, unit) for number, unit in enumerate(units)]
 
     def _results(self, plan: ray.data.Dataset) -> Iterator[Any]:
         """Yield what the units of a plan return, and forget what was counted of them."""
-        yield from _results(plan)
-        if self._plan:
-            internal_kv._internal_kv_del(self._plan, del_by_prefix=True, namespace=_NAMESPACE)
-        self._plan = ""
+        try:
+            yield from _results(plan)
+        finally:
+            if self._plan:
+                _forget(self._plan)
+            self._plan = ""
 
     def close(self) -> None:
         """Stop what was started, or leave the cluster that was joined."""
         if self._started:
+            _forget(self._mine)  # what was told of a plan after its end
             ray.shutdown()
             self._started = False
 
@@ -252,6 +257,13 @@ class RayCluster:
         finally:
             if asked:
                 request_resources(bundles=[])
+
+
+def _forget(plan: str) -> None:
+    """Forget what was counted of a plan, or of all that begin so; if that fails, it stays."""
+    with suppress(RayError, OSError):
+        if internal_kv._internal_kv_initialized():  # it was not left meanwhile
+            internal_kv._internal_kv_del(plan, del_by_prefix=True, namespace=_NAMESPACE)
 
 
 class _Unit(NamedTuple):

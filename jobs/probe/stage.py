@@ -19,7 +19,7 @@ import numpy as np
 
 from layerrank.jobs.cluster.console import Progress, say
 from layerrank.jobs.config.candidates import other_vectors, ranked_vectors
-from layerrank.jobs.config.datasets import PROMPTS, MtebSource, Task
+from layerrank.jobs.config.datasets import PROMPTS, MtebSource, OwnTask, Task
 from layerrank.jobs.config.run import RunConfig, learning_examples, noise_conditions
 from layerrank.jobs.own import Own
 from layerrank.jobs.probe.candidates import Rungs, Score, fitted
@@ -157,6 +157,21 @@ def score_targets(run: Run, fits: Mapping[Subject, Manifest | None]) -> list[Sco
                 where = partition("probe_scores", subject, dataset, condition.name, task)
                 own = {**settings, **ranked, "noisy": noisy.content}
                 found.append(of_task(where, own, noisy=noisy, fits=of_ranked))
+    return found
+
+
+def own_as_scored(run: Run) -> dict[str, Own]:
+    """Return the classes of tasks of the user's own as the scores know them, without their source.
+
+    Of one that nothing is scored with there is no digest.
+    """
+    found = dict[str, Own]()
+    for subject, dataset in run.pairs():
+        for task in (each for each in dataset.tasks if isinstance(each, OwnTask)):
+            scores = run.manifests.load(partition("probe_scores", subject, dataset, task))
+            digest = scores.settings.get("own", {}).get("source", "") if scores else ""
+            if digest or task.type not in found:
+                found[task.type] = Own(task.type, digest)
     return found
 
 

@@ -19,6 +19,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from layerrank.jobs import export as exporting
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.config.stored import record
 from layerrank.jobs.export import (
     Asked,
     Evidence,
@@ -682,6 +685,60 @@ def test_the_card_says_what_is_done_to_the_vectors_and_what_the_layer_alone_gain
         assert "was asked to rank this layer gains +0.0100." in card
 
 
+def _rank(root: Root, subjects: Sequence[Subject], given: Sequence[Mapping[str, Any]]) -> None:
+    """Store what a run of some subjects leaves of them: its config and a ranking of each."""
+    dataset = {"name": "d", "source": {"files": "f"}}
+    config = RunConfig.model_validate({"name": "demo", "subjects": given, "datasets": [dataset]})
+    record(config, config, root)
+    for each in subjects:
+        where = Partition("ranking", (each.name, each.revision, "demo"))
+        store(
+            root, where, [_table("ranking", [{"recommended": True}])], {"tasks": [], "level": 0.9}
+        )
+
+
+def test_a_ranked_model_is_told_by_what_its_run_calls_it(tmp_path: Path) -> None:
+    root, storage = Root(str(tmp_path / "root")), StorageConfig()
+    for folder in ("a", "b", "sweep/step1", "sweep/step2", "sweep/other"):
+        (tmp_path / folder).mkdir(parents=True)
+    sweep = str(tmp_path / "sweep")
+    given: list[dict[str, Any]] = [
+        {"model": str(tmp_path / "a")},
+        {"model": str(tmp_path / "b"), "dtype": "bfloat16"},
+        {"model": "hub/one", "revision": "v1"},
+        {"model": "hub/one", "revision": "v2"},
+        {"model": sweep, "revisions": "step*"},
+        {"model": "hub/many", "revisions": ["step3", "step4"]},
+    ]
+    hub = [Subject("", f"v{n}", "hub/one") for n in (1, 2)]
+    steps = [Subject("", each, "sweep") for each in ("step1", "step2", "other")]
+    many = [Subject("", each, "hub/many") for each in ("step3", "step4")]
+    folders = [Subject("", "local", each) for each in "ab"]
+    _rank(root, [*folders, *hub, *steps, *many], given)
+
+    def found(each: Subject, **asked: Any) -> SubjectConfig:  # noqa: ANN401
+        named = {"name": each.name, "revision": each.revision, **asked}
+        return ranked_subject(root, storage, None, named)
+
+    places = {
+        **{each: str(tmp_path / each.name) for each in folders},
+        **dict.fromkeys(hub, "hub/one"),
+        **{each: f"{sweep}/{each.revision}" for each in steps[:2]},
+        **dict.fromkeys(many, "hub/many"),
+    }
+    for each, place in places.items():
+        told = found(each)
+        assert (told.model, told.name, told.revision) == (place, each.name, each.revision)
+        assert told.revisions is None
+    assert [found(each).dtype for each in folders] == ["float32", "bfloat16"]
+    assert found(folders[1], trust_remote_code=True).trust_remote_code
+    with pytest.raises(ConfigError, match="where sweep at other lies: give --subject"):
+        found(steps[2])
+    (tmp_path / "b").rmdir()
+    with pytest.raises(ConfigError, match="where b at local lies: give --subject"):
+        found(folders[1])
+
+
 def test_scores_from_elsewhere_are_taken_for_those_of_the_usual_vectors(tmp_path: Path) -> None:
     root, scores = Root(str(tmp_path)), PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
     publish_scores(str(scores), root, rank_file(scores))
@@ -691,4 +748,4 @@ def test_scores_from_elsewhere_are_taken_for_those_of_the_usual_vectors(tmp_path
     assert evidence
     assert evidence.row["gain"] == pytest.approx(0.0505, abs=1e-3)
     with pytest.raises(ConfigError, match="does not say where Pythia-410m at main lies"):
-        ranked_subject(root, None, {})
+        ranked_subject(root, StorageConfig(), None, {})

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from layerrank.jobs.cluster.errors import FAILED, USAGE, explain
+from layerrank.jobs import cli
+from layerrank.jobs.cluster.errors import DONE, FAILED, USAGE, explain
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import OwnTextTask
 from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.stored import record
 from layerrank.jobs.extract.stage import extract
 from layerrank.jobs.measure.stage import measure
 from layerrank.jobs.own import find
@@ -32,7 +34,7 @@ from layerrank.jobs.tasks.items import Given
 from layerrank.jobs.tasks.own import score
 from layerrank.own import FoldScore, Items, NoScoreError
 from layerrank.storage.layers import LayerVectors
-from layerrank.storage.manifest import Manifest, SettingsConflictError
+from layerrank.storage.manifest import Manifest, Manifests, SettingsConflictError
 from layerrank.storage.partition import Partition
 from layerrank.storage.root import Root
 from tests.conftest import Cli, edited, write_config, write_texts
@@ -357,6 +359,28 @@ def test_a_task_that_fails_is_named_and_the_others_are_scored(
         computed(run)
     found = ask(run.root, "SELECT DISTINCT task, metric, isnan(value), reason FROM probe_scores")
     assert found == [("undefined", "share", True, "nothing to see")]
+
+
+def test_a_report_is_made_again_without_the_source(
+    tmp_path: Path,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(tmp_path, mine=PYTHON)
+    task = {"name": "nearest", "type": "mine:NearestCentre", "label_column": "topic"}
+    run = run_of(tmp_path, checkpoint, tasks=[{**task, "part_column": "part"}])
+    record(run.config, run.config, run.root)
+    (tmp_path / "shell").mkdir()
+    monkeypatch.chdir(tmp_path / "shell")
+    computed(run)
+    (tmp_path / "mine.py").unlink()
+    assert cli.main(["report", run.root.uri]) == DONE, capsys.readouterr().err
+    assert "mine:NearestCentre" in (tmp_path / "out/report/small/index.html").read_text()
+    where = partition("probe_scores", *next(run.pairs()), "nearest")
+    Manifests(run.root).erase(where)
+    assert cli.main(["report", run.root.uri]) != DONE
+    assert "nearest is not scored yet" in capsys.readouterr().err
 
 
 def test_without_anything_of_ones_own_settings_are_as_they_were() -> None:

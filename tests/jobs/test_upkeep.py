@@ -10,16 +10,20 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from layerrank.jobs import cli
+from layerrank.jobs.cluster.errors import USAGE
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.stored import FOLDER, record
 from layerrank.jobs.run import Run, Seen, partition
 from layerrank.jobs.upkeep import healing, prune
 from layerrank.storage import schema
-from layerrank.storage.manifest import everything, load
+from layerrank.storage.manifest import Manifests, everything, load
 from layerrank.storage.partition import Partition
+from layerrank.storage.readers import delta
 from layerrank.storage.readers.delta import LogError
 from layerrank.storage.shards import DamagedError
 from tests.support.checkpoints import make_run, store_checkpoint
+from tests.support.places import PROJECT
 from tests.support.stored import store
 
 
@@ -66,6 +70,19 @@ def test_logs_are_asked_for_before_the_work_and_kept_after_it(
     healing(later, lambda: later.write(where, {}, rows))
     for table, height in (("ranking", 4), ("layer_metrics", 2 * len(rows))):
         assert pl.scan_delta(run.root.place(table)).collect().height == height
+
+
+def test_whatever_ranks_says_first_that_the_package_of_its_logs_lacks(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(run.config, run.config, run.root)
+    run.root.write(delta.MARK, b"")
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    monkeypatch.setattr(Manifests, "publish", lambda *_, **__: pytest.fail("work has begun"))
+    scores = str(PROJECT / "jobs/recipes/pythia-410m-scores.parquet")
+    for command in (["report", run.root.uri], ["rank", "--scores", scores, "-o", run.root.uri]):
+        assert cli.main(command) == USAGE
+        assert "pip install 'layerrank[delta]'" in capsys.readouterr().err
 
 
 def test_the_root_is_looked_at_before_the_work_is_done(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from layerrank.jobs import vectors as exporting
 from layerrank.jobs.cluster.errors import DONE, USAGE
 from layerrank.jobs.config import VectorFormat
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.export import Asked
+from layerrank.jobs.config.sealed import sealed
+from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.export import Asked, ranked
 from layerrank.jobs.vectors import layer_vectors, save
 from layerrank.operators.model.subject import Transform
 from layerrank.operators.probes import transform
 from layerrank.operators.prompts.seeding import prompt_id
 from layerrank.storage import schema
 from layerrank.storage.layers import Group, embeddings_table
-from layerrank.storage.partition import CLEAN, Partition, TableName
+from layerrank.storage.partition import CLEAN, RUNS, Partition, TableName
 from layerrank.storage.root import Root
 from layerrank.storage.shards import DamagedError
 from tests.support.stored import store
@@ -215,6 +218,26 @@ def test_what_is_meant_is_asked_where_it_could_be_several(root: Root) -> None:
     assert layer_vectors(root, group="demo").subject.name == "tiny"  # which alone it ranks
 
 
+def test_who_looks_at_an_output_imports_no_module_that_it_names(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "named_by_an_output.py").write_text("raise SystemError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = {"mteb": "Own", "modules": ["named_by_an_output"]}
+    posts: dict[str, Any] = {"name": "posts", "source": {"files": "f"}}
+    others = {"name": "titles-of-mteb", "source": source}
+    values = {"name": "demo", "subjects": [{"model": "tiny"}], "datasets": [posts, others]}
+    config = {**values, "extract": {"max_tokens": 64}}
+    kept = {"number": 1, "name": "demo", "given": values, "config": config}
+    root.write(f"{RUNS}/demo.yaml", sealed(kept))
+    assert [*layer_vectors(root).embeddings] == ["posts"]
+    described = SubjectConfig(model="tiny", name="tiny", revision="1")
+    _, point, _, prompts = ranked(root, StorageConfig(), described=described, given={})
+    assert (point.max_tokens, prompts) == (64, {})
+    assert cli.main(["report", root.uri]) == USAGE
+    assert "run demo has tasks of mteb from modules" in capsys.readouterr().err
+
+
 def test_what_exists_is_replaced_only_when_told_and_never_by_half(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,10 +258,16 @@ def test_what_exists_is_replaced_only_when_told_and_never_by_half(
     assert len(np.load(one)) == pq.read_table(f"{one}.texts.parquet").num_rows == 2
     mine = tmp_path / "mine"
     mine.mkdir()
-    formats: tuple[VectorFormat, ...] = ("parquet", "lance")
+    formats: tuple[VectorFormat, ...] = ("parquet", "npy", "lance")
     for to in formats:
-        with pytest.raises(ConfigError, match=f"no {to} of vectors"):
-            save(other, to, str(mine), overwrite=True)
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match=f"mine is a folder and no {to} of vectors"):
+                save(other, to, str(mine), overwrite=overwrite)
+    for to in formats[:2]:
+        with pytest.raises(ConfigError, match=f"mine/ is a folder: give .*mine/x.{to}"):
+            save(other, to, f"{mine}/")
+    if find_spec("lance"):  # which is a folder itself
+        assert save(other, "lance", f"{tmp_path}/made/").place == f"{tmp_path}/made"
 
 
 def test_a_package_that_lacks_is_named_with_what_installs_it(

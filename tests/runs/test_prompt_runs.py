@@ -343,5 +343,5 @@ def test_a_chat_is_read_as_the_tokenizer_has_it(
 def test_an_exported_model_knows_the_words_that_every_such_side_agrees_on(done: Done) -> None:
     subject = Subject(str(done.model), "local", "tiny")
     # Queries are read in several templates.
-    config = run_of(done.root, subject)
-    assert run_prompts(config, subject, StorageConfig()) == {"document": "passage: "}
+    kept = run_of(done.root, subject)
+    assert run_prompts(kept, subject, StorageConfig()) == {"document": "passage: "}

@@ -19,6 +19,7 @@ from unittest.mock import Mock, patch
 import pytest
 import ray.data
 import torch
+from ray.exceptions import RpcError
 
 from layerrank.jobs.cluster import console, on_processes, on_ray, tally
 from layerrank.jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
@@ -393,6 +394,28 @@ def test_a_unit_that_is_tried_again_is_counted_once(processes: Processes, tmp_pa
     assert sorted(each(processes, partial(count_and_die_once, tmp_path))) == UNITS
     assert (tmp_path / "died").exists()
     assert processes.counted().done == 10 * len(UNITS)
+
+
+def test_what_was_counted_on_ray_is_forgotten_and_that_fails_nothing(
+    recorder: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side, forgotten = on_a_cluster(), list[str]()
+
+    def forget(key: str, **_: object) -> None:
+        forgotten.append(key)
+        raise RpcError("the store does not answer")
+
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_initialized", lambda: True)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", forget)
+    monkeypatch.setattr("ray.shutdown", Mock())
+    assert list(each(side, square)) == []
+    failed = on_ray._packed(on_ray._Unit("", 0, on_ray._Failed(ValueError("why"))), "result")
+    recorder.iter_rows.return_value = failed.to_pylist()
+    with pytest.raises(InWorkerError, match="why"):
+        list(each(side, square))
+    side.close()  # a worker may have told of a plan after its end
+    assert len({*forgotten}) == 3
+    assert all(plan.startswith(forgotten[-1]) for plan in forgotten[:-1])
 
 
 def test_what_cannot_be_counted_fails_nothing(tmp_path: Path) -> None:
