@@ -187,7 +187,7 @@ class Result:
 
         named = {"name": self.model_name, "revision": self.revision}
         with _ours(), tempfile.TemporaryDirectory(prefix="layerrank-") as folder:
-            described = ranked_subject(self._root, self.run, named)
+            described = ranked_subject(self._root, self._storage, self.run, named)
             if not trust and (described.trust_remote_code or described.allow_pickle):
                 raise ConfigError(
                     f"the run {self.run} trusted code of {described.model}, which would run here: "

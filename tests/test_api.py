@@ -21,6 +21,7 @@ import layerrank as lr
 from layerrank import given
 from layerrank.jobs.cluster import console
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.settings import SubjectConfig
 from layerrank.storage.root import Root
 from tests.conftest import S3, TOPICS, Cli, write_config
 from tests.support.places import PROJECT
@@ -70,6 +71,15 @@ def test_vectors_are_a_row_for_each_text(result: lr.Result) -> None:
 def test_the_model_gives_the_recommended_vectors(result: lr.Result) -> None:
     encoded_ND = result.model().encode(TEXTS)
     assert encoded_ND == pytest.approx(result.vectors()[: len(TEXTS)], abs=1e-5)
+
+
+def test_what_a_run_trusted_is_not_trusted_by_who_opens_it(
+    result: lr.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = SubjectConfig(model="somebodys/model", trust_remote_code=True)
+    monkeypatch.setattr("layerrank.jobs.export.ranked_subject", lambda *_: trusted)
+    with pytest.raises(lr.UsageError, match="trusted code of somebodys/model"):
+        result.model()
 
 
 def test_a_finished_output_is_opened(result: lr.Result, tmp_path: Path) -> None:
