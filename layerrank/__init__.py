@@ -28,4 +28,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  (whatever has the name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__, "__version__"])
+    return sorted([*__all__, "__version__"])

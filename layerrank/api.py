@@ -170,10 +170,18 @@ class Result:
             rows = {text: row for row, text in enumerate(table["text"].to_pylist())}
             return matrix_ND[[rows.get(text, -1) for text in self.texts]]
 
+    def _require_vectors(self) -> None:
+        """ConfigError where scores from elsewhere are all that there is."""
+        if not partitions(self._root, "embeddings", self.model_name, self.revision):
+            raise ConfigError(
+                f"{self.root} has scores of {self.model_name} alone: neither vectors nor the model"
+            )
+
     def _vectors(self, layer: int | None) -> TextVectors:
         from layerrank.jobs.export import Asked  # noqa: PLC0415  (torch, seconds)
         from layerrank.jobs.vectors import layer_vectors  # noqa: PLC0415
 
+        self._require_vectors()
         named = {"model": self.model_name, "revision": self.revision}
         return layer_vectors(self._root, Asked(layer), **named, group=self.run)
 
@@ -187,6 +195,7 @@ class Result:
 
         named = {"name": self.model_name, "revision": self.revision}
         with _ours(), tempfile.TemporaryDirectory(prefix="layerrank-") as folder:
+            self._require_vectors()
             described = ranked_subject(self._root, self._storage, self.run, named)
             if not trust and (described.trust_remote_code or described.allow_pickle):
                 raise ConfigError(
@@ -209,7 +218,7 @@ def rank(
     *,
     output: str | Path | None = None,
     text_column: str = "text",
-    label_column: str = "label",
+    label_column: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
     **settings: Any,  # noqa: ANN401  (whatever the keys of a config hold)
@@ -219,12 +228,12 @@ def rank(
     `model` is a hub id, a folder, or a mapping of the keys of a subject (`{"model": …, "dtype":
     "bfloat16"}`). `texts` are a list of them, or a table with a column of them: pandas, Polars,
     Arrow, `datasets.Dataset`, a mapping of columns. `labels` are a list of the same length, or a
-    column of that table: texts and whole numbers are classes, of which one is told from the others;
-    other numbers are predicted; lists are several labels of a text. The path of a file or a folder
-    is read as by `--texts`. Instead of texts a config may stand there, the path of a YAML file, the
-    name of a recipe, or a mapping: `model` then takes the place of its subjects, or is None. A YAML
-    file or a mapping may stand first, alone. Of several models the result is of the first, and
-    `open` gives the others.
+    column of that table, by default `label` if there is one: texts and whole numbers are classes,
+    of which one is told from the others; other numbers are predicted; lists are several labels of a
+    text. The path of a file or a folder is read as by `--texts`. Instead of texts a config may
+    stand there, the path of a YAML file, the name of a recipe, or a mapping: `model` then takes the
+    place of its subjects, or is None. A YAML file or a mapping may stand first, alone. Of several
+    models the result is of the first, and `open` gives the others.
 
     `output` is a folder or an s3:// prefix, in which the same call goes on and makes nothing twice;
     without one it is the config's, or a temporary folder, which goes with the result. Every further
@@ -235,19 +244,9 @@ def rank(
     UsageError for what cannot be done as it stands, RunError for what failed.
     """
     with _ours(), _hushed(quiet):
-        if texts is None and given.is_config(model):
-            model, texts = None, model
-        if texts is None:
-            raise ConfigError("no texts: give a list or a table of them with labels, or a config")
-        of_config, found = given.config(texts), None
-        values = given.merged(of_config, settings)
+        columns = text_column, label_column
+        values, found = given.asked(model, texts, labels, columns, settings)
         access = _access(values.get("storage"))
-        if not of_config:
-            found = given.dataset(texts, labels, text_column, label_column)
-        elif labels is not None:
-            raise ConfigError("labels are for texts; those of a config are in its datasets")
-        if model is not None:
-            values["subjects"] = [given.subject(model)]
         temporary = None
         place = str(output or values.get("output") or "")
         if not place:
@@ -259,8 +258,7 @@ def rank(
             root = open_root(config, place)  # what may not be written to is told before
             if found:
                 found.write(root)
-            beside = str(Path(texts).parent) if isinstance(texts, (str, Path)) else "."
-            where = whole.Where(place, overwrite=overwrite, folder=beside)
+            where = whole.Where(place, overwrite=overwrite, folder=given.folder_of(texts, model))
             with whole.opened(with_folders(config), where) as run:
                 whole.make(run, get_args(Stage), page.publish)
             first = partition("ranking", run.subjects[0], run.config)

@@ -6,6 +6,7 @@ out, counted and refused is what `docs/data.md` says.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import numbers
@@ -26,9 +27,37 @@ from layerrank.storage.root import BOOKS, Root
 NAME = "texts"  # of the run and its dataset
 _LARGEST = 128 << 20  # bytes that are read as a folder, whose task fits itself to few labels
 _FILE = "texts.jsonl"
+_LABEL = "label"
 _CLASSES = {"name": "label", "type": "classification", "label_column": "label"}
 _CONFIG_ENDINGS = (".yaml", ".yml")
 _CONFIG_KEYS = {"subjects", "datasets", "tasks"}
+
+
+def asked(
+    model: object,
+    texts: object,
+    labels: object,
+    columns: tuple[str, str | None],
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Any], Given | None]:
+    """Return the keys of the config that a call of `rank` is, and the texts that are not in it."""
+    if texts is None and is_config(model):
+        model, texts = None, model
+    if texts is None:
+        raise ConfigError("no texts: give a list or a table of them with labels, or a config")
+    if isinstance(texts, str) and labels is not None:
+        raise ConfigError(f"texts are {texts!r:.60}: labels go with a list or a table of texts")
+    of_config = config(texts)
+    values = merged(of_config, settings)
+    if model is not None:
+        values["subjects"] = [subject(model)]
+    if not of_config:
+        if "subjects" not in values:
+            raise ConfigError("no model: give a hub id, a folder, or a mapping of a subject's keys")
+        return values, dataset(texts, labels, *columns)
+    if labels is not None:
+        raise ConfigError("labels are for texts; those of a config are in its datasets")
+    return values, None
 
 
 def is_config(given: object) -> bool:
@@ -36,6 +65,12 @@ def is_config(given: object) -> bool:
     if isinstance(given, Mapping):
         return bool(_CONFIG_KEYS & given.keys())
     return isinstance(given, (str, Path)) and str(given).endswith(_CONFIG_ENDINGS)
+
+
+def folder_of(*given: object) -> str:
+    """Return the folder of the config's file that is among what is given; else this one."""
+    files = (each for each in given if isinstance(each, (str, Path)) and is_config(each))
+    return str(Path(next(files, "")).parent)
 
 
 def config(texts: object) -> dict[str, Any]:
@@ -69,7 +104,10 @@ def subject(model: object) -> dict[str, Any]:
     if isinstance(model, Mapping):
         return dict(model)
     if isinstance(model, (str, Path)):
-        return subject_of(str(model)).model_dump(exclude_unset=True)
+        try:
+            return subject_of(str(model)).model_dump(exclude_unset=True)
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix("--subject ")) from None
     raise ConfigError(
         f"the model is {type(model).__name__}: give a hub id or a folder, such as one that "
         "save_pretrained has written"
@@ -106,7 +144,7 @@ class Given:
             root.write(f"{self._key}/{_FILE}", self.content)
 
 
-def dataset(texts: object, labels: object, text_column: str, label_column: str) -> Given:
+def dataset(texts: object, labels: object, text_column: str, label_column: str | None) -> Given:
     """Return the dataset that texts are, with their labels, as `columns` reads them.
 
     Its task is a classification of the labels; a regression where they are numbers with fractions,
@@ -117,7 +155,8 @@ def dataset(texts: object, labels: object, text_column: str, label_column: str) 
             raise ConfigError(f"labels of {texts} are in it, in its subfolders or label_column")
         place = str(texts) if "://" in str(texts) else str(Path(texts).absolute())
         named = {"text_column": text_column, "label_column": label_column}
-        other = {key: name for key, name in named.items() if name != key.removesuffix("_column")}
+        usual = {"text_column": "text", "label_column": None}
+        other = {key: name for key, name in named.items() if name != usual[key]}
         return Given({"folder": place, **other}, None)
     found, named_N = columns(texts, labels, text_column, label_column)
     lines = []
@@ -131,19 +170,20 @@ def dataset(texts: object, labels: object, text_column: str, label_column: str) 
 
 
 def columns(
-    texts: object, labels: object, text_column: str, label_column: str
+    texts: object, labels: object, text_column: str, label_column: str | None
 ) -> tuple[list[str | None], list[Any] | None]:
     """Return texts and labels as lists of one length; None where there are no labels.
 
     `texts` are a sequence of them, or a table (pandas, Polars, Arrow, `datasets.Dataset`, a mapping
-    of columns) with a column of them; `labels` are a sequence, or a column of that table.
-    ConfigError that says what is missing, has another length or is no text.
+    of columns) with a column of them; `labels` are a sequence, or a column of that table: without
+    them that of `label_column`, which is `label` if there is one. ConfigError that says what is
+    missing, has another length or is no text.
     """
     table = _table(texts)
     if table is not None:
         given = _column(table, text_column, "texts")
-        if labels is None and label_column in table.column_names:
-            labels = label_column
+        if labels is None:
+            labels = label_column or _label_in(table, text_column)
         if isinstance(labels, str):
             labels = _column(table, labels, "labels")
     else:
@@ -222,6 +262,20 @@ def _table(given: object) -> pa.Table | None:
         return found
     if hasattr(given, "__arrow_c_stream__") and hasattr(given, "columns"):
         return pa.table(given)
+    return None
+
+
+def _label_in(table: pa.Table, text_column: str) -> str | None:
+    """Return the column of labels by its usual name; ConfigError if one is nearly called so."""
+    names = [name for name in table.column_names if name != text_column]
+    if _LABEL in names:
+        return _LABEL
+    near = [name for name in names if difflib.get_close_matches(_LABEL, [name.lower()], 1, 0.8)]
+    if near:
+        raise ConfigError(
+            f"the table has no column {_LABEL!r}, but {near[0]!r}: give label_column={near[0]!r}, "
+            "or leave that column out to rank without labels"
+        )
     return None
 
 

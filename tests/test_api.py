@@ -22,6 +22,9 @@ from layerrank import given
 from layerrank.jobs.cluster import console
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import SubjectConfig
+from layerrank.jobs.rank.ranking import Settings
+from layerrank.jobs.rank.score_file import rank_file
+from layerrank.jobs.report.page import publish_scores
 from layerrank.storage.root import Root
 from tests.conftest import S3, TOPICS, Cli, write_config
 from tests.support.places import PROJECT
@@ -139,8 +142,29 @@ TABLE = {"text": TEXTS[:4], "label": LABELS[:4]}
 def test_tables_of_every_kind_are_read_alike(table: object) -> None:
     assert given.columns(table, None, "text", "label") == (TABLE["text"], TABLE["label"])
     assert given.columns(table, "text", "label", "") == (TABLE["label"], TABLE["text"])
+    assert given.columns(table, None, "text", None) == (TABLE["text"], TABLE["label"])
     with pytest.raises(ConfigError, match=r"'body'.*'text', 'label'"):
         given.columns(table, None, "body", "label")
+
+
+def test_labels_of_a_table_are_never_lost() -> None:
+    """Those that are named are there, and a column that is nearly called so is asked about."""
+    with pytest.raises(ConfigError, match=r"'clas'.*'text', 'label'"):
+        given.columns(TABLE, None, "text", "clas")
+    for name in ("labels", "Label", "lable"):
+        with pytest.raises(ConfigError, match=rf"label_column='{name}'"):
+            given.columns({"text": TEXTS[:2], name: LABELS[:2]}, None, "text", None)
+    assert given.columns({"text": TEXTS[:2], "table": LABELS[:2]}, None, "text", None)[1] is None
+
+
+def test_scores_from_elsewhere_have_neither_vectors_nor_a_model(tmp_path: Path) -> None:
+    root, scores = Root(str(tmp_path)), PROJECT / "jobs/recipes/pythia-410m-scores.parquet"
+    publish_scores(str(scores), root, rank_file(str(scores), Settings(draws=200)))
+    found = lr.open(tmp_path)
+    assert found.best_layer == 17
+    for what in (found.model, found.vectors, lambda: found.texts):
+        with pytest.raises(lr.UsageError, match="scores of Pythia-410m alone"):
+            what()
 
 
 def test_labels_are_what_python_and_its_libraries_have() -> None:
@@ -223,6 +247,8 @@ def test_quiet_is_of_the_thread_that_asked_for_it() -> None:
         ({"texts": ["a", "b"], "labels": ["x", "y"], "extract": {"token": 1}}, "extract.*token"),
         ({"texts": "no-such.yaml"}, "no-such.yaml"),
         ({"model": 5, "texts": ["a"]}, "the model is int"),
+        ({"model": None, "texts": ["a"]}, "no model"),
+        ({"texts": "hello", "labels": ["x"]}, "'hello'.*labels"),
         ({"model": "no/such/folder", "texts": ["a"]}, "no/such/folder"),
         ({"texts": {"train": 1}}, "train"),
         ({"texts": {"text": ["a", "b"], "label": ["x"]}}, "text has 2, label has 1"),
