@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED
-from layerrank.jobs.config import did_you_mean
+from layerrank.jobs.config import did_you_mean, did_you_mean_path
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load
 from layerrank.jobs.config.settings import StorageConfig
@@ -73,7 +73,8 @@ def _sql(arguments: argparse.Namespace) -> str:
         return Path(arguments.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"cannot read {arguments.file}: {reason}") from error
+        near = did_you_mean_path(arguments.file) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"cannot read {arguments.file}: {reason}{near}") from error
 
 
 def show(arguments: argparse.Namespace) -> int:

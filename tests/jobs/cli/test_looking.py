@@ -195,6 +195,7 @@ def test_sql_comes_from_a_file_or_the_standard_input(cli: Cli, root: str, tmp_pa
         ([], "give the SQL once"),
         (["SELECT 1", "-f", "question.sql"], "give the SQL once"),
         (["-f", "nowhere.sql"], "cannot read nowhere.sql"),
+        (["-f", "READM.md"], r"cannot read READM\.md: No such file.*; did you mean README\.md\?"),
         ([""], "the SQL asks for nothing"),
         (["SELECT 1", "--to", "a.txt"], "--to a.txt: .*ending says no format"),
         (["SELECT 1", "--format", "parquet"], "needs --to FILE"),
