@@ -13,8 +13,9 @@ from layerrank.jobs.cli import looking
 from layerrank.jobs.cli.parser import STAGES
 from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED
+from layerrank.jobs.config import did_you_mean, did_you_mean_path, recipes
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.run import RunConfig, load, overridden, scores_recipe
+from layerrank.jobs.config.run import RunConfig, is_yaml, load, overridden, scores_recipe
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
@@ -65,21 +66,24 @@ def publish(arguments: argparse.Namespace, run: Run, rankings: Sequence[Ranking]
 
 def report(arguments: argparse.Namespace) -> int:
     """Rebuild the reports of an output, or that of a config's run."""
-    if not ("://" in arguments.config or Path(arguments.config, BOOKS).is_dir()):
+    given, path = arguments.config, Path(arguments.config)
+    is_config = is_yaml(path) or path.is_file() or given in recipes()
+    if is_config and not ("://" in given or looking.is_output(path)):
         if arguments.run or arguments.access:
             raise ConfigError(
                 f"--run and --config are for the folder of an output, and {arguments.config} is "
                 f"none: it has no {BOOKS}/"
             )
         return run(arguments)
+    storage = looking.storage_of(arguments)
+    near = did_you_mean_path(given, is_yaml) or did_you_mean(given, recipes())
+    root = looking.root_at(given, storage, or_else=near)
     options = {"set": arguments.sets, **vars(arguments)}
-    if given := [name for name in _OF_CONFIGS if options[name.replace("-", "_")]]:
+    if replaced := [name for name in _OF_CONFIGS if options[name.replace("-", "_")]]:
         raise ConfigError(
             "the report of an output is of the config and the tables that it keeps: leave out "
-            f"--{', --'.join(given)}"
+            f"--{', --'.join(replaced)}"
         )
-    storage = looking.storage_of(arguments)
-    root = looking.root_at(arguments.config, storage)
     for config in _kept(root, arguments.run, storage):
         _rebuild(arguments, config, root)
     return DONE

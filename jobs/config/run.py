@@ -216,18 +216,18 @@ def _values_of(recipe_or_file: str) -> tuple[Values, str]:
     Paths in a file are relative to it, those in a recipe to the shell, but for scores beside it.
     """
     path = Path(recipe_or_file)
-    if _is_yaml(path) or path.is_file():
+    if is_yaml(path) or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            near = did_you_mean_path(recipe_or_file, _is_yaml)
+            near = did_you_mean_path(recipe_or_file, is_yaml)
             raise ConfigError(f"cannot read config {path}: {error.strerror}{near}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return beside(mapping(text, str(path)), path.absolute().parent), str(path)
     recipe = RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
-        near = did_you_mean_path(recipe_or_file, _is_yaml)
+        near = did_you_mean_path(recipe_or_file, is_yaml)
         near = near or did_you_mean(recipe_or_file, recipes())
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
@@ -239,7 +239,8 @@ def _values_of(recipe_or_file: str) -> tuple[Values, str]:
     return values, f"recipe {recipe_or_file}"
 
 
-def _is_yaml(path: Path) -> bool:
+def is_yaml(path: Path) -> bool:
+    """Whether a file is called as a config is."""
     return path.suffix in (".yaml", ".yml")
 
 

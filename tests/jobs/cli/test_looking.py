@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import polars as pl
 import pytest
 
 from layerrank.jobs.words import ago, bytes_of
+from layerrank.storage.root import BOOKS
 from tests.conftest import S3, Cli, offline_environment
 from tests.support.places import PROJECT
 
@@ -35,6 +37,41 @@ def root(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> str:
     out = str(tmp_path_factory.mktemp("looked-at") / "out")
     cli("run", "published", "-o", out)
     return out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status OUT",
+        "query OUT 'SELECT 1'",
+        "open OUT",
+        "repair OUT",
+        "report OUT --limit 1",
+        "export cut --ranking OUT",
+        "export-vectors OUT --to npy",
+    ],
+)
+def test_an_output_that_is_none_is_answered_with_the_nearest(
+    cli: Cli, root: str, tmp_path: Path, words: str
+) -> None:
+    shutil.copytree(root, tmp_path / "out")
+    (tmp_path / "outt").mkdir()  # nearer, and no output
+
+    def told(name: str) -> str:
+        place = str(tmp_path / name)
+        given = [place if each == "OUT" else each for each in shlex.split(words)]
+        (line,) = cli(*given, expect=2).stderr.splitlines()
+        assert f"no complete table under {place}" in line
+        return line
+
+    assert told("outts").endswith(f"; did you mean {tmp_path / 'out'}?")
+    assert told("outt").endswith(f"; did you mean {tmp_path / 'out'}?")
+    assert "did you mean" not in told("nosuch")
+
+
+def test_what_is_to_be_reported_may_be_a_config_too(cli: Cli) -> None:
+    assert cli("report", "publishd", expect=2).stderr.endswith("; did you mean published?\n")
+    assert "cannot read config gone.yaml" in cli("report", "gone.yaml", expect=2).stderr
 
 
 @pytest.fixture
@@ -234,7 +271,8 @@ def test_where_the_page_is(cli: Cli, root: str, tmp_path: Path) -> None:
     assert cli("open", root, "--print", *run).stdout == f"{page}\n"
     told = cli("open", root, "--run", "pythia-410m-score", expect=2).stderr
     assert "did you mean pythia-410m-scores?" in told
-    assert "there is no report" in cli("open", str(tmp_path), expect=2).stderr
+    (tmp_path / "bare" / BOOKS).mkdir(parents=True)
+    assert "there is no report" in cli("open", str(tmp_path / "bare"), expect=2).stderr
     # Several have a page that lists them.
     several = tmp_path / "several"
     shutil.copytree(root, several)
