@@ -22,6 +22,7 @@ from layerrank.jobs.prepare.folders import with_folders
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
 from layerrank.storage.manifest import Manifests
+from layerrank.storage.manifest import load as manifest_of
 from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
@@ -96,9 +97,10 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
 
     runs: dict[str, dict[str, Any]] = {each["name"]: each for each in stored(root)}
     if not runs:
+        again = " and ".join(_rankings_of_scores(root)) or "`layerrank rank --scores`"
         raise FileNotFoundError(
             f"{root.uri} keeps no config of a run; scores from elsewhere are ranked again by "
-            "`layerrank rank --scores`"
+            f"{again}"
         )
     if name is not None:
         runs = {name: runs[looking.known_run(name, [*runs], root)]}
@@ -106,6 +108,20 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
         require_no_modules(each, run)
     found = [RunConfig.model_validate(each["given"]) for each in runs.values()]
     return [each.model_copy(update={"storage": storage}) for each in found]
+
+
+def _rankings_of_scores(root: Root) -> list[str]:
+    """Return the commands that made the rankings of scores from elsewhere in a root."""
+    found = (manifest_of(root, each) for each in partitions(root, "ranking"))
+    settings = [each.settings for each in found if each]
+    files = sorted({str(each["scores"]) for each in settings if "scores" in each})
+    built_in = {Path(each.scores).name: name for name in recipes() if (each := scores_recipe(name))}
+    return [
+        f"`layerrank run {built_in[file]} -o {root.uri}`"
+        if file in built_in
+        else f"`layerrank rank --scores {file} -o {root.uri}`"
+        for file in files
+    ]
 
 
 def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> None:

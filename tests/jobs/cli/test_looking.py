@@ -74,6 +74,17 @@ def test_what_is_to_be_reported_may_be_a_config_too(cli: Cli) -> None:
     assert "cannot read config gone.yaml" in cli("report", "gone.yaml", expect=2).stderr
 
 
+def test_a_report_of_scores_is_refused_with_what_ranks_them_again(
+    cli: Cli, root: str, tmp_path: Path
+) -> None:
+    assert f"by `layerrank run published -o {root}`" in cli("report", root, expect=2).stderr
+    mine, out = tmp_path / "mine.csv", str(tmp_path / "out")
+    mine.write_text("model,layer,task,score\nm,0,t,0.1\nm,1,t,0.2\n", encoding="utf-8")
+    cli("rank", "--scores", str(mine), "-o", out)
+    told = cli("report", out, expect=2).stderr
+    assert f"by `layerrank rank --scores mine.csv -o {out}`" in told
+
+
 @pytest.fixture
 def damaged(root: str, tmp_path: Path) -> Path:
     """A copy of it with a shard that is cut off."""
@@ -310,10 +321,6 @@ def test_a_report_on_s3_is_fetched_to_a_folder_of_ones_own(
     place = f"{there.uri}/answers/a.csv"
     on_s3("query", there.uri, "SELECT count(*) AS n FROM ranking", "--to", place)
     assert there.read("answers/a.csv") == b"n\n25\n"
-
-
-def test_scores_from_elsewhere_keep_no_config_to_report(cli: Cli, root: str) -> None:
-    assert "rank --scores" in cli("report", root, expect=2).stderr
 
 
 def test_quiet_leaves_the_verdict_of_a_run_and_answers(cli: Cli, root: str) -> None:
