@@ -210,9 +210,7 @@ def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Polic
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     makes_page = arguments.command in ("run", "rank", "report")
-    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets)):
-        if arguments.limit:
-            raise ConfigError(f"{arguments.config} ranks scores: it has no rows to --limit")
+    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets, arguments.limit)):
         return recipe.scores, arguments.output or recipe.output, recipe.policy
     return None
 

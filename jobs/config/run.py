@@ -194,19 +194,26 @@ def of_values(
     return _checked(RunConfig, values, where, sets, limit)
 
 
-def scores_recipe(recipe_or_file: str, sets: Sequence[str] = ()) -> ScoresConfig | None:
+def scores_recipe(
+    recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None
+) -> ScoresConfig | None:
     """Return a recipe that ranks scores, with the path of these; None if it is one of a run."""
     values, where = _values_of(recipe_or_file)
-    return _checked(ScoresConfig, values, where, sets) if "scores" in values else None
+    return _checked(ScoresConfig, values, where, sets, limit) if "scores" in values else None
 
 
-def problems(recipe_or_file: str) -> list[str]:
-    """Return what is wrong with a config, a line each, as far as can be told at once."""
+def problems(recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None) -> list[str]:
+    """Return what is wrong with a config, a line each, as far as can be told at once.
+
+    `sets` and `limit` as of `load`.
+    """
     values, where = _values_of(recipe_or_file)
+    kind = ScoresConfig if "scores" in values else RunConfig
+    steps = _steps(values, sets, limit)
     try:
-        (ScoresConfig if "scores" in values else RunConfig).model_validate(values)
+        kind.model_validate(steps[-1])
     except ValidationError as error:
-        return [f"{where}: {problem}" for problem in _problems(error, values)]
+        return _told(error, kind, steps, sets, where)
     return []
 
 
@@ -252,18 +259,36 @@ def _checked(
     limit: int | None = None,
 ) -> Checked:
     """Return the block of some values, after what is put there; ConfigError if it is a bad one."""
+    steps = _steps(values, sets, limit)
+    try:
+        return kind.model_validate(steps[-1])
+    except ValidationError as error:
+        raise ConfigError(_told(error, kind, steps, sets, where)[0]) from error
+
+
+def _steps(values: Values, sets: Sequence[str], limit: int | None) -> list[Values]:
+    """Return the values as they are given, and after each thing that is put there."""
     steps = [values]
     for each in sets:
         steps.append(with_set(steps[-1], each))
-    try:
-        return kind.model_validate(steps[-1] if limit is None else limited(steps[-1], limit))
-    except ValidationError as error:
-        problem = _problems(error, steps[-1])[0]
-        for each, before, after in zip(sets, steps, steps[1:], strict=False):
-            if _is_valid(kind, before) and not _is_valid(kind, after):
-                where = f"--set {each.partition('=')[0]}"
-                problem = problem.removeprefix(f"{where.removeprefix('--set ')}: ")
-        raise ConfigError(f"{where}: {problem}") from error
+    return steps if limit is None else [*steps, limited(steps[-1], limit)]
+
+
+def _told(
+    error: ValidationError,
+    kind: type[Block],
+    steps: Sequence[Values],
+    sets: Sequence[str],
+    where: str,
+) -> list[str]:
+    """Return what is wrong with the last of some values, a line each, and where that came in."""
+    key = ""
+    for each, before, after in zip(sets, steps, steps[1:], strict=False):
+        if _is_valid(kind, before) and not _is_valid(kind, after):
+            key = each.partition("=")[0]
+            where = f"--set {key}"
+    found = _problems(error, steps[-1])
+    return [f"{where}: {problem.removeprefix(f'{key}: ')}" for problem in found]
 
 
 def _is_valid(kind: type[Block], values: Values) -> bool:
