@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from botocore.exceptions import BotoCoreError
 
+from layerrank.jobs.config import did_you_mean_path
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig
 from layerrank.jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
@@ -278,12 +279,21 @@ def resolve(
 
 
 def subject(config: SubjectConfig) -> Subject:
-    """Return the one subject that a config describes, its defaults filled in."""
+    """Return the one subject that a config describes, its defaults filled in.
+
+    ConfigError if an installed package has no such folder: that is no hub id either.
+    """
     if is_remote(config.model):
         last = PurePosixPath(config.model).name
         return _named(config, config.model, config.revision or "remote", last)
     bare = _named(config, config.model, config.revision or "main", config.model)
     if not bare.is_folder:
+        if config.model.startswith("package:"):
+            given = config.model.rstrip("/").removesuffix(f"/{bare.gguf_file}")
+            package, _, inside = given.partition("/")
+            near = did_you_mean_path(bare.source, Path.is_dir)
+            near = near.replace(bare.source.removesuffix(inside), f"{package}/")
+            raise ConfigError(f"model {config.model}: the package has no folder {inside}{near}")
         return bare
     place = Path(bare.source).resolve() / bare.gguf_file
     model = config.model if config.model.startswith("package:") else str(place)

@@ -183,7 +183,7 @@ def validate(arguments: argparse.Namespace) -> int:
     """Say whether a config is a valid one, from it alone, and what is wrong with its keys."""
     from layerrank.jobs.config.run import problems  # noqa: PLC0415
 
-    found = problems(arguments.config)
+    found = problems(arguments.config, arguments.sets, arguments.limit)
     for line in found:
         sys.stderr.write(f"layerrank: {printable(line)}\n")
     if found:

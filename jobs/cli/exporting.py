@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from layerrank.jobs.cli.looking import existing, storage_of
+from layerrank.jobs.cli.looking import existing, is_output, root_at, storage_of
 from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import SubjectConfig
-from layerrank.storage.root import BOOKS, Root
 
 
 def export(arguments: argparse.Namespace) -> int:
     """Write the model cut at a layer, with what is done to its vectors."""
-    if Path(arguments.out, BOOKS).is_dir():
+    if is_output(Path(arguments.out)):
         raise ConfigError(
             f"{arguments.out} is the output of runs: give a folder to write the model to, and "
             f"--ranking {arguments.out}"
@@ -37,7 +36,7 @@ def export(arguments: argparse.Namespace) -> int:
     evidence, prompts = None, dict[str, str]()
     if arguments.ranking:
         each, point, evidence, prompts = ranked(
-            Root(arguments.ranking, storage.options()),
+            root_at(arguments.ranking, storage),
             storage,
             described=described,
             given=given,

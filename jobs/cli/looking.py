@@ -11,11 +11,11 @@ from urllib.parse import unquote
 
 from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED
-from layerrank.jobs.config import did_you_mean
+from layerrank.jobs.config import did_you_mean, did_you_mean_path
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load
 from layerrank.jobs.config.settings import StorageConfig
-from layerrank.storage.root import Root
+from layerrank.storage.root import BOOKS, Root
 
 _FOLDER, _TREND, _PAGE = "report", "trend", "index.html"
 
@@ -73,7 +73,8 @@ def _sql(arguments: argparse.Namespace) -> str:
         return Path(arguments.file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"cannot read {arguments.file}: {reason}") from error
+        near = did_you_mean_path(arguments.file) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"cannot read {arguments.file}: {reason}{near}") from error
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -143,13 +144,25 @@ def existing(arguments: argparse.Namespace) -> Root:
     return root_at(arguments.output, storage_of(arguments))
 
 
-def root_at(place: str, storage: StorageConfig) -> Root:
-    """Return the root of a place; FormatError if this version does not read it."""
+def root_at(place: str, storage: StorageConfig, or_else: str = "") -> Root:
+    """Return the root of a place; FormatError if this version does not read it.
+
+    FileNotFoundError if nothing of a run lies there, with the output beside it that may be meant,
+    or with `or_else`, what may be meant if there is none.
+    """
     from layerrank.storage.manifest import require_format  # noqa: PLC0415
 
     root = Root(place, storage.options())
     require_format(root)
+    if not {BOOKS, _FOLDER, _TREND} & {*root.folders("")}:
+        near = did_you_mean_path(place, is_output) or or_else or ": run `layerrank run` first"
+        raise FileNotFoundError(f"no complete table under {place}{near}")
     return root
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder of this machine is the output of runs."""
+    return (folder / BOOKS).is_dir()
 
 
 def storage_of(arguments: argparse.Namespace) -> StorageConfig:

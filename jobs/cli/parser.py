@@ -139,21 +139,7 @@ def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FIL
         help="folder or s3:// prefix (default: the config's)",
         by="directory",
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="sets",
-        metavar="KEY=VALUE",
-        help="put a value into the config, such as extract.max_tokens=128 or "
-        "datasets.NAME.limit=500; `layerrank ls keys` lists the keys; may be given several times",
-    )
-    parser.add_argument(
-        "--limit",
-        type=limits.whole,
-        metavar="N",
-        help="read at most N source rows of every dataset, for a try",
-    )
+    _values(parser)
     parser.add_argument(
         "--subject",
         action="append",
@@ -181,6 +167,25 @@ def _config(parser: Parser, nargs: str | None = None, metavar: str = "RECIPE|FIL
         action="store_true",
         help=f"{FULL_VIEWS['count']} views of {FULL_VIEWS['sample']:,} prompts, as in the papers, "
         "instead of the config's; the output that the config names gets the ending -full",
+    )
+
+
+def _values(parser: Parser) -> None:
+    """Add what puts values into a config."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="KEY=VALUE",
+        help="put a value into the config, such as extract.max_tokens=128 or "
+        "datasets.NAME.limit=500; `layerrank ls keys` lists the keys; may be given several times",
+    )
+    parser.add_argument(
+        "--limit",
+        type=limits.whole,
+        metavar="N",
+        help="read at most N source rows of every dataset, for a try",
     )
 
 
@@ -492,8 +497,8 @@ COMMANDS: dict[str, Command] = {
     "validate": Command(
         "describing:validate",
         "whether the keys of a config are right, and all that is wrong with them",
-        (_a_file,),
-        ("validate mine.yaml",),
+        (_a_file, _values),
+        ("validate mine.yaml", "validate mine.yaml --set extract.max_tokens=128"),
     ),
     "schema": Command(
         "describing:schema",

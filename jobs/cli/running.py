@@ -13,14 +13,16 @@ from layerrank.jobs.cli import looking
 from layerrank.jobs.cli.parser import STAGES
 from layerrank.jobs.cluster.console import answer, say
 from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED
+from layerrank.jobs.config import did_you_mean, did_you_mean_path, recipes
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.run import RunConfig, load, overridden, scores_recipe
+from layerrank.jobs.config.run import RunConfig, is_yaml, load, overridden, scores_recipe
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.plan import limits
 from layerrank.jobs.prepare.folders import with_folders
 from layerrank.operators.model.subject import ModelUnavailableError, Subject
 from layerrank.operators.ranking import Policy
 from layerrank.storage.manifest import Manifests
+from layerrank.storage.manifest import load as manifest_of
 from layerrank.storage.partition import by_step, partitions
 from layerrank.storage.root import BOOKS, Root
 
@@ -65,21 +67,24 @@ def publish(arguments: argparse.Namespace, run: Run, rankings: Sequence[Ranking]
 
 def report(arguments: argparse.Namespace) -> int:
     """Rebuild the reports of an output, or that of a config's run."""
-    if not ("://" in arguments.config or Path(arguments.config, BOOKS).is_dir()):
+    given, path = arguments.config, Path(arguments.config)
+    is_config = is_yaml(path) or path.is_file() or given in recipes()
+    if is_config and not ("://" in given or looking.is_output(path)):
         if arguments.run or arguments.access:
             raise ConfigError(
                 f"--run and --config are for the folder of an output, and {arguments.config} is "
                 f"none: it has no {BOOKS}/"
             )
         return run(arguments)
+    storage = looking.storage_of(arguments)
+    near = did_you_mean_path(given, is_yaml) or did_you_mean(given, recipes())
+    root = looking.root_at(given, storage, or_else=near)
     options = {"set": arguments.sets, **vars(arguments)}
-    if given := [name for name in _OF_CONFIGS if options[name.replace("-", "_")]]:
+    if replaced := [name for name in _OF_CONFIGS if options[name.replace("-", "_")]]:
         raise ConfigError(
             "the report of an output is of the config and the tables that it keeps: leave out "
-            f"--{', --'.join(given)}"
+            f"--{', --'.join(replaced)}"
         )
-    storage = looking.storage_of(arguments)
-    root = looking.root_at(arguments.config, storage)
     for config in _kept(root, arguments.run, storage):
         _rebuild(arguments, config, root)
     return DONE
@@ -92,9 +97,10 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
 
     runs: dict[str, dict[str, Any]] = {each["name"]: each for each in stored(root)}
     if not runs:
+        again = " and ".join(_rankings_of_scores(root)) or "`layerrank rank --scores`"
         raise FileNotFoundError(
             f"{root.uri} keeps no config of a run; scores from elsewhere are ranked again by "
-            "`layerrank rank --scores`"
+            f"{again}"
         )
     if name is not None:
         runs = {name: runs[looking.known_run(name, [*runs], root)]}
@@ -102,6 +108,20 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
         require_no_modules(each, run)
     found = [RunConfig.model_validate(each["given"]) for each in runs.values()]
     return [each.model_copy(update={"storage": storage}) for each in found]
+
+
+def _rankings_of_scores(root: Root) -> list[str]:
+    """Return the commands that made the rankings of scores from elsewhere in a root."""
+    found = (manifest_of(root, each) for each in partitions(root, "ranking"))
+    settings = [each.settings for each in found if each]
+    files = sorted({str(each["scores"]) for each in settings if "scores" in each})
+    built_in = {Path(each.scores).name: name for name in recipes() if (each := scores_recipe(name))}
+    return [
+        f"`layerrank run {built_in[file]} -o {root.uri}`"
+        if file in built_in
+        else f"`layerrank rank --scores {file} -o {root.uri}`"
+        for file in files
+    ]
 
 
 def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> None:
@@ -190,9 +210,7 @@ def _scores_asked(arguments: argparse.Namespace) -> tuple[str, str | None, Polic
     if arguments.config is None:
         raise ConfigError("give a recipe or a YAML file, or --scores FILE to rank scores alone")
     makes_page = arguments.command in ("run", "rank", "report")
-    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets)):
-        if arguments.limit:
-            raise ConfigError(f"{arguments.config} ranks scores: it has no rows to --limit")
+    if makes_page and (recipe := scores_recipe(arguments.config, arguments.sets, arguments.limit)):
         return recipe.scores, arguments.output or recipe.output, recipe.policy
     return None
 

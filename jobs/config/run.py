@@ -16,7 +16,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from layerrank.jobs.config import FULL_VIEWS, RECIPES, did_you_mean, recipes, settings
+from layerrank.jobs.config import (
+    FULL_VIEWS,
+    RECIPES,
+    did_you_mean,
+    did_you_mean_path,
+    recipes,
+    settings,
+)
 from layerrank.jobs.config.blocks import (
     LATER,
     UNKNOWN_KEY,
@@ -187,19 +194,26 @@ def of_values(
     return _checked(RunConfig, values, where, sets, limit)
 
 
-def scores_recipe(recipe_or_file: str, sets: Sequence[str] = ()) -> ScoresConfig | None:
+def scores_recipe(
+    recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None
+) -> ScoresConfig | None:
     """Return a recipe that ranks scores, with the path of these; None if it is one of a run."""
     values, where = _values_of(recipe_or_file)
-    return _checked(ScoresConfig, values, where, sets) if "scores" in values else None
+    return _checked(ScoresConfig, values, where, sets, limit) if "scores" in values else None
 
 
-def problems(recipe_or_file: str) -> list[str]:
-    """Return what is wrong with a config, a line each, as far as can be told at once."""
+def problems(recipe_or_file: str, sets: Sequence[str] = (), limit: int | None = None) -> list[str]:
+    """Return what is wrong with a config, a line each, as far as can be told at once.
+
+    `sets` and `limit` as of `load`.
+    """
     values, where = _values_of(recipe_or_file)
+    kind = ScoresConfig if "scores" in values else RunConfig
+    steps = _steps(values, sets, limit)
     try:
-        (ScoresConfig if "scores" in values else RunConfig).model_validate(values)
+        kind.model_validate(steps[-1])
     except ValidationError as error:
-        return [f"{where}: {problem}" for problem in _problems(error, values)]
+        return _told(error, kind, steps, sets, where)
     return []
 
 
@@ -209,18 +223,19 @@ def _values_of(recipe_or_file: str) -> tuple[Values, str]:
     Paths in a file are relative to it, those in a recipe to the shell, but for scores beside it.
     """
     path = Path(recipe_or_file)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if is_yaml(path) or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            near = did_you_mean(str(path), _files_beside(path))
+            near = did_you_mean_path(recipe_or_file, is_yaml)
             raise ConfigError(f"cannot read config {path}: {error.strerror}{near}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return beside(mapping(text, str(path)), path.absolute().parent), str(path)
     recipe = RECIPES / f"{recipe_or_file}.yaml"
     if not recipe.is_file():
-        near = did_you_mean(recipe_or_file, [*recipes(), *_files_beside(path)])
+        near = did_you_mean_path(recipe_or_file, is_yaml)
+        near = near or did_you_mean(recipe_or_file, recipes())
         raise ConfigError(
             f"unknown recipe {recipe_or_file!r}; built-in recipes: {', '.join(recipes())} "
             f"(or give a .yaml file){near}"
@@ -231,8 +246,9 @@ def _values_of(recipe_or_file: str) -> tuple[Values, str]:
     return values, f"recipe {recipe_or_file}"
 
 
-def _files_beside(path: Path) -> list[str]:
-    return [str(each) for each in path.parent.glob("*.y*ml")]
+def is_yaml(path: Path) -> bool:
+    """Whether a file is called as a config is."""
+    return path.suffix in (".yaml", ".yml")
 
 
 def _checked(
@@ -243,18 +259,36 @@ def _checked(
     limit: int | None = None,
 ) -> Checked:
     """Return the block of some values, after what is put there; ConfigError if it is a bad one."""
+    steps = _steps(values, sets, limit)
+    try:
+        return kind.model_validate(steps[-1])
+    except ValidationError as error:
+        raise ConfigError(_told(error, kind, steps, sets, where)[0]) from error
+
+
+def _steps(values: Values, sets: Sequence[str], limit: int | None) -> list[Values]:
+    """Return the values as they are given, and after each thing that is put there."""
     steps = [values]
     for each in sets:
         steps.append(with_set(steps[-1], each))
-    try:
-        return kind.model_validate(steps[-1] if limit is None else limited(steps[-1], limit))
-    except ValidationError as error:
-        problem = _problems(error, steps[-1])[0]
-        for each, before, after in zip(sets, steps, steps[1:], strict=False):
-            if _is_valid(kind, before) and not _is_valid(kind, after):
-                where = f"--set {each.partition('=')[0]}"
-                problem = problem.removeprefix(f"{where.removeprefix('--set ')}: ")
-        raise ConfigError(f"{where}: {problem}") from error
+    return steps if limit is None else [*steps, limited(steps[-1], limit)]
+
+
+def _told(
+    error: ValidationError,
+    kind: type[Block],
+    steps: Sequence[Values],
+    sets: Sequence[str],
+    where: str,
+) -> list[str]:
+    """Return what is wrong with the last of some values, a line each, and where that came in."""
+    key = ""
+    for each, before, after in zip(sets, steps, steps[1:], strict=False):
+        if _is_valid(kind, before) and not _is_valid(kind, after):
+            key = each.partition("=")[0]
+            where = f"--set {key}"
+    found = _problems(error, steps[-1])
+    return [f"{where}: {problem.removeprefix(f'{key}: ')}" for problem in found]
 
 
 def _is_valid(kind: type[Block], values: Values) -> bool:

@@ -137,6 +137,8 @@ def _member(block: Sequence[Any], key: str, above: str, whole: str) -> tuple[str
 
 def limited(values: Values, most: int) -> Values:
     """Return the values, where every dataset is limited to so many source rows at most."""
+    if "scores" in values:
+        raise ConfigError(f"--limit {most}: a config that ranks scores has no rows to limit")
     given = values.get("datasets")
     blocks = [each for each in given or () if isinstance(each, dict)] if given else []
     if "tasks" in values or any("mteb" in (each.get("source") or ()) for each in blocks):

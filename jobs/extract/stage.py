@@ -21,6 +21,7 @@ from layerrank.jobs.config.prompts import ASKED, asked_fact, told
 from layerrank.jobs.extract.targets import Pass, Target, Unit, missing_units, passes
 from layerrank.jobs.run import Run, partition
 from layerrank.jobs.subjects import remember
+from layerrank.jobs.words import counted
 from layerrank.operators.later import Later
 from layerrank.operators.model.subject import Subject
 from layerrank.storage.manifest import Manifest, load
@@ -64,13 +65,13 @@ def extract(run: Run) -> None:
             make = partial(
                 worker.Extractor, run.root, subject, run.config, pool.device, pool.threads
             )
-            shards = f"{len(units)} shards, {len(conditions)} conditions"
+            shards = f"{counted(len(units), 'shard')}, {counted(len(conditions), 'condition')}"
             most = ", at most" if any(unit.prompted for unit in units) else ""
             pace = _pace(run, subject, pool, total, done)
             time = f"; about {pace}" if pace else ""
-            say(f"  {total:,} texts to encode{most}: {shards}{time}")
-            counted = run.cluster.counted
-            with Progress("extract", total, "texts", counted=counted, pace=pace) as progress:
+            say(f"  {counted(total, 'text')} to encode{most}: {shards}{time}")
+            ticks = run.cluster.counted
+            with Progress("extract", total, "texts", counted=ticks, pace=pace) as progress:
                 for encoded in run.cluster.actors("extract", units, make, pool, feed=feed):
                     for path, receipt in encoded.receipts:
                         done[path][receipt.name] = receipt
@@ -89,7 +90,7 @@ def extract(run: Run) -> None:
             cut = made.facts()["truncated"]
             if cut and where.keys["condition"] == CLEAN:
                 most = f"{config.max_tokens} tokens, or the model's most"
-                say(f"  {where.keys['dataset']}: {cut:,} texts are cut to {most}")
+                say(f"  {where.keys['dataset']}: {counted(cut, 'text')} cut to {most}")
         remember(shape, run.identity(subject), run.root)
 
 

@@ -110,7 +110,7 @@ def _model(plan: Plan, subject: str) -> Iterator[str]:
             f"    over {each.corpus.dataset.name}: {each.forward:,} forward passes in "
             f"{counted(len(each.passes), 'condition')}, {_tokens(each.tokens)} tokens"
             f"{'' if each.lengths else ' at most'}"
-            f"{f'; about {each.cut:,} texts are cut' if each.cut else ''}"
+            f"{'; about ' + counted(each.cut, 'text') + ' cut' if each.cut else ''}"
         )
         if each.fits:
             yield (

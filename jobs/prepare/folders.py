@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from layerrank.jobs.config import did_you_mean
+from layerrank.jobs.config import did_you_mean, did_you_mean_path
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import ClassificationTask, DatasetConfig, FolderSource
 from layerrank.jobs.config.run import RunConfig
@@ -203,7 +203,7 @@ def _files(folder: str, options: Options) -> tuple[dict[str, str], list[str]]:
         state = "is empty" if filesystem.isdir(path) else "does not exist"
         raise ConfigError(
             f"the folder {folder} {state}; name one with --texts that holds {wanted}, or one such "
-            "file"
+            f"file{'' if filesystem.isdir(path) else did_you_mean_path(folder)}"
         )
     protocol, separator, _ = folder.rpartition("://")
     is_local = Root(folder).is_local

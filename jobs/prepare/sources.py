@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from layerrank.jobs.config import did_you_mean
+from layerrank.jobs.config import did_you_mean, did_you_mean_path
 from layerrank.jobs.config.blocks import Block, ConfigError
 from layerrank.jobs.config.datasets import (
     BuiltinSource,
@@ -288,7 +288,7 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
                 if facts["type"] == "file" and not match.endswith(_FOLDER_MARKERS)
             )
         if not matches:
-            raise ConfigError(f"there is no file {pattern}")
+            raise ConfigError(f"there is no file {pattern}{did_you_mean_path(pattern)}")
         protocol, separator, _ = pattern.rpartition("://")
         found += [_file(source, f"{protocol}{separator}{match}").location for match in matches]
     if source.delimiter and not any(_file(source, each).kind in ("csv", "tsv") for each in found):

@@ -25,6 +25,7 @@ from layerrank.jobs.prepare.files import Options, told_delimiters
 from layerrank.jobs.prepare.records import PROMPT, SKIPPED
 from layerrank.jobs.run import Run, partition
 from layerrank.jobs.tasks.types import count_labels, read_items, refusal, type_of
+from layerrank.jobs.words import counted
 from layerrank.storage import schema
 from layerrank.storage.manifest import Manifest, Manifests
 from layerrank.storage.partition import shard_name
@@ -60,7 +61,8 @@ def prepare(run: Run) -> None:
             if facts[fact]
         ]
         say(
-            f"  {dataset.name}: {prompts.rows:,} unique prompts in {len(prompts.receipts)} shards"
+            f"  {dataset.name}: {counted(prompts.rows, 'unique prompt')} in "
+            + counted(len(prompts.receipts), "shard")
             + (f" (left out: {', '.join(left_out)})" if left_out else "")
         )
         for task in dataset.tasks:

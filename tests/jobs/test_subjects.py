@@ -17,7 +17,7 @@ from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.sealed import sealed
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.run import Run
-from layerrank.jobs.subjects import checked, remember, resolve, subject_identity
+from layerrank.jobs.subjects import checked, remember, resolve, subject, subject_identity
 from layerrank.operators.model.subject import ModelShape, ModelUnavailableError, Subject
 from layerrank.storage.partition import step_of
 from layerrank.storage.root import Root
@@ -42,6 +42,19 @@ def test_a_pattern_takes_folders_by_their_steps_and_a_list_keeps_its_order(tmp_p
         _resolve(ladder, ["step7"])
     with pytest.raises(ConfigError, match="no folder matches revisions 'epoch"):
         _resolve(ladder, "epoch*")
+
+
+def test_a_folder_that_a_package_lacks_is_answered_with_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights_of" / "model").mkdir(parents=True)
+    (tmp_path / "weights_of" / "__init__.py").write_text("raise SystemExit")  # not to be imported
+    monkeypatch.syspath_prepend(tmp_path)
+    assert subject(SubjectConfig(model="package:weights_of/model")).is_folder
+    for given in ("modle", "modle/", "modle/a.gguf"):
+        meant = r"has no folder modle; did you mean package:weights_of/model\?$"
+        with pytest.raises(ConfigError, match=meant):
+            subject(SubjectConfig(model=f"package:weights_of/{given}"))
 
 
 def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,6 +224,7 @@ def test_what_separates_the_columns_of_a_csv_and_what_is_not_read_is_said(
     assert "mixed: not read: index.tsv (the folder has .txt" in told
     assert "odd: CSV with `;` (2 files) and `|` (1 file) between columns" in told
     assert "odd: 3 unique prompts" in told
+    assert re.search(r"mixed: 1 unique prompt in 1 shard$", told, re.M)
 
 
 def test_odd_texts_work_and_are_counted(cli: Cli, tmp_path: Path, checkpoint: Path) -> None:

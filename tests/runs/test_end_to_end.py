@@ -24,6 +24,7 @@ from layerrank.jobs.config.run import load as config_of
 from layerrank.jobs.config.run import parse
 from layerrank.jobs.plan.plan import plan
 from layerrank.jobs.prepare.folders import with_folders
+from layerrank.jobs.words import counted
 from layerrank.operators.metrics.registry import METRICS
 from layerrank.storage.layers import Group, LayerVectors, read_vectors
 from layerrank.storage.manifest import load, require
@@ -382,7 +383,7 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
     shown = cli("status", killed.uri, expect=1).stdout
     assert "incomplete  embeddings" in shown
     resumed = cli("run", str(config), "--output", killed.uri).stdout
-    assert f"texts to encode: {len(expected) - len(kept)} shards, 1 conditions" in resumed
+    assert f"texts to encode: {counted(len(expected) - len(kept), 'shard')}, 1 condition" in resumed
     after = _shard_times(killed)
     assert sorted(after) == expected
     assert {name: after[name] for name in kept} == kept

@@ -137,6 +137,17 @@ def test_a_config_is_valid_or_everything_wrong_is_told_in_a_line_each(
     assert "not valid YAML" in cli("validate", str(path), expect=2).stderr
 
 
+def test_a_config_is_checked_with_what_a_run_is_to_put_into_it(cli: Cli) -> None:
+    bad = ("--set", "extract.max_tokens=1", "--set", "seed=soon")
+    first, second = cli("validate", "demo", *bad, expect=2).stderr.splitlines()
+    assert (first.count("seed"), second.count("extract.max_tokens")) == (1, 1)
+    (told,) = cli("validate", "demo", *bad[:2], expect=2).stderr.splitlines()
+    assert told.startswith("layerrank: --set extract.max_tokens: ")
+    assert "is valid" in cli("validate", "demo", "--set", "seed=5", "--limit", "400").stdout
+    assert "--limit 3" in cli("validate", "published", "--limit", "3", expect=2).stderr
+    assert "--limit 3" in cli("run", "published", "--limit", "3", expect=2).stderr
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import polars as pl
 import pytest
 
 from layerrank.jobs.words import ago, bytes_of
+from layerrank.storage.root import BOOKS
 from tests.conftest import S3, Cli, offline_environment
 from tests.support.places import PROJECT
 
@@ -35,6 +37,52 @@ def root(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> str:
     out = str(tmp_path_factory.mktemp("looked-at") / "out")
     cli("run", "published", "-o", out)
     return out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "status OUT",
+        "query OUT 'SELECT 1'",
+        "open OUT",
+        "repair OUT",
+        "report OUT --limit 1",
+        "export cut --ranking OUT",
+        "export-vectors OUT --to npy",
+    ],
+)
+def test_an_output_that_is_none_is_answered_with_the_nearest(
+    cli: Cli, root: str, tmp_path: Path, words: str
+) -> None:
+    shutil.copytree(root, tmp_path / "out")
+    (tmp_path / "outt").mkdir()  # nearer, and no output
+
+    def told(name: str) -> str:
+        place = str(tmp_path / name)
+        given = [place if each == "OUT" else each for each in shlex.split(words)]
+        (line,) = cli(*given, expect=2).stderr.splitlines()
+        assert f"no complete table under {place}" in line
+        return line
+
+    assert told("outts").endswith(f"; did you mean {tmp_path / 'out'}?")
+    assert told("outt").endswith(f"; did you mean {tmp_path / 'out'}?")
+    assert "did you mean" not in told("nosuch")
+
+
+def test_what_is_to_be_reported_may_be_a_config_too(cli: Cli) -> None:
+    assert cli("report", "publishd", expect=2).stderr.endswith("; did you mean published?\n")
+    assert "cannot read config gone.yaml" in cli("report", "gone.yaml", expect=2).stderr
+
+
+def test_a_report_of_scores_is_refused_with_what_ranks_them_again(
+    cli: Cli, root: str, tmp_path: Path
+) -> None:
+    assert f"by `layerrank run published -o {root}`" in cli("report", root, expect=2).stderr
+    mine, out = tmp_path / "mine.csv", str(tmp_path / "out")
+    mine.write_text("model,layer,task,score\nm,0,t,0.1\nm,1,t,0.2\n", encoding="utf-8")
+    cli("rank", "--scores", str(mine), "-o", out)
+    told = cli("report", out, expect=2).stderr
+    assert f"by `layerrank rank --scores mine.csv -o {out}`" in told
 
 
 @pytest.fixture
@@ -195,6 +243,7 @@ def test_sql_comes_from_a_file_or_the_standard_input(cli: Cli, root: str, tmp_pa
         ([], "give the SQL once"),
         (["SELECT 1", "-f", "question.sql"], "give the SQL once"),
         (["-f", "nowhere.sql"], "cannot read nowhere.sql"),
+        (["-f", "READM.md"], r"cannot read READM\.md: No such file.*; did you mean README\.md\?"),
         ([""], "the SQL asks for nothing"),
         (["SELECT 1", "--to", "a.txt"], "--to a.txt: .*ending says no format"),
         (["SELECT 1", "--format", "parquet"], "needs --to FILE"),
@@ -233,7 +282,8 @@ def test_where_the_page_is(cli: Cli, root: str, tmp_path: Path) -> None:
     assert cli("open", root, "--print", *run).stdout == f"{page}\n"
     told = cli("open", root, "--run", "pythia-410m-score", expect=2).stderr
     assert "did you mean pythia-410m-scores?" in told
-    assert "there is no report" in cli("open", str(tmp_path), expect=2).stderr
+    (tmp_path / "bare" / BOOKS).mkdir(parents=True)
+    assert "there is no report" in cli("open", str(tmp_path / "bare"), expect=2).stderr
     # Several have a page that lists them.
     several = tmp_path / "several"
     shutil.copytree(root, several)
@@ -271,10 +321,6 @@ def test_a_report_on_s3_is_fetched_to_a_folder_of_ones_own(
     place = f"{there.uri}/answers/a.csv"
     on_s3("query", there.uri, "SELECT count(*) AS n FROM ranking", "--to", place)
     assert there.read("answers/a.csv") == b"n\n25\n"
-
-
-def test_scores_from_elsewhere_keep_no_config_to_report(cli: Cli, root: str) -> None:
-    assert "rank --scores" in cli("report", root, expect=2).stderr
 
 
 def test_quiet_leaves_the_verdict_of_a_run_and_answers(cli: Cli, root: str) -> None:

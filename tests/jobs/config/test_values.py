@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from layerrank.jobs import config
+from layerrank.jobs.config import did_you_mean_path
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load, scores_recipe
 from layerrank.jobs.config.values import beside, limited, with_set
@@ -189,3 +191,30 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     for given, meant in (("mien.yaml", "mine.yaml"), ("mine", "mine.yaml"), ("demoo", "demo")):
         with pytest.raises(ConfigError, match=rf"did you mean {meant}\?"):
             load(given)
+    (tmp_path / "mine.yaml").rename(tmp_path / "bin.yaml")
+    with pytest.raises(ConfigError, match=r"No such file or directory$"):
+        load("mine.yaml")
+
+
+def test_a_path_is_answered_with_the_nearest_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("texts/rows.json", "texts/q.sql", "bin.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = {
+        "text": "texts",
+        "./text": "texts",
+        "texts/rows.jso": "texts/rows.json",
+        "texts/rows": "texts/rows.json",
+        f"{tmp_path}/texts/q.sq": f"{tmp_path}/texts/q.sql",
+        **dict.fromkeys(
+            ["mine.yaml", "mine.yml", "texts/q.yaml", "gone/rows.jso", "", "s3://text"]
+        ),
+    }
+    for given, meant in found.items():
+        assert did_you_mean_path(given) == (f"; did you mean {meant}?" if meant else ""), given
+    assert did_you_mean_path("text", Path.is_file) == ""
+    monkeypatch.setattr(config, "_MOST_BESIDE", 1)
+    assert did_you_mean_path("text") == ""

@@ -284,6 +284,11 @@ def test_errors_say_what_and_where(
     assert expected in error_of(write(tmp_path / "it", files))
 
 
+def test_a_folder_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    folder = write(tmp_path / "texts", {"a.txt": "one"})
+    assert error_of(str(tmp_path / "text")).endswith(f"; did you mean {folder}?")
+
+
 def test_an_empty_and_a_large_folder_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -436,6 +436,9 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     for name in ("gone.csv", "*.csv", ""):
         with pytest.raises(ConfigError, match=r"dataset data: there is no file .*"):
             sources.discover(of_files(f"{tmp_path}/{name}"), {})
+    write(tmp_path / "rows.csv", {"text": ["a"]})
+    with pytest.raises(ConfigError, match=r"no file .*/row\.csv; did you mean .*/rows\.csv\?$"):
+        sources.discover(of_files(f"{tmp_path}/row.csv"), {})
 
 
 @pytest.mark.parametrize(
