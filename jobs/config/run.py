@@ -40,6 +40,12 @@ from layerrank.operators.ranking import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 Checked = TypeVar("Checked", bound=Block)
+# What pydantic says of types of Python, as the config has them.
+_IN_WORDS = {
+    "tuple_type": "give a list",
+    "model_type": "give a mapping of keys",
+    "dict_type": "give a mapping of keys",
+}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
@@ -315,6 +321,7 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
                     case {"name": str(name)}:
                         key += f" (task {name})"
         message = problem["msg"].removeprefix("Value error, ")
+        message = _IN_WORDS.get(problem["type"], message)
         if problem["type"] == UNKNOWN_KEY:
             message += did_you_mean(**problem["ctx"])
         value = problem["input"]

@@ -186,8 +186,8 @@ ONE_OF = "exactly one of builtin, hub, files, folder, mteb"
         (OF_TASKS % "{type: mteb, name: One}", r"0: task One of .* its own .*source: {mteb: "),
         ("tasks: {mteb: []}", "tasks: mteb: .*at least 1 item.*; tasks on columns of your own"),
         ("tasks: {mtb: One}", "tasks: unknown key mtb; known keys: modules, mteb; "),
-        ("tasks: [One]", "tasks: .*valid dictionary"),
-        ("{tasks: {mteb: One}, datasets: mine}", "datasets: .*valid tuple"),
+        ("tasks: [One]", "tasks: .*give a mapping"),
+        ("{tasks: {mteb: One}, datasets: mine}", "datasets: .*give a list"),
         (OF_SOURCE % "{mteb: 1}", r"datasets\.0\.source\.mteb: "),
         *((OF_SOURCE % f"{{mteb: One}}, {own}", f"leave out {own.split(':')[0]}$") for own in OWN),
         # What is ranked is extracted and scored, and what a condition needs is kept.
