@@ -67,12 +67,19 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         if not protocol and scheme and scheme[1].lower() in known_implementations:
             raise AddressError(f"{uri} is no address: after {scheme[1]}: there are two slashes")
         return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+    on_s3, bucket = uri.startswith(_S3), rest.partition("/")[0]
+    # Azure's own form has a container before an account, of which `_opened` says more.
+    is_bucket = "@" not in bucket or _CLOUDS.get(protocol) is _AZURE
+    if (on_s3 or protocol in _CLOUDS) and (":" in bucket or not is_bucket):
+        raise AddressError(
+            f"an address of {protocol}:// begins with something else than a bucket, which may be "
+            f"secret and is not shown: give {protocol}://BUCKET/PREFIX, and credentials apart"
+        )
     if protocol in _CLOUDS:
         try:
             return _opened(protocol, rest), rest.rstrip("/")
         except ValueError as error:
             raise AddressError(f"cannot open {uri}: {error}") from error
-    on_s3 = uri.startswith(_S3)
     if on_s3 and not options.get("key"):
         _require_credentials(uri)
     # Listings must be true at once: a shard written by another worker decides what is missing.

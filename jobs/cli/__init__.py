@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from layerrank.jobs.cli.parser import build
+from layerrank.jobs.config.printable import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a run does not die of a name in its story
         sys.stdout.reconfigure(errors="replace")
+    given = sys.argv[1:] if argv is None else argv
+    with guarded(given):
+        return _done(given)
+
+
+def _done(argv: Sequence[str]) -> int:
     parser = build()
     try:
         arguments = parser.parse_args(argv)
@@ -32,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
-    from layerrank.jobs.cluster.console import UnreadError, printable, quiet  # noqa: PLC0415
+    from layerrank.jobs.cluster.console import UnreadError, quiet  # noqa: PLC0415
     from layerrank.jobs.cluster.errors import FAILED, explain  # noqa: PLC0415
 
     before = quiet(arguments.quiet)
@@ -44,12 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost command)
         if arguments.verbose:
-            for line in "".join(traceback.format_exception(error)).splitlines():
-                sys.stderr.write(f"{printable(line)}\n")
+            traceback.print_exception(error)
         message, code = explain(error)
         if isinstance(error, KeyboardInterrupt):
             message = "stopped; the same command goes on from here"
-        sys.stderr.write(f"layerrank: {printable(message)}\n")
+        sys.stderr.write(f"layerrank: {message}\n")
     finally:
         quiet(before)
     return code

@@ -7,12 +7,12 @@ another default, and its nights go on as they began. `_layerrank/runs/NAME.yaml`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from layerrank.jobs.config.blocks import Block
+from layerrank.jobs.config.printable import without_signatures
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.sealed import sealed, unsealed
 from layerrank.storage.lock import Claim
@@ -21,9 +21,6 @@ from layerrank.storage.partition import RUNS
 from layerrank.storage.root import Root
 
 FOLDER = RUNS
-# Addresses of sources may carry a password before the host, or a signature after the path.
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
-_SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 # Where the work is done, and what is told of it: nothing in a table depends on it.
 _ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
 # What the tables of a model over a dataset depend on.
@@ -50,11 +47,7 @@ def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
         return {key: without_passwords(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_passwords(each) for each in value]
-    if isinstance(value, str) and "://" in value:
-        value = _PASSWORD.sub("***@", value)
-        # A ? in a bucket's address is a glob pattern; only web addresses have a query.
-        return _SIGNATURE.sub("?***", value) if value.startswith("http") else value
-    return value
+    return without_signatures(value) if isinstance(value, str) else value
 
 
 def shown(config: RunConfig, *, given: bool = False) -> dict[str, Any]:
