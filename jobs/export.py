@@ -542,7 +542,7 @@ def run_prompts(
     kept: Mapping[str, Any] | None, subject: Subject, storage: StorageConfig
 ) -> dict[str, str]:
     """Return the words that stood before queries and documents in a run, if any."""
-    # To read a dataset of mteb may import modules that it names: those without prompts are not.
+    # Of tasks in modules of the user's they are not known, as looking imports none.
     given = [each for each in kept["given"]["datasets"] if each.get("prompts")] if kept else []
     datasets = [DatasetConfig.model_validate(each) for each in given]
     return prefixes([side for each in datasets for side in sides_of(subject, each, storage)])

@@ -41,8 +41,10 @@ from layerrank.operators.prompts.conditions import Vocabulary
 from layerrank.operators.prompts.templates import TEXT, Template
 from layerrank.storage.checkpoint import Checkpoint, CheckpointError, some
 from layerrank.storage.manifest import digest_of
-from layerrank.storage.partition import by_step
+from layerrank.storage.partition import by_step, one_name
 from layerrank.storage.root import BOOKS, Root
+
+_LONGEST = 200  # characters of a name as that of a folder, which has its key and an ending besides
 
 
 def is_remote(model: str) -> bool:
@@ -225,10 +227,12 @@ def own_prompts(subject: Subject, storage: StorageConfig) -> OwnPrompts:
     return OwnPrompts(prompts, default, tuple(dict.fromkeys((subject.model, subject.name))))
 
 
-def sides_of(subject: Subject, dataset: DatasetConfig, storage: StorageConfig) -> list[Side]:
-    """Return the sides of a dataset's tasks that a subject reads in a template."""
+def sides_of(
+    subject: Subject, dataset: DatasetConfig, storage: StorageConfig, *, imports: bool = False
+) -> list[Side]:
+    """Return the sides of a dataset's tasks that a subject reads in a template; see `sides`."""
     own = own_prompts(subject, storage) if dataset.prompts == "auto" else OwnPrompts()
-    return sides(dataset, own)
+    return sides(dataset, own, imports=imports)
 
 
 def words_of(subject: Subject, template: Template, max_tokens: int, storage: StorageConfig) -> str:
@@ -355,10 +359,17 @@ def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subje
     adapter = subject(SubjectConfig(model=config.adapter)) if config.adapter else None
     of_adapter = f"+{PurePosixPath(adapter.name).name}" if adapter else ""
     default = name.rstrip("/").removeprefix("package:").removesuffix(".gguf") + of_adapter
+    called = config.name or default
+    for key, value in (("name", called), ("revision", revision)):
+        if (length := len(one_name(value))) > _LONGEST:
+            raise ConfigError(
+                f"model {config.model}: its {key} has {length} characters as the name of a folder, "
+                f"which may have {_LONGEST}: give a shorter `{key}`"
+            )
     return Subject(
         model,
         revision,
-        config.name or default,
+        called,
         config.dtype,
         config.trust_remote_code,
         config.allow_pickle,

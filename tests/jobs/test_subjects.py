@@ -73,6 +73,14 @@ def test_only_a_whole_package_is_looked_for_and_nothing_is_imported(
     assert "weights_of" not in sys.modules
 
 
+@pytest.mark.parametrize("key", ["name", "revision"])
+def test_a_name_that_no_folder_can_have_is_refused(key: str) -> None:
+    assert subject(SubjectConfig(model="m", **{key: "a" * 200}))
+    for long in ("a" * 201, "é" * 60):
+        with pytest.raises(ConfigError, match=f"its {key} has .* characters"):
+            subject(SubjectConfig(model="m", **{key: long}))
+
+
 def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:
     branches = [SimpleNamespace(name=name) for name in ("main", "step2000", "step512")]
     refs = SimpleNamespace(branches=branches)

@@ -180,7 +180,7 @@ def test_an_error_of_python_shows_no_secret_either_nor_its_cause() -> None:
         layerrank.open(f"s3://KEY:{SECRET}@bucket/x")
     shown = "".join(traceback.format_exception(caught.value, limit=0))
     assert "bucket" in shown
-    with pytest.raises(layerrank.Error) as caught:
+    with pytest.raises(layerrank.Error) as other:
         layerrank.rank({**BASE, "output": f"https://u:{SECRET}@127.0.0.1:9/x"})
-    told = "".join(traceback.format_exception(caught.value, limit=0))
+    told = "".join(traceback.format_exception(other.value, limit=0))
     assert not [part for part in PARTS if part in shown + told], shown + told
