@@ -40,7 +40,7 @@ from layerrank.storage.manifest import require, require_format
 from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
 from layerrank.storage.root import Root
-from layerrank.storage.sql import connect
+from layerrank.storage.sql import SECONDS, answering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,10 +136,13 @@ class Result:
             found: pd.DataFrame = shard.read().to_pandas()
             return found
 
-    def query(self, sql: str) -> pd.DataFrame:
-        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it."""
-        with _ours(), connect(self._root) as connection:
-            found: pd.DataFrame = connection.sql(sql).df()
+    def query(self, sql: str, *, seconds: float = SECONDS) -> pd.DataFrame:
+        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it.
+
+        RunError where it takes more than so many seconds.
+        """
+        with _ours(), answering(self._root, sql, seconds) as relation:
+            found: pd.DataFrame = relation.df()
             return found
 
     def report(self) -> Report:

@@ -307,6 +307,12 @@ def _sql(parser: Parser) -> None:
         help="write the rows to this file, .csv, .json, .md or .parquet",
         by="file",
     )
+    parser.add_argument(
+        "--seconds",
+        type=limits.positive,
+        metavar="N",
+        help="end a query that takes longer (default: 600)",
+    )
 
 
 def _recipe(parser: Parser) -> None:
