@@ -41,7 +41,7 @@ from layerrank.operators.probes import transform
 from layerrank.storage.layers import Group
 from layerrank.storage.manifest import Manifest, load
 from layerrank.storage.partition import partitions
-from layerrank.storage.root import Root
+from layerrank.storage.root import Root, narrowed
 
 # Two texts of different length, one that fills the usual limits and one that overflows them; and by
 # itself a text of one token, if the tokenizer adds none: in many decoders the first is far larger.
@@ -178,11 +178,13 @@ def staged(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that takes its place if the block ends without an error."""
     staged, before = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("new", "old"))
     try:
-        staged.mkdir(parents=True)
+        with narrowed():
+            staged.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
     try:
-        yield staged
+        with narrowed():
+            yield staged
         if out.exists():
             out.rename(before)
         try:

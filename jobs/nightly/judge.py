@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -241,8 +242,7 @@ def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = o
 
     Neither the line nor anything else shows the address: it is what lets people post there.
     """
-    secret = config.webhook
-    address = secret.get_secret_value() if secret else environment.get(VARIABLE, "")
+    address = _webhook(config, environment)
     if not address:
         return
     if not address.startswith(WEB):
@@ -261,6 +261,24 @@ def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = o
         reason = getattr(error, "reason", error)
         failed = type(error if isinstance(reason, str) else reason).__name__
     say(f"  warning: the webhook did not take the alert ({failed}); the file of the alert stays")
+
+
+def _webhook(config: NightlyConfig, environment: Mapping[str, str]) -> str:
+    """Return the address of the config, of the variable, or of the file that another one names.
+
+    A file is how a cluster hands out a secret that no process list and no child is to have.
+    """
+    file = environment.get(f"{VARIABLE}_FILE")
+    if config.webhook:
+        return config.webhook.get_secret_value()
+    if not file or VARIABLE in environment:
+        return environment.get(VARIABLE, "")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        say(f"  warning: {VARIABLE}_FILE: {file}: {reason}; the alert was not posted")
+        return ""
 
 
 def _folder(run: str, model: str) -> str:

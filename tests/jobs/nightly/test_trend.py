@@ -283,12 +283,18 @@ def test_an_alert_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert content["rules"][0]["numbers"] == {"before": 1, "now": 5}
 
 
-@pytest.mark.parametrize("where", ["config", "environment"])
+@pytest.mark.parametrize("where", ["config", "environment", "file"])
 def test_the_webhook_gets_the_same_json(
-    server: Server, where: str, capsys: pytest.CaptureFixture[str]
+    server: Server, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if where == "config":
         post(_alert(), _config(server.url), {VARIABLE: "http://elsewhere.invalid"})
+    elif where == "file":
+        environment = {f"{VARIABLE}_FILE": str(tmp_path / "webhook")}
+        post(_alert(), NightlyConfig(), environment)
+        assert f"{tmp_path}/webhook: No such file" in capsys.readouterr().out
+        (tmp_path / "webhook").write_text(f"{server.url}\n", encoding="utf-8")
+        post(_alert(), NightlyConfig(), environment)
     else:
         post(_alert(), NightlyConfig(), {})
         assert capsys.readouterr().out == ""  # without an address nothing is said
