@@ -102,7 +102,7 @@ def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
         return line, USAGE
-    known = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+    known = isinstance(error, (ValueError, OSError, RuntimeError))
     for_people = (known or name in ("ValueError", "RuntimeError")) and message
     return line if for_people else f"{name}: {line}", FAILED
 
