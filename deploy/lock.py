@@ -37,8 +37,8 @@ def main(report: Path) -> None:
         canonicalize_name(each["metadata"]["name"]): Version(each["metadata"]["version"])
         for each in json.loads(report.read_text(encoding="utf-8"))["install"]
     }
-    del found["layerrank"]
-    ours = {"setuptools", *pinned} & found.keys()
+    del found[canonicalize_name("layerrank")]
+    ours = {canonicalize_name("setuptools"), *pinned} & found.keys()
     for file, names in (("requirements", ours), ("requirements-torch", found.keys() - ours)):
         lines = [line for name in sorted(names) for line in _lines(name, found[name])]
         (PROJECT / "deploy" / f"{file}.txt").write_text(HEAD + "".join(lines), encoding="utf-8")
