@@ -330,8 +330,8 @@ class RankConfig(Block):
 class StorageConfig(Block):
     """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
 
-    endpoint_url: str | None = Field(None, description="of a server other than AWS")
-    region: str | None = None
+    endpoint_url: str | None = Field(None, repr=False, description="of a server other than AWS")
+    region: str | None = Field(None, repr=False)
     key: SecretStr | None = Field(None, description="the access key's id")
     secret: SecretStr | None = Field(None, description="the access key")
     token: SecretStr | None = Field(None, description="of a session")
