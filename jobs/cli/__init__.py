@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from layerrank.jobs.cli.parser import build
-from layerrank.jobs.config.printable import guarded
+from layerrank.jobs.config.printable import guarded, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def _done(argv: Sequence[str]) -> int:
         message, code = explain(error)
         if isinstance(error, KeyboardInterrupt):
             message = "stopped; the same command goes on from here"
-        sys.stderr.write(f"layerrank: {message}\n")
+        sys.stderr.write(f"layerrank: {printable(message)}\n")
     finally:
         quiet(before)
     return code
