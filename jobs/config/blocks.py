@@ -19,8 +19,6 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from layerrank.jobs.config.printable import without_secrets
-
 # A folder is called so, with a key before it.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -88,12 +86,6 @@ class Block(BaseModel):
                 told = PydanticCustomError(each["type"], each["msg"], each.get("ctx"))
                 problems.append(InitErrorDetails(type=told, loc=each["loc"], input=each["input"]))
         raise ValidationError.from_exception_data(cls.__name__, problems, hide_input=True)
-
-    def __repr__(self) -> str:
-        return without_secrets(super().__repr__())
-
-    def __str__(self) -> str:
-        return without_secrets(super().__str__())
 
     def settings(
         self, *, include: set[str] | None = None, exclude: set[str] | None = None

@@ -23,6 +23,7 @@ from layerrank.jobs.config.blocks import (
     is_own,
     require_distinct,
 )
+from layerrank.jobs.config.printable import Discreet
 from layerrank.operators.analysis.modes import FEWEST, MOST
 from layerrank.operators.metrics import EntropyNorm, SpectrumMethod
 from layerrank.operators.model.subject import Dtype, Norm, Pooling, Transform
@@ -47,7 +48,7 @@ class Shape(Block):
     hidden_size: Count = Field(description="features of a state")
 
 
-class SubjectConfig(Block):
+class SubjectConfig(Discreet, Block):
     """A model at a revision."""
 
     model: str = Field(
