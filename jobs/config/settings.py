@@ -388,7 +388,9 @@ class NightlyConfig(Block):
         description="address that gets each alert as a POST of JSON; without it the variable "
         "LAYERRANK_WEBHOOK, or the file that LAYERRANK_WEBHOOK_FILE names",
     )
-    webhook_seconds: Positive = Field(10.0, description="until a silent webhook is given up")
+    webhook_seconds: Positive = Field(
+        10.0, description="until a webhook that has not answered is given up, all in all"
+    )
     lease_seconds: Annotated[float, Field(ge=5, allow_inf_nan=False)] = Field(
         600.0, description="until the lock of a nightly that crashed may be taken over"
     )
