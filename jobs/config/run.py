@@ -46,6 +46,7 @@ _IN_WORDS = {
     "model_type": "give a mapping of keys",
     "dict_type": "give a mapping of keys",
 }
+_SHOWN = 300  # characters of a value
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
@@ -327,7 +328,9 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
         value = problem["input"]
         plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
         secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
-        shown = f" (got {value!r})" if plain and not secret else ""
+        written = repr(value)
+        written = written if len(written) <= _SHOWN else f"{written[:_SHOWN]}…"
+        shown = f" (got {written})" if plain and not secret else ""
         found.append(f"{key}: {message}{shown}" if key else message)
     return found
 

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from xxhash import xxh3_128_hexdigest
 
+from layerrank.storage.readers import plain_yaml
+
 _SEAL = "seal: "  # before the checksum of what stands above it
 
 
@@ -22,5 +24,8 @@ def unsealed(content: bytes) -> dict[str, Any] | None:
     body, _, seal = content.rpartition(_SEAL.encode())
     if seal.decode(errors="replace").strip() != xxh3_128_hexdigest(body):
         return None
-    found: dict[str, Any] = yaml.safe_load(body)
+    try:
+        found: dict[str, Any] = plain_yaml.load(body, plain_yaml.MOST_KEPT)
+    except (yaml.YAMLError, ValueError):  # another wrote it, and no config becomes such
+        return None
     return found
