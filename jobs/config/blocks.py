@@ -23,7 +23,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1 << 40)]  # so that products of two are sizes still
 UNKNOWN_KEY = "unknown_key"  # a type of problem, with what `did_you_mean` takes
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])

@@ -101,7 +101,7 @@ class ExtractConfig(Block):
     poolings: Annotated[tuple[Pooling, ...], Distinct] = Field(
         ("mean",), min_length=1, description="of a text's tokens to one vector"
     )
-    max_tokens: Annotated[int, Field(ge=2)] = Field(
+    max_tokens: Annotated[int, Field(ge=2, le=1 << 24)] = Field(
         512, description="tokens read of a text, special ones included"
     )
     batch_tokens: Count | None = Field(
@@ -168,7 +168,9 @@ class MeasureConfig(Block):
     neighbour_sample: Count = Field(5_000, description="prompts of twonn, at most")
     temperature: Positive = Field(0.1, description="of InfoNCE")
     delta: Positive = Field(1e-4, description="ridge of LiDAR")
-    permutations: Count = Field(10, description="permutations of DiME")
+    permutations: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10, description="permutations of DiME"
+    )
     dime_sample: Annotated[Count | None, Later(before=None)] = Field(
         1_000, description="prompts of dime, at most: it takes N^3 time and N^2 memory; null: all"
     )
@@ -208,13 +210,13 @@ class KeepConfig(Block):
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
-    seed: int = Field(42, description="of splits and folds")
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(42, description="of splits and folds")
     variants: Annotated[tuple[Literal["raw", "l2"], ...], Distinct] = Field(
         ("raw", "l2"),
         min_length=1,
         description="of vectors that are no candidates: as stored, and each of unit length",
     )
-    replicates: Annotated[int, Field(ge=0)] = Field(
+    replicates: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         200, description="bootstrap resamples of the items of a task that has no folds"
     )
 
@@ -322,7 +324,7 @@ class RankConfig(Block):
     search: Search = Field(
         "full", description="halving: layers that cannot win are dropped after a few folds"
     )
-    draws: Annotated[int, Field(ge=100)] = Field(
+    draws: Annotated[int, Field(ge=100, le=10_000_000)] = Field(
         10_000, description="random sign flips of the test, and bootstrap draws of regrets"
     )
     level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of intervals and tests")

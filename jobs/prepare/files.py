@@ -69,7 +69,7 @@ _LARGEST_JSON = 1 << 28  # bytes of text; it becomes ten times as many of Python
 _JSON_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
 _STRINGS = (pa.string(), pa.large_string(), pa.string_view())
 _TEXTS = (*_STRINGS, pa.binary(), pa.large_binary(), pa.null())
-_DAMAGED = (zlib.error, lzma.LZMAError)
+_DAMAGED = (zlib.error, lzma.LZMAError, RecursionError)  # the last of JSON that is too deep
 # What Arrow's files and streams begin with (of the latter all since 0.15), and the first Feather.
 _ARROW_FILE, _ARROW_STREAM, _FEATHER_1 = b"ARROW1", b"\xff\xff\xff\xff", b"FEA1"
 _WHOLE_FLOAT = re.compile(r"0\.0|-?[1-9]\d*\.0")

@@ -74,7 +74,8 @@ class _Reading:
                         "what aliases and merge keys repeat"
                     )
                 if problem:
-                    raise RefusedError(problem=problem, problem_mark=event.start_mark)
+                    mark: Any = event.start_mark
+                    raise RefusedError(problem=problem, problem_mark=mark)
 
     def _problem(self, event: Any) -> str:  # noqa: ANN401
         """Count what an event adds, and return why it is refused, if it is."""

@@ -238,3 +238,21 @@ def test_a_long_value_is_not_shown_whole(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load(str(path))
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rank.draws", 10**12),
+        ("extract.max_tokens", 10**30),
+        ("extract.workers", 10**18),
+        ("datasets.0.shard_prompts", 10**18),
+        ("probe.seed", -1),
+        ("probe.seed", 1 << 70),
+        ("measure.permutations", 10**12),
+        ("probe.replicates", 10**12),
+    ],
+)
+def test_a_number_that_no_run_can_hold_is_refused_by_its_key(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--set {key}: .*\(got {value}\)"):
+        load("demo", [f"{key}={value}"])
