@@ -196,6 +196,21 @@ def test_whatever_a_worker_does_is_a_sign_of_life(alive: list[Sign]) -> None:
     watched((0, {3: sign()}), (99, {3: alive}), (198, {3: alive}))
 
 
+def test_while_the_driver_is_busy_nobody_stands_still() -> None:
+    now = [0.0]
+    watch = Watch(100, 5, lambda: now[0])
+    watch.look({3: sign()})
+    now[0] = 1000
+    watch.resume()
+    watch.look({3: sign()})
+    now[0] = 1101
+    with pytest.raises(StalledError):
+        watch.look({3: sign()})
+    with Cluster(Processes(stall_seconds=0.5)) as cluster:
+        for _ in cluster.each("measure", UNITS, abs):
+            time.sleep(0.7)
+
+
 def test_a_plan_that_nobody_takes_up_ends() -> None:
     watched((0, {}), (100, {}))
     with pytest.raises(StalledError, match="5 pieces"):
