@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -231,8 +232,11 @@ def test_a_process_that_works_long_does_not() -> None:
 
 @pytest.fixture
 def own_environment() -> Iterator[None]:
-    """Undo what Ray is told by variables."""
-    with patch.dict(os.environ):
+    """Undo what Ray is told by variables, and delete the logs that it leaves."""
+    with (
+        TemporaryDirectory(prefix="lr-", dir="/tmp") as short,
+        patch.dict(os.environ, RAY_TMPDIR=short),
+    ):
         yield
 
 
