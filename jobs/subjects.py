@@ -17,11 +17,12 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from botocore.exceptions import BotoCoreError
 
 from layerrank.jobs.config import did_you_mean_path
-from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.blocks import MOST_OF_NAME, ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig
 from layerrank.jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
 from layerrank.jobs.config.run import RunConfig
@@ -266,11 +267,18 @@ def resolve(
 ) -> tuple[Subject, ...]:
     """Return every model of a run, the checkpoints of a sweep in the order of their steps.
 
-    ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions. A
-    listed checkpoint whose folder is gone is a ConfigError too, unless it is to be kept: then it
-    fails when it is loaded, and the others do not.
+    ConfigError if a sweep has no checkpoint, if two subjects would share their partitions, or if a
+    name is too long for these. A listed checkpoint whose folder is gone is a ConfigError too,
+    unless it is to be kept: then it fails when it is loaded, and the others do not.
     """
     found = [each for given in configs for each in _checkpoints(given, storage, keep_gone)]
+    for each in found:
+        for key, name in (("name", each.name), ("revision", each.revision)):
+            if (length := len(quote(name, safe=""))) > MOST_OF_NAME:
+                raise ConfigError(
+                    f"model {each.model}: its {key} has {length} characters in the name of a "
+                    f"folder, and {MOST_OF_NAME} at most are possible: give a shorter `{key}`"
+                )
     names = [str(each) for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

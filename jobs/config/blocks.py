@@ -19,13 +19,29 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+MOST_OF_NAME = 200  # characters; a file's has 255 at most, and what is written first has more
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 UNKNOWN_KEY = "unknown_key"  # a type of problem, with what `did_you_mean` takes
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])
+
+
+def _require_name(name: str) -> str:
+    if len(name) > MOST_OF_NAME:
+        raise ValueError(f"a name has {MOST_OF_NAME} characters at most, and this has {len(name)}")
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name has letters, digits and . _ + -, one of the first two in front")
+    return name
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_require_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": MOST_OF_NAME}),
+]
 
 
 def is_own(name: str) -> bool:

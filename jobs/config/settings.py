@@ -207,7 +207,7 @@ class KeepConfig(Block):
 class ProbeConfig(Block):
     """Labelled probes; the seed is mteb's."""
 
-    seed: int = Field(42, description="of splits and folds")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of splits and folds")
     variants: Annotated[tuple[Literal["raw", "l2"], ...], Distinct] = Field(
         ("raw", "l2"),
         min_length=1,
