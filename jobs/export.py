@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import yaml
 
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig
+from layerrank.jobs.config.printable import in_markdown
 from layerrank.jobs.config.prompts import prefixes
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
@@ -39,7 +41,7 @@ from layerrank.operators.probes import transform
 from layerrank.storage.layers import Group
 from layerrank.storage.manifest import Manifest, load
 from layerrank.storage.partition import partitions
-from layerrank.storage.root import Root
+from layerrank.storage.root import Root, narrowed
 
 # Two texts of different length, one that fills the usual limits and one that overflows them; and by
 # itself a text of one token, if the tokenizer adds none: in many decoders the first is far larger.
@@ -176,11 +178,13 @@ def staged(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that takes its place if the block ends without an error."""
     staged, before = (out.with_name(f".{out.name}.{os.getpid()}.{part}") for part in ("new", "old"))
     try:
-        staged.mkdir(parents=True)
+        with narrowed():
+            staged.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}") from error
     try:
-        yield staged
+        with narrowed():
+            yield staged
         if out.exists():
             out.rename(before)
         try:
@@ -277,9 +281,9 @@ _CARD = """\
 ---
 {front}---
 
-# {subject.name}, layer {point.layer} of {facts.layers}
+# {title}, layer {point.layer} of {facts.layers}
 
-This is `{model}` at revision `{subject.revision}`{adapter}, cut after block {point.layer} of
+This is {model} at revision {revision}{adapter}, cut after block {point.layer} of
 {facts.layers} by LayerRank. It has {facts.parameters:,} of {facts.parameters_whole:,} parameters
 and gives vectors with {cut.dimension} dimensions. Its licence is that of the model it is cut from.
 
@@ -302,7 +306,7 @@ and gives vectors with {cut.dimension} dimensions. Its licence is that of the mo
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{facts.folder.name}").encode(["A text.", "Another, longer text."])
+vectors = SentenceTransformer({facts.folder.name!r}).encode(["A text.", "Another, longer text."])
 ```
 
 Without sentence-transformers:
@@ -312,8 +316,8 @@ import torch
 {imports}from transformers import AutoModel, AutoTokenizer
 
 texts = ["A text.", "Another, longer text."]
-tokenizer = AutoTokenizer.from_pretrained("{facts.folder.name}")
-model = AutoModel.from_pretrained("{facts.folder.name}")
+tokenizer = AutoTokenizer.from_pretrained({facts.folder.name!r})
+model = AutoModel.from_pretrained({facts.folder.name!r})
 batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
 mask = batch.attention_mask.unsqueeze(-1)
 with torch.inference_mode():
@@ -330,9 +334,8 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     on_hub = not subject.is_folder and ":" not in subject.model
     adapter = ""
     if subject.adapter:
-        adapter = (
-            f" with the LoRA adapter `{PurePosixPath(subject.adapter.name).name}` merged into it"
-        )
+        name = PurePosixPath(subject.adapter.name).name
+        adapter = f" with the LoRA adapter {_code(name)} merged into it"
     front = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
@@ -344,9 +347,10 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     raw = cut.hidden_state is not None
     return _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
-        model=subject.model if on_hub else subject.name,
+        title=in_markdown(subject.name),
+        model=_code(subject.model if on_hub else subject.name),
+        revision=_code(subject.revision),
         adapter=adapter,
-        subject=subject,
         facts=facts,
         point=point,
         cut=cut,
@@ -366,6 +370,11 @@ def model_card(subject: Subject, facts: Exported, evidence: Evidence | None) -> 
     )
 
 
+def _code(name: str) -> str:
+    """Return a name as Markdown shows it, as code unless something in it would end that."""
+    return f"`{name}`" if _PLAIN.fullmatch(name) else in_markdown(name)
+
+
 def _vectors_code(facts: Exported, pooled: str) -> Iterator[str]:
     """Yield the lines that make vectors of states."""
     if facts.point.pooling == "mean_no_first":
@@ -377,12 +386,13 @@ def _vectors_code(facts: Exported, pooled: str) -> Iterator[str]:
         first, second = facts.cut.modules[-2:]
         yield f"""\
 for module in ("{first}", "{second}"):
-    weights = load_file(f"{facts.folder.name}/{{module}}/model.safetensors")
+    weights = load_file({facts.folder.name!r} + f"/{{module}}/model.safetensors")
     vectors = torch.nn.functional.linear(
         vectors.float(), weights["linear.weight"], weights["linear.bias"]
     )"""
 
 
+_PLAIN = re.compile(r"[\w./:@+=, -]*[\w./:@+=-]")  # what Markdown leaves as it is in code
 _ADVICE = {  # by the verdict that recommends the layer
     "use_layer": "The ranking advises this layer on these tasks; of a new one it is not sure.",
     "keep_last": "The ranking keeps this layer, the last.",
@@ -394,7 +404,7 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
     if evidence and evidence.row.get("scored", 1.0) < 1:
         return (
             "These vectors were chosen by hand: the LayerRank run "
-            f"`{evidence.run}` dropped them after {evidence.row['scored']:.0%} of their folds."
+            f"{_code(evidence.run)} dropped them after {evidence.row['scored']:.0%} of their folds."
         )
     if evidence is None or math.isnan(evidence.row["score"]):
         return "No ranking was given of these vectors: they were chosen by hand."
@@ -427,7 +437,7 @@ def _evidence_text(layers: int, evidence: Evidence | None) -> str:
         lines.append(f"- {advised}")
     if row["rank"] is not None:
         lines.append(f"- Rank {row['rank']} of {layers + 1} layers.")
-    return "\n".join([*lines, f"- From the LayerRank run `{evidence.run}`."])
+    return "\n".join([*lines, f"- From the LayerRank run {_code(evidence.run)}."])
 
 
 def ranked_point(
@@ -534,7 +544,7 @@ def run_prompts(
     kept: Mapping[str, Any] | None, subject: Subject, storage: StorageConfig
 ) -> dict[str, str]:
     """Return the words that stood before queries and documents in a run, if any."""
-    # To read a dataset of mteb may import modules that it names: those without prompts are not.
+    # Of tasks in modules of the user's they are not known, as looking imports none.
     given = [each for each in kept["given"]["datasets"] if each.get("prompts")] if kept else []
     datasets = [DatasetConfig.model_validate(each) for each in given]
     return prefixes([side for each in datasets for side in sides_of(subject, each, storage)])

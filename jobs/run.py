@@ -171,7 +171,8 @@ class Run:
         """Return the same before it is known what mteb asks for the texts of its tasks as."""
         key = each, dataset.name
         if key not in self.seen.sides:
-            self.seen.sides[key] = sides_of(each, dataset, self.config.storage)
+            found = sides_of(each, dataset, self.config.storage, imports=True)
+            self.seen.sides[key] = found
         return self.seen.sides[key]
 
     def prompted(self, each: Subject, dataset: DatasetConfig) -> list[Prompted]:

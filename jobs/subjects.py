@@ -17,12 +17,11 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from botocore.exceptions import BotoCoreError
 
 from layerrank.jobs.config import did_you_mean_path
-from layerrank.jobs.config.blocks import MOST_OF_NAME, ConfigError
+from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig
 from layerrank.jobs.config.prompts import OwnPrompts, Side, require_no_noise, sides
 from layerrank.jobs.config.run import RunConfig
@@ -42,8 +41,10 @@ from layerrank.operators.prompts.conditions import Vocabulary
 from layerrank.operators.prompts.templates import TEXT, Template
 from layerrank.storage.checkpoint import Checkpoint, CheckpointError, some
 from layerrank.storage.manifest import digest_of
-from layerrank.storage.partition import by_step
+from layerrank.storage.partition import by_step, one_name
 from layerrank.storage.root import BOOKS, Root
+
+_LONGEST = 200  # characters of a name as that of a folder, which has its key and an ending besides
 
 
 def is_remote(model: str) -> bool:
@@ -226,10 +227,12 @@ def own_prompts(subject: Subject, storage: StorageConfig) -> OwnPrompts:
     return OwnPrompts(prompts, default, tuple(dict.fromkeys((subject.model, subject.name))))
 
 
-def sides_of(subject: Subject, dataset: DatasetConfig, storage: StorageConfig) -> list[Side]:
-    """Return the sides of a dataset's tasks that a subject reads in a template."""
+def sides_of(
+    subject: Subject, dataset: DatasetConfig, storage: StorageConfig, *, imports: bool = False
+) -> list[Side]:
+    """Return the sides of a dataset's tasks that a subject reads in a template; see `sides`."""
     own = own_prompts(subject, storage) if dataset.prompts == "auto" else OwnPrompts()
-    return sides(dataset, own)
+    return sides(dataset, own, imports=imports)
 
 
 def words_of(subject: Subject, template: Template, max_tokens: int, storage: StorageConfig) -> str:
@@ -267,18 +270,11 @@ def resolve(
 ) -> tuple[Subject, ...]:
     """Return every model of a run, the checkpoints of a sweep in the order of their steps.
 
-    ConfigError if a sweep has no checkpoint, if two subjects would share their partitions, or if a
-    name is too long for these. A listed checkpoint whose folder is gone is a ConfigError too,
-    unless it is to be kept: then it fails when it is loaded, and the others do not.
+    ConfigError if a sweep has no checkpoint, or if two subjects would share their partitions. A
+    listed checkpoint whose folder is gone is a ConfigError too, unless it is to be kept: then it
+    fails when it is loaded, and the others do not.
     """
     found = [each for given in configs for each in _checkpoints(given, storage, keep_gone)]
-    for each in found:
-        for key, name in (("name", each.name), ("revision", each.revision)):
-            if (length := len(quote(name, safe=""))) > MOST_OF_NAME:
-                raise ConfigError(
-                    f"model {each.model}: its {key} has {length} characters in the name of a "
-                    f"folder, and {MOST_OF_NAME} at most are possible: give a shorter `{key}`"
-                )
     names = [str(each) for each in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -363,10 +359,17 @@ def _named(config: SubjectConfig, model: str, revision: str, name: str) -> Subje
     adapter = subject(SubjectConfig(model=config.adapter)) if config.adapter else None
     of_adapter = f"+{PurePosixPath(adapter.name).name}" if adapter else ""
     default = name.rstrip("/").removeprefix("package:").removesuffix(".gguf") + of_adapter
+    called = config.name or default
+    for key, value in (("name", called), ("revision", revision)):
+        if (length := len(one_name(value))) > _LONGEST:
+            raise ConfigError(
+                f"model {config.model}: its {key} has {length} characters as the name of a folder, "
+                f"which may have {_LONGEST}: give a shorter `{key}`"
+            )
     return Subject(
         model,
         revision,
-        config.name or default,
+        called,
         config.dtype,
         config.trust_remote_code,
         config.allow_pickle,

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.datasets import MtebSource
 from layerrank.jobs.config.prompts import OwnPrompts, sides
 from layerrank.jobs.config.run import RunConfig, graded_conditions
 from layerrank.jobs.config.settings import ViewsConfig
-from layerrank.jobs.config.stored import FOLDER, stored
+from layerrank.jobs.config.stored import FOLDER, given_of, stored
 from layerrank.jobs.run import Run
 from layerrank.jobs.subjects import name_of
 from layerrank.operators.prompts.templates import is_prompt
@@ -115,7 +116,7 @@ def repair(root: Root) -> int:
 
 def prune(root: Root) -> int:
     """List what no stored config of a root asks for, then delete it."""
-    configs = [_as_asked(each["given"], each["config"]) for each in stored(root)]
+    configs = [_as_asked(each, root) for each in stored(root)]
     if not configs or len(configs) < len(root.sizes(FOLDER)):
         raise ConfigError(
             f"{root.place(FOLDER)} has {len(configs)} configs that can be read, of "
@@ -137,11 +138,11 @@ def prune(root: Root) -> int:
     return DONE
 
 
-def _as_asked(given: dict[str, Any], config: dict[str, Any]) -> RunConfig:
+def _as_asked(kept: dict[str, Any], root: Root) -> RunConfig:
     """Return a stored config as far as it says which tables there are."""
-    named = {key: value for key, value in given.items() if key not in ("nightly", "views")}
-    views = ViewsConfig.model_validate(config["views"])
-    return RunConfig.model_validate(named).model_copy(update={"views": views})
+    named = {key: each for key, each in kept["given"].items() if key not in ("nightly", "views")}
+    views = ViewsConfig.model_validate(kept["config"]["views"])
+    return given_of({**kept, "given": named}, root).model_copy(update={"views": views})
 
 
 def _is_of_a_file(root: Root, where: Partition) -> bool:
@@ -158,6 +159,9 @@ def _asks_for(config: RunConfig, where: Partition) -> bool:
     keys = where.keys
     datasets = [each for each in config.datasets if keys.get("dataset", each.name) == each.name]
     prompted = {s.template.condition for each in datasets for s in sides(each, OwnPrompts())}
+    for each in datasets:  # of a task in a module of the user's any may be
+        if isinstance(each.prompts, dict) and isinstance(each.source, MtebSource):
+            prompted |= {template.condition for template in each.prompts.values()}
     if any(each.prompts == "auto" for each in datasets) and is_prompt(keys.get("condition", "")):
         prompted.add(keys["condition"])
     asked = {

@@ -10,6 +10,7 @@ import html
 import json
 import shutil
 import tempfile
+import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from layerrank.jobs.cluster import console
 from layerrank.jobs.cluster.errors import USAGE, explain
 from layerrank.jobs.config import Stage
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.printable import know_secrets, without_secrets
 from layerrank.jobs.config.run import of_values
 from layerrank.jobs.config.settings import StorageConfig
 from layerrank.jobs.config.stored import stored
@@ -38,7 +40,7 @@ from layerrank.storage.manifest import require, require_format
 from layerrank.storage.pages import vectors as vectors_of
 from layerrank.storage.partition import Partition, partitions
 from layerrank.storage.root import Root
-from layerrank.storage.sql import connect
+from layerrank.storage.sql import SECONDS, answering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +69,11 @@ def _ours() -> Iterator[None]:
         raise
     except Exception as error:
         message, code = explain(error)
-        raise (UsageError if code == USAGE else RunError)(message) from error
+        told = (UsageError if code == USAGE else RunError)(message)
+        shown = "".join(traceback.format_exception(error))  # of the cause, by Python
+        if without_secrets(shown) != shown:
+            raise told from None
+        raise told from error
 
 
 @dataclass(frozen=True)
@@ -130,10 +136,13 @@ class Result:
             found: pd.DataFrame = shard.read().to_pandas()
             return found
 
-    def query(self, sql: str) -> pd.DataFrame:
-        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it."""
-        with _ours(), connect(self._root) as connection:
-            found: pd.DataFrame = connection.sql(sql).df()
+    def query(self, sql: str, *, seconds: float = SECONDS) -> pd.DataFrame:
+        """Return the answer to SQL over the tables of the output, as `layerrank query` gives it.
+
+        RunError where it takes more than so many seconds.
+        """
+        with _ours(), answering(self._root, sql, seconds) as relation:
+            found: pd.DataFrame = relation.df()
             return found
 
     def report(self) -> Report:
@@ -313,6 +322,7 @@ def open(
 
 def _access(storage: Mapping[str, Any] | None) -> StorageConfig:
     """Return how object storage is reached; no value of it is shown in an error."""
+    know_secrets({"storage": storage})
     try:
         return StorageConfig.model_validate(storage or {})
     except ValidationError as error:

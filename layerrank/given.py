@@ -22,6 +22,7 @@ from layerrank.jobs.config import recipes
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.run import load, subject_of
 from layerrank.jobs.words import counted
+from layerrank.storage.partition import one_name
 from layerrank.storage.root import BOOKS, Root
 
 NAME = "texts"  # of the run and its dataset
@@ -212,7 +213,7 @@ def texts_of(root: Root, run: Mapping[str, Any]) -> list[str | None] | None:
         address = str(source.get("folder") or next(iter(source.get("files", ())), ""))
         if address.startswith(written):
             name = address.removeprefix(written).partition("/")[0]
-            content = root.read(f"{BOOKS}/texts/{name}/{_FILE}")
+            content = root.read(f"{BOOKS}/texts/{one_name(name)}/{_FILE}")
             return [json.loads(line)["text"] for line in content.splitlines()]
     return None
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from layerrank.storage.root import Root, fingerprint
+from layerrank.storage.root import Root, fingerprint, make_folder, narrowed
 
 CACHE = "LAYERRANK_CACHE"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
@@ -88,7 +88,7 @@ class Checkpoint:
         )
         folder = Path(cache, "checkpoints", blake2b(listed.encode(), digest_size=16).hexdigest())
         folder = folder.expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         absent = [name for name in wanted if not (folder / name).is_file()]
         needed, free = sum(sizes[name] for name in absent), shutil.disk_usage(folder).free
         if needed > free:
@@ -99,7 +99,7 @@ class Checkpoint:
         for name in absent:
             target, part = folder / name, folder / f".{name}.part"
             # The lock ends with its holder, whose part of a file the next one writes anew.
-            with FileLock(folder / f".{name}.lock"):
+            with narrowed(), FileLock(folder / f".{name}.lock"):
                 if target.is_file():
                     continue
                 self.root.filesystem.get_file(self.root.path(name), str(part))

@@ -32,6 +32,8 @@ from layerrank.storage.root import BOOKS, Root
 FOLDER = f"{BOOKS}/locks"
 _RENEWALS = 3  # per lease
 _ATTEMPTS = 16
+_LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
+_LONGEST = 3600.0  # seconds that a claim can be ahead: it lasts a minute, and clocks may differ
 
 
 class LockHeldError(RuntimeError):
@@ -78,7 +80,8 @@ class Lock:
                 raise LockHeldError(
                     f"another {self.name} is running on {self.root.uri}: {held.holder}, since "
                     f"{_clock_time(held.since)}; its lease runs until {_clock_time(held.until)}, "
-                    "unless it goes on and renews it"
+                    "unless it goes on and renews it; if that is not so, delete "
+                    f"{self.root.place(self._key(number))}"
                 )
             number += 1
             lease = Lease(self.holder, uuid.uuid4().hex, now, now + self.seconds)
@@ -139,10 +142,10 @@ class Lock:
 
     def _read(self, number: int) -> Lease | None:
         try:
-            return Lease(**json.loads(self.root.read(self._key(number))))
+            return _lease(json.loads(self.root.read(self._key(number))))
         except FileNotFoundError:  # deleted since it was listed: there is a higher one
             return None
-        except (ValueError, TypeError):  # torn: nobody's
+        except (ValueError, TypeError, RecursionError):  # torn: nobody's
             return None
 
     def _key(self, number: int) -> str:
@@ -192,7 +195,8 @@ def claimed(
     """Tell others for a block what is done in a root; several may, unless one refuses another.
 
     `refuse` gets every claim that was there before and raises if it cannot stand beside it. A
-    claim whose lease ran out, or whose process on this machine has ended, is deleted.
+    claim whose lease ran out, or says of itself what cannot be, or whose process on this machine
+    has ended, is deleted.
     """
     now, holder = time.time(), f"process {os.getpid()} on {socket.gethostname()}"
     mine = Lease(holder, uuid.uuid4().hex, now, now + seconds)
@@ -217,7 +221,8 @@ def claimed(
             other = _read_claim(root, name) if name.startswith("run-") else None
             if other is None or other.lease.token == mine.token:
                 continue
-            if other.lease.until < time.time() or _has_ended(other.lease.holder):
+            left = other.lease.until - time.time()
+            if not 0 <= left <= _LONGEST or _has_ended(other.lease.holder):
                 root.delete(f"{FOLDER}/{name}")
             elif (other.lease.since, other.lease.token) < (mine.since, mine.token):
                 refuse(other)
@@ -236,9 +241,19 @@ def _read_claim(root: Root, name: str) -> Claim | None:
     try:
         values = json.loads(root.read(f"{FOLDER}/{name}"))
         about = values.pop("about")
-        return Claim(Lease(**values), about)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Claim(_lease(values), about) if isinstance(about, dict) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _lease(values: Any) -> Lease:  # noqa: ANN401  (any JSON value)
+    """Return a lease of its values; TypeError or ValueError if it is none."""
+    lease = Lease(**values)
+    for each in (lease.since, lease.until):
+        _clock_time(each)
+    if not (isinstance(lease.holder, str) and isinstance(lease.token, str)):
+        raise TypeError("a holder and a token are texts")
+    return lease
 
 
 def _has_ended(holder: str) -> bool:
@@ -250,7 +265,7 @@ def _has_ended(holder: str) -> bool:
         os.kill(int(found[1]), 0)
     except ProcessLookupError:
         return True
-    except OSError:
+    except (OSError, OverflowError):  # of somebody else, or no number of a process
         return False
     return False
 
@@ -260,4 +275,7 @@ def _encoded(lease: Lease) -> bytes:
 
 
 def _clock_time(seconds: float) -> str:
+    """Return a time as people read it; ValueError or TypeError if there is no such time."""
+    if not 0 <= seconds < _LAST:
+        raise ValueError(f"{seconds} is no time")
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

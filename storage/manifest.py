@@ -35,6 +35,7 @@ from layerrank.storage.shards import (
 )
 
 FORMAT = 2
+_MOST = 1 << 63  # rows, or bytes
 _READERS = 16
 # Of a shard's name: nothing that leads out of its folder, and nothing that is a pattern.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.parquet")
@@ -194,9 +195,25 @@ def _decoded(partition: Partition, content: bytes) -> Manifest | None:
         named = all(_NAME.fullmatch(receipt.name) for receipt in receipts)
     except FormatError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return found if ours and named else None
+    return found if ours and named and _has_the_form(found) else None
+
+
+def _has_the_form(manifest: Manifest) -> bool:
+    """Whether the values of a manifest are of the kinds that it is written with."""
+    texts = [manifest.made, manifest.removed, manifest.withdrawn, manifest.published]
+    numbers, mappings = list[object](), [manifest.settings]
+    for each in manifest.receipts:
+        texts += each.name, each.checksum
+        numbers += each.rows, each.bytes
+        mappings.append(each.facts)
+    return (
+        all(isinstance(each, str) for each in texts)
+        and all(type(each) is int and 0 <= each < _MOST for each in numbers)
+        and all(isinstance(each, Mapping) for each in mappings)
+        and manifest.withdrawn in ("", "damaged", "stale")
+    )
 
 
 def require(root: Root, partition: Partition) -> Manifest:

@@ -97,6 +97,12 @@ class Partition:
         return Partition(table, self.values)
 
 
+def one_name(name: str) -> str:
+    """Return a name as that of one file or folder: URI-encoded, and none that leads elsewhere."""
+    encoded = quote(name, safe="")
+    return encoded.replace(".", "%2E") if set(name) == {"."} else encoded
+
+
 def shard_name(number: int) -> str:
     """Return the object name of shard `number`, the same in every table."""
     return f"shard-{number:05d}.parquet"

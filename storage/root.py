@@ -33,6 +33,9 @@ BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
+# What is made on this machine has the modes that the user's mask leaves of these: texts, vectors
+# and models are nobody else's, whatever the mask.
+_FOLDER, _FILE = 0o750, 0o640
 
 
 class _Cloud(NamedTuple):
@@ -70,12 +73,19 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
             return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
         except (OSError, RuntimeError) as error:  # of links in a circle, of nobody's ~
             raise AddressError(f"cannot open {uri}: {error}") from error
+    on_s3, bucket = uri.startswith(_S3), rest.partition("/")[0]
+    # Azure's own form has a container before an account, of which `_opened` says more.
+    is_bucket = "@" not in bucket or _CLOUDS.get(protocol) is _AZURE
+    if (on_s3 or protocol in _CLOUDS) and (":" in bucket or not is_bucket):
+        raise AddressError(
+            f"an address of {protocol}:// begins with something else than a bucket, which may be "
+            f"secret and is not shown: give {protocol}://BUCKET/PREFIX, and credentials apart"
+        )
     if protocol in _CLOUDS:
         try:
             return _opened(protocol, rest), rest.rstrip("/")
         except ValueError as error:
             raise AddressError(f"cannot open {uri}: {error}") from error
-    on_s3 = uri.startswith(_S3)
     if on_s3 and not options.get("key"):
         _require_credentials(uri)
     # Listings must be true at once: a shard written by another worker decides what is missing.
@@ -364,11 +374,13 @@ class Root:
             self.filesystem.rm_file(self.path(key))
 
     def _beside(self, key: str) -> tuple[Path, Path]:
-        """Return a local file and a temporary one in its folder, which is made."""
+        """Return a local file and a temporary one, made beside it, in its folder, which is made."""
         self._require_no_link(key)
         target = Path(self.path(key))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        make_folder(target.parent)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        temporary.touch(_FILE)
+        return target, temporary
 
     def _require_no_link(self, key: str) -> None:
         """PermissionError if a folder between the root and `key` is a symbolic link.
@@ -406,6 +418,31 @@ class Root:
             raise PermissionError(
                 f"cannot write to the output root {self.uri}: {reason}"
             ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a local folder and those above it that are not there, for their owner and group."""
+    try:
+        folder.mkdir(_FOLDER, exist_ok=True)
+    except FileNotFoundError:
+        if folder.parent == folder:
+            raise
+        make_folder(folder.parent)
+        folder.mkdir(_FOLDER, exist_ok=True)
+
+
+@contextmanager
+def narrowed() -> Iterator[None]:
+    """Let what other libraries write in the block be no wider than what is written here.
+
+    The mask is the process's: another thread makes nothing wider meanwhile.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask | ~_FOLDER & 0o777)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 def _changed(entry: Mapping[str, Any]) -> float:

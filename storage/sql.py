@@ -1,18 +1,25 @@
-"""SQL over the tables: DuckDB views that hold exactly what the manifests make visible."""
+"""SQL over the tables: DuckDB views that hold exactly what the manifests make visible.
+
+Whoever asks may be anybody: the shards that the views stand on are all that a query reads, and
+nothing is written.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import duckdb
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.spec import AbstractBufferedFile
+from fsspec.spec import AbstractFileSystem
 
 from layerrank.storage import schema
 from layerrank.storage.layers import features
@@ -27,41 +34,166 @@ _CONTENT = ("subject", "prompts", "tokens")
 _TAIL_BYTES = 1 << 16  # which most footers fit in
 _MOST_TAILS = 1024
 _AHEAD_BYTES = 1 << 16
+SECONDS = 600.0  # a query may take
+
+_AGAIN_SECONDS = 0.5
+
+_CLOSED = {
+    "allow_community_extensions": "false",
+    "allow_persistent_secrets": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",  # no variable of ours is a table
+}
+_READS = "a query reads (SELECT, FROM, WITH, VALUES, PIVOT, DESCRIBE, SUMMARIZE, SHOW, EXPLAIN)"
+# What DuckDB's parser makes of a statement that only reads.
+_READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+# What runs SQL that is a text, into which nobody has looked.
+_RUN_SQL = "query|json_execute_serialized_sql"
+_CALLS = re.compile(rf'"function_name":"({_RUN_SQL})"', re.IGNORECASE)
+_WORDS = re.compile(rf"\b(copy|{_RUN_SQL})\b", re.IGNORECASE)
+_EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?\b", re.IGNORECASE)
+_PIVOT = re.compile(r"\s*(PIVOT|FROM|SELECT|WITH)\b", re.IGNORECASE)
 
 
-def connect(root: Root) -> duckdb.DuckDBPyConnection:
-    """Return an in-memory DuckDB with one view per table that has a complete partition.
+@contextmanager
+def answering(root: Root, sql: str, seconds: float = SECONDS) -> Iterator[duckdb.DuckDBPyRelation]:
+    """Give the answer to one statement over the tables, which is computed as it is read.
+
+    duckdb.Error for one that does not read, or that DuckDB cannot answer; TimeoutError when it is
+    not answered, and read, in time.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds: {seconds} is no number above 0")
+    with connect(root) as connection:
+        ended, over = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            if not ended.wait(min(seconds, threading.TIMEOUT_MAX)):
+                over.set()
+                connection.interrupt()
+                while not ended.wait(_AGAIN_SECONDS):  # it may have been between two steps
+                    connection.interrupt()
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            _require_reading(connection, sql)
+            yield connection.sql(sql)
+        except Exception as error:
+            if over.is_set():
+                raise TimeoutError(
+                    f"the query was not answered in {seconds:g} s and was ended"
+                ) from error
+            raise
+        finally:
+            ended.set()
+            watching.join()
+
+
+def _require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """duckdb.Error unless SQL is one statement that reads.
+
+    What writes has no place to write to but the shards, which DuckDB may open: this looks for it.
+    A statement is taken apart by DuckDB. One that it runs as several, a PIVOT that finds its
+    columns itself, it does not take apart: there the bare word is refused.
+    """
+    statements = connection.extract_statements(sql)
+    if not statements:
+        raise duckdb.InvalidInputException("the SQL asks for nothing")
+    if len(statements) > 1:
+        raise duckdb.InvalidInputException(
+            f"the SQL holds {len(statements)} statements: ask one at a time"
+        )
+    (statement,), kinds = statements, duckdb.StatementType
+    kind, text = statement.type, statement.query
+    if kind == kinds.EXPLAIN:
+        text = _EXPLAIN.sub("", text, count=1)
+    elif kind != kinds.SELECT and not (kind == kinds.MULTI and _PIVOT.match(text)):
+        raise duckdb.PermissionException(f"{kind.name.replace('_', ' ')} is refused: {_READS}")
+    (tree,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0]
+    nodes = {*re.findall(r'"type":"(\w+_NODE)"', tree)} - _READING
+    refused = [*(each.split("_")[0] for each in sorted(nodes)), *_CALLS.findall(tree)]
+    if tree.startswith('{"error":true'):
+        refused = _WORDS.findall(text)
+    if refused:
+        raise duckdb.PermissionException(f"{refused[0]} is refused in a query: {_READS}")
+
+
+@contextmanager
+def connect(root: Root) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Give an in-memory DuckDB with one view per table that has a complete partition.
 
     The partition keys are text columns of the views, from the folders below the table's own:
     whatever lies above names no column. Shards of an unfinished partition are not in the views.
     Beside them stand those of `readers.views`, for analysts. Before it is asked for no shard is
     opened, as what a table's columns are is known; but of a model one index, for its features.
+    Nothing can be opened but what the views read, and no setting changed. What a query cannot hold
+    in memory lies in a folder of its own for that long.
     FileNotFoundError if the root holds no complete partition at all.
     """
-    connection = duckdb.connect()
     complete: dict[TableName, list[Manifest]] = {}
     for manifest in everything(root):
         if manifest.receipts and not (manifest.withdrawn or manifest.removed):
             complete.setdefault(manifest.partition.table, []).append(manifest)
     if not complete:
         raise FileNotFoundError(f"no complete table under {root.uri}: run `layerrank run` first")
+    alerts = _alerts(root)
+    sizes = alerts | {
+        manifest.partition.shard(receipt.name): receipt.bytes
+        for manifests in complete.values()
+        for manifest in manifests
+        for receipt in manifest.receipts
+    }
+    with (
+        tempfile.TemporaryDirectory(prefix="layerrank-query-") as spilled,
+        duckdb.connect(config={**_CLOSED, "temp_directory": spilled}) as connection,
+    ):
+        if not root.is_local:
+            connection.register_filesystem(_Shards(root, sizes))
+        for table, manifests in complete.items():
+            connection.execute(
+                f"CREATE VIEW {table} AS {_select(connection, root, table, manifests)}"
+            )
+            says = schema.TABLES[table][0]
+            columns = connection.table(table).columns
+            views.comment(connection, table, says, views.meanings(table, columns))
+        found = views.ranked(root, complete)
+        listed = _in_sql(root.place(key) for key in alerts)
+        views.create(connection, found, complete, listed, _by_features(connection, root, complete))
+        _close(connection, root, sizes)
+        yield connection
+
+
+def _close(connection: duckdb.DuckDBPyConnection, root: Root, keys: Iterable[str]) -> None:
+    """Let a connection open some objects of a root and nothing else, and change no setting.
+
+    They are asked for by their name, and as a pattern that is that name alone.
+    """
+    above = root.place()
+    places = [f"{above}/{key}" for key in _not_linked(root, keys)]
+    allowed = ", ".join(
+        "'" + each.replace("'", "''") + "'" for each in {*places, *map(_pattern, places)}
+    )
+    connection.execute(
+        f"SET allowed_paths = [{allowed}]; SET enable_external_access = false; "
+        "SET lock_configuration = true"
+    )
+
+
+def _not_linked(root: Root, keys: Iterable[str]) -> Iterator[str]:
+    """Yield the keys that no symbolic link in a local root leads away from: it may be anywhere."""
     if not root.is_local:
-        sizes = {
-            root.path(manifest.partition.shard(receipt.name)): receipt.bytes
-            for manifests in complete.values()
-            for manifest in manifests
-            for receipt in manifest.receipts
-        }
-        connection.register_filesystem(_Shards(root.filesystem, sizes))
-    for table, manifests in complete.items():
-        connection.execute(f"CREATE VIEW {table} AS {_select(connection, root, table, manifests)}")
-        says = schema.TABLES[table][0]
-        columns = connection.table(table).columns
-        views.comment(connection, table, says, views.meanings(table, columns))
-    found = views.ranked(root, complete)
-    alerts = _in_sql(root.place(key) for key in _alerts(root))
-    views.create(connection, found, complete, alerts, _by_features(connection, root, complete))
-    return connection
+        yield from keys
+        return
+    above = Path(root.path())
+    of_folder: dict[str, bool] = {}
+    for key in keys:
+        folder = key.rpartition("/")[0]
+        if folder not in of_folder:
+            of_folder[folder] = (above / folder).resolve() == above.resolve() / folder
+        if of_folder[folder] and not (above / key).is_symlink():
+            yield key
 
 
 def _select(
@@ -112,12 +244,19 @@ def _by_features(
     }
 
 
-def _alerts(root: Root) -> Iterator[str]:
-    """Yield the keys of the alerts of nightlies."""
-    for run in root.folders(ALERTS):
-        for model in root.folders(f"{ALERTS}/{run}"):
-            folder = f"{ALERTS}/{run}/{model}"
-            yield from (f"{folder}/{name}" for name in root.sizes(folder) if name.endswith(".json"))
+def _alerts(root: Root) -> dict[str, int]:
+    """Return key -> bytes of the alerts of nightlies."""
+    folders = (
+        f"{ALERTS}/{run}/{model}"
+        for run in root.folders(ALERTS)
+        for model in root.folders(f"{ALERTS}/{run}")
+    )
+    return {
+        f"{folder}/{name}": size
+        for folder in folders
+        for name, size in root.sizes(folder).items()
+        if name.endswith(".json")
+    }
 
 
 def _columns(
@@ -151,53 +290,62 @@ def _listed(root: Root, manifests: Sequence[Manifest], most: int | None = None) 
 
 def _in_sql(places: Iterable[str]) -> str:
     """Return a list of files in SQL; none is a pattern."""
-    escaped = (re.sub(r"[*?[]", r"[\g<0>]", place).replace("'", "''") for place in places)
-    listed = "', '".join(escaped)
+    listed = "', '".join(_pattern(place).replace("'", "''") for place in places)
     return f"['{listed}']" if listed else "[]"
 
 
-# fsspec ships no types.
-class _Shards(DirFileSystem):  # type: ignore[misc]
-    """The filesystem of a root, where nothing is asked of a shard but its bytes.
+def _pattern(place: str) -> str:
+    """Return the pattern that a file alone is found by."""
+    return re.sub(r"[*?[]", r"[\g<0>]", place)
 
-    DuckDB asks again and again how large a file is and when it was changed: receipts say the one,
-    and the other is of no use where a manifest stands.
+
+# fsspec ships no types.
+class _Shards(AbstractFileSystem):  # type: ignore[misc]
+    """What a connection may read of a root in object storage: some objects, of known sizes.
+
+    Whatever else it is asked for is refused, and so is to write. DuckDB asks again and again how
+    large a file is and when it was changed: receipts say the one, and the other is of no use where
+    a manifest stands.
     """
 
     cachable = False
 
-    def __init__(self, filesystem: Any, sizes: Mapping[str, int]) -> None:  # noqa: ANN401
-        super().__init__(path="/", fs=filesystem)
-        self.path = ""  # paths are as they are
-        self.protocol, self._sizes = filesystem.protocol, sizes
+    def __init__(self, root: Root, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self._fs, self.protocol = root.filesystem, root.filesystem.protocol
+        self._sizes = {root.path(key): size for key, size in sizes.items()}
+        self._scheme = root.place().removesuffix(root.path())
         self.tail = lru_cache(_MOST_TAILS)(self._tail)
 
     def _known(self, path: str) -> str:
-        """Return the name of a shard; nothing if it is none."""
-        name: str = self.fs._strip_protocol(path)
-        return name if name in self._sizes else ""
+        """Return the name of an object; duckdb.Error if it is none of these."""
+        name: str = self._fs._strip_protocol(path)
+        if name not in self._sizes:
+            raise duckdb.PermissionException(f"{path} is no shard of the tables that are asked")
+        return name
 
-    def info(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401
-        if name := self._known(path):
-            return {"name": name, "size": self._sizes[name], "type": "file"}
-        return dict(self.fs.info(path, **options))
+    def info(self, path: str, **_options: Any) -> dict[str, Any]:  # noqa: ANN401
+        name = self._known(path)
+        return {"name": name, "size": self._sizes[name], "type": "file"}
 
-    def size(self, path: str) -> int:
-        return int(self.info(path)["size"])
-
-    def exists(self, path: str, **options: Any) -> bool:  # noqa: ANN401
-        return bool(self._known(path) or self.fs.exists(path, **options))
+    def exists(self, path: str, **_options: Any) -> bool:  # noqa: ANN401
+        return bool(self._known(path))
 
     def modified(self, path: str) -> datetime:
-        return datetime.fromtimestamp(0, UTC) if self._known(path) else self.fs.modified(path)
+        self._known(path)
+        return datetime.fromtimestamp(0, UTC)
 
-    def glob(self, path: str, **options: Any) -> list[str]:  # noqa: ANN401
-        name = self._known(re.sub(r"\[([*?[])\]", r"\1", path))
-        return [name] if name else list(self.fs.glob(path, **options))
+    def glob(self, path: str, **_options: Any) -> list[str]:  # noqa: ANN401
+        return [self._known(re.sub(r"\[([*?[])\]", r"\1", path))]
 
-    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # noqa: ANN401
-        name = self._known(path) if mode == "rb" else ""
-        return _Bytes(self, name) if name else self.fs.open(path, mode, **options)
+    def unstrip_protocol(self, name: str) -> str:
+        return f"{self._scheme}{name}"  # a filesystem has several, and this one was asked for
+
+    def open(self, path: str, mode: str = "rb", **_options: Any) -> Any:  # noqa: ANN401
+        name = self._known(path)
+        if mode != "rb":
+            raise duckdb.PermissionException(f"{path} is not written to")
+        return _Bytes(self, name, self._sizes[name])
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Return some bytes of a shard, by one request or, of its end, by none after the first."""
@@ -212,21 +360,46 @@ class _Shards(DirFileSystem):  # type: ignore[misc]
 
     def _get(self, name: str, start: int, end: int) -> bytes:
         try:
-            content: bytes = self.fs.cat_file(name, start=start, end=end)
+            content: bytes = self._fs.cat_file(name, start=start, end=end)
         except OSError as error:
             place = self.unstrip_protocol(name)
             raise duckdb.IOException(f"cannot read {place}: {error}") from error
         return content
 
 
-# fsspec ships no types.
-class _Bytes(AbstractBufferedFile):  # type: ignore[misc]
-    """A shard as a file; of a small piece more is read than asked for, for the next one."""
+class _Bytes(io.RawIOBase):
+    """A shard as a file; of a small piece more is read than asked for, for the next one.
 
-    def __init__(self, shards: _Shards, name: str) -> None:
-        size = shards.info(name)["size"]
-        super().__init__(shards, name, block_size=_AHEAD_BYTES, cache_type="readahead", size=size)
+    Several threads of DuckDB seek and read in one file at once, so each has its own place in it.
+    """
 
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        content: bytes = self.fs.read_range(self.path, start, end)
-        return content
+    def __init__(self, shards: _Shards, name: str, size: int) -> None:
+        self._shards, self._name, self._size = shards, name, size
+        self._own = threading.local()
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return getattr(self._own, "place", 0)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        above = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self._size}[whence]
+        self._own.place = above + offset
+        return self.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        start = self.tell()
+        end = self._size if size < 0 else min(start + size, self._size)
+        begin, ahead = getattr(self._own, "ahead", (0, b""))
+        if not begin <= start <= end <= begin + len(ahead):
+            begin = start
+            ahead = self._shards.read_range(
+                self._name, start, min(max(end, start + _AHEAD_BYTES), self._size)
+            )
+            self._own.ahead = begin, ahead
+        self._own.place = end
+        return ahead[start - begin : end - begin]

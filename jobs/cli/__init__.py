@@ -1,6 +1,7 @@
 """The command line: `layerrank COMMAND`.
 
 Exit codes: 0 done; 1 failed or incomplete; 2 bad usage or config; 3 done, and a regression found.
+A command that a signal ends has 128 and the signal's number: 130 of Ctrl-C, 143 of SIGTERM.
 What a command needs is imported when it is run, so that `--help` comes at once.
 """
 
@@ -9,16 +10,26 @@ from __future__ import annotations
 import io
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from layerrank.jobs.cli.parser import build
+from layerrank.jobs.config.printable import guarded
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; every error is one line on standard error."""
+def main(argv: Sequence[str] | None = None, *, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Run one command and return its exit code; every error is one line on standard error.
+
+    `stopped` says whether the command was told to end: whatever broke then broke of it.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a run does not die of a name in its story
         sys.stdout.reconfigure(errors="replace")
+    given = sys.argv[1:] if argv is None else argv
+    with guarded(given):
+        return _done(given, stopped)
+
+
+def _done(argv: Sequence[str], stopped: Callable[[], bool]) -> int:
     parser = build()
     try:
         arguments = parser.parse_args(argv)
@@ -32,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
-    from layerrank.jobs.cluster.console import UnreadError, printable, quiet  # noqa: PLC0415
+    from layerrank.jobs.cluster.console import UnreadError, quiet  # noqa: PLC0415
     from layerrank.jobs.cluster.errors import FAILED, explain  # noqa: PLC0415
 
     before = quiet(arguments.quiet)
@@ -42,14 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = handler(arguments)
     except UnreadError:
         return FAILED
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (the outermost command)
+    except Exception as error:
+        if stopped():
+            raise KeyboardInterrupt from error
         if arguments.verbose:
-            for line in "".join(traceback.format_exception(error)).splitlines():
-                sys.stderr.write(f"{printable(line)}\n")
+            traceback.print_exception(error)
         message, code = explain(error)
-        if isinstance(error, KeyboardInterrupt):
-            message = "stopped; the same command goes on from here"
-        sys.stderr.write(f"layerrank: {printable(message)}\n")
+        sys.stderr.write(f"layerrank: {message}\n")
     finally:
         quiet(before)
     return code

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from layerrank.jobs.cli.parser import build
-from layerrank.jobs.cluster.console import answer, printable
+from layerrank.jobs.cluster.console import answer
 from layerrank.jobs.cluster.errors import DONE, USAGE
 from layerrank.jobs.config import RECIPES, did_you_mean
 from layerrank.jobs.config import recipes as names_of_recipes
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.printable import printable
 
 _SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 _WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "mapping"}

@@ -44,13 +44,10 @@ def repair(arguments: argparse.Namespace) -> int:
 def query(arguments: argparse.Namespace) -> int:
     """Answer a query, or write the answer to a file."""
     from layerrank.jobs.cli import answers  # noqa: PLC0415  (pyarrow and duckdb, for this alone)
-    from layerrank.storage.sql import connect  # noqa: PLC0415
+    from layerrank.storage.sql import SECONDS, answering  # noqa: PLC0415
 
     sql, form = _sql(arguments), answers.form_of(arguments.to, arguments.format)
-    with connect(existing(arguments)) as connection:
-        relation = connection.sql(sql)
-        if relation is None:
-            raise ConfigError("the SQL asks for nothing")
+    with answering(existing(arguments), sql, arguments.seconds or SECONDS) as relation:
         if arguments.to is None:
             answers.tell(relation, form)
             return DONE

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, get_args
 
 from layerrank.jobs.config import FULL_VIEWS, Engine, Stage, VectorFormat, did_you_mean, recipes
+from layerrank.jobs.config.printable import printable
 from layerrank.jobs.plan import limits
 from layerrank.operators.model.subject import Norm, Pooling, Transform
 from layerrank.operators.ranking import Policy
@@ -27,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         """End with how it is used and what is wrong; the exit code is 2."""
         if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
-        super().error(message)
+        super().error(printable(message))
 
 
 class Command(NamedTuple):
@@ -305,6 +306,12 @@ def _sql(parser: Parser) -> None:
         metavar="FILE",
         help="write the rows to this file, .csv, .json, .md or .parquet",
         by="file",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=limits.positive,
+        metavar="N",
+        help="end a query that takes longer (default: 600)",
     )
 
 

@@ -92,7 +92,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfig]:
     """Return the configs that a root keeps of its runs, or the one of a name."""
-    from layerrank.jobs.config.stored import stored  # noqa: PLC0415
+    from layerrank.jobs.config.stored import given_of, stored  # noqa: PLC0415
     from layerrank.jobs.own import require_no_modules  # noqa: PLC0415
 
     runs: dict[str, dict[str, Any]] = {each["name"]: each for each in stored(root)}
@@ -106,7 +106,7 @@ def _kept(root: Root, name: str | None, storage: StorageConfig) -> list[RunConfi
         runs = {name: runs[looking.known_run(name, [*runs], root)]}
     for run, each in runs.items():
         require_no_modules(each, run)
-    found = [RunConfig.model_validate(each["given"]) for each in runs.values()]
+    found = [given_of(each, root) for each in runs.values()]
     return [each.model_copy(update={"storage": storage}) for each in found]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
@@ -13,21 +12,10 @@ from typing import Any, NamedTuple, TextIO
 from tqdm import tqdm
 
 from layerrank.jobs.cluster.tally import Counts
+from layerrank.jobs.config.printable import escaped, printable, unguarded, without_known
 
 _LOG_SECONDS = 10.0
 _REDRAW_SECONDS = 1.0
-# What a terminal obeys, or shows in another order, and does not show: control characters, marks
-# and overrides of direction, separators of lines, halves of surrogate pairs.
-_UNSHOWN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(line: str) -> str:
-    """Return one line in which whatever a terminal cannot show is escaped, as Python writes it."""
-    return _UNSHOWN.sub(lambda found: repr(found[0])[1:-1], line)
-
-
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
@@ -51,17 +39,20 @@ class UnreadError(RuntimeError):
 def answer(line: str = "", *, raw: bool = False) -> None:
     """Print one line of what a command was asked for, which no option leaves out.
 
-    What is `raw` goes to a file or another program as it is.
+    It may be of the user's own data, in which addresses stay whole. What is `raw` goes to a file or
+    another program as it is.
     """
+    line = without_known(line)
     try:
-        _write(line if raw and not sys.stdout.isatty() else printable(line))
+        _write(line if raw and not sys.stdout.isatty() else escaped(line))
     except BrokenPipeError as error:
         raise UnreadError(str(error)) from error
 
 
 def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    stream = unguarded(sys.stdout)
+    stream.write(f"{line}\n")
+    stream.flush()
 
 
 class Pace(NamedTuple):

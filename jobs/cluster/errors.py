@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import duckdb
 
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.config.printable import without_secrets
 from layerrank.operators.model.subject import ModelUnavailableError
 from layerrank.storage.manifest import FormatError, SettingsConflictError
 from layerrank.storage.readers.delta import LogError
@@ -97,11 +98,11 @@ def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]
     message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
     # DuckDB tells what a filesystem in Python raised with the traceback before it.
     message = re.sub(r"Traceback \(most recent call last\):\n(?: .*\n)+[\w.]+: ", "", message)
-    line = " ".join(message.split())
+    line = without_secrets(" ".join(message.split()))
     usage = _OUR_USAGE_ERRORS if in_worker else _USAGE_ERRORS
     if name in {each.__name__ for each in _OUR_USAGE_ERRORS} or isinstance(error, usage):
         return line, USAGE
-    known = isinstance(error, (ValueError, OSError, RuntimeError, KeyboardInterrupt))
+    known = isinstance(error, (ValueError, OSError, RuntimeError))
     for_people = (known or name in ("ValueError", "RuntimeError")) and message
     return line if for_people else f"{name}: {line}", FAILED
 

@@ -60,6 +60,8 @@ _PRINTED = "printed"  # the file in which what the workers print ends
 _SHOWN_BYTES = 2000  # of what a worker printed before it died
 _COUNTED = "counted"  # the file in which every unit of the plan has a row of counts
 _ROW = struct.Struct("4q")
+# What a terminal or a scheduler sends to the whole group of processes: the driver ends the others.
+_THE_DRIVERS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Processes:
@@ -244,8 +246,8 @@ def _start_server() -> None:
     before = {name: os.environ.pop(name) for name in own if name in os.environ}
     os.environ.update(own)
     resource_tracker.ensure_running()  # which lets Ctrl-C through again when it has started
-    # Ctrl-C is the driver's alone, also while the server imports.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # What tells the driver to end is for it alone, also while the server imports.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _THE_DRIVERS)
     try:
         with _as_children_start(), sockets_in_tmpdir():
             ensure_running()
@@ -275,7 +277,8 @@ def _serve(
     """Work on units until the driver closes the connection."""
     gc.freeze()  # what the server has imported
     gc.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which ends this process
+    # The driver's own way to end a process at its exit, if it was not ended before.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_driver, args=(folder,), daemon=True).start()
     os.environ.update({**environment, **_ONE_THREAD})
     if not is_verbose:

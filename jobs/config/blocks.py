@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-MOST_OF_NAME = 200  # characters; a file's has 255 at most, and what is written first has more
+_LONGEST = 200  # characters of a name: a folder is called so, with a key before it
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -30,8 +30,8 @@ Given = TypeVar("Given", bound=Sequence[object])
 
 
 def _require_name(name: str) -> str:
-    if len(name) > MOST_OF_NAME:
-        raise ValueError(f"a name has {MOST_OF_NAME} characters at most, and this has {len(name)}")
+    if len(name) > _LONGEST:
+        raise ValueError(f"a name has {_LONGEST} characters at most, and this has {len(name)}")
     if not _NAME.fullmatch(name):
         raise ValueError("a name has letters, digits and . _ + -, one of the first two in front")
     return name
@@ -40,7 +40,7 @@ def _require_name(name: str) -> str:
 Name = Annotated[
     str,
     AfterValidator(_require_name),
-    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": MOST_OF_NAME}),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": _LONGEST}),
 ]
 
 

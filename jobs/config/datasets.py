@@ -506,7 +506,7 @@ class DatasetConfig(Block):
             from layerrank.operators.benchmark.prompts import prompt_names  # noqa: PLC0415  (imports mteb)
 
             names = [task.name for task in self.tasks]
-            known, what = prompt_names(names, self.source.modules), "prompt of its tasks"
+            known, what = prompt_names(names), "prompt of its tasks"
         unknown = [name for name in given if name not in known]
         if unknown:
             some = ", ".join(known[:_SHOWN]) + (", …" if len(known) > _SHOWN else "")

@@ -95,12 +95,18 @@ def asked_fact(asked: str) -> str:
     return f"asked_{asked}"
 
 
-def sides(dataset: DatasetConfig, own: OwnPrompts) -> list[Side]:
-    """Return the sides of a dataset's tasks that have a template; `own` prompts are for `auto`."""
+def sides(dataset: DatasetConfig, own: OwnPrompts, *, imports: bool = False) -> list[Side]:
+    """Return the sides of a dataset's tasks that have a template; `own` prompts are for `auto`.
+
+    Of tasks of mteb that are in modules of the user's they are known only to who `imports` these.
+    """
     found = []
     for task in dataset.tasks:
-        of_task = _of_mteb if isinstance(task, MtebTask) else _of_columns
-        for name, template in of_task(dataset, task, own):
+        if isinstance(task, MtebTask):
+            of_task = _of_mteb(dataset, task, own, imports=imports)
+        else:
+            of_task = _of_columns(dataset, task, own)
+        for name, template in of_task:
             if template is not None and not template.is_plain:
                 found.append(Side(task, name, template))
     return found
@@ -182,7 +188,7 @@ def _of_columns(
 
 
 def _of_mteb(
-    dataset: DatasetConfig, task: Task, own: OwnPrompts
+    dataset: DatasetConfig, task: Task, own: OwnPrompts, *, imports: bool
 ) -> Iterator[tuple[str, Template | None]]:
     """Yield what mteb may ask for the texts of a task as, each with the template of that."""
     if dataset.prompts is None:
@@ -191,9 +197,12 @@ def _of_mteb(
         prompt_keys,
         registered_prompt,
     )
+    from layerrank.operators.benchmark.tasks import is_of_mteb  # noqa: PLC0415  (the same)
 
     assert isinstance(dataset.source, MtebSource)
-    modules = dataset.source.modules
+    modules = dataset.source.modules if imports else ()
+    if dataset.source.modules and not (imports or is_of_mteb(task.name)):
+        return
     for asked in ASKED:
         keys = prompt_keys(task.name, asked, modules)
         if isinstance(dataset.prompts, dict):

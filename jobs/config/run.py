@@ -34,6 +34,7 @@ from layerrank.jobs.config.blocks import (
     require_distinct,
 )
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
+from layerrank.jobs.config.printable import know_secrets, without_secrets
 from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
 from layerrank.operators.ranking import Policy
@@ -288,10 +289,15 @@ def _checked(
 
 
 def _steps(values: Values, sets: Sequence[str], limit: int | None) -> list[Values]:
-    """Return the values as they are given, and after each thing that is put there."""
+    """Return the values as they are given, and after each thing that is put there.
+
+    From here on nothing shows what is secret among them, valid or not.
+    """
+    know_secrets(values)
     steps = [values]
     for each in sets:
         steps.append(with_set(steps[-1], each))
+        know_secrets(steps[-1])
     return steps if limit is None else [*steps, limited(steps[-1], limit)]
 
 
@@ -342,9 +348,13 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
             message += did_you_mean(**problem["ctx"])
         value = problem["input"]
         plain = isinstance(value, (str, int, float)) or value is None or value in ([], ())
-        secret = problem["loc"][:1] == ("storage",) or "webhook" in problem["loc"]
-        shown = f" (got {value!r})" if plain and not secret else ""
-        found.append(f"{key}: {message}{shown}" if key else message)
+        match problem["loc"]:
+            case ("storage", *_) | ("nightly", "webhook"):
+                plain = False
+            case ("nightly", *_):  # a number that a rule cannot take is no secret
+                plain = isinstance(value, (int, float))
+        shown = f" (got {value!r})" if plain else ""
+        found.append(without_secrets(f"{key}: {message}{shown}" if key else message))
     return found
 
 

@@ -18,9 +18,12 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(content: bytes) -> dict[str, Any] | None:
-    """Return what was `sealed`; None if it is not as it was written."""
+    """Return what was `sealed`; None if it is not as it was written, or no mapping of names."""
     body, _, seal = content.rpartition(_SEAL.encode())
     if seal.decode(errors="replace").strip() != xxh3_128_hexdigest(body):
         return None
-    found: dict[str, Any] = yaml.safe_load(body)
-    return found
+    try:
+        found = yaml.safe_load(body)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -385,7 +385,7 @@ class NightlyConfig(Block):
     webhook: SecretStr | None = Field(
         None,
         description="address that gets each alert as a POST of JSON; without it the variable "
-        "LAYERRANK_WEBHOOK",
+        "LAYERRANK_WEBHOOK, or the file that LAYERRANK_WEBHOOK_FILE names",
     )
     webhook_seconds: Positive = Field(10.0, description="until a silent webhook is given up")
     lease_seconds: Annotated[float, Field(ge=5, allow_inf_nan=False)] = Field(

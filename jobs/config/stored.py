@@ -7,12 +7,14 @@ another default, and its nights go on as they began. `_layerrank/runs/NAME.yaml`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from layerrank.jobs.config.blocks import Block
+from pydantic import ValidationError
+
+from layerrank.jobs.config.blocks import Block, ConfigError
+from layerrank.jobs.config.printable import without_signatures
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.config.sealed import sealed, unsealed
 from layerrank.storage.lock import Claim
@@ -21,9 +23,6 @@ from layerrank.storage.partition import RUNS
 from layerrank.storage.root import Root
 
 FOLDER = RUNS
-# Addresses of sources may carry a password before the host, or a signature after the path.
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
-_SIGNATURE = re.compile(r"(?<=\S)\?\S*")
 # Where the work is done, and what is told of it: nothing in a table depends on it.
 _ELSEWHERE = ("device", "workers", "threads", "batch_tokens")
 # What the tables of a model over a dataset depend on.
@@ -50,11 +49,7 @@ def without_passwords(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
         return {key: without_passwords(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_passwords(each) for each in value]
-    if isinstance(value, str) and "://" in value:
-        value = _PASSWORD.sub("***@", value)
-        # A ? in a bucket's address is a glob pattern; only web addresses have a query.
-        return _SIGNATURE.sub("?***", value) if value.startswith("http") else value
-    return value
+    return without_signatures(value) if isinstance(value, str) else value
 
 
 def shown(config: RunConfig, *, given: bool = False) -> dict[str, Any]:
@@ -83,7 +78,7 @@ def record(config: RunConfig, given: RunConfig, root: Root) -> None:
     mine = known.get(config.name, {"number": len(known) + 1, "version": version("layerrank")})
     written = {
         "format": FORMAT,
-        "version": mine["version"],  # that it began with
+        "version": mine.get("version"),  # that it began with
         "number": mine["number"],
         "name": config.name,
         "given": shown(given, given=True),
@@ -96,8 +91,32 @@ def record(config: RunConfig, given: RunConfig, root: Root) -> None:
 def stored(root: Root) -> Iterator[dict[str, Any]]:
     """Yield what is known of every run of a root; a file that is not as it was written is none."""
     for name in root.sizes(FOLDER):
-        if found := unsealed(root.read(f"{FOLDER}/{name}")):
+        found = unsealed(root.read(f"{FOLDER}/{name}"))
+        if found and _is_of_a_run(found) and name == f"{found['name']}.yaml":
             yield found
+
+
+def _is_of_a_run(found: Values) -> bool:
+    """Whether values have the form of what `record` writes."""
+    kinds = {"number": int, "name": str, "given": dict, "config": dict}
+    if not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        return False
+    lists = [
+        found[key].get(name) for key in ("given", "config") for name in ("subjects", "datasets")
+    ]
+    return all(isinstance(each, list) and all(isinstance(b, dict) for b in each) for each in lists)
+
+
+def given_of(kept: Values, root: Root) -> RunConfig:
+    """Return a run that a root keeps as it was given; ConfigError if it cannot be read any more."""
+    try:
+        return RunConfig.model_validate(kept["given"])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{root.place(FOLDER)}/{kept['name']}.yaml is no config of a run: {key}: {first['msg']}"
+        ) from None
 
 
 def _completed(block: Block, then: Values) -> dict[str, Any]:
@@ -162,6 +181,22 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
         raise SettingsConflictError(
             f"{root.uri} is being repaired ({other.lease.holder}); wait for its end"
         )
+    try:
+        pairs = _shared(mine, theirs)
+    except (KeyError, TypeError, AttributeError):
+        raise SettingsConflictError(
+            f"another run ({other.lease.holder}) is at work on {root.uri}, and does not say with "
+            "which settings; wait for its end, or choose another --output"
+        ) from None
+    if found := next(filter(None, (_first_difference(*pair) for pair in pairs)), ""):
+        raise SettingsConflictError(
+            f"another run ({other.lease.holder}) writes to {root.uri} now, with other settings: "
+            f"{found}; wait for its end, or choose another --output"
+        )
+
+
+def _shared(mine: Values, theirs: Values) -> list[tuple[str, object, object]]:
+    """Return what two runs say of the partitions that both write: key, mine, theirs."""
     pairs = [
         (f"datasets.{each['name']}", each, found)
         for each in mine["datasets"]
@@ -185,11 +220,7 @@ def require_no_conflict(config: RunConfig, root: Root, other: Claim) -> None:
         pairs.append(("rank", asked, theirs["rank"]))
     if mine["name"] == theirs["name"]:
         pairs.append(("rank", mine["rank"], theirs.get("rank")))
-    if found := next(filter(None, (_first_difference(*pair) for pair in pairs)), ""):
-        raise SettingsConflictError(
-            f"another run ({other.lease.holder}) writes to {root.uri} now, with other settings: "
-            f"{found}; wait for its end, or choose another --output"
-        )
+    return pairs
 
 
 def _is_one_model(one: Values, other: Values) -> bool:

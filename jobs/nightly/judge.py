@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from layerrank.operators.analysis.regression import ScoreChange, has_moved, jump
 from layerrank.operators.model.subject import Subject
 from layerrank.operators.ranking.scores import TaskScores
 from layerrank.storage.manifest import digest_of
-from layerrank.storage.partition import ALERTS, Partition, all_partitions, by_step
+from layerrank.storage.partition import ALERTS, Partition, all_partitions, by_step, one_name
 from layerrank.storage.root import Root
 from layerrank.storage.shards import DamagedError
 
@@ -214,7 +215,7 @@ def _scores_at(run: Run, checkpoint: Checkpoint, layer: int) -> list[TaskScores]
 
 def place(run: str, model: str, revision: str) -> str:
     """Return the key of the alert of a checkpoint."""
-    return f"{_folder(run, model)}/{quote(revision, safe='')}.json"
+    return f"{_folder(run, model)}/{one_name(revision)}.json"
 
 
 def read_alerts(root: Root, run: str, model: str) -> dict[str, Alert]:
@@ -226,8 +227,12 @@ def read_alerts(root: Root, run: str, model: str) -> dict[str, Alert]:
             values = json.loads(root.read(f"{folder}/{name}"))
             del values["schema_version"]
             rules = [Broken(**each) for each in values.pop("rules")]
-            found[unquote(name.removesuffix(".json"))] = Alert(**values, rules=rules)
-        except (ValueError, KeyError, TypeError):
+            alert = Alert(**values, rules=rules)
+            said = (*values.values(), *(each.says for each in rules))
+            if not all(isinstance(each, str) for each in said):
+                raise TypeError("what is said is no text")
+            found[unquote(name.removesuffix(".json"))] = alert
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             say(f"  damaged: {root.place(f'{folder}/{name}')} is no alert; it is left out")
     return found
 
@@ -237,8 +242,7 @@ def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = o
 
     Neither the line nor anything else shows the address: it is what lets people post there.
     """
-    secret = config.webhook
-    address = secret.get_secret_value() if secret else environment.get(VARIABLE, "")
+    address = _webhook(config, environment)
     if not address:
         return
     if not address.startswith(WEB):
@@ -259,5 +263,23 @@ def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = o
     say(f"  warning: the webhook did not take the alert ({failed}); the file of the alert stays")
 
 
+def _webhook(config: NightlyConfig, environment: Mapping[str, str]) -> str:
+    """Return the address of the config, of the variable, or of the file that another one names.
+
+    A file is how a cluster hands out a secret that no process list and no child is to have.
+    """
+    file = environment.get(f"{VARIABLE}_FILE")
+    if config.webhook:
+        return config.webhook.get_secret_value()
+    if not file or VARIABLE in environment:
+        return environment.get(VARIABLE, "")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        say(f"  warning: {VARIABLE}_FILE: {file}: {reason}; the alert was not posted")
+        return ""
+
+
 def _folder(run: str, model: str) -> str:
-    return f"{ALERTS}/{quote(run, safe='')}/{quote(model, safe='')}"
+    return f"{ALERTS}/{one_name(run)}/{one_name(model)}"

@@ -23,7 +23,7 @@ from layerrank.jobs.report.sections import training
 from layerrank.jobs.run import Run
 from layerrank.jobs.words import counted
 from layerrank.operators.model.subject import Subject
-from layerrank.storage.partition import by_step, step_of
+from layerrank.storage.partition import by_step, one_name, step_of
 
 FOLDER = "trend"
 DATA, PAGE = "trend.json", "index.html"
@@ -43,7 +43,7 @@ def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
         names = {(m["model"], each["revision"]) for m in models for each in m["checkpoints"]}
     except FileNotFoundError:
         return bool(history)
-    except (ValueError, KeyError, TypeError):  # not as it was written
+    except (ValueError, KeyError, TypeError, RecursionError):  # not as it was written
         return True
     return names != {(each.model, each.revision) for each in history}
 
@@ -153,4 +153,4 @@ def _model(
 
 
 def _key(run: Run, name: str) -> str:
-    return f"{FOLDER}/{quote(run.config.name, safe='')}/{name}"
+    return f"{FOLDER}/{one_name(run.config.name)}/{name}"

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
-from urllib.parse import quote
 
 from xxhash import xxh3_128, xxh3_128_hexdigest
 
 from layerrank.jobs.config.sealed import sealed, unsealed
 from layerrank.jobs.run import Run
 from layerrank.storage.manifest import Manifest, digest_of
-from layerrank.storage.partition import Partition
+from layerrank.storage.partition import Partition, one_name
 from layerrank.storage.root import BOOKS
 
 _CODE = ("layerrank.jobs", "layerrank.operators", "layerrank.storage")
@@ -30,6 +29,8 @@ def is_current(run: Run, folder: str, told: Mapping[str, Any]) -> bool:
         found = unsealed(run.root.read(_key(run)))
         if found is None or found["of"] != _of(told):
             return False
+        if any(".." in name for name in found["files"]):  # which would be read elsewhere
+            return False
         tables = ((Partition(t, tuple(values)), content) for t, *values, content in found["tables"])
         if any(_content(run.manifests.load(where)) != content for where, content in tables):
             return False
@@ -38,8 +39,8 @@ def is_current(run: Run, folder: str, told: Mapping[str, Any]) -> bool:
             xxh3_128_hexdigest(read(f"{folder}/{name}")) == checksum
             for name, checksum in found["files"].items()
         )
-    except FileNotFoundError:
-        return False
+    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError, AssertionError):
+        return False  # it is not there, or has another form
 
 
 def keep(run: Run, told: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -54,7 +55,7 @@ def keep(run: Run, told: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
 
 
 def _key(run: Run) -> str:
-    return f"{BOOKS}/reports/{quote(run.config.name, safe='')}.yaml"
+    return f"{BOOKS}/reports/{one_name(run.config.name)}.yaml"
 
 
 def _content(manifest: Manifest | None) -> str:

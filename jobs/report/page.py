@@ -40,7 +40,7 @@ from layerrank.jobs.report.sections import (
 from layerrank.jobs.run import Run, partition, write_table
 from layerrank.jobs.words import capital, counted
 from layerrank.storage.manifest import Manifests
-from layerrank.storage.partition import TableName, step_of
+from layerrank.storage.partition import TableName, one_name, step_of
 from layerrank.storage.root import Root
 
 FOLDER = "report"
@@ -62,7 +62,7 @@ SECTIONS: tuple[Callable[[Facts], Section], ...] = (
 
 def folder_of(name: str) -> str:
     """Return where the report of a run lies under its root."""
-    return f"{FOLDER}/{quote(name, safe='')}"
+    return f"{FOLDER}/{one_name(name)}"
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def index(root: Root) -> bytes:
     for folder in root.folders(FOLDER):
         try:
             found = json.loads(root.read(f"{FOLDER}/{folder}/report.json"))
-            says = [each["verdict"]["sentence"] for each in found["subjects"]]
+            says = [str(each["verdict"]["sentence"]) for each in found["subjects"]]
             name = Markup('<a href="{}/index.html">{}</a>').format(quote(folder), found["run"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, IndexError):
-            continue  # it is being written
-        rows.append([name, str(len(says)), says[0]])
+            rows.append([name, str(len(says)), says[0]])
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+            continue  # it is being written, or not ours
     table = Table("Reports", ["Run", "Models", "Of the first"], rows, words=(0, 2))
     return section.page(
         "page.html.j2",

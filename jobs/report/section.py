@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerrank.jobs.cluster.console import printable
+from layerrank.jobs.config.printable import in_markdown
 from layerrank.jobs.report.charts import Chart
 from layerrank.jobs.words import NOTHING, defined
 from layerrank.operators.later import Later
@@ -30,7 +30,6 @@ else:  # matplotlib is not needed to say what was found
 COLUMNS = 100  # of a console
 Cell = str | tuple[str, str]  # text, and what stands small beside it or, in a head, below it
 _MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
-_MARKDOWN = re.compile(r"([\\`*_\[\]|])")
 
 
 @dataclass(frozen=True)
@@ -156,17 +155,19 @@ def markdown(section: Section, depth: int = 2) -> str:
     """Return a section as Markdown; text in it can be no markup."""
     if section.is_empty:
         return ""
-    parts = [f"{'#' * depth} {_escaped(section.title)}"]
-    parts += [f"**{_escaped(value)}** {_escaped(what)}" for value, what in section.figures]
-    parts += map(_escaped, section.says)
+    parts = [f"{'#' * depth} {in_markdown(section.title)}"]
+    parts += [f"**{in_markdown(value)}** {in_markdown(what)}" for value, what in section.figures]
+    parts += map(in_markdown, section.says)
     parts += [
-        f"{number}. {_escaped(step.title)} {_escaped(step.says)}"
+        f"{number}. {in_markdown(step.title)} {in_markdown(step.says)}"
         for number, step in enumerate(section.steps, 1)
     ]
     parts += [
-        f"{_escaped(each.title)}: {_escaped(each.says)}" for each in section.charts if each.says
+        f"{in_markdown(each.title)}: {in_markdown(each.says)}"
+        for each in section.charts
+        if each.says
     ]
-    parts += map(_escaped, section.notes)
+    parts += map(in_markdown, section.notes)
     parts += map(_table_markdown, section.tables)
     parts += [markdown(part, depth + 1) for part in section.parts]
     return "\n\n".join(filter(None, parts))
@@ -179,19 +180,12 @@ def _table_markdown(table: Table) -> str:
     columns = range(len(table.head))
     return "\n".join(
         [
-            f"{_escaped(f'{table.label}. {table.note}'.strip())}\n",
-            line(_escaped(" ".join(filter(None, _plain(cell)))) for cell in table.head),
+            f"{in_markdown(f'{table.label}. {table.note}'.strip())}\n",
+            line(in_markdown(" ".join(filter(None, _plain(cell)))) for cell in table.head),
             line("---" if column in table.words else "--:" for column in columns),
-            *(line(_escaped(" ".join(filter(None, _plain(c)))) for c in row) for row in table.rows),
+            *(
+                line(in_markdown(" ".join(filter(None, _plain(c)))) for c in row)
+                for row in table.rows
+            ),
         ]
     )
-
-
-def _escaped(text: str) -> str:
-    text = (
-        printable(re.sub(r"\s", " ", text))
-        .replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-    )
-    return _MARKDOWN.sub(r"\\\1", text)

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from layerrank.operators.benchmark.tasks import metadata_of, mteb_library
+from layerrank.operators.benchmark.tasks import is_of_mteb, metadata_of, mteb_library, parse
 
 if TYPE_CHECKING:
     from mteb import TaskMetadata
@@ -35,10 +35,19 @@ def prompt_keys(task: str, asked: str, modules: Sequence[str] = ()) -> list[str]
     return [*keys, *of_side]
 
 
-def prompt_names(tasks: Sequence[str], modules: Sequence[str] = ()) -> list[str]:
-    """Return everything that a prompt of some tasks may be called."""
-    every = (prompt_keys(task, side, modules) for task in tasks for side in SIDES)
-    return [*dict.fromkeys([*SIDES, *(key for keys in every for key in reversed(keys))])]
+def prompt_names(tasks: Sequence[str]) -> list[str]:
+    """Return everything that a prompt of some tasks may be called.
+
+    One that mteb does not know, and a module of the user's defines, may be of any type.
+    """
+    known = [task for task in tasks if is_of_mteb(task)]
+    every = (prompt_keys(task, side) for task in known for side in SIDES)
+    names = [key for keys in every for key in reversed(keys)]
+    if own := [parse(task).task for task in tasks if task not in known]:
+        registered = importlib.import_module("mteb.get_tasks").TASK_LIST
+        own += sorted({str(each.metadata.type) for each in registered})
+    names += [key for name in own for key in (name, *(f"{name}-{side}" for side in SIDES))]
+    return [*dict.fromkeys([*SIDES, *names])]
 
 
 def registered_prompt(model: str, task: str, asked: str, modules: Sequence[str] = ()) -> str | None:

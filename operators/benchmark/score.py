@@ -202,8 +202,10 @@ def result_path(model_name: str, revision: str, layer: int, task: str) -> str:
     result cache, and mteb looks below `results`. `model_meta_json` goes into `META_FILE` beside it.
     """
     model = model_meta(model_name, revision).model_name_as_path()
-    # A revision may be a git reference with slashes; mteb expects one folder for it.
-    path = f"{model}/{revision.replace('/', '__')}/{parse(task).task}.json"
+    # A revision may be a git reference with slashes; mteb expects one folder for it. What is made
+    # of dots alone would be another folder.
+    folder, file = (name.replace("/", "__") for name in (revision, parse(task).task))
+    path = f"{model}/{folder if folder.strip('.') else f'_{folder}'}/{file}.json"
     return str(PurePosixPath(f"mteb/layer-{layer:02d}/results", path))
 
 

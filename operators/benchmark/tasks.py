@@ -174,23 +174,35 @@ def task_names(spec: str | Sequence[str], modules: Sequence[str] = ()) -> list[s
     query rows and takes longer to score than the other 31 together. A task that is a mean over
     others (CQADupstackRetrieval) stands for those.
 
-    A name that is none of these raises ValueError with the names closest to it. No network is used.
+    A name that is none of these raises ValueError with the names closest to it. No network is used,
+    and no module is imported: with `modules` a name that mteb does not know is one of theirs, and
+    whether it is so turns out when it is loaded.
     """
-    own = _own_tasks(modules)
     found: list[str] = []
     for name in [spec] if isinstance(spec, str) else spec:
         tasks = None
         if name in LISTS:
             found += LISTS[name]
             continue
-        if name not in own:
-            with suppress(KeyError):
-                tasks = mteb_library().get_benchmark(name).tasks
-        for task in [_named(name, own)] if tasks is None else tasks:
+        with suppress(KeyError):
+            tasks = mteb_library().get_benchmark(name).tasks
+        if tasks is None and modules and not is_of_mteb(name):
+            found.append(name)
+            continue
+        for task in [_named(name, {})] if tasks is None else tasks:
             for part in _parts(task):
                 _require_text(part)
                 found.append(canonical(part))
     return list(dict.fromkeys(found))
+
+
+def is_of_mteb(name: str) -> bool:
+    """Whether mteb itself has a task of a name, whatever the part of it that is meant."""
+    try:
+        mteb_library().get_task(parse(name).task)
+    except KeyError:
+        return False
+    return True
 
 
 def metadata_of(name: str, modules: Sequence[str] = ()) -> TaskMetadata:

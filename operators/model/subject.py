@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
@@ -101,6 +101,12 @@ class Subject:
         where = self.model
         if where.startswith(_PACKAGE):
             package, _, inside = where.removeprefix(_PACKAGE).partition("/")
+            # To look for a module in a package is to import that.
+            if not package.isidentifier() or ".." in PurePosixPath(inside).parts:
+                raise ModelUnavailableError(
+                    f"model {where}: give package:IMPORT_NAME/FOLDER, where IMPORT_NAME is of a "
+                    "whole package, without a dot, and FOLDER lies in it"
+                )
             spec = importlib.util.find_spec(package)
             if spec is None or spec.origin is None:
                 by = [_BROUGHT_BY[package]] if package in _BROUGHT_BY else []

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from layerrank.storage.partition import KEYS, Partition, TableName
-from layerrank.storage.root import BOOKS, AddressError, Root
+from layerrank.storage.root import BOOKS, AddressError, Root, narrowed
 from layerrank.storage.schema import TABLES
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Logs:
             of_table = {where: each for where, each in held.items() if where.table == table}
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    self._commit(table, of_table)
+                    with narrowed():
+                        self._commit(table, of_table)
                     break
                 except CommitFailedError:  # another run has committed first
                     if attempt == _ATTEMPTS:

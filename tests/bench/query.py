@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,13 +39,16 @@ _SOME = "SELECT * FROM embeddings LIMIT 5"
 _SETTINGS = {"bench": "query"}
 
 
+Way = Callable[[Root], AbstractContextManager[duckdb.DuckDBPyConnection]]
+
+
 def main() -> None:
     """Print the seconds of both ways, and the requests of both."""
     with tempfile.TemporaryDirectory() as folder:
         root = Root(folder)
         for number in range(PARTITIONS):
             _publish(root, number, SHARDS)
-        ways = {"union_by_name": _plain, "ours": connect}
+        ways: dict[str, Way] = {"union_by_name": _plain, "ours": connect}
         spent: dict[str, list[list[float]]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, way in ways.items():
@@ -60,14 +64,14 @@ def main() -> None:
         root = between.root("bench")
         _publish(root, 0, 4)
         for name, way in ways.items():
-            connection = way(root)
-            between.passed.clear()
-            connection.execute(_COUNT).fetchall()
-            heads, gets = between.count("HEAD"), between.count("GET")
+            with way(root) as connection:
+                between.passed.clear()
+                connection.execute(_COUNT).fetchall()
+                heads, gets = between.count("HEAD"), between.count("GET")
             say(f"count of a layer over 4 shards on S3, {name}: {heads} HEAD + {gets} GET")
 
 
-def _timed(root: Root, way: Callable[[Root], duckdb.DuckDBPyConnection]) -> list[float]:
+def _timed(root: Root, way: Way) -> list[float]:
     times = [time.perf_counter()]
     with way(root) as connection:
         times.append(time.perf_counter())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -476,6 +478,31 @@ def test_a_hub_model_is_the_base_model_and_missing_evidence_is_said() -> None:
     assert yaml.safe_load(of_file.split("---")[1])["base_model"] == "owner/name"
     assert "No ranking was given" in text
     assert "No ranking was given" in model_card(subject, facts, None)
+
+
+def test_a_name_is_no_markup_and_no_code_of_the_card() -> None:
+    bad = "a\n---\nlicense: x\n# {b} `c` <script>alert(1)</script> [x](javascript:y) \u202e"
+    folder = 'q"); import os; os.abort() #\n```\n# x {y}'
+    facts = Exported(Path(folder), MEAN, Cut(2, False, None, 32), 3, 10, 20, 100, 1e-7)
+    evidence = Evidence(bad, 0, 0.95, {"score": 0.5, "gain": 0.1, "rank": 1})
+    text = model_card(
+        Subject(f"{folder}/x", bad, bad, adapter=Subject("b", "", bad)), facts, evidence
+    )
+    _, front, rest = text.split("---\n", 2)
+    assert set(yaml.safe_load(front)) == {"library_name", "pipeline_tag", "tags", "base_model"}
+    prose, *blocks = rest.split("\n```")
+    assert "<script" not in prose
+    assert "\u202e" not in text
+    assert "`c`" not in prose
+    assert not re.search(r"(?<!\\)\]\(", prose)
+    assert [line for line in prose.splitlines() if line.startswith("# ")] == [
+        line for line in prose.splitlines() if ", layer 2 of 3" in line
+    ]
+    for block in (each for each in blocks if each.startswith("python\n")):
+        names = {
+            each.value for each in ast.walk(ast.parse(block[7:])) if isinstance(each, ast.Constant)
+        }
+        assert Path(folder).name in names
 
 
 def test_the_least_cosine_of_two_matrices() -> None:

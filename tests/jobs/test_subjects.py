@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +57,28 @@ def test_a_folder_that_a_package_lacks_is_answered_with_the_nearest(
         meant = r"has no folder modle; did you mean package:weights_of/model\?$"
         with pytest.raises(ConfigError, match=meant):
             subject(SubjectConfig(model=f"package:weights_of/{given}"))
+
+
+@pytest.mark.parametrize(
+    "package", ["weights_of.inner/x", "", "..", ".weights_of/x", "weights_of/../.."]
+)
+def test_only_a_whole_package_is_looked_for_and_nothing_is_imported(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights_of" / "inner").mkdir(parents=True)
+    (tmp_path / "weights_of" / "__init__.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelUnavailableError, match=rf"{re.escape(package)}: give package:"):
+        subject(SubjectConfig(model=f"package:{package}"))
+    assert "weights_of" not in sys.modules
+
+
+@pytest.mark.parametrize("key", ["name", "revision"])
+def test_a_name_that_no_folder_can_have_is_refused(key: str) -> None:
+    assert subject(SubjectConfig(model="m", **{key: "a" * 200}))
+    for long in ("a" * 201, "é" * 60):
+        with pytest.raises(ConfigError, match=f"its {key} has .* characters"):
+            subject(SubjectConfig(model="m", **{key: long}))
 
 
 def test_branches_of_the_hub_are_matched(monkeypatch: pytest.MonkeyPatch) -> None:

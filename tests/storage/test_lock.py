@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from layerrank.storage.lock import FOLDER, LeaseLostError, Lock, LockHeldError, held
+from layerrank.storage.lock import FOLDER, Claim, LeaseLostError, Lock, LockHeldError, claimed, held
 from layerrank.storage.root import Root
 from tests.conftest import S3
 
@@ -176,3 +178,65 @@ def test_a_lease_that_cannot_be_renewed_is_lost(
         time.sleep(0.5)
         with pytest.raises(LeaseLostError, match="nothing more is published"):
             lock.check()
+
+
+LIES: list[dict[str, Any]] = [
+    {"until": 1e300},
+    {"until": float("nan")},
+    {"until": float("inf")},
+    {"since": -1e300},
+    {"since": "yesterday"},
+    {"until": None},
+    {"until": 10**400},
+    {"holder": ["x"]},
+    {"token": 5},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lock_that_says_what_cannot_be_is_nobodys(lie: dict[str, Any], tmp_path: Path) -> None:
+    root, now = Root(str(tmp_path)), time.time()
+    true = {"holder": "process 1 on a", "token": "x", "since": now, "until": now + 50}
+    lied = json.dumps({**true, **lie}).encode()
+    root.write(f"{FOLDER}/nightly-000001.json", lied)
+    with held(Lock(root, "nightly", 60.0)) as mine:
+        mine.check()
+    root.write(f"{FOLDER}/run-x.json", json.dumps({**true, **lie, "about": {}}).encode())
+    with claimed(root, {}, _refused):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"null", b'"x"', b"[" * 100_000, b"\xff", b"{}"])
+def test_a_lock_of_another_form_is_nobodys(content: bytes, tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    for name in ("nightly-000001", "run-x"):
+        root.write(f"{FOLDER}/{name}.json", content)
+    with held(Lock(root, "nightly", 60.0)), claimed(root, {}, _refused):
+        pass
+
+
+def test_a_lock_of_a_clock_that_is_far_ahead_is_named_with_its_file_and_a_claim_is_none(
+    tmp_path: Path,
+) -> None:
+    root, far = Root(str(tmp_path)), time.time() + 10 * 365 * 86_400
+    true = {"holder": "process 99999999999999999999 on a", "token": "x", "since": 0.0, "until": far}
+    root.write(f"{FOLDER}/run-x.json", json.dumps({**true, "about": {}}).encode())
+    with claimed(root, {}, _refused):
+        pass
+    root.write(f"{FOLDER}/nightly-000001.json", json.dumps(true).encode())
+    with pytest.raises(LockHeldError, match=r"since 1970.*delete .*nightly-000001\.json"):
+        Lock(root, "nightly", 60.0).acquire()
+
+
+def test_a_holder_that_is_no_process_has_not_ended(tmp_path: Path) -> None:
+    root, now = Root(str(tmp_path)), time.time()
+    holder = f"process 99999999999999999999999 on {socket.gethostname()}"
+    claim = {"holder": holder, "token": "x", "since": now - 5, "until": now + 50, "about": {}}
+    root.write(f"{FOLDER}/run-x.json", json.dumps(claim).encode())
+    with pytest.raises(AssertionError, match="refused"), claimed(root, {}, _refused):
+        pass
+
+
+def _refused(other: Claim) -> None:
+    raise AssertionError(f"refused for {other}")

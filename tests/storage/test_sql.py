@@ -139,12 +139,3 @@ def test_a_shard_that_is_gone_is_named_by_what_asks_for_it(
     assert code == USAGE
     assert line.startswith(("cannot read s3://", "IO Error: No files"))
     assert "shard-00001" in line
-
-
-def test_other_objects_can_be_read_and_written_beside_the_views(s3: S3, tmp_path: Path) -> None:
-    root = s3.root(tmp_path.name)
-    _vectors(root, _where())
-    other = root.place("mine.parquet")
-    with connect(root) as sql:
-        sql.execute(f"COPY ({COUNT}) TO '{other}'")
-        assert sql.sql(f"FROM '{other}'").fetchall() == [(ROWS,)]

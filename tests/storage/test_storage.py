@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_128_hexdigest
 
 from layerrank.storage import manifest, schema
 from layerrank.storage.layers import (
@@ -38,7 +41,7 @@ from layerrank.storage.manifest import (
     require_format,
 )
 from layerrank.storage.pages import vectors
-from layerrank.storage.partition import Partition, all_partitions, partitions, shard_name
+from layerrank.storage.partition import Partition, all_partitions, one_name, partitions, shard_name
 from layerrank.storage.root import AddressError, Root, fingerprint
 from layerrank.storage.shards import (
     DamagedError,
@@ -289,8 +292,8 @@ def test_what_was_removed_by_a_rule_is_noted_and_counts_as_made(root: Root) -> N
     assert (noted.removed, noted.content) == ("keep.views", made.content)
     with pytest.raises(DamagedError, match=r"removed, by keep\.views"):
         noted.filled(root)
-    with pytest.raises(FileNotFoundError, match="no complete table"):
-        connect(root)
+    with pytest.raises(FileNotFoundError, match="no complete table"), connect(root):
+        pass
 
 
 def test_nothing_is_written_or_deleted_behind_a_link(tmp_path: Path) -> None:
@@ -321,6 +324,58 @@ def test_conflict_with_a_complete_partition_names_the_setting(root: Root) -> Non
     assert require(root, WHERE).settings == SETTINGS
     Manifests(root).survey(WHERE, {"seed": 2}, overwrite=True)
     assert load(root, WHERE) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("settings", [1]),
+        ("settings", None),
+        ("made", 5),
+        ("removed", ["x"]),
+        ("withdrawn", "mine"),
+        ("published", {}),
+        ("shards", {"name": "x"}),
+        ("shards", [{"name": 5}]),
+        ("rows", "many"),
+        ("rows", -1),
+        ("rows", 1.5),
+        ("rows", 10**30),
+        ("bytes", None),
+        ("checksum", 5),
+        ("facts", ["x"]),
+        ("format", "2"),
+        ("", [[]]),
+    ],
+)
+def test_a_sealed_manifest_of_another_form_counts_as_absent(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    root = Root(str(tmp_path))
+    whole = Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)]).encoded()
+    values = json.loads(whole)
+    del values["seal"]
+    if key in values and key != "rows":
+        values[key] = value
+    elif key:
+        values["shards"][0][key] = value
+    body = json.dumps(values if key else value).encode()[:-1]
+    seal = xxh3_128_hexdigest(body)
+    root.write(WHERE.manifest, body + f',\n "seal": "{seal}"}}'.encode())
+    assert load(root, WHERE) is None
+    assert [*Manifests(root).survey(WHERE, SETTINGS)] == [shard_name(0)]
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", "...", "a/b", "../../x", "\0", " ", "%2F..", "CON", "é"]
+)
+def test_a_name_is_one_file_and_none_leads_elsewhere(name: str) -> None:
+    assert unquote(one_name(name)) == name
+    assert PurePosixPath("a", one_name(name)).parent == PurePosixPath("a")
+    assert ".." not in PurePosixPath(one_name(name)).parts
+    where = Partition("embeddings", (name, name, "data", "clean"))
+    assert ".." not in PurePosixPath(where.manifest).parts
+    assert len(PurePosixPath(where.path).parts) == 5
 
 
 def test_a_torn_or_foreign_manifest_counts_as_absent(
@@ -360,8 +415,8 @@ def test_vectors_of_one_layer_come_from_every_shard_sorted_by_prompt(root: Root)
 
 
 def test_sql_sees_complete_partitions_only_with_decoded_keys(root: Root) -> None:
-    with pytest.raises(FileNotFoundError, match="no complete table"):
-        connect(root)
+    with pytest.raises(FileNotFoundError, match="no complete table"), connect(root):
+        pass
     Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0)])
     unfinished = Partition("embeddings", ("org/mödel 1", "step=6", "data", "clean"))
     root.write(unfinished.shard(shard_name(0)), root.read(WHERE.shard(shard_name(0))))

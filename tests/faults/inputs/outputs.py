@@ -83,14 +83,8 @@ ROOTS: list[Case] = [
     _root("a dangling link", "FOLDER/link", files=LINK),
     _root("a manifest of another form", "FOLDER/out", files=OF_ANOTHER_FORM),
     Case("root: query, none", NO_ROOT, ("/no/such/root",)),
-    _root("a claim until 1e300", "FOLDER/out", "process 1 on elsewhere", files=CLAIM),
-    _root(
-        "a night until 1e300",
-        "FOLDER/out",
-        "process 1 on elsewhere",
-        command="nightly",
-        files=NIGHT,
-    ),
+    _root("a claim until 1e300", "FOLDER/out", files=CLAIM),
+    _root("a night until 1e300", "FOLDER/out", command="nightly", files=NIGHT),
     *(
         Case(f"root: {command} of {what}", (command, place), (place,), IN_THE_WAY)
         for command in ("status", "report", "repair", "open")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import socket
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerrank.jobs import cli
 from layerrank.jobs.cluster import console
 from layerrank.jobs.cluster.cluster import Cluster
-from layerrank.jobs.cluster.console import Pace, Progress, printable
+from layerrank.jobs.cluster.console import Pace, Progress
 from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
 from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from layerrank.jobs.cluster.tally import Counts
@@ -272,20 +270,6 @@ def test_a_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.Mo
         assert words in shown
     assert "\n" not in shown
     assert shown.rsplit("\r", 2)[1].strip() == ""
-
-
-def test_what_a_terminal_cannot_show_is_escaped_and_what_it_lacks_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    hidden = {"\x1b[31m": "\\x1b[31m", "\n": "\\n", "\x9b": "\\x9b", "\u202e": "\\u202e"}
-    for character, shown in {**hidden, "\ud800": "\\ud800", "é 🦜 مرحبا": "é 🦜 مرحبا"}.items():
-        assert printable(f"a{character}b") == f"a{shown}b"
-    for encoding, name in {"ascii": "mod?le", "latin-1": "modèle", "utf-8": "modèle"}.items():
-        stream = io.BytesIO()
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding))
-        assert cli.main(["status", "nowhere"]) == USAGE
-        console.say("modèle")
-        assert stream.getvalue().decode(encoding) == f"{name}\n"
 
 
 def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(

@@ -45,7 +45,9 @@ def dataset(prompts: Any = None, **tasks: dict[str, Any]) -> DatasetConfig:  # n
 
 
 def words(found: DatasetConfig, own: OwnPrompts = NOBODY) -> dict[tuple[str, str], str]:
-    return {(side.task.name, side.name): side.template.words for side in sides(found, own)}
+    return {
+        (side.task.name, side.name): side.template.words for side in sides(found, own, imports=True)
+    }
 
 
 def test_a_column_has_a_template_and_a_task_another() -> None:
@@ -123,6 +125,7 @@ def test_tasks_of_mteb_have_prompts_by_what_mteb_calls_them() -> None:
     assert words(of_mteb("auto"), saved)["LocalRetrieval", "query"] == "query: {text}"
     unknown = OwnPrompts({"query": "saved: "}, models=("folder",))
     assert words(of_mteb("auto"), unknown)["LocalRetrieval", "query"] == "saved: {text}"
+    assert sides(of_mteb(given), NOBODY) == []  # who only looks imports no module
     with pytest.raises(ValueError, match="prompts: passage is no prompt of its tasks; choose from"):
         of_mteb({"passage": "passage: {text}"})
 

@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
+from xxhash import xxh3_128_hexdigest
 
-from layerrank.jobs.config.blocks import LATER, Block
+from layerrank.jobs.config.blocks import LATER, Block, ConfigError
 from layerrank.jobs.config.run import RunConfig, parse
 from layerrank.jobs.config.stored import (
     FOLDER,
     continued,
+    given_of,
     record,
     require_no_conflict,
     shown,
@@ -174,6 +176,40 @@ def test_nothing_secret_is_kept(tmp_path: Path) -> None:
     record(secretive, secretive, Root(str(tmp_path)))
     (path,) = (tmp_path / FOLDER).iterdir()
     assert secret not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1, 2]\n",
+        b"name: [\n",
+        b"name: one\n",
+        b"{name: one, number: x, given: {}, config: {}}\n",
+        b"{name: one, number: 1, given: {subjects: [], datasets: [1]}, config: {}}\n",
+        b"{name: ../one, number: 1, given: {subjects: [], datasets: []}, config: {subjects: [], "
+        b"datasets: []}}\n",
+        b"!!python/object/apply:os.abort []\n",
+    ],
+)
+def test_a_stored_config_of_another_form_is_none(content: bytes, tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    seal = xxh3_128_hexdigest(content)
+    root.write(f"{FOLDER}/one.yaml", content + f"seal: {seal}\n".encode())
+    assert [*stored(root)] == []
+    record(config(), config(), root)
+    (kept,) = stored(root)
+    assert given_of(kept, root).name == "one"
+    with pytest.raises(ConfigError, match=r"one\.yaml.*datasets"):
+        given_of({**kept, "given": {**kept["given"], "datasets": []}}, root)
+
+
+@pytest.mark.parametrize("about", [{"name": "x"}, {"name": 1, "datasets": 5, "subjects": [[]]}])
+def test_who_does_not_say_with_which_settings_is_waited_for(
+    about: dict[str, Any], tmp_path: Path
+) -> None:
+    other = Claim(lock.Lease("\x1b[31mme", "x", 0.0, 1.0), about)
+    with pytest.raises(SettingsConflictError, match="does not say with which settings"):
+        require_no_conflict(config(), Root(str(tmp_path)), other)
 
 
 @pytest.mark.parametrize(

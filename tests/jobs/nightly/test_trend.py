@@ -272,17 +272,29 @@ def test_an_alert_is_read_as_it_was_written(tmp_path: Path) -> None:
         root.write(place("small", MODEL, revision), _alert(revision).to_json())
     assert read_alerts(root, "small", MODEL) == {name: _alert(name) for name in ("a/b", "step64")}
     assert read_alerts(root, "small", "other") == {}
+    for each in (b"[]", b"[" * 100_000, b'{"schema_version": 1, "rules": [], "text": 5}', b"null"):
+        root.write(place("small", MODEL, "odd"), each)
+        assert {*read_alerts(root, "small", MODEL)} == {"a/b", "step64"}
+    for model in (".", ".."):
+        assert place("small", model, model).split("/")[:2] == ["alerts", "small"]
+        assert len({".", ".."} & {*place("small", model, model).split("/")}) == 0
     content = json.loads(root.read(place("small", MODEL, "step64")))
     assert content["schema_version"] == 1
     assert content["rules"][0]["numbers"] == {"before": 1, "now": 5}
 
 
-@pytest.mark.parametrize("where", ["config", "environment"])
+@pytest.mark.parametrize("where", ["config", "environment", "file"])
 def test_the_webhook_gets_the_same_json(
-    server: Server, where: str, capsys: pytest.CaptureFixture[str]
+    server: Server, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if where == "config":
         post(_alert(), _config(server.url), {VARIABLE: "http://elsewhere.invalid"})
+    elif where == "file":
+        environment = {f"{VARIABLE}_FILE": str(tmp_path / "webhook")}
+        post(_alert(), NightlyConfig(), environment)
+        assert f"{tmp_path}/webhook: No such file" in capsys.readouterr().out
+        (tmp_path / "webhook").write_text(f"{server.url}\n", encoding="utf-8")
+        post(_alert(), NightlyConfig(), environment)
     else:
         post(_alert(), NightlyConfig(), {})
         assert capsys.readouterr().out == ""  # without an address nothing is said

@@ -222,6 +222,9 @@ def test_mteb_reads_the_folder_of_a_layer(name: str, mteb: ModuleType, tmp_path:
 
 
 def test_paths_have_one_folder_per_model_and_revision() -> None:
+    for odd in (".", "..", "../.."):
+        path = result_path("..", odd, 1, odd)
+        assert not {".", ".."} & {*path.split("/")}, path
     assert result_path("org/a model", "refs/pr/1", 12, "STS17[en-en]") == (
         "mteb/layer-12/results/org__a_model/refs__pr__1/STS17.json"
     )

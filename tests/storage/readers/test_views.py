@@ -18,11 +18,11 @@ import yaml
 from layerrank.operators.metrics.registry import METRICS
 from layerrank.storage import schema
 from layerrank.storage.layers import embeddings_table
-from layerrank.storage.manifest import Manifests, require
-from layerrank.storage.partition import RUNS, Partition, TableName
+from layerrank.storage.manifest import Manifests, everything, require
+from layerrank.storage.partition import KEYS, RUNS, Partition, TableName
 from layerrank.storage.root import Root
 from layerrank.storage.shards import index_key
-from layerrank.storage.sql import connect
+from layerrank.storage.sql import answering, connect
 from tests.conftest import S3
 from tests.support.places import PROJECT
 from tests.support.stored import ask, store
@@ -31,8 +31,9 @@ MODEL, REVISIONS, LAYERS = "org/m", ("step9", "step10"), (0, 1, 2)
 EYE = np.eye(3, dtype=np.float32)
 # Of each run: the datasets, the pooling that is ranked, and the transform.
 RUNS_OF = {"one": (["a", "b"], "mean", "raw"), "two": (["a"], "last", "z")}
-QUERIES = re.findall(
-    r"```sql\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+QUERIES, *OTHERS = (
+    re.findall(r"```sql\n(.*?)```", (PROJECT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name in ("README.md", "docs/metrics.md", "docs/tables.md")
 )
 
 
@@ -168,7 +169,11 @@ def _measure(root: Root, revision: str, dataset: str, factor: int) -> None:
 
 
 def test_the_readmes_queries_count_nothing_twice(root: Root) -> None:
-    scores, layers, nights, candidates, nearest = (ask(root, query) for query in QUERIES)
+    found = []
+    for query in QUERIES:
+        with answering(root, query) as relation:
+            found.append(relation.fetchall())
+    scores, layers, nights, candidates, nearest = found
     assert [each[:5] for each in scores] == [
         (MODEL, revision, run, dataset, "topic")
         for revision in sorted(REVISIONS)
@@ -188,6 +193,14 @@ def test_the_readmes_queries_count_nothing_twice(root: Root) -> None:
     assert len(keys) == len({*keys}) == 5 * len(RUNS_OF) * len(REVISIONS)
     assert [each[0] for each in nearest] == [1.0, 1.0, 0.0]
     assert sorted(each[1] for each in nearest) == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize("query", [query for of_file in OTHERS for query in of_file])
+def test_the_queries_of_the_documents_are_answered(root: Root, query: str) -> None:
+    for table in {*KEYS} - {each.partition.table for each in everything(root)}:
+        _put(root, table, tuple(f"a {key}" for key in KEYS[table]), [])
+    with answering(root, query) as relation:
+        relation.fetchall()
 
 
 def test_a_layer_is_one_row_with_its_costs_and_the_mean_metrics_of_its_run(root: Root) -> None:
