@@ -1,1 +1,1 @@
-"""The project breaks what it made: faults and bad inputs as data, one loop, one judgement."""
+"""Everything that can break a run, tried: `make faults`."""

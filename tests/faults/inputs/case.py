@@ -74,7 +74,6 @@ class Case:
     canary: str = ""  # a file that must not come into being
     never: str = SECRET  # what must not be printed
     environment: Mapping[str, str] = field(default_factory=dict)  # needs a process of its own
-    awaited: str = ""  # what is known to be wrong
 
     def make(self, places: Places) -> list[str]:
         """Make the files of the case, and return its command."""
@@ -104,6 +103,7 @@ class Case:
             found += ["an error is said"] * bool(errors)
         else:
             found += [f"exit {told.returncode}"] * (told.returncode not in (1, 2))
+            found += ["a report is there"] * (places.folder / "out" / "report").exists()
             found += [f"{len(errors)} lines of error"] * (len(errors) != 1)
             ours = all(line.startswith(("layerrank: ", "layerrank ")) for line in errors)
             found += ["a line that is not ours"] * (not ours)

@@ -75,6 +75,7 @@ CASES: list[Case] = [
     _files("a.parquet: bytes no UTF-8", _parquet([b"\xff\xfe", b"ok"]), "a.parquet", "UTF8"),
     _files("a.parquet: structs", _parquet([{"a": 1}, {"a": 2}]), "a.parquet", "struct"),
     data("all texts null", lines([{"text": None}] * 5), "dataset odd", "skipped_null: 5"),
+    data("no text is long enough", FEW, "dataset odd", "too_short: 12", min_chars=20),
     _files("a.jsonl.gz: gzip", gzip.compress(b'{"text": "a"}\n')),
     _files("a.jsonl.gz: gzip cut off", gzip.compress(b'{"text": "a"}\n')[:-9], "a.jsonl.gz"),
     _files("a.jsonl.gz: gzip that is none", '{"text": "a"}\n', "a.jsonl.gz"),
