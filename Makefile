@@ -57,13 +57,18 @@ $(STAMP): pyproject.toml constraints.txt constraints-torch.txt
 	@touch $@
 
 # The lock: everything that a clean environment resolves to, made with plain pip, but for torch and
-# what a build of it brings for CUDA.
+# what a build of it brings for CUDA. From it the hashes that images and nodes install by, where boto3
+# comes too: Ray's launcher has it on AWS, at a version that goes with botocore's.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --constraint constraints-torch.txt \
 		'.[demo,mteb,export,dev]'
 	build/lock/bin/python -m pip freeze --exclude layerrank --exclude torch \
 		| grep -vE '^(nvidia|cuda|triton)' > constraints.txt
+	build/lock/bin/python -m pip install --quiet --dry-run --ignore-installed \
+		--constraint constraints.txt --constraint constraints-torch.txt \
+		--report build/lock/report.json . boto3
+	build/lock/bin/python deploy/lock.py build/lock/report.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
