@@ -102,13 +102,14 @@ def check(subject: Subject, storage: StorageConfig) -> ModelShape:
     from layerrank.operators.model.known import require_readable  # noqa: PLC0415
 
     require_packages(subject)
+    stated = None
     if (checkpoint := checkpoint_of(subject, storage)) is not None:
         with explained_files(subject):
-            checkpoint.check()
+            stated = checkpoint.check()
     if (checkpoint := _of_adapter(subject, storage)) is not None:
         with explained_files(subject, subject.adapter):
             checkpoint.check()
-    return require_readable(local(subject, storage, weights=False))
+    return require_readable(local(subject, storage, weights=False), stated)
 
 
 def checked(

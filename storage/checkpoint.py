@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from filelock import FileLock
 
@@ -29,6 +29,7 @@ _FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".tiktoken")
 _PLAIN, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _CONFIG, _INDEX = "config.json", ".index.json"
+_NO_HEADER = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _LENGTH_BYTES = 8  # of the number that a safetensors file begins with
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 # Of GGUF (ggml's docs/gguf.md): the types of metadata that are numbers, as `struct` has them.
@@ -36,6 +37,13 @@ _GGUF_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_VERSIONS, _GGUF_ALIGNED, _GGUF_MOST_AXES = (2, 3), 32, 4
 _HASHED_WHOLE = 1 << 26  # bytes of a remote file; of a larger one a sample tells it apart
+
+
+class Stated(NamedTuple):
+    """What the headers of safetensors say: how many tensors, and the longest axis of any."""
+
+    tensors: int
+    longest: int
 
 
 class CheckpointError(ValueError):
@@ -56,21 +64,25 @@ class Checkpoint:
     weights: str = ""
     file: str = ""
 
-    def check(self) -> None:
-        """Raise CheckpointError unless a config and whole weights, by their headers, are there.
+    def check(self) -> Stated | None:
+        """Return what the headers of weights state; CheckpointError if they or a config are absent.
 
         A safetensors file begins with the length of a JSON header that says which bytes each
         tensor has, and a GGUF file with a header that does, so a truncated file is found without
-        reading a tensor. FileNotFoundError if there is no such folder.
+        reading a tensor; of no other file anything is stated. FileNotFoundError if there is no such
+        folder.
         """
-        sizes = self._sizes()
+        sizes, shapes = self._sizes(), list[list[int]]()
         for name in self._weights(sizes):
             if name.endswith(".safetensors"):
-                self._check_safetensors(name, sizes[name])
+                shapes += self._check_safetensors(name, sizes[name])
             elif name == self.file:
                 self._check_gguf(name, sizes[name])
         if not self.file and _CONFIG not in sizes:
             raise CheckpointError(f"it has no {_CONFIG} among {some(sorted(sizes))}")
+        if not shapes:
+            return None
+        return Stated(len(shapes), max((axis for shape in shapes for axis in shape), default=0))
 
     def fetch(self, *, weights: bool = True) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
@@ -147,7 +159,7 @@ class Checkpoint:
                 continue
             try:
                 names = sorted(set(json.loads(self.root.read(index))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (*_NO_HEADER, RecursionError) as error:
                 raise CheckpointError(f"its {index} is not a list of weight files") from error
             absent = [name for name in names if name not in sizes]
             if absent or not names:
@@ -166,10 +178,12 @@ class Checkpoint:
             f"it has no weights: no {self.weights or _PLAIN} among {some(sorted(sizes))}"
         )
 
-    def _check_safetensors(self, name: str, size: int) -> None:
+    def _check_safetensors(self, name: str, size: int) -> list[list[int]]:
+        """Return the shapes of a file's tensors."""
         read, path = self.root.filesystem.cat_file, self.root.path(name)
         length = int.from_bytes(read(path, start=0, end=_LENGTH_BYTES), "little")
         stated = start = _LENGTH_BYTES + length
+        shapes: list[list[int]] = []
         if size < _LENGTH_BYTES or length > _LONGEST_HEADER:
             raise CheckpointError(f"its {name} is not a safetensors file")
         if start <= size:
@@ -177,7 +191,8 @@ class Checkpoint:
                 header: dict[str, Any] = json.loads(read(path, start=_LENGTH_BYTES, end=start))
                 tensors = [each for key, each in header.items() if key != "__metadata__"]
                 stated += max((int(each["data_offsets"][1]) for each in tensors), default=0)
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                shapes = [[int(axis) for axis in each["shape"]] for each in tensors]
+            except (*_NO_HEADER, RecursionError) as error:
                 raise CheckpointError(f"the header of its {name} cannot be read") from error
             if not tensors:
                 raise CheckpointError(f"its {name} holds no tensors")
@@ -185,6 +200,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
             )
+        return shapes
 
     def _check_gguf(self, name: str, size: int) -> None:
         from gguf import GGML_QUANT_SIZES  # noqa: PLC0415  (of an extra)

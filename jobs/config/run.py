@@ -60,6 +60,7 @@ _IN_WORDS = {
     "dict_type": "give a mapping of keys",
     "too_short": "give at least {min_length}",
 }
+_SHOWN = 300  # characters of a value
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
@@ -353,7 +354,9 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
                 plain = False
             case ("nightly", *_):  # a number that a rule cannot take is no secret
                 plain = isinstance(value, (int, float))
-        shown = f" (got {value!r})" if plain else ""
+        written = repr(value)
+        written = written if len(written) <= _SHOWN else f"{written[:_SHOWN]}…"
+        shown = f" (got {written})" if plain else ""
         found.append(without_secrets(f"{key}: {message}{shown}" if key else message))
     return found
 

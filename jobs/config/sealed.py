@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from xxhash import xxh3_128_hexdigest
 
+from layerrank.storage.readers import plain_yaml
+
 _SEAL = "seal: "  # before the checksum of what stands above it
 
 
@@ -23,7 +25,7 @@ def unsealed(content: bytes) -> dict[str, Any] | None:
     if seal.decode(errors="replace").strip() != xxh3_128_hexdigest(body):
         return None
     try:
-        found = yaml.safe_load(body)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        found = plain_yaml.load(body, plain_yaml.MOST_KEPT)
+    except (yaml.YAMLError, ValueError):  # another wrote it, and no config becomes such
         return None
     return found if isinstance(found, dict) else None

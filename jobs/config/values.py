@@ -15,6 +15,7 @@ import yaml
 
 from layerrank.jobs.config import did_you_mean
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.storage.readers import plain_yaml
 
 Values = dict[str, Any]
 Key = tuple[str, ...]
@@ -35,10 +36,10 @@ _LISTS = ("subjects", "datasets", "tasks")  # whose members have names
 def mapping(text: str, where: str) -> Values:
     """Return the keys of a config and their values; `where` names it in errors."""
     try:
-        values = yaml.safe_load(text)
+        values = plain_yaml.load(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
         # Neither the cause nor its text goes on: both show the line, which may hold a secret.
-        raise ConfigError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
+        raise ConfigError(f"{where} {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
         kind = "is empty" if values is None else f"is {_KINDS.get(type(values), 'a value')}"
         raise ConfigError(f"{where} must be a mapping of keys, as `name: mine`, and {kind}")
@@ -47,10 +48,13 @@ def mapping(text: str, where: str) -> Values:
 
 def _yaml_problem(error: Exception) -> str:
     if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    problem = re.sub(r"(alias|anchor|tag|handle) .*", r"\1", error.problem or "it cannot be read")
-    mark = error.problem_mark
-    return problem if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        return f"is not valid YAML: {' '.join(str(error).split())}"
+    problem, mark = error.problem or "it cannot be read", error.problem_mark
+    at = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    if isinstance(error, plain_yaml.RefusedError):
+        return f"is refused: {at}{problem}"
+    problem = re.sub(r"(alias|anchor|tag|handle) .*", r"\1", problem)
+    return f"is not valid YAML: {at}{problem}"
 
 
 def beside(values: Any, folder: Path, at: Key = ()) -> Any:  # noqa: ANN401  (whatever the YAML held)
@@ -91,10 +95,9 @@ def with_set(values: Values, assignment: str) -> Values:
             "datasets.0.limit=500; `layerrank ls keys` lists the keys"
         )
     try:
-        value = yaml.safe_load(text)
+        value = plain_yaml.load(text)
     except (yaml.YAMLError, ValueError) as error:  # as in `mapping`
-        problem = _yaml_problem(error)
-        raise ConfigError(f"--set {key}: the value is not valid YAML: {problem}") from None
+        raise ConfigError(f"--set {key}: the value {_yaml_problem(error)}") from None
     found: Values = _put(values, key, value, key)
     return found
 

@@ -11,6 +11,7 @@ histogram.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -38,6 +39,8 @@ _LEAST_P = 1e-5  # and here: the last tabulated quantile is 0.99999
 _FEWEST_BINS, _MOST_BINS = 8, 40
 _MOST_PEAKS = 6  # that are counted
 _WORD = re.compile(r"[^\W\d_]+")
+_LONGEST_WORD = 1000  # letters; no token has so many
+_WORDS = 1 << 16  # that are tokenised at once
 Measure = Literal["cliffs_delta", "cramers_v"]
 CLIFFS_DELTA: Final = "cliffs_delta"
 CRAMERS_V: Final = "cramers_v"
@@ -291,14 +294,19 @@ def unknown_word_shares(tokenizer: Any, texts: Sequence[str]) -> Array:  # noqa:
     after a blank. In scripts without blanks a run is a clause, and the share is near 1. NaN for a
     text without a word.
     """
-    words = [_WORD.findall(text) for text in texts]
-    different = sorted({word for each in words for word in each})
+    words = [Counter(each.group() for each in _WORD.finditer(text)) for text in texts]
+    different = sorted({word for each in words for word in each if len(word) <= _LONGEST_WORD})
     known = set()
-    for forms in (different, [f" {word}" for word in different]) if different else ():
-        encoded = tokenizer(forms, add_special_tokens=False)["input_ids"]
-        for word, ids in zip(different, encoded, strict=True):
-            if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-                known.add(word)
+    for start in range(0, len(different), _WORDS):
+        some = different[start : start + _WORDS]
+        for forms in (some, [f" {word}" for word in some]):
+            encoded = tokenizer(forms, add_special_tokens=False)["input_ids"]
+            for word, ids in zip(some, encoded, strict=True):
+                if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+                    known.add(word)
     return np.array(
-        [1 - sum(word in known for word in each) / len(each) if each else np.nan for each in words]
+        [
+            1 - sum(each[word] for word in each if word in known) / each.total() if each else np.nan
+            for each in words
+        ]
     )

@@ -33,14 +33,15 @@ _STATE_SPACE = ("mamba", "mamba2", "falcon_mamba")  # without any attention
 _CAUSAL_HEADS = ("ForCausalLM", "LMHeadModel")
 
 
-def require_readable(subject: Subject) -> ModelShape:
+def require_readable(subject: Subject, weights: tuple[int, int] | None = None) -> ModelShape:
     """Return sizes and kind of a model, as far as config and tokenizer tell that it can be read.
 
-    ModelUnavailableError for a model that takes no token ids or is an encoder-decoder, for an
-    adapter beside its weights or of another model, and for a tokenizer without tokens, or with some
-    that the model has no vector for.
+    `weights` are how many tensors its files hold and the longest axis of any, if that is known.
+    ModelUnavailableError for a config of a model that is larger than these, for one that takes no
+    token ids or is an encoder-decoder, for an adapter beside its weights or of another model, and
+    for a tokenizer without tokens, or with some that the model has no vector for.
     """
-    config = read_config(subject)
+    config = read_config(subject, weights)
     with explained(subject):
         kinds: Any = MODEL_MAPPING.get(type(config), None)
         kind = kinds[0] if isinstance(kinds, (list, tuple)) else kinds

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,10 @@ _GGUF = ".gguf"
 _READERS = {"gguf": ("gguf", "accelerate"), "adapters": ("peft",)}  # packages, by our extra
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PROMPTS = "config_sentence_transformers.json"
+# Keys of config.json that make a model large, by their names of several kinds of models.
+_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups")
+_AXES = ("hidden_size", "n_embd", "d_model", "dim", "intermediate_size", "ffn_dim", "vocab_size")
+_MOST_BLOCKS, _LONGEST_AXIS = 10_000, 1 << 27
 _GPU_TOKENS = 32_768
 # On a CPU: numbers of a state, so 1,024 tokens of 384 features; fewer tokens than the second do not
 # repay reading the weights once more.
@@ -39,6 +43,7 @@ _CACHED_FEATURES, _FEWEST_TOKENS, _MOST_TOKENS = 384 * 1024, 256, 4096
 LOADING_ERRORS = (
     *(OSError, ValueError, LookupError, ImportError, RuntimeError, EOFError, UnpicklingError),
     *(AttributeError, TypeError),  # of a tokenizer that lacks a file
+    *(ArithmeticError, MemoryError),  # of sizes that no model has
 )
 
 # What transformers says with advice of its own about arguments that nobody gave.
@@ -212,12 +217,43 @@ def read_shape(subject: Subject, config: Any = None) -> ModelShape:  # noqa: ANN
         raise ModelUnavailableError(f"model {subject}: {error}") from error
 
 
-def read_config(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
-    """Return the config as transformers reads it; ModelUnavailableError if that fails."""
-    from transformers import AutoConfig  # noqa: PLC0415  (see the module docstring)
+def read_config(subject: Subject, weights: tuple[int, int] | None = None) -> Any:  # noqa: ANN401  (transformers ships no types)
+    """Return the config as transformers reads it; ModelUnavailableError if that fails.
+
+    Before that its sizes are looked at: some configs make a list of their blocks. `weights` as of
+    `known.require_readable`.
+    """
+    from transformers import AutoConfig, PretrainedConfig  # noqa: PLC0415  (see the module docstring)
 
     with explained(subject):
+        if not subject.gguf_file:
+            options = {**subject.hub_options, "trust_remote_code": False}
+            found, _ = PretrainedConfig.get_config_dict(subject.source, **options)
+            _require_possible(subject, found, weights)
         return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
+
+
+def _require_possible(
+    subject: Subject, values: Mapping[str, Any], weights: tuple[int, int] | None
+) -> None:
+    """ModelUnavailableError for a size in a config that no model has, or not one of the weights.
+
+    A block has a tensor at least; a size is at most an axis of one, of packed weights eight times.
+    """
+    tensors, longest = weights or (math.inf, math.inf)
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _require_possible(subject, value, weights)
+        of_blocks = key in _BLOCKS
+        if not (of_blocks or key in _AXES) or not isinstance(value, (int, float)):
+            continue
+        most = min(_MOST_BLOCKS, tensors) if of_blocks else min(_LONGEST_AXIS, 8 * longest)
+        if value > most:
+            held = f"its weights hold {tensors:,} tensors, the longest axis has {longest:,}"
+            raise ModelUnavailableError(
+                f"model {subject}: its config.json says {key}: {value:.15g}, more than there can "
+                f"be ({held if weights else f'at most {most:,}'})"
+            )
 
 
 def _absent(*packages: str) -> list[str]:

@@ -1,8 +1,15 @@
-"""Text to token ids, alone or in a template, truncated and counted."""
+"""Text to token ids, alone or in a template, truncated and counted.
+
+A long text is not tokenised whole to keep its first tokens, which takes gigabytes for a book. What
+is read of it are as many characters as its tokens, and as many again, could take; that what follows
+changes none of them is not assumed but tried, with several lengths.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +22,11 @@ from layerrank.operators.prompts.conditions import Vocabulary
 from layerrank.operators.prompts.templates import Template
 
 _MARK = "\ue000"  # of private use: stands for a text, and is in none
+_TOKEN_CHARS, _FEWEST_CHARS = 32, 4096  # of a token, generously, and of what is tried first
+_LONGER = 4  # times as much is tried next
+_READ_CHARS, _READ_TOKEN_CHARS = 1 << 20, 256  # of a text at most: the larger of both
+_BLANK = re.compile(r"\s")
+_END_CHARS = 1024  # of the other end, which what stands around a text may touch
 _DAY = {"date_string": "01 Jan 2025"}  # of chat templates that tell it, if they can be told
 
 
@@ -145,12 +157,70 @@ def tokenise(
 ) -> Tokenised:
     """Return the ids of each text, special tokens included, at most `max_tokens` of them.
 
-    A text that tokenises to nothing gives an empty array; the caller records it as skipped.
+    A text that tokenises to nothing gives an empty array; the caller records it as skipped. Ids and
+    counts are those of the whole text, unless it has fewer tokens than these in its first 2**20
+    characters, or 256 a token: then it ends there, and counts as cut.
     """
     if not texts:
         return Tokenised([], np.zeros(0, bool))
+    read: Callable[[Sequence[str], int], Tokenised] = partial(_read, tokenizer)
     if template is not None:
-        return Frame(tokenizer, template).read(texts, max_tokens)
+        read = Frame(tokenizer, template).read
+    first = max(_TOKEN_CHARS * max_tokens, _FEWEST_CHARS)
+    long = [row for row, text in enumerate(texts) if len(text) > _LONGER * first]
+    found = read(["" if row in {*long} else text for row, text in enumerate(texts)], max_tokens)
+    for row in long:
+        found.ids[row], found.cut[row] = _read_long(
+            read, texts[row], max_tokens, first, left=tokenizer.truncation_side == "left"
+        )
+    return found
+
+
+def _read_long(
+    read: Callable[[Sequence[str], int], Tokenised],
+    text: str,
+    max_tokens: int,
+    chars: int,
+    *,
+    left: bool,
+) -> tuple[Ids, bool]:
+    """Return the ids of a text that is long, and whether it is cut: of the end that is kept.
+
+    That is read as far as a blank, somewhat farther, and half as far. Where all three are cut to
+    the same tokens, and those come of the half alone, so is the whole: its words go on behind the
+    half, and no tokenizer looks farther than a word.
+    """
+    most = max(_READ_CHARS, _READ_TOKEN_CHARS * max_tokens)
+    while chars <= min(most, len(text) // 2):
+        half = chars // 2
+        if blank := _blank(text, half, chars, left=left):
+            parts = [_ends(text, size, left=left) for size in (blank, chars - 1, half)]
+            found = read([*parts, text[-half:] if left else text[:half]], max_tokens)
+            one, *others = found.ids[: len(parts)]
+            if found.cut.all() and all(np.array_equal(one, each) for each in others):
+                return one, True
+        chars *= _LONGER
+    is_cut = len(text) > 2 * most
+    (ids,), (cut,) = read([_ends(text, most, left=left) if is_cut else text], max_tokens)
+    return ids, is_cut or bool(cut)
+
+
+def _ends(text: str, size: int, *, left: bool) -> str:
+    """Return so many characters of the end of a text that is kept, and a few of the other one."""
+    end = min(_END_CHARS, size) - size % 2  # of an odd size another length here too
+    return text[:end] + text[-size:] if left else text[:size] + text[-end:]
+
+
+def _blank(text: str, least: int, most: int, *, left: bool) -> int:
+    """Return after so many characters, from the end that is kept, a word ends; 0 if none does."""
+    between = text[len(text) - most : len(text) - least] if left else text[least:most]
+    places = [each.start() for each in _BLANK.finditer(between)]
+    if not places:
+        return 0
+    return most - places[0] if left else least + places[-1]
+
+
+def _read(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Tokenised:  # noqa: ANN401
     encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens, padding=False)
     ids = [np.asarray(row, dtype=np.int32) for row in encoded["input_ids"]]
     cut = np.array([len(row) >= max_tokens for row in ids])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ _SPLIT_MIN_CHARS = 4  # cutting "the" or "of" gives single letters, which read a
 # One row of uniform draws per word: whether it gets each kind of edit, then what and where.
 _N_KINDS = 3
 _N_DRAWS = 9
+_WORDS = 1 << 16  # that are drawn for at once
 
 
 # The keys that touch each letter; a row sits right of the one above, as on a desk.
@@ -76,21 +78,24 @@ def augment(text: str, probabilities: ViewProbabilities, generator: np.random.Ge
       substitution instead, so a word never vanishes. New characters are lower-case ASCII letters;
     - split: a space inside a word of at least 4 characters (as it is after the other edits).
 
-    A text of other script or of symbols alone is edited by code point; it is never emptied. All
-    draws of a text come from one call, whatever the probabilities: a higher probability edits the
-    same words and more.
+    A text of other script or of symbols alone is edited by code point; it is never emptied. The
+    draws of a word are the same whatever the probabilities: a higher probability edits the same
+    words and more.
     """
-    words = list(_WORD.finditer(text))
-    draws = generator.random((len(words), _N_DRAWS))
+    found = _WORD.finditer(text)
     levels = (probabilities.keyboard, probabilities.random_char, probabilities.split)
-    gates = draws[:, :_N_KINDS] < levels
-    view, end = "", 0
-    for index in np.flatnonzero(gates.any(axis=1)).tolist():
-        word = words[index]
-        edited = _edit(word.group(), gates[index], draws[index, _N_KINDS:])
-        view += text[end : word.start()] + edited
-        end = word.end()
-    return view + text[end:]
+    parts, end = list[str](), 0
+    while words := [*islice(found, _WORDS)]:
+        draws = generator.random((len(words), _N_DRAWS))
+        gates = draws[:, :_N_KINDS] < levels
+        for index in np.flatnonzero(gates.any(axis=1)).tolist():
+            word = words[index]
+            parts += [
+                text[end : word.start()],
+                _edit(word.group(), gates[index], draws[index, _N_KINDS:]),
+            ]
+            end = word.end()
+    return "".join([*parts, text[end:]])
 
 
 def _edit(word: str, gates: npt.NDArray[np.bool_], draws: npt.NDArray[np.float64]) -> str:

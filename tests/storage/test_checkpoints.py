@@ -257,6 +257,27 @@ def test_a_broken_checkpoint_is_named_with_what_is_wrong(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_hidden_layers", value) for value in (10**9, 10**30, 1e9, 1000)),
+        *((key, 10**12) for key in ("hidden_size", "vocab_size", "intermediate_size")),
+        ("hidden_size", 10**6),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["gpt_neox", "qwen2"])  # the latter lists its blocks
+def test_a_size_that_no_weights_have_is_refused_before_anything_is_made_of_it(
+    key: str, value: float, architecture: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "odd", architecture)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    given = subject(SubjectConfig(model=str(folder)))
+    for known in (check, shape_of) if value > 10_000_000 else (check,):
+        with pytest.raises(ModelUnavailableError, match=rf"config\.json says {key}: 1"):
+            known(given, StorageConfig())
+
+
 def test_weights_that_break_while_loading_are_one_line(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "neox")
     _cut(folder / "model.safetensors", -1)

@@ -218,3 +218,23 @@ def test_a_path_is_answered_with_the_nearest_of_its_folder(
     assert did_you_mean_path("text", Path.is_file) == ""
     monkeypatch.setattr(config, "_MOST_BESIDE", 1)
     assert did_you_mean_path("text") == ""
+
+
+def test_a_key_given_twice_is_refused_without_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: a\nstorage:\n  secret: one-of-them\n  secret: the-other\n")
+    with pytest.raises(ConfigError) as refused:
+        load(str(path))
+    said = str(refused.value)
+    assert f"{path} is refused: line 4" in said
+    assert "'secret' is given twice, in lines 3 and 4" in said
+    assert "one-of-them" not in said
+    assert "the-other" not in said
+
+
+def test_a_long_value_is_not_shown_whole(tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    path.write_text(f"name: a\nsubjects: {'x' * 100_000}\ndatasets: []\n")
+    with pytest.raises(ConfigError) as refused:
+        load(str(path))
+    assert len(str(refused.value)) < 1000

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerrank.operators.model import tokenise as tokenise_module
 from layerrank.operators.model.encode import pad, token_budget_batches
 from layerrank.operators.model.subject import ModelShape
-from layerrank.operators.model.tokenise import token_limit, tokenise
+from layerrank.operators.model.tokenise import Tokenised, token_limit, tokenise
+from layerrank.operators.prompts.templates import Template
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -87,6 +92,74 @@ def test_only_texts_that_are_cut_count_as_truncated() -> None:
     cut = [tokenise(tokenizer, texts, limit).truncated for limit in (whole - 1, whole, 100)]
     assert cut == [2, 1, 0]
     assert {ids.dtype for ids in found.ids} == {np.dtype(np.int32)}
+
+
+def of_whole(texts: Sequence[str], most: int, template: Template | None, side: str) -> Tokenised:
+    """Return what is read of texts that are tokenised whole."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.truncation_side = side
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenise_module, "_FEWEST_CHARS", 1 << 30)
+        return tokenise(tokenizer, texts, most, template)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("template", [None, Template('the "{text}" means')])
+def test_a_long_text_is_read_as_far_as_its_tokens_go_and_gives_those_of_the_whole(
+    side: str, template: Template | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = random.Random(0)
+    words = [
+        "the",
+        "layer",
+        "of",
+        "a",
+        "model",
+        "text",
+        "about",
+        "ü",
+        "日本",
+        "🦜",
+        "́",
+        "\n",
+        "\t",
+        "...",
+    ]
+    texts = [
+        " ".join(draws.choices(words, k=20_000)),
+        "".join(draws.choices(words, k=20_000)),
+        "ab" * 20_000,
+        f"{' ' * 9000}{'a text about the layer ' * 2000}",
+        f"model {'x' * 30_000}{' text' * 5000}",
+        "short",
+    ]
+    wanted = of_whole(texts, 16, template, side)
+    tokenizer = tiny_tokenizer()
+    tokenizer.truncation_side = side
+    longest, call = [0], type(tokenizer).__call__
+
+    def noted(self: Any, texts: Any, **options: Any) -> Any:  # noqa: ANN401
+        longest.append(max(map(len, [texts] if isinstance(texts, str) else texts)))
+        return call(self, texts, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", noted)
+    found = tokenise(tokenizer, texts, 16, template)
+    assert found.cut.tolist() == wanted.cut.tolist()
+    assert [each.tolist() for each in found.ids] == [each.tolist() for each in wanted.ids]
+    longest[:] = []
+    tokenise(tokenizer, texts[:1], 16, template)
+    assert max(longest) < len(texts[0]) / 4
+
+
+def test_a_text_whose_tokens_begin_too_late_ends_there_and_counts_as_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenise_module, "_READ_CHARS", 30_000)
+    tokenizer = tiny_tokenizer()
+    given = ["x" * 70_000, "x" * 50_000]
+    (cut, whole), flags = tokenise(tokenizer, given, 8)
+    assert flags.tolist() == [True, True]
+    assert len(cut) == len(whole) == 8
 
 
 def test_ids_are_those_of_the_text_and_of_nothing_there_are_none() -> None:

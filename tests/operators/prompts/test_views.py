@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerrank.operators.prompts import seeding
+from layerrank.operators.prompts import seeding, views
 from layerrank.operators.prompts.conditions import condition_text
 from layerrank.operators.prompts.views import ViewProbabilities, augment, view_name
 
@@ -190,3 +190,12 @@ def test_a_higher_probability_edits_the_same_words_and_more() -> None:
     edited = [at for at, word in enumerate(words) if low[at] != word]
     assert 0 < len(edited) < sum(a != b for a, b in zip(words, high, strict=True))
     assert all(low[at] == high[at] for at in edited)
+
+
+def test_a_text_is_drawn_for_in_pieces_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = " ".join(f"word{n}\tof text" for n in range(200))
+    found = []
+    for at_once in (7, 1 << 16):
+        monkeypatch.setattr(views, "_WORDS", at_once)
+        found.append(augment(text, ViewProbabilities(0.3, 0.3, 0.3), np.random.default_rng(3)))
+    assert found[0] == found[1] != text
