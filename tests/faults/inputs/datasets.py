@@ -121,7 +121,7 @@ CASES: list[Case] = [
     ),
     _at("unknown scheme", "foo://a.jsonl", "dataset odd", "foo://a.jsonl"),
     config("unknown mteb task", {"tasks": NO_TASK}, "Banking78", "Banking77Classification"),
-    config("mteb module that is absent", {"tasks": NO_MODULE}, "datasets.1", "no.such.module"),
+    config("mteb module that is absent", {"tasks": NO_MODULE}, "no.such.module"),
     Case(
         "data: --texts of a recipe without folder",
         ("run", "demo", "--texts", "FOLDER/t", "--output", "FOLDER/out"),
