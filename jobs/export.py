@@ -578,7 +578,7 @@ def _rows(root: Root, table: Manifest) -> list[dict[str, Any]]:
     is usual.
     """
     found = []
-    for row in table.shards(root)[0].read().to_pylist():
+    for row in table.only(root).read().to_pylist():
         usual = {"norm": "final", "pooling": "mean"} if row["norm"] == ELSEWHERE.norm else {}
         found.append(
             {"plain_gain": None, **row, **usual, "transform": row.get("transform") or "raw"}
@@ -597,5 +597,5 @@ def _fit(root: Root, ranking: Manifest, vectors: Mapping[str, Any]) -> dict[str,
             f"{group.layer}, norm {group.norm}, pooling {group.pooling}: run it with that among "
             "`candidates` of its config, or give --transform raw or l2"
         )
-    texts = manifest.shards(root)[0].read(["n_prompts"])["n_prompts"][[*fits].index(group)]
+    texts = manifest.only(root).read(["n_prompts"])["n_prompts"][[*fits].index(group)]
     return {"fit": fits[group], "fitted_on": texts.as_py()}

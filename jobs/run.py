@@ -203,7 +203,7 @@ class Run:
 
     def rows(self, where: Partition) -> list[dict[str, Any]]:
         """Return the rows of a table of one object; FileNotFoundError if it is not there."""
-        (shard,) = self.manifests.require(where).shards(self.root)
+        shard = self.manifests.require(where).only(self.root)
         rows: list[dict[str, Any]] = shard.read().to_pylist()
         return rows
 

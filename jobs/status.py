@@ -102,8 +102,7 @@ def _recommendations(root: Root, whole: Sequence[Partition]) -> Iterator[dict[st
         return where.keys["group"], where.keys["model"], by_step(where.keys["revision"])
 
     def rows(where: Partition) -> list[dict[str, Any]]:
-        (shard,) = require(root, where).shards(root)
-        found: list[dict[str, Any]] = shard.read().to_pylist()
+        found: list[dict[str, Any]] = require(root, where).only(root).read().to_pylist()
         return found
 
     wheres = sorted((each for each in whole if each.table == "ranking"), key=order)

@@ -44,7 +44,7 @@ from layerrank.storage.manifest import digest_of
 from layerrank.storage.partition import by_step, one_name
 from layerrank.storage.root import BOOKS, Root
 
-_LONGEST = 200  # characters of a name as that of a folder, which has its key and an ending besides
+_LONGEST = 230  # characters of a name as that of a folder, which has its key and an ending besides
 
 
 def is_remote(model: str) -> bool:

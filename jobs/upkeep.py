@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from layerrank.jobs.cluster.console import say
 from layerrank.jobs.cluster.errors import DONE
 from layerrank.jobs.config.blocks import ConfigError
@@ -141,7 +143,13 @@ def prune(root: Root) -> int:
 def _as_asked(kept: dict[str, Any], root: Root) -> RunConfig:
     """Return a stored config as far as it says which tables there are."""
     named = {key: each for key, each in kept["given"].items() if key not in ("nightly", "views")}
-    views = ViewsConfig.model_validate(kept["config"]["views"])
+    try:
+        views = ViewsConfig.model_validate(kept["config"]["views"])
+    except (KeyError, ValidationError):
+        raise ConfigError(
+            f"{root.place(FOLDER)}/{kept['name']}.yaml is no config of a run: it has no `views`; "
+            "nothing is deleted"
+        ) from None
     return given_of({**kept, "given": named}, root).model_copy(update={"views": views})
 
 

@@ -132,7 +132,7 @@ class Result:
     def table(self) -> pd.DataFrame:
         """The table `ranking`, one row per layer; scores, gains and costs are 0 to 1."""
         with _ours():
-            (shard,) = require(self._root, self._ranking).shards(self._root)
+            shard = require(self._root, self._ranking).only(self._root)
             found: pd.DataFrame = shard.read().to_pandas()
             return found
 

@@ -107,6 +107,13 @@ class Manifest:
         """Return the shards, in order."""
         return [Shard(root, self.partition, receipt) for receipt in self.receipts]
 
+    def only(self, root: Root) -> Shard:
+        """Return the shard of a table of one object; DamagedError if there is another number."""
+        if len(self.receipts) != 1:
+            why = f"its manifest names {len(self.receipts)} objects, and it is one"
+            raise DamagedError(self.partition, "", why)
+        return self.shards(root)[0]
+
     def filled(self, root: Root) -> list[Shard]:
         """Return the shards that hold rows, in order; RemovedError if they were removed."""
         if self.removed:
@@ -213,6 +220,7 @@ def _has_the_form(manifest: Manifest) -> bool:
         and all(type(each) is int and 0 <= each < _MOST for each in numbers)
         and all(isinstance(each, Mapping) for each in mappings)
         and manifest.withdrawn in ("", "damaged", "stale")
+        and len({each.name for each in manifest.receipts}) == len(manifest.receipts)
     )
 
 

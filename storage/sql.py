@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tempfile
 import threading
@@ -140,10 +141,10 @@ def connect(root: Root) -> Iterator[duckdb.DuckDBPyConnection]:
         raise FileNotFoundError(f"no complete table under {root.uri}: run `layerrank run` first")
     alerts = _alerts(root)
     sizes = alerts | {
-        manifest.partition.shard(receipt.name): receipt.bytes
+        key: receipt.bytes
         for manifests in complete.values()
         for manifest in manifests
-        for receipt in manifest.receipts
+        for key, receipt in zip(manifest.objects(), manifest.receipts, strict=True)
     }
     with (
         tempfile.TemporaryDirectory(prefix="layerrank-query-") as spilled,
@@ -170,11 +171,10 @@ def _close(connection: duckdb.DuckDBPyConnection, root: Root, keys: Iterable[str
 
     They are asked for by their name, and as a pattern that is that name alone.
     """
-    above = root.place()
-    places = [f"{above}/{key}" for key in _not_linked(root, keys)]
-    allowed = ", ".join(
-        "'" + each.replace("'", "''") + "'" for each in {*places, *map(_pattern, places)}
-    )
+    found, above = [*_not_linked(root, keys)], root.place()
+    # What is below a root has no name that is a pattern.
+    places = [f"{each}/{key}" for each in {above, _pattern(above)} for key in found]
+    allowed = ", ".join("'" + place.replace("'", "''") + "'" for place in places)
     connection.execute(
         f"SET allowed_paths = [{allowed}]; SET enable_external_access = false; "
         "SET lock_configuration = true"
@@ -187,12 +187,15 @@ def _not_linked(root: Root, keys: Iterable[str]) -> Iterator[str]:
         yield from keys
         return
     above = Path(root.path())
-    of_folder: dict[str, bool] = {}
+    plain: dict[str, set[str]] = {}  # folder -> the names in it that are no links
     for key in keys:
-        folder = key.rpartition("/")[0]
-        if folder not in of_folder:
-            of_folder[folder] = (above / folder).resolve() == above.resolve() / folder
-        if of_folder[folder] and not (above / key).is_symlink():
+        folder, _, name = key.rpartition("/")
+        if folder not in plain:
+            plain[folder] = set()
+            if (above / folder).resolve() == above.resolve() / folder:
+                with suppress(FileNotFoundError), os.scandir(above / folder) as entries:
+                    plain[folder] = {each.name for each in entries if not each.is_symlink()}
+        if name in plain[folder]:
             yield key
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from layerrank.jobs.cli.parser import build
-from layerrank.jobs.config.printable import guarded
+from layerrank.jobs.config.printable import guarded, printable
 
 
 def main(argv: Sequence[str] | None = None, *, stopped: Callable[[], bool] = lambda: False) -> int:
@@ -59,7 +59,7 @@ def _done(argv: Sequence[str], stopped: Callable[[], bool]) -> int:
         if arguments.verbose:
             traceback.print_exception(error)
         message, code = explain(error)
-        sys.stderr.write(f"layerrank: {message}\n")
+        sys.stderr.write(f"layerrank: {printable(message)}\n")
     finally:
         quiet(before)
     return code

@@ -33,6 +33,7 @@ from layerrank.jobs.config.blocks import (
     OwnName,
     require_distinct,
 )
+from layerrank.jobs.config.printable import Discreet
 from layerrank.operators.prompts.templates import Template, read_template
 
 _TEXT = {"type": "string"}
@@ -90,7 +91,7 @@ class HubSource(Block):
     revision: str = "main"
 
 
-class FileSource(Block):
+class FileSource(Discreet, Block):
     """Files, local or in object storage: tables, or text with one prompt per line.
 
     What is text may be compressed: `.gz`, `.bz2`, `.xz` or `.zst` ends its name.
@@ -108,7 +109,7 @@ class FileSource(Block):
     )
 
 
-class FolderSource(Block):
+class FolderSource(Discreet, Block):
     """A folder of one's own texts, or one file; `jobs.prepare.folders` says what is read."""
 
     folder: str = Field(min_length=1, description="path or URI")
@@ -402,7 +403,7 @@ def _known_type(task: Any) -> Any:  # noqa: ANN401
 Task = Annotated[_TAGGED, Discriminator(_tag), BeforeValidator(_known_type)]
 
 
-class DatasetConfig(Block):
+class DatasetConfig(Discreet, Block):
     """A corpus, and the labelled tasks made of its columns."""
 
     name: Name

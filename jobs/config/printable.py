@@ -139,6 +139,16 @@ def _know_address(address: str) -> None:
             _know(each)
 
 
+class Discreet:
+    """Of whatever inherits from it too, Python shows no secret."""
+
+    def __repr__(self) -> str:
+        return without_secrets(super().__repr__())
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
+
+
 @contextmanager
 def guarded(arguments: Sequence[str]) -> Iterator[None]:
     """Let nothing through to the terminal for a block that may not be shown, whoever prints it.

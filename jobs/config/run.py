@@ -34,7 +34,7 @@ from layerrank.jobs.config.blocks import (
     require_distinct,
 )
 from layerrank.jobs.config.datasets import DatasetConfig, FittedTask, MtebSource, Task
-from layerrank.jobs.config.printable import know_secrets, without_secrets
+from layerrank.jobs.config.printable import Discreet, know_secrets, without_secrets
 from layerrank.jobs.config.values import Values, beside, limited, mapping, with_set
 from layerrank.operators.prompts.conditions import Condition
 from layerrank.operators.ranking import Policy
@@ -65,7 +65,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _HUB_GGUF = re.compile(r"\w[\w.-]*(/\w[\w.-]*){2,}\.gguf")
 
 
-class RunConfig(Block):
+class RunConfig(Discreet, Block):
     """A whole run."""
 
     name: Name = Field(description="of the run, in its tables and its report")
@@ -354,7 +354,7 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
                 plain = False
             case ("nightly", *_):  # a number that a rule cannot take is no secret
                 plain = isinstance(value, (int, float))
-        written = repr(value)
+        written = without_secrets(repr(value))
         written = written if len(written) <= _SHOWN else f"{written[:_SHOWN]}…"
         shown = f" (got {written})" if plain else ""
         found.append(without_secrets(f"{key}: {message}{shown}" if key else message))

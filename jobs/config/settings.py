@@ -23,6 +23,7 @@ from layerrank.jobs.config.blocks import (
     is_own,
     require_distinct,
 )
+from layerrank.jobs.config.printable import Discreet
 from layerrank.operators.analysis.modes import FEWEST, MOST
 from layerrank.operators.metrics import EntropyNorm, SpectrumMethod
 from layerrank.operators.model.subject import Dtype, Norm, Pooling, Transform
@@ -47,7 +48,7 @@ class Shape(Block):
     hidden_size: Count = Field(description="features of a state")
 
 
-class SubjectConfig(Block):
+class SubjectConfig(Discreet, Block):
     """A model at a revision."""
 
     model: str = Field(
@@ -330,8 +331,8 @@ class RankConfig(Block):
 class StorageConfig(Block):
     """Access to S3, where the usual environment variables do not say it. Never logged or stored."""
 
-    endpoint_url: str | None = Field(None, description="of a server other than AWS")
-    region: str | None = None
+    endpoint_url: str | None = Field(None, repr=False, description="of a server other than AWS")
+    region: str | None = Field(None, repr=False)
     key: SecretStr | None = Field(None, description="the access key's id")
     secret: SecretStr | None = Field(None, description="the access key")
     token: SecretStr | None = Field(None, description="of a session")
@@ -387,7 +388,9 @@ class NightlyConfig(Block):
         description="address that gets each alert as a POST of JSON; without it the variable "
         "LAYERRANK_WEBHOOK, or the file that LAYERRANK_WEBHOOK_FILE names",
     )
-    webhook_seconds: Positive = Field(10.0, description="until a silent webhook is given up")
+    webhook_seconds: Positive = Field(
+        10.0, description="until a webhook that has not answered is given up, all in all"
+    )
     lease_seconds: Annotated[float, Field(ge=5, allow_inf_nan=False)] = Field(
         600.0, description="until the lock of a nightly that crashed may be taken over"
     )

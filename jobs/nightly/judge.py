@@ -6,10 +6,10 @@ An alert is a JSON file and, where there is a webhook, a POST.
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -40,6 +40,8 @@ from layerrank.storage.shards import DamagedError
 
 SCHEMA_VERSION = 1
 VARIABLE = "LAYERRANK_WEBHOOK"
+Answer = Literal["taken", "refused", "silent"]  # of a webhook; the last if there is none
+_WAITING = ".waiting"  # after the key of an alert
 _READERS = 16
 _MOST_NAMED = 8  # layers in a sentence
 
@@ -237,30 +239,97 @@ def read_alerts(root: Root, run: str, model: str) -> dict[str, Alert]:
     return found
 
 
-def post(alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = os.environ) -> None:
+def publish(run: Run, alert: Alert, environment: Mapping[str, str] = os.environ) -> None:
+    """Write an alert and POST it to the webhook, if there is one.
+
+    Until that has taken it an empty object stands beside it, by which later nights know.
+    """
+    key = place(alert.run, alert.model, alert.revision)
+    if _webhook(run.config.nightly, environment):
+        run.root.write(f"{key}{_WAITING}", b"")
+    run.root.write(key, alert.to_json())
+    if post(alert, run.config.nightly, environment) == "taken":
+        run.root.delete(f"{key}{_WAITING}")
+
+
+def post_waiting(
+    run: Run, history: Sequence[Checkpoint], environment: Mapping[str, str] = os.environ
+) -> None:
+    """POST the alerts of ranked checkpoints that no webhook has taken, in the order of their steps.
+
+    Where nobody answers the others wait on: a night is held up once.
+    """
+    if not _webhook(run.config.nightly, environment):
+        return
+    waiting = {
+        f"{folder}/{name}"
+        for folder in {_folder(run.config.name, each.model) for each in history}
+        for name in run.root.sizes(folder)
+    }
+    for each in history:
+        key = place(run.config.name, each.model, each.revision)
+        if f"{key}{_WAITING}" not in waiting:
+            continue
+        alert = read_alerts(run.root, run.config.name, each.model).get(each.revision)
+        answer = post(alert, run.config.nightly, environment) if alert else "taken"
+        if answer == "taken":  # or withdrawn since
+            run.root.delete(f"{key}{_WAITING}")
+        if answer == "silent":
+            return
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect as the answer that it is: whoever is behind it was not told of."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def post(
+    alert: Alert, config: NightlyConfig, environment: Mapping[str, str] = os.environ
+) -> Answer:
     """POST an alert to the webhook, if there is one; a failure is a line and no more.
 
-    Neither the line nor anything else shows the address: it is what lets people post there.
+    It is taken by an answer of 2xx within `webhook_seconds`, all in all. Neither the line nor
+    anything else shows the address: it is what lets people post there.
     """
     address = _webhook(config, environment)
     if not address:
-        return
+        return "silent"
     if not address.startswith(WEB):
         say(f"  warning: {VARIABLE} is no http:// or https:// address; the alert was not posted")
-        return
+        return "silent"
     headers = {"Content-Type": "application/json", "User-Agent": "layerrank"}
-    try:
-        request = urllib.request.Request(address, alert.to_json(), headers, method="POST")
-        with urllib.request.urlopen(request, timeout=config.webhook_seconds):
-            say("  the alert was posted to the webhook")
-        return
-    except urllib.error.HTTPError as error:
-        failed = f"it answered {error.code}"
+    seconds = min(config.webhook_seconds, threading.TIMEOUT_MAX)
+    ended: list[Exception | None] = []
+
+    def send() -> None:
+        try:
+            request = urllib.request.Request(address, alert.to_json(), headers, method="POST")
+            opener = urllib.request.build_opener(_NoRedirect)  # by way of the proxies of urllib
+            with opener.open(request, timeout=seconds):
+                ended.append(None)
+        except Exception as error:  # noqa: BLE001  (it is told by its name)
+            ended.append(error)
+
+    # The timeout of a socket is that of one step of many, and none bounds the look for a host.
+    sending = threading.Thread(target=send, daemon=True)
+    sending.start()
+    sending.join(seconds)
+    of = f"the alert of {alert.model} at {alert.revision}"
+    error = ended[0] if ended else TimeoutError()
+    if error is None:
+        say(f"  {of} was posted to the webhook")
+        return "taken"
+    answer: Answer = "silent"
+    if isinstance(error, urllib.error.HTTPError):
+        answer, failed = "refused", f"it answered {error.code}"
         error.close()
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    else:
         reason = getattr(error, "reason", error)
         failed = type(error if isinstance(reason, str) else reason).__name__
-    say(f"  warning: the webhook did not take the alert ({failed}); the file of the alert stays")
+    say(f"  warning: the webhook did not take {of} ({failed}); the next night tries again")
+    return answer
 
 
 def _webhook(config: NightlyConfig, environment: Mapping[str, str]) -> str:

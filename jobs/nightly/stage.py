@@ -61,6 +61,7 @@ def nightly(run: Run, *, verbose: bool = False) -> Night:
         for subject, why in lost.items():
             night.failed[subject] = f"{why}; its checkpoint is not here to make it again"
             say(f"  {subject}: {night.failed[subject]}: `layerrank repair` removes what is left")
+        judge.post_waiting(run, history)
         if new:
             record(run.config, run.given or run.config, run.root)
             healing(run, partial(prepare, run))
@@ -163,8 +164,7 @@ def _judge(run: Run, earlier: list[Checkpoint], new: Checkpoint, night: Night) -
     text = f"{new.model} at {new.revision}, compared with {previous.revision}: {says}"
     names = run.config.name, new.model, new.revision, previous.revision
     alert = Alert(*names, text, broken, address(run))
-    run.root.write(key, alert.to_json())
     night.regressed.append(alert)
     for each in broken:
         say(f"  alert, {each.rule}: {each.says}")
-    judge.post(alert, run.config.nightly)
+    judge.publish(run, alert)

@@ -51,6 +51,7 @@ from layerrank.storage.shards import Receipt, write_shard
 
 Basis = Literal["prepared", "counted", "sampled", "bound"]
 _ROWS = 20_000  # source rows that are read
+_BYTES = 1 << 27  # of their texts, about
 _SHARDS = 8  # shards of them that are written to be weighed
 _FILES = 32  # files, evenly spaced, that are opened to count and to sample
 _COUNTED_BYTES = 1 << 26  # of a file without a footer; the lines of a longer one are estimated
@@ -187,7 +188,8 @@ def _sampled(config: RunConfig, dataset: DatasetConfig) -> Corpus:
     everything = read == total
     small = shards if everything else max(round(shards * read / total), 1)
     with named(dataset):
-        found = [records_of(dataset, each, small, config.seed) for each in rows]
+        seen = dict[int, int]()
+        found = [records_of(dataset, each, small, config.seed, seen) for each in rows]
     gathered = pa.concat_tables([markers(small), *found])
     if PROMPT not in gathered["kind"].unique().to_pylist():
         raise ConfigError(f"dataset {dataset.name}: no prompt is left of {read:,} sampled rows")
@@ -267,8 +269,12 @@ def _rows(dataset: DatasetConfig, options: Options) -> tuple[list[pa.Table], int
     tables: list[pa.Table] = []
     for part in some:
         take = -(-((part.stop or 0) - part.start) * _ROWS // max(taken, _ROWS))
-        first = replace(part, stop=part.start + take)
-        tables += sources.read(first, dataset.columns, options)
+        first, decoded = replace(part, stop=part.start + take), 0
+        for table in sources.read(first, dataset.columns, options):
+            tables.append(table)
+            decoded += table.nbytes
+            if decoded > _BYTES // len(some):
+                break
     return tables, total, delimiters
 
 

@@ -4,6 +4,10 @@ A file is local or in object storage; what its parser refuses is an error that n
 one spelling in every format (`jobs.tasks.items.spelled`), and what is missing is null. A CSV has
 text alone: the spellings of its writers for whole floats, booleans and NaN are read as these, but
 not in a column of texts. What separates its columns is what its first rows have in common.
+
+A small file may become a large one: it is compressed, or has one long text a million times. So rows
+are read as many at a time as their decoded bytes allow, and what is too large by itself, a line or
+a page, is refused before it is decoded.
 """
 
 from __future__ import annotations
@@ -15,13 +19,14 @@ import lzma
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
@@ -29,11 +34,20 @@ import pyarrow.parquet as pq
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import FileSource, FolderSource, Format
 from layerrank.jobs.prepare.decoded import Pieces, is_compressed, utf8
+from layerrank.jobs.prepare.expanding import batch_bytes, page_bytes
 from layerrank.jobs.tasks.items import spelled
 from layerrank.jobs.words import counted, listed
 from layerrank.storage.root import resolve
 
-BATCH = 4096
+BATCH = 4096  # rows of a table, at most
+_BATCH_BYTES = 1 << 24  # of decoded text in one, about
+_DECODED_BYTES = 1 << 26  # of rows that are decoded at once, if all are as long as the longest
+_LARGEST_LINE = 1 << 27  # bytes
+_LARGEST_HEADER = 1 << 20  # characters of a CSV's first line
+_LARGEST_PAGE, _LARGEST_BATCH = 1 << 28, 1 << 29  # bytes of Parquet's and of Arrow's, decompressed
+_EXPANDS = 100  # times the bytes of a column of a row group, which no text does
+_LARGEST_LISTS = 1 << 26  # elements of a column of lists in a row group
+_JSON_VALUES = 10_000_000  # of a .json; a small one takes a hundred bytes of Python's
 FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -96,10 +110,11 @@ def how_read(source: FileSource | FolderSource) -> dict[str, str]:
     return {key: value for key, value in said.items() if value}
 
 
-def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
+def inspect_file(file: File, options: Options, most: int | None = None) -> tuple[int, list[str]]:
     """Return the number of rows of a file, and its columns; one that it has twice is twice there.
 
-    ConfigError if the file cannot be read.
+    Where rows have to be read to be counted, it is no more than about `most` of them. ConfigError
+    if the file cannot be read.
     """
     with file.stream(options) as stream:
         if file.kind == "parquet":
@@ -108,13 +123,13 @@ def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
         if file.kind in _TYPED:
             columns, _ = _arrow(stream, file.location)
             _, batches = _arrow(stream, file.location, columns[:1])  # enough to count
-            return sum(batch.num_rows for batch in batches), columns
+            return _counted(batches, most), columns
         if file.kind == "text":
-            return sum(1 for _ in stream), ["text"]
+            return sum(1 for _ in islice(_lines(stream, file.location), most)), ["text"]
         if file.kind in ("json", "jsonl"):
             count = 0
             names, again = dict[str, None](), dict[str, None]()  # any record may leave a key out
-            for record in _records(stream, file, _object):
+            for record in islice(_records(stream, file, _object), most):
                 names.update(dict.fromkeys(record))
                 if isinstance(record, _Repeated):
                     again.update(dict.fromkeys(record.names))
@@ -123,23 +138,37 @@ def inspect_file(file: File, options: Options) -> tuple[int, list[str]]:
         delimiter, header = _head(stream, file)
     # One column read as text is enough to count, and no type is guessed that a later row breaks.
     with file.stream(options) as stream, _csv(stream, header[:1], delimiter) as reader:
-        return sum(batch.num_rows for batch in reader), header
+        return _counted(reader, most), header
 
 
-def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[pa.Table]:
-    """Yield the rows of a file as tables of string columns, null kept."""
+def _counted(batches: Iterable[pa.RecordBatch], most: int | None) -> int:
+    rows = 0
+    for batch in batches:
+        rows += int(batch.num_rows)
+        if most is not None and rows >= most:
+            break
+    return rows
+
+
+def read_file(
+    file: File, columns: Sequence[str], options: Options, most: int | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of a file as tables of string columns, null kept; of lines the first `most`.
+
+    Those of other formats are more by what is decoded at once.
+    """
     delimiter = delimiter_of(file, options)
     with file.stream(options) as stream:
         if file.kind in _TYPED:
-            batches = (
-                pq.ParquetFile(stream).iter_batches(BATCH, columns=list(columns))
+            tables = (
+                parquet_tables(stream, columns, file.location)
                 if file.kind == "parquet"
-                else _arrow(stream, file.location, columns)[1]
+                else chain.from_iterable(map(_slices, _arrow(stream, file.location, columns)[1]))
             )
-            for batch in batches:
-                table = pa.Table.from_batches([batch]).select(list(columns))
-                for start in range(0, table.num_rows, BATCH):
-                    yield as_strings(table.slice(start, BATCH), file.texts, file.location)
+            yield from _gathered(
+                as_strings(table.select(list(columns)), file.texts, file.location)
+                for table in tables
+            )
         elif delimiter:
             with _csv(stream, columns, delimiter) as reader:
                 for batch in reader:
@@ -150,10 +179,108 @@ def read_file(file: File, columns: Sequence[str], options: Options) -> Iterator[
                             table = table.set_column(index, name, column)
                     yield table
         elif file.kind == "text":
-            lines = (str(line, "utf-8").rstrip("\r\n") for line in stream)
+            found = islice(_lines(stream, file.location), most)
+            lines = (str(line, "utf-8").rstrip("\r\n") for line in found)
             yield from _batched(({"text": line} for line in lines), ["text"], file)
         else:
-            yield from _batched(_records(stream, file), columns, file)
+            yield from _batched(islice(_records(stream, file), most), columns, file)
+
+
+def parquet_tables(
+    stream: Any,  # noqa: ANN401
+    columns: Sequence[str],
+    location: str,
+) -> Iterator[pa.Table]:
+    """Yield some columns of an open Parquet file, as many rows at once as memory can hold.
+
+    ConfigError for a row group that cannot be read piece by piece.
+    """
+    file = pq.ParquetFile(stream)
+    for group in range(file.metadata.num_row_groups):
+        of_group = file.metadata.row_group(group)
+        longest = 1
+        for index in range(of_group.num_columns):
+            chunk = of_group.column(index)
+            path = chunk.path_in_schema
+            if any(f"{path}.".startswith(f"{column}.") for column in columns):
+                where = f"{location}, column {path!r} of row group {group + 1}"
+                longest = max(longest, _longest(stream, chunk, of_group.num_rows, where))
+        rows = min(max(_DECODED_BYTES // longest, 1), BATCH)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=list(columns)):
+            yield from _slices(batch)
+
+
+def _longest(stream: Any, chunk: Any, rows: int, where: str) -> int:  # noqa: ANN401
+    """Return about how many bytes a row of a column chunk has at most, decoded.
+
+    A text may stand in a dictionary once and be of every row; such is as long as the dictionary at
+    most. Where texts follow one another they are taken to be as long as their mean.
+    """
+    pages = [page_bytes(stream, chunk.data_page_offset)]
+    if chunk.has_dictionary_page:
+        pages.append(page_bytes(stream, chunk.dictionary_page_offset))
+    decoded, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+    is_bomb = decoded > max(_LARGEST_PAGE, _EXPANDS * stored)
+    if is_bomb or max(pages) > _LARGEST_PAGE:
+        raise ConfigError(
+            f"{where}: {stored:,} bytes become {max(decoded, *pages):,}, and at most "
+            f"{_LARGEST_PAGE >> 20} MiB are decoded at once: write the file with smaller row groups"
+        )
+    nested = chunk.num_values > rows or "." in chunk.path_in_schema
+    if nested and chunk.num_values > _LARGEST_LISTS:
+        raise ConfigError(
+            f"{where}: {rows:,} rows hold {chunk.num_values:,} values, at most {_LARGEST_LISTS:,}: "
+            "write the file with smaller row groups"
+        )
+    if "BYTE_ARRAY" not in chunk.physical_type:
+        return int(8 * chunk.num_values // max(rows, 1))
+    once = pages[1] if chunk.has_dictionary_page else 0
+    if "DELTA_BYTE_ARRAY" in chunk.encodings:  # which leaves out what the text before begins with
+        once = max(once, decoded)
+    return int(max(once, decoded / max(chunk.num_values, 1)) * -(-chunk.num_values // max(rows, 1)))
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.Table]:
+    """Yield the rows of a batch without dictionaries, as many at once as their bytes allow."""
+    texts = [
+        (index, column)
+        for index, column in enumerate(batch.columns)
+        if pa.types.is_dictionary(column.type) and column.type.value_type in _TEXTS
+    ]
+    lengths = (pc.max(pc.binary_length(column.dictionary)).as_py() for _, column in texts)
+    rows = min(max(_DECODED_BYTES // max((each or 1 for each in lengths), default=1), 1), BATCH)
+    for start in range(0, batch.num_rows, rows):
+        table = pa.Table.from_batches([batch.slice(start, rows)])
+        for index, column in texts:
+            decoded = column.slice(start, rows).dictionary_decode()
+            table = table.set_column(index, table.field(index).with_type(decoded.type), decoded)
+        yield table
+
+
+def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Yield tables of up to BATCH rows, made of smaller ones as far as these are small."""
+    held, rows, size = list[pa.Table](), 0, 0
+    for table in tables:
+        if held and (rows + table.num_rows > BATCH or size + table.nbytes > _BATCH_BYTES):
+            yield pa.concat_tables(held)
+            held, rows, size = [], 0, 0
+        held.append(table)
+        rows, size = rows + table.num_rows, size + table.nbytes
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _lines(stream: Any, location: str) -> Iterator[bytes]:  # noqa: ANN401
+    """Yield the lines of an open text; ConfigError for one that is too long."""
+    number = 0
+    while line := stream.readline(_LARGEST_LINE + 1):
+        number += 1
+        if len(line) > _LARGEST_LINE:
+            raise ConfigError(
+                f"{location} line {number:,} has more than {_LARGEST_LINE >> 20} MiB, the most "
+                "that is read as a row: cut it into several"
+            )
+        yield line
 
 
 def delimiter_of(file: File, options: Options) -> str | None:
@@ -289,6 +416,8 @@ def _arrow(
             raise ConfigError(
                 f"{location} is cut off: it begins like an Arrow file, and ends like none"
             )
+    if columns is None:  # the first look at it
+        _require_small_batches(stream, 8 * is_file, location)
     opened = pa_ipc.open_file if is_file else pa_ipc.open_stream
     stream.seek(0)
     names = opened(stream).schema.names
@@ -305,6 +434,21 @@ def _arrow(
     return names, batches()
 
 
+def _require_small_batches(stream: Any, start: int, location: str) -> None:  # noqa: ANN401
+    """ConfigError for a batch of an open Arrow file that is compressed and becomes too large."""
+    stream.seek(start)  # behind what a file begins with, its batches are a stream
+    for number, message in enumerate(pa_ipc.MessageReader.open_stream(stream)):
+        size = batch_bytes(message)
+        if size is None:
+            return  # nor are the others
+        if size > _LARGEST_BATCH:
+            raise ConfigError(
+                f"{location}, batch {number}: {message.body.size:,} bytes become {size:,}, and at "
+                f"most {_LARGEST_BATCH >> 20} MiB are decoded at once: write the file with smaller "
+                "batches"
+            )
+
+
 def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
     """Return the delimiter of an open CSV and its header.
 
@@ -313,7 +457,12 @@ def _head(stream: Any, file: File) -> tuple[str, list[str]]:  # noqa: ANN401
     """
     text = io.TextIOWrapper(stream, "utf-8", newline="")
     start = text.read(_SNIFFED_CHARS)
-    rest = text.readline()  # of a header that is longer
+    rest = text.readline(_LARGEST_HEADER)  # of a header that is longer
+    if len(rest) == _LARGEST_HEADER and "\n" not in start:
+        raise ConfigError(
+            f"{file.location}: its first line has more than {_LARGEST_HEADER >> 20} million "
+            "characters, and is to be the header of a table"
+        )
 
     def rows(delimiter: str) -> list[list[str]]:
         found = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter)
@@ -371,7 +520,7 @@ def _records(
         yield from _json_rows(stream, file.location, make)
         return
     location = file.location
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_lines(stream, location), 1):
         if not line.strip():
             continue
         try:
@@ -399,8 +548,16 @@ def _json_rows(
             f"{location} has more than {_LARGEST_JSON >> 20} MiB, and one JSON value is read "
             "whole: write it as JSON lines (.jsonl), one row a line"
         )
+    values = sum(map(content.count, (b",", b"{", b"[")))  # at most, but for those around all
+    if values > _JSON_VALUES:
+        raise ConfigError(
+            f"{location} has about {values:,} values, at most {_JSON_VALUES:,} are read whole: "
+            "write it as JSON lines (.jsonl), one row a line"
+        )
+    text = str(content, "utf-8")
+    del content  # twice the file, else, while its values are made
     try:
-        value = json.loads(str(content, "utf-8"), object_pairs_hook=make)
+        value = json.loads(text, object_pairs_hook=make)
     except (ValueError, RecursionError) as error:
         more = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         hint = "; if it is JSON lines, say `format: jsonl`" if more else ""
@@ -441,21 +598,26 @@ def _json_kind(value: object) -> str:
 def _batched(
     records: Iterator[dict[str, Any]], columns: Sequence[str], file: File
 ) -> Iterator[pa.Table]:
-    first = 1
-    while batch := [*islice(records, BATCH)]:
-        cells = {}
+    cells: dict[str, list[str | None]] = {column: [] for column in columns}
+    count = chars = 0
+    for row, record in enumerate(records, 1):
         for column in columns:
-            values = [record.get(column) for record in batch]
-            for row, value in enumerate(values, first) if column in file.texts else ():
-                if isinstance(value, (list, dict, bool)):
-                    raise ConfigError(
-                        f"{file.location}, row {row}: column {column!r} holds {_json_kind(value)}, "
-                        "no text"
-                    )
-            cells[column] = pa.array(map(_as_text, values), pa.large_string())
-        yield pa.table(cells)
-        first += len(batch)
+            value = record.get(column)
+            if column in file.texts and isinstance(value, (list, dict, bool)):
+                raise ConfigError(
+                    f"{file.location}, row {row}: column {column!r} holds {_json_kind(value)}, "
+                    "no text"
+                )
+            text = json.dumps(value) if isinstance(value, (list, dict)) else spelled(value)
+            cells[column].append(text)
+            chars += len(text or "")
+        count += 1
+        if count == BATCH or chars > _BATCH_BYTES:
+            yield _strings(cells)
+            cells, count, chars = {column: [] for column in columns}, 0, 0
+    if count:
+        yield _strings(cells)
 
 
-def _as_text(value: Any) -> str | None:  # noqa: ANN401  (any JSON value)
-    return json.dumps(value) if isinstance(value, (list, dict)) else spelled(value)
+def _strings(cells: dict[str, list[str | None]]) -> pa.Table:
+    return pa.table({name: pa.array(each, pa.large_string()) for name, each in cells.items()})

@@ -38,7 +38,7 @@ _TURNS = (
     (".tsv", ".arrow", ".feather"),
     (".json",),
 )
-_LARGEST = 1 << 28  # bytes of a folder: one task holds all of it, to let the labels take turns
+_LARGEST = 1 << 28  # decoded bytes: one task holds all of a folder, to let the labels take turns
 _ENOUGH = 16  # passages of a file that is to be told from others
 _FEWEST = 2  # training passages of a label
 _MOST_EXAMPLES = 8  # per label and fold, as the protocol has it
@@ -128,11 +128,13 @@ def read(source: FolderSource, options: Options) -> pa.Table:
     within a label or file. ConfigError for a folder without texts, a file that cannot be read, or
     a link that leaves the folder.
     """
-    found = [
-        each
-        for name, address in _files(source.folder, options)[0].items()
-        for each in _passages(name, _file(source, address), source, options)
-    ]
+    found, left = list[_Passage](), _LARGEST
+    for name, address in _files(source.folder, options)[0].items():
+        for each in _passages(name, _file(source, address), source, options, left):
+            found.append(each)
+            left -= len(each.text or "")
+            if left < 0:
+                raise _too_large(source.folder)
     if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice
         found = [each._replace(label=None) for each in found]
     parts: dict[str, list[_Passage]] = defaultdict(list)
@@ -229,11 +231,7 @@ def _files(folder: str, options: Options) -> tuple[dict[str, str], list[str]]:
         raise ConfigError(f"{folder} holds no texts: looked for {wanted}{seen}")
     size = sum(sizes[name] for name in found)
     if size > _LARGEST:
-        raise ConfigError(
-            f"{folder} holds {size / 2**20:,.0f} MiB of texts, and at most "
-            f"{_LARGEST >> 20} are read as a folder; give larger corpora as "
-            "`source: {files: …}`, with a limit"
-        )
+        raise _too_large(folder, size)
     return found, sorted(name for each in rest for name in each)
 
 
@@ -242,8 +240,21 @@ def _file(source: FolderSource, address: str) -> File:
     return File(kind, address, source.encoding, (source.text_column,), source.delimiter)
 
 
-def _passages(name: str, file: File, source: FolderSource, options: Options) -> Iterator[_Passage]:
-    """Yield the passages of a file; its first folder is the label, unless its rows have one."""
+def _too_large(folder: str, size: int = 0) -> ConfigError:
+    told = f"{size / 2**20:,.0f} MiB" if size else f"more than {_LARGEST >> 20} MiB, decompressed,"
+    return ConfigError(
+        f"{folder} holds {told} of texts, and at most {_LARGEST >> 20} are read as a folder; give "
+        "larger corpora as `source: {files: …}`, with a limit"
+    )
+
+
+def _passages(
+    name: str, file: File, source: FolderSource, options: Options, most: int
+) -> Iterator[_Passage]:
+    """Yield the passages of a file; its first folder is the label, unless its rows have one.
+
+    ConfigError if a text file has more than `most` bytes.
+    """
     folder, inside, _ = name.partition("/")
     label = folder if inside else None
     if ending(name) in _TABLES:
@@ -266,7 +277,11 @@ def _passages(name: str, file: File, source: FolderSource, options: Options) -> 
                 yield _Passage(row[source.text_column], found, name)
         return
     with file.stream(options) as stream:
-        text = str(stream.read(), "utf-8")
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise _too_large(source.folder)
+    text = str(content, "utf-8")
+    del content
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     for passage in _BLANK.split(lines):
         if passage.strip():

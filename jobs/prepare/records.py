@@ -26,6 +26,8 @@ from layerrank.storage import schema
 SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER, _ID = "skip", "marker", "row id"
+_LONG = 4096  # characters of a text that is not written again
+_LARGEST_SHARD = 1 << 28  # bytes of the texts and labels of one: a task reads all of it at once
 _SMALL_SHARD = 50  # prompts; a smaller one is not worth its files
 _RECORD = pa.schema(
     [
@@ -74,10 +76,14 @@ def markers(shards: int) -> pa.Table:
     return pa.Table.from_pylist(found, _RECORD)
 
 
-def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -> pa.Table:
+def records_of(
+    dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int, seen: dict[int, int]
+) -> pa.Table:
     """Return the records of source rows: prompts, skipped texts, task items, and counts of losses.
 
-    A row that is no item of a task because it lies in another split is no loss.
+    A row that is no item of a task because it lies in another split is no loss. `seen` are the long
+    texts of the rows before, by prompt_id: one that comes again is a record without it, as a text
+    of megabytes may be that of every row.
     """
     found: list[dict[str, Any]] = []
     lost = Counter[tuple[str, str]]()
@@ -89,6 +95,9 @@ def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -
                 found.append({"shard": place % shards, "kind": _SKIP, "text": reason})
                 continue
             ids[column] = key = prompt_id(text)
+            if len(text) > _LONG:
+                known = seen.get(key) == (digest := hash(text))
+                seen[key], text = digest, None if known else text
             found.append({"shard": key % shards, "kind": PROMPT, "prompt_id": key, "text": text})
         name = row[dataset.id_column] if dataset.id_column else None
         if name:  # a CSV cannot tell an empty id from none
@@ -108,6 +117,21 @@ def records_of(dataset: DatasetConfig, rows: pa.Table, shards: int, seed: int) -
     return pa.Table.from_pylist(found, _RECORD)
 
 
+def require_small(
+    dataset: DatasetConfig, records: pa.Table, sizes: Counter[int], where: str
+) -> None:
+    """ConfigError if the texts of a shard are too large; `sizes` has the bytes of those before."""
+    lengths = pc.fill_null(pc.binary_length(records["text"]), 0).to_numpy()
+    of_shard = np.bincount(records["shard"].to_numpy(), lengths)
+    sizes.update(dict(enumerate(of_shard.astype(int).tolist())))
+    if max(sizes.values()) > _LARGEST_SHARD:
+        raise ConfigError(
+            f"{where}: the texts and labels of one shard come to more than "
+            f"{_LARGEST_SHARD >> 20} MiB: give a smaller shard_prompts (it is "
+            f"{dataset.shard_prompts:,}), or a limit"
+        )
+
+
 def prompts_of(records: pa.Table, number: int) -> Rows:
     """Return the unique prompts of shard `number` sorted by id, and what was left out.
 
@@ -116,7 +140,7 @@ def prompts_of(records: pa.Table, number: int) -> Rows:
     prompts, texts = _of_kind(records, PROMPT), dict[int, str]()
     ids = prompts["prompt_id"].to_pylist()
     for identity, text in zip(ids, prompts["text"].to_pylist(), strict=True):
-        if (other := texts.setdefault(identity, text)) != text:
+        if text is not None and (other := texts.setdefault(identity, text)) != text:
             raise ValueError(
                 f"two texts share the prompt_id {identity}: {other[:60]!r} and {text[:60]!r}"
             )

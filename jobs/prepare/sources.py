@@ -92,7 +92,8 @@ def discover(dataset: DatasetConfig, options: Options) -> list[Fragment]:
     except (ConfigError, AddressError) as error:
         raise ConfigError(f"dataset {dataset.name}: {error}") from error
     texts = dataset.text_columns
-    return [Fragment(source, where, n, texts=texts) for n, where in enumerate(locations)]
+    stop = dataset.limit  # none needs more rows
+    return [Fragment(source, at, n, 0, stop, texts) for n, at in enumerate(locations)]
 
 
 def identity(dataset: DatasetConfig, options: Options) -> dict[str, Any]:
@@ -346,8 +347,10 @@ KINDS: dict[type[Block], Kind] = {
     FileSource: Kind(
         locations=_files,
         identity=_file_identity,
-        inspect=lambda part, options: files.inspect_file(part.file, options),
-        tables=lambda part, columns, options: files.read_file(part.file, columns, options),
+        inspect=lambda part, options: files.inspect_file(part.file, options, part.stop),
+        tables=lambda part, columns, options: files.read_file(
+            part.file, columns, options, part.stop
+        ),
         sniffed=lambda part, options: files.sniffed(part.file, options),
         most_rows=_most_lines,
     ),

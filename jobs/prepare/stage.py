@@ -6,7 +6,7 @@ whole corpus; and because ids are hashes, the first shards are a random sample o
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -226,9 +226,12 @@ def _records(
     """Yield the records of the rows of a fragment; the first one marks every shard."""
     if fragment == first:
         yield records.markers(shards)
+    seen, sizes = dict[int, int](), Counter[int]()
     for rows in sources.read(fragment, dataset.columns, options):
         with records.named(dataset):
-            yield records.records_of(dataset, rows, shards, seed)
+            found = records.records_of(dataset, rows, shards, seed, seen)
+            records.require_small(dataset, found, sizes, fragment.location)
+        yield found
 
 
 def _write_shards(

@@ -282,7 +282,7 @@ def fits_of(root: Root, fits: Manifest) -> dict[Group, transform.Fit]:
     """Return what a table `transforms` holds."""
     key = root.uri, fits.partition.path, fits.content
     if key not in _READ:
-        (shard,) = fits.shards(root)
+        shard = fits.only(root)
         table, names = shard.read(), ("mean", "deviation", "directions")
         count = table.num_rows
         wide = (table[name].combine_chunks().values.to_numpy().reshape(count, -1) for name in names)

@@ -18,6 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.prepare.files import parquet_tables
 from layerrank.jobs.rank.ranking import ELSEWHERE, Option, RankedTask, Ranking, Settings, ranking_of
 from layerrank.jobs.words import numbered
 from layerrank.operators.model.subject import Subject
@@ -29,6 +30,9 @@ _OPTIONAL = ("revision", "task_type", "fold")
 _TEXTS = ("model", "revision", "task", "task_type", "fold")
 _LAYER_PART = re.compile(r"layer-(\d+)")
 _LAST_LAYER = 2**15 - 1  # that the tables hold
+_LARGEST = 1 << 28  # bytes of a file of scores, decoded
+_LARGEST_RESULT = 1 << 26  # bytes of a result of mteb
+_MOST_ROWS = 1_000_000  # each is held as an object
 _ABOUT_MODEL = "model_meta.json"  # beside the results, of mteb's own cache and the export
 _Key = tuple[str, str]  # model, revision
 
@@ -144,10 +148,10 @@ def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # no
             f"{', '.join(names) or 'none'}. Needed: {', '.join(_NEEDED)}; "
             f"optional: {', '.join(_OPTIONAL)}"
         )
-    if not table.num_rows:
-        raise ConfigError(f"{name} has no rows")
     if repeated := sorted({column for column in names if names.count(column) > 1}):
         raise ConfigError(f"{name} has two columns {', '.join(map(repr, repeated))}")
+    if not table.num_rows:
+        raise ConfigError(f"{name} has no rows")
     known = [column for column in (*_NEEDED, *_OPTIONAL) if column in names]
     others = [column for column in names if column not in known]
     hint = f"; columns that are not read: {', '.join(others)}" if others else ""
@@ -175,21 +179,54 @@ def _table(filesystem: Any, path: str, name: str) -> pa.Table:  # noqa: ANN401
         raise ConfigError(
             f"cannot tell the format of {name}: its name ends in neither .parquet nor .csv"
         )
+    if (size := int(filesystem.size(path))) > _LARGEST:
+        raise ConfigError(f"{name} has {size >> 20:,} MiB, scores at most {_LARGEST >> 20}")
     try:
         with filesystem.open(path, "rb") as stream:
             if ending == "parquet":
-                # Only this file: the folders above it may look like partitions.
-                return pq.ParquetFile(stream).read()
+                return _parquet(stream, name)
             with pa_csv.open_csv(pa.BufferReader(stream.readline())) as reader:
                 columns = reader.schema.names
             stream.seek(0)
             # Text as it stands: a guessed type would fail at a later row, or turn 07 into 7.
             convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
             parse = pa_csv.ParseOptions(newlines_in_values=True)
-            return pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
+            table = pa_csv.read_csv(stream, parse_options=parse, convert_options=convert)
     except (pa.ArrowException, UnicodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot read {name} as {ending}: {reason}") from error
+    _require_few(table.num_rows, name)
+    return table
+
+
+def _require_few(rows: int, name: str) -> None:
+    if rows > _MOST_ROWS:
+        raise ConfigError(
+            f"{name} has {rows:,} rows, and at most {_MOST_ROWS:,} scores are ranked at once: give "
+            "a file for each model"
+        )
+
+
+def _parquet(stream: Any, name: str) -> pa.Table:  # noqa: ANN401
+    """Return the columns of an open file that are read, and of the others the names."""
+    # Only this file: the folders above it may look like partitions.
+    file = pq.ParquetFile(stream)
+    schema = file.schema_arrow
+    _require_few(file.metadata.num_rows, name)
+    columns = [column for column in schema.names if column in (*_NEEDED, *_OPTIONAL)]
+    found, decoded = list[pa.Table](), 0
+    if len({*columns}) == len(columns):
+        for table in parquet_tables(stream, columns, name):
+            found.append(table)
+            decoded += table.nbytes
+            if decoded > _LARGEST:
+                raise ConfigError(
+                    f"{name} becomes more than {_LARGEST >> 20} MiB, too much for scores"
+                )
+    table = pa.concat_tables(found) if found else schema.empty_table()
+    for column in (each for each in schema.names if each not in table.column_names):
+        table = table.append_column(column, pa.nulls(table.num_rows))
+    return table
 
 
 def _score(value: object, what: str) -> float:
@@ -234,16 +271,18 @@ def _read_mteb(
     A result's score is the mean main score over the subsets of its split.
     """
     rows, notes = [], dict[tuple[_Key, str], None]()
-    for file in sorted(filesystem.find(path)):
+    for file, facts in sorted(filesystem.find(path, detail=True).items()):
         parts = file.removeprefix(path).strip("/").split("/")
         layer = next((m for part in parts[:-3] if (m := _LAYER_PART.fullmatch(part))), None)
         if layer is None or not parts[-1].endswith(".json") or parts[-1] == _ABOUT_MODEL:
             continue
         where = "/".join(parts)
         at = f"{name}/{where}"
+        if facts["size"] > _LARGEST_RESULT:
+            raise ConfigError(f"{at} has {facts['size'] >> 20:,} MiB, which no result of mteb has")
         try:
             result = json.loads(filesystem.cat_file(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{at} is not JSON: {error}") from error
         splits = result.get("scores") if isinstance(result, Mapping) else None
         if not isinstance(splits, Mapping):

@@ -229,6 +229,8 @@ def read_config(subject: Subject, weights: tuple[int, int] | None = None) -> Any
         if not subject.gguf_file:
             options = {**subject.hub_options, "trust_remote_code": False}
             found, _ = PretrainedConfig.get_config_dict(subject.source, **options)
+            if not isinstance(found, Mapping):
+                raise ModelUnavailableError(f"model {subject}: its config.json has no keys")
             _require_possible(subject, found, weights)
         return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
 

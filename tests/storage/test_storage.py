@@ -366,6 +366,15 @@ def test_a_sealed_manifest_of_another_form_counts_as_absent(
     assert [*Manifests(root).survey(WHERE, SETTINGS)] == [shard_name(0)]
 
 
+def test_a_table_of_one_object_with_several_is_named(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    receipts = [_write(root, number) for number in (0, 1)]
+    found = Manifests(root).publish(WHERE, SETTINGS, receipts)
+    with pytest.raises(DamagedError, match="names 2 objects"):
+        found.only(root)
+    assert Manifests(root).publish(WHERE, SETTINGS, receipts[:1]).only(root).receipt == receipts[0]
+
+
 @pytest.mark.parametrize(
     "name", [".", "..", "...", "a/b", "../../x", "\0", " ", "%2F..", "CON", "é"]
 )

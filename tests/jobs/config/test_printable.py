@@ -27,6 +27,7 @@ from layerrank.jobs.config.printable import (
     without_secrets,
     without_signatures,
 )
+from layerrank.jobs.config.run import RunConfig
 
 SECRET = "sk-S3CR3T/0123+4567"
 PARTS = ("S3CR3T", "0123", "4567")
@@ -173,6 +174,19 @@ def test_a_secret_is_known_in_each_way_it_is_written(capsys: pytest.CaptureFixtu
     console.answer(json.dumps({"a": SECRET}), raw=True)
     console.answer("https://host/?of=data")
     assert capsys.readouterr().out == '{"a": "***"}\nhttps://host/?of=data\n'
+
+
+def test_what_python_shows_of_a_config_has_no_secret() -> None:
+    files = f"https://me:{SECRET}@host/a.jsonl?sig={SECRET}"
+    values = {
+        **BASE,
+        "datasets": [{"name": "d", "source": {"files": files}}],
+        "storage": {"endpoint_url": f"http://h/{SECRET}", "region": SECRET, "key": SECRET},
+        "nightly": {"webhook": f"https://h/{SECRET}"},
+    }
+    config = RunConfig.model_validate(values)
+    for shown in (f"{config!r} {config}", f"{config.storage!r}", f"{config.nightly!r}"):
+        assert not [part for part in PARTS if part in shown], shown
 
 
 def test_an_error_of_python_shows_no_secret_either_nor_its_cause() -> None:

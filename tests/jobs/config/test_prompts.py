@@ -130,6 +130,22 @@ def test_tasks_of_mteb_have_prompts_by_what_mteb_calls_them() -> None:
         of_mteb({"passage": "passage: {text}"})
 
 
+def test_reading_a_config_imports_no_module_of_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mteb", reason="the extra mteb is not installed")
+    (tmp_path / "named_by_a_config.py").write_text("raise SystemError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    source = {"mteb": ["Mine", "STS12"], "modules": ["named_by_a_config"]}
+    prompts = {"Mine": "mine: {text}", "Retrieval-query": "q: {text}", "STS": "alike: {text}"}
+    values = {"name": "mteb", "source": source, "prompts": prompts}
+    found = DatasetConfig.model_validate(values)
+    assert [task.name for task in found.tasks] == ["Mine", "STS12"]
+    assert {side.task.name for side in sides(found, NOBODY)} == {"STS12"}
+    with pytest.raises(SystemError, match="imported"):
+        sides(found, NOBODY, imports=True)
+
+
 def test_sides_of_one_template_are_one_pass_and_told_together() -> None:
     found = dataset({"title": "q: {text}"}, alike={}, find={"document_prompt": "d: {text}"})
     q, d = Template("q: {text}"), Template("d: {text}")

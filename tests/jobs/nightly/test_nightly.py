@@ -12,8 +12,9 @@ import pytest
 
 from layerrank.jobs.cluster.pool import CannotScheduleError
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
+from layerrank.jobs.nightly import judge
 from layerrank.jobs.nightly import stage as nights
-from layerrank.jobs.nightly.judge import place, ranked, read_alerts
+from layerrank.jobs.nightly.judge import Alert, Answer, place, ranked, read_alerts
 from layerrank.jobs.run import Run
 from layerrank.jobs.subjects import resolve
 from layerrank.operators.model.subject import ModelUnavailableError
@@ -125,7 +126,8 @@ def test_mended_ones_are_ranked_and_a_worse_one_leaves_an_alert(lived: Nights) -
     assert alert.previous == "step16"
     rules = {each.rule: each.numbers for each in alert.rules}
     assert rules["score_drop"]["now"] < rules["score_drop"]["before"] - 0.05
-    assert "warning: the webhook did not take the alert (ConnectionRefusedError" in third
+    assert "the webhook did not take the alert of tiny at step32 (ConnectionRefusedError" in third
+    assert "step32.json.waiting" in root.sizes("alerts/small/tiny")
     everything = "".join(each.stdout + each.stderr for each in told.values())
     files = [each for each in Path(root.uri).rglob("*") if each.is_file()]
     assert SECRET not in everything
@@ -212,6 +214,33 @@ def test_what_concerns_the_whole_night_ends_it_and_frees_the_lock(
     assert tried == ["step1"]
     assert night.root.sizes("trend/small") == {}
     Lock(night.root, "nightly", 60).acquire()
+
+
+def test_an_alert_of_a_night_that_was_killed_before_it_was_posted_is_not_lost(
+    night: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_checkpoint(night, "step1", [0.3, 0.4, 0.2, 0.4])
+    first, second = ranked(night, ())[0]
+    folder = place("small", "org/model", "").rpartition("/")[0]
+
+    def post(alert: Alert, *_: object) -> Answer:
+        posted.append(alert.revision)
+        if len(posted) == 1:
+            raise KeyboardInterrupt
+        return "taken"
+
+    posted: list[str] = []
+    monkeypatch.setattr(judge, "post", post)
+    monkeypatch.setenv(judge.VARIABLE, "http://127.0.0.1:1/")
+    with pytest.raises(KeyboardInterrupt):
+        nights._judge(night, [first], second, nights.Night())
+    assert len(night.root.sizes(folder)) == 2  # the alert, and that it waits
+    # It has no ranking yet, which is written after, so the next night judges it again.
+    judge.post_waiting(night, [first])
+    assert posted == ["step1"]
+    nights._judge(night, [first], second, nights.Night())
+    assert posted == ["step1", "step1"]
+    assert [*night.root.sizes(folder)] == ["step1.json"]
 
 
 def test_what_concerns_one_checkpoint_leaves_the_others(

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -30,6 +31,8 @@ from layerrank.jobs.nightly.judge import (
     judge,
     place,
     post,
+    post_waiting,
+    publish,
     ranked,
     read_alerts,
     without_ranking,
@@ -246,6 +249,12 @@ def server() -> Iterator[Server]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.received.append((self.path, self.headers["Content-Type"], body))
             self.send_response(state.status)
+            self.send_header("Location", f"{state.url}/elsewhere")
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            state.received.append((self.path, "", b""))
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
@@ -314,23 +323,140 @@ def _warning(url: str, capsys: pytest.CaptureFixture[str], seconds: float = 5) -
     return printed
 
 
-def test_a_webhook_that_refuses_or_is_not_there_is_a_warning(
-    server: Server, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("status", [200, 204, 301, 302, 303, 307, 308, 400, 500, 503])
+def test_what_a_webhook_answers_is_the_last_word(
+    server: Server, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.status = 503
-    assert "it answered 503" in _warning(server.url, capsys)
+    server.status = status
+    if status < 300:
+        assert post(_alert(), _config(server.url), {}) == "taken"
+        assert "posted" in capsys.readouterr().out
+    else:
+        assert f"it answered {status}" in _warning(server.url, capsys)
+    assert [each[2] for each in server.received] == [_alert().to_json()]  # nobody else is asked
+
+
+def test_a_webhook_that_is_not_there_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ConnectionRefusedError" in _warning(f"http://127.0.0.1:1/{SECRET}", capsys)
     assert "InvalidURL" in _warning(f"http://127.0.0.1:1/{SECRET} and more", capsys)
 
 
-def test_a_silent_webhook_is_given_up(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/{SECRET}"
+@pytest.mark.parametrize(
+    ("said", "drips", "told"),
+    [
+        ("", "", "TimeoutError"),  # nothing ever
+        ("", "HTTP/1.1 200 OK", "TimeoutError"),
+        ("HTTP/1.1 200 OK\r\n", "X-Header: and so on", "TimeoutError"),
+        ("HTTP/1.1 302 Found\r\nLocation: /\r\n", "X-Header: and so on", "TimeoutError"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", "a body", "posted"),
+        ("HTTP/1.1 500 No\r\nContent-Length: 99\r\n\r\n", "a body", "it answered 500"),
+        (None, "", "RemoteDisconnected"),
+    ],
+)
+def test_a_webhook_has_so_many_seconds_in_all(
+    said: str | None, drips: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+            if said is None:
+                return
+            connection.sendall(said.encode())
+            for letter in drips:
+                if ended.wait(0.1):
+                    break
+                with suppress(OSError):  # who has its answer hangs up
+                    connection.sendall(letter.encode())
+            ended.wait(10)
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        answering = threading.Thread(target=answer)
+        answering.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/{SECRET}"
         began = time.monotonic()
-        assert "TimeoutError" in _warning(url, capsys, seconds=0.3)
-        assert time.monotonic() - began < 10
+        post(_alert(), _config(url, 0.4), {})
+        assert time.monotonic() - began < 5
+        ended.set()
+        answering.join()
+    printed = capsys.readouterr().out
+    assert told in printed
+    assert SECRET not in printed
+
+
+def test_to_look_for_the_host_is_within_the_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+
+    def look(*_: object, **__: object) -> None:
+        ended.wait(20)
+        raise OSError
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    began = time.monotonic()
+    assert "TimeoutError" in _warning(f"http://somewhere.invalid/{SECRET}", capsys, seconds=0.2)
+    assert time.monotonic() - began < 10
+    ended.set()
+
+
+def test_an_alert_that_was_not_taken_is_posted_by_a_later_night(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, webhook=server.url)
+    revisions = ["step4", "step8", "step64"]
+    for revision in ("step0", *revisions):
+        store_checkpoint(run, revision, RISING[0])
+    history = ranked(run, ())[0]
+
+    def waits() -> list[str]:
+        names = run.root.sizes(place("small", MODEL, "a").rpartition("/")[0])
+        return [each for each in names if not each.endswith(".json")]
+
+    def sent() -> list[str]:
+        found = [json.loads(body)["revision"] for _, _, body in server.received]
+        server.received.clear()
+        return found
+
+    server.status = 302
+    for revision in (revisions[2], revisions[0]):
+        publish(run, _alert(revision), {})
+    assert (len(waits()), sent()) == (2, ["step64", "step4"])
+    server.status = 200
+    publish(run, _alert(revisions[1]), {})
+    assert (len(waits()), sent()) == (2, ["step8"])
+    assert len(read_alerts(run.root, "small", MODEL)) == 3
+    # One that is not ranked is judged again, and posted then; without a webhook nothing is asked.
+    without = replace(run, config=run.config.model_copy(update={"nightly": NightlyConfig()}))
+    post_waiting(without, history, {})
+    post_waiting(run, [each for each in history if each.revision == "step8"], {})
+    assert (len(waits()), sent()) == (2, [])
+    server.status = 500
+    post_waiting(run, history, {})
+    assert (len(waits()), sent()) == (2, ["step4", "step64"])  # by step, each once
+    server.status = 204
+    run.root.delete(place("small", MODEL, "step4"))  # withdrawn since
+    post_waiting(run, history, {})
+    assert (waits(), sent()) == ([], ["step64"])
+    post_waiting(run, history, {})
+    assert sent() == []
+    assert SECRET not in capsys.readouterr().out
+
+
+def test_a_webhook_that_is_silent_holds_a_night_up_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, webhook=f"http://127.0.0.1:1/{SECRET}")
+    for revision in ("step0", "step4", "step8"):
+        store_checkpoint(run, revision, RISING[0])
+        publish(run, _alert(revision), {})
+    capsys.readouterr()
+    post_waiting(run, ranked(run, ())[0], {})
+    assert capsys.readouterr().out.count("warning") == 1
 
 
 def test_only_web_addresses_are_posted_to(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ Task = dict[str, Any]
 
 def table_of(config: DatasetConfig, rows: pa.Table) -> pa.Table:
     """Return the items of the first task, from every row in one shard."""
-    return items_of(records_of(config, rows, 1, 0), config.tasks[0])[0]
+    return items_of(records_of(config, rows, 1, 0, {}), config.tasks[0])[0]
 
 
 def items(task: Task, **columns: Cells) -> pa.Table:

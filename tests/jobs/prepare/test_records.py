@@ -37,7 +37,7 @@ def source(**columns: Sequence[str | None]) -> pa.Table:
 
 def shards_of(config: DatasetConfig, rows: pa.Table, shards: int, seed: int = 0) -> list[pa.Table]:
     """Return the records of each shard, as Ray's groupby brings them together."""
-    every = pa.concat_tables([markers(shards), records_of(config, rows, shards, seed)])
+    every = pa.concat_tables([markers(shards), records_of(config, rows, shards, seed, {})])
     numbers = every["shard"].to_numpy()
     return [every.filter(pa.array(numbers == number)) for number in range(shards)]
 
@@ -160,7 +160,7 @@ def test_shards_hold_what_their_ids_name_and_count_what_is_left_out(
 def facts_of(task: dict[str, Any], **columns: Sequence[str | None]) -> dict[str, int]:
     """Return what is counted of a task beside its items, over shards and batches of rows."""
     config, rows = dataset(task), source(**columns)
-    batches = [records_of(config, rows[n : n + 2], 3, 0) for n in range(0, rows.num_rows, 2)]
+    batches = [records_of(config, rows[n : n + 2], 3, 0, {}) for n in range(0, rows.num_rows, 2)]
     every = pa.concat_tables([markers(3), *batches])
     total = Counter[str]()
     for number in range(3):

@@ -18,6 +18,7 @@ import pytest
 
 from layerrank.jobs.cli import main
 from layerrank.jobs.config.blocks import ConfigError
+from layerrank.jobs.rank import score_file
 from layerrank.jobs.rank.score_file import rank_file
 from layerrank.storage.manifest import require
 from layerrank.storage.partition import Partition
@@ -349,3 +350,19 @@ def test_mteb_writes_what_is_read_once(tmp_path: Path) -> None:
     result(tmp_path, "other/layer-1", "Own", {"test": subsets(0.5)})
     with pytest.raises(ConfigError, match=r"two scores, in layer-01/.* and other/layer-1/.*json"):
         rank_file(tmp_path)
+
+
+def test_a_file_that_becomes_too_large_for_scores_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = pa.DictionaryArray.from_arrays(pa.array([0] * 99, pa.int32()), ["m" * 100_000])
+    columns = {"model": models, "layer": range(99), "task": ["a"] * 99, "score": [0.5] * 99}
+    path = tmp_path / "scores.parquet"
+    pq.write_table(pa.table(columns), path)
+    monkeypatch.setattr(score_file, "_LARGEST", 1 << 20)
+    with pytest.raises(ConfigError, match="becomes more than 1 MiB"):
+        rank_file(path)
+    monkeypatch.setattr(score_file, "_MOST_ROWS", 5)
+    for given in (path, written(tmp_path, ROWS)):
+        with pytest.raises(ConfigError, match="at most 5 scores"):
+            rank_file(given)
