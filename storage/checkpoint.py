@@ -28,7 +28,7 @@ CACHE = "LAYERRANK_CACHE"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".tiktoken")
 _PLAIN, _PICKLED = "model.safetensors", "pytorch_model.bin"
-_INDEX = ".index.json"
+_CONFIG, _INDEX = "config.json", ".index.json"
 _NO_HEADER = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _LENGTH_BYTES = 8  # of the number that a safetensors file begins with
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
@@ -65,7 +65,7 @@ class Checkpoint:
     file: str = ""
 
     def check(self) -> Stated | None:
-        """Return what the headers of weights state; CheckpointError unless these are there, whole.
+        """Return what the headers of weights state; CheckpointError if they or a config are absent.
 
         A safetensors file begins with the length of a JSON header that says which bytes each
         tensor has, and a GGUF file with a header that does, so a truncated file is found without
@@ -78,6 +78,8 @@ class Checkpoint:
                 shapes += self._check_safetensors(name, sizes[name])
             elif name == self.file:
                 self._check_gguf(name, sizes[name])
+        if not self.file and _CONFIG not in sizes:
+            raise CheckpointError(f"it has no {_CONFIG} among {some(sorted(sizes))}")
         if not shapes:
             return None
         return Stated(len(shapes), max((axis for shape in shapes for axis in shape), default=0))
@@ -132,6 +134,8 @@ class Checkpoint:
         }
 
     def _sizes(self) -> dict[str, int]:
+        if self.root.is_local and Path(self.root.path()).is_file():
+            raise CheckpointError(f"{self.root.place()} is a file: give the folder that it lies in")
         sizes = self.root.sizes("", links=True)
         if not sizes:
             folders = self.root.folders("")

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal
 
+from botocore.exceptions import BotoCoreError
 from xxhash import xxh3_128_hexdigest
 
 from layerrank.storage.partition import KEYS, Partition, TableName, partitions
@@ -229,8 +230,14 @@ def require(root: Root, partition: Partition) -> Manifest:
 
 
 def require_format(root: Root) -> None:
-    """FormatError if the root holds tables that this version cannot continue."""
-    folders = root.folders("")
+    """FormatError if the root holds tables that this version cannot continue.
+
+    OSError, which names it, if nobody answers where it lies.
+    """
+    try:
+        folders = root.folders("")
+    except BotoCoreError as error:
+        raise OSError(f"cannot reach {root.uri}: {error}") from error
     tables = [name for name in KEYS if name in folders]
     if tables and BOOKS not in folders:
         raise FormatError(

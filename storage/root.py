@@ -69,7 +69,10 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         scheme = re.match(r"(\w+):/", rest)
         if not protocol and scheme and scheme[1].lower() in known_implementations:
             raise AddressError(f"{uri} is no address: after {scheme[1]}: there are two slashes")
-        return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+        try:
+            return fsspec.filesystem("file"), str(Path(rest).expanduser().resolve())
+        except (OSError, RuntimeError) as error:  # of links in a circle, of nobody's ~
+            raise AddressError(f"cannot open {uri}: {error}") from error
     on_s3, bucket = uri.startswith(_S3), rest.partition("/")[0]
     # Azure's own form has a container before an account, of which `_opened` says more.
     is_bucket = "@" not in bucket or _CLOUDS.get(protocol) is _AZURE
@@ -410,6 +413,8 @@ class Root:
                     folder.rmdir()
         except (OSError, BotoCoreError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if self.is_local and root.is_file():
+                reason = "it is a file"
             raise PermissionError(
                 f"cannot write to the output root {self.uri}: {reason}"
             ) from error

@@ -153,6 +153,8 @@ def root_at(place: str, storage: StorageConfig, or_else: str = "") -> Root:
     require_format(root)
     if not {BOOKS, _FOLDER, _TREND} & {*root.folders("")}:
         near = did_you_mean_path(place, is_output) or or_else or ": run `layerrank run` first"
+        if root.is_local and Path(root.path()).is_file():
+            near = ", which is a file"
         raise FileNotFoundError(f"no complete table under {place}{near}")
     return root
 

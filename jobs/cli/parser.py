@@ -366,7 +366,10 @@ def _candidate(parser: Parser) -> None:
         help="default: as ranked; raw; z and abtt are as --ranking OUTPUT has fitted them",
     )
     parser.add_argument(
-        "--max-tokens", type=int, help="of a text (default: as in the run of --ranking; 512)"
+        "--max-tokens",
+        type=limits.whole,
+        metavar="N",
+        help="of a text (default: as in the run of --ranking; 512)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")

@@ -19,14 +19,29 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-# A folder is called so, with a key before it.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=200)]
+_LONGEST = 200  # characters of a name: a folder is called so, with a key before it
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1 << 40)]  # so that products of two are sizes still
 UNKNOWN_KEY = "unknown_key"  # a type of problem, with what `did_you_mean` takes
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 Given = TypeVar("Given", bound=Sequence[object])
+
+
+def _require_name(name: str) -> str:
+    if len(name) > _LONGEST:
+        raise ValueError(f"a name has {_LONGEST} characters at most, and this has {len(name)}")
+    if not _NAME.fullmatch(name):
+        raise ValueError("a name has letters, digits and . _ + -, one of the first two in front")
+    return name
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_require_name),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$", "maxLength": _LONGEST}),
+]
 
 
 def is_own(name: str) -> bool:

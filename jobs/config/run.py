@@ -41,11 +41,24 @@ from layerrank.operators.ranking import Policy
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._+-]*)=(.+)")
 Checked = TypeVar("Checked", bound=Block)
-# What pydantic says of types of Python, as the config has them.
+# What pydantic says of types of Python and their bounds, as the config has them.
 _IN_WORDS = {
+    "missing": "is missing",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "give a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "give a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "give true or false"),
+    "string_type": "give a text",
+    "finite_number": "give a finite number",
+    "multiple_of": "give a multiple of {multiple_of}",
+    "greater_than": "give more than {gt}",
+    "greater_than_equal": "give {ge} or more",
+    "less_than": "give less than {lt}",
+    "less_than_equal": "give {le} or less",
+    "literal_error": "choose {expected}",
     "tuple_type": "give a list",
     "model_type": "give a mapping of keys",
     "dict_type": "give a mapping of keys",
+    "too_short": "give at least {min_length}",
 }
 _SHOWN = 300  # characters of a value
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -241,6 +254,8 @@ def _values_of(recipe_or_file: str) -> tuple[Values, str]:
             raise ConfigError(f"cannot read config {path}: it is not UTF-8 text") from error
         return beside(mapping(text, str(path)), path.absolute().parent), str(path)
     recipe = RECIPES / f"{recipe_or_file}.yaml"
+    if not recipe.is_file() and path.is_dir():
+        raise ConfigError(f"config {path} is a folder: give a .yaml file, or the name of a recipe")
     if not recipe.is_file():
         near = did_you_mean_path(recipe_or_file, is_yaml)
         near = near or did_you_mean(recipe_or_file, recipes())
@@ -328,7 +343,8 @@ def _problems(error: ValidationError, values: Values) -> list[str]:
                     case {"name": str(name)}:
                         key += f" (task {name})"
         message = problem["msg"].removeprefix("Value error, ")
-        message = _IN_WORDS.get(problem["type"], message)
+        if words := _IN_WORDS.get(problem["type"]):
+            message = words.format(**problem.get("ctx", {}))
         if problem["type"] == UNKNOWN_KEY:
             message += did_you_mean(**problem["ctx"])
         value = problem["input"]
@@ -392,8 +408,8 @@ def subject_of(given: str) -> settings.SubjectConfig:
     here = bool(model) and (Path(model).is_file() if is_file else Path(model).is_dir())
     if not (elsewhere or here or (_HUB_GGUF if is_file else _HUB_ID).fullmatch(model)):
         raise ConfigError(
-            f"--subject {given}: there is no such folder, and it is no hub id (owner/name), "
-            "s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
+            f"--subject {given or repr(given)}: there is no such folder, and it is no hub id "
+            "(owner/name), s3://… or package:IMPORT_NAME/FOLDER, nor a GGUF file in one of these"
         )
     # What an output keeps of a run says where its model is, wherever it is read.
     return settings.SubjectConfig(model=str(Path(model).absolute()) if here else model, name=name)

@@ -29,6 +29,7 @@ _PATHS: set[Key] = {
     ("datasets", "*", "source", "folder"),
 }
 _MODELS: set[Key] = {("subjects", "*", "model"), ("subjects", "*", "adapter")}
+_KINDS: dict[type, str] = {list: "a list", str: "a text", int: "a number", float: "a number"}
 _LISTS = ("subjects", "datasets", "tasks")  # whose members have names
 
 
@@ -40,7 +41,8 @@ def mapping(text: str, where: str) -> Values:
         # Neither the cause nor its text goes on: both show the line, which may hold a secret.
         raise ConfigError(f"{where} {_yaml_problem(error)}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{where} must be a mapping of keys, not {type(values).__name__}")
+        kind = "is empty" if values is None else f"is {_KINDS.get(type(values), 'a value')}"
+        raise ConfigError(f"{where} must be a mapping of keys, as `name: mine`, and {kind}")
     return values
 
 

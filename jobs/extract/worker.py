@@ -32,7 +32,7 @@ from layerrank.operators.model.encode import (
     encode,
     wanted_tokens,
 )
-from layerrank.operators.model.subject import ModelUnavailableError, Subject
+from layerrank.operators.model.subject import Dtype, ModelUnavailableError, Subject
 from layerrank.operators.model.tokenise import tokenise
 from layerrank.operators.prompts.conditions import condition_text, condition_tokens
 from layerrank.operators.prompts.seeding import sample_order
@@ -48,6 +48,13 @@ from layerrank.storage.manifest import require
 from layerrank.storage.partition import CLEAN, TableName
 from layerrank.storage.root import Root
 from layerrank.storage.shards import Facts, Receipt, Shard, write_shard
+
+# What states beyond a number of their dtype ask for.
+_REMEDIES: dict[Dtype, str] = {
+    "float16": "float16 overflows at 65,504: run the model in float32 or bfloat16",
+    "bfloat16": "run the model in float32",
+    "float32": "the model's own weights give them: leave those texts out, or take other weights",
+}
 
 
 class Batch(NamedTuple):
@@ -181,10 +188,7 @@ class Extractor:
             remedy = ""
             if isinstance(error, NonFiniteError):
                 first = prompt_ids[error.rows[0]]
-                why, other = "", "float32"
-                if self._subject.dtype == "float16":
-                    why, other = "float16 overflows at 65,504: ", "float32 or bfloat16"
-                remedy = f", first prompt_id {first}; {why}run the model in {other}"
+                remedy = f", first prompt_id {first}; {_REMEDIES[self._subject.dtype]}"
             raise ValueError(f"{where}: {error}{remedy}") from error
 
     def _extract(

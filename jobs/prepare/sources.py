@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -288,6 +289,13 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
                 for match, facts in listed
                 if facts["type"] == "file" and not match.endswith(_FOLDER_MARKERS)
             )
+        if not matches and "://" not in pattern and Path(path).is_dir():
+            raise ConfigError(
+                f"{pattern} is a folder: name the files in it, such as {pattern}/*.parquet, or "
+                "give `source: {folder: …}`"
+            )
+        if not matches and "://" not in pattern and Path(path).exists():
+            raise ConfigError(f"{pattern} is no file of data, but a pipe or a device")
         if not matches:
             raise ConfigError(f"there is no file {pattern}{did_you_mean_path(pattern)}")
         protocol, separator, _ = pattern.rpartition("://")

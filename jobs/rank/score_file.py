@@ -22,13 +22,14 @@ from layerrank.jobs.prepare.files import parquet_tables
 from layerrank.jobs.rank.ranking import ELSEWHERE, Option, RankedTask, Ranking, Settings, ranking_of
 from layerrank.jobs.words import numbered
 from layerrank.operators.model.subject import Subject
-from layerrank.operators.ranking.scores import TaskScores
+from layerrank.operators.ranking.scores import LARGEST, TaskScores
 from layerrank.storage.root import resolve
 
 _NEEDED = ("model", "layer", "task", "score")
 _OPTIONAL = ("revision", "task_type", "fold")
 _TEXTS = ("model", "revision", "task", "task_type", "fold")
 _LAYER_PART = re.compile(r"layer-(\d+)")
+_LAST_LAYER = 2**15 - 1  # that the tables hold
 _LARGEST = 1 << 28  # bytes of a file of scores, decoded
 _LARGEST_RESULT = 1 << 26  # bytes of a result of mteb
 _MOST_ROWS = 1_000_000  # each is held as an object
@@ -162,9 +163,10 @@ def _read_table(filesystem: Any, path: str, name: str) -> list[_ScoreRow]:  # no
             if not text[column]:
                 raise ConfigError(f"{name}, {where}: column {column!r} is empty")
         layer = _number(record["layer"])
-        if layer is None or layer < 0 or not layer.is_integer():
+        if layer is None or not 0 <= layer <= _LAST_LAYER or not layer.is_integer():
             raise ConfigError(
-                f"{name}, {where}: column 'layer' is {record['layer']!r}, not a whole number from 0"
+                f"{name}, {where}: column 'layer' is {record['layer']!r}, not a whole number from "
+                f"0 to {_LAST_LAYER}"
             )
         score = _score(record["score"], f"{name}, {where}: column 'score'")
         rows.append(_ScoreRow(**text, layer=int(layer), score=score, where=where, hint=hint))
@@ -234,7 +236,7 @@ def _score(value: object, what: str) -> float:
     score = _number(value)
     if score is None:
         raise ConfigError(f"{what} is {value!r}, not a number")
-    if abs(score) > 1:
+    if abs(score) > LARGEST:
         raise ConfigError(
             f"{what} is {score:g}, outside -1..1; scores in percent must be divided by 100"
         )

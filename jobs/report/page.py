@@ -17,6 +17,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from layerrank.jobs.cluster.console import say
+from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.metrics import parameters
 from layerrank.jobs.config.stored import without_passwords
 from layerrank.jobs.rank.ranking import Ranking, checkpoint_of, choice_rows
@@ -127,6 +128,11 @@ def publish(run: Run, rankings: Sequence[Ranking], *, anew: bool = True) -> None
 def publish_scores(path: str, root: Root | None, rankings: Sequence[Ranking]) -> None:
     """Say what scores from elsewhere show; with a root write their tables and their report."""
     file, settings = PurePosixPath(path), asdict(rankings[0].settings)
+    if root and not file.stem.strip("."):
+        raise ConfigError(
+            f"{path}: what is stored is called as the file without its ending, and {file.stem!r} "
+            "is no name: rename it"
+        )
     told = made.section_of(
         {"scores": file.name, **settings},
         f"Scores of {file.name}; seed of the draws {settings['seed']}.",

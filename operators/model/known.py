@@ -39,7 +39,7 @@ def require_readable(subject: Subject, weights: tuple[int, int] | None = None) -
     `weights` are how many tensors its files hold and the longest axis of any, if that is known.
     ModelUnavailableError for a config of a model that is larger than these, for one that takes no
     token ids or is an encoder-decoder, for an adapter beside its weights or of another model, and
-    for a tokenizer with tokens that the model has no vector for.
+    for a tokenizer without tokens, or with some that the model has no vector for.
     """
     config = read_config(subject, weights)
     with explained(subject):
@@ -67,10 +67,14 @@ def require_readable(subject: Subject, weights: tuple[int, int] | None = None) -
     shape = replace(shape, kind=kind_of(config, pools=pools))
     tokenizer = load_tokenizer(subject)
     # A special token is in no ordinary text.
-    ordinary = {
-        each: token for token, each in tokenizer.get_vocab().items() if each >= shape.known_ids
-    }
-    first = min(ordinary.keys() - special_ids(tokenizer), default=None)
+    special = special_ids(tokenizer)
+    ordinary = {id_: token for token, id_ in tokenizer.get_vocab().items() if id_ not in special}
+    if not ordinary:  # transformers makes an empty one where no file is
+        raise ModelUnavailableError(
+            f"model {subject}: there is no tokenizer that has tokens for text in {subject.source}: "
+            "a file of it is missing, such as tokenizer.json"
+        )
+    first = min((each for each in ordinary if each >= shape.known_ids), default=None)
     if first is not None:
         raise ModelUnavailableError(
             f"model {subject}: its tokenizer has {len(tokenizer):,} tokens and the model vectors "

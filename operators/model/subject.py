@@ -46,6 +46,15 @@ LOADING_ERRORS = (
     *(ArithmeticError, MemoryError),  # of sizes that no model has
 )
 
+# What transformers says with advice of its own about arguments that nobody gave.
+_IN_WORDS = {
+    "trust_remote_code": "it has code of its own, which is not run: set trust_remote_code: true "
+    "if you trust it",
+    "ignore_mismatched_sizes": "its weights have other sizes than its config.json says",
+    "weights_only": "its pickled weights hold more than numbers, which could run any code: they "
+    "are not loaded; ask for safetensors",
+}
+
 
 class ModelUnavailableError(ValueError):
     """A model that cannot be found, loaded, or read layer by layer."""
@@ -220,6 +229,8 @@ def read_config(subject: Subject, weights: tuple[int, int] | None = None) -> Any
         if not subject.gguf_file:
             options = {**subject.hub_options, "trust_remote_code": False}
             found, _ = PretrainedConfig.get_config_dict(subject.source, **options)
+            if not isinstance(found, Mapping):
+                raise ModelUnavailableError(f"model {subject}: its config.json has no keys")
             _require_possible(subject, found, weights)
         return AutoConfig.from_pretrained(subject.source, **subject.hub_options)
 
@@ -287,22 +298,33 @@ def read_prompts(subject: Subject) -> tuple[dict[str, str], str | None]:
 
 
 @contextmanager
-def explained(subject: Subject) -> Iterator[None]:
-    """Turn the many errors of model loading into one that names the model and the cause."""
+def explained(subject: Subject, part: str = "") -> Iterator[None]:
+    """Turn the many errors of model loading into one that names the model, its part, the cause."""
+    from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
     require_packages(subject)
     try:
         with quiet():
             yield
-    except (*LOADING_ERRORS, SafetensorError) as error:
+    except (*LOADING_ERRORS, SafetensorError, StrictDataclassError) as error:
         if isinstance(error, ModelUnavailableError):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if isinstance(error, StrictDataclassError):
+            part = "its config.json"
         raise ModelUnavailableError(
             f"cannot load model {subject.model} at revision {subject.revision}: "
-            f"{lines[0] if lines else type(error).__name__}"
+            f"{f'{part}: ' if part else ''}{_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error, with what it leads to, or what stands for it."""
+    for word, said in _IN_WORDS.items():
+        if word in str(error):
+            return said
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Tokenised(NamedTuple):
 
 def load_tokenizer(subject: Subject) -> Any:  # noqa: ANN401  (transformers ships no types)
     """Load the subject's tokenizer; ModelUnavailableError if there is none."""
-    with explained(subject):
+    with explained(subject, "its tokenizer"):
         return AutoTokenizer.from_pretrained(subject.source, **subject.hub_options)
 
 
