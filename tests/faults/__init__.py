@@ -1,0 +1,1 @@
+"""Everything that can break a run, tried: `make faults`."""
