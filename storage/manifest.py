@@ -459,8 +459,8 @@ class Manifests:
 
     def _delete(self, partition: Partition, name: str) -> None:
         key = partition.shard(name)
+        self.root.delete(index_key(key))  # first: what is listed is deleted by the next run
         self.root.delete(key)
-        self.root.delete(index_key(key))
 
 
 def broken(

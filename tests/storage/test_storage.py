@@ -249,6 +249,27 @@ def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_pat
     assert root.read(WHERE.shard(shard_name(1))) == b"half a shard"
 
 
+def test_a_removal_that_died_halfway_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(tmp_path))
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0), _write(root, 1)])
+    plain, deleted = Root.delete, list[str]()
+
+    def dies(self: Root, key: str) -> None:
+        deleted.append(key)
+        if len(deleted) == 2:
+            raise KeyboardInterrupt
+        plain(self, key)
+
+    monkeypatch.setattr(Root, "delete", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Manifests(root).remove(WHERE, "a rule")
+    monkeypatch.undo()
+    Manifests(root).remove(WHERE, "a rule")
+    assert root.sizes(WHERE.path) == root.sizes(index_key(WHERE.path)) == {}
+
+
 _DIES = """
 import os, sys
 from layerrank.storage.root import Root
