@@ -31,7 +31,7 @@ from tests.support.machines.proxy import Proxy
 from tests.support.places import PROJECT
 
 MOMENTS = len(STAGES)  # of each kind
-ENDED = 240.0  # seconds within which a disturbed run under Ray has ended
+ENDED = 600.0  # seconds within which a disturbed run under Ray has ended
 _ACTOR, _WORKER = ("ray::MapWorker",), ("ray::MapBatches",)
 _MARK = "LAYERRANK_TRIAL"
 
