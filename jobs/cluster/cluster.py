@@ -27,6 +27,7 @@ from layerrank.jobs.cluster.pool import (
     Write,
 )
 from layerrank.jobs.cluster.tally import Counts
+from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import ClusterConfig, Device
@@ -167,7 +168,8 @@ class Cluster:
         if not units:
             return iter(())
         self._tell(stage, len(units), device)
-        self._open = self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
+        found = self.side.each(units, work, cpus=cpus, gpus=float(device == "cuda"))
+        self._open = _of_stage(stage, found)
         return self._open
 
     def actors(
@@ -175,7 +177,7 @@ class Cluster:
     ) -> Iterator[Any]:
         """Yield `worker(feed(unit))` of every unit; `make` builds a worker once in each process."""
         self._tell(stage, pool, pool.device)
-        self._open = self.side.actors(units, make, feed, pool)
+        self._open = _of_stage(stage, self.side.actors(units, make, feed, pool))
         return self._open
 
     def shuffle(
@@ -186,7 +188,8 @@ class Cluster:
         `split(unit)` yields tables; their rows meet in no order that means anything.
         """
         self._tell(stage, groups, "cpu")
-        self._open = self.side.shuffle(units, split, write, key=key, groups=groups)
+        found = self.side.shuffle(units, split, write, key=key, groups=groups)
+        self._open = _of_stage(stage, found)
         return self._open
 
     def _tell(self, stage: str, work: int | Pool, device: TorchDevice) -> None:
@@ -196,6 +199,14 @@ class Cluster:
             self._widest[stage] = width
             self.made[stage] = f"{how} (engine {self.side.name})"
             self.say(f"  {stage}: {how}")
+
+
+def _of_stage(stage: str, results: Iterator[Any]) -> Iterator[Any]:
+    """Yield the results of a plan; what ends it for the engine's part names the stage."""
+    try:
+        yield from results
+    except EngineError as error:
+        raise error.of(stage) from error
 
 
 def choose(
@@ -261,9 +272,9 @@ def open_cluster(
         from layerrank.jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
 
         known = address or os.environ.get("RAY_ADDRESS")
-        side = RayCluster(known, config.wait_seconds, verbose, say, preload)
+        side = RayCluster(known, config.wait_seconds, config.stall_seconds, verbose, say, preload)
     else:
         from layerrank.jobs.cluster.on_processes import Processes  # noqa: PLC0415
 
-        side = Processes(preload, verbose=verbose)
+        side = Processes(preload, stall_seconds=config.stall_seconds, verbose=verbose)
     return Cluster(side, say)

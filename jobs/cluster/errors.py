@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import duckdb
 
+from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.operators.model.subject import ModelUnavailableError
 from layerrank.storage.manifest import FormatError, SettingsConflictError
@@ -28,16 +29,18 @@ class InWorkerError(RuntimeError):
         self.cause = cause
 
 
-class WorkerDiedError(RuntimeError):
+class WorkerDiedError(EngineError):
     """A process died again and again over one piece of work."""
 
-    def __init__(self, attempts: int, exit_code: int | None, printed: str) -> None:
-        last = printed.strip().splitlines()[-1:]
-        said = f"; the last it said: {last[0]}" if last else ""
-        super().__init__(
-            f"a worker process died {attempts} times over the same piece of work (exit code "
-            f"{exit_code}; -9 is a kill, as for want of memory){said}"
-        )
+
+def died(attempts: int, exit_code: int | None, printed: str) -> WorkerDiedError:
+    """Return the error of a process that died again and again, and the last that it printed."""
+    last = printed.strip().splitlines()[-1:]
+    said = f"; the last it said: {last[0]}" if last else ""
+    return WorkerDiedError(
+        f"a worker process died {attempts} times over the same piece of work (exit code "
+        f"{exit_code}; -9 is a kill, as for want of memory){said}"
+    )
 
 
 def travelling(error: Exception) -> Exception:

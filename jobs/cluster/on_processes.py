@@ -37,7 +37,7 @@ from joblib import cpu_count
 
 from layerrank.jobs.cluster.errors import (
     InWorkerError,
-    WorkerDiedError,
+    died,
     sockets_in_tmpdir,
     travelling,
 )
@@ -53,6 +53,7 @@ from layerrank.jobs.cluster.pool import (
     Write,
 )
 from layerrank.jobs.cluster.tally import Counts, counting
+from layerrank.jobs.cluster.watch import Sign, Watch
 
 _ATTEMPTS = 3  # of a unit whose worker died
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives a task of one CPU
@@ -70,12 +71,14 @@ class Processes:
     name = "process"
     may_grow = False
 
-    def __init__(self, preload: Sequence[str] = (), *, verbose: bool = False) -> None:
+    def __init__(
+        self, preload: Sequence[str] = (), *, stall_seconds: float = 600, verbose: bool = False
+    ) -> None:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["layerrank.jobs.cluster.server", *preload])
         self._size = cpu_count()
         self._workers: list[_Worker] = []
-        self._is_verbose = verbose
+        self._is_verbose, self._stall_seconds = verbose, stall_seconds
         # Of temporary files, once there are workers; it goes with the driver.
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._is_busy = False
@@ -123,13 +126,25 @@ class Processes:
 
     def counted(self) -> Counts:
         """Return what the workers have counted of all units of the plan that runs."""
+        return Counts(*map(sum, zip(*self._of_units(), strict=True)))
+
+    def _of_units(self) -> list[Counts]:
+        """Return what is counted of the units, as far as one was, in their order."""
         if self._folder is None:
-            return Counts()
+            return []
         try:
             content = Path(self._folder.name, _COUNTED).read_bytes()
         except FileNotFoundError:  # no plan yet, or no pool any more
-            return Counts()
-        return Counts(*map(sum, zip(*_ROW.iter_unpack(content), strict=True)))
+            return []
+        return [Counts(*row) for row in _ROW.iter_unpack(content)]
+
+    def _under_way(self, busy: dict[_Worker, tuple[int, Any]]) -> dict[int, list[Sign]]:
+        """Return what is known of the workers at their units."""
+        counts, found = self._of_units(), dict[int, list[Sign]]()
+        for worker, (number, _) in busy.items():
+            of_unit = counts[number] if number < len(counts) else Counts()
+            found[number] = [Sign(f"process {worker.process.pid}", of_unit, worker.cpu_seconds())]
+        return found
 
     def close(self) -> None:
         """End every process."""
@@ -150,7 +165,8 @@ class Processes:
         self._is_busy = True
         waiting = deque(enumerate(units))
         busy: dict[_Worker, tuple[int, Any]] = {}
-        died: Counter[int] = Counter()
+        deaths: Counter[int] = Counter()
+        watch = Watch(self._stall_seconds, len(units))
         try:
             while waiting or busy:
                 for worker in self._idle(min(at_once, len(waiting) + len(busy)), busy):
@@ -158,19 +174,23 @@ class Processes:
                         busy[worker] = waiting.popleft()
                         worker.send(plan, *busy[worker])
                 of_connection: dict[Any, _Worker] = {each.connection: each for each in busy}
-                for worker in [of_connection[each] for each in wait([*of_connection])]:
+                answered = wait([*of_connection], watch.pause)
+                if watch.is_due:
+                    watch.look(self._under_way(busy))
+                for worker in [of_connection[each] for each in answered]:
                     index, unit = busy.pop(worker)
                     answer = worker.answer()
                     if answer is None:
-                        died[index] += 1
+                        deaths[index] += 1
                         said = self._drop(worker)
-                        if died[index] == _ATTEMPTS:
-                            raise WorkerDiedError(_ATTEMPTS, worker.process.exitcode, said)
+                        if deaths[index] == _ATTEMPTS:
+                            raise died(_ATTEMPTS, worker.process.exitcode, said)
                         waiting.appendleft((index, unit))
                         continue
                     result, error = pickle.loads(answer)
                     if error is not None:
                         raise InWorkerError(error) from error
+                    watch.done(index)
                     yield result
         finally:
             for worker in busy:  # what was asked of them is not wanted any more
@@ -228,6 +248,15 @@ class _Worker:
             return self.connection.recv_bytes()
         except (EOFError, OSError):
             return None
+
+    def cpu_seconds(self) -> float:
+        """Return for how long the process, and children of it that have ended, used a CPU."""
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text(errors="replace")
+        except OSError:  # it has ended
+            return 0.0
+        ticks = stat.rpartition(")")[2].split()[11:15]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
         """End the process at once."""

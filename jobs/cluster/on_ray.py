@@ -7,9 +7,14 @@ needs no process more, and no worker that dies or joins is missed.
 
 from __future__ import annotations
 
+import ctypes
+import json
 import logging
 import os
 import pickle
+import secrets
+import shutil
+import socket
 import struct
 import sys
 import tempfile
@@ -17,22 +22,38 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray._private import ray_constants, services, worker
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
-from ray.exceptions import RayError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 from ray.experimental import internal_kv
 from ray.job_config import JobConfig
 
-from layerrank.jobs.cluster.errors import InWorkerError, sockets_in_tmpdir, travelling
+from layerrank.jobs.cluster.errors import (
+    InWorkerError,
+    WorkerDiedError,
+    sockets_in_tmpdir,
+    travelling,
+)
+from layerrank.jobs.cluster.left import at_work_in, descendants, end_all
 from layerrank.jobs.cluster.pool import (
     HOME,
     MOST_BUCKETS,
@@ -47,19 +68,35 @@ from layerrank.jobs.cluster.pool import (
     Write,
 )
 from layerrank.jobs.cluster.tally import Counts, counting
+from layerrank.jobs.cluster.watch import EngineError, Sign, Watch
 from layerrank.jobs.config.blocks import ConfigError
 
 _OBJECT_STORE_BYTES = 512 << 20  # texts, token ids and receipts; tensors never enter it
 _POLL_SECONDS = 5.0
 _TELL_SECONDS = 1.0
 _NAMESPACE = "layerrank"
+_AT_WORK, _COUNTED = "at-work-", "counted-"  # of the keys of what a process tells of a plan
 # How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
 _TRIES = "RAY_gcs_server_port_wait_time_s"
 _ROW = struct.Struct("5q")  # of a unit: its number, and what was counted of it
+_JOIN_SECONDS = 55.0  # until a cluster that does not answer is not there
+_START_SECONDS = 240.0  # until one of this machine has started, which a busy one takes long for
+_STOP_SECONDS = 15.0
+_LOOK_SECONDS = 0.5  # between two looks at the processes that Ray itself is made of
+_INTERRUPTED_SECONDS = 5.0  # until a plan that was interrupted has ended
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
+_ATTEMPTS = 3  # of a unit whose worker died, and of actors that die as they start
+_STARTING = -1  # in place of the number of a unit
+_SHUFFLING = -2
+_DIED = (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError)
+_TOKEN = secrets.token_hex(32)  # of clusters of this machine; Ray reads it once in a process
+_VITAL = ("gcs_server", "raylet")  # of the processes of a cluster of this machine
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
 _CONCURRENT_UNITS = {"cpu": 2, "cuda": 4}
+
+
+_UnderWay = dict[int, list[Sign]]  # the number of a unit -> the processes that have it
 
 
 @dataclass
@@ -68,10 +105,14 @@ class RayCluster:
 
     address: str | None
     wait_seconds: float
+    stall_seconds: float
     verbose: bool
     say: Callable[[str], None]
     preload: Sequence[str] = ()  # modules that the driver needs, sooner or later
     _started: bool = False
+    _aside: _Aside | None = None  # what starts Ray and stops it, once there is work
+    _folder: str = ""  # of Ray's files on this machine, if it starts here
+    _keeps: bool = False  # the folder, for its logs
     _plan: str = ""  # the one that was begun last
     _mine: str = field(default_factory=lambda: f"{uuid.uuid4().hex}-")  # what its plans begin with
     name = "ray"
@@ -105,13 +146,14 @@ class RayCluster:
         plan = _from_units(self._numbered(units)).map_batches(
             partial(_of_unit, work), **_ONE, num_cpus=cpus, num_gpus=gpus
         )
-        return self._results(plan)
+        return self._results(plan, len(units))
 
     def actors(self, units: Sequence[Any], make: Make, feed: Feed, pool: Pool) -> Iterator[Any]:
         """Yield the result of every unit from a pool of actors, fed by a pool of reading tasks."""
         self._start()
+        numbered = self._numbered(units)
         plan = (
-            _from_units(self._numbered(units))
+            _from_units(numbered)
             .map_batches(
                 partial(_of_unit, feed),
                 **_ONE,
@@ -120,7 +162,7 @@ class RayCluster:
             )
             .map_batches(
                 _Actor,
-                fn_constructor_args=(make,),
+                fn_constructor_args=(make, numbered[0]._replace(number=_STARTING, value=None)),
                 **_ONE,
                 num_cpus=pool.num_cpus,
                 num_gpus=pool.num_gpus,
@@ -133,52 +175,150 @@ class RayCluster:
                 ),
             )
         )
-        return self._results(plan)
+        return self._results(plan, len(units), actors=pool.most)
 
     def shuffle(
         self, units: Sequence[Any], split: Split, write: Write, *, key: str, groups: int
     ) -> Iterator[Any]:
         """Yield what `write` returns for the rows of every value of `key`."""
         self._start()
+        numbered = self._numbered(units)
+        gathered = numbered[0]._replace(number=len(units), value=None)
         plan = (
-            _from_units(self._numbered(units))
+            _from_units(numbered)
             .map_batches(partial(_rows_of_unit, split), **_ONE, num_cpus=1)
             .groupby(key, num_partitions=min(groups, MOST_BUCKETS))
-            .map_groups(partial(_of_rows, write), batch_format="pyarrow", num_cpus=1)
+            .map_groups(partial(_of_rows, write, gathered), batch_format="pyarrow", num_cpus=1)
         )
-        return self._results(plan)
+        return self._results(plan, len(units) + 1, shuffles=True)
 
     def counted(self) -> Counts:
         """Return what the workers have counted of all units of the plan that was begun last."""
-        keys = internal_kv._internal_kv_list(self._plan, namespace=_NAMESPACE) if self._plan else []
         of_units: dict[int, Counts] = {}
-        for key in keys:
-            content = internal_kv._internal_kv_get(key, namespace=_NAMESPACE) or b""
+        for content in self._told(_COUNTED):
             for number, *counts in _ROW.iter_unpack(content):
                 # Several have counted a unit if one of them died: what is done of it is the most.
                 before = of_units.get(number, Counts())
                 of_units[number] = Counts(*map(max, zip(before, counts, strict=True)))
         return Counts(*map(sum, zip(*of_units.values(), strict=True)))
 
+    def _told(self, kind: str) -> list[bytes]:
+        """Return what the processes that work on the plan have told of a kind."""
+        if not self._plan:
+            return []
+        keys = internal_kv._internal_kv_list(f"{self._plan}{kind}", namespace=_NAMESPACE)
+        found = (internal_kv._internal_kv_get(key, namespace=_NAMESPACE) for key in keys)
+        return [content for content in found if content]
+
+    def _under_way(self, actors: int, shuffles: bool) -> _UnderWay:
+        """Return what is known of the processes at their units.
+
+        WorkerDiedError if more have taken up one of them than attempts are made: but for the last,
+        these have died. Beside `actors` that start now, so have those that began to.
+        """
+        found: _UnderWay = {}
+        for content in self._told(_AT_WORK):
+            who, cpu_seconds, units = json.loads(content)
+            for number, counts in units:
+                found.setdefault(number, []).append(Sign(who, Counts(*counts), cpu_seconds))
+        for number, signs in found.items():
+            lasting = actors - 1 if number == _STARTING else 0
+            if len(signs) - lasting > _ATTEMPTS and not shuffles:
+                raise _died(", ".join(sign.worker for sign in signs))
+        found.pop(_STARTING, None)
+        if shuffles and not found:  # tasks of Ray's own, which tell nothing, fill its store
+            held = Counts(int(ray.available_resources().get("object_store_memory", 0)))
+            found[_SHUFFLING] = [Sign("no task of a shuffle ends", held, 0.0)]
+        return found
+
     def _numbered(self, units: Sequence[Any]) -> list[_Unit]:
         self._plan = f"{self._mine}{uuid.uuid4().hex}-"
-        return [_Unit(self._plan, number, unit) for number, unit in enumerate(units)]
+        beat = Watch(self.stall_seconds, len(units)).pause
+        return [_Unit(self._plan, number, unit, beat) for number, unit in enumerate(units)]
 
-    def _results(self, plan: ray.data.Dataset) -> Iterator[Any]:
-        """Yield what the units of a plan return, and forget what was counted of them."""
+    def _results(
+        self, plan: ray.data.Dataset, total: int, *, actors: int = 0, shuffles: bool = False
+    ) -> Iterator[Any]:
+        """Yield what the units of a plan return, and forget what was counted of them.
+
+        InWorkerError if one failed, an EngineError if its worker died again and again, if one does
+        not answer, or if Ray is not there any more.
+        """
+        watch, looks = Watch(self.stall_seconds, total), _Looks(self._under_way)
+        found = SimpleQueue[Any]()
+        taking = threading.Thread(target=_take, args=(plan, found), daemon=True)
+        taking.start()
         try:
-            yield from _results(plan)
+            under_way = partial(looks.last, actors, shuffles)
+            while (unit := self._next(found, watch, under_way)) is not None:
+                if isinstance(unit, Exception):
+                    taking.join()
+                    self._require_ray()
+                    raise _of_ray(unit)
+                watch.done(_SHUFFLING if shuffles else unit.number)
+                if isinstance(unit.value, _Failed):
+                    raise InWorkerError(unit.value.error) from unit.value.error
+                yield unit.value
+            taking.join()
+        except EngineError:
+            _interrupt(taking)
+            self._keeps, self._plan = True, ""
+            self.close()  # what comes after, as of another checkpoint, begins anew
+            raise
         finally:
+            _interrupt(taking)
             if self._plan:
                 _forget(self._plan)
             self._plan = ""
 
+    def _next(
+        self, found: SimpleQueue[Any], watch: Watch, under_way: Callable[[], _UnderWay]
+    ) -> Any:  # noqa: ANN401  (a unit with its result, an error, or None at the end)
+        while True:
+            try:
+                return found.get(timeout=min(_LOOK_SECONDS, watch.pause))
+            except Empty:
+                self._require_ray()
+                if watch.is_due:
+                    watch.look(under_way())
+
+    def _require_ray(self) -> None:
+        """EngineError if a process has ended that a cluster of this machine cannot be without."""
+        node = worker._global_node
+        if self._folder and node is not None:
+            for name, process in node.dead_processes():
+                if name in _VITAL:
+                    raise EngineError(
+                        f"Ray's {name}, process {process.pid} of this machine, has ended (exit "
+                        f"code {process.returncode}; -9 is a kill, as for want of memory); its "
+                        f"logs stay in {self._folder}; the same command goes on from here"
+                    )
+
     def close(self) -> None:
         """Stop what was started, or leave the cluster that was joined."""
-        if self._started:
+        if self._aside is None:
+            return
+        aside, self._aside = self._aside, None
+        if self._folder and not self._started:
+            end_all(partial(_of_cluster, self._folder))  # which ends the start
+        patience = _STOP_SECONDS if self._started else 2.0 if self._folder else 0.0
+        with suppress(Exception):  # it does not answer, or is gone: then it is ended
+            aside.do(partial(self._leave, self._started), patience)
+        aside.end()
+        worker.print_to_stdstream = _printed
+        self._started = False
+        if folder := self._folder:
+            end_all(partial(_of_cluster, folder))
+            if self._keeps or self.verbose:
+                self.say(f"  Ray's logs stay in {folder}")
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._folder, self._keeps = "", False
+
+    def _leave(self, is_there: bool) -> None:
+        if is_there and not self._folder:
             _forget(self._mine)  # what was told of a plan after its end
-            ray.shutdown()
-            self._started = False
+        ray.shutdown()
 
     def _start(self) -> None:
         """Start a local cluster or join the one at `address`; nothing if that was done before."""
@@ -202,27 +342,45 @@ class RayCluster:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         else:
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            logging.getLogger("ray").setLevel(logging.ERROR)
+            logging.getLogger("ray").setLevel(logging.CRITICAL)
             # Errors reach the user through the exception, as one line.
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        # Its native code has a handler for SIGTERM too, which aborts; this process has its own.
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
         options: dict[str, Any] = {
-            "logging_level": logging.INFO if self.verbose else logging.ERROR,
+            "logging_level": logging.INFO if self.verbose else logging.CRITICAL,
             "log_to_driver": self.verbose,
             "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(HOME)])),
         }
         if self.address is None:
-            options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-        elif "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-            # Workers need no installed wheel.
-            options["runtime_env"] = {"py_modules": [str(HOME / "layerrank")]}
-        if self.address is not None:
+            self._folder = tempfile.mkdtemp(prefix="lr-ray-", dir=os.environ.get("RAY_TMPDIR"))
+            start: Callable[[], Any] = partial(_start_here, self._folder, **options)
+            seconds = _START_SECONDS
+        else:
+            if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+                # Workers need no installed wheel.
+                options["runtime_env"] = {"py_modules": [str(HOME / "layerrank")]}
             os.environ.setdefault(_TRIES, "1")
             self.say(f"  joining the Ray cluster at {self.address}")
+            start, seconds = partial(_join, self.address, **options), _JOIN_SECONDS
+        if not self.verbose:
+            worker.print_to_stdstream = lambda *_, **__: None  # what Ray tells of its workers
+        self._aside = _Aside()
         try:
-            with _stderr_held_back(self.verbose), sockets_in_tmpdir():
-                ray.init(address=self.address or "local", **options)
-        except ConnectionError as error:
-            raise ConfigError(f"cannot reach the Ray cluster at {self.address}: {error}") from error
+            with _stderr_held_back(self.verbose, self._folder), sockets_in_tmpdir():
+                self._aside.do(start, seconds)
+        except ConfigError:
+            raise
+        except Exception as error:
+            why = str(error) or f"no answer in {seconds:.0f} s"
+            if self.address is not None:
+                at = f"the Ray cluster at {self.address}"
+                raise ConfigError(f"cannot reach {at}: {why}") from error
+            self._keeps = True
+            raise EngineError(
+                f"Ray did not start on this machine: {why}; its logs stay in {self._folder}; "
+                "`--engine process` does without Ray"
+            ) from error
         self._started = True
         self._await(gpu=False)
         context = ray.data.DataContext.get_current()
@@ -267,11 +425,15 @@ def _forget(plan: str) -> None:
 
 
 class _Unit(NamedTuple):
-    """A unit, what was read of it, or its result: of which plan, and the how manyth of it."""
+    """A unit, what was read of it, or its result: of which plan, and the how manyth of it.
+
+    Whoever works on it tells so every `beat` seconds.
+    """
 
     plan: str
     number: int
     value: Any
+    beat: float = 30.0
 
 
 def _from_units(units: Sequence[_Unit]) -> ray.data.Dataset:
@@ -280,13 +442,71 @@ def _from_units(units: Sequence[_Unit]) -> ray.data.Dataset:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _results(plan: ray.data.Dataset) -> Iterator[Any]:
-    """Yield what the units of a plan return, as they finish; InWorkerError if one failed."""
-    for row in plan.iter_rows():
-        result = pickle.loads(row["result"]).value
-        if isinstance(result, _Failed):
-            raise InWorkerError(result.error) from result.error
-        yield result
+def _take(plan: ray.data.Dataset, found: SimpleQueue[Any]) -> None:
+    """Give the units of a plan with their results as they finish, then None or an error."""
+    with suppress(KeyboardInterrupt):  # nobody waits any more
+        try:
+            for bundle in plan.iter_internal_ref_bundles():
+                for reference in bundle.block_refs:
+                    block = ray.get(reference)
+                    for row in block["result"].to_pylist() if block.num_rows else ():
+                        found.put(pickle.loads(row))
+            found.put(None)
+        except Exception as error:  # noqa: BLE001  (raised again by who waits)
+            found.put(error)
+
+
+def _interrupt(taking: threading.Thread) -> None:
+    """End a plan that nobody waits for any more, as Ctrl-C would if it ran in the main thread."""
+    if taking.is_alive():
+        name = ctypes.c_ulong(taking.ident or 0)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(name, ctypes.py_object(KeyboardInterrupt))
+        taking.join(_INTERRUPTED_SECONDS)
+
+
+def _of_ray(error: Exception) -> Exception:
+    """Return what people are told of an error that Ray raises."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _DIED):
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if cause is None:
+        return error
+    return _died(" ".join(str(cause).split()))
+
+
+def _died(what: str) -> WorkerDiedError:
+    return WorkerDiedError(
+        f"workers died again and again, over the same piece of work or as they started: {what}; "
+        "as for want of memory, which fewer of them (extract.workers) or smaller batches "
+        "(extract.batch_tokens) need less of"
+    )
+
+
+class _Looks:
+    """Looks at what the workers tell, in a thread of its own: the cluster may not answer."""
+
+    def __init__(self, look: Callable[[int, bool], _UnderWay]) -> None:
+        self._look = look
+        self._found: _UnderWay | EngineError = {}
+        self._thread = threading.Thread()
+
+    def last(self, actors: int, shuffles: bool) -> _UnderWay:
+        """Return what was found last, and look again; EngineError if it cannot go on."""
+        if not self._thread.is_alive():
+            given = actors, shuffles
+            self._thread = threading.Thread(target=self._see, args=given, daemon=True)
+            self._thread.start()
+        self._thread.join(_LOOK_SECONDS)
+        if isinstance(self._found, EngineError):
+            raise self._found
+        return self._found
+
+    def _see(self, actors: int, shuffles: bool) -> None:
+        with suppress(RayError, OSError):  # what is seen stays as it was
+            try:
+                self._found = self._look(actors, shuffles)
+            except EngineError as error:
+                self._found = error
 
 
 def _packed(value: object, column: str) -> pa.Table:
@@ -304,7 +524,7 @@ def _of_unit(work: Work, batch: pa.Table) -> pa.Table:
     if isinstance(unit.value, _Failed):  # what should have read it has failed
         return batch
     try:
-        with counting(partial(_tell, unit.plan, unit.number)):
+        with _teller().at_work(unit) as tell, counting(tell):
             found = work(unit.value)
         return _packed(unit._replace(value=found), "result")
     except Exception as error:  # noqa: BLE001  (raised again in the driver)
@@ -312,11 +532,14 @@ def _of_unit(work: Work, batch: pa.Table) -> pa.Table:
 
 
 def _rows_of_unit(split: Split, batch: pa.Table) -> Iterator[pa.Table]:
-    yield from split(_unit(batch).value)
+    unit = _unit(batch)
+    with _teller().at_work(unit):
+        yield from split(unit.value)
 
 
-def _of_rows(write: Write, rows: pa.Table) -> pa.Table:
-    return _packed(_Unit("", 0, write(rows)), "result")
+def _of_rows(write: Write, unit: _Unit, rows: pa.Table) -> pa.Table:
+    with _teller().at_work(unit):
+        return _packed(unit._replace(value=write(rows)), "result")
 
 
 class _Failed(NamedTuple):
@@ -332,10 +555,11 @@ class _Failed(NamedTuple):
 class _Actor:
     """Holds the worker that `make` builds, for many units; one that cannot be built fails them."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, starting: _Unit) -> None:
         self._failed: _Failed | None = None
         try:
-            self._worker = make()
+            with _teller().at_work(starting):
+                self._worker = make()
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             self._failed = _Failed(travelling(error))
 
@@ -346,28 +570,53 @@ class _Actor:
 
 
 class _Teller:
-    """Puts what this process counts of a plan where the driver reads it, by a thread of its own."""
+    """Tells what this process does of a plan where the driver reads it, by a thread of its own."""
 
     def __init__(self) -> None:
-        self._key = self._plan = ""
+        self._worker = f"process {os.getpid()} of {socket.gethostname()}"
+        self._name, self._plan = uuid.uuid4().hex, ""
         self._counts: dict[int, Counts] = {}
+        self._at_work: list[int] = []
+        self._beat = 0.0
         self._changed = threading.Event()
         threading.Thread(target=self._keep_telling, daemon=True).start()
 
-    def take(self, plan: str, number: int, counts: Counts) -> None:
-        """Take what was counted of a unit."""
-        if plan != self._plan:
-            self._counts, self._key, self._plan = {}, f"{plan}{uuid.uuid4().hex}", plan
+    @contextmanager
+    def at_work(self, unit: _Unit) -> Iterator[Callable[[Counts], None]]:
+        """Tell of the work on a unit in the block; give what takes what is counted of it."""
+        if unit.plan != self._plan:
+            self._counts, self._plan, self._beat = {}, unit.plan, unit.beat
+        self._at_work.append(unit.number)
+        self._changed.set()
+        self._tell_work()  # at once: what died of a unit has told that it had it
+        try:
+            yield partial(self._take, unit.number)
+        finally:
+            self._at_work.remove(unit.number)
+            self._changed.set()
+
+    def _take(self, number: int, counts: Counts) -> None:
         self._counts[number] = counts
         self._changed.set()
 
     def _keep_telling(self) -> None:
-        while self._changed.wait():
+        while True:
+            self._changed.wait(self._beat if self._at_work else None)
             self._changed.clear()
-            key, rows = self._key, [*self._counts.items()]
-            content = b"".join(_ROW.pack(number, *counts) for number, counts in rows)
+            self._tell_work()
+            rows = [*self._counts.items()]
+            self._put(_COUNTED, b"".join(_ROW.pack(number, *counts) for number, counts in rows))
+            time.sleep(min(_TELL_SECONDS, self._beat))
+
+    def _tell_work(self) -> None:
+        units = [(number, self._counts.get(number, Counts())) for number in [*self._at_work]]
+        content = json.dumps([self._worker, time.process_time(), units])
+        self._put(_AT_WORK, content.encode())
+
+    def _put(self, kind: str, content: bytes) -> None:
+        with suppress(RayError, OSError):  # as the cluster ends
+            key = f"{self._plan}{kind}{self._name}"
             internal_kv._internal_kv_put(key, content, namespace=_NAMESPACE)
-            time.sleep(_TELL_SECONDS)
 
 
 @lru_cache(maxsize=1)
@@ -375,8 +624,87 @@ def _teller() -> _Teller:
     return _Teller()
 
 
-def _tell(plan: str, number: int, counts: Counts) -> None:
-    _teller().take(plan, number, counts)
+class _Aside:
+    """A thread that starts Ray and stops it: whoever waits for it may be told to end meanwhile.
+
+    What it starts ends with the thread that has started it, and so the thread lives as long.
+    """
+
+    def __init__(self) -> None:
+        self._asked = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def do(self, work: Callable[[], Any], seconds: float) -> None:
+        """Do one thing after what was asked before; TimeoutError if it takes longer."""
+        done = Future[Any]()
+        self._asked.put((done, work))
+        done.result(seconds)
+
+    def end(self) -> None:
+        """End the thread when it has done what it does."""
+        self._asked.put(None)
+
+    def _serve(self) -> None:
+        while asked := self._asked.get():
+            done, work = asked
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001  (raised again by who waits)
+                done.set_exception(error)
+
+
+def _join(address: str, **options: Any) -> None:  # noqa: ANN401  (those of ray.init)
+    ray.init(address=address, **options)
+
+
+def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of ray.init)
+    """Start Ray on this machine, for this process and its user alone.
+
+    Its files lie in a folder of ours, since Ray lets everybody into its own; it listens on the
+    loopback, and takes requests with a token that nobody else knows. It waits for itself as long as
+    a busy machine takes: by itself it gives up after 30 s.
+    """
+    replaced = {"resolve_ip_for_localhost": str, "get_node": _node_when_there}
+    before = {name: getattr(services, name) for name in replaced}
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", f"{_START_SECONDS:.0f}")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    for name, function in replaced.items():
+        setattr(services, name, function)
+    try:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(Path(folder, "ray")),
+            _node_ip_address="127.0.0.1",
+            **options,
+        )
+    finally:
+        for name, function in before.items():
+            setattr(services, name, function)
+
+
+_printed = worker.print_to_stdstream
+_get_node: Callable[..., Any] = services.get_node
+
+
+def _node_when_there(*named: Any) -> Any:  # noqa: ANN401  (those of Ray's function)
+    """Return what Ray knows of a node, as soon as it does."""
+    until = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            return _get_node(*named)
+        except RuntimeError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.2)
+
+
+def _of_cluster(folder: str) -> set[int]:
+    """Return the processes of the cluster of this machine whose files lie in a folder."""
+    found = at_work_in(folder)
+    return found | descendants(*found)
 
 
 class _WorkerPath(list[str]):
@@ -391,26 +719,17 @@ class _WorkerPath(list[str]):
 
 
 @contextmanager
-def _stderr_held_back(verbose: bool) -> Iterator[None]:
-    """Hold back what Ray's native code says at its start, and show it if the start fails.
-
-    Not if a cluster is not there or our own check fails: such an error says it all.
-    """
+def _stderr_held_back(verbose: bool, folder: str) -> Iterator[None]:
+    """Put what Ray's native code says at its start with its logs, or nowhere: the error says it."""
     if verbose:
         yield
         return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    with Path(folder, "start.log").open("wb") if folder else tempfile.TemporaryFile() as held:
         real = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except (ConnectionError, ConfigError):
-            raise
-        except BaseException:
-            held.seek(0)
-            os.write(real, held.read())
-            raise
         finally:
             os.dup2(real, 2)
             os.close(real)

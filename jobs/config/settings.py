@@ -358,6 +358,11 @@ class ClusterConfig(Block):
     wait_seconds: Annotated[float, Field(ge=0)] = Field(
         600, description="for GPUs or cores that are not there yet"
     )
+    stall_seconds: Annotated[Positive, LATER] = Field(
+        600,
+        description="until a worker that gives no sign of life ends the run: no result, nothing "
+        "counted, no work on a CPU",
+    )
 
 
 class NightlyConfig(Block):

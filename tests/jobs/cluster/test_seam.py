@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, patch
 
+import pyarrow as pa
 import pytest
 import ray.data
 import torch
@@ -97,23 +98,40 @@ def test_an_address_and_this_machine_contradict_each_other() -> None:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Mock:
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what is in a block be its own reference, and nobody take what workers tell."""
+    monkeypatch.setattr("ray.get", lambda block: block)
+    for name in ("put", "del"):
+        monkeypatch.setattr(f"ray.experimental.internal_kv._internal_kv_{name}", Mock())
+
+
+def ended(*blocks: pa.Table) -> Mock:
+    """Return a plan that ends with blocks of results."""
+    return Mock(**{"iter_internal_ref_bundles.return_value": [Mock(block_refs=blocks)]})
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Mock:
     """Stand in for a Dataset: what was asked of it, in order."""
-    found = Mock(**{"iter_rows.return_value": ()})
+    del no_ray
+    found = ended()
     for name in ("map_batches", "groupby", "map_groups"):
         getattr(found, name).return_value = found
     monkeypatch.setattr(on_ray, "_from_units", lambda _: found)
-    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_del", Mock())
     return found
 
 
 def on_a_cluster() -> RayCluster:
-    return RayCluster(None, 0, False, print, _started=True)
+    return RayCluster(None, 0, 600, False, print, _started=True)
 
 
 def asked(recorder: Mock) -> list[tuple[str, dict[str, Any]]]:
     """Return the steps of a plan and their options, functions left out."""
-    return [(name, options) for name, _, options in recorder.mock_calls if name != "iter_rows"]
+    return [
+        (name, options)
+        for name, _, options in recorder.mock_calls
+        if name.startswith(("map", "group"))
+    ]
 
 
 ONE = {"batch_size": 1, "batch_format": "pyarrow"}
@@ -125,8 +143,8 @@ def test_each_is_one_task_a_unit(recorder: Mock, device: Any, gpus: float) -> No
     assert list(cluster.each("measure", UNITS, square, device=device, cpus=0.75)) == []
     assert asked(recorder) == [("map_batches", {**ONE, "num_cpus": 0.75, "num_gpus": gpus})]
     (work,) = recorder.map_batches.call_args.args
-    rows = Mock(iter_rows=work(on_ray._packed(on_ray._Unit("", 0, 5), "unit")).to_pylist)
-    assert list(on_ray._results(rows)) == [25]
+    found = work(on_ray._packed(on_ray._Unit("", 0, 5), "unit"))
+    assert list(on_a_cluster()._results(ended(found), 1)) == [25]
 
 
 @pytest.mark.parametrize(("gpus", "inside"), [(0.0, 2), (1.0, 4)])
@@ -141,7 +159,9 @@ def test_actors_are_a_pool_that_readers_feed(recorder: Mock, gpus: float, inside
         max_concurrent_calls_per_actor=inside,
         enable_true_multi_threading=True,
     )
-    of_actor = {"num_cpus": 0.75, "num_gpus": gpus, "fn_constructor_args": (make,)}
+    of_actor = {"num_cpus": 0.75, "num_gpus": gpus}
+    made, _ = recorder.map_batches.call_args.kwargs.pop("fn_constructor_args")
+    assert made is make
     assert asked(recorder) == [
         ("map_batches", {**ONE, "num_cpus": TASK_CPUS, "compute": readers}),
         ("map_batches", {**ONE, **of_actor, "compute": actors}),
@@ -172,39 +192,42 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
     monkeypatch.setenv(on_ray._TRIES, "")  # which is undone
     monkeypatch.delenv(on_ray._TRIES)
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*nobody there"):
-        RayCluster("10.0.0.1:6379", 0, False, told.append).resources(gpu=False)
+        RayCluster("10.0.0.1:6379", 0, 600, False, told.append).resources(gpu=False)
     assert ["10.0.0.1:6379" in line for line in told] == [True]
     assert os.environ[on_ray._TRIES] == "1"
     assert capfd.readouterr().err == ""
 
 
 def test_only_somebody_elses_cluster_may_grow() -> None:
-    assert not RayCluster(None, 0, False, print).may_grow
-    assert RayCluster("auto", 0, False, print).may_grow
+    assert not RayCluster(None, 0, 600, False, print).may_grow
+    assert RayCluster("auto", 0, 600, False, print).may_grow
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_an_actor_that_cannot_be_made_answers_with_the_error() -> None:
     """Ray makes it again without end, and prints a traceback each time."""
 
     def make() -> Callable[[Any], Any]:
         raise ModelUnavailableError("no such model")
 
-    actor = on_ray._Actor(make)
-    rows = actor(on_ray._packed(on_ray._Unit("", 0, 0), "unit")).to_pylist()
+    unit = on_ray._Unit("", 0, 0)
+    found = on_ray._Actor(make, unit)(on_ray._packed(unit, "unit"))
     with pytest.raises(InWorkerError) as caught:
-        list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
+        list(on_a_cluster()._results(ended(found), 1))
     assert explain(caught.value) == ("no such model", USAGE)
     assert "in make" in caught.value.cause.__notes__[0]  # where it was raised
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_unit_that_cannot_be_read_fails_with_what_its_reader_raised() -> None:
     def read(_unit: object) -> None:
         raise ModelUnavailableError("no such text")
 
-    batch = on_ray._of_unit(read, on_ray._packed(on_ray._Unit("", 0, 0), "unit"))
-    rows = on_ray._Actor(lambda: str)(batch).to_pylist()
+    unit = on_ray._Unit("", 0, 0)
+    batch = on_ray._of_unit(read, on_ray._packed(unit, "unit"))
+    found = on_ray._Actor(lambda: str, unit)(batch)
     with pytest.raises(InWorkerError) as caught:
-        list(on_ray._results(Mock(iter_rows=lambda: iter(rows))))
+        list(on_a_cluster()._results(ended(found), 1))
     assert explain(caught.value) == ("no such text", USAGE)
 
 
@@ -400,6 +423,7 @@ def test_what_was_counted_on_ray_is_forgotten_and_that_fails_nothing(
     recorder: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side, forgotten = on_a_cluster(), list[str]()
+    side._aside = on_ray._Aside()
 
     def forget(key: str, **_: object) -> None:
         forgotten.append(key)
@@ -410,7 +434,7 @@ def test_what_was_counted_on_ray_is_forgotten_and_that_fails_nothing(
     monkeypatch.setattr("ray.shutdown", Mock())
     assert list(each(side, square)) == []
     failed = on_ray._packed(on_ray._Unit("", 0, on_ray._Failed(ValueError("why"))), "result")
-    recorder.iter_rows.return_value = failed.to_pylist()
+    recorder.iter_internal_ref_bundles.return_value = [Mock(block_refs=[failed])]
     with pytest.raises(InWorkerError, match="why"):
         list(each(side, square))
     side.close()  # a worker may have told of a plan after its end
@@ -454,7 +478,7 @@ def counted_results(side: Side, folder: Path, stream: io.StringIO) -> Iterator[A
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_what_workers_of_ray_count_is_seen_before_a_unit_is_done(tmp_path: Path) -> None:
-    with patch.dict(os.environ), Cluster(RayCluster(None, 0, False, print)) as cluster:
+    with patch.dict(os.environ), Cluster(RayCluster(None, 0, 600, False, print)) as cluster:
         side = cluster.side
         assert counted_on_the_way(side, tmp_path)[-1] == (8, 60, 20, 200)
         assert side.counted() == Counts()  # nothing is left of it in the cluster

@@ -95,3 +95,42 @@ class Unpicklable(Exception):
 def linger(unit: int) -> int:
     time.sleep(600 * (unit > 1))
     return os.getpid()
+
+
+def stand_still(unit: int) -> int:
+    """Stop the process of unit 3 as a debugger would, for ever."""
+    if unit == 3:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return unit
+
+
+def wait_for_ever(unit: int) -> int:
+    """Wait in unit 3 for what never comes."""
+    if unit == 3:
+        time.sleep(600)
+    return unit
+
+
+def work_long(seconds: float, unit: int) -> int:
+    """Work on a CPU without telling of it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
+    return unit
+
+
+def kill(name: str, unit: int) -> int:
+    """Kill an ancestor, or another child of one, whose command line has such a name."""
+    if unit == 3:
+        for process in _relatives():
+            if name in Path(f"/proc/{process}/cmdline").read_text(errors="replace"):
+                os.kill(process, signal.SIGKILL)
+    time.sleep(1)
+    return unit
+
+
+def _relatives() -> list[int]:
+    (raylet,) = [os.getppid()]
+    driver = int(Path(f"/proc/{raylet}/stat").read_text().rpartition(")")[2].split()[1])
+    tasks = Path(f"/proc/{driver}/task").glob("*/children")
+    return [int(each) for task in tasks for each in task.read_text().split()]

@@ -1,0 +1,267 @@
+"""How a run ends that is told to, that stands still, or whose engine dies; what is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerrank.jobs.cluster.cluster import Cluster
+from layerrank.jobs.cluster.errors import USAGE, WorkerDiedError
+from layerrank.jobs.cluster.left import at_work_in, descendants, end_all
+from layerrank.jobs.cluster.on_processes import Processes
+from layerrank.jobs.cluster.on_ray import RayCluster
+from layerrank.jobs.cluster.pool import Pool
+from layerrank.jobs.cluster.tally import Counts
+from layerrank.jobs.cluster.watch import EngineError, Sign, StalledError, Watch
+from tests.conftest import offline_environment, write_config
+from tests.support.machines.workers import (
+    die,
+    die_once,
+    kill,
+    stand_still,
+    wait_for_ever,
+    work_long,
+)
+from tests.support.places import PROJECT
+
+UNITS = list(range(7))
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+# told to end
+
+
+@contextmanager
+def begun(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """Give a command that goes on, in a group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layerrank", *arguments],
+        cwd=PROJECT,
+        env={**offline_environment(), **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def told_to_end(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
+    """Tell the whole group to end, twice, and return the exit code and what was said since."""
+    others = descendants(process.pid)
+    os.killpg(process.pid, number)
+    time.sleep(0.3)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    assert process.stdout
+    said = process.stdout.read()
+    code = process.wait(60)
+    until = time.monotonic() + 10
+    while left := {each for each in others if Path(f"/proc/{each}").exists()}:
+        assert time.monotonic() < until, left
+        time.sleep(0.1)
+    return code, said
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_a_command_that_is_told_to_end_says_so_in_one_line(
+    number: int, code: int, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    scores = tmp_path / "scores.csv"
+    scores.write_text(
+        "model,layer,task,score\n" + "".join(f"m,{layer},t,0.{layer}\n" for layer in range(4))
+    )
+    asked = ["rank", "--scores", str(scores), "-o", str(output), "-q"]
+    subprocess.run([sys.executable, "-m", "layerrank", *asked], check=True, cwd=PROJECT)
+    with begun("query", str(output), "-") as process:  # which waits for what it is to answer
+        time.sleep(3)
+        assert told_to_end(process, number) == (code, STOPPED)
+
+
+STOPPED = "layerrank: stopped; the same command goes on from here\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "number", "code", "stage"),
+    [
+        ("process", signal.SIGTERM, 143, "engine process"),
+        ("process", signal.SIGINT, 130, "1/5"),
+        ("process", signal.SIGTERM, 143, "2/5"),
+        ("ray", signal.SIGTERM, 143, "1/5"),
+        ("ray", signal.SIGINT, 130, "2/5"),
+    ],
+)
+def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on(
+    engine: str, number: int, code: int, stage: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    temporary = Path("/tmp", f"lr-{os.getpid()}")  # short enough for sockets
+    temporary.mkdir()
+    config, output = write_config(tmp_path, checkpoint), tmp_path / "out"
+    arguments = ["run", str(config), "-o", str(output), "--engine", engine]
+    with begun(*arguments, TMPDIR=str(temporary)) as process:
+        assert process.stdout
+        while stage not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(2)
+        found, said = told_to_end(process, number)
+    assert found == code
+    assert said.endswith(STOPPED)
+    assert "Traceback" not in said
+    assert [*temporary.iterdir()] == []
+    temporary.rmdir()
+    claims = (output / "_layerrank").glob("**/locks/*")
+    assert not [each for each in claims if "claim" in each.name]
+
+
+def test_what_is_imported_sets_no_handler() -> None:
+    code = (
+        "import signal, layerrank.api, layerrank.jobs.cli, layerrank.jobs.cluster.on_ray\n"
+        "names = 'SIGTERM', 'SIGHUP', 'SIGALRM'\n"
+        "assert all(signal.getsignal(getattr(signal, each)) == signal.SIG_DFL for each in names)\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=True)
+
+
+def test_processes_that_are_left_are_found_and_ended(tmp_path: Path) -> None:
+    script = f"import subprocess, sys; subprocess.run(['sleep', '600']); '{tmp_path}'"
+    with subprocess.Popen([sys.executable, "-c", script]) as process:
+        until = time.monotonic() + 10
+        while not (children := descendants(process.pid)) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert at_work_in(str(tmp_path)) == {process.pid}
+        end_all(lambda: descendants(os.getpid()) & {process.pid, *children})
+        assert process.wait(10) == -signal.SIGKILL
+    assert not descendants(os.getpid()) & children
+
+
+# standing still
+
+
+def watched(*looks: tuple[float, dict[int, list[Sign]]]) -> None:
+    """Look at signs at times, in seconds; 100 without one are too many."""
+    clock = iter([0.0, *(at for at, _ in looks)])
+    watch = Watch(100, 5, lambda: next(clock))
+    for _, signs in looks:
+        watch.look(signs)
+
+
+def sign(done: int = 0, cpu: float = 0.0, worker: str = "process 7 of a") -> list[Sign]:
+    return [Sign(worker, Counts(done), cpu)]
+
+
+def test_a_unit_without_a_sign_of_life_ends_the_plan() -> None:
+    watched((0, {3: sign()}), (100, {3: sign()}))
+    with pytest.raises(StalledError, match=r"process 7 of a.*piece 4 of 5.*101 s.*stall_seconds"):
+        watched((0, {3: sign()}), (101, {3: sign()}))
+    with pytest.raises(StalledError):  # what a worker of Ray uses while it does nothing
+        watched((0, {3: sign()}), (60, {3: sign(cpu=0.2)}), (101, {3: sign(cpu=0.3)}))
+    with pytest.raises(StalledError):  # while others go on
+        watched((0, {3: sign(), 4: sign()}), (101, {3: sign(), 4: sign(9)}))
+
+
+@pytest.mark.parametrize("alive", [sign(1), sign(cpu=1.0), sign(worker="process 8 of a")])
+def test_whatever_a_worker_does_is_a_sign_of_life(alive: list[Sign]) -> None:
+    watched((0, {3: sign()}), (99, {3: alive}), (198, {3: alive}))
+
+
+def test_a_plan_that_nobody_takes_up_ends() -> None:
+    watched((0, {}), (100, {}))
+    with pytest.raises(StalledError, match="5 pieces"):
+        watched((0, {}), (101, {}))
+
+
+@pytest.mark.parametrize("work", [stand_still, wait_for_ever])
+def test_a_process_that_does_not_answer_ends_the_run(work: Callable[[int], int]) -> None:
+    with pytest.raises(StalledError, match=r"measure: process \d+ .*piece 4 of 7.*stall_seconds"):  # noqa: SIM117
+        with Cluster(Processes(stall_seconds=1)) as cluster:
+            list(cluster.each("measure", UNITS, work))
+
+
+def test_a_process_that_works_long_does_not() -> None:
+    with Cluster(Processes(stall_seconds=1)) as cluster:
+        assert list(cluster.each("measure", [5], partial(work_long, 3))) == [5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("work", "error", "words"),
+    [
+        (stand_still, StalledError, r"measure: process \d+ of .*piece 4 of 7"),
+        (partial(kill, "gcs_server"), EngineError, r"gcs_server.*-9"),
+        (partial(kill, "raylet/raylet"), EngineError, r"raylet.*-9"),
+    ],
+)
+def test_ray_that_does_not_answer_ends_the_run(
+    work: Callable[[int], int], error: type[EngineError], words: str
+) -> None:
+    told = list[str]()
+    with pytest.raises(error, match=words):  # noqa: SIM117
+        with Cluster(RayCluster(None, 0, 10, False, told.append)) as cluster:
+            list(cluster.each("measure", UNITS, work))
+    (folder,) = [line.split()[-1] for line in told if "logs stay" in line]
+    assert Path(folder).stat().st_mode & 0o777 == 0o700
+    assert not at_work_in(folder)
+
+
+@pytest.mark.slow
+def test_an_actor_may_die_once_but_not_again_and_again(tmp_path: Path) -> None:
+    pool = Pool(1, 1, 0.5, 0, 1)
+
+    def made(side: RayCluster, work: Callable[[int], Any]) -> list[Any]:
+        cluster = Cluster(side)
+        make = partial(partial, work)
+        return sorted(cluster.actors("extract", UNITS, make, pool, feed=int))
+
+    side = RayCluster(None, 0, 20, False, print)
+    try:
+        assert made(side, partial(die_once, tmp_path)) == UNITS
+        with pytest.raises(WorkerDiedError, match=r"extract: workers died.*process \d+"):
+            made(side, die)
+    finally:
+        side.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
+def test_an_address_where_nobody_answers_is_named_in_time(address: str) -> None:
+    code = (
+        "from layerrank.jobs.cluster.on_ray import RayCluster\n"
+        "from layerrank.jobs.cluster.errors import explain\n"
+        "import json, os\n"
+        "try:\n"
+        f"    RayCluster({address!r}, 0, 600, False, lambda _: None).resources(gpu=False)\n"
+        "except Exception as error:\n"
+        "    print(json.dumps(explain(error)), flush=True)\n"
+        "os._exit(0)\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=True,
+    )
+    message, found = json.loads(told.stdout.splitlines()[-1])
+    assert (found, address in message) == (USAGE, True)
+    assert told.stderr == ""
