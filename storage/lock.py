@@ -196,7 +196,7 @@ def claimed(
 
     `refuse` gets every claim that was there before and raises if it cannot stand beside it. A
     claim whose lease ran out, or says of itself what cannot be, or whose process on this machine
-    has ended, is deleted.
+    has ended, is deleted, after what it had begun to write.
     """
     now, holder = time.time(), f"process {os.getpid()} on {socket.gethostname()}"
     mine = Lease(holder, uuid.uuid4().hex, now, now + seconds)
@@ -216,6 +216,9 @@ def claimed(
 
     write(mine)
     watch = threading.Thread(target=keep_renewing, name="claim", daemon=True)
+    is_swept = False
+    for folder in ("", FOLDER):  # where one is written to before there is a claim
+        root.sweep(folder)
     try:
         for name in root.sizes(FOLDER):
             other = _read_claim(root, name) if name.startswith("run-") else None
@@ -223,6 +226,9 @@ def claimed(
                 continue
             left = other.lease.until - time.time()
             if not 0 <= left <= _LONGEST or _has_ended(other.lease.holder):
+                if not is_swept:
+                    root.sweep(deep=True)
+                    is_swept = True
                 root.delete(f"{FOLDER}/{name}")
             elif (other.lease.since, other.lease.token) < (mine.since, mine.token):
                 refuse(other)

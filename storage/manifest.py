@@ -410,8 +410,7 @@ class Manifests:
             f"{partition}: {strangers} were made with other settings than {digest}"
         )
         kept = [receipt.name for receipt in ordered]
-        listed = [each for each in self.root.sizes(partition.path) if not each.endswith(".tmp")]
-        for name in missing(listed, kept):  # another run of the same may be writing
+        for name in missing([*self.root.sizes(partition.path)], kept):
             self._delete(partition, name)
         manifest = Manifest(partition, settings, ordered, made)
         before = as_it_lies(self.root, partition)
@@ -492,8 +491,8 @@ class Manifests:
 
     def _delete(self, partition: Partition, name: str) -> None:
         key = partition.shard(name)
+        self.root.delete(index_key(key))  # first: what is listed is deleted by the next run
         self.root.delete(key)
-        self.root.delete(index_key(key))
 
 
 def broken(

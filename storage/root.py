@@ -9,6 +9,7 @@ a shard, and a killed writer leaves nothing that looks like one.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -31,6 +32,7 @@ from layerrank.storage import s3
 _S3 = ("s3://", "s3a://")
 BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # of a local file that is being written
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
 # What is made on this machine has the modes that the user's mask leaves of these: texts, vectors
@@ -264,8 +266,11 @@ class Root:
         if self.is_local:
             target, temporary = self._beside(key)
             try:
-                temporary.write_bytes(content)
-                target.hardlink_to(temporary)
+                with _held(temporary) as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    target.hardlink_to(temporary)
             except FileExistsError:
                 return False
             finally:
@@ -291,11 +296,11 @@ class Root:
         if self.is_local:
             target, temporary = self._beside(key)
             try:
-                with temporary.open("wb") as file:
+                with _held(temporary) as file:
                     yield file
                     file.flush()
                     os.fsync(file.fileno())
-                temporary.replace(target)
+                    temporary.replace(target)
             finally:
                 temporary.unlink(missing_ok=True)
             return
@@ -365,6 +370,7 @@ class Root:
             entry["name"].rstrip("/").rsplit("/", 1)[1]: entry
             for entry in entries
             if entry["type"] == kind and (kind == "directory" or not entry["name"].endswith("/"))
+            if not _TEMPORARY.fullmatch(entry["name"].rsplit("/", 1)[1])  # not there yet
         }
 
     def delete(self, key: str) -> None:
@@ -373,14 +379,27 @@ class Root:
         with suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
 
+    def sweep(self, prefix: str = "", *, deep: bool = False) -> None:
+        """Delete what local writers began and died over directly under `prefix`, or anywhere.
+
+        What a living one holds, on whichever machine, stays.
+        """
+        folder = Path(self.path(prefix))
+        if not self.is_local:
+            return
+        for path in folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp"):
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            with suppress(OSError), path.open("r+b") as file:  # gone, held, or not ours to delete
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
     def _beside(self, key: str) -> tuple[Path, Path]:
-        """Return a local file and a temporary one, made beside it, in its folder, which is made."""
+        """Return a local file and a temporary one in its folder, which is made."""
         self._require_no_link(key)
         target = Path(self.path(key))
         make_folder(target.parent)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        temporary.touch(_FILE)
-        return target, temporary
+        return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
 
     def _require_no_link(self, key: str) -> None:
         """PermissionError if a folder between the root and `key` is a symbolic link.
@@ -402,7 +421,7 @@ class Root:
 
         A local folder that was not there is not there afterwards.
         """
-        key = f".write-check-{uuid.uuid4().hex}"
+        key = ".write-check"  # the same for all: the next one deletes what a killed one left
         root = Path(self.path())
         absent = [each for each in (root, *root.parents) if self.is_local and not each.exists()]
         try:
@@ -443,6 +462,18 @@ def narrowed() -> Iterator[None]:
         yield
     finally:
         os.umask(mask)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[IO[bytes]]:
+    """Make a file that `sweep` leaves alone while this process lives and the block lasts."""
+    while True:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, _FILE), "wb") as file:
+            with suppress(OSError):  # a filesystem without locks: there nothing is swept
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # not swept before it was held
+                yield file
+                return
 
 
 def _changed(entry: Mapping[str, Any]) -> float:

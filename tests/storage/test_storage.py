@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -54,6 +56,7 @@ from layerrank.storage.shards import (
 )
 from layerrank.storage.sql import connect
 from tests.conftest import S3
+from tests.support.places import PROJECT
 
 WHERE = Partition("embeddings", ("org/mödel 1", "step=5", "data", "clean"))
 SETTINGS = {"seed": 1}
@@ -243,10 +246,55 @@ def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_pat
     os.utime(root.path(made.objects()[0]))  # as if changed since
     assert first.damage(made) == {}
     assert load(root, WHERE) is None
-    key = f"{WHERE.path}/.{shard_name(0)}.1234.tmp"
-    root.write(key, b"half a shard")
-    first.publish(WHERE, SETTINGS, [_write(root, 0)])
-    assert root.read(key) == b"half a shard"
+    with root.writer(WHERE.shard(shard_name(1))) as stream:
+        stream.write(b"half a shard")
+        first.publish(WHERE, SETTINGS, [_write(root, 0)])
+    assert root.read(WHERE.shard(shard_name(1))) == b"half a shard"
+
+
+def test_a_removal_that_died_halfway_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(str(tmp_path))
+    Manifests(root).publish(WHERE, SETTINGS, [_write(root, 0), _write(root, 1)])
+    plain, deleted = Root.delete, list[str]()
+
+    def dies(self: Root, key: str) -> None:
+        deleted.append(key)
+        if len(deleted) == 2:
+            raise KeyboardInterrupt
+        plain(self, key)
+
+    monkeypatch.setattr(Root, "delete", dies)
+    with pytest.raises(KeyboardInterrupt):
+        Manifests(root).remove(WHERE, "a rule")
+    monkeypatch.undo()
+    Manifests(root).remove(WHERE, "a rule")
+    assert root.sizes(WHERE.path) == root.sizes(index_key(WHERE.path)) == {}
+
+
+_DIES = """
+import os, sys
+from layerrank.storage.root import Root
+with Root(sys.argv[1]).writer("runs/a.yaml") as stream:
+    stream.write(b"whole, and not there yet")
+    stream.flush()
+    os._exit(0)
+"""
+
+
+def test_what_a_dead_writer_began_is_not_there_and_is_swept(tmp_path: Path) -> None:
+    root = Root(str(tmp_path))
+    subprocess.run([sys.executable, "-c", _DIES, root.uri], check=True, cwd=PROJECT)
+    assert len([*(tmp_path / "runs").iterdir()]) == 1
+    assert root.sizes("runs") == {}
+    with root.writer("runs/b.yaml") as stream:
+        stream.write(b"of a living one")
+        root.sweep()
+        assert len([*(tmp_path / "runs").iterdir()]) == 2
+        root.sweep(deep=True)
+        assert len([*(tmp_path / "runs").iterdir()]) == 1
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == ["b.yaml"]
 
 
 def test_what_came_of_another_content_is_made_again(root: Root) -> None:

@@ -19,11 +19,16 @@ Told = subprocess.CompletedProcess[str]  # what a command printed, and how it en
 
 
 class Living:
-    """A process in a folder that runs one command after another."""
+    """A process in a folder that runs one command after another, by a program of ours."""
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        folder: Path,
+        program: str = "tests.support.machines.living",
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.machines.living"],
+            [sys.executable, "-m", program],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,

@@ -25,6 +25,7 @@ class LocalCluster:
     address: str
     dashboard: str
     environment: dict[str, str]
+    nodes: list[subprocess.Popen[bytes]]
 
     def submit(
         self, folder: Path, *command: str, shown: bool = False
@@ -79,6 +80,7 @@ def local_cluster(
     port, dashboard_port = _free_port(), _free_port()
     address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     head = ("--head", f"--port={port}", f"--dashboard-port={dashboard_port}")
+    started: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         start = (str(python), "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={cpus}")
         for number in range(nodes):
@@ -91,11 +93,12 @@ def local_cluster(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
+            started.append(process)
             stack.callback(process.wait, timeout=60)
             stack.callback(process.terminate)  # before it is waited for
             if not number:
                 _wait_until_up(dashboard, process)
-        yield LocalCluster(address, dashboard, environment)
+        yield LocalCluster(address, dashboard, environment, started)
 
 
 def _free_port() -> int:
