@@ -81,9 +81,10 @@ _TRIES = "RAY_gcs_server_port_wait_time_s"
 _ROW = struct.Struct("5q")  # of a unit: its number, and what was counted of it
 _JOIN_SECONDS = 55.0  # until a cluster that does not answer is not there
 _START_SECONDS = 240.0  # until one of this machine has started, which a busy one takes long for
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = 8.0
+_SOON_SECONDS = 2.0
 _LOOK_SECONDS = 0.5  # between two looks at the processes that Ray itself is made of
-_INTERRUPTED_SECONDS = 5.0  # until a plan that was interrupted has ended
+_INTERRUPTED_SECONDS = 3.0  # until a plan that was interrupted has ended
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
 _ATTEMPTS = 3  # of a unit whose worker died, and of actors that die as they start
 _STARTING = -1  # in place of the number of a unit
@@ -267,8 +268,9 @@ class RayCluster:
             raise
         finally:
             _interrupt(taking)
-            if self._plan:
-                _forget(self._plan)
+            if self._plan and self._aside:  # one that was told to end with us does not answer
+                with suppress(TimeoutError):
+                    self._aside.do(partial(_forget, self._plan), _SOON_SECONDS)
             self._plan = ""
 
     def _next(
@@ -302,7 +304,7 @@ class RayCluster:
         aside, self._aside = self._aside, None
         if self._folder and not self._started:
             end_all(partial(_of_cluster, self._folder))  # which ends the start
-        patience = _STOP_SECONDS if self._started else 2.0 if self._folder else 0.0
+        patience = _STOP_SECONDS if self._started else _SOON_SECONDS if self._folder else 0.0
         with suppress(Exception):  # it does not answer, or is gone: then it is ended
             aside.do(partial(self._leave, self._started), patience)
         aside.end()

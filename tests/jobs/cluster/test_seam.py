@@ -122,7 +122,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Mock:
 
 
 def on_a_cluster() -> RayCluster:
-    return RayCluster(None, 0, 600, False, print, _started=True)
+    return RayCluster(None, 0, 600, False, print, _started=True, _aside=on_ray._Aside())
 
 
 def asked(recorder: Mock) -> list[tuple[str, dict[str, Any]]]:
@@ -423,7 +423,6 @@ def test_what_was_counted_on_ray_is_forgotten_and_that_fails_nothing(
     recorder: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side, forgotten = on_a_cluster(), list[str]()
-    side._aside = on_ray._Aside()
 
     def forget(key: str, **_: object) -> None:
         forgotten.append(key)
