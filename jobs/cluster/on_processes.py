@@ -192,6 +192,7 @@ class Processes:
                         raise InWorkerError(error) from error
                     watch.done(index)
                     yield result
+                    watch.resume()
         finally:
             for worker in busy:  # what was asked of them is not wanted any more
                 self._drop(worker)

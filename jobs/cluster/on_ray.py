@@ -274,6 +274,7 @@ class RayCluster:
     def _next(
         self, found: SimpleQueue[Any], watch: Watch, under_way: Callable[[], _UnderWay]
     ) -> Any:  # noqa: ANN401  (a unit with its result, an error, or None at the end)
+        watch.resume()
         while True:
             try:
                 return found.get(timeout=min(_LOOK_SECONDS, watch.pause))

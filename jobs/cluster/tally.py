@@ -1,7 +1,7 @@
 """How far the units are that are under way: workers count what they do, the driver reads it.
 
-It is shown, and it is a sign of life (`watch.py`): no result depends on it, nobody waits for it, and
-where nobody reads it nothing is counted.
+It is shown, and it is a sign of life (`watch.py`): no result depends on it, nobody waits for it,
+and where nobody reads it nothing is counted.
 """
 
 from __future__ import annotations

@@ -71,6 +71,15 @@ class Watch:
         """Whether it is time to look at the workers again."""
         return self.clock() - self._looked >= self.pause
 
+    def resume(self) -> None:
+        """Take it that nobody could look since the last sign or look: the driver was busy."""
+        now = self.clock()
+        away = now - max(self._at, self._looked)
+        self._last = {
+            number: last._replace(at=last.at + away) for number, last in self._last.items()
+        }
+        self._at = now
+
     def alive(self) -> None:
         """Take it that the plan goes on, whichever of its units does."""
         self._at = self.clock()

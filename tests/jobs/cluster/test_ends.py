@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -36,6 +38,7 @@ from tests.support.machines.workers import (
 from tests.support.places import PROJECT
 
 UNITS = list(range(7))
+STOPPED = "layerrank: stopped; the same command goes on from here\n"
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
@@ -80,23 +83,34 @@ def told_to_end(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
     return code, said
 
 
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give an output that can be asked."""
+    folder = tmp_path_factory.mktemp("ranked")
+    rows = [f"m,{layer},t,0.{layer}" for layer in range(4)]
+    (folder / "scores.csv").write_text("\n".join(["model,layer,task,score", *rows]))
+    asked = ["rank", "--scores", str(folder / "scores.csv"), "-o", str(folder / "out"), "-q"]
+    subprocess.run([sys.executable, "-m", "layerrank", *asked], check=True, cwd=PROJECT)
+    return str(folder / "out")
+
+
+def handles(process: int, number: int) -> bool:
+    """Return whether a process has a handler of its own for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("later", [0.0, 2.0])
 @pytest.mark.parametrize(("number", "code"), CODES)
 def test_a_command_that_is_told_to_end_says_so_in_one_line(
-    number: int, code: int, tmp_path: Path
+    number: int, code: int, later: float, ranked: str
 ) -> None:
-    output = tmp_path / "scores"
-    scores = tmp_path / "scores.csv"
-    scores.write_text(
-        "model,layer,task,score\n" + "".join(f"m,{layer},t,0.{layer}\n" for layer in range(4))
-    )
-    asked = ["rank", "--scores", str(scores), "-o", str(output), "-q"]
-    subprocess.run([sys.executable, "-m", "layerrank", *asked], check=True, cwd=PROJECT)
-    with begun("query", str(output), "-") as process:  # which waits for what it is to answer
-        time.sleep(3)
+    with begun("query", ranked, "-") as process:  # which waits for what it is to answer
+        while not handles(process.pid, signal.SIGHUP):
+            time.sleep(0.01)
+        time.sleep(later)
         assert told_to_end(process, number) == (code, STOPPED)
-
-
-STOPPED = "layerrank: stopped; the same command goes on from here\n"
 
 
 @pytest.mark.slow
@@ -105,7 +119,6 @@ STOPPED = "layerrank: stopped; the same command goes on from here\n"
     [
         ("process", signal.SIGTERM, 143, "engine process"),
         ("process", signal.SIGINT, 130, "1/5"),
-        ("process", signal.SIGTERM, 143, "2/5"),
         ("ray", signal.SIGTERM, 143, "1/5"),
         ("ray", signal.SIGINT, 130, "2/5"),
     ],
@@ -184,6 +197,21 @@ def test_whatever_a_worker_does_is_a_sign_of_life(alive: list[Sign]) -> None:
     watched((0, {3: sign()}), (99, {3: alive}), (198, {3: alive}))
 
 
+def test_while_the_driver_is_busy_nobody_stands_still() -> None:
+    now = [0.0]
+    watch = Watch(100, 5, lambda: now[0])
+    watch.look({3: sign()})
+    now[0] = 1000
+    watch.resume()
+    watch.look({3: sign()})
+    now[0] = 1101
+    with pytest.raises(StalledError):
+        watch.look({3: sign()})
+    with Cluster(Processes(stall_seconds=0.5)) as cluster:
+        for _ in cluster.each("measure", UNITS, abs):
+            time.sleep(0.7)
+
+
 def test_a_plan_that_nobody_takes_up_ends() -> None:
     watched((0, {}), (100, {}))
     with pytest.raises(StalledError, match="5 pieces"):
@@ -202,7 +230,19 @@ def test_a_process_that_works_long_does_not() -> None:
         assert list(cluster.each("measure", [5], partial(work_long, 3))) == [5]
 
 
+@pytest.fixture
+def own_environment() -> Iterator[None]:
+    """Undo what Ray is told by variables, and delete the logs that it leaves."""
+    with (
+        TemporaryDirectory(prefix="lr-", dir="/tmp") as short,
+        patch.dict(os.environ, RAY_TMPDIR=short),
+    ):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("work", "error", "words"),
     [
@@ -224,6 +264,8 @@ def test_ray_that_does_not_answer_ends_the_run(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_environment")
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_an_actor_may_die_once_but_not_again_and_again(tmp_path: Path) -> None:
     pool = Pool(1, 1, 0.5, 0, 1)
 
