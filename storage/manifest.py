@@ -412,6 +412,8 @@ class Manifests:
         kept = [receipt.name for receipt in ordered]
         for name in missing([*self.root.sizes(partition.path)], kept):
             self._delete(partition, name)
+        for folder in (partition.path, index_key(partition.path)):  # where workers have died
+            self.root.sweep(folder)
         manifest = Manifest(partition, settings, ordered, made)
         before = as_it_lies(self.root, partition)
         is_same = before and (before.digest, before.content) == (digest, manifest.content)

@@ -246,10 +246,17 @@ def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_pat
     os.utime(root.path(made.objects()[0]))  # as if changed since
     assert first.damage(made) == {}
     assert load(root, WHERE) is None
+    dead = [
+        tmp_path / folder / f".{shard_name(1)}.{'0' * 32}.tmp"
+        for folder in (WHERE.path, index_key(WHERE.path))
+    ]
     with root.writer(WHERE.shard(shard_name(1))) as stream:
         stream.write(b"half a shard")
+        for each in dead:
+            each.write_bytes(b"of a worker that died")
         first.publish(WHERE, SETTINGS, [_write(root, 0)])
     assert root.read(WHERE.shard(shard_name(1))) == b"half a shard"
+    assert not any(each.exists() for each in dead)
 
 
 def test_a_removal_that_died_halfway_is_ended_by_the_next(
