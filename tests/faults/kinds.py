@@ -153,8 +153,7 @@ def _wait(going: Going, stage: Stage, chance: random.Random) -> None:
 
 def _struck(bench: Bench, root: Path, *, kind: str, moment: int) -> Told:
     chance = random.Random(f"{kind} {moment}")
-    stall = ("--set", "cluster.stall_seconds=15") if kind == "actor stopped" else ()
-    going = Going(_under_ray(bench, str(root), *stall))
+    going = Going(_under_ray(bench, str(root)))
     _wait(going, "extract" if kind.startswith("actor") else STAGES[moment], chance)
     STRIKES[kind](going, chance)
     return going.ended()

@@ -121,6 +121,7 @@ def _write_every_table(config: Path) -> None:
         values["conditions"] = {"random": [0, 0.5]}
         values["curves"] = {"examples": [2]}
         values["rank"] = {"draws": 100}
+        values["cluster"] = {"stall_seconds": 60}  # as soon an actor that stands still is told
     mine = "def largest(vectors_ND):\n    return float(vectors_ND.max())\n"
     (config.parent / "mine.py").write_text(mine)
 
