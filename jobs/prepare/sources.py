@@ -291,8 +291,8 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
             )
         if not matches and "://" not in pattern and Path(path).is_dir():
             raise ConfigError(
-                f"{pattern} is a folder: name the files in it, such as {pattern}/*.parquet, or "
-                "give `source: {folder: …}`"
+                f"there is no file {pattern}, but a folder: name the files in it, such as "
+                f"{pattern.rstrip('/')}/*.parquet, or give `source: {{folder: …}}`"
             )
         if not matches and "://" not in pattern and Path(path).exists():
             raise ConfigError(f"{pattern} is no file of data, but a pipe or a device")

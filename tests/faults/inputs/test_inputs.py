@@ -23,11 +23,6 @@ CASES = [
     *(*configs.CASES, *datasets.CASES, *models.CASES),
     *(*outputs.SCORES, *outputs.ROOTS, *outputs.QUERIES, *outputs.USAGE),
 ]
-# What is known to be wrong, and why.
-AWAITED = dict.fromkeys(
-    ("usage: --address nonsense", "usage: --address of nobody", "usage: RAY_ADDRESS of nobody"),
-    "Ray waits for long",
-)
 ENVIRONMENT = {**offline_environment(), "AWS_EC2_METADATA_DISABLED": "true"}
 
 
@@ -85,13 +80,7 @@ def _in_a_process(command: list[str], case: Case) -> Told:
         return Told(command, -1, "", str(error))
 
 
-def _param(case: Case) -> object:
-    reason = AWAITED.get(case.name)
-    marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-    return pytest.param(case, id=case.name, marks=marks)
-
-
-@pytest.mark.parametrize("case", [_param(each) for each in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[each.name for each in CASES])
 def test_a_bad_input_is_one_line_that_says_what_and_where_or_works(
     case: Case, commands: Commands, tmp_path: Path
 ) -> None:
