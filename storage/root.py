@@ -93,12 +93,15 @@ def resolve(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     # Listings must be true at once: a shard written by another worker decides what is missing.
     known = {"use_listings_cache": False, **options} if on_s3 else {}
     try:
-        return fsspec.filesystem(protocol, **known), rest.rstrip("/")
+        filesystem = fsspec.filesystem(protocol, **known)
     except (ImportError, ValueError) as error:  # ValueError: fsspec does not know it
         raise AddressError(
             f"cannot open {uri}: {error}; folders and s3://BUCKET/PREFIX need nothing more, "
             "gs:// and az:// an extra"
         ) from error
+    # Of the web a whole address is the path.
+    path: str = rest if on_s3 else filesystem._strip_protocol(uri)
+    return filesystem, path.rstrip("/")
 
 
 def _opened(scheme: str, place: str) -> Any:  # noqa: ANN401  (fsspec ships no types)

@@ -298,8 +298,9 @@ def _files(source: FileSource, _dataset: DatasetConfig, options: Options) -> lis
             raise ConfigError(f"{pattern} is no file of data, but a pipe or a device")
         if not matches:
             raise ConfigError(f"there is no file {pattern}{did_you_mean_path(pattern)}")
-        protocol, separator, _ = pattern.rpartition("://")
-        found += [_file(source, f"{protocol}{separator}{match}").location for match in matches]
+        # Of the web a path is a whole address.
+        scheme = "".join(pattern.rpartition("://")[:2]) if "://" not in matches[0] else ""
+        found += [_file(source, f"{scheme}{match}").location for match in matches]
     if source.delimiter and not any(_file(source, each).kind in ("csv", "tsv") for each in found):
         raise ConfigError(f"`delimiter` is of CSV and TSV, and {found[0]} is neither")
     return found

@@ -9,11 +9,14 @@ import io
 import json
 import lzma
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -820,3 +823,13 @@ def test_files_in_object_storage_read_like_local_ones(form: str, s3: S3, tmp_pat
     order = [*range(4), *range(ROW, ROW + 5)]
     assert read_all(config, options=options) == [*zip(TEXTS, order, strict=True)]
     assert sources.identity(config, options)["files"] == [f"0.{form}", f"1.{form}"]
+
+
+def test_files_of_the_web_are_read_by_their_whole_address(tmp_path: Path) -> None:
+    write(tmp_path / "texts.jsonl", {"text": TEXTS})
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        config = of_files(f"http://127.0.0.1:{server.server_port}/texts.jsonl")
+        assert texts_of(config) == TEXTS
+        server.shutdown()
