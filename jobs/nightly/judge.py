@@ -309,6 +309,9 @@ def post(
             opener = urllib.request.build_opener(_NoRedirect)  # by way of the proxies of urllib
             with opener.open(request, timeout=seconds):
                 ended.append(None)
+        except urllib.error.HTTPError as error:
+            error.close()
+            ended.append(error)
         except Exception as error:  # noqa: BLE001  (it is told by its name)
             ended.append(error)
 
@@ -324,7 +327,6 @@ def post(
     answer: Answer = "silent"
     if isinstance(error, urllib.error.HTTPError):
         answer, failed = "refused", f"it answered {error.code}"
-        error.close()
     else:
         reason = getattr(error, "reason", error)
         failed = type(error if isinstance(reason, str) else reason).__name__

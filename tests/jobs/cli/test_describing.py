@@ -54,7 +54,7 @@ def test_metrics_and_types_of_tasks_are_listed_with_what_they_need(cli: Cli) -> 
 def test_every_key_is_listed_and_can_be_set_to_its_default(cli: Cli) -> None:
     rows = columns(cli("ls", "keys").stdout)
     known = {key: rest for key, *rest in rows}
-    assert known["extract.max_tokens"][:2] == ["512", "integer ≥ 2"]
+    assert known["extract.max_tokens"][:2] == ["512", "integer ≥ 2 ≤ 16777216"]
     assert known["datasets.*.limit"][0] == "null"
     assert known["subjects.*.dtype"][:2] == ['"float32"', "float32 | bfloat16 | float16"]
     assert any(row[0] == "datasets.*.tasks.*.type" and "clustering" in row[2] for row in rows)
