@@ -28,17 +28,22 @@ class _Ends:
 
     def __init__(self) -> None:
         self.number = 0  # of the signal, if there was one
+        self._was_raised = False
         self._swallowed = sys.unraisablehook
         sys.unraisablehook = self._take
         signal.signal(signal.SIGALRM, self._again)
         for each in _SIGNALS:
             if signal.getsignal(each) != signal.SIG_IGN:  # as of `nohup`
                 signal.signal(each, self._stop)
+        told, tells = os.pipe()
+        os.set_blocking(tells, False)
+        signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+        threading.Thread(target=self._end_at_last, args=(told,), daemon=True).start()
 
     def _stop(self, number: int, _frame: object) -> None:
-        if not self.number:
-            self.number = number
-            threading.Thread(target=self._end_at_last, daemon=True).start()
+        self.number = self.number or number
+        if not self._was_raised:
+            self._was_raised = True
             raise Stopped
 
     def _take(self, unraisable: Any) -> None:  # noqa: ANN401  (has no public type)
@@ -51,7 +56,14 @@ class _Ends:
     def _again(self, _number: int, _frame: object) -> None:
         raise Stopped
 
-    def _end_at_last(self) -> None:
+    def _end_at_last(self, told: int) -> None:
+        """End the command some time after a signal, also where Python cannot raise what it is told.
+
+        The main thread hears of one when native code returns to it.
+        """
+        while (number := os.read(told, 1)[0]) not in _SIGNALS:
+            pass
+        self.number = self.number or number
         time.sleep(_CLEANING_SECONDS)
         self.end(0)
 
@@ -80,7 +92,7 @@ def main() -> NoReturn:
     # What is imported stays: to look for garbage among it takes a quarter of the time.
     gc.set_threshold(_SELDOM, 50, 50)
     code = 1
-    with suppress(Stopped):
+    with suppress(KeyboardInterrupt):  # or what a library made of it
         from layerrank.jobs.cli import main as run  # noqa: PLC0415
 
         code = run(stopped=lambda: bool(ends.number))

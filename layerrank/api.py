@@ -139,7 +139,8 @@ class Result:
     def query(self, sql: str, *, seconds: float = SECONDS) -> pd.DataFrame:
         """Return the answer to SQL over the tables of the output, as `layerrank query` gives it.
 
-        RunError where it takes more than so many seconds.
+        RunError where it takes more than so many seconds; a single step of DuckDB's work, as of a
+        function of very long texts, is not ended within.
         """
         with _ours(), answering(self._root, sql, seconds) as relation:
             found: pd.DataFrame = relation.df()

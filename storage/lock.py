@@ -34,6 +34,7 @@ _RENEWALS = 3  # per lease
 _ATTEMPTS = 16
 _LAST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 _LONGEST = 3600.0  # seconds that a claim can be ahead: it lasts a minute, and clocks may differ
+_LONGEST_NAME = 300  # characters of a holder
 
 
 class LockHeldError(RuntimeError):
@@ -257,8 +258,9 @@ def _lease(values: Any) -> Lease:  # noqa: ANN401  (any JSON value)
     lease = Lease(**values)
     for each in (lease.since, lease.until):
         _clock_time(each)
-    if not (isinstance(lease.holder, str) and isinstance(lease.token, str)):
-        raise TypeError("a holder and a token are texts")
+    for name in (lease.holder, lease.token):
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise TypeError("a holder and a token are short texts")
     return lease
 
 

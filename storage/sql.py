@@ -10,9 +10,11 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -38,6 +40,7 @@ _AHEAD_BYTES = 1 << 16
 SECONDS = 600.0  # a query may take
 
 _AGAIN_SECONDS = 0.5
+_GRACE_SECONDS = 5.0  # until what was interrupted has ended
 
 _CLOSED = {
     "allow_community_extensions": "false",
@@ -53,28 +56,45 @@ _READING = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE
 _RUN_SQL = "query|json_execute_serialized_sql"
 _CALLS = re.compile(rf'"function_name":"({_RUN_SQL})"', re.IGNORECASE)
 _WORDS = re.compile(rf"\b(copy|{_RUN_SQL})\b", re.IGNORECASE)
-_EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?\b", re.IGNORECASE)
-_PIVOT = re.compile(r"\s*(PIVOT|FROM|SELECT|WITH)\b", re.IGNORECASE)
+_EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE\b|\s*\([^()]*\))?", re.IGNORECASE)
+_PIVOT = re.compile(r"[\s(]*(PIVOT|PIVOT_WIDER|FROM|SELECT|WITH)\b", re.IGNORECASE)
 
 
 @contextmanager
-def answering(root: Root, sql: str, seconds: float = SECONDS) -> Iterator[duckdb.DuckDBPyRelation]:
+def answering(
+    root: Root,
+    sql: str,
+    seconds: float = SECONDS,
+    at_last: Callable[[str], object] = lambda _: None,
+) -> Iterator[duckdb.DuckDBPyRelation]:
     """Give the answer to one statement over the tables, which is computed as it is read.
 
     duckdb.Error for one that does not read, or that DuckDB cannot answer; TimeoutError when it is
-    not answered, and read, in time.
+    not answered, and read, in time. DuckDB ends between two steps of its work, and some functions
+    make one step of much: where that takes longer `at_last` is told what to say, in a thread of its
+    own, and may end the process. What a query cannot hold in memory lies in a folder of its own.
     """
     if not seconds > 0:
         raise ValueError(f"seconds: {seconds} is no number above 0")
-    with connect(root) as connection:
+    late = f"the query was not answered in {seconds:g} s and was ended"
+    with (
+        tempfile.TemporaryDirectory(prefix="layerrank-query-") as spilled,
+        connect(root, spilled) as connection,
+    ):
         ended, over = threading.Event(), threading.Event()
 
         def watch() -> None:
-            if not ended.wait(min(seconds, threading.TIMEOUT_MAX)):
-                over.set()
+            if ended.wait(min(seconds, threading.TIMEOUT_MAX)):
+                return
+            over.set()
+            connection.interrupt()
+            until = time.monotonic() + _GRACE_SECONDS
+            while not ended.wait(_AGAIN_SECONDS):  # it may have been between two steps
                 connection.interrupt()
-                while not ended.wait(_AGAIN_SECONDS):  # it may have been between two steps
-                    connection.interrupt()
+                if time.monotonic() > until:
+                    shutil.rmtree(spilled, ignore_errors=True)
+                    at_last(late)
+                    return
 
         watching = threading.Thread(target=watch, daemon=True)
         watching.start()
@@ -83,9 +103,7 @@ def answering(root: Root, sql: str, seconds: float = SECONDS) -> Iterator[duckdb
             yield connection.sql(sql)
         except Exception as error:
             if over.is_set():
-                raise TimeoutError(
-                    f"the query was not answered in {seconds:g} s and was ended"
-                ) from error
+                raise TimeoutError(late) from error
             raise
         finally:
             ended.set()
@@ -109,8 +127,9 @@ def _require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     (statement,), kinds = statements, duckdb.StatementType
     kind, text = statement.type, statement.query
     if kind == kinds.EXPLAIN:
-        text = _EXPLAIN.sub("", text, count=1)
-    elif kind != kinds.SELECT and not (kind == kinds.MULTI and _PIVOT.match(text)):
+        _require_reading(connection, _EXPLAIN.sub("", text, count=1))
+        return
+    if kind != kinds.SELECT and not (kind == kinds.MULTI and _PIVOT.match(text)):
         raise duckdb.PermissionException(f"{kind.name.replace('_', ' ')} is refused: {_READS}")
     (tree,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [text]).fetchall()[0]
     nodes = {*re.findall(r'"type":"(\w+_NODE)"', tree)} - _READING
@@ -122,7 +141,7 @@ def _require_reading(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
 
 
 @contextmanager
-def connect(root: Root) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(root: Root, spilled: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
     """Give an in-memory DuckDB with one view per table that has a complete partition.
 
     The partition keys are text columns of the views, from the folders below the table's own:
@@ -130,7 +149,7 @@ def connect(root: Root) -> Iterator[duckdb.DuckDBPyConnection]:
     Beside them stand those of `readers.views`, for analysts. Before it is asked for no shard is
     opened, as what a table's columns are is known; but of a model one index, for its features.
     Nothing can be opened but what the views read, and no setting changed. What a query cannot hold
-    in memory lies in a folder of its own for that long.
+    in memory lies in the folder `spilled`, if there is one.
     FileNotFoundError if the root holds no complete partition at all.
     """
     complete: dict[TableName, list[Manifest]] = {}
@@ -146,10 +165,7 @@ def connect(root: Root) -> Iterator[duckdb.DuckDBPyConnection]:
         for manifest in manifests
         for key, receipt in zip(manifest.objects(), manifest.receipts, strict=True)
     }
-    with (
-        tempfile.TemporaryDirectory(prefix="layerrank-query-") as spilled,
-        duckdb.connect(config={**_CLOSED, "temp_directory": spilled}) as connection,
-    ):
+    with duckdb.connect(config={**_CLOSED, "temp_directory": spilled}) as connection:
         if not root.is_local:
             connection.register_filesystem(_Shards(root, sizes))
         for table, manifests in complete.items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import webbrowser
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import unquote
 
 from layerrank.jobs.cluster.console import answer, say
@@ -47,7 +49,8 @@ def query(arguments: argparse.Namespace) -> int:
     from layerrank.storage.sql import SECONDS, answering  # noqa: PLC0415
 
     sql, form = _sql(arguments), answers.form_of(arguments.to, arguments.format)
-    with answering(existing(arguments), sql, arguments.seconds or SECONDS) as relation:
+    seconds = arguments.seconds or SECONDS
+    with answering(existing(arguments), sql, seconds, _end) as relation:
         if arguments.to is None:
             answers.tell(relation, form)
             return DONE
@@ -56,6 +59,13 @@ def query(arguments: argparse.Namespace) -> int:
         answers.write(relation, form, place, name)
         say(f"  {place.place(name)}")
     return DONE
+
+
+def _end(said: str) -> NoReturn:
+    """End a command whose main thread does not come back."""
+    sys.stderr.write(f"layerrank: {said}\n")
+    sys.stderr.flush()
+    os._exit(FAILED)
 
 
 def _sql(arguments: argparse.Namespace) -> str:

@@ -26,12 +26,22 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _REDRAWN = re.compile(r"(?:\r|\n|\x1b\[A)*")  # what progress bars write beside themselves
 _BAR = re.compile(r"(\r*)(.*?)([\r\n]*)", re.DOTALL)
 _HIDDEN = "***"
-# Of an address: what stands before its host, where a password may hold slashes, and its query,
-# which elsewhere than on the web is a pattern unless it gives something a value.
-_USER = re.compile(r"(?P<scheme>[\w+.-]+)://(?P<user>[^\s/@:]*:\S*|[^\s/@:]+)@")
+# Of an address, also one that is cut short: what stands before its host, where a password may hold
+# slashes, but what a host begins with is none; and what it gives values to.
+_USER = re.compile(
+    r"(?:(?P<scheme>[\w+.-]+):/{1,3}+(?![\w-]*(?:\.[\w-]+)+:\d{1,5}/|localhost:\d{1,5}/)"
+    r"(?P<user>[^\s/@:]*:\S*|[^\s/@:]+)"
+    r"|(?<![\w/:@.-])[\w+.-]+:(?![/\d])[^\s@'\"]+)@(?=[\w-])"
+)
 _CONTAINERS = ("az", "abfs", "abfss", "wasb", "wasbs")  # which stand where others have a user
 _QUERY = re.compile(
-    r"(?P<place>https?://[^\s?]*|[\w+.-]+://[^\s?]*(?=\?[^\s=]*=))\?\S*?(?=[\"'`)\],;]*(?:\s|$))"
+    r"(?P<place>(?P<scheme>[\w+.-]+)://[^\s?#;]*)(?P<query>[?#;]\S*?)(?=[\"'`)\],;]*(?:\s|$))"
+)
+_GIVES = re.compile(r"(?P<name>[?#;&](?:[\w.-]+=)?)(?P<value>[^?#;&]*)")
+_SIGNS = re.compile(r"sig|token|key|secret|passw|credential|auth|x-\w+-", re.IGNORECASE)
+# What is part of ordinary text: some words, a region, a small number.
+_PLAIN = re.compile(
+    r"(?=.{0,23}$)[\W_]*[A-Za-z]+([-_./ ]+[A-Za-z]+)*[\W_]*|[a-z]{2}(-[a-z]+)+-\d|\d{1,6}"
 )
 # Blocks of a config of which no value is shown, and keys that were meant to be in them.
 _BLOCKS = ("storage", "nightly")
@@ -45,7 +55,6 @@ _VARIABLES = (
     *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_SAS_TOKEN"),
     *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
 )
-_REGION = re.compile(r"[a-z]{2}(-[a-z]+)+-\d")  # which is no secret, and part of many addresses
 _SHORTEST, _SIGNATURE = 6, 16  # characters: a shorter value is part of many words
 _KNOWN: set[str] = set()
 
@@ -74,9 +83,9 @@ def without_secrets(text: str) -> str:
 
 def without_signatures(text: str) -> str:
     """Return a text without what may be secret in its addresses, by its place alone."""
-    if "://" not in text:
+    if ":" not in text:
         return text
-    return _QUERY.sub(rf"\g<place>?{_HIDDEN}", _USER.sub(_without_user, text))
+    return _QUERY.sub(_without_values, _USER.sub(_without_user, text))
 
 
 def without_known(text: str) -> str:
@@ -87,9 +96,22 @@ def without_known(text: str) -> str:
 
 
 def _without_user(found: re.Match[str]) -> str:
-    if found["scheme"] in _CONTAINERS and ":" not in found["user"]:
+    scheme = found["scheme"]
+    if scheme in _CONTAINERS and ":" not in found["user"]:
         return found[0]
-    return f"{found['scheme']}://{_HIDDEN}@"
+    return f"{scheme}://{_HIDDEN}@" if scheme else f"{_HIDDEN}@"
+
+
+def _without_values(found: re.Match[str]) -> str:
+    """Return an address without the values that sign it, and on the web without all but words."""
+
+    def hidden(each: re.Match[str]) -> str:
+        name, value = each["name"], each["value"]
+        is_odd = found["scheme"].startswith("http") and not _PLAIN.fullmatch(value)
+        is_secret = value and (is_odd or ("=" in name and _SIGNS.search(name)))
+        return f"{name}{_HIDDEN}" if is_secret else each[0]
+
+    return found["place"] + _GIVES.sub(hidden, found["query"])
 
 
 def know_secrets(values: object, *, within: bool = False, top: bool = True) -> None:
@@ -103,7 +125,7 @@ def know_secrets(values: object, *, within: bool = False, top: bool = True) -> N
             name = str(key)
             if pair := _PAIR.match(name):
                 _know(pair["value"])
-            elif within and each is None and not _FIELD.fullmatch(name):
+            elif within and not _FIELD.fullmatch(name):
                 _know(name)
             is_secret = within or (top and name in (*_BLOCKS, *_KEYS))
             know_secrets(each, within=is_secret, top=False)
@@ -119,12 +141,13 @@ def know_secrets(values: object, *, within: bool = False, top: bool = True) -> N
 
 
 def _know(secret: str) -> None:
-    """Know a secret in every way that it is written in messages."""
-    if len(secret) < _SHORTEST or _REGION.fullmatch(secret) or secret in _KEYS:
-        return
+    """Know a secret in every way that it is written in messages.
+
+    A word or two are part of many messages: as a secret they are known by their place alone.
+    """
     address = re.match(r"\w+://([^/?]+)(.*)", secret, re.DOTALL)
     for each in (secret, unquote(secret), *(address.groups() if address else ())):
-        if len(each) >= _SHORTEST:
+        if len(each) >= _SHORTEST and not _PLAIN.fullmatch(each):
             forms = (each, quote(each), quote(each, safe=""), quote_plus(each), repr(each)[1:-1])
             _KNOWN.update(forms)
 
@@ -132,11 +155,13 @@ def _know(secret: str) -> None:
 def _know_address(address: str) -> None:
     """Know what an address holds before its host, and what signs it."""
     if (found := _USER.match(address)) and _without_user(found) != found[0]:
-        for each in (found["user"], *found["user"].split(":", 1)):
+        user = found["user"] or found[0][:-1]
+        for each in (user, *user.split(":", 1), *re.split("[:/]", user)):
             _know(each)
     if found := _QUERY.match(address):
-        for each in re.findall(rf"=([^&]{{{_SIGNATURE},}})", address[found.end("place") :]):
-            _know(each)
+        for each in _GIVES.finditer(found["query"]):
+            if len(each["value"]) >= _SIGNATURE:
+                _know(each["value"])
 
 
 class Discreet:

@@ -245,7 +245,7 @@ def publish(run: Run, alert: Alert, environment: Mapping[str, str] = os.environ)
     Until that has taken it an empty object stands beside it, by which later nights know.
     """
     key = place(alert.run, alert.model, alert.revision)
-    if _webhook(run.config.nightly, environment):
+    if _has_webhook(run.config.nightly, environment):
         run.root.write(f"{key}{_WAITING}", b"")
     run.root.write(key, alert.to_json())
     if post(alert, run.config.nightly, environment) == "taken":
@@ -259,7 +259,7 @@ def post_waiting(
 
     Where nobody answers the others wait on: a night is held up once.
     """
-    if not _webhook(run.config.nightly, environment):
+    if not _has_webhook(run.config.nightly, environment):
         return
     waiting = {
         f"{folder}/{name}"
@@ -332,6 +332,12 @@ def post(
         failed = type(error if isinstance(reason, str) else reason).__name__
     say(f"  warning: the webhook did not take {of} ({failed}); the next night tries again")
     return answer
+
+
+def _has_webhook(config: NightlyConfig, environment: Mapping[str, str]) -> bool:
+    """Whether alerts are to be posted; where to may not be known tonight."""
+    given = config.webhook or environment.get(VARIABLE) or environment.get(f"{VARIABLE}_FILE")
+    return bool(given)
 
 
 def _webhook(config: NightlyConfig, environment: Mapping[str, str]) -> str:

@@ -162,3 +162,11 @@ EXPLAIN ANALYZE SELECT count(*) FROM prompts;
 PIVOT prompts ON prompt_id USING count(*);
 -- answered: PIVOT of named columns, sorted
 SELECT * FROM (PIVOT prompts ON prompt_id IN (0, 1) USING count(*)) ORDER BY ALL;
+-- refused: a table that is made as it is explained
+EXPLAIN ANALYZE CREATE TABLE mine AS SELECT 1;
+-- refused: a view dropped as it is explained
+EXPLAIN ANALYZE DROP VIEW prompts;
+-- answered: EXPLAIN in a form
+EXPLAIN (FORMAT json) SELECT 'a copy', * FROM prompts;
+-- answered: PIVOT in brackets
+(PIVOT prompts ON prompt_id USING count(*));

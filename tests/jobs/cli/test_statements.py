@@ -7,8 +7,11 @@ request, a secret that is shown.
 from __future__ import annotations
 
 import gzip
+import os
 import re
+import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -25,8 +28,9 @@ from layerrank.jobs.cli import main
 from layerrank.storage import schema
 from layerrank.storage.partition import Partition
 from layerrank.storage.root import Root
-from layerrank.storage.sql import _Shards, answering, connect
+from layerrank.storage.sql import _Shards, answering
 from tests.conftest import S3
+from tests.support.places import PROJECT
 from tests.support.stored import store
 
 SECRET, ELSEWHERE, OURS = "value-of-nobody", "row of elsewhere", "a text"
@@ -295,8 +299,46 @@ def test_python_has_the_same_limit(place: Place) -> None:
         pass
 
 
+ONE_STEP = "SELECT levenshtein(repeat('a', 300000), repeat('b', 300000))"
+
+
+def _asked(place: Place, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "layerrank", "query", place.root.place(), *words],
+        env={**os.environ, "TMPDIR": str(place.work), "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_step_that_is_not_interrupted_ends_with_its_command(place: Place) -> None:
+    asked = _asked(place, ONE_STEP, "--seconds", "0.5")
+    _, said = asked.communicate(timeout=60)
+    assert asked.returncode == 1
+    assert re.fullmatch(r"layerrank: .*0\.5 s.*\n", said)
+    assert [*place.work.glob("layerrank-query-*")] == []
+
+
+@pytest.mark.slow  # for the seconds that a command has to clean up
+@pytest.mark.parametrize(
+    "sql", [ONE_STEP, "SELECT count(*) FROM range(9999999) a, range(9999999) b"]
+)
+def test_a_query_is_told_to_end(place: Place, sql: str) -> None:
+    asked = _asked(place, sql)
+    deadline = time.monotonic() + 60
+    while not [*place.work.glob("layerrank-query-*")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    asked.terminate()
+    _, said = asked.communicate(timeout=60)
+    assert asked.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(r"layerrank: stopped.*\n", said)
+
+
 def test_what_does_not_fit_into_memory_lies_in_a_folder_of_its_own(place: Place) -> None:
-    with connect(place.root) as connection:
-        ((folder,),) = connection.sql("SELECT current_setting('temp_directory')").fetchall()
+    with answering(place.root, "SELECT current_setting('temp_directory')") as relation:
+        ((folder,),) = relation.fetchall()
         assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
     assert not Path(folder).exists()

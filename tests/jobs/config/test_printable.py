@@ -85,14 +85,26 @@ def test_what_libraries_print_is_escaped_too(capsys: pytest.CaptureFixture[str])
         (f"s3://KEY:{SECRET}@bucket/x", "s3://***@bucket/x"),
         (f"no https://me:{SECRET}@host/a: 404", "no https://***@host/a: 404"),
         ("https://token@host/a", "https://***@host/a"),
-        (f"'https://host/a?X-Amz-Signature={SECRET}'", "'https://host/a?***'"),
-        (f"gs://bucket/a?token={SECRET} and", "gs://bucket/a?*** and"),
+        (f"'https://host/a?X-Amz-Signature={SECRET}'", "'https://host/a?X-Amz-Signature=***'"),
+        (f"gs://bucket/a?token={SECRET} and", "gs://bucket/a?token=*** and"),
+        (
+            f"https://host/a?revision=main&sig={SECRET}#{SECRET}",
+            "https://host/a?revision=main&sig=***#***",
+        ),
+        (f"https://host/a;token={SECRET}", "https://host/a;token=***"),
+        (f"cannot open s3:///KEY:{SECRET}@bucket/x", "cannot open s3://***@bucket/x"),
+        (f"model s3:/KEY:{SECRET}@bucket/x", "model s3://***@bucket/x"),
+        (f"model KEY:{SECRET}@bucket/x", "model ***@bucket/x"),
         (f"error: --set storage.secret={SECRET}", "error: --set storage.secret=***"),
         # What is no secret stays.
         ("s3://bucket/part-?.parquet", "s3://bucket/part-?.parquet"),
         ("s3://bucket/at@2/b.parquet", "s3://bucket/at@2/b.parquet"),
         ("abfs://box@account.dfs.core.windows.net/a", "abfs://box@account.dfs.core.windows.net/a"),
         ("http://127.0.0.1:8265/jobs", "http://127.0.0.1:8265/jobs"),
+        ("http://10.0.0.1:9000/box/data@v2/x", "http://10.0.0.1:9000/box/data@v2/x"),
+        ("https://host/x.jsonl?download=true", "https://host/x.jsonl?download=true"),
+        ("s3://bucket/x?y=1*", "s3://bucket/x?y=1*"),
+        ("of file.py:12 at step@3", "of file.py:12 at step@3"),
         ("--set nightly.score_drop: give a number", "--set nightly.score_drop: give a number"),
     ],
 )
@@ -198,3 +210,15 @@ def test_an_error_of_python_shows_no_secret_either_nor_its_cause() -> None:
         layerrank.rank({**BASE, "output": f"https://u:{SECRET}@127.0.0.1:9/x"})
     told = "".join(traceback.format_exception(other.value, limit=0))
     assert not [part for part in PARTS if part in shown + told], shown + told
+
+
+def test_a_word_is_no_secret_wherever_it_stands() -> None:
+    know_secrets(
+        {"storage": {"key": "testing", "region": "RegionOne", "endpoint_url": "http://box"}}
+    )
+    know_secrets({"nightly": {"webhook": "https://ops.example.com/alerts"}})
+    for text in ("5 layers of testing", "/home/me/box/alerts/night", "RegionOne"):
+        assert without_secrets(text) == text
+    assert without_secrets("no https://ops.example.com/alerts") == "no ***"
+    know_secrets({"storage": {SECRET: "secret", "secret": "a1b2c3d4"}})
+    assert without_secrets(f"unknown key {SECRET}") == "unknown key ***"
