@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 from filelock import FileLock
 
-from layerrank.storage.root import Root, fingerprint, make_folder, narrowed
+from layerrank.storage.root import Root, fingerprint, make_file, make_folder
 
 CACHE = "LAYERRANK_CACHE"
 _FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
@@ -109,11 +109,16 @@ class Checkpoint:
                 f"fetched: delete what is old in {folder.parent}, or set {CACHE} to another folder"
             )
         for name in absent:
-            target, part = folder / name, folder / f".{name}.part"
+            target, part, lock = (
+                folder / each for each in (name, f".{name}.part", f".{name}.lock")
+            )
+            make_file(lock)
             # The lock ends with its holder, whose part of a file the next one writes anew.
-            with narrowed(), FileLock(folder / f".{name}.lock"):
+            with FileLock(lock):
                 if target.is_file():
                     continue
+                part.unlink(missing_ok=True)
+                make_file(part)
                 self.root.filesystem.get_file(self.root.path(name), str(part))
                 if part.stat().st_size != sizes[name]:
                     raise OSError(

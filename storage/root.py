@@ -14,6 +14,8 @@ import hashlib
 import io
 import os
 import re
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,6 +35,9 @@ _S3 = ("s3://", "s3a://")
 BOOKS = "_layerrank"  # the folder of what is known of the tables, beside them
 _HASHED_WHOLE = 1 << 30  # bytes
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # of a local file that is being written
+# That a temporary name begins with: what lies there of another machine has an unknown writer.
+_HERE = hashlib.blake2b(os.uname().nodename.encode(), digest_size=4).hexdigest()
+_DEAD_SECONDS = 3600.0  # without a change, of what another machine writes
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 1 << 16
 # What is made on this machine has the modes that the user's mask leaves of these: texts, vectors
@@ -385,7 +390,8 @@ class Root:
     def sweep(self, prefix: str = "", *, deep: bool = False) -> None:
         """Delete what local writers began and died over directly under `prefix`, or anywhere.
 
-        What a living one holds, on whichever machine, stays.
+        What a living one holds stays. Locks may be known to a machine alone, so what another one
+        writes stays for an hour after its last change too.
         """
         folder = Path(self.path(prefix))
         if not self.is_local:
@@ -395,14 +401,16 @@ class Root:
                 continue
             with suppress(OSError), path.open("r+b") as file:  # gone, held, or not ours to delete
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                age = time.time() - os.fstat(file.fileno()).st_mtime
+                if age > _DEAD_SECONDS or f".{_HERE}" in path.name:
+                    path.unlink()
 
     def _beside(self, key: str) -> tuple[Path, Path]:
         """Return a local file and a temporary one in its folder, which is made."""
         self._require_no_link(key)
         target = Path(self.path(key))
         make_folder(target.parent)
-        return target, target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        return target, target.with_name(f".{target.name}.{_HERE}{uuid.uuid4().hex[8:]}.tmp")
 
     def _require_no_link(self, key: str) -> None:
         """PermissionError if a folder between the root and `key` is a symbolic link.
@@ -453,18 +461,45 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(_FOLDER, exist_ok=True)
 
 
+def make_file(path: Path) -> None:
+    """Make an empty local file if there is none, for its owner and group, for others to write."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, _FILE))
+
+
+class _Narrow:
+    """The mask of the process while any thread is in `narrowed`: the last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._mask = threading.Lock(), 0, 0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._mask = os.umask(0o077)
+                os.umask(self._mask | ~_FOLDER & 0o777)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                os.umask(self._mask)
+
+
+_NARROW = _Narrow()
+
+
 @contextmanager
 def narrowed() -> Iterator[None]:
     """Let what other libraries write in the block be no wider than what is written here.
 
     The mask is the process's: another thread makes nothing wider meanwhile.
     """
-    mask = os.umask(0o077)
-    os.umask(mask | ~_FOLDER & 0o777)
+    _NARROW.enter()
     try:
         yield
     finally:
-        os.umask(mask)
+        _NARROW.leave()
 
 
 @contextmanager

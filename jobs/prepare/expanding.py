@@ -10,6 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+_STRUCT, _NUMBERS = (
+    12,
+    range(3, 7),
+)  # types of Thrift's fields: of a page's header there are no others
 _DICTIONARY, _BATCH = "dictionary", "record batch"  # types of messages
 # Fields of the tables Message, DictionaryBatch and RecordBatch; and the bytes of a Buffer.
 _HEADER, _DATA, _BUFFERS, _COMPRESSION, _BUFFER = 2, 1, 2, 3, 16
@@ -21,19 +25,60 @@ def page_bytes(stream: Any, offset: int) -> int:  # noqa: ANN401
     Its header begins with the type of the page, and this, each behind a byte.
     """
     stream.seek(offset)
-    content = iter(stream.read(16))
-
-    def number() -> int:
-        found, shift = next(content, 0) * 0, 0
-        for byte in content:
-            found |= (byte & 0x7F) << shift
-            if not byte & 0x80:
-                break
-            shift += 7
-        return found >> 1  # it is signed, and not below 0
-
-    _, size = number(), number()
+    _, _, _, size = _byte(stream), _number(stream), _byte(stream), _number(stream)
     return size
+
+
+def longest_value(stream: Any, offset: int, codec: str) -> int:  # noqa: ANN401
+    """Return the bytes of the longest text of the dictionary of an open Parquet file at `offset`.
+
+    Those of all its texts where they cannot be told. It is decompressed, so `page_bytes` is to be
+    asked first.
+    """
+    size = page_bytes(stream, offset)
+    _, stored = _byte(stream), _number(stream)
+    if not _skipped(stream):
+        return size
+    content = stream.read(stored)
+    if codec != "UNCOMPRESSED":
+        try:
+            name = {"LZ4": "lz4_raw"}.get(codec, codec.lower())
+            content = pa.decompress(content, size, name, asbytes=True)
+        except (pa.ArrowException, OSError, ValueError):  # of another form, or damaged
+            return size
+    longest = at = 0
+    while at < len(content):
+        length = int.from_bytes(content[at : at + 4], "little")
+        longest, at = max(longest, length), at + 4 + length
+    return min(longest, size)
+
+
+def _byte(stream: Any) -> int:  # noqa: ANN401
+    return int((stream.read(1) or b"\0")[0])
+
+
+def _number(stream: Any) -> int:  # noqa: ANN401
+    """Return a number of Thrift's, of 32 bits at most; it is signed, and here not below 0."""
+    found = 0
+    for shift in range(0, 35, 7):
+        byte = _byte(stream)
+        found |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            break
+    return found >> 1
+
+
+def _skipped(stream: Any, depth: int = 1) -> bool:  # noqa: ANN401
+    """Go to the end of a struct of Thrift's; False if something is in it that is not known."""
+    while field := _byte(stream):
+        kind = field & 0x0F
+        if not field >> 4:  # its number follows
+            _number(stream)
+        if kind in _NUMBERS:
+            _number(stream)
+        elif kind > _NUMBERS[0] and not (kind == _STRUCT and depth and _skipped(stream, depth - 1)):
+            return False
+    return True
 
 
 def batch_bytes(message: pa.ipc.Message) -> int | None:

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import FileSource, FolderSource, Format
 from layerrank.jobs.prepare.decoded import Pieces, is_compressed, utf8
-from layerrank.jobs.prepare.expanding import batch_bytes, page_bytes
+from layerrank.jobs.prepare.expanding import batch_bytes, longest_value, page_bytes
 from layerrank.jobs.tasks.items import spelled
 from layerrank.jobs.words import counted, listed
 from layerrank.storage.root import resolve
@@ -213,12 +213,12 @@ def parquet_tables(
 def _longest(stream: Any, chunk: Any, rows: int, where: str) -> int:  # noqa: ANN401
     """Return about how many bytes a row of a column chunk has at most, decoded.
 
-    A text may stand in a dictionary once and be of every row; such is as long as the dictionary at
-    most. Where texts follow one another they are taken to be as long as their mean.
+    A text may stand in a dictionary once and be of every row. Where texts follow one another they
+    are taken to be as long as their mean.
     """
-    pages = [page_bytes(stream, chunk.data_page_offset)]
-    if chunk.has_dictionary_page:
-        pages.append(page_bytes(stream, chunk.dictionary_page_offset))
+    # In the order of the file: behind a step back object storage is fetched again.
+    first = [chunk.dictionary_page_offset] if chunk.has_dictionary_page else []
+    pages = [page_bytes(stream, offset) for offset in (*first, chunk.data_page_offset)]
     decoded, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
     is_bomb = decoded > max(_LARGEST_PAGE, _EXPANDS * stored)
     if is_bomb or max(pages) > _LARGEST_PAGE:
@@ -234,7 +234,9 @@ def _longest(stream: Any, chunk: Any, rows: int, where: str) -> int:  # noqa: AN
         )
     if "BYTE_ARRAY" not in chunk.physical_type:
         return int(8 * chunk.num_values // max(rows, 1))
-    once = pages[1] if chunk.has_dictionary_page else 0
+    once = pages[0] if first else 0
+    if once * BATCH > _DECODED_BYTES:
+        once = longest_value(stream, chunk.dictionary_page_offset, chunk.compression)
     if "DELTA_BYTE_ARRAY" in chunk.encodings:  # which leaves out what the text before begins with
         once = max(once, decoded)
     return int(max(once, decoded / max(chunk.num_values, 1)) * -(-chunk.num_values // max(rows, 1)))

@@ -132,7 +132,7 @@ def read(source: FolderSource, options: Options) -> pa.Table:
     for name, address in _files(source.folder, options)[0].items():
         for each in _passages(name, _file(source, address), source, options, left):
             found.append(each)
-            left -= len(each.text or "")
+            left -= len((each.text or "").encode())
             if left < 0:
                 raise _too_large(source.folder)
     if len({each.label for each in found if each.label}) < 2:  # noqa: PLR2004 - one is no choice

@@ -26,8 +26,8 @@ from layerrank.storage import schema
 SKIPPED: tuple[Skip, ...] = get_args(Skip)
 PROMPT = "unique prompt"  # with a space, so that no task can be called the same
 _SKIP, _MARKER, _ID = "skip", "marker", "row id"
-_LONG = 4096  # characters of a text that is not written again
-_LARGEST_SHARD = 1 << 28  # bytes of the texts and labels of one: a task reads all of it at once
+_LONG = 4096  # characters of a text that is remembered
+_LARGEST_SHARD = 1 << 30  # bytes of the texts and labels of one, which a task holds a few times
 _SMALL_SHARD = 50  # prompts; a smaller one is not worth its files
 _RECORD = pa.schema(
     [
@@ -81,11 +81,12 @@ def records_of(
 ) -> pa.Table:
     """Return the records of source rows: prompts, skipped texts, task items, and counts of losses.
 
-    A row that is no item of a task because it lies in another split is no loss. `seen` are the long
-    texts of the rows before, by prompt_id: one that comes again is a record without it, as a text
-    of megabytes may be that of every row.
+    A row that is no item of a task because it lies in another split is no loss. A text that comes
+    again is a record without it, as one may be that of every row: among these rows, and if it is
+    long among those before, whose long texts are `seen`, by prompt_id.
     """
     found: list[dict[str, Any]] = []
+    here = dict[int, int]()
     lost = Counter[tuple[str, str]]()
     for row in rows.to_pylist():
         place, ids = row["row"], dict[str | None, int | None]()
@@ -95,9 +96,12 @@ def records_of(
                 found.append({"shard": place % shards, "kind": _SKIP, "text": reason})
                 continue
             ids[column] = key = prompt_id(text)
+            digest = hash(text)
+            is_known = digest in (here.get(key), seen.get(key))
+            here[key] = digest
             if len(text) > _LONG:
-                known = seen.get(key) == (digest := hash(text))
-                seen[key], text = digest, None if known else text
+                seen[key] = digest
+            text = None if is_known else text
             found.append({"shard": key % shards, "kind": PROMPT, "prompt_id": key, "text": text})
         name = row[dataset.id_column] if dataset.id_column else None
         if name:  # a CSV cannot tell an empty id from none
@@ -120,14 +124,17 @@ def records_of(
 def require_small(
     dataset: DatasetConfig, records: pa.Table, sizes: Counter[int], where: str
 ) -> None:
-    """ConfigError if the texts of a shard are too large; `sizes` has the bytes of those before."""
+    """ConfigError if the texts of a shard are too large; `sizes` has the bytes of those before.
+
+    They are counted as they are held, one that comes again with nothing.
+    """
     lengths = pc.fill_null(pc.binary_length(records["text"]), 0).to_numpy()
     of_shard = np.bincount(records["shard"].to_numpy(), lengths)
     sizes.update(dict(enumerate(of_shard.astype(int).tolist())))
     if max(sizes.values()) > _LARGEST_SHARD:
         raise ConfigError(
             f"{where}: the texts and labels of one shard come to more than "
-            f"{_LARGEST_SHARD >> 20} MiB: give a smaller shard_prompts (it is "
+            f"{_LARGEST_SHARD / 2**30:g} GiB: give a smaller shard_prompts (it is "
             f"{dataset.shard_prompts:,}), or a limit"
         )
 

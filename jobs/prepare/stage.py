@@ -237,8 +237,10 @@ def _records(
 def _write_shards(
     root: Root, dataset: DatasetConfig, wanted: Mapping[str, Manifest], found: pa.Table
 ) -> dict[str, Receipt]:
-    records.check_ids(dataset, found)
     number = found["shard"][0].as_py()
+    with records.named(dataset):  # of all fragments, of each of which it was found small
+        records.require_small(dataset, found, Counter(), shard_name(number))
+    records.check_ids(dataset, found)
     tasks = {task.name: task for task in dataset.tasks}
     receipts = {}
     for name, target in wanted.items():

@@ -167,9 +167,11 @@ def tokenise(
     if template is not None:
         read = Frame(tokenizer, template).read
     first = max(_TOKEN_CHARS * max_tokens, _FEWEST_CHARS)
-    long = [row for row, text in enumerate(texts) if len(text) > _LONGER * first]
-    found = read(["" if row in {*long} else text for row, text in enumerate(texts)], max_tokens)
-    for row in long:
+    is_long = [len(text) > _LONGER * first for text in texts]
+    found = read(
+        ["" if long else text for text, long in zip(texts, is_long, strict=True)], max_tokens
+    )
+    for row in np.flatnonzero(is_long).tolist():
         found.ids[row], found.cut[row] = _read_long(
             read, texts[row], max_tokens, first, left=tokenizer.truncation_side == "left"
         )

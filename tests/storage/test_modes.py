@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from layerrank.storage.checkpoint import CACHE, Checkpoint
 from layerrank.storage.layers import embeddings_table
 from layerrank.storage.manifest import Manifests
 from layerrank.storage.partition import Partition
-from layerrank.storage.root import Root
+from layerrank.storage.root import Root, narrowed
 from tests.support.stored import store
 
 WHERE = Partition("embeddings", ("a/b", "main", "data", "clean"))
@@ -74,6 +75,34 @@ def test_a_checkpoint_that_was_fetched(
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     assert (Checkpoint(Root(str(checkpoint))).fetch() / "config.json").is_file()
     assert_narrow(tmp_path / "cache", mask)
+
+
+def test_a_checkpoint_leaves_the_mask_alone_while_it_is_fetched(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: int
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    root, masks = Root(str(checkpoint)), set[int]()
+    plain = type(root.filesystem).get_file
+
+    def noted(*given: Any, **options: Any) -> None:  # noqa: ANN401
+        masks.add(os.umask(mask))
+        plain(*given, **options)
+
+    monkeypatch.setattr(type(root.filesystem), "get_file", noted)
+    Checkpoint(root).fetch()
+    assert masks == {mask}
+
+
+def test_the_mask_is_the_users_after_the_last_of_blocks_that_overlap(mask: int) -> None:
+    first, second = narrowed(), narrowed()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    inside = os.umask(0)
+    os.umask(inside)
+    assert inside == mask | 0o027
+    second.__exit__(None, None, None)
+    assert os.umask(mask) == mask
 
 
 def test_an_exported_folder_whatever_library_writes_its_files(tmp_path: Path, mask: int) -> None:

@@ -44,7 +44,7 @@ from layerrank.storage.manifest import (
 )
 from layerrank.storage.pages import vectors
 from layerrank.storage.partition import Partition, all_partitions, one_name, partitions, shard_name
-from layerrank.storage.root import AddressError, Root, fingerprint
+from layerrank.storage.root import _HERE, AddressError, Root, fingerprint
 from layerrank.storage.shards import (
     DamagedError,
     Receipt,
@@ -247,7 +247,7 @@ def test_what_another_run_withdrew_stays_so_and_what_it_is_writing_stays(tmp_pat
     assert first.damage(made) == {}
     assert load(root, WHERE) is None
     dead = [
-        tmp_path / folder / f".{shard_name(1)}.{'0' * 32}.tmp"
+        tmp_path / folder / f".{shard_name(1)}.{_HERE}{'0' * 24}.tmp"
         for folder in (WHERE.path, index_key(WHERE.path))
     ]
     with root.writer(WHERE.shard(shard_name(1))) as stream:
@@ -302,6 +302,18 @@ def test_what_a_dead_writer_began_is_not_there_and_is_swept(tmp_path: Path) -> N
         root.sweep(deep=True)
         assert len([*(tmp_path / "runs").iterdir()]) == 1
     assert [each.name for each in (tmp_path / "runs").iterdir()] == ["b.yaml"]
+
+
+def test_what_another_machine_writes_is_swept_when_it_has_not_changed_for_an_hour(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / f".a.yaml.{'0' * 32}.tmp"  # and no lock of it is known here
+    left.write_bytes(b"half")
+    Root(str(tmp_path)).sweep()
+    assert left.exists()
+    os.utime(left, (0, time.time() - 4000))
+    Root(str(tmp_path)).sweep()
+    assert not left.exists()
 
 
 def test_what_came_of_another_content_is_made_again(root: Root) -> None:

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.ipc as pa_ipc
 import pyarrow.parquet as pq
 import pytest
+from fsspec.spec import AbstractBufferedFile
 
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import FolderSource
-from layerrank.jobs.prepare import files, folders, records, sources
+from layerrank.jobs.prepare import files, folders, records, sources, stage
 from layerrank.jobs.prepare.files import File, inspect_file, parquet_tables, read_file
 from layerrank.jobs.prepare.records import prompts_of, records_of, require_small
+from layerrank.storage.root import Root
 from tests.jobs.prepare.test_records import dataset, shards_of, source
 
 LONG = "a long text " * 1000
@@ -64,6 +66,56 @@ def test_short_texts_are_read_as_many_at_once_as_ever(tmp_path: Path) -> None:
     tables = [*read_file(File("parquet", str(path)), ["text"], {})]
     assert [len(each) for each in tables[:2]] == [4000, 4000]
     assert sum(map(len, tables)) == 10_000
+
+
+def dictionary(path: Path, texts: list[str], rows: int, **options: Any) -> Path:  # noqa: ANN401
+    """Write a file in whose dictionary all of `texts` are, and each stands in many rows."""
+    of_rows = pa.array([n % len(texts) for n in range(rows)], pa.int32())
+    column = pa.DictionaryArray.from_arrays(of_rows, pa.array(texts)).dictionary_decode()
+    pq.write_table(pa.table({"text": column}), path, dictionary_pagesize_limit=1 << 24, **options)
+    return path
+
+
+def tables(path: Path) -> list[pa.Table]:
+    with path.open("rb") as stream:
+        return [*parquet_tables(stream, ["text"], path.name)]
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "brotli", "zstd", "lz4"])
+def test_rows_are_as_long_as_the_longest_text_of_a_dictionary(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"a short text, number {n}" for n in range(10_000)]
+    path = dictionary(tmp_path / "a.parquet", texts, 20_000, compression=compression)
+    monkeypatch.setattr(files, "_DECODED_BYTES", 4096 * 30)  # and the dictionary has 30 KB
+    assert [each.num_rows for each in tables(path)] == [4096] * 4 + [20_000 - 4 * 4096]
+    texts[7] = "x" * 300
+    path = dictionary(tmp_path / "b.parquet", texts, 20_000, compression=compression)
+    found = tables(path)
+    assert {each.num_rows for each in found[:-1]} == {4096 * 30 // 300}
+    assert pa.concat_tables(found)["text"].to_pylist() == texts * 2
+
+
+class Remote(AbstractBufferedFile):  # type: ignore[misc]
+    """A file as object storage has it, read ahead, that counts what is fetched."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.fetched = content, 0
+        super().__init__(None, "a.parquet", "rb", block_size=1 << 20, size=len(content))
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        found = self.content[start:end]
+        self.fetched += len(found)
+        return found
+
+
+def test_a_file_in_object_storage_is_fetched_once(tmp_path: Path) -> None:
+    texts, rows = [f"text {n:,}" for n in range(1 << 11)], 1 << 18
+    content = dictionary(tmp_path / "a.parquet", texts, rows, compression="none").read_bytes()
+    remote = Remote(content)
+    assert sum(each.num_rows for each in parquet_tables(remote, ["text"], "")) == rows
+    beside = 1 << 16  # of the end, read for the footer
+    assert len(content) <= remote.fetched <= len(content) + beside < 1.5 * len(content)
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
@@ -172,6 +224,20 @@ def test_a_folder_counts_what_its_files_become(
     assert folders.read(FolderSource(folder=str(tmp_path / "fine")), {}).num_rows == 1 << 16
 
 
+def test_the_bytes_of_a_folder_are_those_of_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "_LARGEST", 1000)
+    for text, name in (("x" * 700, "fine"), ("\u6587" * 700, "large")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl.gz").write_bytes(
+            gzip.compress(json.dumps({"text": text}).encode())
+        )
+    assert folders.read(FolderSource(folder=str(tmp_path / "fine")), {}).num_rows == 1
+    with pytest.raises(ConfigError, match="large holds more than"):
+        folders.read(FolderSource(folder=str(tmp_path / "large")), {})
+
+
 def test_a_limit_leaves_the_rest_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\nno JSON\n')
@@ -197,6 +263,14 @@ def test_a_long_text_that_comes_again_is_written_once() -> None:
     assert prompts_of(shards_of(config, rows, 1)[0], 0)[0].equals(table)
 
 
+def test_a_short_text_is_written_once_of_the_rows_that_are_read_at_once() -> None:
+    config, rows = dataset(), source(text=["short", "other", "short", "short"])
+    found = records_of(config, rows, 1, 0, {})
+    assert found["text"].to_pylist() == ["short", "other", None, None]
+    table, _, facts = prompts_of(found, 0)
+    assert (sorted(table["text"].to_pylist()), facts["duplicates"]) == (["other", "short"], 2)
+
+
 def test_two_long_texts_of_one_id_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "prompt_id", lambda _: 7)
     found = records_of(dataset(), source(text=[LONG, LONG + "."]), 1, 0, {})
@@ -206,9 +280,22 @@ def test_two_long_texts_of_one_id_are_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_shard_that_no_task_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config, sizes = dataset(shard_prompts=64), Counter[int]()
-    found = records_of(config, source(text=["one text", "two texts"]), 1, 0, {})
+    found = records_of(config, source(text=["one text", "two texts", "one text"]), 1, 0, {})
     monkeypatch.setattr(records, "_LARGEST_SHARD", 40)
     for _ in range(2):
         require_small(config, found, sizes, "a.jsonl")
     with pytest.raises(ConfigError, match=r"a.jsonl: .* smaller shard_prompts"):
         require_small(config, found, sizes, "a.jsonl")
+
+
+def test_a_shard_is_small_with_what_all_fragments_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, root = dataset(), Root(str(tmp_path))
+    parts = [records_of(config, source(text=[text]), 1, 0, {}) for text in ("x" * 30, "y" * 30)]
+    monkeypatch.setattr(records, "_LARGEST_SHARD", 40)
+    for part in parts:
+        require_small(config, part, Counter(), "a.jsonl")
+        stage._write_shards(root, config, {}, part)
+    with pytest.raises(ConfigError, match=r"dataset data, shard-00000.*: .* of one shard"):
+        stage._write_shards(root, config, {}, pa.concat_tables(parts))
