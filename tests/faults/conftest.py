@@ -20,10 +20,12 @@ class Tell:
         self._kept = kept
 
     def __call__(self, results: Sequence[Result]) -> None:
-        """Keep results, and fail if one is not good."""
+        """Keep results, and fail if one is not good, or if most of them struck nothing."""
         assert results, "nothing was tried"
         self._kept.extend(results)
         assert [each for each in results if each.verdict not in GOOD] == []
+        missed = [each for each in results if each.verdict == "missed"]
+        assert len(missed) * 2 < len(results), missed
 
 
 @pytest.fixture

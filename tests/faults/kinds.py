@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 from layerrank.jobs.cli.parser import STAGES
+from layerrank.jobs.cluster.errors import DONE, FAILED
+from layerrank.jobs.cluster.left import descendants
 from layerrank.jobs.config import Stage
 from layerrank.storage.root import BOOKS, Root
 from tests.conftest import offline_environment
 from tests.faults.points import HUNG
-from tests.faults.trial import Bench, Fault
+from tests.faults.trial import NO_SPACE, STOPPED, Bench, Disturbed, Ends, Fault
 from tests.support.machines.living import Told
 from tests.support.machines.local_cluster import local_cluster
 from tests.support.machines.proxy import Fault as WayFault
@@ -32,7 +34,20 @@ from tests.support.places import PROJECT
 
 MOMENTS = len(STAGES)  # of each kind
 ENDED = 600.0  # seconds within which a disturbed run under Ray has ended
-_ACTOR, _WORKER = ("ray::MapWorker",), ("ray::MapBatches",)
+# What Ray calls its processes: an actor that starts, one that has a unit, a task.
+_STARTS, _AT_WORK = (
+    f"ray::MapWorker(MapBatches(_Actor)).{each}" for each in ("__init__", "submit")
+)
+_WORKER = "ray::MapBatches"
+# Seconds into a stage at which it is struck, at most: on a quiet machine it takes longer.
+_INTO: dict[Stage, float] = {
+    "prepare": 3,
+    "extract": 4,
+    "measure": 2,
+    "probe": 0.5,
+    "rank": 0.2,
+}
+_STANDS = 0.05  # seconds until a process that was stopped does
 _MARK = "LAYERRANK_TRIAL"
 
 
@@ -107,38 +122,68 @@ class Going:
         return Told(self.command, code, "\n".join(self.lines), "")
 
 
-Strike = Callable[[Going, random.Random], None]
+Strike = Callable[[Going, random.Random], int]
 
 
-def _signal(number: signal.Signals, *titles: str) -> Strike:
-    """Signal the driver, or one of the processes of some titles as soon as there is one."""
+def signalled(number: signal.Signals, *titles: str) -> Strike:
+    """Signal the driver, or a process of one of some titles as soon as there is one.
 
-    def strike(going: Going, chance: random.Random) -> None:
-        found = [going.driver.pid]
-        if titles:
-            going.until(lambda: going.processes(*titles))
-            time.sleep(chance.uniform(0, 0.3))
-            found = going.processes(*titles)
-        if found:
-            with suppress(ProcessLookupError):
-                os.kill(chance.choice(found), number)
+    Return which one, or 0 if the run had ended. A title says what a process is at, and that may be
+    over in no time: so it is stopped, looked at once more, and let go if it is at something else.
+    """
+
+    def strike(going: Going, chance: random.Random) -> int:
+        if not titles:
+            if going.driver.poll() is not None:
+                return 0
+            os.kill(going.driver.pid, number)
+            return going.driver.pid
+        title = chance.choice(titles)
+        while going.until(lambda: going.processes(title)):
+            for process in going.processes(title):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+                    time.sleep(_STANDS)
+                    if process in going.processes(title):
+                        os.kill(process, number)
+                        return process
+                    os.kill(process, signal.SIGCONT)
+        return 0
 
     return strike
 
 
 # Kind -> what it does to a run on one node.
 STRIKES: dict[str, Strike] = {
-    "driver killed": _signal(signal.SIGKILL),
-    "actor killed": _signal(signal.SIGKILL, *_ACTOR),
-    "worker killed": _signal(signal.SIGKILL, *_WORKER),
-    "raylet killed": _signal(signal.SIGKILL, "raylet/raylet"),
-    "GCS killed": _signal(signal.SIGKILL, "gcs_server"),
-    "SIGTERM": _signal(signal.SIGTERM),
-    "actor stopped": _signal(signal.SIGSTOP, *_ACTOR),
+    "driver killed": signalled(signal.SIGKILL),
+    "actor killed": signalled(signal.SIGKILL, _STARTS, _AT_WORK),
+    "worker killed": signalled(signal.SIGKILL, _WORKER),
+    "raylet killed": signalled(signal.SIGKILL, "raylet/raylet"),
+    "GCS killed": signalled(signal.SIGKILL, "gcs_server"),
+    "SIGTERM": signalled(signal.SIGTERM),
+    "actor stopped": signalled(signal.SIGSTOP, _AT_WORK),
 }
+_OF_THE_DRIVER = ("driver killed", "SIGTERM")
 
-
-_CODES = {"driver killed": (-signal.SIGKILL,), "SIGTERM": (128 + signal.SIGTERM,)}
+_NO_START = "^layerrank: .*Ray did not start on this machine"
+_NO_SIGN = "(process {process} of .*|no worker has taken up .*): no sign of life"
+_IN_A_LINE = Ends((FAILED,), "^layerrank: ", survives=True)
+# Kind -> how such a run may end.
+ENDS: dict[str, Ends] = {
+    "driver killed": Ends((-signal.SIGKILL,)),
+    "actor killed": Ends((FAILED,), "^layerrank: .* died", survives=True),
+    "worker killed": Ends((FAILED,), "^layerrank: .* died", survives=True),
+    "raylet killed": Ends((FAILED,), f"^layerrank: .*raylet, process {{process}} |{_NO_START}"),
+    "GCS killed": Ends((FAILED,), f"^layerrank: .*gcs_server, process {{process}} |{_NO_START}"),
+    "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
+    "actor stopped": Ends((FAILED,), f"^layerrank: .*{_NO_SIGN}", survives=True),
+    "node of two lost": _IN_A_LINE,
+    "disk full": Ends((FAILED,), NO_SPACE),
+    "S3 503": _IN_A_LINE,
+    "S3 cut": _IN_A_LINE,
+    "S3 lost": _IN_A_LINE,
+}
+RAY = tuple(ENDS)
 
 
 def _under_ray(bench: Bench, root: str, *more: str) -> list[str]:
@@ -148,18 +193,25 @@ def _under_ray(bench: Bench, root: str, *more: str) -> list[str]:
 def _wait(going: Going, stage: Stage, chance: random.Random) -> None:
     """Wait for a stage to begin, and a while into it."""
     going.until(lambda: any(f"/5 {stage}" in line for line in going.lines))
-    going.until(lambda: False, chance.uniform(0, 3))
+    going.until(lambda: False, chance.uniform(0, _INTO[stage]))
 
 
-def _struck(bench: Bench, root: Path, *, kind: str, moment: int) -> Told:
+def _stage(kind: str, moment: int) -> Stage:
+    """Return the stage to strike: only one has actors, and the last is the driver's own work."""
+    if kind.startswith("actor"):
+        return "extract"
+    return STAGES[moment if kind in _OF_THE_DRIVER else moment % (len(STAGES) - 1)]
+
+
+def _struck(bench: Bench, root: Path, *, kind: str, moment: int) -> Disturbed:
     chance = random.Random(f"{kind} {moment}")
     going = Going(_under_ray(bench, str(root)))
-    _wait(going, "extract" if kind.startswith("actor") else STAGES[moment], chance)
-    STRIKES[kind](going, chance)
-    return going.ended()
+    _wait(going, _stage(kind, moment), chance)
+    hit = STRIKES[kind](going, chance)
+    return Disturbed(going.ended(), hit)
 
 
-def _node_lost(bench: Bench, root: Path, *, moment: int) -> Told:
+def _node_lost(bench: Bench, root: Path, *, moment: int) -> Disturbed:
     """The second of two nodes ends in the middle of a run."""
     chance = random.Random(f"node {moment}")
     folder = bench.folder / f"cluster-{moment}"
@@ -167,25 +219,12 @@ def _node_lost(bench: Bench, root: Path, *, moment: int) -> Told:
     with local_cluster(Path(sys.executable), offline_environment(), folder, nodes=2) as cluster:
         more = ("--address", cluster.address)
         going = Going(_under_ray(bench, str(root), *more), cluster.environment)
-        _wait(going, STAGES[moment], chance)
-        _end_tree(cluster.nodes[1])
-        return going.ended()
-
-
-def _end_tree(node: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it has brought about, at once."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            parents[int(entry.name)] = int(
-                (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            )
-    tree = [node.pid]
-    for each in tree:
-        tree += [child for child, parent in parents.items() if parent == each]
-    for each in tree:
-        with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+        _wait(going, _stage("node of two lost", moment), chance)
+        is_in_time, node = going.driver.poll() is None, cluster.nodes[1].pid
+        for each in (node, *descendants(node)):
+            with suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        return Disturbed(going.ended(), is_in_time)
 
 
 @contextmanager
@@ -200,7 +239,7 @@ def _disk(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _disk_full(bench: Bench, root: Path, *, moment: int) -> Told:
+def _disk_full(bench: Bench, root: Path, *, moment: int) -> Disturbed:
     """The output is on a disk that is too small; then it is taken to a larger one."""
     whole = sum(each.stat().st_blocks * 512 for each in (bench.folder / "reference").rglob("*"))
     share = (moment + random.Random(f"disk {moment}").random()) / MOMENTS
@@ -209,37 +248,46 @@ def _disk_full(bench: Bench, root: Path, *, moment: int) -> Told:
         shutil.copytree(root, root.with_suffix(".kept"))
     shutil.rmtree(root, ignore_errors=True)
     root.with_suffix(".kept").rename(root)
-    return told
+    return Disturbed(told, told.returncode != DONE)  # it is large enough, or it is named
 
 
-def _s3_fails(bench: Bench, root: Path, *, fault: WayFault, way: Proxy, moment: int) -> Told:
+def _s3_fails(bench: Bench, root: Path, *, fault: WayFault, way: Proxy, moment: int) -> Disturbed:
     """A share of the requests to S3 fails; then what lies there is taken to the root."""
-    chance = random.Random(f"{fault} {moment}")
+    chance, failed = random.Random(f"{fault} {moment}"), list[str]()
     place = way.root(root.name)
-    way.fault = lambda _request: fault if chance.random() < 0.1 else ""
+
+    def fails(request: str) -> WayFault:
+        if chance.random() >= 0.1:
+            return ""
+        failed.append(request)
+        return fault
+
+    way.fault = fails
     told = Going(_under_ray(bench, place.uri), way.s3.environment).ended()
     way.fault = lambda _request: ""
     for path in place.filesystem.find(place.path()):
         key = path.removeprefix(f"{place.path()}/")
         Root(str(root)).write(key, place.filesystem.cat_file(path))
-    return told
+    return Disturbed(told, len(failed))
 
 
 _ON_S3: dict[str, WayFault] = {"S3 503": "SlowDown", "S3 cut": "cut", "S3 lost": "lost"}
-RAY = (*STRIKES, "node of two lost", "disk full", *_ON_S3)
 
 
 def under_ray(kind: str, moments: Sequence[int], way: Proxy) -> list[Fault]:
     """Return a kind of what happens to runs under Ray, at some moments."""
-    disturb: Callable[..., Told]
+    disturb: Callable[..., Disturbed]
     if kind in STRIKES:
         disturb = partial(_struck, kind=kind)
     elif kind in _ON_S3:
         disturb = partial(_s3_fails, fault=_ON_S3[kind], way=way)
     else:
         disturb = _disk_full if kind == "disk full" else _node_lost
-    codes = _CODES.get(kind, ())
-    return [Fault(f"Ray: {kind}", str(n), partial(disturb, moment=n), codes) for n in moments]
+    may_be_past = kind not in _ON_S3
+    return [
+        Fault(f"Ray: {kind}", str(n), partial(disturb, moment=n), ENDS[kind], may_be_past)
+        for n in moments
+    ]
 
 
 # --- at rest -------------------------------------------------------------------------------------
@@ -308,9 +356,10 @@ AT_REST: dict[str, tuple[Where, Damage]] = {
 }
 
 
-def _damaged(bench: Bench, root: Path, *, key: str, damage: Damage) -> None:
+def _damaged(bench: Bench, root: Path, *, key: str, damage: Damage) -> Disturbed:
     shutil.copytree(bench.folder / "reference", root)
     damage(root, root / key)
+    return Disturbed()
 
 
 def _objects(bench: Bench, where: Where) -> list[str]:

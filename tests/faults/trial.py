@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED
 from layerrank.jobs.config import Stage
@@ -31,9 +32,11 @@ AT_ONCE = len(os.sched_getaffinity(0))  # trials
 
 # equal: the same command went on, and every table is the undisturbed run's. survived: the disturbed
 # run itself ended well, with the same tables. named: refused in one line that says what is wrong.
-# Operations on storage are right or an error.
-Verdict = Literal["equal", "survived", "named", "right", "error", "WRONG", "STUCK", "HUNG"]
-GOOD: tuple[Verdict, ...] = ("equal", "survived", "named", "right", "error")
+# missed: the moment was past, and nothing was struck. Operations on storage are right or an error.
+Verdict = Literal[
+    "equal", "survived", "named", "missed", "right", "error", "WRONG", "STUCK", "HUNG"
+]
+GOOD: tuple[Verdict, ...] = ("equal", "survived", "named", "missed", "right", "error")
 # Measured anew, or a page that says what was: only that there is one can be compared.
 _MEASURED = (f"{BOOKS}/shards/", f"{BOOKS}/reports/", "layer_costs/", f"{BOOKS}/manifests/layer_c")
 # How names begin of what a report says that no two runs share: times, and what ran the work.
@@ -121,7 +124,7 @@ def _write_every_table(config: Path) -> None:
         values["conditions"] = {"random": [0, 0.5]}
         values["curves"] = {"examples": [2]}
         values["rank"] = {"draws": 100}
-        values["cluster"] = {"stall_seconds": 60}  # as soon an actor that stands still is told
+        values["cluster"] = {"stall_seconds": 30}  # as soon an actor that stands still is told
     mine = "def largest(vectors_ND):\n    return float(vectors_ND.max())\n"
     (config.parent / "mine.py").write_text(mine)
 
@@ -202,17 +205,33 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return sorted([*lacks, *more, *other])
 
 
-Disturb = Callable[[Bench, Path], Told | None]  # None: what lies there was damaged, nothing ran
+class Disturbed(NamedTuple):
+    """What became of a command: how it ended, if one ran, and whether anything struck it."""
+
+    told: Told | None = None
+    hit: int = True  # the process that was struck, where it was one
+
+
+Disturb = Callable[[Bench, Path], Disturbed]
+
+
+class Ends(NamedTuple):
+    """How a command that was struck may end."""
+
+    codes: tuple[int, ...] = ()  # if it does not survive
+    words: str = ""  # a pattern of what it then says; `{process}` is the one that was struck
+    survives: bool = False
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong: of which kind, where, and what does it."""
+    """Something that goes wrong: of which kind, where, what does it, and how the run may end."""
 
     kind: str
     name: str
     disturb: Disturb
-    codes: tuple[int, ...] = ()  # with which the disturbed run ends, if it does not survive
+    ends: Ends = field(default_factory=Ends)
+    may_be_past: bool = False  # the moment, where it depends on how fast the machine is
     may_be_refused: bool = False  # nothing can go on, and one line says why
 
 
@@ -233,15 +252,33 @@ def tried(bench: Bench, fault: Fault) -> Result:
 
 
 def _judged(bench: Bench, fault: Fault, root: Path) -> tuple[Verdict, str]:
-    first = fault.disturb(bench, root)
-    if first and first.returncode == HUNG:
-        return "HUNG", f"the disturbed run did not end: {_end(first)}"
-    if first and first.returncode in (DONE, REGRESSED):
-        wrong = differences(bench.reference, survey(root))
-        return ("WRONG", f"ended well: {'; '.join(wrong[:5])}") if wrong else ("survived", "")
-    if first and fault.codes and first.returncode not in fault.codes:
-        return "WRONG", f"exit code {first.returncode}: {_end(first)}"
-    return _gone_on(bench, fault, root)
+    first, hit = fault.disturb(bench, root)
+    if first is None:
+        return _gone_on(bench, fault, root)
+    if wrong := _unlike(fault, first, hit):
+        return "HUNG" if first.returncode == HUNG else "WRONG", f"{wrong}: {_end(first)}"
+    if first.returncode not in (DONE, REGRESSED):
+        return _gone_on(bench, fault, root)
+    if other := differences(bench.reference, survey(root)):
+        return "WRONG", f"ended well: {'; '.join(other[:5])}"
+    return "survived" if hit else "missed", ""
+
+
+def _unlike(fault: Fault, told: Told, hit: int) -> str:
+    """Say in what a run did not end as it may, if there is anything."""
+    said, ends = told.stdout + told.stderr, fault.ends
+    ended_well = told.returncode in (DONE, REGRESSED)
+    if told.returncode == HUNG:
+        return "the disturbed run did not end"
+    if "Traceback" in said:
+        return "a traceback"
+    if not hit:
+        return "" if ended_well and fault.may_be_past else "nothing was struck"
+    if ended_well:
+        return "" if ends.survives else "ended well, though it was struck"
+    words = ends.words.format(process=hit)
+    is_so = told.returncode in ends.codes and re.search(words, said, re.MULTILINE)
+    return "" if is_so else f"not the exit code and the words of {ends}"
 
 
 def _gone_on(bench: Bench, fault: Fault, root: Path) -> tuple[Verdict, str]:
@@ -276,21 +313,28 @@ def stage_of(point: str) -> Stage:
     return "rank" if key.startswith(("report", "trend", "alerts", f"{BOOKS}/report")) else "prepare"
 
 
-_CODES: dict[How, tuple[int, ...]] = {
-    "nothing": (DONE,),
-    "die": (-signal.SIGKILL,),
-    "die alone": (-signal.SIGKILL,),
-    "disk full": (FAILED,),
-    "Ctrl-C": (128 + signal.SIGINT,),
-    "SIGTERM": (128 + signal.SIGTERM,),
+STOPPED = "^layerrank: stopped; the same command goes on"
+NO_SPACE = "^layerrank: .*No space left on device"
+_ENDS: dict[How, Ends] = {
+    "die": Ends((-signal.SIGKILL,)),
+    "die alone": Ends(survives=True),
+    "disk full": Ends((FAILED,), NO_SPACE),
+    "Ctrl-C": Ends((128 + signal.SIGINT,), STOPPED),
+    "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
 }
+
+
+def _broken(bench: Bench, root: Path, *, how: How, at: str) -> Disturbed:
+    """Break a run at a point, if it meets it."""
+    told = bench.run(root, how, at)
+    return Disturbed(told, root.with_suffix(".fired").exists())
 
 
 def crashes(bench: Bench, how: How, stages: Iterable[Stage]) -> list[Fault]:
     """Return what happens at every point of some stages, or of their workers."""
-    wanted, codes = set(stages), _CODES[how]
+    wanted, ends = set(stages), _ENDS[how]
     return [
-        Fault(f"{bench.command}: {how}", point, partial(Bench.run, how=how, at=point), codes)
+        Fault(f"{bench.command}: {how}", point, partial(_broken, how=how, at=point), ends)
         for point, who in bench.points.items()
         if stage_of(point) in wanted and (how != "die alone" or who == "worker")
     ]
