@@ -99,8 +99,9 @@ def test_every_kind_says_how_its_run_may_end() -> None:
 
 @pytest.mark.parametrize("missed", [1, 2, 3])
 def test_most_trials_strike(missed: int) -> None:
-    verdicts: list[Verdict] = ["missed"] * missed + ["equal"] * 2
-    results = [Result("a kind", str(n), each, 1) for n, each in enumerate(verdicts)]
+    results = [
+        Result("a kind", str(n), "missed" if n < missed else "equal", 1) for n in range(missed + 2)
+    ]
     if missed < 2:
         Tell([])(results)
     else:
