@@ -23,7 +23,7 @@ import yaml
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.datasets import DatasetConfig
 from layerrank.jobs.config.printable import in_markdown
-from layerrank.jobs.config.prompts import prefixes
+from layerrank.jobs.config.prompts import all_known, prefixes
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.config.stored import stored
 from layerrank.jobs.probe.worker import fits_of
@@ -544,9 +544,10 @@ def run_prompts(
     kept: Mapping[str, Any] | None, subject: Subject, storage: StorageConfig
 ) -> dict[str, str]:
     """Return the words that stood before queries and documents in a run, if any."""
-    # Of tasks in modules of the user's they are not known, as looking imports none.
     given = [each for each in kept["given"]["datasets"] if each.get("prompts")] if kept else []
     datasets = [DatasetConfig.model_validate(each) for each in given]
+    if not all(map(all_known, datasets)):  # so it is not known either what all agree on
+        return {}
     return prefixes([side for each in datasets for side in sides_of(subject, each, storage)])
 
 

@@ -145,6 +145,11 @@ def told(dataset: DatasetConfig, found: Sequence[Side]) -> Iterator[str]:
         yield f"{dataset.name}: prompts is auto, and the model comes with none for its tasks"
 
 
+def all_known(dataset: DatasetConfig) -> bool:
+    """Whether all prompts of a dataset are known to who imports no module of the user's."""
+    return dataset.prompts is None or not getattr(dataset.source, "modules", ())
+
+
 def prefixes(found: Sequence[Side]) -> dict[str, str]:
     """Return the prompts of an exported model: the words before queries and before documents.
 

@@ -10,6 +10,7 @@ from layerrank.jobs.cluster.pool import TorchDevice
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.candidates import candidate_vectors
 from layerrank.jobs.config.metrics import left_out
+from layerrank.jobs.config.prompts import all_known
 from layerrank.jobs.config.prompts import told as templates
 from layerrank.jobs.config.run import RunConfig
 from layerrank.jobs.plan.limits import (
@@ -58,6 +59,8 @@ def told(
         )
         if corpus.basis == "bound":
             yield "    not counted: texts and tasks; run `layerrank prepare` to know them"
+        if not all_known(corpus.dataset):
+            yield "    not counted: what tasks in modules of yours read in prompts"
         if corpus.delimiters:
             yield f"    {told_delimiters(corpus.delimiters)}"
         if corpus.aside:

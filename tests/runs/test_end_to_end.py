@@ -20,6 +20,7 @@ import torch
 import yaml
 from transformers import AutoModel, AutoTokenizer
 
+from layerrank.jobs.cluster.left import descendants
 from layerrank.jobs.config.run import load as config_of
 from layerrank.jobs.config.run import parse
 from layerrank.jobs.plan.plan import plan
@@ -372,9 +373,13 @@ def test_killed_driver_resumes_with_the_missing_shards_only(
             assert time.monotonic() < deadline, "too few shards in 120 s"
             time.sleep(0.01)
     finally:
+        workers = descendants(driver.pid)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    time.sleep(3)  # the workers of a killed driver end by themselves
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{each}/fd/0").exists() for each in workers):  # they end by themselves
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert load(killed, CLEAN) is None
     kept = _shard_times(killed)
     expected = [shard_name(n) for n in range(50)]

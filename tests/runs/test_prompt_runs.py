@@ -269,22 +269,23 @@ def test_a_damaged_shard_of_a_template_is_made_again(done: Done, cli: Cli, tmp_p
 def test_a_plan_says_beforehand_what_is_read_in_templates(done: Done) -> None:
     planned = plan(load(str(done.config)), done.root)
     here = Path(done.root.uri)
-    for dataset in ("topics", "e5", "instruct"):
-        written = [
-            path.stat().st_size
-            for folder in ("embeddings", "_layerrank/*/embeddings")
-            for path in here.glob(f"{folder}/model=tiny/revision=local/dataset={dataset}/**/*")
-            if path.is_file()
-        ]
-        weight = planned.tables("tiny", dataset)["embeddings"]
-        assert weight.objects == len(written)
-        assert weight.bytes == pytest.approx(sum(written), rel=0.1)
+    written = [
+        path.stat().st_size
+        for folder in ("embeddings", "_layerrank/*/embeddings")
+        for path in here.glob(f"{folder}/model=tiny/revision=local/dataset=topics/**/*")
+        if path.is_file()
+    ]
+    weight = planned.tables("tiny", "topics")["embeddings"]
+    assert weight.objects == len(written)
+    assert weight.bytes == pytest.approx(sum(written), rel=0.1)
     of_dataset = {pair.corpus.dataset.name: pair for pair in planned.pairs}
     # 120 alone and twice 24 as views; 60 as documents and to be named, 120 at most as queries.
     assert of_dataset["topics"].prompts == [120, 24, 24, 60, 60, 120]
     lines = [*told(planned, None, PRICE_GB_MONTH, PRICE_1000_PUTS)]
-    words = f"instruct: {INSTRUCT.condition} is 'Instruct: find it\\nQuery: {{text}}', for "
+    words = f"topics: {PASSAGE.condition} is 'passage: {{text}}', for "
     assert any(words in line for line in lines)
+    # What tasks of a module are asked as only that module knows, and it is not imported.
+    assert len([line for line in lines if "not counted: what tasks in modules" in line]) == 2
 
 
 @pytest.mark.parametrize(
@@ -342,6 +343,12 @@ def test_a_chat_is_read_as_the_tokenizer_has_it(
 
 def test_an_exported_model_knows_the_words_that_every_such_side_agrees_on(done: Done) -> None:
     subject = Subject(str(done.model), "local", "tiny")
-    # Queries are read in several templates.
     kept = run_of(done.root, subject)
-    assert run_prompts(kept, subject, StorageConfig()) == {"document": "passage: "}
+    assert kept
+    assert run_prompts(kept, subject, StorageConfig()) == {}  # tasks of a module may not agree
+    (topics, *_) = kept["given"]["datasets"]
+    alone = {"given": {"datasets": [topics]}}
+    assert run_prompts(alone, subject, StorageConfig()) == {
+        "query": "query: ",
+        "document": "passage: ",
+    }
