@@ -72,18 +72,27 @@ def _of_adapter(subject: Subject, storage: StorageConfig) -> Checkpoint | None:
     return checkpoint_of(subject.adapter, storage, ADAPTER_WEIGHTS) if subject.adapter else None
 
 
-def local(subject: Subject, storage: StorageConfig, *, weights: bool = True) -> Subject:
-    """Return the subject with its files on this machine; ModelUnavailableError if that fails."""
+def local(
+    subject: Subject,
+    storage: StorageConfig,
+    *,
+    weights: bool = True,
+    wait: Callable[[], object] = lambda: None,
+) -> Subject:
+    """Return the subject with its files on this machine; ModelUnavailableError if that fails.
+
+    `wait` is called while another process is seen to fetch them.
+    """
     if (adapter := subject.adapter) and is_remote(adapter.model):
         files = _of_adapter(subject, storage)
         assert files
         with explained_files(subject, adapter):
-            subject = replace(subject, adapter=replace(adapter, folder=str(files.fetch())))
+            subject = replace(subject, adapter=replace(adapter, folder=str(files.fetch(wait=wait))))
     checkpoint = checkpoint_of(subject, storage)
     if checkpoint is None or not is_remote(subject.model):
         return subject
     with explained_files(subject):
-        return replace(subject, folder=str(checkpoint.fetch(weights=weights)))
+        return replace(subject, folder=str(checkpoint.fetch(weights=weights, wait=wait)))
 
 
 def shape_of(subject: Subject, storage: StorageConfig) -> ModelShape:

@@ -13,14 +13,15 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from layerrank.storage.root import Root, fingerprint, make_file, make_folder
 
@@ -36,6 +37,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the limit of the format
 _GGUF_NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_VERSIONS, _GGUF_ALIGNED, _GGUF_MOST_AXES = (2, 3), 32, 4
+_WAIT_SECONDS = 1.0  # between two looks at what another process fetches
 _HASHED_WHOLE = 1 << 26  # bytes of a remote file; of a larger one a sample tells it apart
 
 
@@ -84,10 +86,11 @@ class Checkpoint:
             return None
         return Stated(len(shapes), max((axis for shape in shapes for axis in shape), default=0))
 
-    def fetch(self, *, weights: bool = True) -> Path:
+    def fetch(self, *, weights: bool = True, wait: Callable[[], object] = lambda: None) -> Path:
         """Return a local folder with the files, without the weights if those are not wanted.
 
-        Each file appears there whole or not at all, and once however many processes ask.
+        Each file appears there whole or not at all, and once however many processes ask; `wait` is
+        called while another one is seen to go on with that.
         FileNotFoundError if there are no files, OSError if the disk is too small.
         """
         sizes = self._sizes()
@@ -114,7 +117,7 @@ class Checkpoint:
             )
             make_file(lock)
             # The lock ends with its holder, whose part of a file the next one writes anew.
-            with FileLock(lock):
+            with _locked(lock, part, wait):
                 if target.is_file():
                     continue
                 part.unlink(missing_ok=True)
@@ -227,6 +230,20 @@ class Checkpoint:
             raise CheckpointError(
                 f"its {name} is cut off: {size:,} bytes, and its header says {stated:,}"
             )
+
+
+def _locked(lock: Path, part: Path, wait: Callable[[], object]) -> AbstractContextManager[object]:
+    """Take a lock, calling `wait` whenever the part of a file that its holder fetches has grown."""
+    waited, size = FileLock(lock), -1
+    while True:
+        try:
+            return waited.acquire(timeout=_WAIT_SECONDS)
+        except Timeout:
+            before = size
+            with suppress(FileNotFoundError):  # not begun yet, or whole
+                size = part.stat().st_size
+            if size != before:
+                wait()
 
 
 def _gguf_bytes(file: IO[bytes], sizes: Mapping[int, tuple[int, int]]) -> tuple[int, int]:

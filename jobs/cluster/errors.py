@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import tempfile
@@ -69,17 +70,25 @@ _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.
 
 
 @contextmanager
-def sockets_in_tmpdir() -> Iterator[None]:
-    """Say what is wrong if the temporary folder is too long a path for the sockets in it."""
+def sockets_in(variable: str = "TMPDIR") -> Iterator[None]:
+    """Say what is wrong if a variable's temporary folder is too long a path for sockets in it."""
     try:
         yield
     except OSError as error:
         if "AF_UNIX path" not in str(error):
             raise
+        folder = tempfile.gettempdir() if variable == "TMPDIR" else os.environ[variable]
         raise ConfigError(
-            f"the path of the temporary folder, {tempfile.gettempdir()}, is too long for the "
-            "sockets in it: set TMPDIR to a shorter one, such as /tmp"
+            f"the path of the temporary folder, {folder}, is too long for the sockets in it: set "
+            f"{variable} to a shorter one, such as /tmp"
         ) from error
+
+
+def raised_within(told: str) -> tuple[str, str] | None:
+    """Return the last error in what Ray tells that is not of its own: its name and its message."""
+    line = r"^\s*(?!ray\.)(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$"
+    found = re.findall(line, told, re.MULTILINE)
+    return found[-1] if found else None
 
 
 def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]:
@@ -93,10 +102,7 @@ def explain(error: BaseException, *, in_worker: bool = False) -> tuple[str, int]
         return explain(cause, in_worker=True)
     name, message = type(error).__name__, str(error)
     if _is_of_ray(error):
-        raised = re.findall(
-            r"^\s*(?!ray\.)(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", message, re.MULTILINE
-        )
-        name, message = raised[-1] if raised else (name, message)
+        name, message = raised_within(message) or (name, message)
     # Ray adds a paragraph of its own advice to what a worker raised.
     message = re.split(r"\nFailed to .+ after \d+/\d+ attempts", message)[0]
     # DuckDB tells what a filesystem in Python raised with the traceback before it.

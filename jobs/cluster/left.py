@@ -18,9 +18,7 @@ def descendants(*ancestors: int) -> set[int]:
     of_parent: dict[int, set[int]] = {}
     for process in _processes():
         with suppress(OSError):  # it has ended meanwhile
-            # A name in brackets may hold anything; behind it stand the state and the parent.
-            stat = (_PROC / str(process) / "stat").read_text(errors="replace")
-            state, parent = stat.rpartition(")")[2].split()[:2]
+            state, parent = status(process)[:2]
             if state != "Z":  # one that has ended, and nobody has asked how
                 of_parent.setdefault(int(parent), set()).add(process)
     found, begun = set[int](), [*ancestors]
@@ -31,14 +29,25 @@ def descendants(*ancestors: int) -> set[int]:
     return found
 
 
-def at_work_in(folder: str) -> set[int]:
-    """Return the processes that were started with a path in a folder, or that print into it."""
+def status(process: int) -> list[str]:
+    """Return what the system says of a process from its state on; OSError if it has ended."""
+    stat = (_PROC / str(process) / "stat").read_text(errors="replace")
+    return stat.rpartition(")")[2].split()  # the name before may hold anything
+
+
+def at_work_in(folder: str, programs: str) -> set[int]:
+    """Return the processes that print into a folder, or of certain programs with a path in it.
+
+    The programs lie in a folder as well: somebody may read a file of the first with others.
+    """
     found = set()
     for process in _processes() - {os.getpid()}:
         of_process = _PROC / str(process)
         with suppress(OSError):
             printed = str((of_process / "fd" / "1").readlink())
-            if folder in printed or folder.encode() in (of_process / "cmdline").read_bytes():
+            command = (of_process / "cmdline").read_bytes()
+            of_both = all(each.encode() in command for each in (folder, programs))
+            if of_both or folder in printed:
                 found.add(process)
     return found
 

@@ -38,9 +38,10 @@ from joblib import cpu_count
 from layerrank.jobs.cluster.errors import (
     InWorkerError,
     died,
-    sockets_in_tmpdir,
+    sockets_in,
     travelling,
 )
+from layerrank.jobs.cluster.left import status
 from layerrank.jobs.cluster.pool import (
     HOME,
     MOST_BUCKETS,
@@ -60,7 +61,7 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # as Ray gives 
 _PRINTED = "printed"  # the file in which what the workers print ends
 _SHOWN_BYTES = 2000  # of what a worker printed before it died
 _COUNTED = "counted"  # the file in which every unit of the plan has a row of counts
-_ROW = struct.Struct("4q")
+_ROW = struct.Struct("5q")
 # What a terminal or a scheduler sends to the whole group of processes: the driver ends the others.
 _THE_DRIVERS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -253,10 +254,9 @@ class _Worker:
     def cpu_seconds(self) -> float:
         """Return for how long the process, and children of it that have ended, used a CPU."""
         try:
-            stat = Path(f"/proc/{self.process.pid}/stat").read_text(errors="replace")
+            ticks = status(self.process.pid or 0)[11:15]
         except OSError:  # it has ended
             return 0.0
-        ticks = stat.rpartition(")")[2].split()[11:15]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> None:
@@ -279,7 +279,7 @@ def _start_server() -> None:
     # What tells the driver to end is for it alone, also while the server imports.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _THE_DRIVERS)
     try:
-        with _as_children_start(), sockets_in_tmpdir():
+        with _as_children_start(), sockets_in():
             ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

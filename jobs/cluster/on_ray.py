@@ -35,6 +35,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray._private import ray_constants, services, worker
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.exceptions import (
@@ -50,7 +51,8 @@ from ray.job_config import JobConfig
 from layerrank.jobs.cluster.errors import (
     InWorkerError,
     WorkerDiedError,
-    sockets_in_tmpdir,
+    raised_within,
+    sockets_in,
     travelling,
 )
 from layerrank.jobs.cluster.left import at_work_in, descendants, end_all
@@ -76,9 +78,10 @@ _POLL_SECONDS = 5.0
 _TELL_SECONDS = 1.0
 _NAMESPACE = "layerrank"
 _AT_WORK, _COUNTED = "at-work-", "counted-"  # of the keys of what a process tells of a plan
-# How often Ray waits 40 s for a cluster that it joins: by itself 20 times.
+# How often Ray waits 40 s for a cluster that it joins, by itself 20 times; and how many seconds for
+# one that it starts.
 _TRIES = "RAY_gcs_server_port_wait_time_s"
-_ROW = struct.Struct("5q")  # of a unit: its number, and what was counted of it
+_ROW = struct.Struct("6q")  # of a unit: its number, and what was counted of it
 _JOIN_SECONDS = 55.0  # until a cluster that does not answer is not there
 _START_SECONDS = 240.0  # until one of this machine has started, which a busy one takes long for
 _STOP_SECONDS = 8.0
@@ -87,10 +90,12 @@ _LOOK_SECONDS = 0.5  # between two looks at the processes that Ray itself is mad
 _INTERRUPTED_SECONDS = 3.0  # until a plan that was interrupted has ended
 _ONE: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}  # a batch is one unit
 _ATTEMPTS = 3  # of a unit whose worker died, and of actors that die as they start
+_SILENT_BEATS = 4.0  # after which a process may have died: it tells of itself at each
 _STARTING = -1  # in place of the number of a unit
 _SHUFFLING = -2
 _DIED = (NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError)
-_TOKEN = secrets.token_hex(32)  # of clusters of this machine; Ray reads it once in a process
+_TOKEN = secrets.token_hex(32)  # of clusters of this machine
+_RAYS = str(Path(ray.__file__).parent)  # where its programs lie
 _VITAL = ("gcs_server", "raylet")  # of the processes of a cluster of this machine
 # Units inside an actor: one in the model, the others being written. A GPU makes vectors several
 # times faster than one thread writes them.
@@ -115,6 +120,10 @@ class RayCluster:
     _folder: str = ""  # of Ray's files on this machine, if it starts here
     _keeps: bool = False  # the folder, for its logs
     _plan: str = ""  # the one that was begun last
+    _beat: float = 30.0  # seconds between two times that a process tells of itself
+    # A process -> what time it has told last, by its own clock, and when that was new here.
+    _heard: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _told_ray: list[str] = field(default_factory=list)  # the variables that were set for it
     _mine: str = field(default_factory=lambda: f"{uuid.uuid4().hex}-")  # what its plans begin with
     name = "ray"
 
@@ -217,25 +226,30 @@ class RayCluster:
         WorkerDiedError if more have taken up one of them than attempts are made: but for the last,
         these have died. Beside `actors` that start now, so have those that began to.
         """
-        found: _UnderWay = {}
+        found, now = _UnderWay(), time.monotonic()
         for content in self._told(_AT_WORK):
-            who, cpu_seconds, units = json.loads(content)
+            who, told_at, cpu_seconds, units = json.loads(content)
+            if who not in self._heard or self._heard[who][0] != told_at:
+                self._heard[who] = told_at, now
+            is_there = now - self._heard[who][1] < _SILENT_BEATS * self._beat
             for number, counts in units:
-                found.setdefault(number, []).append(Sign(who, Counts(*counts), cpu_seconds))
+                sign = Sign(who, Counts(*counts), cpu_seconds, is_there)
+                found.setdefault(number, []).append(sign)
         for number, signs in found.items():
             lasting = actors - 1 if number == _STARTING else 0
             if len(signs) - lasting > _ATTEMPTS and not shuffles:
                 raise _died(", ".join(sign.worker for sign in signs))
-        found.pop(_STARTING, None)
-        if shuffles and not found:  # tasks of Ray's own, which tell nothing, fill its store
+        if shuffles and not any(sign.is_there for signs in found.values() for sign in signs):
+            # Tasks of Ray's own, which tell nothing, fill its store.
             held = Counts(int(ray.available_resources().get("object_store_memory", 0)))
             found[_SHUFFLING] = [Sign("no task of a shuffle ends", held, 0.0)]
         return found
 
     def _numbered(self, units: Sequence[Any]) -> list[_Unit]:
         self._plan = f"{self._mine}{uuid.uuid4().hex}-"
-        beat = Watch(self.stall_seconds, len(units)).pause
-        return [_Unit(self._plan, number, unit, beat) for number, unit in enumerate(units)]
+        self._beat = Watch(self.stall_seconds, len(units)).pause
+        self._heard.clear()
+        return [_Unit(self._plan, number, unit, self._beat) for number, unit in enumerate(units)]
 
     def _results(
         self, plan: ray.data.Dataset, total: int, *, actors: int = 0, shuffles: bool = False
@@ -267,7 +281,8 @@ class RayCluster:
             self.close()  # what comes after, as of another checkpoint, begins anew
             raise
         finally:
-            _interrupt(taking)
+            if not _interrupt(taking):
+                self.close()  # with it ends what would write on
             if self._plan and self._aside:  # one that was told to end with us does not answer
                 with suppress(TimeoutError):
                     self._aside.do(partial(_forget, self._plan), _SOON_SECONDS)
@@ -309,6 +324,8 @@ class RayCluster:
             aside.do(partial(self._leave, self._started), patience)
         aside.end()
         worker.print_to_stdstream = _printed
+        while self._told_ray:  # another cluster, or one that starts, is told something else
+            os.environ.pop(self._told_ray.pop(), None)
         self._started = False
         if folder := self._folder:
             end_all(partial(_of_cluster, folder))
@@ -323,6 +340,25 @@ class RayCluster:
             _forget(self._mine)  # what was told of a plan after its end
         ray.shutdown()
 
+    def _tell_ray(self, **variables: str) -> None:
+        """Set variables for Ray and its workers until it is left, unless the user has set them."""
+        for name in variables.keys() - os.environ.keys():
+            os.environ[name] = variables[name]
+            self._told_ray.append(name)
+
+    def _prepare_here(self) -> None:
+        """Make the folder of a cluster of this machine, and let nobody else in.
+
+        The name is short: a path of a socket has 107 bytes at most.
+        """
+        within = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+        within.mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.mkdtemp(prefix="lr-", dir=within)
+        # By itself Ray gives up after 30 s; a busy machine takes longer.
+        self._tell_ray(**{_TRIES: f"{_START_SECONDS:.0f}", "RAY_AUTH_MODE": "token"})
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            self._tell_ray(RAY_AUTH_TOKEN=_TOKEN)
+
     def _start(self) -> None:
         """Start a local cluster or join the one at `address`; nothing if that was done before."""
         if self._started:
@@ -331,20 +367,22 @@ class RayCluster:
         # of this machine: what comes from there is imported before.
         for name in self.preload:
             import_module(name)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # A worker does the user's work: it is no less urgent than what else runs here.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # One that has imported what the stages need is kept for the next stage.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # Workers inherit this. glibc otherwise keeps a heap per thread, and an actor that writes
-        # one shard while it computes the next grows with the corpus (1.5 GiB instead of 1.1 at
-        # 40,000).
-        os.environ.setdefault("MALLOC_ARENA_MAX", "1")
-        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if self.verbose else "1")
+        self._tell_ray(
+            RAY_USAGE_STATS_ENABLED="0",
+            # A worker does the user's work: it is no less urgent than what else runs here.
+            RAY_worker_niceness="0",
+            # One that has imported what the stages need is kept for the next stage.
+            RAY_idle_worker_killing_time_threshold_ms="600000",
+            # Workers inherit this. glibc otherwise keeps a heap per thread, and an actor that
+            # writes one shard while it computes the next grows with the corpus (1.5 GiB instead of
+            # 1.1 at 40,000).
+            MALLOC_ARENA_MAX="1",
+            RAY_DATA_DISABLE_PROGRESS_BARS="0" if self.verbose else "1",
+        )
         if self.verbose:
             logging.basicConfig(level=logging.INFO, stream=sys.stderr)
         else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            self._tell_ray(RAY_BACKEND_LOG_LEVEL="fatal")
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             # Errors reach the user through the exception, as one line.
             logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -356,32 +394,40 @@ class RayCluster:
             "job_config": JobConfig(_py_driver_sys_path=_WorkerPath([str(HOME)])),
         }
         if self.address is None:
-            self._folder = tempfile.mkdtemp(prefix="lr-ray-", dir=os.environ.get("RAY_TMPDIR"))
+            self._prepare_here()
             start: Callable[[], Any] = partial(_start_here, self._folder, **options)
             seconds = _START_SECONDS
         else:
             if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
                 # Workers need no installed wheel.
                 options["runtime_env"] = {"py_modules": [str(HOME / "layerrank")]}
-            os.environ.setdefault(_TRIES, "1")
+            self._tell_ray(**{_TRIES: "1"})
             self.say(f"  joining the Ray cluster at {self.address}")
-            start, seconds = partial(_join, self.address, **options), _JOIN_SECONDS
+            start, seconds = partial(ray.init, address=self.address, **options), _JOIN_SECONDS
         if not self.verbose:
             worker.print_to_stdstream = lambda *_, **__: None  # what Ray tells of its workers
+        if not ray.is_initialized():
+            # What it keeps of the variables of a cluster before, its mode first: else a thread that
+            # is left of that one may want a token that is not there.
+            Config.initialize("")
+            AuthenticationTokenLoader.instance().reset_cache()
         self._aside = _Aside()
+        variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
         try:
-            with _stderr_held_back(self.verbose, self._folder), sockets_in_tmpdir():
+            with _stderr_held_back(self.verbose, self._folder), sockets_in(variable):
                 self._aside.do(start, seconds)
         except ConfigError:
+            self.close()
             raise
         except Exception as error:
+            folder, self._keeps = self._folder, True
+            self.close()
             why = str(error) or f"no answer in {seconds:.0f} s"
             if self.address is not None:
                 at = f"the Ray cluster at {self.address}"
                 raise ConfigError(f"cannot reach {at}: {why}") from error
-            self._keeps = True
             raise EngineError(
-                f"Ray did not start on this machine: {why}; its logs stay in {self._folder}; "
+                f"Ray did not start on this machine: {why}; its logs stay in {folder}; "
                 "`--engine process` does without Ray"
             ) from error
         self._started = True
@@ -459,12 +505,16 @@ def _take(plan: ray.data.Dataset, found: SimpleQueue[Any]) -> None:
             found.put(error)
 
 
-def _interrupt(taking: threading.Thread) -> None:
-    """End a plan that nobody waits for any more, as Ctrl-C would if it ran in the main thread."""
+def _interrupt(taking: threading.Thread) -> bool:
+    """End a plan that nobody waits for any more, as Ctrl-C would if it ran in the main thread.
+
+    Whether it has ended: it may wait for what does not answer.
+    """
     if taking.is_alive():
         name = ctypes.c_ulong(taking.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(name, ctypes.py_object(KeyboardInterrupt))
         taking.join(_INTERRUPTED_SECONDS)
+    return not taking.is_alive()
 
 
 def _of_ray(error: Exception) -> Exception:
@@ -472,7 +522,9 @@ def _of_ray(error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, _DIED):
         cause = getattr(cause, "cause", None) or cause.__cause__
-    if cause is None:
+    # An actor that could not be made, as of a module that is not there, has died of no want.
+    is_of_making = getattr(cause, "actor_init_failed", False) and raised_within(str(cause))
+    if cause is None or is_of_making:
         return error
     return _died(" ".join(str(cause).split()))
 
@@ -490,26 +542,26 @@ class _Looks:
 
     def __init__(self, look: Callable[[int, bool], _UnderWay]) -> None:
         self._look = look
-        self._found: _UnderWay | EngineError = {}
+        self._found: _UnderWay | Exception = {}
         self._thread = threading.Thread()
 
     def last(self, actors: int, shuffles: bool) -> _UnderWay:
-        """Return what was found last, and look again; EngineError if it cannot go on."""
+        """Return what was found last, and look again; raise what ended a look."""
         if not self._thread.is_alive():
             given = actors, shuffles
             self._thread = threading.Thread(target=self._see, args=given, daemon=True)
             self._thread.start()
         self._thread.join(_LOOK_SECONDS)
-        if isinstance(self._found, EngineError):
+        if isinstance(self._found, Exception):
             raise self._found
         return self._found
 
     def _see(self, actors: int, shuffles: bool) -> None:
-        with suppress(RayError, OSError):  # what is seen stays as it was
-            try:
+        try:
+            with suppress(RayError, OSError):  # what is seen stays as it was
                 self._found = self._look(actors, shuffles)
-            except EngineError as error:
-                self._found = error
+        except Exception as error:  # noqa: BLE001  (raised again by who waits)
+            self._found = error
 
 
 def _packed(value: object, column: str) -> pa.Table:
@@ -561,7 +613,7 @@ class _Actor:
     def __init__(self, make: Make, starting: _Unit) -> None:
         self._failed: _Failed | None = None
         try:
-            with _teller().at_work(starting):
+            with _teller().at_work(starting) as tell, counting(tell):
                 self._worker = make()
         except Exception as error:  # noqa: BLE001  (raised again in the driver)
             self._failed = _Failed(travelling(error))
@@ -613,7 +665,7 @@ class _Teller:
 
     def _tell_work(self) -> None:
         units = [(number, self._counts.get(number, Counts())) for number in [*self._at_work]]
-        content = json.dumps([self._worker, time.process_time(), units])
+        content = json.dumps([self._worker, time.monotonic(), time.process_time(), units])
         self._put(_AT_WORK, content.encode())
 
     def _put(self, kind: str, content: bytes) -> None:
@@ -656,22 +708,14 @@ class _Aside:
                 done.set_exception(error)
 
 
-def _join(address: str, **options: Any) -> None:  # noqa: ANN401  (those of ray.init)
-    ray.init(address=address, **options)
-
-
 def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of ray.init)
     """Start Ray on this machine, for this process and its user alone.
 
     Its files lie in a folder of ours, since Ray lets everybody into its own; it listens on the
-    loopback, and takes requests with a token that nobody else knows. It waits for itself as long as
-    a busy machine takes: by itself it gives up after 30 s.
+    loopback, and takes requests with a token that nobody else knows.
     """
     replaced = {"resolve_ip_for_localhost": str, "get_node": _node_when_there}
     before = {name: getattr(services, name) for name in replaced}
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", f"{_START_SECONDS:.0f}")
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
     for name, function in replaced.items():
         setattr(services, name, function)
     try:
@@ -679,7 +723,7 @@ def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of
             address="local",
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(Path(folder, "ray")),
+            _temp_dir=str(Path(folder, "r")),
             _node_ip_address="127.0.0.1",
             **options,
         )
@@ -706,7 +750,7 @@ def _node_when_there(*named: Any) -> Any:  # noqa: ANN401  (those of Ray's funct
 
 def _of_cluster(folder: str) -> set[int]:
     """Return the processes of the cluster of this machine whose files lie in a folder."""
-    found = at_work_in(folder)
+    found = at_work_in(folder, _RAYS)
     return found | descendants(*found)
 
 

@@ -15,13 +15,15 @@ from typing import NamedTuple
 class Counts(NamedTuple):
     """What is done of a unit, or of all: texts or other work, and the tokens of it.
 
-    Of `known` texts, done or not, it is known that they have `known_tokens`.
+    Of `known` texts, done or not, it is known that they have `known_tokens`. `waits` is how often
+    somebody else was seen to go on with what the unit waits for.
     """
 
     done: int = 0
     tokens: int = 0
     known: int = 0
     known_tokens: int = 0
+    waits: int = 0
 
 
 Tell = Callable[[Counts], object]
@@ -48,6 +50,11 @@ def count(done: int, tokens: int = 0) -> None:
 def expect(texts: int, tokens: int) -> None:
     """Say of how many texts of this thread's unit it is known how many tokens they have."""
     _add(Counts(known=texts, known_tokens=tokens))
+
+
+def wait() -> None:
+    """Say that what this thread's unit waits for goes on."""
+    _add(Counts(waits=1))
 
 
 def _add(more: Counts) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 _CPU_SHARE = 0.005
 
 _STARTING_SECONDS = 60.0  # that workers may take to start and import, at least
+_STOOD_PAUSES = 3.0  # between two looks: the driver itself did not go on
 
 
 class EngineError(RuntimeError):
@@ -32,11 +33,15 @@ class StalledError(EngineError):
 
 
 class Sign(NamedTuple):
-    """What is known of the process that has a unit: its name, and what it has done by now."""
+    """What is known of the process that has a unit: its name, and what it has done by now.
+
+    One that may have died, with its machine perhaps, is not known to be there.
+    """
 
     worker: str
     counts: tuple[int, ...]
     cpu_seconds: float
+    is_there: bool = True
 
 
 class _Last(NamedTuple):
@@ -92,8 +97,12 @@ class Watch:
     def look(self, under_way: Mapping[int, list[Sign]]) -> None:
         """Compare what is known of the units under way with what was; StalledError if one stands.
 
-        Several processes have a unit where one of them has died.
+        Several processes have a unit where one of them has died, and it may wait for a new one: so
+        a unit stands that a process is there for, or any when nothing goes on. What passes while
+        the driver is stopped, or its machine sleeps, is not counted.
         """
+        if self.clock() - max(self._at, self._looked) > _STOOD_PAUSES * self.pause:
+            self.resume()
         now = self._looked = self.clock()
         found = {}
         for number in under_way.keys() - self._done:
@@ -104,11 +113,16 @@ class Watch:
                 self._at = now
             found[number] = last
         self._last = found
-        for number, last in found.items():
-            if now - last.at > self.seconds:
-                who = " and ".join(last.signs)
+        there = {
+            number: [sign.worker for sign in under_way[number] if sign.is_there] for number in found
+        }
+        is_quiet = now - self._at > self.seconds
+        for number in sorted(found, key=lambda each: not there[each]):
+            seconds = now - found[number].at
+            if seconds > self.seconds and (there[number] or is_quiet):
+                who = " and ".join(there[number] or found[number].signs)
                 at = f" stands at piece {number + 1} of {self.total}" if number >= 0 else ""
-                raise _stalled(f"{who}{at}", now - last.at)
+                raise _stalled(f"{who}{at}", seconds)
         if not found and now - self._at > max(self.seconds, _STARTING_SECONDS):
             left = self.total - len(self._done)
             raise _stalled(f"no worker has taken up the {left} pieces left", now - self._at)

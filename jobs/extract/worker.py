@@ -142,7 +142,7 @@ def load(subject: Subject, config: RunConfig, device: TorchDevice) -> Backend:
 
     Or if its two norms have other numbers of features and both are wanted.
     """
-    model = load_backend(local(subject, config.storage), torch.device(device))
+    model = load_backend(local(subject, config.storage, wait=tally.wait), torch.device(device))
     raw, final = model.shape.hidden_size, model.final_size
     norms, _ = kept_vectors(config, CLEAN)
     if len(norms) > 1 and raw != final:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,10 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from filelock import FileLock
 
+from layerrank.jobs.cluster import tally
+from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import StorageConfig, SubjectConfig
 from layerrank.jobs.subjects import check, local, resolve, shape_of, subject, subject_identity
@@ -112,6 +116,32 @@ def test_many_fetch_at_once_and_each_file_is_whole(
     assert len(fetched) == len({*fetched})
     for file in checkpoint.iterdir():
         assert (Path(folders[0]) / file.name).read_bytes() == file.read_bytes()
+
+
+def test_who_waits_for_a_download_tells_of_it_while_it_goes_on(
+    one: Subject, storage: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerrank.storage.checkpoint._WAIT_SECONDS", 0.01)
+    folder = Path(local(one, storage, weights=False).folder or "")
+    part, told, seen = folder / f".{WEIGHTS}.part", list[Counts](), list[int]()
+    with ThreadPoolExecutor(1) as pool, FileLock(folder / f".{WEIGHTS}.lock") as lock:
+
+        def wait() -> None:
+            with tally.counting(told.append):
+                local(one, storage, wait=tally.wait)
+
+        waiting = pool.submit(wait)
+        for size in range(1, 4):
+            part.write_bytes(b"x" * size)
+            time.sleep(0.1)
+            seen.append(len(told))
+        time.sleep(0.2)
+        assert len(told) == seen[-1]  # it stands
+        lock.release()
+        waiting.result()
+    assert seen == sorted({*seen})
+    assert told[-1].waits == len(told)
+    assert (folder / WEIGHTS).is_file()
 
 
 def test_a_gguf_file_and_an_adapter_in_object_storage(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from layerrank.jobs.cluster import console
 from layerrank.jobs.cluster.cluster import Cluster
 from layerrank.jobs.cluster.console import Pace, Progress
-from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in_tmpdir
+from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in
 from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
 from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.blocks import ConfigError
@@ -278,10 +278,10 @@ def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with (
         pytest.raises(ConfigError, match=rf"{tmp_path}.*TMPDIR") as caught,
-        sockets_in_tmpdir(),
+        sockets_in(),
         socket.socket(socket.AF_UNIX) as made,
     ):
         made.bind(str(tmp_path / ("x" * 120)))
     assert explain(caught.value)[1] == USAGE
-    with pytest.raises(OSError, match="other"), sockets_in_tmpdir():
+    with pytest.raises(OSError, match="other"), sockets_in():
         raise OSError("other")

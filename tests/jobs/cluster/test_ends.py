@@ -141,8 +141,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_and_goes_on(
     assert "Traceback" not in said
     assert [*temporary.iterdir()] == []
     temporary.rmdir()
-    claims = (output / "_layerrank").glob("**/locks/*")
-    assert not [each for each in claims if "claim" in each.name]
+    assert not [*(output / "_layerrank" / "locks").glob("run-*")]  # its claim
 
 
 def test_what_is_imported_sets_no_handler() -> None:
@@ -161,7 +160,9 @@ def test_processes_that_are_left_are_found_and_ended(tmp_path: Path) -> None:
         until = time.monotonic() + 10
         while not (children := descendants(process.pid)) and time.monotonic() < until:
             time.sleep(0.01)
-        assert at_work_in(str(tmp_path)) == {process.pid}
+        # What a user reads there with other programs is the user's.
+        assert at_work_in(str(tmp_path), "import subprocess") == {process.pid}
+        assert at_work_in(str(tmp_path), "/ray/") == set()
         end_all(lambda: descendants(os.getpid()) & {process.pid, *children})
         assert process.wait(10) == -signal.SIGKILL
     assert not descendants(os.getpid()) & children
@@ -171,15 +172,21 @@ def test_processes_that_are_left_are_found_and_ended(tmp_path: Path) -> None:
 
 
 def watched(*looks: tuple[float, dict[int, list[Sign]]]) -> None:
-    """Look at signs at times, in seconds; 100 without one are too many."""
-    clock = iter([0.0, *(at for at, _ in looks)])
-    watch = Watch(100, 5, lambda: next(clock))
-    for _, signs in looks:
+    """Look at signs as they change at times, in seconds; 100 without one are too many."""
+    now = [0.0]
+    watch, before = Watch(100, 5, lambda: now[0]), looks[0][1]
+    for at, signs in looks:
+        while now[0] + 5 < at:
+            now[0] += 5
+            watch.look(before)
+        now[0], before = at, signs
         watch.look(signs)
 
 
-def sign(done: int = 0, cpu: float = 0.0, worker: str = "process 7 of a") -> list[Sign]:
-    return [Sign(worker, Counts(done), cpu)]
+def sign(
+    done: int = 0, cpu: float = 0.0, worker: str = "process 7 of a", is_there: bool = True
+) -> list[Sign]:
+    return [Sign(worker, Counts(done), cpu, is_there)]
 
 
 def test_a_unit_without_a_sign_of_life_ends_the_plan() -> None:
@@ -204,12 +211,64 @@ def test_while_the_driver_is_busy_nobody_stands_still() -> None:
     now[0] = 1000
     watch.resume()
     watch.look({3: sign()})
-    now[0] = 1101
+    for now[0] in range(1010, 1101, 10):
+        watch.look({3: sign()})
+    now[0] += 1
     with pytest.raises(StalledError):
         watch.look({3: sign()})
-    with Cluster(Processes(stall_seconds=0.5)) as cluster:
-        for _ in cluster.each("measure", UNITS, abs):
-            time.sleep(0.7)
+    with Cluster(Processes(stall_seconds=1)) as cluster:
+        for _ in cluster.each("measure", UNITS[:3], abs):
+            time.sleep(1.2)
+
+
+@pytest.mark.parametrize("away", [40.0, 1000.0])
+def test_while_the_driver_is_stopped_nobody_stands_still(away: float) -> None:
+    now = [0.0]
+    watch = Watch(100, 5, lambda: now[0])
+    for _ in range(5):
+        watch.look({3: sign()})
+        now[0] += away
+        watch.look({3: sign()})
+    for _ in range(100):
+        now[0] += 1
+        watch.look({3: sign()})
+    now[0] += 1
+    with pytest.raises(StalledError, match="101 s"):
+        watch.look({3: sign()})
+
+
+def test_in_the_order_of_a_plan_each_unit_is_watched_for_itself() -> None:
+    now = [0.0]
+    watch = Watch(100, 5, lambda: now[0])
+    watch.resume()
+    watch.look({0: sign(), 1: sign(worker="process 8 of a")})
+    for number in range(20):  # a result now and then, which somebody writes
+        now[0] += 4
+        watch.done(0 if not number else number + 1)
+        now[0] += 50
+        watch.resume()
+        now[0] += 1
+        watch.look({1: sign(worker="process 8 of a"), number + 2: sign()})
+    now[0] += 1
+    with pytest.raises(StalledError, match="process 8 of a stands at piece 2"):
+        watch.look({1: sign(worker="process 8 of a"), 22: sign()})
+
+
+def test_a_unit_whose_process_may_have_died_waits_while_others_go_on() -> None:
+    gone = sign(is_there=False)
+    others = [(float(at), {3: gone, 4: sign(at)}) for at in range(5, 500, 5)]
+    watched((0, {3: sign()}), *others)
+    with pytest.raises(StalledError, match="process 7 of a stands at piece 4"):
+        watched((0, {3: sign()}), *others, (600, {3: gone}))
+    both = {3: gone, 4: sign(worker="process 8 of a")}
+    with pytest.raises(StalledError, match="process 8 of a stands at piece 5"):
+        watched((0, both), (101, both))
+
+
+def test_workers_that_load_a_model_for_long_are_watched_as_they_do() -> None:
+    watched(*((at, {-1: sign(cpu=at)}) for at in (50.0, 100.0, 150.0, 200.0)))
+    with pytest.raises(StalledError, match="process 7 of a: no sign"):
+        watched((0, {-1: sign()}), (101, {-1: sign()}))
 
 
 def test_a_plan_that_nobody_takes_up_ends() -> None:
@@ -260,7 +319,7 @@ def test_ray_that_does_not_answer_ends_the_run(
             list(cluster.each("measure", UNITS, work))
     (folder,) = [line.split()[-1] for line in told if "logs stay" in line]
     assert Path(folder).stat().st_mode & 0o777 == 0o700
-    assert not at_work_in(folder)
+    assert not at_work_in(folder, "ray")
 
 
 @pytest.mark.slow

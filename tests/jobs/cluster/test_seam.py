@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ import pyarrow as pa
 import pytest
 import ray.data
 import torch
-from ray.exceptions import RpcError
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+from ray.exceptions import RayActorError, RpcError
 
 from layerrank.jobs.cluster import console, on_processes, on_ray, tally
 from layerrank.jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
@@ -30,6 +33,7 @@ from layerrank.jobs.cluster.on_processes import Processes
 from layerrank.jobs.cluster.on_ray import RayCluster
 from layerrank.jobs.cluster.pool import TASK_CPUS, Pool
 from layerrank.jobs.cluster.tally import Counts
+from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.operators.model.subject import ModelUnavailableError
 from tests.support.machines.here import Here
@@ -184,17 +188,19 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def absent(**_: object) -> None:
+        tries.append(os.environ[on_ray._TRIES])
         os.write(2, b"what Ray's native code says while it waits\n")
         raise ConnectionError("nobody there")
 
-    told = list[str]()
+    told, tries, before = list[str](), list[str](), {**os.environ}
     monkeypatch.setattr("ray.init", absent)
-    monkeypatch.setenv(on_ray._TRIES, "")  # which is undone
-    monkeypatch.delenv(on_ray._TRIES)
+    side = RayCluster("10.0.0.1:6379", 0, 600, False, told.append)
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*nobody there"):
-        RayCluster("10.0.0.1:6379", 0, 600, False, told.append).resources(gpu=False)
+        side.resources(gpu=False)
+    assert side._aside is None  # it is closed
     assert ["10.0.0.1:6379" in line for line in told] == [True]
-    assert os.environ[on_ray._TRIES] == "1"
+    assert tries == ["1"]
+    assert {**os.environ} == before  # what another cluster may be told otherwise
     assert capfd.readouterr().err == ""
 
 
@@ -229,6 +235,101 @@ def test_a_unit_that_cannot_be_read_fails_with_what_its_reader_raised() -> None:
     with pytest.raises(InWorkerError) as caught:
         list(on_a_cluster()._results(ended(found), 1))
     assert explain(caught.value) == ("no such text", USAGE)
+
+
+def test_a_start_here_that_fails_is_closed_and_names_the_variable_of_a_long_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, told = tmp_path / "not there yet", list[str]()
+    before = {**os.environ, "RAY_TMPDIR": str(place)}
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+
+    def start(error: Exception, **options: Any) -> None:  # noqa: ANN401
+        told.append(options["_temp_dir"])
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert AuthenticationTokenLoader.instance().get_raw_token() == os.environ["RAY_AUTH_TOKEN"]
+        raise error
+
+    for error, words in (
+        (OSError("AF_UNIX path length cannot exceed 107 bytes"), f"{place}.*RAY_TMPDIR"),
+        (TimeoutError("too busy"), "did not start.*too busy.*logs stay"),
+    ):
+        monkeypatch.setattr("ray.init", partial(start, error))
+        side = RayCluster(None, 0, 600, False, told.append)
+        with pytest.raises((ConfigError, EngineError), match=words):
+            side.resources(gpu=False)
+        assert side._aside is None
+        assert {**os.environ} == before
+        before["RAY_AUTH_TOKEN"] = "b" * 40  # of a user's own
+        monkeypatch.setenv("RAY_AUTH_TOKEN", before["RAY_AUTH_TOKEN"])
+    long, short, said = told
+    assert len(long) - len(str(place)) <= len("/lr-12345678/r")
+    assert not Path(long).parent.exists()
+    assert str(Path(short).parent) in said  # its logs stay
+
+
+def test_an_actor_that_could_not_be_made_did_not_die_of_want() -> None:
+    text = "ray::_MapWorker.__init__()\nModuleNotFoundError: No module named 'mine'"
+    error = RayActorError(error_msg=text, actor_init_failed=True)
+    assert explain(on_ray._of_ray(error)) == ("ModuleNotFoundError: No module named 'mine'", FAILED)
+    assert isinstance(on_ray._of_ray(RayActorError()), WorkerDiedError)
+
+
+def told_by(who: str, at: float, *numbers: int) -> bytes:
+    """Return what a process tells of itself at a time."""
+    return json.dumps([who, at, 0.0, [(number, Counts()) for number in numbers]]).encode()
+
+
+def test_what_a_process_tells_is_known_until_it_falls_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    side, now = on_a_cluster(), [100.0]
+    side._numbered(UNITS)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def there(*told: bytes) -> dict[int, list[bool]]:
+        monkeypatch.setattr(side, "_told", lambda _: told)
+        found = side._under_way(1, shuffles=False)
+        return {number: [sign.is_there for sign in signs] for number, signs in found.items()}
+
+    assert there(told_by("a", 1, 3), told_by("b", 7, -1)) == {3: [True], -1: [True]}
+    now[0] += 60  # two beats
+    assert there(told_by("a", 1, 3), told_by("b", 8, -1)) == {3: [True], -1: [True]}
+    now[0] += 90
+    assert there(told_by("a", 1, 3), told_by("b", 9, 3)) == {3: [False, True]}
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_plan_that_goes_on_when_nobody_waits_ends_with_its_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+
+    def results() -> Iterator[Mock]:
+        yield Mock(block_refs=[on_ray._packed(on_ray._Unit("", 0, 5), "result")])
+        for _ in range(2):
+            with suppress(KeyboardInterrupt):
+                goes_on.wait(60)
+
+    monkeypatch.setattr(on_ray, "_INTERRUPTED_SECONDS", 0.05)
+    monkeypatch.setattr("ray.shutdown", Mock())
+    side = on_a_cluster()
+    found = side._results(Mock(**{"iter_internal_ref_bundles.side_effect": results}), 2)
+    assert next(found) == 5
+    assert isinstance(found, Generator)
+    found.close()
+    goes_on.set()
+    assert side._aside is None
+    assert not side._started
+
+
+def test_whatever_ends_a_look_is_raised_by_who_waits() -> None:
+    def look(_actors: int, _shuffles: bool) -> dict[int, Any]:
+        raise KeyError("worker")
+
+    looks = on_ray._Looks(look)
+    with pytest.raises(KeyError, match="worker"):
+        looks.last(1, False)
 
 
 # processes
@@ -406,8 +507,8 @@ def counted_on_the_way(side: Side, folder: Path) -> list[Counts]:
 def test_what_processes_count_is_seen_before_a_unit_is_done(
     processes: Processes, tmp_path: Path
 ) -> None:
-    assert counted_on_the_way(processes, tmp_path)[-1] == (8, 60, 20, 200)
-    assert processes.counted() == (20, 200, 20, 200)
+    assert counted_on_the_way(processes, tmp_path)[-1] == Counts(8, 60, 20, 200)
+    assert processes.counted() == Counts(20, 200, 20, 200)
     assert len(list(each(processes, square))) == len(UNITS)
     assert processes.counted() == Counts()  # of the plan that was begun last
     assert Processes().counted() == Counts()
@@ -479,7 +580,7 @@ def counted_results(side: Side, folder: Path, stream: io.StringIO) -> Iterator[A
 def test_what_workers_of_ray_count_is_seen_before_a_unit_is_done(tmp_path: Path) -> None:
     with patch.dict(os.environ), Cluster(RayCluster(None, 0, 600, False, print)) as cluster:
         side = cluster.side
-        assert counted_on_the_way(side, tmp_path)[-1] == (8, 60, 20, 200)
+        assert counted_on_the_way(side, tmp_path)[-1] == Counts(8, 60, 20, 200)
         assert side.counted() == Counts()  # nothing is left of it in the cluster
         pool, died = Pool(1, 1, 0.5, 0, 1), tmp_path / "actors"
         died.mkdir()
@@ -499,13 +600,13 @@ def test_of_a_unit_that_several_have_counted_the_most_is_done(
         b"p-3": [],
     }
     store = "ray.experimental.internal_kv."
-    content = {key: b"".join(on_ray._ROW.pack(*row) for row in of) for key, of in rows.items()}
+    content = {key: b"".join(on_ray._ROW.pack(*row, 0) for row in of) for key, of in rows.items()}
     monkeypatch.setattr(f"{store}_internal_kv_list", lambda *_, **__: [*rows, b"p-gone"])
     monkeypatch.setattr(f"{store}_internal_kv_get", lambda key, **_: content.get(key))
     assert on_a_cluster().counted() == Counts()
     side = on_a_cluster()
     side._numbered(UNITS)
-    assert side.counted() == (14, 7, 20, 14)
+    assert side.counted() == Counts(14, 7, 20, 14)
 
 
 # what is told

@@ -263,11 +263,11 @@ def test_every_batch_is_counted_when_its_vectors_are_there(runs: Runs, tmp_path:
     with tally.counting(told.append):
         batch = read(run.root, subject, config, unit)
         tokens = sum(map(len, batch.token_ids))
-        assert told == [(0, 0, unit.prompts, tokens)]
+        assert told == [Counts(0, 0, unit.prompts, tokens)]
         ids = [np.zeros(0, np.int32), *batch.token_ids[1:]]
         made = extractor(batch._replace(token_ids=ids))
-    assert told[1] == (1, 0, unit.prompts, tokens)  # the one without a token
-    assert told[-1] == (unit.prompts, made.tokens, unit.prompts, tokens)
+    assert told[1] == Counts(1, 0, unit.prompts, tokens)  # the one without a token
+    assert told[-1] == Counts(unit.prompts, made.tokens, unit.prompts, tokens)
     assert told == sorted(told)
     least = made.tokens / 256 + 2
     assert len(told) >= least  # a batch is no more
