@@ -80,7 +80,7 @@ CASES: list[Case] = [
     ),
     config("max_tokens 1", {"extract": {"max_tokens": 1}}, "extract.max_tokens", "2", "1"),
     config("max_tokens a word", {"extract": {"max_tokens": "many"}}, "max_tokens", "'many'"),
-    config("max_tokens 10^30", {"extract": {"max_tokens": 10**30}}),
+    config("max_tokens 10^30", {"extract": {"max_tokens": 10**30}}, "max_tokens", "16777216"),
     config("seed negative", {"seed": -1}),
     config("seed 2^70", {"seed": 2**70}),
     config(
