@@ -176,8 +176,9 @@ class _Told:
 
 
 def _require_credentials(uri: str) -> None:
+    given = frozenset(each for each in os.environ.items() if each[0].startswith("AWS_"))
     try:
-        found = _credentials_found()
+        found = _credentials_found(given)
     except BotoCoreError as error:  # a profile that is not there, half of a key
         raise AddressError(f"cannot open {uri}: {error}") from error
     if not found:
@@ -189,7 +190,7 @@ def _require_credentials(uri: str) -> None:
 
 
 @lru_cache(maxsize=1)
-def _credentials_found() -> bool:
+def _credentials_found(_given: frozenset[tuple[str, str]]) -> bool:
     """Whether botocore finds credentials; looking may ask the machine's metadata service."""
     from botocore.session import Session  # noqa: PLC0415  (a tenth of a second, for S3 alone)
 

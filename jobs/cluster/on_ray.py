@@ -714,7 +714,8 @@ def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of
     Its files lie in a folder of ours, since Ray lets everybody into its own; it listens on the
     loopback, and takes requests with a token that nobody else knows.
     """
-    replaced = {"resolve_ip_for_localhost": str, "get_node": _node_when_there}
+    there = partial(_node_when_there, folder)
+    replaced = {"resolve_ip_for_localhost": str, "get_node": there}
     before = {name: getattr(services, name) for name in replaced}
     for name, function in replaced.items():
         setattr(services, name, function)
@@ -736,8 +737,8 @@ _printed = worker.print_to_stdstream
 _get_node: Callable[..., Any] = services.get_node
 
 
-def _node_when_there(*named: Any) -> Any:  # noqa: ANN401  (those of Ray's function)
-    """Return what Ray knows of a node, as soon as it does."""
+def _node_when_there(folder: str, *named: Any) -> Any:  # noqa: ANN401  (those of Ray's function)
+    """Return what Ray knows of a node, as soon as it does; an error where it never will."""
     until = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -745,6 +746,8 @@ def _node_when_there(*named: Any) -> Any:  # noqa: ANN401  (those of Ray's funct
         except RuntimeError:
             if time.monotonic() >= until:
                 raise
+            if not at_work_in(folder, "raylet/raylet"):
+                raise ChildProcessError("its raylet has ended") from None
             time.sleep(0.2)
 
 

@@ -76,8 +76,9 @@ class Going:
 
     def _read(self) -> None:
         assert self.driver.stdout
-        for line in self.driver.stdout:
-            self.lines.append(line.rstrip("\n"))
+        with self.driver.stdout as lines:
+            for line in lines:
+                self.lines.append(line.rstrip("\n"))
 
     def until(self, is_so: Callable[[], object], seconds: float = ENDED) -> bool:
         """Wait until something is so; whether it was before the run ended."""
