@@ -83,7 +83,7 @@ _AT_WORK, _COUNTED = "at-work-", "counted-"  # of the keys of what a process tel
 _TRIES = "RAY_gcs_server_port_wait_time_s"
 _ROW = struct.Struct("6q")  # of a unit: its number, and what was counted of it
 _JOIN_SECONDS = 55.0  # until a cluster that does not answer is not there
-_START_SECONDS = 240.0  # until one of this machine has started, which a busy one takes long for
+_START_SECONDS = 120.0  # until one of this machine has started, which a busy one takes long for
 _STOP_SECONDS = 8.0
 _SOON_SECONDS = 2.0
 _LOOK_SECONDS = 0.5  # between two looks at the processes that Ray itself is made of
@@ -714,8 +714,7 @@ def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of
     Its files lie in a folder of ours, since Ray lets everybody into its own; it listens on the
     loopback, and takes requests with a token that nobody else knows.
     """
-    there = partial(_node_when_there, folder)
-    replaced = {"resolve_ip_for_localhost": str, "get_node": there}
+    replaced = {"resolve_ip_for_localhost": str, "get_node": _node_when_there}
     before = {name: getattr(services, name) for name in replaced}
     for name, function in replaced.items():
         setattr(services, name, function)
@@ -737,8 +736,8 @@ _printed = worker.print_to_stdstream
 _get_node: Callable[..., Any] = services.get_node
 
 
-def _node_when_there(folder: str, *named: Any) -> Any:  # noqa: ANN401  (those of Ray's function)
-    """Return what Ray knows of a node, as soon as it does; an error where it never will."""
+def _node_when_there(*named: Any) -> Any:  # noqa: ANN401  (those of Ray's function)
+    """Return what Ray knows of a node, as soon as it does."""
     until = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -746,8 +745,6 @@ def _node_when_there(folder: str, *named: Any) -> Any:  # noqa: ANN401  (those o
         except RuntimeError:
             if time.monotonic() >= until:
                 raise
-            if not at_work_in(folder, "raylet/raylet"):
-                raise ChildProcessError("its raylet has ended") from None
             time.sleep(0.2)
 
 
