@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +11,12 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from layerrank.jobs.cluster.cluster import choose, open_cluster
+from layerrank.jobs.cluster.cluster import Cluster, Side, choose
 from layerrank.jobs.cluster.console import say
+from layerrank.jobs.cluster.pool import Runner
 from layerrank.jobs.config import Engine, Stage
 from layerrank.jobs.config.run import RunConfig
+from layerrank.jobs.config.settings import ClusterConfig
 from layerrank.jobs.config.stored import continued, record, require_no_conflict, shown
 from layerrank.jobs.extract.stage import extract, require_extracted
 from layerrank.jobs.measure.stage import measure
@@ -99,6 +102,36 @@ def opened(given: RunConfig, where: Where, *, nightly: bool = False) -> Iterator
     with claimed(root, shown(config), partial(require_no_conflict, config, root)), cluster:
         seen.manifests.clear()  # another run may have ended since they were read
         yield Run(config, root, cluster, where.overwrite, given, chosen, seen, where.folder)
+
+
+def open_cluster(
+    engine: Runner,
+    *,
+    address: str | None,
+    config: ClusterConfig,
+    preload: Sequence[str] = (),
+    verbose: bool = False,
+    say: Callable[[str], None],
+) -> Cluster:
+    """Return the cluster of a run; nothing of it is started yet.
+
+    `preload` names the modules that workers need: processes import them once, and with Ray the
+    driver, before it joins.
+    """
+    side: Side
+    if engine == "ray":
+        # Ray takes seconds to import, which a run on processes does without.
+        from layerrank.jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
+        from layerrank.jobs.cluster.ray_session import Session  # noqa: PLC0415
+
+        known = address or os.environ.get("RAY_ADDRESS")
+        session = Session(known, config.wait_seconds, verbose, say, preload)
+        side = RayCluster(session, config.stall_seconds)
+    else:
+        from layerrank.jobs.cluster.on_processes import Processes  # noqa: PLC0415
+
+        side = Processes(preload, stall_seconds=config.stall_seconds, verbose=verbose)
+    return Cluster(side, say)
 
 
 def make(

@@ -126,11 +126,10 @@ def _rankings_of_scores(root: Root) -> list[str]:
 
 def _rebuild(arguments: argparse.Namespace, given: RunConfig, root: Root) -> None:
     """Rank a run and write its report from the tables alone: models and texts may be gone."""
-    from layerrank.jobs.cluster.cluster import open_cluster  # noqa: PLC0415
     from layerrank.jobs.config.stored import continued, require_no_conflict, shown  # noqa: PLC0415
     from layerrank.jobs.probe.stage import own_as_scored  # noqa: PLC0415
     from layerrank.jobs.run import Run  # noqa: PLC0415
-    from layerrank.jobs.whole import rank_and_report  # noqa: PLC0415
+    from layerrank.jobs.whole import open_cluster, rank_and_report  # noqa: PLC0415
     from layerrank.storage.lock import claimed  # noqa: PLC0415
 
     config = continued(given, root)

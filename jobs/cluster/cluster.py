@@ -30,7 +30,7 @@ from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config import Engine
 from layerrank.jobs.config.blocks import ConfigError
-from layerrank.jobs.config.settings import ClusterConfig, Device
+from layerrank.jobs.config.settings import Device
 
 # Tokens through models, at most, of a run that is small: an hour or so of two cores.
 SMALL_TOKENS = 20_000_000
@@ -250,31 +250,3 @@ def _has_gpu() -> bool:
     import torch  # noqa: PLC0415
 
     return torch.cuda.is_available()
-
-
-def open_cluster(
-    engine: Runner,
-    *,
-    address: str | None,
-    config: ClusterConfig,
-    preload: Sequence[str] = (),
-    verbose: bool = False,
-    say: Callable[[str], None],
-) -> Cluster:
-    """Return the cluster of a run; nothing of it is started yet.
-
-    `preload` names the modules that workers need: processes import them once, and with Ray the
-    driver, before it joins.
-    """
-    side: Side
-    if engine == "ray":
-        # Ray takes seconds to import, which a run on processes does without.
-        from layerrank.jobs.cluster.on_ray import RayCluster  # noqa: PLC0415
-
-        known = address or os.environ.get("RAY_ADDRESS")
-        side = RayCluster(known, config.wait_seconds, config.stall_seconds, verbose, say, preload)
-    else:
-        from layerrank.jobs.cluster.on_processes import Processes  # noqa: PLC0415
-
-        side = Processes(preload, stall_seconds=config.stall_seconds, verbose=verbose)
-    return Cluster(side, say)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import duckdb
 
@@ -67,21 +63,6 @@ _OUR_USAGE_ERRORS = (
 )
 # A file that is not there is the user's to mend on the driver; in a worker something was lost.
 _USAGE_ERRORS = (*_OUR_USAGE_ERRORS, FileNotFoundError, PermissionError, duckdb.Error)
-
-
-@contextmanager
-def sockets_in(variable: str = "TMPDIR") -> Iterator[None]:
-    """Say what is wrong if a variable's temporary folder is too long a path for sockets in it."""
-    try:
-        yield
-    except OSError as error:
-        if "AF_UNIX path" not in str(error):
-            raise
-        folder = tempfile.gettempdir() if variable == "TMPDIR" else os.environ[variable]
-        raise ConfigError(
-            f"the path of the temporary folder, {folder}, is too long for the sockets in it: set "
-            f"{variable} to a shorter one, such as /tmp"
-        ) from error
 
 
 def raised_within(told: str) -> tuple[str, str] | None:

@@ -29,6 +29,20 @@ def descendants(*ancestors: int) -> set[int]:
     return found
 
 
+def ended_children() -> set[tuple[int, str]]:
+    """Return the processes, and their programs, that this one has started and that have ended.
+
+    Those that nobody has asked how, that is: the others are gone.
+    """
+    found = set()
+    for process in _processes():
+        with suppress(OSError):
+            state, parent = status(process)[:2]
+            if state == "Z" and int(parent) == os.getpid():
+                found.add((process, (_PROC / str(process) / "comm").read_text().strip()))
+    return found
+
+
 def status(process: int) -> list[str]:
     """Return what the system says of a process from its state on; OSError if it has ended."""
     stat = (_PROC / str(process) / "stat").read_text(errors="replace")

@@ -38,7 +38,6 @@ from joblib import cpu_count
 from layerrank.jobs.cluster.errors import (
     InWorkerError,
     died,
-    sockets_in,
     travelling,
 )
 from layerrank.jobs.cluster.left import status
@@ -52,6 +51,7 @@ from layerrank.jobs.cluster.pool import (
     TorchDevice,
     Work,
     Write,
+    sockets_in,
 )
 from layerrank.jobs.cluster.tally import Counts, counting
 from layerrank.jobs.cluster.watch import Sign, Watch

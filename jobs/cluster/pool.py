@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,3 +52,18 @@ class Pool:
     def device(self) -> TorchDevice:
         """The torch device of the actors."""
         return "cuda" if self.num_gpus else "cpu"
+
+
+@contextmanager
+def sockets_in(variable: str = "TMPDIR") -> Iterator[None]:
+    """Say what is wrong if a variable's temporary folder is too long a path for sockets in it."""
+    try:
+        yield
+    except OSError as error:
+        if "AF_UNIX path" not in str(error):
+            raise
+        folder = tempfile.gettempdir() if variable == "TMPDIR" else os.environ[variable]
+        raise ConfigError(
+            f"the path of the temporary folder, {folder}, is too long for the sockets in it: set "
+            f"{variable} to a shorter one, such as /tmp"
+        ) from error

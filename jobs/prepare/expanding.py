@@ -10,10 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-_STRUCT, _NUMBERS = (
-    12,
-    range(3, 7),
-)  # types of Thrift's fields: of a page's header there are no others
+_STRUCT, _NUMBERS = 12, range(3, 7)  # types of the fields of a page's header, in Thrift
 _DICTIONARY, _BATCH = "dictionary", "record batch"  # types of messages
 # Fields of the tables Message, DictionaryBatch and RecordBatch; and the bytes of a Buffer.
 _HEADER, _DATA, _BUFFERS, _COMPRESSION, _BUFFER = 2, 1, 2, 3, 16

@@ -223,10 +223,9 @@ def _files_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def _run(config: dict[str, Any], folder: Path) -> Run:
-    from layerrank.jobs.cluster.cluster import open_cluster
     from layerrank.jobs.config.run import RunConfig
     from layerrank.jobs.run import Run, open_root
-    from layerrank.jobs.whole import WORKERS
+    from layerrank.jobs.whole import WORKERS, open_cluster
 
     parsed = RunConfig.model_validate(config)
     cluster = open_cluster(

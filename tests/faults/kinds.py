@@ -167,6 +167,7 @@ STRIKES: dict[str, Strike] = {
 _OF_THE_DRIVER = ("driver killed", "SIGTERM")
 
 _NO_START = "^layerrank: .*Ray did not start on this machine"
+_NO_WORD = "^layerrank: this process was ended as Ray started"
 _NO_SIGN = "(process {process} of .*|no worker has taken up .*): no sign of life"
 _IN_A_LINE = Ends((FAILED,), "^layerrank: ", survives=True)
 # Kind -> how such a run may end.
@@ -174,7 +175,9 @@ ENDS: dict[str, Ends] = {
     "driver killed": Ends((-signal.SIGKILL,)),
     "actor killed": Ends((FAILED,), "^layerrank: .* died", survives=True),
     "worker killed": Ends((FAILED,), "^layerrank: .* died", survives=True),
-    "raylet killed": Ends((FAILED,), f"^layerrank: .*raylet, process {{process}} |{_NO_START}"),
+    "raylet killed": Ends(
+        (FAILED,), f"^layerrank: .*raylet, process {{process}} |{_NO_START}|{_NO_WORD}"
+    ),
     "GCS killed": Ends((FAILED,), f"^layerrank: .*gcs_server, process {{process}} |{_NO_START}"),
     "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
     "actor stopped": Ends((FAILED,), f"^layerrank: .*{_NO_SIGN}", survives=True),

@@ -30,7 +30,7 @@ TRIED = STAGES[DRAWN % len(STAGES) :][:1] if COMMIT else STAGES
 RAY = kinds.RAY[DRAWN % 2 :: 2] if COMMIT else kinds.RAY
 MOMENTS = [(DRAWN + n) % kinds.MOMENTS for n in range(kinds.MOMENTS)]
 AT_MOST = 24  # points: for a stage of more the commit draws which part of them
-ROUNDS = 105  # of some fourteen operations, for each kind
+ROUNDS = 120  # of some fourteen operations, for each kind
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 whole = pytest.mark.skipif(bool(COMMIT), reason="`make faults` tries it")
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from layerrank.jobs.cluster import console
 from layerrank.jobs.cluster.cluster import Cluster
 from layerrank.jobs.cluster.console import Pace, Progress
-from layerrank.jobs.cluster.errors import USAGE, explain, sockets_in
-from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool
+from layerrank.jobs.cluster.errors import USAGE, explain
+from layerrank.jobs.cluster.pool import TASK_CPUS, CannotScheduleError, Pool, sockets_in
 from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.config.blocks import ConfigError
 from layerrank.jobs.config.settings import Device

@@ -24,6 +24,7 @@ from layerrank.jobs.cluster.left import at_work_in, descendants, end_all
 from layerrank.jobs.cluster.on_processes import Processes
 from layerrank.jobs.cluster.on_ray import RayCluster
 from layerrank.jobs.cluster.pool import Pool
+from layerrank.jobs.cluster.ray_session import Session
 from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.cluster.watch import EngineError, Sign, StalledError, Watch
 from tests.conftest import offline_environment, write_config
@@ -315,7 +316,7 @@ def test_ray_that_does_not_answer_ends_the_run(
 ) -> None:
     told = list[str]()
     with pytest.raises(error, match=words):  # noqa: SIM117
-        with Cluster(RayCluster(None, 0, 10, False, told.append)) as cluster:
+        with Cluster(RayCluster(Session(None, 0, False, told.append), 10)) as cluster:
             list(cluster.each("measure", UNITS, work))
     (folder,) = [line.split()[-1] for line in told if "logs stay" in line]
     assert Path(folder).stat().st_mode & 0o777 == 0o700
@@ -333,7 +334,7 @@ def test_an_actor_may_die_once_but_not_again_and_again(tmp_path: Path) -> None:
         make = partial(partial, work)
         return sorted(cluster.actors("extract", UNITS, make, pool, feed=int))
 
-    side = RayCluster(None, 0, 20, False, print)
+    side = RayCluster(Session(None, 0, False, print), 20)
     try:
         assert made(side, partial(die_once, tmp_path)) == UNITS
         with pytest.raises(WorkerDiedError, match=r"extract: workers died.*process \d+"):
@@ -346,11 +347,11 @@ def test_an_actor_may_die_once_but_not_again_and_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "http://127.0.0.1:1"])
 def test_an_address_where_nobody_answers_is_named_in_time(address: str) -> None:
     code = (
-        "from layerrank.jobs.cluster.on_ray import RayCluster\n"
+        "from layerrank.jobs.cluster.ray_session import Session\n"
         "from layerrank.jobs.cluster.errors import explain\n"
         "import json, os\n"
         "try:\n"
-        f"    RayCluster({address!r}, 0, 600, False, lambda _: None).resources(gpu=False)\n"
+        f"    Session({address!r}, 0, False, lambda _: None).start()\n"
         "except Exception as error:\n"
         "    print(json.dumps(explain(error)), flush=True)\n"
         "os._exit(0)\n"

@@ -25,13 +25,14 @@ import torch
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError, RpcError
 
-from layerrank.jobs.cluster import console, on_processes, on_ray, tally
+from layerrank.jobs.cluster import console, on_processes, on_ray, ray_session, tally
 from layerrank.jobs.cluster.cluster import SMALL_TOKENS, Cluster, Side, choose
 from layerrank.jobs.cluster.console import Progress
 from layerrank.jobs.cluster.errors import FAILED, USAGE, InWorkerError, WorkerDiedError, explain
 from layerrank.jobs.cluster.on_processes import Processes
 from layerrank.jobs.cluster.on_ray import RayCluster
 from layerrank.jobs.cluster.pool import TASK_CPUS, Pool
+from layerrank.jobs.cluster.ray_session import Session
 from layerrank.jobs.cluster.tally import Counts
 from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config.blocks import ConfigError
@@ -126,7 +127,8 @@ def recorder(monkeypatch: pytest.MonkeyPatch, no_ray: None) -> Mock:
 
 
 def on_a_cluster() -> RayCluster:
-    return RayCluster(None, 0, 600, False, print, _started=True, _aside=on_ray._Aside())
+    started = Session(None, 0, False, print, _started=True, _aside=ray_session._Aside())
+    return RayCluster(started, 600)
 
 
 def asked(recorder: Mock) -> list[tuple[str, dict[str, Any]]]:
@@ -188,16 +190,16 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def absent(**_: object) -> None:
-        tries.append(os.environ[on_ray._TRIES])
+        tries.append(os.environ[ray_session._TRIES])
         os.write(2, b"what Ray's native code says while it waits\n")
         raise ConnectionError("nobody there")
 
     told, tries, before = list[str](), list[str](), {**os.environ}
     monkeypatch.setattr("ray.init", absent)
-    side = RayCluster("10.0.0.1:6379", 0, 600, False, told.append)
+    side = RayCluster(Session("10.0.0.1:6379", 0, False, told.append), 600)
     with pytest.raises(ConfigError, match=r"10\.0\.0\.1:6379.*nobody there"):
         side.resources(gpu=False)
-    assert side._aside is None  # it is closed
+    assert side.session._aside is None  # it is closed
     assert ["10.0.0.1:6379" in line for line in told] == [True]
     assert tries == ["1"]
     assert {**os.environ} == before  # what another cluster may be told otherwise
@@ -205,8 +207,8 @@ def test_a_cluster_that_is_not_there_is_waited_for_once_and_told_in_one_line(
 
 
 def test_only_somebody_elses_cluster_may_grow() -> None:
-    assert not RayCluster(None, 0, 600, False, print).may_grow
-    assert RayCluster("auto", 0, 600, False, print).may_grow
+    assert not RayCluster(Session(None, 0, False, print), 600).may_grow
+    assert RayCluster(Session("auto", 0, False, print), 600).may_grow
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -255,10 +257,10 @@ def test_a_start_here_that_fails_is_closed_and_names_the_variable_of_a_long_fold
         (TimeoutError("too busy"), "did not start.*too busy.*logs stay"),
     ):
         monkeypatch.setattr("ray.init", partial(start, error))
-        side = RayCluster(None, 0, 600, False, told.append)
+        side = RayCluster(Session(None, 0, False, told.append), 600)
         with pytest.raises((ConfigError, EngineError), match=words):
             side.resources(gpu=False)
-        assert side._aside is None
+        assert side.session._aside is None
         assert {**os.environ} == before
         before["RAY_AUTH_TOKEN"] = "b" * 40  # of a user's own
         monkeypatch.setenv("RAY_AUTH_TOKEN", before["RAY_AUTH_TOKEN"])
@@ -266,6 +268,43 @@ def test_a_start_here_that_fails_is_closed_and_names_the_variable_of_a_long_fold
     assert len(long) - len(str(place)) <= len("/lr-12345678/r")
     assert not Path(long).parent.exists()
     assert str(Path(short).parent) in said  # its logs stay
+
+
+def test_a_raylet_that_ends_as_ray_starts_is_named_and_one_of_before_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "raylet").symlink_to("/bin/true")
+    ended = list[subprocess.Popen[bytes]]()
+
+    def wait_for_raylet(**_: object) -> None:
+        ended.append(subprocess.Popen([tmp_path / "raylet"]))
+        never.wait()
+
+    for _ in range(2):  # the second time, one that has ended is there before
+        never = threading.Event()
+        monkeypatch.setattr("ray.init", wait_for_raylet)
+        session = Session(None, 0, False, lambda _: None)
+        with pytest.raises(EngineError, match=r"its raylet, process \d+, has ended") as caught:
+            session.start()
+        assert f"process {ended[-1].pid}," in str(caught.value)
+        never.set()
+    assert [each.wait() for each in ended] == [0, 0]
+
+
+@pytest.mark.parametrize(("code", "tells"), [("pass", False), ("os._exit(1)", True)])
+def test_a_process_that_ray_ends_as_it_starts_has_a_cause(code: str, tells: bool) -> None:
+    script = (
+        "import os\n"
+        "from layerrank.jobs.cluster import ray_session\n"
+        "with ray_session._end_told(False, 'here'), ray_session._stderr_held_back(False, ''):\n"
+        f"    {code}\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == int(tells)
+    assert ("raylet" in ended.stderr) == tells
 
 
 def test_an_actor_that_could_not_be_made_did_not_die_of_want() -> None:
@@ -319,8 +358,8 @@ def test_a_plan_that_goes_on_when_nobody_waits_ends_with_its_cluster(
     assert isinstance(found, Generator)
     found.close()
     goes_on.set()
-    assert side._aside is None
-    assert not side._started
+    assert side.session._aside is None
+    assert not side.session._started
 
 
 def test_whatever_ends_a_look_is_raised_by_who_waits() -> None:
@@ -578,7 +617,10 @@ def counted_results(side: Side, folder: Path, stream: io.StringIO) -> Iterator[A
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_what_workers_of_ray_count_is_seen_before_a_unit_is_done(tmp_path: Path) -> None:
-    with patch.dict(os.environ), Cluster(RayCluster(None, 0, 600, False, print)) as cluster:
+    with (
+        patch.dict(os.environ),
+        Cluster(RayCluster(Session(None, 0, False, print), 600)) as cluster,
+    ):
         side = cluster.side
         assert counted_on_the_way(side, tmp_path)[-1] == Counts(8, 60, 20, 200)
         assert side.counted() == Counts()  # nothing is left of it in the cluster
