@@ -245,7 +245,8 @@ def _disk(folder: Path, size: int) -> Iterator[None]:
 
 def _disk_full(bench: Bench, root: Path, *, moment: int) -> Disturbed:
     """The output is on a disk that is too small; then it is taken to a larger one."""
-    whole = sum(each.stat().st_blocks * 512 for each in (bench.folder / "reference").rglob("*"))
+    paths = (bench.folder / "reference").rglob("*")
+    whole = sum(each.stat().st_blocks * 512 for each in paths if each.is_file())
     share = (moment + random.Random(f"disk {moment}").random()) / MOMENTS
     with _disk(root, int(whole * share) // 4096 * 4096 + 65536):
         told = Going(_under_ray(bench, str(root))).ended()
