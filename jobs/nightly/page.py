@@ -36,7 +36,12 @@ def address(run: Run) -> str:
 
 
 def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
-    """Whether the page shows other checkpoints than those that are ranked, or is not there."""
+    """Whether the page shows other checkpoints than those that are ranked, or is not all there.
+
+    What lies there is what the data says, which are written last.
+    """
+    if {PAGE, guide.PAGE} - run.root.sizes(_key(run, "")).keys():
+        return bool(history)
     try:
         shown = json.loads(run.root.read(_key(run, DATA)))
         models = shown["models"]
@@ -60,7 +65,6 @@ def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, st
     trend = {"schema_version": SCHEMA_VERSION, "run": run.config.name}
     version = made.versions()["layerrank"] or ""
     files = {
-        DATA: section.json_bytes({**trend, "level": run.config.rank.level, "models": models}),
         guide.PAGE: guide.page(version),
         PAGE: section.page(
             "page.html.j2",
@@ -72,6 +76,7 @@ def publish(run: Run, history: Sequence[Checkpoint], failed: Mapping[Subject, st
             version=version,
             forms={"JSON": DATA},
         ),
+        DATA: section.json_bytes({**trend, "level": run.config.rank.level, "models": models}),
     }
     for name, content in files.items():
         run.root.write(_key(run, name), content)

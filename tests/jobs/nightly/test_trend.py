@@ -231,6 +231,36 @@ def test_the_same_tables_give_the_same_bytes_and_new_ones_a_stale_page(tmp_path:
     assert trend.is_stale(run, ranked(run, ())[0])
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_a_page_that_was_not_written_whole_is_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    run = make_run(tmp_path)
+    store_checkpoint(run, "step0", RISING[0])
+    _publish(run)
+    store_checkpoint(run, "step4", RISING[1])
+    history, _ = ranked(run, ())
+    write, written = run.root.write, list[str]()
+
+    def write_some(key: str, content: bytes) -> None:
+        if len(written) == kept:
+            raise OSError("the disk is full")
+        written.append(key)
+        write(key, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("layerrank.storage.root.Root.write", lambda _, *what: write_some(*what))
+        with pytest.raises(OSError, match="full"):
+            _publish(run)
+    assert trend.is_stale(run, history)  # another page may lie there
+    _publish(run)
+    for name in ("index.html", "metrics.html", "trend.json"):
+        run.root.delete(f"trend/small/{name}")
+        assert trend.is_stale(run, history)
+        _publish(run)
+    assert not trend.is_stale(run, history)
+
+
 @dataclass
 class Server:
     """What a server was sent, and what it answers."""
