@@ -190,10 +190,10 @@ def _close(connection: duckdb.DuckDBPyConnection, root: Root, keys: Iterable[str
     found, above = [*_not_linked(root, keys)], root.place()
     # What is below a root has no name that is a pattern.
     places = [f"{each}/{key}" for each in {above, _pattern(above)} for key in found]
-    allowed = ", ".join("'" + place.replace("'", "''") + "'" for place in places)
+    connection.execute("SET VARIABLE allowed = ?", [places])  # thousands of words to parse are slow
     connection.execute(
-        f"SET allowed_paths = [{allowed}]; SET enable_external_access = false; "
-        "SET lock_configuration = true"
+        "SET allowed_paths = getvariable('allowed'); RESET VARIABLE allowed; "
+        "SET enable_external_access = false; SET lock_configuration = true"
     )
 
 
