@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple
 
-from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED
+from layerrank.jobs.cluster.errors import DONE, FAILED, REGRESSED, USAGE
 from layerrank.jobs.config import Stage
 from layerrank.jobs.run import TABLES
 from layerrank.storage.partition import KEYS
@@ -318,7 +318,9 @@ NO_SPACE = "^layerrank: .*No space left on device"
 _ENDS: dict[How, Ends] = {
     "die": Ends((-signal.SIGKILL,)),
     "die alone": Ends(survives=True),
-    "disk full": Ends((FAILED,), NO_SPACE),
+    "disk full": Ends(
+        (FAILED, USAGE), NO_SPACE
+    ),  # USAGE where it was full before anything was done
     "Ctrl-C": Ends((128 + signal.SIGINT,), STOPPED),
     "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
 }

@@ -48,9 +48,9 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 @contextmanager
 def begun(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Give a command that goes on, in a group of its own."""
+    """Give a command that goes on, in a group of its own, even if tests run under `nohup`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "layerrank", *arguments],
+        ["env", "--default-signal=HUP", sys.executable, "-m", "layerrank", *arguments],
         cwd=PROJECT,
         env={**offline_environment(), **environment},
         stdin=subprocess.PIPE,
