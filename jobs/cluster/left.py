@@ -29,17 +29,18 @@ def descendants(*ancestors: int) -> set[int]:
     return found
 
 
-def ended_children() -> set[tuple[int, str]]:
-    """Return the processes, and their programs, that this one has started and that have ended.
+def children() -> dict[int, tuple[str, bool]]:
+    """Return what this process has started: process -> its program, and whether it has ended.
 
-    Those that nobody has asked how, that is: the others are gone.
+    One of which somebody has asked how it ended is gone.
     """
-    found = set()
+    found = {}
     for process in _processes():
         with suppress(OSError):
             state, parent = status(process)[:2]
-            if state == "Z" and int(parent) == os.getpid():
-                found.add((process, (_PROC / str(process) / "comm").read_text().strip()))
+            if int(parent) == os.getpid():
+                name = (_PROC / str(process) / "comm").read_text().strip()
+                found[process] = name, state == "Z"
     return found
 
 

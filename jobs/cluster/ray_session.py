@@ -32,7 +32,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.data.context import ShuffleStrategy
 from ray.job_config import JobConfig
 
-from layerrank.jobs.cluster.left import at_work_in, descendants, end_all, ended_children
+from layerrank.jobs.cluster.left import at_work_in, children, descendants, end_all
 from layerrank.jobs.cluster.pool import HOME, CannotScheduleError, sockets_in
 from layerrank.jobs.cluster.watch import EngineError
 from layerrank.jobs.config.blocks import ConfigError
@@ -101,7 +101,7 @@ class Session:
                 _stderr_held_back(self.verbose, self._folder),
                 sockets_in(variable),
             ):
-                self._aside.do(start, seconds, partial(_require_started, ended_children()))
+                self._aside.do(start, seconds, partial(_require_started, {*children()}))
         except ConfigError:
             self.end()
             raise
@@ -306,13 +306,13 @@ def _start_here(folder: str, **options: Any) -> None:  # noqa: ANN401  (those of
             setattr(services, name, function)
 
 
-def _require_started(before: set[tuple[int, str]]) -> None:
+def _require_started(before: set[int]) -> None:
     """ChildProcessError if a process of a cluster that starts here has ended: it waits for it.
 
-    Of one `before`, some may have ended too.
+    Those of one `before` may end meanwhile too.
     """
-    for process, name in sorted(ended_children() - before):
-        if name in _VITAL:
+    for process, (name, has_ended) in children().items():
+        if has_ended and name in _VITAL and process not in before:
             raise ChildProcessError(f"its {name}, process {process}, has ended")
 
 

@@ -318,9 +318,7 @@ NO_SPACE = "^layerrank: .*No space left on device"
 _ENDS: dict[How, Ends] = {
     "die": Ends((-signal.SIGKILL,)),
     "die alone": Ends(survives=True),
-    "disk full": Ends(
-        (FAILED, USAGE), NO_SPACE
-    ),  # USAGE where it was full before anything was done
+    "disk full": Ends((FAILED, USAGE), NO_SPACE),  # USAGE: before anything is done
     "Ctrl-C": Ends((128 + signal.SIGINT,), STOPPED),
     "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
 }
