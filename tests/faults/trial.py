@@ -318,7 +318,8 @@ NO_SPACE = "^layerrank: .*No space left on device"
 _ENDS: dict[How, Ends] = {
     "die": Ends((-signal.SIGKILL,)),
     "die alone": Ends(survives=True),
-    "disk full": Ends((FAILED, USAGE), NO_SPACE),  # USAGE: before anything is done
+    # USAGE before anything is done; after the last of all is written it goes well.
+    "disk full": Ends((FAILED, USAGE), NO_SPACE, survives=True),
     "Ctrl-C": Ends((128 + signal.SIGINT,), STOPPED),
     "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
 }
