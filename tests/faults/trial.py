@@ -318,8 +318,7 @@ NO_SPACE = "^layerrank: .*No space left on device"
 _ENDS: dict[How, Ends] = {
     "die": Ends((-signal.SIGKILL,)),
     "die alone": Ends(survives=True),
-    # USAGE before anything is done; after the last of all is written it goes well.
-    "disk full": Ends((FAILED, USAGE), NO_SPACE, survives=True),
+    "disk full": Ends((FAILED, USAGE), NO_SPACE),  # USAGE: before anything is done
     "Ctrl-C": Ends((128 + signal.SIGINT,), STOPPED),
     "SIGTERM": Ends((128 + signal.SIGTERM,), STOPPED),
 }
@@ -332,12 +331,17 @@ def _broken(bench: Bench, root: Path, *, how: How, at: str) -> Disturbed:
 
 
 def crashes(bench: Bench, how: How, stages: Iterable[Stage]) -> list[Fault]:
-    """Return what happens at every point of some stages, or of their workers."""
+    """Return what happens at every point of some stages, or of their workers.
+
+    A disk that is full from a point on was so at what is written there: it refuses no delete.
+    """
     wanted, ends = set(stages), _ENDS[how]
     return [
         Fault(f"{bench.command}: {how}", point, partial(_broken, how=how, at=point), ends)
         for point, who in bench.points.items()
-        if stage_of(point) in wanted and (how != "die alone" or who == "worker")
+        if stage_of(point) in wanted
+        and (how != "die alone" or who == "worker")
+        and (how != "disk full" or not point.startswith("delete "))
     ]
 
 
