@@ -40,14 +40,12 @@ def is_stale(run: Run, history: Sequence[Checkpoint]) -> bool:
 
     What lies there is what the data says, which are written last.
     """
-    if {PAGE, guide.PAGE} - run.root.sizes(_key(run, "")).keys():
+    if {DATA, PAGE, guide.PAGE} - run.root.sizes(_key(run, "")).keys():
         return bool(history)
     try:
         shown = json.loads(run.root.read(_key(run, DATA)))
         models = shown["models"]
         names = {(m["model"], each["revision"]) for m in models for each in m["checkpoints"]}
-    except FileNotFoundError:
-        return bool(history)
     except (ValueError, KeyError, TypeError, RecursionError):  # not as it was written
         return True
     return names != {(each.model, each.revision) for each in history}

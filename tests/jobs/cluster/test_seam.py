@@ -274,22 +274,23 @@ def test_a_raylet_that_ends_as_ray_starts_is_named_and_one_of_before_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    (tmp_path / "raylet").symlink_to("/bin/true")
-    ended = list[subprocess.Popen[bytes]]()
+    (tmp_path / "raylet").symlink_to("/bin/cat")
+    before = subprocess.Popen([tmp_path / "raylet"], stdin=subprocess.PIPE)
+    ended, never = list[subprocess.Popen[bytes]](), threading.Event()
 
     def wait_for_raylet(**_: object) -> None:
-        ended.append(subprocess.Popen([tmp_path / "raylet"]))
+        assert before.stdin
+        before.stdin.close()  # which ends it, while this one starts
+        time.sleep(1.5)
+        ended.append(subprocess.Popen([tmp_path / "raylet"], stdin=subprocess.DEVNULL))
         never.wait()
 
-    for _ in range(2):  # the second time, one that has ended is there before
-        never = threading.Event()
-        monkeypatch.setattr("ray.init", wait_for_raylet)
-        session = Session(None, 0, False, lambda _: None)
-        with pytest.raises(EngineError, match=r"its raylet, process \d+, has ended") as caught:
-            session.start()
-        assert f"process {ended[-1].pid}," in str(caught.value)
-        never.set()
-    assert [each.wait() for each in ended] == [0, 0]
+    monkeypatch.setattr("ray.init", wait_for_raylet)
+    with pytest.raises(EngineError, match=r"its raylet, process \d+, has ended") as caught:
+        Session(None, 0, False, lambda _: None).start()
+    never.set()
+    assert [f"process {each.pid}," in str(caught.value) for each in ended] == [True]
+    assert [each.wait() for each in (before, *ended)] == [0, 0]
 
 
 @pytest.mark.parametrize(("code", "tells"), [("pass", False), ("os._exit(1)", True)])
